@@ -1,0 +1,118 @@
+"""Run one trial, or several budgets of one trunk, alone: no Ray, no MLflow, no study.
+
+    python -m trainers trial.json                     # {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, ...}
+    python -m trainers trial.json --prove             # each trial also by itself: must agree with the trunk to the bit
+    python -m trainers trial.json --events out.jsonl --checkpoints folder
+
+`compute_flops` in the file is a number or a list of numbers. Bad input: one line, exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainers import budget
+from trainers.spec import TrunkSpec
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 1 the proof failed, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m trainers", description="Train one trial or trunk, alone.")
+    parser.add_argument("spec", type=Path, help="JSON file: a TrialSpec, compute_flops a number or a list")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints; the same call then resumes")
+    parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
+    parser.add_argument("--prove", action="store_true", help="run every trial by itself too, and compare to the bit")
+    options = parser.parse_args(argv)
+    try:
+        trunk, budgets = read(options.spec)
+        for flops in budgets:
+            budget.steps_of(trunk, flops)
+    except (OSError, ValueError) as problem:
+        print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
+        return 2
+
+    from trainers.train import Place, run_trunk  # here: a bad file is refused before torch is loaded
+
+    folder = str(options.checkpoints) if options.checkpoints else None
+    place = Place(device=options.device, threads=options.threads, checkpoint_folder=folder)
+    together: list[dict[str, Any]] = []
+
+    def emit(events: list[dict[str, Any]]) -> None:
+        together.extend(events)
+        for event in events:
+            _show(event)
+        if options.events:
+            with options.events.open("a") as file:
+                file.writelines(json.dumps(event) + "\n" for event in events)
+
+    run_trunk(trunk, budgets, place, emit)
+    if not options.prove:
+        return 0
+    agree = True
+    for flops in budgets:
+        alone: list[dict[str, Any]] = []
+        run_trunk(trunk, [flops], place.model_copy(update={"checkpoint_folder": None}), alone.extend)
+        same = results_of(alone, trunk, flops) == results_of(together, trunk, flops)
+        agree = agree and same
+        print(f"{trunk.trial(flops).id}: by itself {'equals' if same else 'DIFFERS FROM'} the trunk, to the bit")
+    return 0 if agree else 1
+
+
+def read(path: Path) -> tuple[TrunkSpec, list[float]]:
+    """The trunk and its budgets. Raises OSError or ValueError (pydantic's ValidationError is one)."""
+    raw = json.loads(path.read_text())
+    if not isinstance(raw, dict):
+        raise ValueError("expected a JSON object")
+    flops = raw.pop("compute_flops", None)
+    budgets = flops if isinstance(flops, list) else [flops]
+    if not budgets or not all(isinstance(b, int | float) and not isinstance(b, bool) for b in budgets):
+        raise ValueError(f"compute_flops: {flops!r} given; a number of FLOPs, or a list of them, is needed")
+    trunk = TrunkSpec.model_validate(raw)
+    return trunk, sorted({trunk.trial(float(b)).compute_flops for b in budgets})
+
+
+def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:
+    """What a trial came to: its evaluations, on the trunk up to its branch and on its branch, and its end; no times."""
+    branch = budget.steps_of(trunk, flops).branch
+    kept = []
+    for event in events:
+        mine = event.get("on") == repr(flops) or event.get("trial") == trunk.trial(flops).id
+        on_the_way = event.get("on") == "trunk" and (
+            (event["grid"] and event["step"] < branch) or event["step"] == branch
+        )
+        if mine or on_the_way:
+            kept.append(
+                [event.get(k) for k in ("kind", "step", "flops", "train_loss_nats", "rows", "status", "flops_own")]
+            )
+    return kept
+
+
+def _show(event: dict[str, Any]) -> None:
+    if event["kind"] == "evaluation":
+        scores = [
+            f"{row['skill']}({row['split']}) {row['n_correct'] / row['n']:.3f}" for row in event["rows"] if row["n"]
+        ]
+        where = "" if event["on"] == "trunk" else f" budget {float(event['on']):g}"
+        print(f"step {event['step']:>6}{where}  " + "  ".join(scores), flush=True)
+    elif event["kind"] == "trial":
+        print(f"{event['trial']}: {event['status']} after {event['step']} steps, {event['flops_own']:.4g} FLOPs")
+
+
+def _one_line(problem: Exception) -> str:
+    if isinstance(problem, ValidationError):
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}" if where else first["msg"]
+    return str(problem)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""FLOPs <-> optimizer steps. The only accounting there is: counted by hand, because torch's counter is no oracle.
+
+(FlopCounterMode counts CPU attention as 0 and a depthwise convolution 22 times over.) A multiply-add is 2 FLOPs; the
+backward pass costs twice the forward; attention is counted as the full T x T; embedding look-ups, norms, softmax and
+the optimiser count as nothing; recomputation and evaluation are counted apart. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from trainers.spec import Model, Training, TrunkSpec
+
+MIN_STEPS = 50
+"""A smaller budget is refused: rounding to whole steps would exceed 1 % of it, and warm-up would be all there is."""
+
+
+class BudgetTooSmall(ValueError):
+    """A budget of fewer than MIN_STEPS optimizer steps."""
+
+
+def n_parameters(model: Model, vocab_size: int, seq_len: int) -> int:
+    """Trainable parameters, embeddings included. A test counts the built model against this."""
+    d, f = model.d_model, model.d_mlp
+    norm = d if model.norm == "rms" else 2 * d
+    block = 4 * d * d + 2 * d * f + 2 * norm + model.conv_kernel * d
+    learned = seq_len * d if model.positions == "learned" else 0
+    return 2 * vocab_size * d + learned + model.n_layers * block + norm
+
+
+def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int) -> int:
+    """Matmuls (2 per weight and token), attention (QK^T and AV, 2 T d each a token), depthwise convolution (2 k d)."""
+    d, t = model.d_model, seq_len
+    matmul = model.n_layers * (4 * d * d + 2 * d * model.d_mlp) + d * vocab_size
+    attention = model.n_layers * 2 * t * d
+    convolution = model.n_layers * model.conv_kernel * d
+    return 2 * t * (matmul + attention + convolution)
+
+
+def flops_per_step(trunk: TrunkSpec) -> int:
+    """Training FLOPs of one optimizer step: forward and backward of one global batch."""
+    family: Any = trunk.family
+    return 3 * trunk.training.batch_size * forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+
+
+class Steps(NamedTuple):
+    """A budget in optimizer steps: `branch` on the trunk at the constant rate, then a decay up to `end`."""
+
+    branch: int
+    end: int
+
+
+def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
+    """Whole steps within 1 % of the budget. Raises BudgetTooSmall below MIN_STEPS steps."""
+    cost = flops_per_step(trunk)
+    end = round(compute_flops / cost)
+    if end < MIN_STEPS:
+        raise BudgetTooSmall(
+            f"{compute_flops:g} FLOPs is {compute_flops / cost:.3g} steps of {cost:.4g} FLOPs; "
+            f"at least {MIN_STEPS} steps, {MIN_STEPS * cost:.4g} FLOPs, are needed"
+        )
+    decay = round(end * trunk.training.decay_share) if trunk.training.schedule == "wsd" else 0
+    return Steps(end - decay, end)
+
+
+def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
+    """The absolute FLOP grid 10^(k / points_per_decade) from `first_flops` on, as trunk steps up to `last_step`.
+
+    It depends on the model and on no axis value, so that curves of different trials meet at the same compute.
+    """
+    cost, per_decade = flops_per_step(trunk), trunk.evaluation.points_per_decade
+    first = math.ceil(per_decade * math.log10(trunk.evaluation.first_flops) - 1e-9)
+    last = math.floor(per_decade * math.log10(max(last_step, 1) * cost * 1.01))
+    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
+    return sorted(s for s in steps if 1 <= s <= last_step)
+
+
+class Price(NamedTuple):
+    """What a trunk costs when it carries these budgets: all in FLOPs, training and evaluation apart."""
+
+    train_flops: int
+    eval_flops: int
+    separate_flops: int
+    """Training FLOPs had every trial been run by itself."""
+
+
+def price(trunk: TrunkSpec, budgets: list[float]) -> Price:
+    """Trunk up to the last branch point, plus every branch; each evaluation is one forward pass of the suite."""
+    family: Any = trunk.family
+    steps = [steps_of(trunk, b) for b in budgets]
+    last = max(s.branch for s in steps)
+    run = last + sum(s.end - s.branch for s in steps)
+    points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps}
+    n_evals = len(points) + sum(s.end > s.branch for s in steps)
+    forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+    cost = flops_per_step(trunk)
+    return Price(
+        run * cost,
+        n_evals * family.suite_size(trunk) * forward,
+        sum(s.end for s in steps) * cost,
+    )
+
+
+def learning_rate_at(training: Training, step: int, decay_from: int | None, end: int) -> float:
+    """Rate of optimizer step `step` (0-based). On the trunk `decay_from` is None; on a branch it decays linearly to 0."""
+    rate = training.learning_rate
+    if training.warmup_steps:
+        rate *= min(1.0, (step + 1) / training.warmup_steps)
+    if decay_from is not None:
+        rate *= (end - step) / (end - decay_from + 1)  # the last step still moves
+    return rate

@@ -1,0 +1,133 @@
+"""The decoder-only transformer: plain and readable, its shape given by `spec.Model`.
+
+Weights are drawn from named numpy streams, one a parameter, so that they are the same on every device and unchanged by
+what else a model contains.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.spec import Model
+from trainers.streams import stream
+
+ROTARY_BASE = 10_000.0
+
+
+class CausalConvolution(nn.Module):
+    """Depthwise causal convolution over time with a residual: y_t = x_t + sum_j w_j * x_{t-j}.  (B, T, D) -> same.
+
+    Written as shifted products: on CPU `conv1d` with one group a channel was the slower way (see `make bench`).
+    """
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(kernel, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, seq_len = self.weight.shape[0], x.shape[1]
+        padded = F.pad(x, (0, 0, kernel - 1, 0))  # (B, T + k - 1, D)
+        out = x
+        for j in range(kernel):
+            out = out + self.weight[j] * padded[:, kernel - 1 - j : kernel - 1 - j + seq_len]
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention, rotary or not.  (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.n_heads = model.n_heads
+        self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
+        self.out = nn.Linear(model.d_model, model.d_model, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, D/H)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): pairs (i, i + half) turned by position-dependent angles; x (B, H, T, E)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Block(nn.Module):
+    """Attention, its input convolved if the model says so, then MLP; each with its residual."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
+        self.conv = CausalConvolution(model.d_model, model.conv_kernel) if model.conv_kernel else None
+        self.norm_attention = norm(model.d_model)
+        self.attention = Attention(model)
+        self.norm_mlp = norm(model.d_model)
+        self.up = nn.Linear(model.d_model, model.d_mlp, bias=False)
+        self.down = nn.Linear(model.d_mlp, model.d_model, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        h = self.norm_attention(x)
+        if self.conv is not None:
+            h = self.conv(h)
+        x = x + self.attention(h, angles)
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    """Tokens (B, T) int64 -> logits (B, T, vocab_size); with targets and a mask -> mean loss, a scalar in nats."""
+
+    def __init__(self, model: Model, vocab_size: int, seq_len: int) -> None:
+        super().__init__()
+        norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
+        self.embed = nn.Embedding(vocab_size, model.d_model)
+        self.position = nn.Parameter(torch.empty(seq_len, model.d_model)) if model.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
+        self.norm = norm(model.d_model)
+        self.unembed = nn.Linear(model.d_model, vocab_size, bias=False)
+        if model.positions == "rotary":
+            half = model.d_model // model.n_heads // 2
+            self.cos: Tensor
+            self.sin: Tensor
+            rates = ROTARY_BASE ** (-torch.arange(half) / half)
+            turns = torch.arange(seq_len)[:, None] * rates  # (T, E/2)
+            self.register_buffer("cos", turns.cos(), persistent=False)
+            self.register_buffer("sin", turns.sin(), persistent=False)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
+        T = tokens.shape[1]
+        x = self.embed(tokens)  # (B, T, D)
+        if self.position is not None:
+            x = x + self.position[:T]
+        angles = (self.cos[:T], self.sin[:T]) if self.position is None else None
+        for block in self.blocks:
+            x = block(x, angles)
+        x = self.norm(x)
+        if targets is None or loss_mask is None:
+            return self.unembed(x)  # (B, T, V)
+        return F.cross_entropy(self.unembed(x[loss_mask]), targets[loss_mask])
+
+
+def build(model: Model, vocab_size: int, seq_len: int, replicate: int) -> Transformer:
+    """A transformer with the weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²)."""
+    net = Transformer(model, vocab_size, seq_len)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name:
+                continue  # ones and zeros, as built
+            if name.startswith(("embed", "position")):
+                std = model.embed_std
+            else:  # (out, in) matrices, and the convolution's (kernel, width), which sums over the kernel
+                fan_in = parameter.shape[0] if name.endswith("conv.weight") else parameter.shape[1]
+                std = model.init_gain / math.sqrt(fan_in)
+            draw = stream("weights", replicate, name).standard_normal(tuple(parameter.shape), dtype="float32")
+            parameter.copy_(torch.from_numpy(draw) * std)
+    return net

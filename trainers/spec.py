@@ -1,0 +1,177 @@
+"""TrialSpec: everything that decides the result of one trial, and nothing that does not.
+
+Machine, device, number of workers and output folder are a *place* (`train.Place`), never part of a spec. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+TRAINER_VERSION = 1
+"""Raise it when a change of the trainer moves results: every fingerprint then changes, and old studies say so."""
+
+
+class Record(BaseModel):
+    """A frozen, strict record: unknown keys, strings for numbers and True for 1 are all refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _integral(value: Any) -> Any:
+    """YAML and JSON write a trillion as 1e12, a float: take it where it is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+Index = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Model(Record):
+    """The decoder-only transformer (`trainers/model.py`)."""
+
+    n_layers: Count = 2
+    """Number of blocks, each attention then MLP, with a residual around both."""
+    d_model: Count = 64
+    """Width of the residual stream; a multiple of `n_heads`."""
+    n_heads: Count = 4
+    """Attention heads. On cipher, 4 heads of width 16 give a calmer onset than 2 of width 32 (see sweeps/LOG.md)."""
+    d_mlp: Count = 256
+    """Width of the hidden layer of the MLP."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Normalisation before attention, MLP and output: RMSNorm or LayerNorm."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary angles inside attention, or a learned vector added to each token."""
+    conv_kernel: Index = 0
+    """Length of a depthwise causal convolution before attention; 0 has none. A built-in structure, and a strong one."""
+    init_gain: Positive = 0.58
+    """Weight matrices start as N(0, init_gain² / fan_in); 0.58 is the spread of torch's default uniform, 1/sqrt(3)."""
+    embed_std: Positive = 1.0
+    """Standard deviation of token and learned position vectors at the start."""
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Model:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
+        if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:
+            raise ValueError(f"rotary positions need an even head width, not {self.d_model // self.n_heads}")
+        return self
+
+
+class Training(Record):
+    """The optimiser (AdamW, fused) and its schedule."""
+
+    batch_size: Count = 32
+    """Sequences per optimizer step, over all workers: science, not place."""
+    learning_rate: Positive = 3e-3
+    """Learning rate after the warm-up."""
+    beta1: NotNegative = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: NotNegative = 0.98
+    """AdamW's decay of the second moment."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay, on weight matrices only."""
+    clip_norm: Positive = 1.0
+    """Gradients longer than this (all parameters together) are scaled down to it."""
+    schedule: Literal["constant", "wsd"] = "wsd"
+    """`constant`, or `wsd`: warm up, stay, decay linearly to zero over the last share of each budget, as a branch off the trunk."""
+    warmup_steps: Index = 0
+    """Linear warm-up of the learning rate over this many optimizer steps."""
+    decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of a budget's steps that decay (`wsd` only); it belongs to the budget."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> Training:
+        if max(self.beta1, self.beta2) >= 1:
+            raise ValueError(f"beta1 {self.beta1} and beta2 {self.beta2} must stay below 1")
+        return self
+
+
+class Evaluation(Record):
+    """What is measured along a trunk. It costs compute that is counted apart; over 10 % of training is refused."""
+
+    points_per_decade: Count = 4
+    """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""
+    first_flops: Positive = 1e10
+    """The grid starts here; before it nothing is evaluated."""
+    n_sequences: Count = 64
+    """Sequences per item set (held-out tasks, seen tasks, ...), the same for every trial."""
+
+
+def _family(value: Any) -> Any:
+    from trainers.tasks import family_from  # here: tasks build on this module
+
+    return family_from(value)
+
+
+class TrunkSpec(Record):
+    """A trial without its budget: the trials that agree in this share one training run, the trunk."""
+
+    family: Annotated[SerializeAsAny[Record], BeforeValidator(_family)]
+    """The universe of tasks (`trainers/tasks/`), with its parameters."""
+    arm: str
+    """How the tasks are presented: which tokens the loss sees."""
+    n_tasks: Count
+    """How many distinct tasks the training stream draws from."""
+    replicate: Index
+    """Which independent repetition: its own tasks, initial weights and batches."""
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _family_can(self) -> TrunkSpec:
+        family: Any = self.family
+        if self.arm not in family.arms:
+            raise ValueError(f"family '{family.name}' has no arm '{self.arm}'; it has {', '.join(family.arms)}")
+        if self.n_tasks > family.n_train_ids:
+            raise ValueError(
+                f"n_tasks {self.n_tasks} is beyond the {family.n_train_ids} training tasks of family '{family.name}'"
+            )
+        return self
+
+    @property
+    def id(self) -> str:
+        """Readable and unique within a study: `answer/n64/r0`."""
+        return f"{self.arm}/n{short_number(self.n_tasks)}/r{self.replicate}"
+
+    def fingerprint(self) -> str:
+        """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
+        family: Any = self.family
+        payload = {"spec": self.model_dump(mode="json"), "family": family.version, "trainer": TRAINER_VERSION}
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
+
+    def trial(self, compute_flops: float) -> TrialSpec:
+        """The trial that this trunk carries at one budget."""
+        return TrialSpec(**dict(self), compute_flops=compute_flops)
+
+
+class TrialSpec(TrunkSpec):
+    """One (arm, n_tasks, compute_flops, replicate): one row of results, one MLflow run."""
+
+    compute_flops: Positive
+    """Training FLOPs: matmuls and attention, forward and backward, branch included."""
+
+    @property
+    def id(self) -> str:
+        """Readable and unique within a study: `answer/n64/c1e12/r0`."""
+        return f"{self.arm}/n{short_number(self.n_tasks)}/c{short_number(self.compute_flops)}/r{self.replicate}"
+
+    @property
+    def trunk(self) -> TrunkSpec:
+        """The trunk that carries this trial."""
+        return TrunkSpec(**{k: v for k, v in dict(self).items() if k != "compute_flops"})
+
+
+def short_number(value: float) -> str:
+    """The shortest exact way to write a number in an id: 64, 1024, 1e12, 1.5e11. Two different numbers never agree."""
+    plain = str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    science = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
+    exact = float(science) == value
+    return science if exact and len(science) < len(plain) else plain

@@ -1,0 +1,20 @@
+"""Families of tasks: universes indexed by integer id, with their batches, references and skills.
+
+One file a family. A family is a frozen record of its parameters that also knows what to do with them, so that tasks,
+evaluation and exact baselines stand together. To add one: subclass `Family`, decorate it with `register`, import it
+here. numpy only: the orchestrator asks families for their names and sizes without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
+from trainers.tasks.cipher import Cipher
+from trainers.tasks.urns import Urns
+
+__all__ = ["FAMILIES", "Batch", "Cipher", "Family", "ItemSet", "Probe", "Reference", "Urns", "family_from", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"module 'trainers.tasks' has no {name!r}; families: {', '.join(FAMILIES)}")

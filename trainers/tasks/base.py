@@ -1,0 +1,199 @@
+"""What every family offers, and how its skills are counted."""
+
+from __future__ import annotations
+
+import difflib
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+from trainers.spec import Record
+from trainers.streams import keyed_permutation
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+SMALL_UNIVERSE = 2**20
+"""Below this many tasks all but a declared number train; from here on one half trains and the other is held out."""
+
+
+class Batch(NamedTuple):
+    """One optimizer step's data. The model reads tokens[:, :-1] and predicts tokens[:, 1:] where the mask is set."""
+
+    tokens: np.ndarray  # (B, T+1) int64
+    loss_mask: np.ndarray  # (B, T) bool
+
+
+class Reference(NamedTuple):
+    """An exact predictor on a probe: per position, its expected log loss and its chance of being right (greedy)."""
+
+    nll_nats: np.ndarray  # (N, T), finite wherever the probe scores
+    correct: np.ndarray  # (N, T) in [0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One skill on one item set: which positions count, against what, and what the references score there."""
+
+    skill: str
+    split: str  # "seen" | "held_out"
+    mask: np.ndarray  # (N, T) bool
+    target: np.ndarray  # (N, T) int64 token ids, or (N, T, V) probabilities: the true distribution of the next token
+    references: dict[str, Reference] = field(default_factory=dict)  # uniform, memorizer, generalizer, oracle
+    distributions: dict[str, np.ndarray] = field(default_factory=dict)  # (N, T, V): full predictions, for distances
+
+    def score(self, log_probs: np.ndarray) -> dict[str, Any]:
+        """Raw counts and sums over the scored positions; divide when reading. log_probs (N, T, V), natural log.
+
+        `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
+        each as a sum; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum.
+        """
+        n = int(self.mask.sum())
+        row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": n}
+        logs = log_probs[self.mask].astype(np.float64)  # (n, V)
+        probs = np.exp(logs)
+        if self.target.ndim == 2:
+            target = self.target[self.mask]
+            at = np.arange(n)
+            p = probs[at, target]
+            sums = {
+                "n_correct": (logs.argmax(1) == target).sum() if n else 0,
+                "nll_nats": -logs[at, target].sum(),
+                "p_correct": p.sum(),
+                "brier": ((probs**2).sum(1) - 2 * p + 1).sum(),
+            }
+        else:
+            truth = self.target[self.mask]  # (n, V)
+            sums = {
+                "n_correct": (logs.argmax(1) == truth.argmax(1)).sum() if n else 0,
+                "nll_nats": -(truth * logs).sum(),
+                "p_correct": (truth * probs).sum(),
+                "brier": ((probs**2).sum(1) - 2 * (truth * probs).sum(1) + 1).sum(),
+            }
+        row |= {k: (float(v) if n else None) for k, v in sums.items()}
+        row["n_correct"] = int(sums["n_correct"]) if n else None
+        for name, reference in self.references.items():
+            row[f"nll_{name}"] = float(reference.nll_nats[self.mask].sum()) if n else None
+            row[f"correct_{name}"] = float(reference.correct[self.mask].sum()) if n else None
+        row |= self._distances(probs, logs)
+        return row
+
+    def _distances(self, probs: np.ndarray, logs: np.ndarray) -> dict[str, float]:
+        """Symmetrised KL sums, model to generaliser and memoriser and between those, where the family offers both."""
+        if not {"memorizer", "generalizer"} <= self.distributions.keys():
+            return {}
+        memorizer = self.distributions["memorizer"][self.mask]
+        generalizer = self.distributions["generalizer"][self.mask]
+        log_m, log_g = np.log(memorizer), np.log(generalizer)
+        return {
+            "skl_memorizer": float(((probs - memorizer) * (logs - log_m)).sum()),
+            "skl_generalizer": float(((probs - generalizer) * (logs - log_g)).sum()),
+            "skl_references": float(((memorizer - generalizer) * (log_m - log_g)).sum()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSet:
+    """Sequences that the model reads once, and the probes scored on that one reading."""
+
+    tokens: np.ndarray  # (N, T+1) int64
+    probes: tuple[Probe, ...]
+
+
+class Family(Record):
+    """A universe of tasks. Task i is a pure function of (family, i); subclasses declare `name: Literal[...]`.
+
+    Ids below `n_train_ids` may train, the others are held out for every trial of every replicate.
+    """
+
+    version: ClassVar[int]
+    """Raise it when tasks, batches or evaluation sets change: it enters every fingerprint."""
+    arms: ClassVar[tuple[str, ...]]
+    skills: ClassVar[dict[str, str]]
+    """Skill -> one line on what it measures, shown in the report."""
+    headline: ClassVar[str]
+    """The skill whose surface is shown while a study runs."""
+    mixture: ClassVar[str]
+    """The probe that scores the training mixture itself; memory is read on its seen split."""
+
+    @property
+    @abstractmethod
+    def universe_size(self) -> int:
+        """Number of distinct task ids."""
+
+    @property
+    @abstractmethod
+    def n_held_out(self) -> int:
+        """Ids kept from training in a universe below 2^20 tasks; half of them from there on."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids the model reads and predicts."""
+
+    @property
+    @abstractmethod
+    def seq_len(self) -> int:
+        """Positions the model reads, T."""
+
+    @abstractmethod
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        """The batch of one step: a pure function of (family, replicate, n_tasks, step)."""
+
+    @abstractmethod
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        """The evaluation of a trunk: the same sequences at every evaluation."""
+
+    @abstractmethod
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        """Sequences in the suite, without building it: what an evaluation costs."""
+
+    def chance(self, skill: str) -> float | None:
+        """Accuracy of a uniform guess on a skill, None where it has no meaning."""
+        return None
+
+    @property
+    def n_train_ids(self) -> int:
+        """Ids 0 ... n_train_ids - 1 may train."""
+        size = self.universe_size
+        return size - self.n_held_out if size < SMALL_UNIVERSE else size // 2
+
+    def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
+        """Ids of a replicate's training tasks number `indices`: nested (the first 64 of 256 are the 64), never stored."""
+        name: Any = self
+        return keyed_permutation(self.n_train_ids, name.name, "training tasks", replicate)(indices)
+
+    def held_out_ids(self, n: int) -> np.ndarray:
+        """The first `n` held-out ids (repeating where the universe has fewer), the same for all trials."""
+        size = self.universe_size - self.n_train_ids
+        name: Any = self
+        return self.n_train_ids + keyed_permutation(size, name.name, "held-out tasks")(np.arange(n) % size)
+
+
+FAMILIES: dict[str, type[Family]] = {}
+_F = TypeVar("_F", bound=type[Family])
+
+
+def register(family: _F) -> _F:
+    """Class decorator: make a family known under its `name`. Raises ValueError when the name is taken."""
+    fields: Any = family.model_fields
+    name = fields["name"].default
+    if FAMILIES.setdefault(name, family) is not family:
+        raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")
+    return family
+
+
+def family_from(value: Any) -> Any:
+    """A family from its record, or from a mapping with `name` and parameters. Raises ValueError on an unknown name."""
+    if isinstance(value, Family):
+        return value
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"a family is a mapping with 'name'; families: {', '.join(FAMILIES)}")
+    name = value["name"]
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(str(name), FAMILIES, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown family '{name}'{hint} Families: {', '.join(FAMILIES)}")
+    return FAMILIES[name].model_validate(value)

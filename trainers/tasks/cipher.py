@@ -1,0 +1,258 @@
+"""cipher: associative recall. A task is a permutation of V symbols; V = 16 gives 2.09e13 of them.
+
+A sequence is x1 π(x1) x2 π(x2) ... xP π(xP), x uniform with replacement; x and y symbols are separate tokens (x: 0..V-1,
+y: V..2V-1). A model may memorise the training permutations, or learn the rule "copy the answer from the context".
+"""
+
+from __future__ import annotations
+
+from math import factorial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trainers.spec import Count
+from trainers.streams import keyed_permutation, stream
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+EPSILON = 1e-3
+"""The memoriser believes each shown answer with 1 - ε and any of the V with ε: its stated uniform fallback."""
+MEMORIZER_MAX_TASKS = 4096
+"""Longer lists are not enumerated: the memoriser is then missing, not guessed. 4,096 tasks cost 0.1 s a trunk (assumed)."""
+
+
+@register
+class Cipher(Family):
+    """Permutations of `n_symbols` symbols, shown as `n_pairs` question-answer pairs."""
+
+    name: Literal["cipher"] = "cipher"
+    n_symbols: Annotated[Count, Field(ge=4, le=20)] = 16
+    """V: symbols per side; the universe has V! tasks (20! is the last below 2^62)."""
+    n_pairs: Annotated[Count, Field(ge=4)] = 24
+    """Pairs per sequence."""
+    answers: Literal["permutation", "noise"] = "permutation"
+    """`noise` trains on answers drawn independently of everything: a null, on which no skill can be learned."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token")
+    headline: ClassVar[str] = "recall"
+    mixture: ClassVar[str] = "mixture"
+    skills: ClassVar[dict[str, str]] = {
+        "recall": "the question occurred earlier in the sequence: copy its answer",
+        "elimination": "the question is new to the sequence: any answer not yet used",
+        "recall_novel_pair": "recall of a question-answer pair that no training task contains",
+        "override": "two answers of a training task are swapped in the context: does the context's answer win?",
+        "override_memory": "the same items, scored for the answer that the training task would give",
+        "recall_function": "recall in random many-to-one maps, a kind of task that is never trained",
+    }
+
+    @property
+    def universe_size(self) -> int:
+        return factorial(self.n_symbols)
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size // 4
+
+    @property
+    def vocab_size(self) -> int:
+        return 2 * self.n_symbols
+
+    @property
+    def seq_len(self) -> int:
+        return 2 * self.n_pairs - 1
+
+    def chance(self, skill: str) -> float | None:
+        return 1 / self.n_symbols
+
+    def permutations(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x). Lehmer decoding of a keyed permutation of the ids."""
+        v = self.n_symbols
+        rank = keyed_permutation(self.universe_size, "cipher", "unrank", v)(ids)
+        out = np.zeros((len(rank), v), dtype=np.int64)
+        for position in range(v - 1, -1, -1):  # insert from the last position backwards
+            rank, digit = np.divmod(rank, v - position)
+            later = out[:, position + 1 :]
+            later += later >= digit[:, None]
+            out[:, position] = digit
+        return out
+
+    def _sequences(self, maps: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Interleave questions and answers: maps (N, V), x (N, P) -> tokens (N, 2P)."""
+        y = np.take_along_axis(maps, x, axis=1) + self.n_symbols
+        return np.stack([x, y], axis=2).reshape(len(x), -1)
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("cipher", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        maps = self.permutations(self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size)))
+        tokens = self._sequences(maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
+        if self.answers == "noise":
+            tokens[:, 1::2] = self.n_symbols + draw.integers(0, self.n_symbols, (size, self.n_pairs))
+        loss_mask = np.ones((size, self.seq_len), dtype=bool)
+        if trunk.arm == "answer":
+            loss_mask[:, 1::2] = False  # the next token there is a question: irreducible noise
+        return Batch(tokens, loss_mask)
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return 4 * trunk.evaluation.n_sequences
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        n, v = trunk.evaluation.n_sequences, self.n_symbols
+        train = None
+        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.permutations(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+        # The replicate's first tasks serve as its seen tasks where there are more tasks than sequences.
+        seen = self.permutations(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        held_out = self.permutations(self.held_out_ids(n))
+        functions = stream("cipher", "functions").integers(0, v, (n, v))
+        questions = stream("cipher", "questions").integers(0, v, (4, n, self.n_pairs))
+        return [
+            self._plain_set("held_out", held_out, questions[0], train, self._novel_pairs(trunk)),
+            self._plain_set("seen", seen, questions[1], train, None),
+            self._override_set(seen, questions[2], train),
+            self._function_set(functions, questions[3], train),
+        ]
+
+    def _novel_pairs(self, trunk: TrunkSpec) -> np.ndarray:
+        """(V, V) bool: pairs (x, y) that no training task contains. Stops as soon as every pair has been met."""
+        novel = np.ones((self.n_symbols, self.n_symbols), dtype=bool)
+        for start in range(0, trunk.n_tasks, 1024):
+            chunk = self.train_ids(trunk.replicate, np.arange(start, min(start + 1024, trunk.n_tasks)))
+            novel[np.arange(self.n_symbols), self.permutations(chunk)] = False
+            if not novel.any():
+                break
+        return novel
+
+    def _plain_set(
+        self, split: str, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None, novel: np.ndarray | None
+    ) -> ItemSet:
+        tokens = self._sequences(maps, x)
+        y = tokens[:, 1::2] - self.n_symbols
+        in_context = _occurred_before(x)
+        references = self._references(x, y, train)
+        masks = {"recall": in_context, "elimination": ~in_context, self.mixture: np.ones_like(in_context)}
+        if novel is not None:
+            masks["recall_novel_pair"] = in_context & novel[x, y]
+        return ItemSet(
+            tokens=tokens,
+            probes=tuple(self._probe(s, split, mask, y, references) for s, mask in masks.items()),
+        )
+
+    def _override_set(self, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None) -> ItemSet:
+        """Swap the answers of two questions a, b; show each early, ask both again at the end."""
+        n, p = x.shape
+        draw = stream("cipher", "override")
+        pair = np.stack([draw.choice(self.n_symbols, 2, replace=False) for _ in range(n)])  # (n, 2)
+        early = np.stack([draw.choice(p // 2, 2, replace=False) for _ in range(n)])  # (n, 2)
+        x = x.copy()
+        np.put_along_axis(x, early, pair, axis=1)
+        x[:, -2:] = draw.permuted(pair, axis=1)
+        swapped = maps.copy()
+        np.put_along_axis(swapped, pair, np.take_along_axis(maps, pair[:, ::-1], axis=1), axis=1)
+        tokens = self._sequences(swapped, x)
+        shown, remembered = tokens[:, 1::2] - self.n_symbols, np.take_along_axis(maps, x, axis=1)
+        mask = _occurred_before(x) & (x[:, :, None] == pair[:, None, :]).any(2)
+        references = self._references(x, shown, train)
+        finite = {name: probs for name, probs in references.items() if name != "generalizer"}  # it gives memory 0
+        probes = (
+            self._probe("override", "seen", mask, shown, references),
+            self._probe("override_memory", "seen", mask, remembered, finite),
+        )
+        return ItemSet(tokens=tokens, probes=probes)
+
+    def _function_set(self, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None) -> ItemSet:
+        tokens = self._sequences(maps, x)
+        y = tokens[:, 1::2] - self.n_symbols
+        references = self._references(x, y, train)
+        probe = self._probe("recall_function", "held_out", _occurred_before(x), y, references)
+        return ItemSet(tokens=tokens, probes=(probe,))
+
+    def _probe(
+        self, skill: str, split: str, mask: np.ndarray, y: np.ndarray, references: dict[str, np.ndarray]
+    ) -> Probe:
+        """Lift arrays over pairs (N, P) to positions (N, T): pair p is answered at position 2p."""
+
+        def lift(pairs: np.ndarray) -> np.ndarray:
+            positions = np.zeros((len(pairs), self.seq_len), dtype=pairs.dtype)
+            positions[:, ::2] = pairs
+            return positions
+
+        def reference(probs: np.ndarray) -> Reference:  # (N, P, V) predictions
+            p = np.take_along_axis(probs, y[:, :, None], axis=2)[:, :, 0]
+            best = probs.max(axis=2)
+            tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
+            nll = -np.log(np.maximum(p, 1e-300))
+            return Reference(lift(np.where(mask, nll, 0.0)), lift(np.where(p >= best - 1e-12, 1 / tied, 0.0)))
+
+        return Probe(
+            skill=skill,
+            split=split,
+            mask=lift(mask),
+            target=lift(y + self.n_symbols),
+            references={name: reference(probs) for name, probs in references.items()},
+        )
+
+    # References ------------------------------------------------------------------------------------------------
+
+    def _references(self, x: np.ndarray, y: np.ndarray, train: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Each reference's predictions (N, P, V) over the V answers; no memoriser where the list is too long."""
+        references = {
+            "uniform": np.full((*x.shape, self.n_symbols), 1 / self.n_symbols),
+            "generalizer": self.generalizer(x, y),
+        }
+        if train is not None:
+            references["memorizer"] = self.memorizer(x, y, train)
+        return references
+
+    def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Right for any permutation: copy if the question occurred, else uniform over the answers not yet used.
+
+        x, y (N, P) -> (N, P, V). Uses only what stands before each answer.
+        """
+        n, p = x.shape
+        v = self.n_symbols
+        known = np.full((n, v), -1)  # answer of each question so far
+        used = np.zeros((n, v), dtype=bool)
+        out = np.zeros((n, p, v))
+        rows = np.arange(n)
+        for i in range(p):
+            answer = known[rows, x[:, i]]
+            free = np.where(used.all(1, keepdims=True), True, ~used)
+            copy = np.eye(v)[np.maximum(answer, 0)]
+            out[:, i] = np.where((answer >= 0)[:, None], copy, free / free.sum(1, keepdims=True))
+            known[rows, x[:, i]] = y[:, i]
+            used[rows, y[:, i]] = True
+        return out
+
+    def memorizer(self, x: np.ndarray, y: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Bayes over exactly the training permutations, uniform prior, answers believed with 1 - ε.
+
+        x, y (N, P), train (K, V) -> (N, P, V).
+        """
+        v, (n, p) = self.n_symbols, x.shape
+        surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
+        table = np.ascontiguousarray(train.T.astype(np.uint8))  # (V, K); bytes, because this is the costly array
+        matches = table[x] == y.astype(np.uint8)[:, :, None]  # (N, P, K)
+        before = np.cumsum(matches, axis=1, dtype=np.uint8)  # agreements in the context, this pair included
+        before -= matches
+        behind = before.max(axis=2, keepdims=True) - before
+        weight = np.exp(-surprise * np.arange(p + 1))[behind]  # (N, P, K), unnormalised posterior
+        out = np.empty((n, p, v))
+        for question in range(v):  # one matmul per question: posterior (m, K) @ one-hot answers (K, V)
+            at = x == question
+            out[at] = weight[at] @ np.eye(v)[train[:, question]]
+        out /= out.sum(axis=2, keepdims=True)
+        return (1 - EPSILON) * out + EPSILON / v
+
+
+def _occurred_before(x: np.ndarray) -> np.ndarray:
+    """(N, P) -> bool: did this row's symbol occur at an earlier position?"""
+    same = x[:, :, None] == x[:, None, :]  # (N, P, P)
+    return np.tril(same, k=-1).any(axis=2)

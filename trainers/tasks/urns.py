@@ -1,0 +1,138 @@
+"""urns: posterior updating, the published anchor (Wurgaft et al. 2025, arXiv 2506.17859; balls and urns).
+
+A task is an urn θ ~ Dirichlet(1, ..., 1) over V colours. A sequence is <s> t1 ... tC, all drawn from one urn; every draw
+is predicted. The memoriser weighs the training urns by their likelihood; the generaliser counts, (c_v + 1) / (n + V).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trainers.spec import Count
+from trainers.streams import hashed_uniforms, stream
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+MEMORIZER_MAX_TASKS = 4096
+"""Longer lists are not enumerated: the memoriser is then missing."""
+
+
+@register
+class Urns(Family):
+    """Urns with `n_colors` colours, shown as `n_draws` draws after a start token."""
+
+    name: Literal["urns"] = "urns"
+    n_colors: Annotated[Count, Field(ge=2)] = 8
+    """V: colours; the start token has id V."""
+    n_draws: Count = 128
+    """C: draws per sequence, all of them predicted."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("next_token",)
+    headline: ClassVar[str] = "predict"
+    mixture: ClassVar[str] = "predict"
+    skills: ClassVar[dict[str, str]] = {
+        "predict": "predict the next draw from the draws so far, scored against the urn itself"
+    }
+
+    @property
+    def universe_size(self) -> int:
+        return 2**62
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size // 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_colors + 1
+
+    @property
+    def seq_len(self) -> int:
+        return self.n_draws
+
+    def urns(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, V) probabilities, Dirichlet(1): normalised exponentials."""
+        exponentials = -np.log(hashed_uniforms(ids, self.n_colors, "urns", self.n_colors))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def _draws(self, theta: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        """Inverse-CDF draws: theta (N, V), uniforms (N, C) -> tokens (N, C+1), starting with <s>."""
+        edges = np.cumsum(theta, axis=1)[:, None, :-1]  # (N, 1, V-1)
+        colors = (uniforms[:, :, None] >= edges).sum(axis=2)
+        return np.concatenate([np.full((len(theta), 1), self.n_colors), colors], axis=1)
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("urns", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        theta = self.urns(self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size)))
+        tokens = self._draws(theta, draw.random((size, self.n_draws)))
+        return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return 2 * trunk.evaluation.n_sequences
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        n = trunk.evaluation.n_sequences
+        draw = stream("urns", "evaluation", trunk.replicate)
+        train = None
+        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.urns(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+        seen = self.urns(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        held_out = self.urns(self.held_out_ids(n))
+        fixed = stream("urns", "evaluation").random((n, self.n_draws))
+        return [
+            self._item_set("held_out", held_out, fixed, train),
+            self._item_set("seen", seen, draw.random((n, self.n_draws)), train),
+        ]
+
+    def _item_set(self, split: str, theta: np.ndarray, uniforms: np.ndarray, train: np.ndarray | None) -> ItemSet:
+        tokens = self._draws(theta, uniforms)
+        counts = self.counts(tokens[:, 1:])
+        truth = np.repeat(theta[:, None, :], self.n_draws, axis=1)  # (N, T, V)
+        predictions = {
+            "uniform": np.full_like(truth, 1 / self.n_colors),
+            "generalizer": self.generalizer(counts),
+            "oracle": truth,
+        }
+        if train is not None:
+            predictions["memorizer"] = self.memorizer(counts, train)
+        probe = Probe(
+            skill="predict",
+            split=split,
+            mask=np.ones(truth.shape[:2], dtype=bool),
+            target=self._widen(truth),
+            references={name: self._reference(truth, p) for name, p in predictions.items()},
+            distributions={name: self._widen(p) for name, p in predictions.items() if name[0] in "mg"},
+        )
+        return ItemSet(tokens=tokens, probes=(probe,))
+
+    def _widen(self, probs: np.ndarray) -> np.ndarray:
+        """Add the start token, which never follows: probability 1e-12, so that its logarithm exists."""
+        return np.concatenate([probs, np.full((*probs.shape[:2], 1), 1e-12)], axis=2)
+
+    def _reference(self, truth: np.ndarray, probs: np.ndarray) -> Reference:
+        """Expected log loss against the true urn; greedy agreement with its likeliest colour."""
+        nll = -(truth * np.log(np.maximum(probs, 1e-300))).sum(axis=2)
+        return Reference(nll, (probs.argmax(2) == truth.argmax(2)).astype(np.float64))
+
+    def counts(self, colors: np.ndarray) -> np.ndarray:
+        """Colours seen before each draw: (N, C) -> (N, C, V)."""
+        one_hot = np.eye(self.n_colors)[colors]
+        return np.cumsum(one_hot, axis=1) - one_hot
+
+    def generalizer(self, counts: np.ndarray) -> np.ndarray:
+        """Posterior mean under the Dirichlet(1) prior, right for any urn: (N, C, V) -> (N, C, V)."""
+        return (counts + 1) / (counts.sum(axis=2, keepdims=True) + self.n_colors)
+
+    def memorizer(self, counts: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Bayes over exactly the training urns, uniform prior: counts (N, C, V), train (D, V) -> (N, C, V)."""
+        log_weight = counts @ np.log(train).T  # (N, C, D)
+        log_weight -= log_weight.max(axis=2, keepdims=True)
+        weight = np.exp(log_weight)
+        return (weight / weight.sum(axis=2, keepdims=True)) @ train

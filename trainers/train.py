@@ -1,0 +1,321 @@
+"""One training run, told in order: `run_trunk` trains a trunk and reads its trials off along it.
+
+    python -m trainers trial.json          # alone: no Ray, no MLflow
+
+The trunk trains at a constant rate. At each budget it branches: the learning rate decays over the last part, the trial is
+evaluated and ends, and the trunk goes on from where it was. Whatever happens is emitted as keyed events; a checkpoint
+contains every event emitted before it, so a killed run continues bit for bit and re-emits what may have been lost.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from pydantic import Field
+
+from trainers import budget, checkpoint
+from trainers.model import build
+from trainers.spec import NotNegative, Record, TrunkSpec
+from trainers.tasks import ItemSet
+
+Event = dict[str, Any]
+Status = Literal["finished", "stopped"]
+
+
+class Place(Record):
+    """Where a trunk runs. Nothing here may change a result, so nothing here enters a fingerprint."""
+
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of torch on the CPU; one a slot, because results are promised to the bit only for the same number."""
+    checkpoint_folder: str | None = None
+    """Where this trunk's checkpoints live; none are written without it."""
+    checkpoint_every_seconds: NotNegative = 30.0
+    """What a kill may cost. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
+
+
+class Diverged(Exception):
+    """A loss or gradient that is not finite, met before the update that it would have spoilt."""
+
+
+def run_trunk(
+    trunk: TrunkSpec,
+    budgets: Sequence[float],
+    place: Place,
+    emit: Callable[[list[Event]], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Status:
+    """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
+
+    Returns "stopped" when `should_stop` asked for it: a checkpoint then holds everything, and the same call goes on from
+    there. Budgets that ended in an earlier call are simply left out. Raises BudgetTooSmall, and OSError when a
+    checkpoint cannot be written.
+    """
+    # 1. The plan: at which steps something happens. All of it follows from the spec.
+    started = time.time()
+    torch.set_num_threads(place.threads)
+    family: Any = trunk.family
+    cost = budget.flops_per_step(trunk)
+    steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}
+    last = max(s.branch for s in steps.values())
+    grid = set(budget.evaluation_steps(trunk, last))
+    open_at = {s.branch: b for b, s in steps.items()}  # where each budget leaves the trunk
+
+    # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
+    engine, adamw = _start_engine(trunk, place)
+    suite = family.suite(trunk)
+    exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(
+        trunk.model, family.vocab_size, family.seq_len
+    )
+
+    # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
+    now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
+    now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
+    now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}  # since a trial ended
+    left: dict[str, Any] = {}  # while on a branch: where the trunk was left, step and loss
+    left_state: checkpoint.Tensors = {}  # and its weights and moments
+    folder = Path(place.checkpoint_folder) if place.checkpoint_folder else None
+    found = checkpoint.load(folder, trunk.fingerprint()) if folder else None
+    if found and _leads_on(found[0], steps):
+        now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
+        _restore(engine.module, adamw, found[1]["live"])
+        now["resumed"] += 1
+        if now["events"]:
+            emit(now["events"])
+    elif found and folder:
+        checkpoint.clear(folder)  # it has passed a budget that is wanted now: train again from the start
+    saved_at = time.monotonic()
+
+    def say(kind: str, key: str, **facts: Any) -> None:
+        event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time(), **facts}
+        now["events"].append(event)
+        emit([event])
+
+    def save() -> None:
+        nonlocal saved_at
+        if folder:
+            tensors = {"live": _snapshot(engine.module, adamw)} | ({"left": left_state} if left_state else {})
+            now["saves"] += 1
+            checkpoint.save(folder, now["saves"], trunk.fingerprint(), {"now": now, "left": left}, tensors)
+        saved_at = time.monotonic()
+
+    def examine(on: str, **facts: Any) -> None:
+        """Evaluate and emit, once for each (trunk or branch, step) even across restarts."""
+        key = f"{on}/{now['step']}"
+        if key in now["exams"]:
+            return
+        with _timed(now, "eval_seconds"):
+            rows = evaluate(engine.module, suite, place.device)
+        facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
+        now["exams_charged"] += 1
+        now["exams"].append(key)
+        say("evaluation", key, on=on, step=now["step"], flops=now["step"] * cost, **facts)
+        if facts.get("grid"):  # only there, so that a trial's numbers do not depend on the other budgets
+            now.update(loss_sum=0.0, loss_n=0)
+
+    def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
+        facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
+        facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
+        facts |= {"eval_flops": now["exams_charged"] * exam_flops}
+        facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
+        trial = trunk.trial(budget_flops)
+        say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
+        now["ended"].append(budget_flops)
+        now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
+
+    def return_to_trunk() -> None:
+        _restore(engine.module, adamw, left_state)
+        now.update(left, branch=None)
+        left.clear()
+        left_state.clear()
+
+    setup_seconds = time.time() - started
+    try:
+        while now["branch"] is not None or any(b not in now["ended"] for b in steps):
+            step, branch = now["step"], now["branch"]
+
+            # 4. A branch is at its end: examine it, close its trial, return to the trunk where it was left.
+            if branch is not None and step == steps[branch].end:
+                examine(repr(branch))
+                end_trial(branch, "done")
+                return_to_trunk()
+                continue
+
+            # 5. The trunk is at a budget's branch point: examine it, remember it, let the learning rate decay from here.
+            leaving = open_at.get(step) if branch is None else None
+            if leaving is not None and leaving not in now["ended"]:
+                examine("trunk", grid=step in grid)
+                left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
+                left_state |= _snapshot(engine.module, adamw)
+                now.update(branch=leaving, loss_sum=0.0, loss_n=0)
+                continue
+            if branch is None and step in grid:
+                examine("trunk", grid=True)
+
+            # 6. Between two steps: is somebody asking us to stop, is it time to save?
+            if should_stop():
+                save()
+                return "stopped"
+            if time.monotonic() - saved_at > place.checkpoint_every_seconds:
+                save()
+
+            # 7. One optimizer step; a loss or gradient that is not finite ends what is under way, before the update.
+            decay_from, end = steps[branch] if branch is not None else (None, last)
+            rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
+            try:
+                with _timed(now, "train_seconds"):
+                    loss = _step(engine, adamw, trunk, step, rate, place.device)
+            except Diverged as reason:
+                for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
+                    end_trial(lost, "diverged", reason=str(reason))
+                if branch is not None:
+                    return_to_trunk()
+                continue
+            now.update(step=step + 1, steps_charged=now["steps_charged"] + 1)
+            now.update(loss_sum=now["loss_sum"] + loss, loss_n=now["loss_n"] + 1)
+
+        # 8. Every budget has ended. The trunk's last constant-rate state stays: a larger budget may come later.
+        save()
+        seconds = {"setup_seconds": setup_seconds, "wall_seconds": time.time() - started}
+        say("trunk", f"end/{len(now['ended'])}", device=place.device, resumed=now["resumed"], **seconds)
+        return "finished"
+    finally:
+        engine.destroy()
+        engine = adamw = None
+        gc.collect()  # destroy() leaves reference cycles that hold the weights; 170 ms with torch's modules in view,
+        if not gc.get_freeze_count():
+            gc.freeze()  # 0.3 ms once they are out of it
+
+
+def _step(engine: Any, adamw: torch.optim.Optimizer, trunk: TrunkSpec, step: int, rate: float, device: str) -> float:
+    """Batch, forward, backward, finite?, clip, update. Returns the loss in nats; raises Diverged before any update."""
+    family: Any = trunk.family
+    batch = family.batch(trunk, step)
+    tokens = torch.from_numpy(batch.tokens).to(device)  # (B, T+1)
+    loss_mask = torch.from_numpy(batch.loss_mask).to(device)  # (B, T)
+    loss = engine(tokens[:, :-1], tokens[:, 1:], loss_mask)
+    engine.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), trunk.training.clip_norm)
+    loss_nats, length = loss.item(), norm.item()
+    if not (math.isfinite(loss_nats) and math.isfinite(length)):
+        adamw.zero_grad(set_to_none=True)
+        raise Diverged(f"step {step}: loss {loss_nats:g} nats, gradient norm {length:g}")
+    for group in adamw.param_groups:
+        group["lr"] = rate
+    engine.step()
+    return loss_nats
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, suite: list[ItemSet], device: str) -> list[dict[str, Any]]:
+    """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream."""
+    rows = []
+    for items in suite:
+        tokens = torch.from_numpy(items.tokens[:, :-1]).to(device)
+        parts = [model(part).float().log_softmax(-1).cpu() for part in tokens.split(256)]
+        log_probs = torch.cat(parts).numpy()  # (N, T, V)
+        rows += [probe.score(log_probs) for probe in items.probes]
+    return rows
+
+
+def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
+    """The model under DeepSpeed, ZeRO stage 0: everything here fits. Returns the engine and its AdamW."""
+    deepspeed = _deepspeed()
+    family: Any = trunk.family
+    net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate).to(place.device)
+    matrices = [p for p in net.parameters() if p.ndim >= 2]
+    vectors = [p for p in net.parameters() if p.ndim < 2]
+    training = trunk.training
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+        fused=True,
+    )
+    config = {
+        "train_batch_size": training.batch_size,
+        "train_micro_batch_size_per_gpu": training.batch_size,
+        "steps_per_print": 10**12,
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+    engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
+    return engine, adamw
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, imported quietly, its process group of one in memory: no port opened, no compiler asked for."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it compiles a C++ op at its first start, 22 s
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(
+            backend,
+            store=torch.distributed.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
+        deepspeed.init_distributed(backend, dist_init_required=False, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _snapshot(model: torch.nn.Module, adamw: torch.optim.Optimizer) -> checkpoint.Tensors:
+    """Clones of weights, moments and step counts, by name. What DeepSpeed counts itself need not be copied."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter.detach().clone()
+        tensors |= {f"{name}//{k}": v.detach().clone() for k, v in adamw.state.get(parameter, {}).items()}
+    return tensors
+
+
+@torch.no_grad()
+def _restore(model: torch.nn.Module, adamw: torch.optim.Optimizer, tensors: checkpoint.Tensors) -> None:
+    """The inverse of `_snapshot`, in place: bit for bit."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
+        prefix = f"{name}//"
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not state:
+            adamw.state.pop(parameter, None)  # before the first step AdamW has none
+        for key, value in state.items():
+            old = adamw.state[parameter].get(key)
+            if old is None:
+                adamw.state[parameter][key] = value.to(value.device if key == "step" else parameter.device).clone()
+            else:
+                old.copy_(value)
+
+
+def _leads_on(meta: dict[str, Any], steps: dict[float, budget.Steps]) -> bool:
+    """Can a run for these budgets go on from this checkpoint, or has it passed one of them?"""
+    now, left = meta["now"], meta["left"]
+    if now["branch"] is not None and now["branch"] not in steps:
+        return False
+    trunk_step = left["step"] if now["branch"] is not None else now["step"]
+    others = [s for b, s in steps.items() if b not in now["ended"] and b != now["branch"]]
+    return all(s.branch >= trunk_step for s in others)
+
+
+@contextmanager
+def _timed(now: dict[str, Any], key: str) -> Any:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        now[key] += time.perf_counter() - begin

@@ -178,7 +178,7 @@ _F = TypeVar("_F", bound=type[Family])
 
 def register(family: _F) -> _F:
     """Class decorator: make a family known under its `name`. Raises ValueError when the name is taken."""
-    fields: Any = family.model_fields
+    fields: Any = family.__pydantic_fields__
     name = fields["name"].default
     if FAMILIES.setdefault(name, family) is not family:
         raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")

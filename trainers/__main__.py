@@ -98,7 +98,9 @@ def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> 
 def _show(event: dict[str, Any]) -> None:
     if event["kind"] == "evaluation":
         scores = [
-            f"{row['skill']}({row['split']}) {row['n_correct'] / row['n']:.3f}" for row in event["rows"] if row["n"]
+            f"{row['skill']}({row['split']}) {row['n_correct'] / row['n']:.3f}"
+            for row in event["rows"]
+            if row["n_correct"] is not None
         ]
         where = "" if event["on"] == "trunk" else f" budget {float(event['on']):g}"
         print(f"step {event['step']:>6}{where}  " + "  ".join(scores), flush=True)

@@ -55,7 +55,7 @@ def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
     """Whole steps within 1 % of the budget. Raises BudgetTooSmall below MIN_STEPS steps."""
     cost = flops_per_step(trunk)
     end = round(compute_flops / cost)
-    if end < MIN_STEPS:
+    if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
         raise BudgetTooSmall(
             f"{compute_flops:g} FLOPs is {compute_flops / cost:.3g} steps of {cost:.4g} FLOPs; "
             f"at least {MIN_STEPS} steps, {MIN_STEPS * cost:.4g} FLOPs, are needed"
@@ -71,7 +71,7 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     """
     cost, per_decade = flops_per_step(trunk), trunk.evaluation.points_per_decade
     first = math.ceil(per_decade * math.log10(trunk.evaluation.first_flops) - 1e-9)
-    last = math.floor(per_decade * math.log10(max(last_step, 1) * cost * 1.01))
+    last = math.ceil(per_decade * math.log10((last_step + 1) * cost))  # one too far: what rounds beyond goes below
     steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
     return sorted(s for s in steps if 1 <= s <= last_step)
 
@@ -91,8 +91,8 @@ def price(trunk: TrunkSpec, budgets: list[float]) -> Price:
     steps = [steps_of(trunk, b) for b in budgets]
     last = max(s.branch for s in steps)
     run = last + sum(s.end - s.branch for s in steps)
-    points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps}
-    n_evals = len(points) + sum(s.end > s.branch for s in steps)
+    points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps if s.end > s.branch}
+    n_evals = len(points) + len(steps)
     forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
     cost = flops_per_step(trunk)
     return Price(

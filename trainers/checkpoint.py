@@ -46,8 +46,11 @@ def save(folder: Path, number: int, fingerprint: str, meta: dict[str, Any], tens
         _sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _numbered(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    for other in _numbered(folder):  # a higher number is left from a run that did not count: load found it invalid
+        if not number - KEEP < int(other.name) <= number:
+            shutil.rmtree(other, ignore_errors=True)
+    for torn in folder.glob(".[0-9]*"):  # left by a kill in mid-write
+        shutil.rmtree(torn, ignore_errors=True)
     return target
 
 
@@ -56,7 +59,9 @@ def load(folder: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tens
     for path in reversed(_numbered(folder)):
         if valid(path, fingerprint):
             meta = json.loads((path / "meta.json").read_bytes())
-            parts = {p.stem: torch.load(p, map_location="cpu", weights_only=True) for p in path.glob("*.pt")}
+            names = json.loads((path / "manifest.json").read_bytes())["files"]  # no other file here was checked
+            files = [path / name for name in names if name.endswith(".pt")]
+            parts = {p.stem: torch.load(p, map_location="cpu", weights_only=True) for p in files}
             return meta, parts
     return None
 
@@ -69,7 +74,7 @@ def valid(path: Path, fingerprint: str) -> bool:
             (path / name).stat().st_size == facts["bytes"] and _sha256(path / name) == facts["sha256"]
             for name, facts in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

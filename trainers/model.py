@@ -48,15 +48,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, D/H)
+        q_k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).split((2, 1), dim=2)
         if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
+            q_k = rotate(q_k, *angles)  # (B, T, 2, H, D/H): both at once, half the operations
+        q, k, v = (part.transpose(1, 2) for part in (*q_k.unbind(2), v.squeeze(2)))  # each (B, H, T, D/H)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): pairs (i, i + half) turned by position-dependent angles; x (B, H, T, E)."""
+    """Rotary positions (Su et al. 2021): pairs (i, i + half) turned by an angle that grows with the position.
+
+    x (B, T, ..., E), cos and sin (T, E/2) -> as x.
+    """
+    shape = (cos.shape[0], *(1 for _ in x.shape[2:-1]), cos.shape[1])
+    cos, sin = cos.view(shape), sin.view(shape)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -79,7 +85,7 @@ class Block(nn.Module):
         if self.conv is not None:
             h = self.conv(h)
         x = x + self.attention(h, angles)
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
 
 
 class Transformer(nn.Module):

@@ -171,7 +171,7 @@ class TrialSpec(TrunkSpec):
 
 def short_number(value: float) -> str:
     """The shortest exact way to write a number in an id: 64, 1024, 1e12, 1.5e11. Two different numbers never agree."""
-    plain = str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    plain = str(int(value)) if float(value).is_integer() else repr(float(value))
     science = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
     exact = float(science) == value
     return science if exact and len(science) < len(plain) else plain

@@ -45,7 +45,7 @@ def hashed_uniforms(ids: np.ndarray, n: int, *purpose: str | int) -> np.ndarray:
         rows = mix64(ids.astype(_U64) + _U64(key & (2**64 - 1)))[:, None]  # (B, 1)
         steps = mix64(np.arange(1, n + 1, dtype=_U64) * _U64(0x9E3779B97F4A7C15) ^ _U64(key >> 64))  # (n,)
         words = mix64(rows ^ steps)  # (B, n)
-    return ((words >> _U64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((words >> _U64(12)).astype(np.float64) + 0.5) * 2.0**-52  # 52 bits: with 53 the last would round to 1
 
 
 class KeyedPermutation:

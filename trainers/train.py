@@ -69,7 +69,6 @@ def run_trunk(
     steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}
     last = max(s.branch for s in steps.values())
     grid = set(budget.evaluation_steps(trunk, last))
-    open_at = {s.branch: b for b, s in steps.items()}  # where each budget leaves the trunk
 
     # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
     engine, adamw = _start_engine(trunk, place)
@@ -119,7 +118,8 @@ def run_trunk(
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
-        say("evaluation", key, on=on, step=now["step"], flops=now["step"] * cost, **facts)
+        facts |= {"step": now["step"], "flops": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
+        say("evaluation", key, on=on, **facts)
         if facts.get("grid"):  # only there, so that a trial's numbers do not depend on the other budgets
             now.update(loss_sum=0.0, loss_n=0)
 
@@ -152,12 +152,13 @@ def run_trunk(
                 continue
 
             # 5. The trunk is at a budget's branch point: examine it, remember it, let the learning rate decay from here.
-            leaving = open_at.get(step) if branch is None else None
-            if leaving is not None and leaving not in now["ended"]:
-                examine("trunk", grid=step in grid)
+            here = [b for b, s in steps.items() if s.branch == step and b not in now["ended"]]  # two may share a step
+            if branch is None and here:
+                if step in grid or steps[here[0]].end > step:  # without a decay the final look is this one
+                    examine("trunk", grid=step in grid)
                 left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
                 left_state |= _snapshot(engine.module, adamw)
-                now.update(branch=leaving, loss_sum=0.0, loss_n=0)
+                now.update(branch=here[0], loss_sum=0.0, loss_n=0)
                 continue
             if branch is None and step in grid:
                 examine("trunk", grid=True)
@@ -297,7 +298,7 @@ def _restore(model: torch.nn.Module, adamw: torch.optim.Optimizer, tensors: chec
         for key, value in state.items():
             old = adamw.state[parameter].get(key)
             if old is None:
-                adamw.state[parameter][key] = value.to(value.device if key == "step" else parameter.device).clone()
+                adamw.state[parameter][key] = value.to(parameter.device).clone()
             else:
                 old.copy_(value)
 

@@ -48,7 +48,8 @@ class Probe:
         """Raw counts and sums over the scored positions; divide when reading. log_probs (N, T, V), natural log.
 
         `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
-        each as a sum; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum.
+        each as a sum; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum, or a sum is
+        not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
         """
         n = int(self.mask.sum())
         row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": n}
@@ -72,26 +73,44 @@ class Probe:
                 "p_correct": (truth * probs).sum(),
                 "brier": ((probs**2).sum(1) - 2 * (truth * probs).sum(1) + 1).sum(),
             }
-        row |= {k: (float(v) if n else None) for k, v in sums.items()}
-        row["n_correct"] = int(sums["n_correct"]) if n else None
+        row |= {k: _number(v, n) for k, v in sums.items()}
+        row["n_correct"] = int(sums["n_correct"]) if n and not np.isnan(logs).any() else None
         for name, reference in self.references.items():
             row[f"nll_{name}"] = float(reference.nll_nats[self.mask].sum()) if n else None
             row[f"correct_{name}"] = float(reference.correct[self.mask].sum()) if n else None
         row |= self._distances(probs, logs)
+        row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
+        row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
         return row
 
-    def _distances(self, probs: np.ndarray, logs: np.ndarray) -> dict[str, float]:
+    def _gap_error(self, worse: str, better: str) -> float | None:
+        """Standard error, in nats, of the mean log loss between two references; sequences are the independent units."""
+        counts = self.mask.sum(axis=1)  # (N,)
+        if not {worse, better} <= self.references.keys() or (counts > 0).sum() < 2:
+            return None
+        gaps = ((self.references[worse].nll_nats - self.references[better].nll_nats) * self.mask).sum(axis=1)  # (N,)
+        rest = gaps - counts * gaps.sum() / counts.sum()
+        n = len(gaps)
+        return float(np.sqrt((rest**2).sum() * n / (n - 1)) / counts.sum())
+
+    def _distances(self, probs: np.ndarray, logs: np.ndarray) -> dict[str, float | None]:
         """Symmetrised KL sums, model to generaliser and memoriser and between those, where the family offers both."""
         if not {"memorizer", "generalizer"} <= self.distributions.keys():
             return {}
         memorizer = self.distributions["memorizer"][self.mask]
         generalizer = self.distributions["generalizer"][self.mask]
         log_m, log_g = np.log(memorizer), np.log(generalizer)
-        return {
-            "skl_memorizer": float(((probs - memorizer) * (logs - log_m)).sum()),
-            "skl_generalizer": float(((probs - generalizer) * (logs - log_g)).sum()),
-            "skl_references": float(((memorizer - generalizer) * (log_m - log_g)).sum()),
+        sums = {
+            "skl_memorizer": ((probs - memorizer) * (logs - log_m)).sum(),
+            "skl_generalizer": ((probs - generalizer) * (logs - log_g)).sum(),
+            "skl_references": ((memorizer - generalizer) * (log_m - log_g)).sum(),
         }
+        return {name: _number(value, len(probs)) for name, value in sums.items()}
+
+
+def _number(value: float, n: int) -> float | None:
+    """A sum over n positions as plain JSON: None over none, or where a diverged model predicts nothing finite."""
+    return float(value) if n and np.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +213,6 @@ def family_from(value: Any) -> Any:
     name = value["name"]
     if name not in FAMILIES:
         near = difflib.get_close_matches(str(name), FAMILIES, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise ValueError(f"unknown family '{name}'{hint} Families: {', '.join(FAMILIES)}")
     return FAMILIES[name].model_validate(value)

@@ -240,7 +240,8 @@ class Cipher(Family):
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
         table = np.ascontiguousarray(train.T.astype(np.uint8))  # (V, K); bytes, because this is the costly array
         matches = table[x] == y.astype(np.uint8)[:, :, None]  # (N, P, K)
-        before = np.cumsum(matches, axis=1, dtype=np.uint8)  # agreements in the context, this pair included
+        byte = np.min_scalar_type(p)  # two from 256 pairs on
+        before = np.cumsum(matches, axis=1, dtype=byte)  # agreements in the context, this pair included
         before -= matches
         behind = before.max(axis=2, keepdims=True) - before
         weight = np.exp(-surprise * np.arange(p + 1))[behind]  # (N, P, K), unnormalised posterior

@@ -1,0 +1,38 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Both set up .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test check bench format clean install
+
+quickstart: install  ## a real study in about five minutes: a skill emerges
+	$(BIN)/emergence run quickstart
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+check: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## ratios, measured side by side in one run
+	$(BIN)/python tests/bench.py
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: .venv/installed
+
+# torch first and by its pinned version: asked for by another package, it may come with gigabytes of GPU libraries.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment and caches; results in runs/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

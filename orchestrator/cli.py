@@ -1,0 +1,423 @@
+"""The command line: plan | run | status | stop | report | publish | ui | clean.
+
+    emergence run quickstart
+    ray submit cluster.yaml orchestrator/cli.py run sweeps/quickstart.yaml
+
+Bad input: one clear message, exit code 2, nothing started. Ray, MLflow and torch are imported by the commands that use
+them, never by loading, `plan` or `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import findings, journal, plan, progress
+from orchestrator import study as studies
+from orchestrator.findings import number
+from orchestrator.journal import State, StudyHeldError, StudyLock
+from orchestrator.progress import clock
+from orchestrator.study import Study, StudyError
+from trainers import budget
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="How many tasks, and how much compute, until a general skill emerges?\n\nExample: [bold]emergence run quickstart[/bold]",
+)
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one that ships.")]
+RecordedName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Trunks at once; default: one per core, or per GPU share.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
+]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and leave.")]
+
+
+class UsageProblem(Exception):
+    """Something the user can mend; told in one message, exit code 2."""
+
+
+@app.callback(invoke_without_command=True)
+def _top(context: typer.Context, version: Version = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"emergence-lab {installed('emergence-lab')}")
+        raise typer.Exit
+
+
+@app.command("plan", epilog="Example: emergence plan sweeps/quickstart.yaml --calibrate")
+def plan_command(
+    study_name: StudyName,
+    slots: Slots = None,
+    device: Device = "cpu",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the speed with one short trial first.")
+    ] = False,
+) -> None:
+    """Show what a study will do and cost, before any machine is taken."""
+    _check_device(device)
+    study = studies.load(study_name)
+    folder = journal.study_folder(study.id)
+    state = State.of(folder)
+    plan.check_against_record(study, state, study_name)
+    speed = plan.calibrate(study, device) if calibrate else None
+    _show_plan(plan.make(study, state, slots or _default_slots(device, 1), device, speed), folder)
+
+
+@app.command(epilog="Example: emergence run quickstart --slots 2")
+def run(
+    study_name: StudyName,
+    address: Annotated[str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to.")] = "",
+    slots: Slots = None,
+    device: Device = "cpu",
+    slots_per_gpu: Annotated[int, typer.Option(min=1, help="Trunks that share one GPU.")] = 1,
+    tracking_uri: TrackingUri = None,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="What a kill may cost, per trunk.")] = 30.0,
+) -> None:
+    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
+    _check_device(device)
+    study = studies.load(study_name)
+    folder = _writable(journal.study_folder(study.id))
+    uri = _tracking_uri(tracking_uri)
+    console = Console()
+    with StudyLock(folder, study.id):
+        state = State.of(folder)
+        plan.check_against_record(study, state, study_name)
+        todo = plan.make(study, state, slots or _default_slots(device, slots_per_gpu), device)
+        _keep_copy(study_name, folder)
+        if todo.jobs:
+            outcome = _run_jobs(
+                study, state, todo, folder, console, uri, address, slots, device, slots_per_gpu, checkpoint_seconds
+            )
+        else:
+            console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
+            outcome = _publish_if_needed(study, state, folder, uri, console)
+    _show_result(study, folder, uri, console, tracking_uri)
+    if outcome == "stopped":
+        console.print(f"\nStopped; everything so far is kept. Go on with: emergence run {study_name}", highlight=False)
+        raise typer.Exit(130)
+    if outcome == "failed":
+        console.print(
+            f"\nSome trials failed (see above). Try them again with: emergence run {study_name}", highlight=False
+        )
+        raise typer.Exit(1)
+
+
+def _run_jobs(
+    study: Study,
+    state: State,
+    todo: plan.Plan,
+    folder: Path,
+    console: Console,
+    uri: str,
+    address: str,
+    slots: int | None,
+    device: str,
+    slots_per_gpu: int,
+    checkpoint_seconds: float,
+) -> str:
+    _show_plan(todo, folder, console, brief=True)
+    console.print("Starting Ray ...", highlight=False)
+    from orchestrator import run as runner  # here: importing Ray takes seconds that a refusal should not
+
+    options = runner.Options(
+        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        slots=slots,
+        device="cuda" if device == "cuda" else "cpu",
+        slots_per_gpu=slots_per_gpu,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    with progress.Progress(study, state, todo, console) as watcher:
+        return runner.run(study, folder, options, uri, watcher)
+
+
+def _publish_if_needed(study: Study, state: State, folder: Path, uri: str, console: Console) -> str:
+    from orchestrator import record
+
+    if not record.is_published(folder, uri, study):
+        from orchestrator import run as runner
+
+        journal_file = journal.Journal(folder)
+        if state.study != study.model_dump(mode="json"):  # the file changed in words or lost axis values: record it
+            journal_file.append([runner.session_event(study, runner.Options())])
+        journal_file.close()
+        with progress.Progress(study, state, plan.make(study, state, 1, "cpu"), console) as watcher:
+            runner.finish_publishing(runner.start_publisher(folder, uri, follow=False), folder, watcher)
+    return "complete"
+
+
+@app.command(epilog="Example: emergence status quickstart")
+def status(
+    study_name: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="As for run; left out: all studies.")
+    ] = None,
+) -> None:
+    """Show where a study stands, or list all studies that ran."""
+    console = Console()
+    if study_name is None:
+        _list_studies(console)
+        return
+    folder, study, state = _recorded(study_name)
+    ended = {t.id: state.trials[t.id]["status"] for t in study.trials() if t.id in state.trials}
+    counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
+    running = "running" if journal.is_held(folder) else "not running"
+    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
+    console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials", highlight=False)
+    if journal.is_held(folder) and (holder := journal.lock_holder(folder)):
+        console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}", highlight=False)
+    for trial, kind in ended.items():
+        if kind in ("failed", "diverged"):
+            console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}", highlight=False)
+    surface = progress.Surface(study)
+    surface.take([e for events in state.evaluations.values() for e in events])
+    console.print()
+    console.print(surface.render())
+
+
+@app.command(epilog="Example: emergence stop quickstart")
+def stop(study_name: RecordedName) -> None:
+    """Ask a running study to stop: every trunk saves after the step it is in."""
+    folder, study, _ = _recorded(study_name)
+    if not journal.is_held(folder):
+        typer.echo(f"{study.id} is not running; nothing to stop.")
+        return
+    (folder / "stop").touch()
+    typer.echo(f"Asked {study.id} to stop. Go on later with: emergence run {study_name}")
+
+
+@app.command(epilog="Example: emergence report quickstart")
+def report(study_name: RecordedName) -> None:
+    """Write the HTML report and its figures anew from the journal; print where it is."""
+    folder, study, state = _recorded(study_name)
+    from orchestrator import record
+    from orchestrator import report as reports
+
+    record.write_parquet(folder, state, study)
+    path = reports.write(folder, findings.read(folder, study), state.sessions)
+    typer.echo(path)
+
+
+@app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
+def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
+    """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
+    folder, study, _ = _recorded(study_name)
+    from orchestrator import record
+
+    uri = _tracking_uri(tracking_uri)
+    try:
+        record.publish(folder, uri)
+    except Exception as problem:
+        raise UsageProblem(
+            f"{study.id}: MLflow at {uri} was not brought up to date: {type(problem).__name__}: "
+            f"{str(problem).splitlines()[0] if str(problem) else ''}\nTables and report are written; try again when it is up."
+        ) from None
+    typer.echo(f"{study.id}: tables and report in {folder}, runs in {uri}")
+
+
+@app.command(epilog="Example: emergence ui --port 5001")
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Open the MLflow UI on the right store, on 127.0.0.1 only; Ctrl-C ends it."""
+    uri = _tracking_uri(tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"MLflow runs elsewhere: open {uri}")
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UsageProblem(
+            f"{uri}: no MLflow store there yet; run a study first, for example: emergence run quickstart"
+        )
+    typer.echo(f"MLflow UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    try:
+        raise typer.Exit(subprocess.run(command, env=os.environ | quiet, check=False).returncode)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command(epilog="Example: emergence clean quickstart")
+def clean(study_name: RecordedName) -> None:
+    """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
+    folder, study, _ = _recorded(study_name)
+    with StudyLock(folder, study.id):
+        checkpoints = folder / "checkpoints"
+        n_bytes = sum(p.stat().st_size for p in checkpoints.rglob("*") if p.is_file())
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    typer.echo(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
+
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+
+def _show_plan(todo: plan.Plan, folder: Path, console: Console | None = None, brief: bool = False) -> None:
+    console = console or Console()
+    study, any_trunk = todo.study, todo.study.trunks()[0]
+    family: Any = study.family
+    n_parameters = budget.n_parameters(study.model, family.vocab_size, family.seq_len)
+    time_said = f"about {clock(todo.seconds)}" if todo.seconds is not None else "unknown"
+    console.print(
+        f"[bold]{study.id}[/bold]: {study.question.strip()}", highlight=False, soft_wrap=not console.is_terminal
+    )
+    done = todo.n_trials - todo.n_open
+    work = f"{todo.n_open} trials on {len(todo.jobs)} trunks to run" + (
+        f", {done} of {todo.n_trials} have ended" if done else ""
+    )
+    saved = 1 - todo.train_flops / todo.separate_flops if todo.separate_flops else 0
+    lines = [
+        ("work", work),
+        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks), "
+                    f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
+        ("time", f"{time_said} on {todo.slots} slots" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
+    ]  # fmt: skip
+    if not brief:
+        steps = [f"{number(b)} = {budget.steps_of(any_trunk, b).end} steps" for b in study.budgets]
+        speed = f"{todo.flops_per_second:.3g} FLOPs/s a slot" if todo.flops_per_second else "unknown"
+        lines += [
+            ("speed", speed),
+            ("tokens", f"{number(float(todo.tokens))} read in training, sequences of {family.seq_len}"),
+            ("model", f"{n_parameters:,} parameters, {number(float(budget.flops_per_step(any_trunk)))} FLOPs a step"),
+            ("budgets", ", ".join(steps)),
+            (
+                "tasks",
+                f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_train_ids))}",
+            ),
+            ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
+        ]
+    lines.append(("results", str(folder)))
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim", justify="right")
+    table.add_column(overflow="fold")
+    for name, text in lines:
+        table.add_row(name, text)
+    console.print(table)
+
+
+def _show_result(study: Study, folder: Path, uri: str, console: Console, tracking_uri: str | None) -> None:
+    state = State.of(folder)
+    surface = progress.Surface(study)
+    surface.take([e for events in state.evaluations.values() for e in events])
+    console.print()
+    console.print(surface.render())
+    if (folder / "results.parquet").exists():
+        found = findings.read(folder, study)
+        console.print(f"\n{found.answer}", highlight=False)
+        for verdict in found.verdicts:
+            console.print(f"  {findings.verdict_line(verdict)}", highlight=False)
+    if (folder / "report.html").exists():
+        console.print(f"\nReport:    {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    option = f" --tracking-uri {uri}" if tracking_uri else ""
+    console.print(f"MLflow UI: emergence ui{option}", highlight=False, soft_wrap=True)
+
+
+def _list_studies(console: Console) -> None:
+    folders = sorted(p.parent for p in journal.home_folder().glob("*@*/journal.jsonl"))
+    if not folders:
+        console.print(f"No study has run yet in {journal.home_folder()}.", highlight=False)
+    for folder in folders:
+        state = State.of(folder)
+        if state.study:
+            study = Study.from_record(state.study)
+            ended = sum(t.id in state.trials for t in study.trials())
+            running = "running" if journal.is_held(folder) else "not running"
+            console.print(f"{study.id}: {ended} of {len(study.trials())} trials ended, {running}", highlight=False)
+
+
+# Checking -----------------------------------------------------------------------------------------------------------
+
+
+def _recorded(name: str) -> tuple[Path, Study, State]:
+    """Folder, study and state of a study that ran. Raises UsageProblem when it has not."""
+    study_id = name if "@" in name and not Path(name).exists() else studies.load(name).id
+    folder = journal.study_folder(study_id)
+    state = State.of(folder) if folder.is_dir() else State()
+    if state.study is None:
+        raise UsageProblem(
+            f"{study_id}: has not been run in {journal.home_folder()}; run it with: emergence run {name}"
+        )
+    return folder, Study.from_record(state.study), state
+
+
+def _writable(folder: Path) -> Path:
+    """Make the results folder. Raises UsageProblem when that cannot be, before anything has started."""
+    if "working_dir_files" in str(folder) and not os.environ.get("EMERGENCE_HOME"):
+        raise UsageProblem(
+            "this job runs in a folder named after its content, so results left here would not be found again; "
+            "set EMERGENCE_HOME to an absolute folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise UsageProblem(
+            f"{folder}: results cannot be written there: {problem.strerror}; set EMERGENCE_HOME to a folder that can be"
+        ) from None
+    return folder
+
+
+def _tracking_uri(given: str | None) -> str:
+    from orchestrator import record  # here: pyarrow takes a moment that --help should not
+
+    return given or record.default_tracking_uri()
+
+
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise UsageProblem(f"--device {device}: cpu or cuda is needed")
+
+
+def _default_slots(device: str, slots_per_gpu: int) -> int:
+    """One slot a core; with GPUs, their number is known only once Ray has started: one GPU is assumed for the plan."""
+    return os.cpu_count() or 1 if device == "cpu" else slots_per_gpu
+
+
+def _keep_copy(study_name: str, folder: Path) -> None:
+    """The study file as run, beside its results."""
+    shutil.copyfile(studies.find(study_name), folder / "study.yaml")
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    sys.exit(2)
+
+
+def main() -> None:
+    """The `emergence` command."""
+    try:
+        app()
+    except (StudyError, StudyHeldError, UsageProblem) as problem:
+        _refuse(str(problem))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""What a study found: the record's rows joined into cells, handed to stats.py, and put into words.
+
+Between record.py (tables) and report.py (figures). Knows the study and its tables; knows no figure, no MLflow, no Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from orchestrator import stats
+from orchestrator.study import Expected, Study
+from trainers.tasks import Family
+
+Row = dict[str, Any]
+Phase = Literal["pre_decay", "final"]
+
+
+def row_accuracy(row: Row | None) -> float | None:
+    """Share of greedy hits; None without items."""
+    return row["n_correct"] / row["n"] if row and row["n"] else None
+
+
+def row_ability(row: Row | None) -> float | None:
+    """Ability from one row of raw sums; None where a reference is missing or they coincide."""
+    if not row or not row["n"] or row.get("nll_generalizer") is None or row.get("nll_uniform") is None:
+        return None
+    nll, uniform, generalizer = (row[k] / row["n"] for k in ("nll_nats", "nll_uniform", "nll_generalizer"))
+    return stats.ability(nll, uniform, generalizer, row.get("se_ability_gap"))
+
+
+def row_memory(row: Row | None) -> float | None:
+    """Memory from one row of raw sums on training tasks; None where a reference is missing or they coincide."""
+    if not row or not row["n"] or row["split"] != "seen":
+        return None
+    if row.get("nll_memorizer") is None or row.get("nll_generalizer") is None:
+        return None
+    nll, generalizer, memorizer = (row[k] / row["n"] for k in ("nll_nats", "nll_generalizer", "nll_memorizer"))
+    return stats.memory(nll, generalizer, memorizer, row.get("se_memory_gap"))
+
+
+def row_relative_distance(row: Row | None) -> float | None:
+    """The published index d_rel from one row; None where a family does not offer it."""
+    if not row or row.get("skl_references") is None:
+        return None
+    return stats.relative_distance(row["skl_generalizer"], row["skl_memorizer"], row["skl_references"])
+
+
+MEASURES = {"accuracy": row_accuracy, "ability": row_ability, "memory": row_memory, "d_rel": row_relative_distance}
+Measure = Literal["accuracy", "ability", "memory", "d_rel"]
+
+
+class Verdict(NamedTuple):
+    """An expected value beside what was measured: one value a replicate, their interval, and whether they agree."""
+
+    expected: Expected
+    values: tuple[float, ...]
+    measured: stats.Interval | None
+    verdict: str
+    censored: int
+    """Replicates in which the quantity was not reached or is not defined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything the report and MLflow say about a study. `rows` and `runs` are the two Parquet tables."""
+
+    study: Study
+    rows: list[Row]
+    runs: list[Row]
+    at: dict[tuple[Any, ...], Row]
+    """(phase, arm, skill, split, n_tasks, compute_flops, replicate) -> row; both phases wherever a trial ended."""
+    k_ability: dict[tuple[str, str], list[tuple[float, stats.Boundary]]] = field(default_factory=dict)
+    """(arm, skill) -> per budget: where the skill appears, on held-out tasks, after the decay."""
+    k_memory: dict[str, list[tuple[float, stats.Boundary]]] = field(default_factory=dict)
+    """arm -> per budget: up to where the training tasks are memorised, before the decay."""
+    verdicts: tuple[Verdict, ...] = ()
+    answer: str = ""
+
+    def skill_split(self, skill: str) -> str:
+        """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
+        return "held_out" if any(r["skill"] == skill and r["split"] == "held_out" for r in self.rows) else "seen"
+
+    def values(
+        self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+    ) -> list[float | None]:
+        """One value per replicate at one cell; None where it is missing or not defined."""
+        keys = [(phase, arm, skill, split, n_tasks, flops, r) for r in range(self.study.axes.replicates)]
+        return [MEASURES[measure](self.at.get(key)) for key in keys]
+
+    def mean(self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, flops: float) -> float | None:
+        """Mean over the replicates that have the value, after the decay."""
+        known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops) if v is not None]
+        return sum(known) / len(known) if known else None
+
+    def curve(
+        self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, replicate: int
+    ) -> list[tuple[Row, float]]:
+        """(row, value) along the trunk of the largest budget, then its branch: one replicate's emergence curve."""
+        top = self.study.budgets[-1]
+        mine = [
+            r
+            for r in self.rows
+            if (r["arm"], r["skill"], r["split"], r["n_tasks"], r["replicate"], r["compute_flops"])
+            == (arm, skill, split, n_tasks, replicate, top)
+        ]
+        pairs = [(r, MEASURES[measure](r)) for r in sorted(mine, key=lambda r: cast(int, r["step"]))]
+        return [(r, v) for r, v in pairs if v is not None]
+
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """The boundaries as series for MLflow's parent run; the step counts the budgets from the smallest."""
+        series: dict[str, list[tuple[int, float]]] = {}
+        named = [(f"k_ability/{arm}/{skill}", bounds) for (arm, skill), bounds in self.k_ability.items()]
+        named += [(f"k_memory/{arm}", bounds) for arm, bounds in self.k_memory.items()]
+        for name, bounds in named:
+            for i, (_, boundary) in enumerate(bounds):
+                for end, value in (("low", boundary.low), ("high", boundary.high)):
+                    if value is not None:
+                        series.setdefault(f"{name}/{end}", []).append((i, value))
+        for status in ("done", "diverged", "failed", "open"):
+            series[f"trials/{status}"] = [(0, float(sum(r["status"] == status for r in self.runs)))]
+        return series
+
+
+def find(study: Study, rows: list[Row], runs: list[Row]) -> Findings:
+    """Findings of a study from the rows of `results.parquet` and `runs.parquet`. Never fails on what is missing."""
+    bare = Findings(study=study, rows=rows, runs=runs, at=_index(rows))
+    family = cast(Family, study.family)
+    levels = sorted(study.axes.n_tasks)
+    replicates = range(study.axes.replicates)
+
+    def boundary(measure: Measure, arm: str, skill: str, split: str, flops: float, phase: Phase) -> stats.Boundary:
+        table = [bare.values(measure, arm, skill, split, n, flops, phase) for n in levels]  # (levels, replicates)
+        direction: Any = "falling" if measure == "memory" else "rising"
+        return stats.boundary([float(n) for n in levels], [[row[r] for row in table] for r in replicates], direction)
+
+    k_ability = {
+        (arm, skill): [(c, boundary("ability", arm, skill, bare.skill_split(skill), c, "final")) for c in study.budgets]
+        for arm in study.axes.arm
+        for skill in study.shown_skills
+    }
+    k_memory = {
+        arm: [(c, boundary("memory", arm, family.mixture, "seen", c, "pre_decay")) for c in study.budgets]
+        for arm in study.axes.arm
+    }
+    verdicts = tuple(_verdict(bare, expected) for expected in study.expected)
+    parts = {"k_ability": k_ability, "k_memory": k_memory, "verdicts": verdicts}
+    whole = Findings(study=study, rows=rows, runs=runs, at=bare.at, **parts)  # type: ignore[arg-type]
+    return Findings(study=study, rows=rows, runs=runs, at=bare.at, answer=_answer(whole), **parts)  # type: ignore[arg-type]
+
+
+def read(folder: Path, study: Study) -> Findings:
+    """Findings from the Parquet files of a study's folder. Raises OSError when there are none yet."""
+    import pyarrow.parquet as pq
+
+    rows, runs = (pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("results", "runs"))
+    return find(study, rows, runs)
+
+
+def _index(rows: list[Row]) -> dict[tuple[Any, ...], Row]:
+    at: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if row["phase"] in ("pre_decay", "final"):
+            key = tuple(row[k] for k in ("arm", "skill", "split", "n_tasks", "compute_flops", "replicate"))
+            at[(row["phase"], *key)] = row
+            if row["phase"] == "final":
+                at.setdefault(("pre_decay", *key), row)  # no decay: the two are one
+    return at
+
+
+def _verdict(found: Findings, expected: Expected) -> Verdict:
+    study, cell = found.study, expected.cell
+    arm, flops = cell.arm or study.axes.arm[0], cell.compute_flops or study.budgets[-1]
+    skill = cell.skill or study.shown_skills[0]
+    family = cast(Family, study.family)
+    replicates = range(study.axes.replicates)
+    values: list[float | None]
+    if expected.what in ("accuracy", "ability"):
+        values = found.values(cast(Measure, expected.what), arm, skill, cell.split, cast(int, cell.n_tasks), flops)
+    elif expected.what == "memory":
+        values = found.values("memory", arm, family.mixture, "seen", cast(int, cell.n_tasks), flops, "pre_decay")
+    elif expected.what == "crossing_steps":
+        values = [crossing(found, arm, cast(int, cell.n_tasks), r) for r in replicates]
+    elif expected.what == "crossing_slope":
+        values = []
+        for r in replicates:
+            pairs = [(n, crossing(found, arm, n, r)) for n in sorted(study.axes.n_tasks)]
+            seen = [(float(n), step) for n, step in pairs if step is not None]
+            values.append(stats.log_slope([n for n, _ in seen], [s for _, s in seen]) if seen else None)
+    else:
+        reference = expected.what.removeprefix("excess_").removesuffix("_nats")
+        keys = [("final", arm, family.mixture, cell.split, cell.n_tasks, flops, r) for r in replicates]
+        values = [_excess(found.at.get(key), reference) for key in keys]
+    known = tuple(v for v in values if v is not None)
+    measured = stats.t_interval(known) if len(known) == len(values) else None
+    return Verdict(
+        expected, known, measured, stats.agreement(measured, expected.lo, expected.hi), len(values) - len(known)
+    )
+
+
+def crossing(found: Findings, arm: str, n_tasks: int, replicate: int) -> float | None:
+    """Optimizer step at which d_rel on the training mixture rises through one half; None if it was not seen to."""
+    family = cast(Family, found.study.family)
+    curve = found.curve("d_rel", arm, family.mixture, "seen", n_tasks, replicate)
+    return stats.crossing_step([float(row["step"]) for row, _ in curve], [value for _, value in curve])
+
+
+def _excess(row: Row | None, reference: str) -> float | None:
+    if not row or row.get(f"nll_{reference}") is None or row.get("nll_oracle") is None:
+        return None
+    return float((row[f"nll_{reference}"] - row["nll_oracle"]) / row["n"])
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """A count or budget as people write it: 64, 1,024, 1e12, 4e11."""
+    if value >= 1e6:
+        exponent = math.floor(math.log10(value))
+        mantissa = value / 10.0**exponent
+        return f"{mantissa:.3g}e{exponent}" if abs(mantissa - 1) > 1e-9 else f"1e{exponent}"
+    return f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2g}"
+
+
+def between(boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str) -> str:
+    """A boundary in words, open ends said as such."""
+    first, last = number(min(levels)), number(max(levels))
+    if boundary.verdict == "missing":
+        return "not defined (references coincide or are not enumerable)"
+    if boundary.verdict == "beyond":
+        return never.format(last=last, first=first)
+    if boundary.verdict == "below":
+        return everywhere.format(last=last, first=first)
+    if boundary.verdict == "undecided" or boundary.high is None:
+        reached = sum(b.high is not None for b in boundary.brackets)
+        bound = f" above {number(boundary.low)} tasks" if boundary.low is not None else ""
+        return f"{crossed}{bound} in {reached} of {len(boundary.brackets)} replicates, no upper end"
+    if boundary.low is None:
+        return f"{crossed} at {number(boundary.high)} tasks or fewer"
+    return f"{crossed} between {number(boundary.low)} and {number(boundary.high)} tasks"
+
+
+def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """K_A in words."""
+    return between(boundary, levels, "appears", "does not appear up to {last} tasks", "is there from {first} tasks on")
+
+
+def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """K_M in words."""
+    return between(boundary, levels, "ends", "reaches past {last} tasks", "is nowhere, not even at {first} tasks")
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """An expected value beside the measured one, in a line."""
+    expected, measured = verdict.expected, verdict.measured
+    where = f" at {number(expected.cell.n_tasks)} tasks" if expected.cell.n_tasks else ""
+    said = "not measured"
+    if measured is not None:
+        said = f"measured {measured.mean:.3g}"
+        if measured.low is not None and measured.high is not None:
+            said += f" (95 % interval {measured.low:.3g} to {measured.high:.3g}, {measured.n} replicates)"
+    elif verdict.values:
+        reached = len(verdict.values)
+        said = f"seen in {reached} of {reached + verdict.censored} replicates only"
+    claim = f"expected {expected.value:g} ({expected.lo:g} to {expected.hi:g}, {expected.source})"
+    return f"{expected.what}{where}: {said}; {claim}: {verdict.verdict}"
+
+
+def _answer(found: Findings) -> str:
+    """One paragraph, written from the numbers: what the study says, or that it says nothing."""
+    study = found.study
+    ended = sum(r["status"] in ("done", "diverged") for r in found.runs)
+    if not ended:
+        return "Nothing can be said yet: no trial has ended."
+    levels = [float(n) for n in sorted(study.axes.n_tasks)]
+    skill = study.shown_skills[0]
+    sentences = []
+    for arm in study.axes.arm:
+        of_arm = f" ({arm})" if len(study.axes.arm) > 1 else ""
+        boundaries = found.k_ability[(arm, skill)]
+        if all(b.verdict in ("beyond", "missing") for _, b in boundaries):
+            best = max((a for a in _all_abilities(found, arm, skill) if a is not None), default=None)
+            best_words = f"; the highest ability of any trial is {best:.2f}" if best is not None else ""
+            sentences.append(
+                f"{skill}{of_arm} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
+                f"{number(study.budgets[-1])} FLOPs does a replicate reach half of the general rule{best_words}."
+            )
+        else:
+            said = [f"{ability_words(b, levels)} at {number(c)} FLOPs" for c, b in boundaries]
+            sentences.append(f"{skill}{of_arm} " + "; ".join(said) + ".")
+        memories = found.k_memory[arm]
+        if all(b.verdict == "missing" for _, b in memories):
+            sentences.append("Memory is not defined here.")
+        elif all(b.verdict in ("below", "missing") for _, b in memories):
+            sentences.append(f"Training tasks are memorised nowhere, not even {number(levels[0])} of them.")
+        else:
+            said = [f"{memory_words(b, levels)} at {number(c)} FLOPs" for c, b in memories]
+            sentences.append("Memory of the training tasks " + "; ".join(said) + ".")
+    missing = len(found.runs) - ended
+    if missing:
+        sentences.append(f"{missing} of {len(found.runs)} trials have not ended, so this may change.")
+    if study.axes.replicates < 2:
+        sentences.append("One replicate: no interval can be given.")
+    text = " ".join(sentences)
+    return text[0].upper() + text[1:]
+
+
+def _all_abilities(found: Findings, arm: str, skill: str) -> list[float | None]:
+    split = found.skill_split(skill)
+    cells = [(n, c) for n in found.study.axes.n_tasks for c in found.study.budgets]
+    return [v for n, c in cells for v in found.values("ability", arm, skill, split, n, c)]

@@ -1,0 +1,198 @@
+"""The plan: what is still to do, in which order, at what price. Prints every derived number before a machine is taken.
+
+May not import Ray, MLflow or torch (calibrating does, in the function that calibrates).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from orchestrator.journal import State
+from orchestrator.study import Study, StudyError, differences
+from trainers import budget
+from trainers.spec import TrunkSpec
+from trainers.tasks import Family
+
+START_SECONDS = 15.0
+"""From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
+TRUNK_SECONDS = 0.1
+"""Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
+
+
+class Job(NamedTuple):
+    """One trunk with the budgets that it still owes: what one Ray Tune trial executes."""
+
+    trunk: TrunkSpec
+    budgets: tuple[float, ...]
+    price: budget.Price
+
+
+def jobs(study: Study, state: State) -> list[Job]:
+    """The jobs still to do, largest first: within 0-3 % of the makespan bound, where arrival order lost up to 36 %.
+
+    A trial that is done or diverged is not repeated; one that failed is tried again.
+    """
+    ended = {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
+    found = []
+    for trunk in study.trunks():
+        owed = tuple(b for b in study.budgets if trunk.trial(b).id not in ended)
+        if owed:
+            found.append(Job(trunk, owed, budget.price(trunk, list(owed))))
+    return sorted(found, key=lambda job: -(job.price.train_flops + job.price.eval_flops))
+
+
+def check_against_record(study: Study, state: State, source: str) -> None:
+    """Refuse a study that changed more than its axes under the same version. Raises StudyError naming the fields."""
+    if state.study is None:
+        return
+    old = Study.from_record(state.study)
+    recorded = state.sessions[-1].get("science", old.science())
+    changed = differences(recorded, study.science())
+    if changed:
+        raise StudyError(
+            f"{source}: {study.id} has results of other settings; changed: {'; '.join(changed)}. "
+            f"Raise 'version' to start afresh, or restore the old settings"
+        )
+    for trial in study.trials():
+        event = state.trials.get(trial.id)
+        if event and event.get("fingerprint") not in (None, trial.fingerprint()):
+            raise StudyError(
+                f"{source}: {trial.id} was recorded with fingerprint {event['fingerprint']}, now it is "
+                f"{trial.fingerprint()}; raise 'version' to start afresh"
+            )
+
+
+class Plan(NamedTuple):
+    """Every derived number of a study."""
+
+    study: Study
+    jobs: list[Job]
+    n_trials: int
+    n_open: int
+    train_flops: int
+    eval_flops: int
+    separate_flops: int
+    tokens: int
+    slots: int
+    flops_per_second: float | None
+    seconds: float | None
+    source: str
+
+
+def make(study: Study, state: State, slots: int, device: str, flops_per_second: float | None = None) -> Plan:
+    """The plan of what is still to do on so many slots; times only where a throughput is known."""
+    todo = jobs(study, state)
+    speed, source = flops_per_second, "calibrated just now"
+    if speed is None:
+        speed, source = known_throughput(study, state, device)
+    family = cast(Family, study.family)
+    steps = sum(job.price.train_flops // budget.flops_per_step(job.trunk) for job in todo)
+    seconds = None
+    if speed and todo:
+        each = [(j.price.train_flops + j.price.eval_flops) / speed + TRUNK_SECONDS for j in todo]
+        seconds = START_SECONDS + makespan(each, slots)
+    return Plan(
+        study=study,
+        jobs=todo,
+        n_trials=len(study.trials()),
+        n_open=sum(len(job.budgets) for job in todo),
+        train_flops=sum(job.price.train_flops for job in todo),
+        eval_flops=sum(job.price.eval_flops for job in todo),
+        separate_flops=sum(job.price.separate_flops for job in todo),
+        tokens=steps * study.training.batch_size * family.seq_len,
+        slots=slots,
+        flops_per_second=speed,
+        seconds=seconds if todo else 0.0,
+        source=source,
+    )
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """When the last of these jobs ends, started in order on the first free slot."""
+    free = [0.0] * max(1, slots)
+    for job in seconds:
+        heapq.heappush(free, heapq.heappop(free) + job)
+    return max(free)
+
+
+# Throughput ---------------------------------------------------------------------------------------------------------
+
+
+def shape_key(study: Study, device: str) -> str:
+    """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""
+    family = cast(Family, study.family)
+    facts = [study.model.model_dump(), study.training.batch_size, family.vocab_size, family.seq_len]
+    text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def recorded_throughput(state: State) -> float | None:
+    """Training FLOPs per second of one slot over the trials of a journal, evaluation's time included; None if none ran."""
+    ended = [e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("train_seconds")]
+    seconds = sum(e["train_seconds"] + e["eval_seconds"] for e in ended)
+    return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
+
+
+def known_throughput(study: Study, state: State, device: str) -> tuple[float | None, str]:
+    """FLOPs per second of one slot and where it is known from: this study's own trials, or an earlier run's like it."""
+    if (speed := recorded_throughput(state)) is not None:
+        return speed, "recorded in this study"
+    table = _throughputs()
+    if (speed := table.get(shape_key(study, device))) is not None:
+        return speed, "recorded on this machine for this model"
+    return None, "unknown: add --calibrate"
+
+
+def remember_throughput(study: Study, device: str, flops_per_second: float) -> None:
+    """Keep a throughput for later plans. Best effort: a plan can live without."""
+    path = _throughput_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(_throughputs() | {shape_key(study, device): flops_per_second}, indent=1))
+        os.replace(temporary, path)
+    except OSError:
+        pass
+
+
+def _throughput_file() -> Path:
+    from orchestrator.journal import home_folder
+
+    return home_folder() / "throughput.json"
+
+
+def _throughputs() -> dict[str, float]:
+    try:
+        table: Any = json.loads(_throughput_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def calibrate(study: Study, device: str) -> float:
+    """FLOPs per second of one slot, from one short trial: 50 steps, some 5 s with loading. Imports torch."""
+    from trainers.train import Place, run_trunk
+
+    trunk = study.trunks()[0]
+    events: list[dict[str, Any]] = []
+    smallest = float(budget.flops_per_step(trunk) * budget.MIN_STEPS)
+    run_trunk(trunk, [smallest], Place(device=device), events.extend)
+    end = next(e for e in events if e["kind"] == "trial")
+    speed = (end["flops_run"] + end["eval_flops"]) / (end["train_seconds"] + end["eval_seconds"])
+    remember_throughput(study, device, speed)
+    return float(speed)

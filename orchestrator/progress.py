@@ -1,0 +1,192 @@
+"""What a person sees while a study runs: trials, FLOPs, time left, failures, and the surface filling in.
+
+On a terminal a live panel; anywhere else plain lines, for logs. Reads events, computes no statistic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import cast
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.findings import number, row_accuracy
+from orchestrator.journal import Event, State
+from orchestrator.plan import Plan
+from orchestrator.study import Study
+from trainers.tasks import Family
+
+# Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
+_COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
+LINES_EVERY_SECONDS = 2.0
+"""Without a terminal: at most one line in this time, so that a log of 10,000 trials can be read."""
+
+
+class Surface:
+    """Mean accuracy of the headline skill at the end of each (n_tasks, budget), as far as trials have ended."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        family = cast(Family, study.family)
+        self.skill = study.shown_skills[0]
+        self.title = f"{self.skill}: accuracy on held-out tasks (chance {family.chance(self.skill) or 0:.2g})"
+        if family.chance(self.skill) is None:
+            self.title = f"{self.skill}: greedy agreement on held-out tasks"
+        self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
+        self._place = {trunk.id: trunk for trunk in study.trunks()}
+
+    def take(self, events: list[Event]) -> None:
+        """Take in final evaluations; anything else is passed over."""
+        for event in events:
+            trunk = self._place.get(event.get("trunk", ""))
+            if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
+                continue
+            for row in event["rows"]:
+                value = row_accuracy(row)
+                if row["skill"] == self.skill and row["split"] == "held_out" and value is not None:
+                    cell = self.cells.setdefault((trunk.arm, trunk.n_tasks, float(event["on"])), {})
+                    cell[trunk.replicate] = value
+
+    def render(self) -> RenderableType:
+        """Rows are numbers of tasks, columns are budgets; one block per arm."""
+        blocks: list[RenderableType] = []
+        for arm in self.study.axes.arm:
+            table = Table(box=None, padding=(0, 1), title=self.title, title_justify="left", title_style="bold")
+            if len(self.study.axes.arm) > 1:
+                table.title = f"{self.title}, arm {arm}"
+            table.add_column("tasks", justify="right")
+            for flops in self.study.budgets:
+                table.add_column(f"{number(flops)}", justify="center")
+            for n_tasks in sorted(self.study.axes.n_tasks, reverse=True):
+                table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
+            table.add_row("", *["FLOPs"] * len(self.study.budgets), style="dim")
+            blocks.append(table)
+        return Group(*blocks)
+
+    def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
+        values = self.cells.get((arm, n_tasks, flops), {})
+        if not values:
+            return Text("  ·   ", style="dim")
+        mean = sum(values.values()) / len(values)
+        colour = _COLOURS[min(int(max(mean, 0.0) * len(_COLOURS)), len(_COLOURS) - 1)]
+        ink = "black" if mean > 0.5 else "white"
+        partly = "" if len(values) == self.study.axes.replicates else "…"
+        return Text(f" {mean:.2f}{partly or ' '} ", style=f"{ink} on {colour}")
+
+
+class Progress:
+    """A Watcher: feed it events; it draws. Use as a context manager around the run."""
+
+    def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.plan = plan
+        self.surface = Surface(study)
+        self.surface.take([e for events in state.evaluations.values() for e in events])
+        self.status: Counter[str] = Counter()
+        self.n_todo = plan.n_open
+        self.ended_flops = 0.0
+        self.running: dict[str, float] = {}  # FLOPs of each trunk since its last trial ended
+        self.keys = set(state.keys)
+        self.started = time.monotonic()
+        self.first_event: tuple[float, float] | None = None
+        self._last_line = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, value, trace)
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """One line, above the live panel if there is one."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def take(self, events: list[Event]) -> None:
+        """New events from the driver."""
+        fresh = [event for event in events if event["key"] not in self.keys]
+        self.keys |= {event["key"] for event in fresh}
+        self.surface.take(fresh)
+        for event in fresh:
+            if event["kind"] == "evaluation":
+                self.running[event["trunk"]] = event["flops_run"]
+            elif event["kind"] == "trial":
+                self.running.pop(event["trunk"], None)
+                self.ended_flops += event.get("flops_run", 0)
+                self.status[event["status"]] += 1
+                self._trial_line(event)
+        if self.first_event is None and fresh:
+            self.first_event = (time.monotonic(), self.flops)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs done in this run, of `plan.train_flops`."""
+        return self.ended_flops + sum(self.running.values())
+
+    def seconds_left(self) -> float | None:
+        """From the speed since the first report; before there is one, from the plan; None if that is unknown too."""
+        if self.first_event is not None:
+            begun, flops = self.first_event
+            seconds, done = time.monotonic() - begun, self.flops - flops
+            if done > 0.02 * self.plan.train_flops and seconds > 2:
+                return max(0.0, (self.plan.train_flops - self.flops) * seconds / done)
+        if self.plan.seconds is None:
+            return None
+        return max(0.0, self.plan.seconds - (time.monotonic() - self.started))
+
+    def summary(self) -> str:
+        """One line: trials, FLOPs, time, failures."""
+        ended = self.status["done"] + self.status["diverged"] + self.status["failed"]
+        share = self.flops / self.plan.train_flops if self.plan.train_flops else 1.0
+        left = self.seconds_left()
+        parts = [
+            f"{ended} of {self.n_todo} trials",
+            f"{share:.0%} of {number(float(self.plan.train_flops))} FLOPs",
+            f"{clock(time.monotonic() - self.started)} gone, {f'about {clock(left)} left' if left is not None else 'time left unknown'}",
+            f"{self.status['failed']} failed",
+        ]
+        if self.status["diverged"]:
+            parts.append(f"{self.status['diverged']} diverged")
+        return " · ".join(parts)
+
+    def render(self) -> RenderableType:
+        """The live panel."""
+        bar = ProgressBar(
+            total=max(self.plan.train_flops, 1), completed=min(self.flops, self.plan.train_flops), width=60
+        )
+        return Group(Text(self.summary()), bar, Text(""), self.surface.render())
+
+    def _trial_line(self, event: Event) -> None:
+        if self._live is not None:
+            if event["status"] in ("failed", "diverged"):
+                self.say(f"{event['trial']} {event['status']}: {event.get('reason', '')}")
+            return
+        last = sum(self.status.values()) >= self.n_todo
+        if time.monotonic() - self._last_line >= LINES_EVERY_SECONDS or last or event["status"] != "done":
+            self._last_line = time.monotonic()
+            reason = f": {event['reason']}" if event.get("reason") else ""
+            self.say(f"{self.summary()} · {event['trial']} {event['status']}{reason}")
+
+
+def clock(seconds: float) -> str:
+    """A duration as people say it: 45 s, 3:20 min, 2:05 h, 1.5 days."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,382 @@
+"""The record: the journal projected into Parquet and MLflow. Repeatable, never the truth; the only file that imports mlflow.
+
+The publisher is a process of its own, `python -m orchestrator.record FOLDER --follow`, that tails the journal until its
+standard input closes: MLflow being slow, locked or down never slows training. `emergence publish` does the same once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator import findings
+from orchestrator.journal import Event, State, home_folder, read
+from orchestrator.study import Study
+from trainers import budget
+from trainers.spec import TrialSpec
+from trainers.tasks import Family
+
+REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
+_SUMS = ("nll_nats", "p_correct", "brier")
+_DISTANCES = ("skl_memorizer", "skl_generalizer", "skl_references")
+
+RESULTS = pa.schema(
+    [(name, pa.string()) for name in ("trial", "trunk", "arm")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [("step", pa.int64()), ("flops", pa.float64())]
+    + [(name, pa.string()) for name in ("phase", "skill", "split")]
+    + [("n", pa.int64()), ("n_correct", pa.int64())]
+    + [(name, pa.float64()) for name in _SUMS]
+    + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
+    + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
+    + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
+)
+"""One row per (trial, step, skill, split): raw counts and sums, divide when reading. `phase`: on the way along the
+`trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
+
+RUNS = pa.schema(
+    [(name, pa.string()) for name in ("trial", "trunk", "arm")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [(name, pa.string()) for name in ("status", "reason", "fingerprint")]
+    + [("steps", pa.int64()), ("sequences", pa.int64()), ("distinct_tasks", pa.float64())]
+    + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
+    + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
+    + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
+)
+"""One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
+what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
+
+
+# Projection ---------------------------------------------------------------------------------------------------------
+
+
+def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]:
+    """A trial's evaluations, (phase, event) in order: its trunk up to its branch, then its branch."""
+    end, branch = budget.steps_of(trial, trial.compute_flops).end, budget.steps_of(trial, trial.compute_flops).branch
+    found = []
+    for event in state.evaluations.get(trial.trunk.id, []):
+        if event["on"] == repr(trial.compute_flops):
+            found.append(("final", event))
+        elif event["on"] == "trunk" and event["step"] == branch and branch < end:
+            found.append(("pre_decay", event))
+        elif event["on"] == "trunk" and event["step"] < branch and event["grid"]:
+            found.append(("trunk", event))
+    return sorted(found, key=lambda pair: pair[1]["step"])
+
+
+def results_table(state: State, study: Study) -> pa.Table:
+    """`results.parquet`: the ended trials of this study, sorted by key. Nothing in it tells when or where it was run."""
+    rows = []
+    for trial in study.trials():
+        if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
+            rows += [
+                row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
+            ]
+    rows.sort(
+        key=lambda r: (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"], r["step"], r["skill"], r["split"])
+    )
+    return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, Any]]:
+    shared = _axes(trial) | {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
+    return [shared | row for row in event["rows"]]
+
+
+def _axes(trial: TrialSpec) -> dict[str, Any]:
+    axes = {k: getattr(trial, k) for k in ("arm", "n_tasks", "compute_flops", "replicate")}
+    return {"trial": trial.id, "trunk": trial.trunk.id} | axes
+
+
+def runs_table(state: State, study: Study) -> pa.Table:
+    """`runs.parquet`: every trial of the study, what became of it and what it cost."""
+    session = state.sessions[-1] if state.sessions else {}
+    by_id = {s["session"]: s for s in state.sessions}
+    rows = []
+    for trial in study.trials():
+        event = state.trials.get(trial.id, {})
+        origin = by_id.get(event.get("session", ""), session)
+        steps = event.get("step")
+        sequences = steps * trial.training.batch_size if steps is not None else None
+        ended = event.get("time")
+        rows.append(
+            _axes(trial)
+            | {
+                k: event.get(k)
+                for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
+            }
+            | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
+            | {"sequences": sequences, "distinct_tasks": distinct_tasks(trial.n_tasks, sequences)}
+            | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
+            | {"host": event.get("host"), "device": event.get("device")}
+            | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
+        )
+    rows.sort(key=lambda r: (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"]))
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
+    """Expected number of distinct tasks among so many uniform draws: n (1 - (1 - 1/n)^sequences)."""
+    if sequences is None:
+        return None
+    return -n_tasks * math.expm1(sequences * math.log1p(-1 / n_tasks)) if n_tasks > 1 else 1.0
+
+
+def write_parquet(folder: Path, state: State, study: Study) -> None:
+    """Write both tables, each in one rename. Raises OSError."""
+    for name, table in (("results", results_table(state, study)), ("runs", runs_table(state, study))):
+        temporary = folder / f".{name}.parquet.{os.getpid()}"
+        pq.write_table(table, temporary, compression="zstd")
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / f"{name}.parquet")
+
+
+# MLflow -------------------------------------------------------------------------------------------------------------
+
+
+def default_tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_folder() / 'mlflow.db'}"
+
+
+def experiment_id(tracking_uri: str, study_id: str) -> str | None:
+    """The MLflow experiment of a study, None while there is none. Imports mlflow."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri).get_experiment_by_name(study_id)
+    return found.experiment_id if found else None
+
+
+class MlflowRecord:
+    """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
+
+    Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing.
+    """
+
+    def __init__(self, tracking_uri: str, study: Study) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("DO_NOT_TRACK", "true")
+        import mlflow.entities
+        from mlflow import MlflowClient
+
+        self._entities = mlflow.entities
+        self.client = MlflowClient(tracking_uri)
+        self.study = study
+        found = self.client.get_experiment_by_name(study.id)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
+        self.runs: dict[str, str] = {}  # trial id, or "" for the parent -> run id
+        self._settled: set[str] = set()  # trials whose run holds all there will ever be
+        self._logged: dict[str, int] = {}  # evaluations already sent, by trial
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            for run in page:
+                if "emergence.key" in run.data.tags:
+                    self.runs[run.data.tags["emergence.key"]] = run.info.run_id
+                    if run.data.tags.get("emergence.ended"):
+                        self._settled.add(run.data.tags["emergence.key"])
+            token = page.token
+            if not token:
+                break
+
+    def _create_experiment(self, tracking_uri: str) -> str:
+        place = None
+        if tracking_uri.startswith("sqlite"):
+            place = (home_folder() / "mlartifacts" / self.study.id).as_uri()
+        tags = {"emergence.question": self.study.question, "mlflow.note.content": self.study.question}
+        return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
+
+    def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
+        """The run of this key, made on first use: its tag is written with it, so a crash cannot make a second one."""
+        if key not in self.runs:
+            tags = {k: str(v) for k, v in tags.items()} | {"emergence.key": key}
+            run = self.client.create_run(self.experiment, round(started * 1000), tags=tags, run_name=name)
+            self.runs[key] = run.info.run_id
+        return self.runs[key]
+
+    def publish(self, state: State) -> None:
+        """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
+        if not state.sessions:
+            return
+        first = state.sessions[0]
+        parent = self._run(
+            "", self.study.id, first["time"], {"emergence.kind": "study", "emergence.study": self.study.id}
+        )
+        for trial in self.study.trials():
+            if trial.id not in self._settled:
+                self._publish_trial(state, trial, parent)
+
+    def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
+        evaluations = trial_evaluations(state, trial)
+        end = state.trials.get(trial.id)
+        if not evaluations and end is None:
+            return
+        known = self._logged.get(trial.id, 0)
+        is_new = trial.id not in self.runs
+        started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
+        session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
+        tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
+        tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.parentRunId": parent}
+        tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
+        run = self._run(trial.id, trial.id, started, tags)
+        metric, param = self._entities.Metric, self._entities.Param
+        params = [param(k, str(v)) for k, v in trial_params(trial).items()] if is_new else []
+        points = [
+            metric(key, value, round(event["time"] * 1000), event["step"])
+            for _, event in evaluations[known:]
+            for key, value in trial_metrics(event).items()
+        ]
+        for start in range(0, max(len(points), 1), 900):
+            self.client.log_batch(run, metrics=points[start : start + 900], params=params if start == 0 else [])
+        self._logged[trial.id] = len(evaluations)
+        if end is not None:
+            when = round(end["time"] * 1000)
+            costs = {k: end.get(k) for k in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")}
+            totals = [metric(f"cost/{k}", v, when, end.get("step") or 0) for k, v in costs.items() if v is not None]
+            ended = [self._entities.RunTag("emergence.ended", end["status"])]
+            if end.get("reason"):
+                ended.append(self._entities.RunTag("emergence.reason", end["reason"][:500]))
+            self.client.log_batch(run, metrics=totals, tags=ended if end["status"] != "failed" else ended[1:])
+            good = end["status"] in ("done", "diverged")
+            self.client.set_terminated(run, "FINISHED" if good else "FAILED", when)
+            if good:
+                self._settled.add(trial.id)
+
+    def publish_study(self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]]) -> None:
+        """What the whole study came to, on the parent run: the answer as its description, figures, tables, report."""
+        parent = self.runs[""]
+        now = round(time.time() * 1000)
+        points = [
+            self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
+        ]
+        note = [self._entities.RunTag("mlflow.note.content", description)]
+        self.client.log_batch(parent, metrics=points[:1000], tags=note)
+        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")):
+            self.client.log_artifact(parent, str(path))
+        for path in sorted((folder / "figures").glob("*")):
+            self.client.log_artifact(parent, str(path), "figures")
+        self.client.set_terminated(parent, "FINISHED", now)
+
+
+def trial_params(trial: TrialSpec) -> dict[str, Any]:
+    """MLflow params of a trial: axes (with logarithms, as the UI's param axes are linear), model, training, family."""
+    params: dict[str, Any] = {
+        "n_tasks": trial.n_tasks,
+        "n_tasks_log10": round(math.log10(trial.n_tasks), 4),
+        "compute_flops": trial.compute_flops,
+        "compute_flops_log10": round(math.log10(trial.compute_flops), 4),
+        "arm": trial.arm,
+        "replicate": trial.replicate,
+    }
+    family = cast(Family, trial.family)
+    params["model.n_parameters"] = budget.n_parameters(trial.model, family.vocab_size, family.seq_len)
+    for part in ("family", "model", "training"):
+        params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
+    return params
+
+
+def trial_metrics(event: Event) -> dict[str, float]:
+    """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | ability`, `memory`, `flops`."""
+    metrics = {"flops": float(event["flops"])}
+    if event["train_loss_nats"] is not None:
+        metrics["train/loss_nats"] = event["train_loss_nats"]
+    for row in event["rows"]:
+        if not row["n"]:
+            continue
+        name = f"{row['split']}/{row['skill']}"
+        metrics[f"{name}/accuracy"] = row["n_correct"] / row["n"]
+        metrics[f"{name}/nll_nats"] = row["nll_nats"] / row["n"]
+        metrics[f"{name}/p_correct"] = row["p_correct"] / row["n"]
+        for measure, value in (("ability", findings.row_ability(row)), ("memory", findings.row_memory(row))):
+            if value is not None:
+                metrics[f"{name}/{measure}"] = value
+    return {k: v for k, v in metrics.items() if math.isfinite(v)}
+
+
+# The publisher ------------------------------------------------------------------------------------------------------
+
+
+def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds: float = 2.0) -> None:
+    """Project the journal of a study's folder into Parquet, report and MLflow; with `follow`, until stdin closes.
+
+    One publisher at a time per folder: a second one waits. Parquet and report come first and do not need MLflow;
+    MLflow's exceptions are raised only after they are written.
+    """
+    with open(folder / "publisher.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state, position, target = State(), 0, None
+        while True:
+            ending = not follow or _stdin_closed(pause_seconds)
+            events, position = read(folder, position)
+            state.feed(events)
+            if state.study is None:
+                if ending:
+                    return
+                continue
+            study = Study.from_record(state.study)
+            if ending:
+                break
+            try:
+                if target is None or target.study != study:
+                    target = MlflowRecord(tracking_uri, study)
+                target.publish(state)
+            except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
+                print(f"MLflow: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
+                target = None
+        write_parquet(folder, state, study)
+        from orchestrator import report  # here: matplotlib takes a second that following does not need
+
+        found = findings.read(folder, study)
+        report.write(folder, found, state.sessions)
+        target = MlflowRecord(tracking_uri, study)
+        target.publish(state)
+        target.publish_study(folder, found.answer, found.metrics())
+        marker = {"journal_bytes": position, "tracking_uri": tracking_uri, "study": state.study}
+        (folder / "published.json").write_text(json.dumps(marker))
+
+
+def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
+    """Does the record already show all that the journal has?"""
+    try:
+        marker = json.loads((folder / "published.json").read_text())
+        size = (folder / "journal.jsonl").stat().st_size
+    except (OSError, ValueError):
+        return False
+    same = marker["journal_bytes"] == size and marker["tracking_uri"] == tracking_uri
+    return bool(same and marker["study"] == study.model_dump(mode="json") and (folder / "report.html").exists())
+
+
+def _stdin_closed(seconds: float) -> bool:
+    """Wait; true as soon as standard input is at its end: the driver has finished, or died."""
+    import select
+
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    return bool(ready) and not os.read(sys.stdin.fileno(), 1)
+
+
+def main() -> int:
+    """The publisher process."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.record")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tracking-uri", required=True)
+    parser.add_argument("--follow", action="store_true", help="until standard input closes")
+    options = parser.parse_args()
+    publish(options.folder, options.tracking_uri, options.follow)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

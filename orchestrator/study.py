@@ -1,0 +1,450 @@
+"""A study: YAML -> Study -> trunks and trials. Every refusal of a study file happens here, before anything starts.
+
+May not know Ray, MLflow or torch: a bad file dies in well under two seconds, with file, line, what was given, what is
+allowed and the nearest key. sweeps/README.md explains every key for people; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+
+from trainers import budget
+from trainers.spec import (
+    TRAINER_VERSION,
+    Count,
+    Evaluation,
+    Model,
+    Positive,
+    Record,
+    Training,
+    TrialSpec,
+    TrunkSpec,
+)
+from trainers.tasks import FAMILIES, Family, family_from
+
+MAX_EVALUATION_SHARE = 0.10
+"""Evaluation may cost at most this share of a trunk's training FLOPs."""
+
+
+class StudyError(Exception):
+    """A study that cannot be run as written. One line per problem: where, what was given, what is allowed."""
+
+
+def _listed(**constraints: Any) -> Any:
+    return Field(strict=False, min_length=1, **constraints)  # YAML has lists, a frozen record has tuples
+
+
+class Axes(Record):
+    """What a study crosses. Adding values or replicates later runs only the new trials."""
+
+    arm: Annotated[tuple[str, ...], _listed()]
+    """How the tasks are presented; the family says which arms it has."""
+    n_tasks: Annotated[tuple[Count, ...], _listed()]
+    """Numbers of distinct training tasks."""
+    compute_flops: Annotated[tuple[Positive, ...], _listed()]
+    """Budgets in training FLOPs; each at least 50 optimizer steps."""
+    replicates: Count
+    """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
+
+
+class Cell(Record):
+    """Which results an expected value speaks of; what is left out is the study's only, or the natural, value."""
+
+    n_tasks: Count | None = None
+    """Number of training tasks; left out: all that the study has (for `crossing_slope`)."""
+    compute_flops: Positive | None = None
+    """Budget; left out: the largest."""
+    arm: str | None = None
+    """Arm; left out: the first."""
+    skill: str | None = None
+    """Skill; left out: the headline skill."""
+    split: Literal["seen", "held_out"] = "held_out"
+    """On training tasks or on held-out ones."""
+
+
+class Expected(Record):
+    """A published or earlier value and its range; the report prints consistent, inconsistent or inconclusive."""
+
+    what: Literal[
+        "accuracy",
+        "ability",
+        "memory",
+        "crossing_steps",
+        "crossing_slope",
+        "excess_memorizer_nats",
+        "excess_generalizer_nats",
+    ]
+    """The quantity: `crossing_steps` is where the relative distance d_rel passes one half on its way to the memoriser,
+    `crossing_slope` its log-log slope in n_tasks, `excess_*_nats` a reference's log loss above the oracle's."""
+    cell: Cell = Cell()
+    """Where it is measured."""
+    value: float
+    """The value."""
+    lo: float
+    """Lower end of what would agree."""
+    hi: float
+    """Upper end of what would agree."""
+    source: str
+    """Paper, figure or run that the value comes from."""
+    evidence: Literal["V", "F", "C"]
+    """V read in the paper or its code, F read off a figure, C computed or run by us."""
+    replicates: Count | None = None
+    """How many repetitions the source had, where it says so."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Expected:
+        if not self.lo <= self.value <= self.hi:
+            raise ValueError(f"lo {self.lo:g} <= value {self.value:g} <= hi {self.hi:g} does not hold")
+        return self
+
+
+class Study(Record):
+    """One YAML file in sweeps/: the question, the axes, the expectation."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Its name: small letters, digits, underscores."""
+    version: Count
+    """Raise it to change anything but the axes: results live under `study@version`."""
+    question: str
+    """What is asked, in a sentence or two; the report opens with it."""
+    expectation: str = ""
+    """What you expect, written before the run."""
+    family: SerializeAsAny[Record]
+    """The universe of tasks: `name`, and the parameters of that family."""
+    axes: Axes
+    """What is varied."""
+    model: Model = Model()
+    """The transformer; the same for all trials."""
+    training: Training = Training()
+    """Optimiser and schedule; the same for all trials."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured along the way."""
+    skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Skills shown, the headline first; left out: all of the family's."""
+    expected: Annotated[tuple[Expected, ...], Field(strict=False)] = ()
+    """Values to compare with; without any, the study is exploratory."""
+
+    @property
+    def id(self) -> str:
+        """`name@version`: names the folder of its results and its MLflow experiment."""
+        return f"{self.study}@{self.version}"
+
+    @property
+    def shown_skills(self) -> tuple[str, ...]:
+        """The skills of the report, headline first."""
+        family = cast(Family, self.family)
+        return self.skills or (family.headline, *(s for s in family.skills if s != family.headline))
+
+    @property
+    def budgets(self) -> list[float]:
+        """Budgets in training FLOPs, ascending."""
+        return sorted(self.axes.compute_flops)
+
+    def trunks(self) -> list[TrunkSpec]:
+        """Every trunk: arms x n_tasks x replicates."""
+        axes = self.axes
+        cells = itertools.product(axes.arm, sorted(axes.n_tasks), range(axes.replicates))
+        return [self._trunk(arm, n_tasks, replicate) for arm, n_tasks, replicate in cells]
+
+    def trials(self) -> list[TrialSpec]:
+        """Every trial: trunks x budgets."""
+        return [trunk.trial(b) for trunk in self.trunks() for b in self.budgets]
+
+    def _trunk(self, arm: str, n_tasks: int, replicate: int) -> TrunkSpec:
+        return TrunkSpec(
+            family=self.family,
+            arm=arm,
+            n_tasks=n_tasks,
+            replicate=replicate,
+            model=self.model,
+            training=self.training,
+            evaluation=self.evaluation,
+        )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Study:
+        """A study as the journal keeps it (`model_dump`). Raises pydantic's ValidationError."""
+        return cls.model_validate(record | {"family": family_from(record["family"])})
+
+    def science(self) -> dict[str, Any]:
+        """What decides results besides the axes: may not change under one version."""
+        family = cast(Family, self.family)
+        fixed = self.model_dump(mode="json", include={"family", "model", "training", "evaluation"})
+        return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields that two nested records disagree in, as `model.d_model: 64 -> 128`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a} -> {b}")
+    return found
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def shipped() -> dict[str, Path]:
+    """The studies that come with the project, by name."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "sweeps", here.parent / "sweeps"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def find(name: str) -> Path:
+    """The file of a study given by path or, if it ships, by name. Raises StudyError when there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name in shipped():
+        return shipped()[name]
+    near = difflib.get_close_matches(path.stem, shipped(), 1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")
+
+
+def load(name: str) -> Study:
+    """Read and check a study. Raises StudyError with every problem found, a line each."""
+    path = find(name)
+    try:
+        raw = YAML(typ="rt").load(path)
+    except DuplicateKeyError as problem:
+        mark = problem.problem_mark
+        key = re.search(r'found duplicate key "([^"]*)"', str(problem.problem))
+        name_of_key = f"key '{key[1]}'" if key else "a key"
+        raise StudyError(f"{path}:{mark.line + 1}: {name_of_key} is given twice; keep one") from None
+    except MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem.problem}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise StudyError(f"{path}: cannot be read: {problem}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
+    return _Reader(path, raw).study()
+
+
+def _required(model: type[BaseModel]) -> list[str]:
+    return [name for name, field in model.model_fields.items() if field.is_required()]
+
+
+class _Reader:
+    """One file on its way to a Study: knows the lines, collects the problems."""
+
+    def __init__(self, path: Path, raw: Any) -> None:
+        self.path, self.raw = path, raw
+        self.problems: list[tuple[int, str]] = []
+
+    def study(self) -> Study:
+        plain = _plain(self.raw)
+        family = self._family(plain.get("family")) if "family" in plain else None
+        study = None
+        try:
+            study = Study.model_validate(plain | ({"family": family} if family else {}))
+        except ValidationError as error:
+            for e in error.errors():
+                if not (e["loc"][:1] == ("family",) and e["type"] != "missing"):  # said better by _family
+                    self._pydantic(e, (), Study)
+        if study and family:
+            for loc, message in _meaning(study, family):
+                self._say(loc, message)
+        if self.problems or study is None:
+            lines = [f"{self.path}:{line}: {text}" for line, text in sorted(set(self.problems))]
+            raise StudyError("\n".join(lines))
+        return study
+
+    def _family(self, given: Any) -> Family | None:
+        if not isinstance(given, dict) or "name" not in given:
+            self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
+        elif given["name"] not in FAMILIES:
+            near = _nearest(str(given["name"]), FAMILIES)
+            self._say(("family", "name"), f"unknown family '{given['name']}'{near}; families are {', '.join(FAMILIES)}")
+        else:
+            kind = FAMILIES[given["name"]]
+            try:
+                return kind.model_validate(given)
+            except ValidationError as error:
+                for e in error.errors():
+                    self._pydantic(e, ("family",), kind)
+        return None
+
+    def _pydantic(self, error: Any, prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
+        """Put one of pydantic's errors into our words."""
+        loc, given, context = tuple(error["loc"]), error["input"], error.get("ctx", {})
+        kind = error["type"]
+        if kind == "too_short" and given:
+            return  # its items are refused one by one
+        if kind == "extra_forbidden":
+            parent = _model_at(model, loc[:-1])
+            allowed = list(parent.model_fields) if parent else []
+            where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
+            text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
+            self._say(prefix + loc, text, named=False)
+        elif kind == "missing":
+            self._say(prefix + loc[:-1], f"key '{loc[-1]}' is required", named=bool(loc[:-1]))
+        else:
+            wanted = {
+                "int_type": "a whole number is needed",
+                "float_type": "a number is needed",
+                "string_type": "text is needed",
+                "tuple_type": "a list is needed",
+                "too_short": "at least one value is needed",
+                "finite_number": "a finite number is needed",
+                "model_type": "a mapping of keys is needed",
+                "string_pattern_mismatch": "small letters, digits and underscores only",
+                "greater_than": f"a number greater than {context.get('gt')} is needed",
+                "greater_than_equal": f"a number of at least {context.get('ge')} is needed",
+                "less_than": f"a number below {context.get('lt')} is needed",
+                "less_than_equal": f"a number of at most {context.get('le')} is needed",
+                "literal_error": f"one of {context.get('expected')} is needed",
+            }.get(kind, error["msg"].removeprefix("Value error, "))
+            if isinstance(given, str) and kind in ("int_type", "float_type"):
+                wanted += ", without unit or quotes"
+            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {given!r}")
+
+    def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
+        name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in loc))
+        self.problems.append((_line(self.raw, loc), f"{name}: {message}" if named and name else message))
+
+
+def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """What single fields cannot tell: checks between fields and against the family. Yields (place, problem)."""
+    axes = study.axes
+    for axis in ("arm", "n_tasks", "compute_flops"):
+        values = getattr(axes, axis)
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                yield ("axes", axis, i), f"{value} is given twice"
+    for i, arm in enumerate(axes.arm):
+        if arm not in family.arms:
+            near = _nearest(arm, family.arms)
+            yield (
+                ("axes", "arm", i),
+                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
+            )
+    for i, n_tasks in enumerate(axes.n_tasks):
+        if n_tasks > family.n_train_ids:
+            yield (
+                ("axes", "n_tasks", i),
+                f"{n_tasks} tasks given, {_name(family)} has {family.n_train_ids:,} for training",
+            )
+    for i, skill in enumerate(study.skills):
+        if skill not in family.skills:
+            near = _nearest(skill, family.skills)
+            yield ("skills", i), f"{_name(family)} has no skill '{skill}'{near}; it has {', '.join(family.skills)}"
+    for i, expected in enumerate(study.expected):
+        yield from _expected_meaning(study, family, i, expected)
+    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > family.n_train_ids:
+        return
+    yield from _budget_meaning(study)
+
+
+def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
+    trunk = study.trunks()[0]
+    seen: dict[int, float] = {}
+    good = []
+    for i, flops in enumerate(study.axes.compute_flops):
+        try:
+            end = budget.steps_of(trunk, flops).end
+        except budget.BudgetTooSmall as problem:
+            yield ("axes", "compute_flops", i), str(problem)
+            continue
+        if end in seen and seen[end] != flops:
+            yield ("axes", "compute_flops", i), f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps; keep one"
+        seen[end] = flops
+        good.append(flops)
+    if good:
+        price = budget.price(trunk, good)
+        share = price.eval_flops / price.train_flops
+        if share > MAX_EVALUATION_SHARE:
+            yield (
+                ("evaluation",),
+                f"evaluating would cost {share:.0%} of training, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                "lower points_per_decade or n_sequences, or raise first_flops",
+            )
+
+
+def _expected_meaning(
+    study: Study, family: Family, i: int, expected: Expected
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    cell = expected.cell
+    for key, allowed in (
+        ("arm", study.axes.arm),
+        ("n_tasks", study.axes.n_tasks),
+        ("compute_flops", study.axes.compute_flops),
+        ("skill", tuple(family.skills)),
+    ):
+        value = getattr(cell, key)
+        if value is not None and value not in allowed:
+            listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
+            yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
+    if cell.n_tasks is None and expected.what != "crossing_slope":
+        yield ("expected", i, "cell"), f"'{expected.what}' needs n_tasks"
+
+
+def _name(family: Family) -> str:
+    return f"family '{cast(Any, family).name}'"
+
+
+def _nearest(word: str, among: Any) -> str:
+    near = difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The record type at a place, following fields and list items."""
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
+        current = next((a for a in [annotation, *arguments] if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if current is None:
+            return None
+    return cast("type[BaseModel] | None", current)
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's annotated containers and scalars as plain Python values."""
+    if isinstance(node, dict):
+        return {str(k): _plain(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_plain(v) for v in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _line(raw: Any, loc: tuple[Any, ...]) -> int:
+    """Line of the deepest part of `loc` that the file has, counted from 1."""
+    line = 1
+    node: Any = raw
+    for part in loc:
+        try:
+            if hasattr(node, "keys"):
+                line = node.lc.key(part)[0] + 1
+            elif hasattr(node, "append"):
+                line = node.lc.item(part)[0] + 1
+            else:
+                break
+            node = node[part]
+        except (KeyError, IndexError, AttributeError, TypeError):
+            break
+    return line

@@ -1,0 +1,264 @@
+"""Checkpoints survive crashes, tampering and strangers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainers import checkpoint
+
+
+def tensors_of(seed: int) -> dict[str, checkpoint.Tensors]:
+    """A live state and a state left behind, with the values that get lost most easily."""
+    odd = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, torch.finfo(torch.float32).max])
+    live = {
+        "weight": torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)),
+        "weight//step": torch.tensor(float(seed)),
+        "odd": odd,
+        "count": torch.tensor([2**62, -1]),
+        "half": torch.arange(4).to(torch.bfloat16) / 3,
+        "none": torch.empty(0, 4),
+    }
+    return {"live": live, "left": {"weight": live["weight"] + 1}}
+
+
+def meta_of(seed: int) -> dict[str, Any]:
+    return {"now": {"step": seed, "branch": None, "loss_sum": 0.1 + 0.2, "events": [{"key": "a/é", "rows": [None]}]}}
+
+
+def same(one: dict[str, checkpoint.Tensors], other: dict[str, checkpoint.Tensors]) -> bool:
+    """Equal names, shapes and types, and equal bits (NaN included)."""
+
+    def bits(parts: dict[str, checkpoint.Tensors]) -> dict[str, Any]:
+        return {
+            f"{part}/{name}": (t.dtype, t.shape, t.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            for part, tensors in parts.items()
+            for name, t in tensors.items()
+        }
+
+    return bits(one) == bits(other)
+
+
+def save(folder: Path, number: int, fingerprint: str = "f") -> Path:
+    return checkpoint.save(folder, number, fingerprint, meta_of(number), tensors_of(number))
+
+
+def number_loaded(folder: Path, fingerprint: str = "f") -> int | None:
+    """Which checkpoint a load takes; what it holds must then be whole."""
+    found = checkpoint.load(folder, fingerprint)
+    if found is None:
+        return None
+    meta, tensors = found
+    number = meta["now"]["step"]
+    assert meta == meta_of(number) and same(tensors, tensors_of(number))
+    return number
+
+
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
+    path = save(tmp_path, 7)
+    assert path.parent == tmp_path and path.is_dir()
+    meta, tensors = checkpoint.load(tmp_path, "f")
+    assert meta == meta_of(7)
+    assert same(tensors, tensors_of(7)) and not same(tensors, tensors_of(8))
+
+
+def test_the_newest_of_two_is_loaded_and_only_two_are_kept(tmp_path):
+    for number in range(1, 13):  # past 9, where names of unequal length would sort wrongly
+        save(tmp_path, number)
+        assert number_loaded(tmp_path) == number
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [11, 12]
+
+
+def test_saving_a_number_again_replaces_it(tmp_path):
+    save(tmp_path, 1)
+    checkpoint.save(tmp_path, 1, "f", meta_of(5), tensors_of(5))
+    assert number_loaded(tmp_path) == 5
+
+
+def test_where_nothing_was_saved_nothing_is_loaded(tmp_path):
+    assert checkpoint.load(tmp_path, "f") is None
+    assert checkpoint.load(tmp_path / "missing", "f") is None
+
+
+def test_another_fingerprints_checkpoint_is_not_loaded(tmp_path):
+    save(tmp_path, 1, "f")
+    save(tmp_path, 2, "g")
+    assert number_loaded(tmp_path, "f") == 1
+    assert number_loaded(tmp_path, "g") == 2
+    assert checkpoint.load(tmp_path, "h") is None
+
+
+def test_clearing_leaves_nothing_and_may_be_repeated(tmp_path):
+    save(tmp_path / "c", 1)
+    for _ in range(2):
+        checkpoint.clear(tmp_path / "c")
+        assert checkpoint.load(tmp_path / "c", "f") is None
+    assert number_loaded(tmp_path) is None
+
+
+# Damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+DAMAGES = {"flipped": flip, "halved": halve, "emptied": lambda p: p.write_bytes(b""), "lost": Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["live.pt", "left.pt", "meta.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(tmp_path, name, damage):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    DAMAGES[damage](newest / name)
+    assert number_loaded(tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["live.pt", "meta.json"])
+def test_a_file_that_grew_is_not_trusted(tmp_path, name):
+    save(tmp_path, 1)
+    lengthen(save(tmp_path, 2) / name)
+    assert number_loaded(tmp_path) == 1
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"fingerprint": "f", "files": []}', '{"fingerprint": "f"}'])
+def test_a_manifest_that_is_none_is_passed_over(tmp_path, manifest):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "manifest.json").write_text(manifest)
+    assert number_loaded(tmp_path) == 1
+
+
+def test_two_damaged_checkpoints_load_as_nothing_and_a_new_start_is_safe_beside_them(tmp_path):
+    """A run that starts again numbers from 1 again: what it saves must not be thrown out as the oldest."""
+    for number in (7, 8):
+        halve(save(tmp_path, number) / "live.pt")
+    assert checkpoint.load(tmp_path, "f") is None
+    for number in (1, 2, 3):
+        save(tmp_path, number)
+        assert number_loaded(tmp_path) == number
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 3]
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_tampered_pickle_is_never_opened(tmp_path):
+    sprung = tmp_path / "sprung"
+    save(tmp_path / "c", 1)
+    newest = save(tmp_path / "c", 2)
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists()  # the trap works
+    sprung.unlink()
+    (newest / "live.pt").write_bytes(pickle.dumps(Trap(sprung)))
+    assert number_loaded(tmp_path / "c") == 1
+    assert not sprung.exists()
+
+
+def test_a_file_that_the_manifest_does_not_name_is_never_opened(tmp_path):
+    newest = save(tmp_path, 1)
+    (newest / "extra.pt").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert number_loaded(tmp_path) == 1
+    assert not (tmp_path / "sprung").exists()
+
+
+# Crashes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
+def test_a_save_that_fails_says_so_and_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
+    """The disk is full at the first, second, ... such call, up to the last that a save makes."""
+    save(tmp_path, 1)
+    original, failures = getattr(os, call), 0
+    while True:
+        left = failures
+
+        def full(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise OSError(28, "No space left on device")
+            left -= 1
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            try:
+                save(tmp_path, 2)
+            except OSError:
+                failures += 1
+            else:
+                break
+        assert number_loaded(tmp_path) in (1, 2)  # 2 only where the very last call failed, after the rename
+        assert not list(tmp_path.glob(".*"))
+        shutil.rmtree(tmp_path / "000000000002", ignore_errors=True)
+    assert failures >= (4 if call == "fsync" else 1)
+    assert number_loaded(tmp_path) == 2
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import number_loaded, save
+
+folder, original = Path(sys.argv[1]), {name: getattr(os, name) for name in ("fsync", "rename")}
+save(folder, 1)
+for n in range(100):
+    child = os.fork()
+    if not child:
+        left = n
+        def dying(name):
+            def call(*args):
+                global left
+                if left == 0:
+                    os._exit(9)
+                left -= 1
+                return original[name](*args)
+            return call
+        for name in original:
+            setattr(os, name, dying(name))
+        save(folder, 2)
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    print(n, died, number_loaded(folder), flush=True)
+    if not died:
+        break
+"""
+
+
+def test_a_kill_in_the_middle_of_a_save_costs_that_save_alone(tmp_path):
+    """A process of its own is killed at its first, second, ... write to disk, for good: nothing of it runs after."""
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "c", Path(__file__).parent], capture_output=True, text=True
+    )
+    rows = [line.split() for line in found.stdout.splitlines()]
+    assert len(rows) >= 6 and rows[-1][1:] == ["False", "2"], found.stderr
+    assert all(loaded in ("1", "2") for _, _, loaded in rows)
+    assert [loaded for _, _, loaded in rows] == sorted(loaded for _, _, loaded in rows)
+    assert rows[0][2] == "1"
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["000000000001", "000000000002"]  # nothing torn stays

@@ -1,0 +1,269 @@
+"""What decides a result, its fingerprint and its id; and what a spec refuses."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trainers import spec
+from trainers.spec import Model, Training, TrialSpec, TrunkSpec, short_number
+from trainers.tasks import Cipher, Urns
+
+CIPHER: dict[str, Any] = {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, "replicate": 0}
+URNS: dict[str, Any] = {
+    "family": {"name": "urns"},
+    "arm": "next_token",
+    "n_tasks": 16,
+    "replicate": 3,
+    "model": {"n_layers": 1, "n_heads": 1},
+    "training": {"batch_size": 64, "learning_rate": 5e-4, "schedule": "constant", "beta2": 0.999},
+}
+
+PAIRS = [
+    ("permutation", "noise"),
+    ("rms", "layer"),
+    ("rotary", "learned"),
+    ("wsd", "constant"),
+    ("answer", "next_token"),
+]
+OTHER_WORDS = dict(PAIRS) | {there: here for here, there in PAIRS}
+"""Another allowed value for each word that a spec holds; a new one must be added here, or the walk below fails."""
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths to all values of nested dictionaries."""
+    if not isinstance(value, dict):
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in leaves(inner, (*path, key))]
+
+
+def at(record: dict[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        record = record[key]
+    return record
+
+
+def changed(record: dict[str, Any], path: tuple[str, ...]) -> TrunkSpec:
+    """A valid spec that differs from `record` at `path` alone."""
+    old = at(record, path)
+    for new in [OTHER_WORDS[old]] if isinstance(old, str) else [old * 2, old + 1, old / 2]:
+        other = copy.deepcopy(record)
+        at(other, path[:-1])[path[-1]] = new
+        try:
+            found = TrunkSpec.model_validate(other)
+        except ValidationError:
+            continue
+        if at(found.model_dump(), path) != old:
+            return found
+    raise AssertionError(f"no other valid value found for {path}")
+
+
+# Fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprints_are_what_they_were_when_this_was_written():
+    """When one moves without a reason, old studies can no longer be resumed; with a reason, raise a version."""
+    assert TrunkSpec.model_validate(CIPHER).fingerprint() == "440c7a86a082fe8b2820"
+    assert TrunkSpec.model_validate(URNS).fingerprint() == "259373048b771e6f37d4"
+    assert TrunkSpec.model_validate(CIPHER).trial(1e12).fingerprint() == "3d6098d8f6e2cf765c7d"
+
+
+@pytest.mark.parametrize("record", [CIPHER, URNS], ids=["cipher", "urns"])
+def test_a_change_of_any_field_moves_the_fingerprint(record):
+    trunk = TrunkSpec.model_validate(record)
+    whole = trunk.model_dump()
+    names = {("family", "name")} | ({("arm",)} if len(trunk.family.arms) == 1 else set())
+    paths = [path for path in leaves(whole) if path not in names]
+    assert len(paths) >= 20
+    prints = {changed(whole, path).fingerprint() for path in paths}
+    assert len(prints | {trunk.fingerprint()}) == len(paths) + 1
+
+
+def test_the_family_moves_the_fingerprint():
+    shared = {"arm": "next_token", "n_tasks": 64, "replicate": 0}
+    prints = {TrunkSpec(family=family, **shared).fingerprint() for family in (Cipher(), Urns())}
+    assert len(prints) == 2
+
+
+def test_the_versions_of_family_and_trainer_move_the_fingerprint(monkeypatch):
+    trunk = TrunkSpec.model_validate(CIPHER)
+    before = trunk.fingerprint()
+    monkeypatch.setattr(Cipher, "version", Cipher.version + 1)
+    newer_family = trunk.fingerprint()
+    monkeypatch.setattr(spec, "TRAINER_VERSION", spec.TRAINER_VERSION + 1)
+    assert len({before, newer_family, trunk.fingerprint()}) == 3
+
+
+def test_the_budget_moves_a_trials_fingerprint_and_not_its_trunks():
+    trunk = TrunkSpec.model_validate(CIPHER)
+    small, large = trunk.trial(1e12), trunk.trial(2e12)
+    assert len({small.fingerprint(), large.fingerprint(), trunk.fingerprint()}) == 3
+    assert small.trunk == large.trunk == trunk
+    assert small.trunk.fingerprint() == trunk.fingerprint()
+
+
+def test_the_same_spec_written_differently_has_one_fingerprint():
+    spelled = {
+        "replicate": 0.0,
+        "n_tasks": 64.0,
+        "training": {"learning_rate": 0.003, "weight_decay": 0, "batch_size": 32.0},
+        "model": {},
+        "arm": "answer",
+        "family": {"n_symbols": 16.0, "name": "cipher"},
+    }
+    trunk = TrunkSpec.model_validate(CIPHER)
+    assert TrunkSpec.model_validate(spelled).fingerprint() == trunk.fingerprint()
+    assert trunk.trial(10**12).fingerprint() == trunk.trial(1e12).fingerprint()
+    as_json = trunk.trial(1e12).model_dump_json()
+    assert TrialSpec.model_validate_json(as_json).fingerprint() == trunk.trial(1e12).fingerprint()
+
+
+def test_a_place_never_enters_a_spec():
+    from trainers.train import Place
+
+    in_the_spec = {key for path in leaves(TrunkSpec.model_validate(CIPHER).trial(1e12).model_dump()) for key in path}
+    assert not in_the_spec & Place.model_fields.keys()
+    for field, info in Place.model_fields.items():
+        with pytest.raises(ValidationError, match=field):
+            TrunkSpec.model_validate(CIPHER | {field: info.default})
+
+
+def test_specs_that_are_equal_hash_equally_and_cannot_be_changed():
+    trunk = TrunkSpec.model_validate(CIPHER)
+    assert hash(trunk) == hash(TrunkSpec.model_validate(CIPHER))
+    with pytest.raises(ValidationError, match="frozen"):
+        trunk.n_tasks = 5
+    with pytest.raises(ValidationError, match="frozen"):
+        trunk.family.n_symbols = 5
+
+
+# Ids -------------------------------------------------------------------------------------------------------------
+
+
+def test_ids_carry_arm_tasks_compute_and_replicate():
+    trunk = TrunkSpec.model_validate(CIPHER | {"n_tasks": 1e12, "replicate": 7})
+    assert trunk.id == "answer/n1e12/r7"
+    assert trunk.trial(1.5e11).id == "answer/n1e12/c1.5e11/r7"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(64, "64"), (1024, "1024"), (100, "100"), (1000, "1e3"), (1e12, "1e12"), (10**12, "1e12"), (1.5e11, "1.5e11")],
+)
+def test_short_numbers_are_as_a_person_would_write_them(value, written):
+    assert short_number(value) == written
+
+
+@given(st.integers(1, 2**62))
+def test_the_short_form_of_a_count_is_exact(value):
+    assert Fraction(short_number(value)) == value
+
+
+@given(st.integers(2**53, 2**62), st.integers(1, 10**6))
+def test_two_huge_counts_never_share_a_short_form(value, gap):
+    assert short_number(value) != short_number(value + gap)
+
+
+@given(st.floats(1e-3, 1e300))
+def test_the_short_form_of_a_budget_reads_back_as_the_same_number(value):
+    assert float(short_number(value)) == value
+    assert set(short_number(value)) <= set("0123456789.e-")
+
+
+# Strictness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"n_tasks": "64"}, "n_tasks"),
+        ({"n_tasks": True}, "n_tasks"),
+        ({"n_tasks": 64.5}, "n_tasks"),
+        ({"n_tasks": 0}, "n_tasks"),
+        ({"n_tasks": -1}, "n_tasks"),
+        ({"n_tasks": None}, "n_tasks"),
+        ({"n_tasks": float("nan")}, "n_tasks"),
+        ({"n_tasks": float("inf")}, "n_tasks"),
+        ({"replicate": -1}, "replicate"),
+        ({"replicate": False}, "replicate"),
+        ({"replicate": "0"}, "replicate"),
+        ({"n_task": 64}, "n_task"),
+        ({"compute_flops": 1e12}, "compute_flops"),
+        ({"arm": 3}, "arm"),
+        ({"arm": "steps"}, "has no arm 'steps'; it has answer, next_token"),
+        ({"family": "cipher"}, "mapping with 'name'"),
+        ({"family": {}}, "mapping with 'name'"),
+        ({"family": {"name": "cypher"}}, "did you mean 'cipher'"),
+        ({"family": {"name": 7}}, "unknown family"),
+        ({"family": {"name": "cipher", "n_symbol": 8}}, "n_symbol"),
+        ({"family": {"name": "cipher", "n_symbols": "8"}}, "n_symbols"),
+        ({"family": {"name": "cipher", "n_symbols": 21}}, "n_symbols"),
+        ({"family": {"name": "cipher", "n_symbols": 3}}, "n_symbols"),
+        ({"family": {"name": "cipher", "answers": "Noise"}}, "answers"),
+        ({"model": {"d_model": 30}}, "d_model 30 is no multiple of n_heads 4"),
+        ({"model": {"d_model": 12}}, "even head width, not 3"),
+        ({"model": {"n_layers": True}}, "n_layers"),
+        ({"model": {"norm": "batch"}}, "norm"),
+        ({"model": {"init_gain": 0}}, "init_gain"),
+        ({"model": {"init_gain": "1"}}, "init_gain"),
+        ({"model": {"conv_kernel": -1}}, "conv_kernel"),
+        ({"training": {"learning_rate": True}}, "learning_rate"),
+        ({"training": {"learning_rate": float("inf")}}, "learning_rate"),
+        ({"training": {"learning_rate": float("nan")}}, "learning_rate"),
+        ({"training": {"learning_rate": "3e-3"}}, "learning_rate"),
+        ({"training": {"decay_share": 1.0}}, "decay_share"),
+        ({"training": {"decay_share": -0.1}}, "decay_share"),
+        ({"training": {"beta2": 1.0}}, "must stay below 1"),
+        ({"training": {"warmup": 5}}, "warmup"),
+        ({"evaluation": {"points_per_decade": 0}}, "points_per_decade"),
+        ({"evaluation": []}, "evaluation"),
+    ],
+)
+def test_a_spec_refuses(change, where):
+    with pytest.raises(ValidationError, match=where):
+        TrunkSpec.model_validate(CIPHER | change)
+
+
+@pytest.mark.parametrize("missing", ["family", "arm", "n_tasks", "replicate"])
+def test_a_spec_refuses_to_guess_what_names_the_trial(missing):
+    with pytest.raises(ValidationError, match=missing):
+        TrunkSpec.model_validate({k: v for k, v in CIPHER.items() if k != missing})
+
+
+@pytest.mark.parametrize("flops", ["1e12", True, 0, -1e12, float("inf"), float("nan"), None])
+def test_a_budget_that_is_no_positive_number_is_refused(flops):
+    with pytest.raises(ValidationError, match="compute_flops"):
+        TrialSpec.model_validate(CIPHER | {"compute_flops": flops})
+
+
+def test_whole_floats_are_taken_as_the_counts_that_they_are():
+    trunk = TrunkSpec.model_validate(CIPHER | {"n_tasks": 1e12, "training": {"warmup_steps": 1e2}})
+    assert trunk.n_tasks == 10**12 and type(trunk.n_tasks) is int
+    assert trunk.training.warmup_steps == 100 and type(trunk.training.warmup_steps) is int
+
+
+@pytest.mark.parametrize(
+    ("family", "n_train"),
+    [
+        ({"name": "cipher", "n_symbols": 4}, 18),  # 24 tasks, a quarter held out
+        ({"name": "cipher", "n_symbols": 9}, 272_160),  # 362,880, a quarter held out
+        ({"name": "cipher", "n_symbols": 10}, 1_814_400),  # from 2^20 tasks on one half is held out
+        ({"name": "cipher", "n_symbols": 16}, 10_461_394_944_000),
+    ],
+)
+def test_n_tasks_may_use_up_the_training_tasks_and_no_more(family, n_train):
+    assert TrunkSpec.model_validate(CIPHER | {"family": family, "n_tasks": n_train}).n_tasks == n_train
+    with pytest.raises(ValidationError, match=f"beyond the {n_train} training tasks of family 'cipher'"):
+        TrunkSpec.model_validate(CIPHER | {"family": family, "n_tasks": n_train + 1})
+
+
+def test_every_field_of_a_spec_says_what_it_is():
+    for record in (Model, Training, spec.Evaluation, Cipher, Urns):
+        undocumented = [name for name, info in record.model_fields.items() if not info.description and name != "name"]
+        assert not undocumented, record

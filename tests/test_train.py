@@ -1,0 +1,576 @@
+"""The training loop: equal to a plain one, to itself after any interruption, and to each trial run alone. To the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainers import budget, checkpoint
+from trainers.__main__ import results_of
+from trainers.budget import flops_per_step, price, steps_of
+from trainers.model import build
+from trainers.spec import TrunkSpec
+from trainers.train import Place, evaluate, run_trunk
+
+Events = list[dict[str, Any]]
+TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed"}
+
+
+def trunk_of(**changes: Any) -> TrunkSpec:
+    """A trunk of 5 ms a step: four symbols, one layer of width 16."""
+    record: dict[str, Any] = {
+        "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+        "arm": "answer",
+        "n_tasks": 8,
+        "replicate": 0,
+        "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "conv_kernel": 2},
+        "training": {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5},
+        "evaluation": {"first_flops": 1e6, "n_sequences": 6},
+    }
+    return TrunkSpec.model_validate(record | changes)
+
+
+def budgets_of(trunk: TrunkSpec, *ends: int) -> list[float]:
+    """The budgets that are worth so many optimizer steps."""
+    return [float(end * flops_per_step(trunk)) for end in ends]
+
+
+def place_of(folder: Path, seconds: float = 1e9) -> Place:
+    return Place(checkpoint_folder=str(folder), checkpoint_every_seconds=seconds)
+
+
+class Counter:
+    """A `should_stop` that counts the steps, and asks to stop instead of step number `stop_before`."""
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        self.steps, self.stop_before = 0, stop_before
+
+    def __call__(self) -> bool:
+        if self.steps == self.stop_before:
+            return True
+        self.steps += 1
+        assert self.steps < 2000, "the trunk does not come to an end"
+        return False
+
+
+def run(trunk: TrunkSpec, budgets: Sequence[float], place: Place | None = None, stop: Counter | None = None) -> Events:
+    """All events of an uninterrupted run, or of one that `stop` interrupted."""
+    events: Events = []
+    status = run_trunk(trunk, budgets, place or Place(), events.extend, stop or Counter())
+    assert status == ("finished" if stop is None or stop.stop_before is None else "stopped")
+    return events
+
+
+def keyed(events: Events) -> dict[str, dict[str, Any]]:
+    """Results by key, without times. A key that occurs again must carry the same result."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        facts = {name: value for name, value in event.items() if name not in TIMES}
+        assert found.setdefault(event["key"], facts) == facts
+    return found
+
+
+def ends(events: Events) -> dict[float, dict[str, Any]]:
+    """How each trial ended, by its budget."""
+    return {event["compute_flops"]: event for event in events if event["kind"] == "trial"}
+
+
+def live_weights(trunk: TrunkSpec, folder: Path) -> checkpoint.Tensors:
+    """Weights, moments and step counts of the newest checkpoint."""
+    found = checkpoint.load(folder, trunk.fingerprint())
+    assert found is not None
+    return found[1]["live"]
+
+
+# The same numbers as plain PyTorch -------------------------------------------------------------------------------
+
+
+def plain_loop(trunk: TrunkSpec, n_steps: int, rate_of: Callable[[int], float]) -> tuple[torch.nn.Module, list[float]]:
+    """The textbook loop, without DeepSpeed: the model after `n_steps` and the loss of each step."""
+    training, family = trunk.training, trunk.family
+    net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(training.beta1, training.beta2),
+        fused=True,
+    )
+    losses = []
+    for step in range(n_steps):
+        batch = family.batch(trunk, step)
+        tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
+        loss = net(tokens[:, :-1], tokens[:, 1:], mask)
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm)
+        for group in adamw.param_groups:
+            group["lr"] = rate_of(step)
+        adamw.step()
+        losses.append(loss.item())
+    return net, losses
+
+
+EVERY_STEP = {"first_flops": 1.0, "points_per_decade": 500, "n_sequences": 2}
+PLAIN = {
+    "wsd": {"learning_rate": 0.02, "warmup_steps": 10, "weight_decay": 0.1, "clip_norm": 0.5, "decay_share": 0.2},
+    "constant": {"learning_rate": 0.003, "schedule": "constant", "beta1": 0.8, "beta2": 0.95},
+}
+
+
+@pytest.mark.parametrize("schedule", PLAIN)
+def test_the_loop_equals_a_plain_pytorch_loop_to_the_bit(schedule, tmp_path):
+    trunk = trunk_of(training={"batch_size": 8} | PLAIN[schedule], evaluation=EVERY_STEP, arm="next_token")
+    end, last = 60, {"wsd": 48, "constant": 60}[schedule]
+    budgets = budgets_of(trunk, end)
+
+    def rate_of(step: int) -> float:
+        if schedule == "constant":
+            return 0.003
+        return 0.02 * min(1.0, (step + 1) / 10) * ((60 - step) / 13 if step >= 48 else 1.0)
+
+    stopped = run(trunk, budgets, place_of(tmp_path), Counter(end - 1))
+    before, _ = plain_loop(trunk, end - 1, rate_of)
+    live = live_weights(trunk, tmp_path)
+    assert all(torch.equal(live[name], p.detach()) for name, p in before.named_parameters())
+
+    events = stopped + run(trunk, budgets, place_of(tmp_path))
+    net, losses = plain_loop(trunk, end, rate_of)
+    assert len(set(losses)) == 60 and losses[-1] < losses[0]
+    found = keyed(events)
+    reported = {e["step"]: e["train_loss_nats"] for e in found.values() if e["kind"] == "evaluation" and e.get("grid")}
+    assert reported == {step: losses[step - 1] for step in range(1, last + 1)}
+    final = found[f"{trunk.id}/{budgets[0]!r}/60"]
+    assert final["rows"] == evaluate(net, trunk.family.suite(trunk), "cpu")
+    if schedule == "wsd":
+        total = 0.0
+        for loss in losses[48:]:
+            total += loss
+        assert final["train_loss_nats"] == total / 12
+
+
+def test_weight_decay_spares_the_vectors(tmp_path):
+    """With a gradient of (nearly) nothing to learn from, decay alone moves the matrices and leaves norms alone."""
+    training = {"batch_size": 8, "schedule": "constant", "learning_rate": 1e-3}
+    shrunk, free = (trunk_of(training=training | {"weight_decay": decay}) for decay in (10.0, 0.0))
+    for trunk, folder in ((shrunk, tmp_path / "a"), (free, tmp_path / "b")):
+        run(trunk, budgets_of(trunk, 50), place_of(folder))
+    one, other = live_weights(shrunk, tmp_path / "a"), live_weights(free, tmp_path / "b")
+    for name, values in one.items():
+        if "//" not in name and values.ndim >= 2:
+            assert values.norm() < 0.9 * other[name].norm(), name
+        elif name.endswith("norm.weight"):
+            assert values.norm() > 0.9 * other[name].norm(), name
+
+
+# Each trial as if it had been run alone --------------------------------------------------------------------------
+
+KINDS = {
+    "cipher": {},
+    "learned": {
+        "arm": "next_token",
+        "model": {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24, "positions": "learned", "norm": "layer"},
+        "training": {"batch_size": 4, "decay_share": 0.5, "warmup_steps": 30, "weight_decay": 0.1},
+        "evaluation": {"first_flops": 1e6, "points_per_decade": 20, "n_sequences": 6},
+    },
+    "urns": {
+        "family": {"name": "urns", "n_colors": 3, "n_draws": 12},
+        "arm": "next_token",
+        "training": {"batch_size": 4, "schedule": "constant"},
+        "evaluation": {"first_flops": 1e6, "n_sequences": 6},
+    },
+    "all_decay": {"training": {"batch_size": 4, "decay_share": 0.99}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trial_of_a_trunk_equals_the_trial_by_itself_to_the_bit(kind):
+    trunk = trunk_of(**KINDS[kind])
+    budgets = budgets_of(trunk, 50, 64, 90)
+    together = run(trunk, budgets[::-1])
+    for flops in budgets:
+        found = results_of(together, trunk, flops)
+        assert found == results_of(run(trunk, [flops]), trunk, flops)
+        assert found[-1][0] == "trial" and found[-1][1] == steps_of(trunk, flops).end
+        assert len(found) >= 3 or kind == "all_decay"
+    assert len({str(results_of(together, trunk, flops)) for flops in budgets}) == 3
+
+
+def test_budgets_that_leave_the_trunk_at_the_same_step_each_get_their_trial():
+    trunk = trunk_of()
+    budgets = budgets_of(trunk, 52, 53, 60)
+    assert steps_of(trunk, budgets[0]).branch == steps_of(trunk, budgets[1]).branch == 42
+    together = run(trunk, budgets)
+    assert {b: (e["status"], e["step"]) for b, e in ends(together).items()} == {
+        b: ("done", n) for b, n in zip(budgets, (52, 53, 60), strict=True)
+    }
+    for flops in budgets:
+        assert results_of(together, trunk, flops) == results_of(run(trunk, [flops]), trunk, flops)
+    assert sum(e["flops_run"] for e in ends(together).values()) == price(trunk, budgets).train_flops
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_spent_is_what_was_priced(kind):
+    trunk = trunk_of(**KINDS[kind])
+    budgets = [1.004 * b for b in budgets_of(trunk, 50, 64, 90)]
+    found = ends(run(trunk, budgets))
+    priced = price(trunk, budgets)
+    assert sum(e["flops_run"] for e in found.values()) == priced.train_flops
+    assert sum(e["eval_flops"] for e in found.values()) == priced.eval_flops
+    assert sum(e["flops_own"] for e in found.values()) == priced.separate_flops
+    for flops, end in found.items():
+        assert end["status"] == "done"
+        assert abs(end["flops_own"] - flops) <= 0.01 * flops
+        assert end["trial"] == trunk.trial(flops).id and end["fingerprint"] == trunk.trial(flops).fingerprint()
+
+
+# Stopped, killed, continued --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trunk() -> TrunkSpec:
+    return trunk_of()
+
+
+@pytest.fixture(scope="module")
+def budgets(trunk: TrunkSpec) -> list[float]:
+    """Branches at 40, 51 and 60, ends at 50, 64 and 75: 98 steps in all."""
+    return budgets_of(trunk, 50, 64, 75)
+
+
+@pytest.fixture(scope="module")
+def whole(trunk: TrunkSpec, budgets: list[float]) -> dict[str, dict[str, Any]]:
+    """The results of the uninterrupted run."""
+    found = keyed(run(trunk, budgets))
+    assert [e["status"] for e in found.values() if e["kind"] == "trial"] == ["done"] * 3
+    return found
+
+
+N_STEPS = 60 + 10 + 13 + 15
+ON_A_BRANCH = [n for first, length in ((40, 10), (61, 13), (83, 15)) for n in (first, first + 1, first + length - 1)]
+
+
+def test_a_trunk_stopped_between_any_two_steps_equals_an_uninterrupted_one_to_the_bit(trunk, budgets, whole, tmp_path):
+    """Stopped after every single step, on trunk and branches, and started again: the last call tells everything."""
+    assert run(trunk, budgets, place_of(tmp_path), Counter(0)) == []
+    calls = 0
+    while True:
+        events: Events = []
+        counter = Counter(1)
+        status = run_trunk(trunk, budgets, place_of(tmp_path), events.extend, counter)
+        calls += 1
+        if status == "finished":
+            break
+        assert counter.steps == 1 and calls <= N_STEPS
+    assert calls == N_STEPS
+    assert keyed(events) == whole
+
+
+@pytest.mark.parametrize("n", sorted({1, 16, 39, 50, 60, 97, *ON_A_BRANCH}))
+def test_a_trunk_stopped_once_equals_an_uninterrupted_one_to_the_bit(trunk, budgets, whole, tmp_path, n):
+    first = run(trunk, budgets, place_of(tmp_path), Counter(n))
+    counter = Counter()
+    rest = run(trunk, budgets, place_of(tmp_path), stop=counter)
+    assert counter.steps == N_STEPS - n
+    assert keyed(first + rest) == keyed(rest) == whole
+
+
+class Killed(BaseException):
+    """Nothing may catch it."""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["saving each step", "saving never"])
+def test_a_trunk_killed_at_any_event_equals_an_uninterrupted_one_to_the_bit(trunk, budgets, whole, tmp_path, seconds):
+    """Killed right after each event in turn, once; what had been told before is told again, the same."""
+    told: Events = []
+    survived: set[str] = set()
+
+    def emit(events: Events) -> None:
+        told.extend(events)
+        new = {event["key"] for event in events} - survived
+        if new and len(new) == len(events) == 1:
+            survived.update(new)
+            if seconds == 0 or events[0]["kind"] == "trial":
+                raise Killed
+
+    kills = 0
+    while True:
+        try:
+            status = run_trunk(trunk, budgets, place_of(tmp_path, seconds), emit)
+        except Killed:
+            kills += 1
+        else:
+            break
+    assert status == "finished"
+    assert kills == (len(whole) if seconds == 0 else 3)
+    assert keyed(told) == whole
+
+
+def test_a_torn_checkpoint_costs_one_interval_and_no_result(trunk, budgets, whole, tmp_path):
+    first = run(trunk, budgets, place_of(tmp_path, 0.0), Counter(70))
+    newest = max(tmp_path.iterdir())
+    live = newest / "live.pt"
+    live.write_bytes(live.read_bytes()[:-1])
+    counter = Counter()
+    rest = run(trunk, budgets, place_of(tmp_path), stop=counter)
+    assert counter.steps == N_STEPS - 69
+    assert keyed(first + rest) == whole
+
+
+def test_without_one_whole_checkpoint_the_trunk_starts_again_and_can_be_stopped_again(trunk, budgets, whole, tmp_path):
+    first = run(trunk, budgets, place_of(tmp_path, 0.0), Counter(55))
+    for path in tmp_path.iterdir():
+        (path / "manifest.json").unlink()
+    second = run(trunk, budgets, place_of(tmp_path), Counter(30))
+    counter = Counter()
+    rest = run(trunk, budgets, place_of(tmp_path), stop=counter)
+    assert counter.steps == N_STEPS - 30
+    assert keyed(first + second + rest) == keyed(rest) == whole
+
+
+def test_a_finished_trunk_tells_its_results_again_and_trains_nothing(trunk, budgets, whole, tmp_path):
+    run(trunk, budgets, place_of(tmp_path))
+    counter = Counter()
+    assert keyed(run(trunk, budgets, place_of(tmp_path), stop=counter)) == whole
+    assert counter.steps == 0
+
+
+def test_another_trunks_checkpoints_are_not_taken_up(trunk, budgets, whole, tmp_path):
+    run(trunk_of(replicate=1), budgets, place_of(tmp_path), Counter(45))
+    assert keyed(run(trunk, budgets, place_of(tmp_path))) == whole
+
+
+def test_a_place_changes_no_result(trunk, budgets, whole, tmp_path):
+    assert keyed(run(trunk, budgets, place_of(tmp_path, 0.0))) == whole
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(trunk, budgets, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        run_trunk(trunk, budgets, place_of(tmp_path / "file" / "folder"), lambda events: None, Counter(3))
+
+
+def test_replicates_arms_and_task_counts_give_different_results(trunk, whole):
+    flops = budgets_of(trunk, 50)
+    others = [trunk_of(replicate=1), trunk_of(n_tasks=2), trunk_of(arm="next_token")]
+    losses = {keyed(run(other, flops))[f"{other.id}/{flops[0]!r}/50"]["train_loss_nats"] for other in others}
+    assert len(losses | {whole[f"{trunk.id}/{flops[0]!r}/50"]["train_loss_nats"]}) == 4
+
+
+# Budgets that come later -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["all", "only the new"])
+def test_a_larger_budget_later_goes_on_from_the_constant_rate(trunk, budgets, whole, tmp_path, named):
+    first = run(trunk, budgets[:1], place_of(tmp_path))
+    counter = Counter()
+    rest = run(trunk, budgets if named == "all" else budgets[1:], place_of(tmp_path), counter)
+    assert counter.steps == N_STEPS - 50  # the first budget's 40 + 10 steps are not run again
+    found = keyed(first + rest)
+    assert found.pop(f"{trunk.id}/end/1")["kind"] == "trunk"
+    assert found == whole
+    assert ends(first)[budgets[0]] in rest  # told again as it was, times included
+
+
+def test_a_smaller_budget_later_trains_again_and_equals_the_trial_by_itself(trunk, budgets, whole, tmp_path):
+    run(trunk, budgets[2:], place_of(tmp_path))
+    counter = Counter()
+    later = run(trunk, budgets[:1], place_of(tmp_path), counter)
+    assert counter.steps == 50
+    assert results_of(later, trunk, budgets[0]) == results_of(list(whole.values()), trunk, budgets[0])
+    everything = keyed(run(trunk, budgets, place_of(tmp_path)))
+    assert everything == whole
+
+
+def test_a_smaller_budget_that_is_still_ahead_costs_no_second_start(trunk, budgets, whole, tmp_path):
+    run(trunk, budgets[2:], place_of(tmp_path), Counter(30))
+    counter = Counter()
+    assert keyed(run(trunk, budgets, place_of(tmp_path), counter)) == whole
+    assert counter.steps == N_STEPS - 30
+
+
+def test_a_branch_whose_budget_is_no_longer_wanted_is_left_out(trunk, budgets, whole, tmp_path):
+    run(trunk, budgets, place_of(tmp_path), Counter(45))  # five steps into the first branch
+    rest = run(trunk, budgets[1:], place_of(tmp_path))
+    assert set(ends(rest)) == set(budgets[1:])
+    for flops in budgets[1:]:
+        assert results_of(rest, trunk, flops) == results_of(list(whole.values()), trunk, flops)
+
+
+def test_a_budget_named_twice_is_one_trial(trunk, budgets, whole):
+    assert keyed(run(trunk, [budgets[2], *budgets, budgets[0]])) == whole
+
+
+def test_a_budget_below_fifty_steps_is_refused(trunk, budgets):
+    with pytest.raises(budget.BudgetTooSmall):
+        run_trunk(trunk, [*budgets, *budgets_of(trunk, 49)], Place(), lambda events: None)
+
+
+# Divergence ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trunk_that_diverges_ends_all_its_trials_before_the_update(tmp_path):
+    trunk = trunk_of(training={"batch_size": 8, "learning_rate": 1e20})
+    budgets = budgets_of(trunk, 50, 64)
+    events = run(trunk, budgets, place_of(tmp_path))
+    assert {b: e["status"] for b, e in ends(events).items()} == dict.fromkeys(budgets, "diverged")
+    (step,) = {e["step"] for e in ends(events).values()}
+    live = live_weights(trunk, tmp_path)
+    assert all(values.isfinite().all() for values in live.values())
+    assert {int(values) for name, values in live.items() if name.endswith("//step")} == {step}
+    assert step < 10
+    assert sum(e["flops_run"] for e in ends(events).values()) == step * flops_per_step(trunk)
+    json.dumps(events, allow_nan=False)
+    again = run(trunk, budgets, place_of(tmp_path))
+    assert keyed(events + again) == keyed(events)
+    for flops in budgets:
+        assert results_of(events, trunk, flops) == results_of(run(trunk, [flops]), trunk, flops)
+
+
+def test_weights_that_are_not_finite_from_the_start_are_a_result_too():
+    trunk = trunk_of(model={"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "init_gain": 1e30})
+    (end,) = ends(run(trunk, budgets_of(trunk, 50))).values()
+    assert (end["status"], end["step"], end["flops_run"]) == ("diverged", 0, 0)
+
+
+def test_an_exam_of_weights_that_are_not_finite_reports_missing_numbers():
+    """One update of 1e39, beyond float32: the next exam comes before the next loss."""
+    trunk = trunk_of(training={"batch_size": 8, "learning_rate": 1e39})
+    events = run(trunk, budgets_of(trunk, 50))
+    (exam,) = [e for e in events if e["kind"] == "evaluation"]
+    assert exam["step"] == 1
+    assert {row["nll_nats"] for row in exam["rows"]} == {row["n_correct"] for row in exam["rows"]} == {None}
+    json.dumps(events, allow_nan=False)
+
+
+def fault(monkeypatch: pytest.MonkeyPatch, at: int, decay_from: int | None) -> None:
+    """One update with a rate of 1e20, at step `at` of the trunk or of the branch that left it at `decay_from`."""
+    sound = budget.learning_rate_at
+
+    def faulty(training: Any, step: int, branch: int | None, end: int) -> float:
+        return 1e20 if (step, branch) == (at, decay_from) else sound(training, step, branch, end)
+
+    monkeypatch.setattr(budget, "learning_rate_at", faulty)
+
+
+def test_a_branch_that_diverges_ends_its_trial_alone(trunk, budgets, whole, monkeypatch, tmp_path):
+    fault(monkeypatch, at=43, decay_from=40)
+    events = run(trunk, budgets, place_of(tmp_path))
+    found = ends(events)
+    assert [found[b]["status"] for b in budgets] == ["diverged", "done", "done"]
+    assert 43 < found[budgets[0]]["step"] < 50
+    for flops in budgets[1:]:
+        assert results_of(events, trunk, flops) == results_of(list(whole.values()), trunk, flops)
+    run_again = keyed(run(trunk, budgets, place_of(tmp_path)))
+    assert run_again == keyed(events)
+
+
+def test_a_trunk_that_diverges_late_keeps_the_trials_that_had_ended(trunk, budgets, whole, monkeypatch, tmp_path):
+    fault(monkeypatch, at=47, decay_from=None)
+    events = run(trunk, budgets, place_of(tmp_path))
+    found = ends(events)
+    assert [found[b]["status"] for b in budgets] == ["done", "diverged", "diverged"]
+    assert results_of(events, trunk, budgets[0]) == results_of(list(whole.values()), trunk, budgets[0])
+    assert found[budgets[1]]["step"] == found[budgets[2]]["step"] == 48
+    assert all(values.isfinite().all() for values in live_weights(trunk, tmp_path).values())
+
+
+@pytest.mark.parametrize("n", [42, 44])
+def test_a_stop_around_a_divergence_changes_nothing(trunk, budgets, monkeypatch, tmp_path, n):
+    fault(monkeypatch, at=43, decay_from=40)
+    uninterrupted = keyed(run(trunk, budgets))
+    first = run(trunk, budgets, place_of(tmp_path), Counter(n))
+    assert keyed(first + run(trunk, budgets, place_of(tmp_path))) == uninterrupted
+
+
+# Evaluations -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_more_often_changes_no_final_number(trunk, budgets):
+    """Also not the training: the weights of a trial's end answer the same exam."""
+    finals = []
+    for per_decade in (1, 4, 60):
+        denser = trunk_of(evaluation={"first_flops": 1e5, "n_sequences": 6, "points_per_decade": per_decade})
+        events = run(denser, budgets)
+        at_ends = [e for e in events if e["kind"] == "evaluation" and e["on"] != "trunk"]
+        finals.append([(e["on"], e["step"], e["train_loss_nats"], e["rows"]) for e in at_ends])
+        assert len(at_ends) == 3
+    assert finals[0] == finals[1] == finals[2]
+
+
+def test_evaluation_happens_at_the_grid_and_at_the_branches_and_nowhere_else(trunk, budgets, whole):
+    exams = [e for e in whole.values() if e["kind"] == "evaluation"]
+    on_trunk = [e["step"] for e in exams if e["on"] == "trunk"]
+    assert on_trunk == sorted({*budget.evaluation_steps(trunk, 60), 40, 51, 60})
+    assert [(e["on"], e["step"]) for e in exams if e["on"] != "trunk"] == [
+        (repr(b), end) for b, end in zip(budgets, (50, 64, 75), strict=True)
+    ]
+    assert all(e["flops"] == e["step"] * flops_per_step(trunk) for e in exams)
+
+
+def log_probs_of(trunk: TrunkSpec, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """Predictions of the model in the newest checkpoint, rebuilt here."""
+    net = build(trunk.model, trunk.family.vocab_size, trunk.family.seq_len, replicate=99)
+    net.load_state_dict({k: v for k, v in live_weights(trunk, folder).items() if "//" not in k})
+    logits = net(torch.from_numpy(tokens[:, :-1])).detach().double().numpy()
+    return logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+
+
+def test_cipher_rows_are_what_one_counts_from_the_final_weights(tmp_path):
+    trunk = trunk_of(training={"batch_size": 8, "schedule": "constant", "learning_rate": 0.01})
+    events = run(trunk, budgets_of(trunk, 80), place_of(tmp_path))
+    rows = {(row["skill"], row["split"]): row for row in events[-3]["rows"]}
+    assert (events[-3]["kind"], events[-3]["step"]) == ("evaluation", 80)
+    held_out, seen = (trunk.family.suite(trunk)[i].tokens for i in (0, 1))
+    for split, tokens in (("held_out", held_out), ("seen", seen)):
+        log_probs = log_probs_of(trunk, tmp_path, tokens)
+        for skill, asked_before in (("recall", True), ("elimination", False)):
+            n = n_correct = 0
+            nll = brier = 0.0
+            for sequence, predictions in zip(tokens.tolist(), log_probs, strict=True):
+                for i in range(0, 10, 2):
+                    if (sequence[i] in sequence[:i]) != asked_before:
+                        continue
+                    n += 1
+                    n_correct += int(predictions[i].argmax() == sequence[i + 1])
+                    nll -= predictions[i][sequence[i + 1]]
+                    brier += sum((math.exp(p) - (v == sequence[i + 1])) ** 2 for v, p in enumerate(predictions[i]))
+            row = rows[skill, split]
+            assert (row["n"], row["n_correct"]) == (n, n_correct)
+            assert row["nll_nats"] == pytest.approx(nll, rel=1e-5)
+            assert row["brier"] == pytest.approx(brier, rel=1e-5)
+            assert n > 5
+
+
+def test_urns_rows_are_what_one_counts_from_the_final_weights(tmp_path):
+    trunk = trunk_of(**KINDS["urns"])
+    events = run(trunk, budgets_of(trunk, 80), place_of(tmp_path))
+    rows = {row["split"]: row for row in events[-3]["rows"]}
+    family = trunk.family
+    urns = {
+        "held_out": family.urns(family.held_out_ids(6)),
+        "seen": family.urns(family.train_ids(0, np.arange(6))),
+    }
+    for items, split in zip(family.suite(trunk), ("held_out", "seen"), strict=True):
+        log_probs = log_probs_of(trunk, tmp_path, items.tokens)[:, :, :3]
+        assert rows[split]["n"] == 6 * 12
+        assert rows[split]["nll_nats"] == pytest.approx(-(urns[split][:, None] * log_probs).sum(), rel=1e-5)
+
+
+def test_the_generaliser_and_the_memoriser_can_be_told_apart_after_a_little_training():
+    """Simulated truth at the smallest scale: one task is memorised within 200 steps, and is no general rule."""
+    trunk = trunk_of(n_tasks=1, training={"batch_size": 16, "learning_rate": 0.01})
+    (exam,) = [e for e in run(trunk, budgets_of(trunk, 200)) if e["kind"] == "evaluation" and e["on"] != "trunk"]
+    rows = {(row["skill"], row["split"]): row for row in exam["rows"]}
+    seen, held_out = rows["mixture", "seen"], rows["recall_novel_pair", "held_out"]
+    assert seen["nll_nats"] < 0.2 * seen["nll_generalizer"]
+    assert held_out["nll_nats"] > held_out["nll_uniform"]

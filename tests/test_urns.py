@@ -1,0 +1,276 @@
+"""urns: its universe, batches, references and distances."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from trainers.spec import TrunkSpec
+from trainers.tasks import Probe, Urns
+
+V, C = 8, 128
+ORACLE = sum(1 / k for k in range(2, V + 1))
+"""Mean entropy of an urn drawn from Dirichlet(1_V), in nats: psi(V + 1) - psi(2) = 1.71786."""
+
+
+def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **family: Any) -> TrunkSpec:
+    return TrunkSpec.model_validate(
+        {
+            "family": {"name": "urns", **family},
+            "arm": "next_token",
+            "n_tasks": n_tasks,
+            "replicate": replicate,
+            "evaluation": {"n_sequences": n_sequences},
+        }
+    )
+
+
+def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
+    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk) for p in i.probes if p.split == split]
+    return tokens, probe
+
+
+def tasks_of(trunk: TrunkSpec) -> np.ndarray:
+    return trunk.family.urns(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+
+
+# The universe ----------------------------------------------------------------------------------------------------
+
+
+def test_urns_are_drawn_from_the_flat_dirichlet():
+    """Means, covariances and a marginal of Dirichlet(1_8), over neighbouring ids; each marginal is Beta(1, 7)."""
+    n = 100_000
+    theta = Urns().urns(np.arange(n))
+    assert np.allclose(theta.sum(axis=1), 1, rtol=0, atol=1e-12) and theta.min() > 0
+    variance = (V - 1) / (V**2 * (V + 1))
+    assert np.abs(theta.mean(axis=0) - 1 / V).max() < 5 * np.sqrt(variance / n)
+    expected = np.full((V, V), -1 / (V**2 * (V + 1)))
+    np.fill_diagonal(expected, variance)
+    assert np.abs(np.cov(theta.T) - expected).max() < 0.03 * variance
+    for column in theta.T:
+        assert stats.kstest(column, stats.beta(1, V - 1).cdf).pvalue > 1e-4
+    entropies = stats.entropy(theta, axis=1)
+    assert entropies.mean() == pytest.approx(ORACLE, abs=5 * entropies.std() / np.sqrt(n))
+
+
+def test_an_urn_depends_on_its_id_alone():
+    ids = np.array([3, 2**61, 0, 3, 2**40])
+    theta = Urns().urns(ids)
+    for task, row in zip(ids, theta, strict=True):
+        assert np.array_equal(Urns().urns(np.array([task]))[0], row)
+
+
+def test_urns_are_what_they_were_when_this_was_written():
+    """When this moves, raise Urns.version."""
+    theta = Urns(n_colors=2).urns(np.array([0, 2**60]))
+    assert theta[:, 0].tolist() == pytest.approx([0.952235380716056, 0.21182379150801128], rel=1e-12)
+    assert Urns().train_ids(0, np.arange(2)).tolist() == [1448801085239838977, 690142159889359194]
+    assert Urns().held_out_ids(2).tolist() == [3827196978425214948, 3817205940210325277]
+
+
+def test_no_urn_is_both_trained_and_held_out_by_content():
+    family, n = Urns(), 60_000
+    ids = [family.train_ids(replicate, np.arange(n)) for replicate in range(3)] + [family.held_out_ids(n)]
+    contents = np.concatenate([np.round(family.urns(i)[:, :4], 12) for i in ids])
+    assert len(np.unique(contents, axis=0)) == 4 * n
+
+
+def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
+    large = tasks_of(trunk_of(1024))
+    assert np.array_equal(tasks_of(trunk_of(16)), large[:16])
+    other = tasks_of(trunk_of(1024, replicate=1))
+    assert len(np.unique(np.concatenate([large, other]), axis=0)) == 2048
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
+    trunk = trunk_of()
+    batch = trunk.family.batch(trunk, 7)
+    assert batch.tokens.shape == (32, C + 1) and batch.loss_mask.shape == (32, C)
+    assert (batch.tokens[:, 0] == V).all() and batch.tokens[:, 1:].min() >= 0 and batch.tokens[:, 1:].max() < V
+    assert batch.loss_mask.all()
+
+
+def test_a_batch_is_a_pure_function_of_step_and_replicate():
+    trunk = trunk_of()
+    first = trunk.family.batch(trunk, 7).tokens
+    trunk.family.batch(trunk, 0)
+    assert np.array_equal(trunk_of().family.batch(trunk_of(), 7).tokens, first)
+    others = [trunk_of(replicate=r).family.batch(trunk_of(replicate=r), s).tokens for r in (0, 1) for s in range(40)]
+    assert len(np.unique(np.concatenate(others), axis=0)) == 80 * 32
+
+
+def test_draws_follow_the_urn():
+    trunk = trunk_of(1)
+    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens[:, 1:] for step in range(20)])
+    (theta,) = tasks_of(trunk)
+    assert stats.chisquare(np.bincount(tokens.ravel(), minlength=V), theta * tokens.size).pvalue > 1e-3
+    pairs = np.histogram2d(tokens[:, :-1].ravel(), tokens[:, 1:].ravel(), bins=np.arange(V + 1))[0]
+    assert stats.chi2_contingency(pairs).pvalue > 1e-3  # one draw says nothing about the next
+
+
+def test_all_training_urns_are_drawn_equally_often():
+    trunk = trunk_of(4)
+    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens[:, 1:] for step in range(40)])
+    likeliest = (trunk.family.counts(tokens)[:, -1] @ np.log(tasks_of(trunk)).T).argmax(axis=1)
+    assert stats.chisquare(np.bincount(likeliest, minlength=4)).pvalue > 1e-4
+
+
+# References ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000))
+def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first):
+    family = Urns(n_colors=3, n_draws=len(draws))
+    theta = family.urns(np.arange(first, first + n_urns))
+    found = family.memorizer(family.counts(np.array([draws])), theta)[0]
+    weights = [1.0] * n_urns
+    for position, color in enumerate(draws):
+        total = sum(weights)
+        expected = [sum(w * urn[v] for w, urn in zip(weights, theta, strict=True)) / total for v in range(3)]
+        assert np.allclose(found[position], expected, rtol=0, atol=1e-9)
+        weights = [w * urn[color] for w, urn in zip(weights, theta, strict=True)]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_the_generaliser_chains_to_the_closed_form_of_a_whole_sequence(draws):
+    """Under Dirichlet(1_V) a sequence with counts c has probability (V-1)! prod c_v! / (n+V-1)!."""
+    family = Urns(n_colors=4, n_draws=len(draws))
+    found = family.generalizer(family.counts(np.array([draws])))[0]
+    assert np.allclose(found.sum(axis=1), 1, rtol=0, atol=1e-12)
+    product = np.prod([p[color] for p, color in zip(found, draws, strict=True)])
+    counts = np.bincount(draws, minlength=4)
+    whole = math.factorial(3) * math.prod(math.factorial(c) for c in counts) / math.factorial(len(draws) + 3)
+    assert product == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_memoriser_of_very_many_urns_becomes_the_generaliser():
+    family = Urns(n_colors=3, n_draws=8)
+    draws = np.array([[0, 0, 1, 0, 2, 0, 0, 1], [2, 2, 2, 2, 2, 2, 2, 2]])
+    counts = family.counts(draws)
+    gap = np.abs(family.memorizer(counts, family.urns(np.arange(100_000))) - family.generalizer(counts))
+    assert gap.max() < 0.01
+    assert np.abs(family.memorizer(counts, family.urns(np.arange(3))) - family.generalizer(counts)).max() > 0.1
+
+
+def test_references_see_only_what_was_drawn_before():
+    family = Urns(n_colors=3, n_draws=4)
+    assert family.counts(np.array([[2, 0, 2, 1]]))[0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 0, 2]]
+    assert family.generalizer(family.counts(np.array([[2, 0, 2, 1]])))[0, 2].tolist() == [2 / 5, 1 / 5, 2 / 5]
+
+
+def exact_generalizer_nll() -> float:
+    """Expected loss of (c_v + 1)/(n + V) on fresh urns, over C draws: counts are uniform over all compositions of n."""
+    total = 0.0
+    for n in range(C):
+        ways = math.comb(n + V - 1, V - 1)
+        for k in range(n + 1):
+            p = (k + 1) / (n + V)
+            total -= V * math.comb(n - k + V - 2, V - 2) / ways * p * math.log(p)
+    return total / C
+
+
+def test_on_held_out_urns_the_generaliser_and_the_oracle_lose_what_theory_says():
+    _, probe = probe_of(trunk_of(10**6, n_sequences=4096), "held_out")
+    for name, expected in (("generalizer", exact_generalizer_nll()), ("oracle", ORACLE)):
+        per_sequence = probe.references[name].nll_nats.mean(axis=1)
+        error = per_sequence.std(ddof=1) / np.sqrt(len(per_sequence))
+        assert error < 0.004
+        assert per_sequence.mean() == pytest.approx(expected, abs=4 * error)
+    assert set(probe.references) == {"uniform", "generalizer", "oracle"}  # a million urns are not enumerated
+
+
+@pytest.mark.parametrize(("n_urns", "in_distribution"), [(4, (1.722, 1.784, 1.711)), (64, (1.756, 1.797, 1.724))])
+def test_references_lose_what_science_says_in_distribution(n_urns, in_distribution):
+    """SCIENCE §2, C=128, memoriser, generaliser and oracle; over many replicates, because few urns differ much."""
+    found = []
+    for replicate in range(200 if n_urns == 4 else 40):
+        _, probe = probe_of(trunk_of(n_urns, replicate, n_sequences=max(16, n_urns)), "seen")
+        found.append([probe.references[name].nll_nats.mean() for name in ("memorizer", "generalizer", "oracle")])
+    assert np.mean(found, axis=0) == pytest.approx(in_distribution, abs=0.02)
+
+
+@pytest.mark.parametrize(("n_urns", "memorizer", "generalizer"), [(4, 2.185, 1.808), (64, 1.904, 1.800)])
+def test_references_lose_what_science_says_out_of_distribution(n_urns, memorizer, generalizer):
+    """SCIENCE §2; each training set meets its own fresh urns, because one set of held-out urns is a sample too."""
+    family, found = Urns(), []
+    rng = np.random.default_rng(0)
+    n_sets, n_fresh = (400, 16) if n_urns == 4 else (60, 32)
+    for replicate in range(n_sets):
+        train = family.urns(family.train_ids(replicate, np.arange(n_urns)))
+        fresh = family.urns(family.n_train_ids + replicate * n_fresh + np.arange(n_fresh))
+        colors = np.stack([rng.choice(V, C, p=theta) for theta in fresh])
+        counts = family.counts(colors)
+        losses = [
+            -(fresh[:, None] * np.log(p)).sum(axis=2).mean()
+            for p in (family.memorizer(counts, train), family.generalizer(counts))
+        ]
+        found.append(losses)
+    assert np.mean(found, axis=0) == pytest.approx((memorizer, generalizer), abs=0.02)
+
+
+# Scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
+    trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
+    for trunk in trunks:
+        assert sum(len(items.tokens) for items in trunk.family.suite(trunk)) == trunk.family.suite_size(trunk) == 128
+    assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
+    assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
+
+
+def test_seen_sequences_come_from_the_training_urns():
+    trunk = trunk_of(4)
+    _, probe = probe_of(trunk, "seen")
+    assert np.array_equal(probe.target[:, 0, :V], tasks_of(trunk)[np.arange(64) % 4])
+
+
+@pytest.mark.parametrize("split", ["seen", "held_out"])
+def test_distances_are_symmetrised_divergences(split):
+    """Against sums of two one-sided Kullback-Leibler divergences, position by position."""
+    trunk = trunk_of(4, n_sequences=6, n_draws=10)
+    tokens, probe = probe_of(trunk, split)
+    family = trunk.family
+    counts = family.counts(tokens[:, 1:])
+    m, g = family.memorizer(counts, tasks_of(trunk)), family.generalizer(counts)
+    model = np.random.default_rng(0).dirichlet(np.ones(V), (6, 10))
+
+    def symmetrised(p: np.ndarray, q: np.ndarray) -> float:
+        return sum(
+            stats.entropy(p[i, t], q[i, t]) + stats.entropy(q[i, t], p[i, t]) for i in range(6) for t in range(10)
+        )
+
+    row = probe.score(np.log(np.concatenate([model, np.full((6, 10, 1), 1e-12)], axis=2)))
+    assert row["skl_memorizer"] == pytest.approx(symmetrised(model, m), rel=1e-6)
+    assert row["skl_generalizer"] == pytest.approx(symmetrised(model, g), rel=1e-6)
+    assert row["skl_references"] == pytest.approx(symmetrised(m, g), rel=1e-6)
+
+
+def test_a_model_that_is_a_reference_scores_what_the_reference_scores():
+    trunk = trunk_of(4, n_sequences=16)
+    for split in ("seen", "held_out"):
+        tokens, probe = probe_of(trunk, split)
+        counts = trunk.family.counts(tokens[:, 1:])
+        models = {"memorizer": trunk.family.memorizer(counts, tasks_of(trunk))}
+        models["generalizer"] = trunk.family.generalizer(counts)
+        for name, other in (("memorizer", "generalizer"), ("generalizer", "memorizer")):
+            row = probe.score(np.log(np.concatenate([models[name], np.full((16, C, 1), 1e-12)], axis=2)))
+            assert row["n"] == 16 * C
+            assert row["nll_nats"] == pytest.approx(row[f"nll_{name}"], rel=1e-9)
+            assert row["n_correct"] == row[f"correct_{name}"]
+            assert row[f"skl_{name}"] == pytest.approx(0, abs=1e-6)
+            assert row[f"skl_{other}"] == pytest.approx(row["skl_references"], rel=1e-6)
+            assert row["nll_oracle"] < row["nll_nats"] < row["nll_uniform"] or name == "memorizer"
+
+
+def test_guessing_has_no_chance_level_where_the_target_is_a_distribution():
+    assert Urns().chance("predict") is None

@@ -20,13 +20,18 @@ Phase = Literal["pre_decay", "final"]
 
 
 def row_accuracy(row: Row | None) -> float | None:
-    """Share of greedy hits; None without items."""
-    return row["n_correct"] / row["n"] if row and row["n"] else None
+    """Share of greedy hits; None without items, or where a diverged model predicts nothing finite."""
+    return row["n_correct"] / row["n"] if row and row["n"] and row["n_correct"] is not None else None
+
+
+def row_probability(row: Row | None) -> float | None:
+    """Mean probability given to the target; None without items."""
+    return row["p_correct"] / row["n"] if row and row["n"] and row["p_correct"] is not None else None
 
 
 def row_ability(row: Row | None) -> float | None:
     """Ability from one row of raw sums; None where a reference is missing or they coincide."""
-    if not row or not row["n"] or row.get("nll_generalizer") is None or row.get("nll_uniform") is None:
+    if not row or not row["n"] or any(row.get(k) is None for k in ("nll_nats", "nll_generalizer", "nll_uniform")):
         return None
     nll, uniform, generalizer = (row[k] / row["n"] for k in ("nll_nats", "nll_uniform", "nll_generalizer"))
     return stats.ability(nll, uniform, generalizer, row.get("se_ability_gap"))
@@ -36,7 +41,7 @@ def row_memory(row: Row | None) -> float | None:
     """Memory from one row of raw sums on training tasks; None where a reference is missing or they coincide."""
     if not row or not row["n"] or row["split"] != "seen":
         return None
-    if row.get("nll_memorizer") is None or row.get("nll_generalizer") is None:
+    if any(row.get(k) is None for k in ("nll_nats", "nll_memorizer", "nll_generalizer")):
         return None
     nll, generalizer, memorizer = (row[k] / row["n"] for k in ("nll_nats", "nll_generalizer", "nll_memorizer"))
     return stats.memory(nll, generalizer, memorizer, row.get("se_memory_gap"))
@@ -49,8 +54,14 @@ def row_relative_distance(row: Row | None) -> float | None:
     return stats.relative_distance(row["skl_generalizer"], row["skl_memorizer"], row["skl_references"])
 
 
-MEASURES = {"accuracy": row_accuracy, "ability": row_ability, "memory": row_memory, "d_rel": row_relative_distance}
-Measure = Literal["accuracy", "ability", "memory", "d_rel"]
+MEASURES = {
+    "accuracy": row_accuracy,
+    "probability": row_probability,
+    "ability": row_ability,
+    "memory": row_memory,
+    "d_rel": row_relative_distance,
+}
+Measure = Literal["accuracy", "probability", "ability", "memory", "d_rel"]
 
 
 class Verdict(NamedTuple):
@@ -62,6 +73,18 @@ class Verdict(NamedTuple):
     verdict: str
     censored: int
     """Replicates in which the quantity was not reached or is not defined."""
+
+
+class Costs(NamedTuple):
+    """What a study has cost so far."""
+
+    train_flops: float
+    """Training FLOPs actually run."""
+    eval_flops: float
+    saved_flops: float
+    """What separate runs of every trial would have cost more."""
+    slot_seconds: float
+    """Training and evaluating, added up over slots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +114,32 @@ class Findings:
         keys = [(phase, arm, skill, split, n_tasks, flops, r) for r in range(self.study.axes.replicates)]
         return [MEASURES[measure](self.at.get(key)) for key in keys]
 
-    def mean(self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, flops: float) -> float | None:
-        """Mean over the replicates that have the value, after the decay."""
-        known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops) if v is not None]
+    def mean(
+        self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+    ) -> float | None:
+        """Mean over the replicates that have the value."""
+        known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops, phase) if v is not None]
         return sum(known) / len(known) if known else None
+
+    def reference_accuracy(self, reference: str, arm: str, skill: str, split: str, n_tasks: int) -> float | None:
+        """How often a reference is right on the items of a skill: mean over replicates, as each has its own tasks."""
+        known: dict[int, float] = {}  # by replicate; the items are the same at every evaluation
+        for flops in self.study.budgets:
+            for replicate in range(self.study.axes.replicates):
+                row = self.at.get(("final", arm, skill, split, n_tasks, flops, replicate))
+                if row and row["n"] and row.get(f"correct_{reference}") is not None:
+                    known[replicate] = row[f"correct_{reference}"] / row["n"]
+        return sum(known.values()) / len(known) if known else None
+
+    def costs(self) -> Costs:
+        """What the trials have cost together, each shared trunk charged once."""
+
+        def total(key: str) -> float:
+            return float(sum(r[key] for r in self.runs if r.get(key) is not None))
+
+        own, run = total("flops_own"), total("flops_run")
+        seconds = total("train_seconds") + total("eval_seconds")
+        return Costs(run, total("eval_flops"), own - run, seconds)
 
     def curve(
         self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, replicate: int
@@ -179,17 +224,11 @@ def _verdict(found: Findings, expected: Expected) -> Verdict:
     replicates = range(study.axes.replicates)
     values: list[float | None]
     if expected.what in ("accuracy", "ability"):
-        values = found.values(cast(Measure, expected.what), arm, skill, cell.split, cast(int, cell.n_tasks), flops)
+        values = found.values(cast(Measure, expected.what), arm, skill, cell.split, cell.n_tasks, flops)
     elif expected.what == "memory":
-        values = found.values("memory", arm, family.mixture, "seen", cast(int, cell.n_tasks), flops, "pre_decay")
+        values = found.values("memory", arm, family.mixture, "seen", cell.n_tasks, flops, "pre_decay")
     elif expected.what == "crossing_steps":
-        values = [crossing(found, arm, cast(int, cell.n_tasks), r) for r in replicates]
-    elif expected.what == "crossing_slope":
-        values = []
-        for r in replicates:
-            pairs = [(n, crossing(found, arm, n, r)) for n in sorted(study.axes.n_tasks)]
-            seen = [(float(n), step) for n, step in pairs if step is not None]
-            values.append(stats.log_slope([n for n, _ in seen], [s for _, s in seen]) if seen else None)
+        values = [crossing(found, arm, cell.n_tasks, r) for r in replicates]
     else:
         reference = expected.what.removeprefix("excess_").removesuffix("_nats")
         keys = [("final", arm, family.mixture, cell.split, cell.n_tasks, flops, r) for r in replicates]
@@ -235,13 +274,31 @@ def between(boundary: stats.Boundary, levels: Sequence[float], crossed: str, nev
         return never.format(last=last, first=first)
     if boundary.verdict == "below":
         return everywhere.format(last=last, first=first)
+    low = boundary.low if boundary.low is not None and boundary.low >= min(levels) else None
     if boundary.verdict == "undecided" or boundary.high is None:
         reached = sum(b.high is not None for b in boundary.brackets)
-        bound = f" above {number(boundary.low)} tasks" if boundary.low is not None else ""
+        bound = f" above {number(low)} tasks" if low is not None else ""
         return f"{crossed}{bound} in {reached} of {len(boundary.brackets)} replicates, no upper end"
-    if boundary.low is None:
-        return f"{crossed} at {number(boundary.high)} tasks or fewer"
-    return f"{crossed} between {number(boundary.low)} and {number(boundary.high)} tasks"
+    high = number(boundary.high) if boundary.high <= max(levels) else f"more than {last}"
+    if low is None:
+        return f"{crossed} at {high} tasks" + (" or fewer" if boundary.high <= max(levels) else ", or anywhere below")
+    return f"{crossed} between {number(low)} and {high} tasks"
+
+
+def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """The interval of a boundary in figures. An end outside the grid is told by the grid's end: it was not measured."""
+    if boundary.verdict == "missing":
+        return "—"
+    low, high = boundary.low, boundary.high
+    if low is not None and low < min(levels):
+        low = None
+    if high is not None and high > max(levels):
+        high = None
+    if low is None and high is None:
+        return "open at both ends"
+    if high is None:
+        return f"above {number(cast(float, low))}"
+    return f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}"
 
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
@@ -257,7 +314,7 @@ def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
 def verdict_line(verdict: Verdict) -> str:
     """An expected value beside the measured one, in a line."""
     expected, measured = verdict.expected, verdict.measured
-    where = f" at {number(expected.cell.n_tasks)} tasks" if expected.cell.n_tasks else ""
+    where = f" at {number(expected.cell.n_tasks)} tasks"
     said = "not measured"
     if measured is not None:
         said = f"measured {measured.mean:.3g}"

@@ -57,15 +57,14 @@ class Surface:
         """Rows are numbers of tasks, columns are budgets; one block per arm."""
         blocks: list[RenderableType] = []
         for arm in self.study.axes.arm:
-            table = Table(box=None, padding=(0, 1), title=self.title, title_justify="left", title_style="bold")
-            if len(self.study.axes.arm) > 1:
-                table.title = f"{self.title}, arm {arm}"
+            of_arm = f", arm {arm}" if len(self.study.axes.arm) > 1 else ""
+            blocks.append(Text(f"{self.title}{of_arm}; columns: training FLOPs", style="bold"))
+            table = Table(box=None, padding=(0, 1))
             table.add_column("tasks", justify="right")
             for flops in self.study.budgets:
                 table.add_column(f"{number(flops)}", justify="center")
             for n_tasks in sorted(self.study.axes.n_tasks, reverse=True):
                 table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
-            table.add_row("", *["FLOPs"] * len(self.study.budgets), style="dim")
             blocks.append(table)
         return Group(*blocks)
 

@@ -180,13 +180,6 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
     return None
 
 
-def log_slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Least-squares slope of log y on log x; None with fewer than two distinct x."""
-    if len(set(x)) < 2:
-        return None
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
 def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:
     """Does a measured interval agree with a claimed range?
 

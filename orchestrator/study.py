@@ -60,8 +60,8 @@ class Axes(Record):
 class Cell(Record):
     """Which results an expected value speaks of; what is left out is the study's only, or the natural, value."""
 
-    n_tasks: Count | None = None
-    """Number of training tasks; left out: all that the study has (for `crossing_slope`)."""
+    n_tasks: Count
+    """Number of training tasks."""
     compute_flops: Positive | None = None
     """Budget; left out: the largest."""
     arm: str | None = None
@@ -80,13 +80,12 @@ class Expected(Record):
         "ability",
         "memory",
         "crossing_steps",
-        "crossing_slope",
         "excess_memorizer_nats",
         "excess_generalizer_nats",
     ]
     """The quantity: `crossing_steps` is where the relative distance d_rel passes one half on its way to the memoriser,
-    `crossing_slope` its log-log slope in n_tasks, `excess_*_nats` a reference's log loss above the oracle's."""
-    cell: Cell = Cell()
+    `excess_*_nats` a reference's log loss above the oracle's."""
+    cell: Cell
     """Where it is measured."""
     value: float
     """The value."""
@@ -249,6 +248,7 @@ class _Reader:
     def __init__(self, path: Path, raw: Any) -> None:
         self.path, self.raw = path, raw
         self.problems: list[tuple[int, str]] = []
+        self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
 
     def study(self) -> Study:
         plain = _plain(self.raw)
@@ -257,7 +257,7 @@ class _Reader:
         try:
             study = Study.model_validate(plain | ({"family": family} if family else {}))
         except ValidationError as error:
-            for e in error.errors():
+            for e in sorted(error.errors(), key=lambda e: e["type"] == "missing"):  # misspelt keys first
                 if not (e["loc"][:1] == ("family",) and e["type"] != "missing"):  # said better by _family
                     self._pydantic(e, (), Study)
         if study and family:
@@ -279,7 +279,7 @@ class _Reader:
             try:
                 return kind.model_validate(given)
             except ValidationError as error:
-                for e in error.errors():
+                for e in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
                     self._pydantic(e, ("family",), kind)
         return None
 
@@ -295,6 +295,9 @@ class _Reader:
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
             text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
             self._say(prefix + loc, text, named=False)
+            self._suggested |= {(*prefix, *loc[:-1], near) for near in _close(str(loc[-1]), allowed)}
+        elif kind == "missing" and prefix + loc in self._suggested:
+            return  # it is there, misspelt
         elif kind == "missing":
             self._say(prefix + loc[:-1], f"key '{loc[-1]}' is required", named=bool(loc[:-1]))
         else:
@@ -393,16 +396,18 @@ def _expected_meaning(
         if value is not None and value not in allowed:
             listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
             yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
-    if cell.n_tasks is None and expected.what != "crossing_slope":
-        yield ("expected", i, "cell"), f"'{expected.what}' needs n_tasks"
 
 
 def _name(family: Family) -> str:
     return f"family '{cast(Any, family).name}'"
 
 
+def _close(word: str, among: Any) -> list[str]:
+    return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
+
+
 def _nearest(word: str, among: Any) -> str:
-    near = difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
+    near = _close(word, among)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

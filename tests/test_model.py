@@ -66,8 +66,7 @@ def slow_logits(net: Transformer, tokens: list[int], n_heads: int) -> np.ndarray
         xs = [x + m for x, m in zip(xs, mixed, strict=True)]
         for i, x in enumerate(xs):
             up = w[f"{at}.up.weight"] @ norm(x, f"{at}.norm_mlp")
-            gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-            xs[i] = x + w[f"{at}.down.weight"] @ gelu
+            xs[i] = x + w[f"{at}.down.weight"] @ (up * stats.norm.cdf(up))  # the exact GELU
     return np.array([w["unembed.weight"] @ norm(x, "norm") for x in xs])
 
 
@@ -113,12 +112,14 @@ def test_a_shorter_sequence_is_the_beginning_of_a_longer_one():
         assert torch.allclose(net(tokens[:, :5]), net(tokens)[:, :5], rtol=0, atol=1e-6)
 
 
-def test_rotation_is_multiplication_by_a_unit_complex_number():
+@pytest.mark.parametrize("between", [(), (3,), (2, 3)], ids=str)
+def test_rotation_is_multiplication_by_a_unit_complex_number(between):
     generator = torch.Generator().manual_seed(0)
-    x, angle = torch.randn(2, 1, 5, 8, generator=generator), torch.randn(5, 4, generator=generator)
+    x, angle = torch.randn(2, 5, *between, 8, generator=generator), torch.randn(5, 4, generator=generator)
     turned = rotate(x, angle.cos(), angle.sin())
-    expected = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones(5, 4), angle)
-    assert torch.allclose(turned, torch.cat([expected.real, expected.imag], dim=-1), atol=1e-6)
+    for position in range(5):
+        z = torch.complex(x[:, position, ..., :4], x[:, position, ..., 4:]) * torch.exp(1j * angle[position])
+        assert torch.allclose(turned[:, position], torch.cat([z.real, z.imag], dim=-1), atol=1e-6)
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Model(Record):
     d_model: Count = 64
     """Width of the residual stream; a multiple of `n_heads`."""
     n_heads: Count = 4
-    """Attention heads. On cipher, 4 heads of width 16 give a calmer onset than 2 of width 32 (see sweeps/LOG.md)."""
+    """Attention heads."""
     d_mlp: Count = 256
     """Width of the hidden layer of the MLP."""
     norm: Literal["rms", "layer"] = "rms"

@@ -1,0 +1,238 @@
+"""The whole path for real: the command line, Ray Tune, DeepSpeed, the journal, Parquet, MLflow on SQLite, the report.
+
+One tiny study, interrupted in every way a study can be, against the same study left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.journal import State, read
+
+pytestmark = pytest.mark.end_to_end
+
+TINY = """
+study: tiny
+version: 1
+question: Does a tiny model learn anything?
+family: {name: cipher, n_symbols: 8, n_pairs: 8}
+axes:
+  arm: [answer]
+  n_tasks: [4, 1024]
+  compute_flops: [5e8, 1e9, 4e9]
+  replicates: 2
+model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32, conv_kernel: 4}
+training: {batch_size: 8, warmup_steps: 10}
+evaluation: {points_per_decade: 2, first_flops: 1e8, n_sequences: 8}
+"""
+N_TRIALS = 12
+Emergence = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Home:
+    """A results home of its own, and the `emergence` command in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "tiny.yaml"
+        self.file.write_text(TINY)
+        self.study = folder / "runs" / "tiny@1"
+        self.environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "120"}
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder
+        )
+
+    def emergence(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        out, _ = process.communicate(timeout=300)
+        return process.returncode, out
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        return self.emergence("run", str(self.file), "--checkpoint-seconds", "0.5", *arguments)
+
+    def events(self, kind: str) -> list[dict]:
+        return [event for event in read(self.study)[0] if event["kind"] == kind]
+
+    def run_until(self, n_evaluations: int) -> subprocess.Popen[str]:
+        """Start a run and wait until its journal has so many evaluations; it is then somewhere in the middle."""
+        driver = self.start("run", str(self.file), "--checkpoint-seconds", "0.5")
+        while len(self.events("evaluation")) < n_evaluations:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+        return driver
+
+    def mlflow_runs(self) -> Counter:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("tiny@1")
+        assert experiment is not None
+        return Counter(r.data.tags["emergence.key"] for r in client.search_runs([experiment.experiment_id]))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """The study, run once without interruption."""
+    home = Home(tmp_path_factory.mktemp("quiet"))
+    code, out = home.run()
+    assert code == 0, out
+    return home
+
+
+def test_a_run_ends_with_a_surface_an_answer_a_report_and_the_command_for_the_ui(quiet: Home) -> None:
+    code, out = quiet.emergence("run", str(quiet.file))
+    assert code == 0
+    assert "1,024" in out and "4e9" in out and "recall" in out
+    assert str(quiet.study / "report.html") in out.replace("\n", "")
+    assert "emergence ui" in out
+    assert (quiet.study / "report.html").stat().st_size > 10_000
+
+
+def test_every_trial_is_one_row_of_runs_and_one_mlflow_run_under_one_parent(quiet: Home) -> None:
+    runs = pq.read_table(quiet.study / "runs.parquet").to_pylist()
+    assert [r["status"] for r in runs] == ["done"] * N_TRIALS
+    keys = quiet.mlflow_runs()
+    assert keys == Counter([""] + [r["trial"] for r in runs])
+
+
+def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_steps(quiet: Home) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{quiet.folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny@1")
+    assert experiment is not None
+    every = {r.data.tags["emergence.key"]: r for r in client.search_runs([experiment.experiment_id])}
+    run, parent = every["answer/n1024/c4e9/r1"], every[""]
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.params["n_tasks"] == "1024" and float(run.data.params["n_tasks_log10"]) == pytest.approx(3.0103)
+    assert float(run.data.params["compute_flops_log10"]) == pytest.approx(9.6021, abs=1e-4)
+    assert run.data.tags["emergence.fingerprint"] and run.data.tags["mlflow.source.git.commit"]
+    table = pq.read_table(quiet.study / "results.parquet").to_pylist()
+    mine = [r for r in table if (r["trial"], r["skill"], r["split"]) == ("answer/n1024/c4e9/r1", "recall", "held_out")]
+    history = client.get_metric_history(run.info.run_id, "held_out/recall/accuracy")
+    assert [(m.step, m.value) for m in history] == [(r["step"], r["n_correct"] / r["n"]) for r in mine]
+    flops = client.get_metric_history(run.info.run_id, "flops")
+    assert [m.value for m in flops] == [r["flops"] for r in mine]
+    assert parent.data.tags["mlflow.note.content"]
+    names = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "results.parquet", "runs.parquet", "figures"} <= names
+
+
+def test_running_again_recomputes_nothing_and_starts_no_ray(quiet: Home) -> None:
+    before = (quiet.study / "journal.jsonl").read_bytes()
+    code, out = quiet.run()
+    assert code == 0 and "nothing to run" in out
+    assert (quiet.study / "journal.jsonl").read_bytes() == before
+
+
+def test_publishing_again_changes_nothing_in_mlflow_and_rebuilds_lost_tables_to_the_bit(quiet: Home) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{quiet.folder / 'runs' / 'mlflow.db'}")
+
+    def everything() -> dict:
+        experiment = client.get_experiment_by_name("tiny@1")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        keys = ("held_out/recall/accuracy", "flops")
+        return {
+            r.data.tags["emergence.key"]: [
+                [(m.step, m.value, m.timestamp) for m in client.get_metric_history(r.info.run_id, k)] for k in keys
+            ]
+            for r in runs
+        }
+
+    table, before = (quiet.study / "results.parquet").read_bytes(), everything()
+    (quiet.study / "results.parquet").unlink()
+    code, out = quiet.emergence("publish", str(quiet.file))
+    assert code == 0, out
+    assert (quiet.study / "results.parquet").read_bytes() == table
+    assert everything() == before
+
+
+def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(quiet: Home, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+
+    driver = home.run_until(n_evaluations=6)
+    code, out = home.run()  # a second driver, while the first one runs
+    assert code == 2 and "tiny@1 is being run by process" in out and "Traceback" not in out
+    assert home.emergence("stop", str(home.file))[0] == 0
+    out, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130 and "Go on with: emergence run" in out
+    assert 0 < len(State.of(home.study).trials) < N_TRIALS
+
+    driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
+    driver.send_signal(signal.SIGINT)
+    assert driver.communicate(timeout=120)[0] and driver.returncode == 130
+
+    driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
+    driver.kill()
+    driver.communicate(timeout=120)
+    assert len(State.of(home.study).trials) < N_TRIALS
+
+    code, out = home.run()
+    assert code == 0, out
+    assert (home.study / "results.parquet").read_bytes() == (quiet.study / "results.parquet").read_bytes()
+    ended = [event["key"] for event in home.events("trial")]
+    assert len(set(ended)) == N_TRIALS
+    assert set(home.mlflow_runs().values()) == {1} and len(home.mlflow_runs()) == N_TRIALS + 1
+
+
+def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(quiet: Home, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    subprocess.run(["cp", "-r", str(quiet.study.parent), str(tmp_path)], check=True)
+    wider = TINY.replace("[4, 1024]", "[4, 64, 1024]").replace("replicates: 2", "replicates: 3")
+    home.file.write_text(wider.replace("4e9]", "4e9, 5e9]"))
+    old = {event["key"] for event in home.events("trial")}
+    old_rows = pq.read_table(home.study / "results.parquet").to_pylist()
+
+    code, out = home.run()
+    assert code == 0, out
+    new = [event for event in home.events("trial") if event["key"] not in old]
+    assert len(new) == 3 * 3 * 4 - N_TRIALS
+    rows = pq.read_table(home.study / "results.parquet").to_pylist()
+    kept = {r["trial"] for r in old_rows}
+    assert [r for r in rows if r["trial"] in kept] == old_rows
+    cost = json.loads((quiet.study / "journal.jsonl").read_text().splitlines()[1])["flops_run"]
+    resumed = next(e for e in new if e["trial"] == "answer/n4/c5e9/r0")
+    assert cost >= 0 and resumed["flops_run"] < 0.6 * resumed["flops_own"]  # went on from the trunk, not from the start
+
+
+def test_a_changed_setting_under_the_same_version_is_refused_by_name(quiet: Home, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(TINY.replace("d_model: 16", "d_model: 32"))
+    before = (quiet.study / "journal.jsonl").read_bytes()
+    code, out = quiet.emergence("run", str(changed))
+    assert code == 2 and "model.d_model: 16 -> 32" in out and "version" in out
+    assert (quiet.study / "journal.jsonl").read_bytes() == before
+
+
+def test_a_trial_that_fails_is_told_kept_apart_and_tried_again(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.file.write_text(TINY.replace("[4, 1024]", "[4]").replace("replicates: 2", "replicates: 1"))
+    blocked = home.study / "checkpoints" / "answer" / "n4"
+    blocked.mkdir(parents=True)
+    (blocked / "r0").write_text("a file where the checkpoint folder should be")
+    code, out = home.run()
+    assert code == 1 and "failed" in out and "Traceback" not in out
+    runs = pq.read_table(home.study / "runs.parquet").to_pylist()
+    assert {r["status"] for r in runs} == {"failed"} and all(r["reason"] for r in runs)
+    (blocked / "r0").unlink()
+    assert home.run()[0] == 0
+    runs = pq.read_table(home.study / "runs.parquet").to_pylist()
+    assert {r["status"] for r in runs} == {"done"}

@@ -1,0 +1,49 @@
+"""The room rules: who may import what, and what loading must not cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level packages that a file imports, at module level or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            found |= {str(arg.value).split(".")[0] for arg in node.args if isinstance(arg, ast.Constant)}
+    return found
+
+
+def files_of(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files_of("trainers"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_trainers_knows_no_ray_no_mlflow_and_no_study(path):
+    assert not imported_by(path) & {"ray", "mlflow", "orchestrator"}
+
+
+def test_only_the_modules_that_train_import_torch_and_deepspeed():
+    heavy = {p.name for p in files_of("trainers") if imported_by(p) & {"torch", "deepspeed"}}
+    assert heavy == {"model.py", "checkpoint.py", "train.py"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["trainers", "trainers.spec", "trainers.tasks", "trainers.budget", "trainers.streams", "trainers.__main__"],
+)
+def test_loading_a_spec_loads_no_torch(module):
+    script = f"import sys, {module}; print(sorted({{'torch', 'deepspeed', 'ray', 'mlflow'}} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,195 @@
+"""Study files: what they mean, and every refusal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from orchestrator import study as studies
+from orchestrator.study import Study, StudyError, differences, load
+
+GOOD = """\
+study: good
+version: 1
+question: Is this well formed?
+family:
+  name: cipher
+  n_symbols: 16
+axes:
+  arm: [answer]
+  n_tasks: [4, 1e12]
+  compute_flops: [1e11, 8e11]
+  replicates: 2
+model:
+  d_model: 64
+evaluation:
+  points_per_decade: 2
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "x.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_good_file_becomes_the_full_crossing_of_its_axes(tmp_path: Path) -> None:
+    study = load(written(tmp_path, GOOD))
+    ids = [trial.id for trial in study.trials()]
+    assert sorted(ids) == sorted(
+        f"answer/n{n}/c{c}/r{r}" for n in ("4", "1e12") for c in ("1e11", "8e11") for r in range(2)
+    )
+    assert study.axes.n_tasks == (4, 10**12) and isinstance(study.axes.n_tasks[1], int)
+
+
+def test_a_study_survives_the_journal(tmp_path: Path) -> None:
+    study = load(written(tmp_path, GOOD))
+    again = Study.from_record(study.model_dump(mode="json"))
+    assert again == study and [t.fingerprint() for t in again.trials()] == [t.fingerprint() for t in study.trials()]
+
+
+# (what is changed, the line that must be named, what the message must say)
+REFUSALS = [
+    ("a misspelt key", ("n_tasks:", "n_task:"), 9, ["unknown key 'n_task'", "did you mean 'n_tasks'", "compute_flops"]),
+    ("a misspelt section", ("model:", "modle:"), 12, ["unknown key 'modle'", "did you mean 'model'"]),
+    ("a misspelt family key", ("n_symbols", "n_symbol"), 6, ["unknown key 'n_symbol'", "did you mean 'n_symbols'"]),
+    ("a duplicate key", ("version: 1", "version: 1\nversion: 2"), 3, ["'version' is given twice"]),
+    ("text for a number", ("replicates: 2", "replicates: two"), 11, ["axes.replicates", "whole number", "'two'"]),
+    ("a quoted number", ("d_model: 64", 'd_model: "64"'), 13, ["model.d_model", "whole number", "quotes"]),
+    ("a number with a unit", ("8e11", "8e11 FLOPs"), 10, ["axes.compute_flops[1]", "without unit"]),
+    ("true for a number", ("replicates: 2", "replicates: true"), 11, ["axes.replicates", "whole number", "True"]),
+    ("a fraction of a task", ("[4,", "[4.5,"), 9, ["axes.n_tasks[0]", "whole number", "4.5"]),
+    ("a negative count", ("[4,", "[-4,"), 9, ["axes.n_tasks[0]", "greater than 0", "-4"]),
+    ("a value where a list is needed", ("[answer]", "answer"), 8, ["axes.arm", "a list is needed"]),
+    ("an empty list", ("[4, 1e12]", "[]"), 9, ["axes.n_tasks", "at least one value"]),
+    ("a value given twice", ("[4,", "[4, 4,"), 9, ["axes.n_tasks[1]", "given twice"]),
+    ("a budget below 50 steps", ("[1e11,", "[600,"), 10, ["600 FLOPs", "at least 50 steps"]),
+    ("two budgets of one length", ("[1e11,", "[1e11, 1.0001e11,"), 10, ["both 99 steps"]),
+    ("more tasks than there are", ("1e12]", "1.2e13]"), 9, ["12000000000000 tasks", "10,461,394,944,000"]),
+    ("an unknown family", ("cipher", "cypher"), 5, ["unknown family 'cypher'", "did you mean 'cipher'", "urns"]),
+    ("an unknown arm", ("[answer]", "[anser]"), 8, ["has no arm 'anser'", "did you mean 'answer'", "next_token"]),
+    ("an unknown skill", ("model:", "skills: [recal]\nmodel:"), 12, ["no skill 'recal'", "did you mean 'recall'"]),
+    ("an evaluation that costs too much", ("decade: 2", "decade: 200"), 14, ["at most 10%", "points_per_decade"]),
+    ("a missing key", ("version: 1\n", ""), 1, ["key 'version' is required"]),
+    ("widths that do not fit", ("d_model: 64", "d_model: 66"), 12, ["d_model 66", "n_heads 4"]),
+    ("a family without a name", ("name: cipher", "nam: cipher"), 4, ["'name'", "cipher, urns"]),
+    ("no YAML", ("axes:", "axes: ["), 9, ["not YAML"]),
+]
+
+
+@pytest.mark.parametrize(("change", "line", "says"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+def test_a_bad_file_is_refused_with_place_and_reason(
+    tmp_path: Path, change: tuple[str, str], line: int, says: list[str]
+) -> None:
+    assert change[0] in GOOD
+    path = written(tmp_path, GOOD.replace(*change, 1))
+    with pytest.raises(StudyError) as refusal:
+        load(path)
+    message = str(refusal.value)
+    lines = message.splitlines()
+    assert any(said.startswith(f"{path}:{line}: ") for said in lines), message
+    assert all(word in message for word in says), message
+    assert len(lines) == 1, message
+
+
+def test_several_problems_are_told_together_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace("version: 1", "version: one").replace("d_model: 64", "d_modle: 64")
+    with pytest.raises(StudyError) as refusal:
+        load(written(tmp_path, text))
+    numbers = [int(re.match(r".*?:(\d+): ", line)[1]) for line in str(refusal.value).splitlines()]  # type: ignore[index]
+    assert numbers == [2, 13]
+
+
+def test_a_study_that_does_not_exist_is_refused_with_the_ones_that_ship() -> None:
+    with pytest.raises(StudyError, match=r"quikstart: no such study file; did you mean 'quickstart'\?.*control_null"):
+        load("quikstart")
+
+
+def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_path: Path) -> None:
+    entry = "expected:\n  - {what: accuracy, cell: {n_tasks: 5}, value: 1, lo: 0, hi: 2, source: s, evidence: C}\n"
+    with pytest.raises(StudyError, match=r"expected\[0\].cell.n_tasks: 5 is not in the study; it has 4, 1000000000000"):
+        load(written(tmp_path, GOOD + entry))
+    with pytest.raises(StudyError, match="lo 0 <= value 3 <= hi 2 does not hold"):
+        load(written(tmp_path, GOOD + entry.replace("value: 1", "value: 3").replace("n_tasks: 5", "n_tasks: 4")))
+
+
+def test_every_study_that_ships_loads_and_says_what_it_asks() -> None:
+    assert {"quickstart", "urns", "control_null"} <= studies.shipped().keys()
+    for name in studies.shipped():
+        study = load(name)
+        assert study.study == name and study.question and study.expectation
+
+
+def test_the_control_is_the_quickstart_on_noise_and_nothing_else() -> None:
+    quick, null = load("quickstart").model_dump(mode="json"), load("control_null").model_dump(mode="json")
+    changed = {line.split(":")[0] for line in differences(quick, null)}
+    assert changed == {"study", "question", "expectation", "family.answers"}
+
+
+def test_differences_name_each_field_with_both_values() -> None:
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == ["a.c: 2 -> 4", "d: 3 -> None"]
+
+
+def test_loading_planning_and_help_import_no_torch_ray_or_mlflow(tmp_path: Path) -> None:
+    script = (
+        "import sys; from orchestrator import cli\n"
+        "for words in (['--help'], ['plan', 'quickstart']):\n"
+        "    sys.argv = ['emergence', *words]\n"
+        "    try: cli.main()\n"
+        "    except SystemExit: pass\n"
+        "print('loaded:', [m for m in ('torch', 'ray', 'mlflow', 'deepspeed', 'matplotlib') if m in sys.modules])"
+    )
+    environment = os.environ | {"EMERGENCE_HOME": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.strip().endswith("loaded: []"), out.stdout[-300:]
+
+
+def test_the_readme_of_sweeps_explains_every_key_with_its_default_and_no_other() -> None:
+    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z_0-9.]+)` \| (.*?) \|", text, flags=re.MULTILINE)
+    in_tables_of_keys = {key: default.strip() for key, default in rows if "(" not in default and "`" not in default}
+    in_tables_of_keys = {k: v for k, v in in_tables_of_keys.items() if k not in {*studies.shipped(), "cipher"}}
+    assert in_tables_of_keys == all_keys()
+
+
+def all_keys() -> dict[str, str]:
+    """Every key a study may have, dotted, with its default as the README writes it ("required", "" for none)."""
+    from pydantic import BaseModel
+
+    from trainers.tasks import FAMILIES
+
+    def default(field: Any) -> str:
+        if field.is_required():
+            return "required"
+        plain = isinstance(field.default, int | float | str)
+        return "" if not plain else field.default if isinstance(field.default, str) else f"{field.default:g}"
+
+    def walk(model: type[BaseModel], prefix: str) -> dict[str, str]:
+        found = {}
+        for name, field in model.model_fields.items():
+            found[prefix + name] = default(field)
+            inner = studies._model_at(model, (name,))
+            if inner is not None and name != "family":
+                found |= walk(inner, f"{prefix}{name}.")
+        return found
+
+    keys = walk(Study, "") | {"family.name": "required"}
+    for family_name, family in FAMILIES.items():
+        fields = walk(family, f"family.{family_name}.")
+        del fields[f"family.{family_name}.name"]
+        keys |= fields
+    return keys
+
+
+def test_the_readme_of_sweeps_shows_a_study_that_loads(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    example = re.search(r"```yaml\n(study:.*?)```", text, flags=re.DOTALL)
+    assert example and YAML(typ="safe").load(example[1])["study"]
+    assert load(written(tmp_path, example[1])).trials()

@@ -1,0 +1,148 @@
+"""`python -m trainers`: one trial or trunk alone, from a JSON file, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers import __main__ as command
+from trainers import budget
+from trainers.budget import flops_per_step
+from trainers.spec import TrunkSpec
+
+ROOT = Path(__file__).parent.parent
+TRUNK: dict[str, Any] = {
+    "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+    "arm": "answer",
+    "n_tasks": 8,
+    "replicate": 0,
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24},
+    "training": {"batch_size": 8, "learning_rate": 0.01},
+    "evaluation": {"first_flops": 1e6, "n_sequences": 6},
+}
+STEP = flops_per_step(TrunkSpec.model_validate(TRUNK))
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "trial.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def call(*arguments: Any, path_first: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command from the repository, with `path_first` searched before everything installed."""
+    start = f"import sys, runpy; sys.path[:0] = {[str(path_first)] if path_first else []!r}; "
+    start += "sys.argv[0] = 'trainers'; runpy.run_module('trainers', run_name='__main__', alter_sys=True)"
+    return subprocess.run(
+        [sys.executable, "-c", start, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def results(lines: str) -> dict[str, Any]:
+    """What a file of events says, by key; times, which may differ, left out."""
+    events = [json.loads(line) for line in lines.splitlines()]
+    kept = ("kind", "step", "flops", "rows", "status", "flops_own", "flops_run", "train_loss_nats")
+    found: dict[str, Any] = {}
+    for event in events:
+        facts = {name: event.get(name) for name in kept}
+        assert found.setdefault(event["key"], facts) == facts
+    return found
+
+
+def test_a_trunk_is_trained_proved_and_resumed(tmp_path):
+    spec = write(tmp_path, TRUNK | {"compute_flops": [80 * STEP, 50 * STEP]})
+    events, folder = tmp_path / "events.jsonl", tmp_path / "checkpoints"
+    options = ["--events", events, "--checkpoints", folder]
+    first = subprocess.run(
+        [sys.executable, "-m", "trainers", spec, "--prove", *options], capture_output=True, text=True, cwd=ROOT
+    )
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    ids = [f"answer/n8/c{n * STEP}/r0" for n in (50, 80)]
+    assert [line for line in lines if "equals" in line] == [f"{i}: by itself equals the trunk, to the bit" for i in ids]
+    for trial, n in zip(ids, (50, 80), strict=True):
+        assert f"{trial}: done after {n} steps, {n * STEP:.4g} FLOPs" in lines
+    told = results(events.read_text())
+    assert {e["kind"] for e in told.values()} == {"evaluation", "trial", "trunk"}
+    assert any("recall(held_out)" in line and line.startswith("step     50") for line in lines)
+
+    events.unlink()
+    again = call(spec, *options)
+    assert again.returncode == 0, again.stderr
+    assert results(events.read_text()) == told
+    assert sum(e["flops_run"] or 0 for e in told.values() if e["kind"] == "trial") == (64 + 10 + 16) * STEP
+
+
+BAD = {
+    "no_json": ("{", "Expecting"),
+    "no_object": ("[1]", "expected a JSON object"),
+    "no_budget": (TRUNK, "compute_flops: None given"),
+    "no_budgets": (TRUNK | {"compute_flops": []}, "compute_flops: [] given"),
+    "budget_in_quotes": (TRUNK | {"compute_flops": "1e12"}, "compute_flops: '1e12' given"),
+    "budget_true": (TRUNK | {"compute_flops": [True]}, "compute_flops: [True] given"),
+    "budget_negative": (TRUNK | {"compute_flops": -1e12}, "compute_flops: Input should be greater than 0"),
+    "budget_infinite": ('{"compute_flops": Infinity, ' + json.dumps(TRUNK)[1:], "compute_flops: Input should be a fin"),
+    "budget_small": (TRUNK | {"compute_flops": [1e12, 1e4]}, "at least 50 steps"),
+    "family": (TRUNK | {"compute_flops": 1e12, "family": {"name": "ciper"}}, "did you mean 'cipher'"),
+    "key": (TRUNK | {"compute_flops": 1e12, "n_task": 3}, "n_task: Extra inputs are not permitted"),
+    "inner_key": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 3}}, "model.depth: Extra inputs"),
+    "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
+    "width": (TRUNK | {"compute_flops": 1e12, "model": {"d_model": 30}}, "model: d_model 30 is no multiple"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_two(case, tmp_path, capsys):
+    content, said = BAD[case]
+    spec = write(tmp_path, content)
+    assert command.main([str(spec)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and err.startswith(f"{spec}: ") and said in err
+
+
+def test_a_file_that_is_not_there_is_one_line_and_exit_code_two(tmp_path, capsys):
+    assert command.main([str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_bad_input_and_help_are_answered_without_loading_torch(tmp_path):
+    """In a process where importing torch raises."""
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was loaded')")
+    bad = call(write(tmp_path, TRUNK | {"compute_flops": 1e3}), path_first=tmp_path)
+    assert bad.returncode == 2
+    assert bad.stderr.count("\n") == 1 and "at least 50 steps" in bad.stderr
+    helped = call("--help", path_first=tmp_path)
+    assert helped.returncode == 0 and "--prove" in helped.stdout
+    good = call(write(tmp_path, TRUNK | {"compute_flops": 50 * STEP}), path_first=tmp_path)
+    assert good.returncode == 1 and "torch was loaded" in good.stderr  # so the trap does spring
+
+
+def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeypatch):
+    """A learning rate that depends on what was run before is what the proof is there to find."""
+    sound, calls = budget.learning_rate_at, 0
+
+    def drifting(*arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        return sound(*arguments) * (1 + 1e-6 * calls)
+
+    monkeypatch.setattr(budget, "learning_rate_at", drifting)
+    spec = write(tmp_path, TRUNK | {"compute_flops": [50 * STEP, 60 * STEP]})
+    assert command.main([str(spec), "--prove"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split(" the")[0] for line in out if "by itself" in line] == [
+        "by itself DIFFERS FROM",
+        "by itself DIFFERS FROM",
+    ]
+
+
+def test_one_budget_needs_no_list(tmp_path):
+    trunk, budgets = command.read(write(tmp_path, TRUNK | {"compute_flops": 10**9}))
+    assert budgets == [1e9] and trunk == TrunkSpec.model_validate(TRUNK)
+    assert command.read(write(tmp_path, TRUNK | {"compute_flops": [2e9, 1e9, 10**9]}))[1] == [1e9, 2e9]

@@ -265,24 +265,24 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2g}"
 
 
-def between(boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str) -> str:
-    """A boundary in words, open ends said as such."""
-    first, last = number(min(levels)), number(max(levels))
+def _boundary_words(
+    boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str
+) -> str:
+    """A boundary in words, open ends said as such; {} is the last level seen, or the first."""
     if boundary.verdict == "missing":
-        return "not defined (references coincide or are not enumerable)"
+        return "is not defined (references coincide or cannot be enumerated)"
     if boundary.verdict == "beyond":
-        return never.format(last=last, first=first)
+        return never.format(number(max(b.low for b in boundary.brackets if b.low is not None)))
     if boundary.verdict == "below":
-        return everywhere.format(last=last, first=first)
-    low = boundary.low if boundary.low is not None and boundary.low >= min(levels) else None
+        return everywhere.format(number(min(b.high for b in boundary.brackets if b.high is not None)))
     if boundary.verdict == "undecided" or boundary.high is None:
         reached = sum(b.high is not None for b in boundary.brackets)
-        bound = f" above {number(low)} tasks" if low is not None else ""
-        return f"{crossed}{bound} in {reached} of {len(boundary.brackets)} replicates, no upper end"
-    high = number(boundary.high) if boundary.high <= max(levels) else f"more than {last}"
-    if low is None:
-        return f"{crossed} at {high} tasks" + (" or fewer" if boundary.high <= max(levels) else ", or anywhere below")
-    return f"{crossed} between {number(low)} and {high} tasks"
+        return f"{crossed} in {reached} of {len(boundary.brackets)} replicates"
+    beyond = boundary.high > max(levels)
+    high = f"more than {number(max(levels))}" if beyond else number(boundary.high)
+    if boundary.low is None or boundary.low < min(levels):
+        return f"{crossed} at {high} tasks or {'anywhere below' if beyond else 'fewer'}"
+    return f"{crossed} between {number(boundary.low)} and {high} tasks"
 
 
 def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
@@ -302,13 +302,29 @@ def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
 
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
-    """K_A in words."""
-    return between(boundary, levels, "appears", "does not appear up to {last} tasks", "is there from {first} tasks on")
+    """K_A in words; an end outside the grid of `levels` is told by the grid's end."""
+    said = ("appears", "does not appear up to {} tasks", "is there from {} tasks on")
+    return _boundary_words(boundary, levels, *said)
 
 
 def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
-    """K_M in words."""
-    return between(boundary, levels, "ends", "reaches past {last} tasks", "is nowhere, not even at {first} tasks")
+    """K_M in words; an end outside the grid of `levels` is told by the grid's end."""
+    return _boundary_words(
+        boundary, levels, "ends", "holds up to {} tasks and more", "is nowhere, not even at {} tasks"
+    )
+
+
+def _said_once(words: Sequence[tuple[str, float]]) -> str:
+    """(what, budget) in order -> one clause for each run of budgets of which the same is said."""
+    groups: list[tuple[str, list[float]]] = []
+    for what, flops in words:
+        if groups and groups[-1][0] == what:
+            groups[-1][1].append(flops)
+        else:
+            groups.append((what, [flops]))
+    return "; ".join(
+        f"{what} at {number(of[0])}{f' to {number(of[-1])}' if len(of) > 1 else ''} FLOPs" for what, of in groups
+    )
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -347,16 +363,16 @@ def _answer(found: Findings) -> str:
                 f"{number(study.budgets[-1])} FLOPs does a replicate reach half of the general rule{best_words}."
             )
         else:
-            said = [f"{ability_words(b, levels)} at {number(c)} FLOPs" for c, b in boundaries]
-            sentences.append(f"{skill}{of_arm} " + "; ".join(said) + ".")
+            said = _said_once([(ability_words(b, levels), c) for c, b in boundaries])
+            sentences.append(f"{skill}{of_arm} {said}.")
         memories = found.k_memory[arm]
         if all(b.verdict == "missing" for _, b in memories):
             sentences.append("Memory is not defined here.")
         elif all(b.verdict in ("below", "missing") for _, b in memories):
             sentences.append(f"Training tasks are memorised nowhere, not even {number(levels[0])} of them.")
         else:
-            said = [f"{memory_words(b, levels)} at {number(c)} FLOPs" for c, b in memories]
-            sentences.append("Memory of the training tasks " + "; ".join(said) + ".")
+            said = _said_once([(memory_words(b, levels), c) for c, b in memories])
+            sentences.append(f"Memory of the training tasks{of_arm} {said}.")
     missing = len(found.runs) - ended
     if missing:
         sentences.append(f"{missing} of {len(found.runs)} trials have not ended, so this may change.")

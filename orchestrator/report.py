@@ -2,74 +2,48 @@
 
     emergence report quickstart
 
-Draws and tabulates what findings.py says; computes no statistic itself, and knows no Ray, no MLflow and no torch. A figure
-is a plate of panels: on the page each panel is an SVG of its own, so that plates can wrap on a narrow screen; as a file
-(for MLflow, for a README) the plate is one picture that explains itself.
+Tabulates and words what findings.py says, and sets it beside the figures; computes no statistic itself, and knows no Ray,
+no MLflow and no torch. The page is report.html.j2: no script, no font, no file besides itself.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib
-import io
 import math
 import os
 import re
-import textwrap
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import jinja2
 import matplotlib
-import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
-from matplotlib.ticker import NullLocator
 
 from orchestrator import findings, stats
-from orchestrator.findings import MEASURES, Findings, Measure, Phase, Row, number
+from orchestrator.figures import (
+    CIVIDIS,
+    LIST,
+    RULE,
+    STYLE,
+    TINT,
+    ability_band,
+    decays,
+    decimal,
+    files_of,
+    grid,
+    has_values,
+    inline,
+    memory_band,
+    on_split,
+    plates_of,
+)
+from orchestrator.findings import MEASURES, Findings, number
 from orchestrator.progress import clock
 from orchestrator.study import Study
 from trainers.tasks import Family
 
-INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
-RULE, LIST = "#D55E00", "#0072B2"
-"""The two colours of the report (Okabe and Ito 2008): vermilion for the general rule, blue for the remembered list. Each
-also has its own mark and line, so that nothing hangs on colour alone."""
-TINT = {RULE: "#f6cfb5", LIST: "#b5d5ea"}
-CIVIDIS = matplotlib.colormaps["cividis"]
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": "#9a9a9a",
-    "axes.labelcolor": GREY,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": "#9a9a9a",
-    "ytick.color": "#9a9a9a",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "hatch.linewidth": 0.6,
-    "svg.fonttype": "none",  # text stays text: small, selectable, set in the reader's own font
-    "legend.frameon": False,
-}
-PNG_DPI = 200
-MAX_SVG_BYTES = 60_000
-"""A panel with more marks than this holds goes on the page as PNG, if that is smaller (assumed: 1,500 marks)."""
-MAX_TRIAL_ROWS = 1500
+MAX_TRIAL_ROWS = 1000
 """Rows of the trial table on the page; all of them are in runs.parquet. Keeps the page well below 2 MB."""
 OPEN_TRIAL_ROWS = 40
 """A longer table of trials starts folded."""
@@ -83,7 +57,7 @@ def write(folder: Path, found: Findings, sessions: list[dict[str, Any]]) -> Path
             f"{plate.name}.{kind}": data
             for block in blocks
             for plate in block["plates"]
-            for kind, data in _files(plate).items()
+            for kind, data in files_of(plate).items()
         }
         page = _page(found, sessions, blocks)
     figures = folder / "figures"
@@ -103,891 +77,16 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-# Plates and panels --------------------------------------------------------------------------------------------------
-
-
-class Margins(NamedTuple):
-    """Room around the axes, in CSS pixels."""
-
-    left: float
-    right: float
-    bottom: float
-    top: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One axes and what is drawn on it. Lengths are CSS pixels, which are points of the figure."""
-
-    title: str
-    note: str = ""
-    """A line under the title."""
-    alt: str
-    """What a reader who cannot see the panel is told."""
-    width: float
-    height: float
-    margins: Margins
-    draw: Callable[[Axes], None]
-
-    @property
-    def box(self) -> tuple[float, float]:
-        """Width and height with margins."""
-        m = self.margins
-        return self.width + m.left + m.right, self.height + m.bottom + m.top
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plate:
-    """Panels that belong together: one file, and one grid on the page."""
-
-    name: str
-    heading: str
-    about: str
-    """A sentence under the heading of the file; the page says it in its own text."""
-    key: tuple[tuple[Line2D, str], ...] = ()
-    panels: tuple[Panel, ...]
-    columns: int = 4
-
-
-def _blank(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _place(figure: Figure, panel: Panel, x: float, y: float) -> None:
-    """Draw a panel with the lower left corner of its box at (x, y) pixels."""
-    width, height = figure.get_size_inches() * 72
-    m = panel.margins
-    axes = figure.add_axes(((x + m.left) / width, (y + m.bottom) / height, panel.width / width, panel.height / height))
-    axes.tick_params(length=3, width=0.8, pad=3)
-    panel.draw(axes)
-
-
-def _alone(panel: Panel) -> Figure:
-    figure = _blank(*panel.box)
-    _place(figure, panel, 0, 0)
-    return figure
-
-
-def _together(plate: Plate) -> Figure:
-    """The plate as one picture: heading, sentence, key, panels in a grid with their titles."""
-    columns = min(plate.columns, len(plate.panels))
-    cell_w = max(max(p.box[0] for p in plate.panels), 460 / columns)
-    cell_h = max(p.box[1] for p in plate.panels) + (34 if any(p.note for p in plate.panels) else 20)
-    rows = math.ceil(len(plate.panels) / columns)
-    width = columns * cell_w + 24
-    per_line = int((width - 24) / 5.6)
-    about, heading = textwrap.wrap(plate.about, per_line), textwrap.wrap(plate.heading, int(per_line * 0.74))
-    head = 16 + 19 * len(heading) + 14 * len(about) + (24 if plate.key else 8)
-    height = head + rows * cell_h + 8
-    figure = _blank(width, height)
-    figure.set_facecolor("white")
-
-    def say(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, va="top", **style)
-
-    say(14, 12, "\n".join(heading), fontsize=14, fontweight="bold", linespacing=1.15)
-    say(14, 14 + 19 * len(heading), "\n".join(about), fontsize=10, color=GREY, linespacing=1.2)
-    if plate.key:
-        figure.legend(
-            [mark for mark, _ in plate.key],
-            [words for _, words in plate.key],
-            loc="upper left",
-            bbox_to_anchor=(8 / width, 1 - (head - 26) / height),
-            ncols=len(plate.key),
-            fontsize=9.5,
-            borderpad=0,
-            handlelength=2.2,
-            columnspacing=1.6,
-        )
-    for i, panel in enumerate(plate.panels):
-        x, y = 12 + (i % columns) * cell_w, head + (i // columns) * cell_h
-        if len(plate.panels) > 1:
-            say(x + 4, y + 2, panel.title, fontsize=11, fontweight="bold")
-            say(x + 4, y + 17, panel.note, fontsize=9, color=GREY)
-        _place(figure, panel, x, height - y - cell_h)
-    return figure
-
-
-def _files(plate: Plate) -> dict[str, bytes]:
-    """The plate as the files that MLflow shows."""
-    figure = _together(plate)
-    return {"svg": _svg(figure, plate.name).encode(), "png": _png(figure)}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    texts = [t for t in figure.findobj(Text) if re.search(r"K_[AM]", t.get_text())]
-    for text in texts:
-        text.set_text(re.sub(r"K_([AM])", r"$K_\1$", text.get_text()))
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """A figure as SVG: deterministic, without prolog and metadata, two decimals, in the reader's font."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(?<=\s)(d|x|y|x1|y1|points|transform|width|height)="([^"]*)"', _rounded, text)
-    text = text.replace("'DejaVu Sans'", FONTS.replace('"', "'"))
-    text = re.sub(r">([^<]*)K_([AM])([^<]*)</text>", _subscript, text)
-    return re.sub(r">\s+<", "><", text)
-
-
-def _rounded(found: re.Match[str]) -> str:
-    return f'{found[1]}="{re.sub(r"(-?[0-9]+[.][0-9]{2})[0-9]+", r"\1", " ".join(found[2].split()))}"'
-
-
-def _subscript(found: re.Match[str]) -> str:
-    before, letter, after = found.groups()
-    low = f'<tspan dy=".24em" font-size="76%">{letter}</tspan>'
-    return f'>{before}K{low}<tspan dy="-.18em">{after}</tspan></text>'
-
-
-def _inline(panel: Panel, salt: str) -> Markup:
-    """A panel for the page: inline SVG that shrinks with its box, or a PNG where that is much smaller."""
-    figure = _alone(panel)
-    figure.patch.set_alpha(0)
-    width, _ = panel.box
-    alt, style = html.escape(panel.alt), f"max-width:{width * 1.15:.0f}px;min-width:{min(width, 3000) * 0.74:.0f}px"
-    svg = _svg(figure, salt)
-    if len(svg) > MAX_SVG_BYTES:
-        png = base64.b64encode(_png(figure)).decode()
-        if len(png) < len(svg):
-            return Markup(f'<img src="data:image/png;base64,{png}" alt="{alt}" style="{style}">')
-    root = re.match(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', svg)
-    assert root is not None
-    opening = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{root[1]}" '
-        f'role="img" aria-label="{alt}" style="{style}">'
-    )
-    return Markup(opening + svg[root.end() :])
-
-
-# Surfaces -----------------------------------------------------------------------------------------------------------
-
-
-class Cell(NamedTuple):
-    """What one cell of a surface shows."""
-
-    value: float | None
-    known: int
-    """Replicates that have the value."""
-    state: str
-    """`value`; `undefined` (measured, but the references coincide or are missing); else what became of the trials."""
-
-
-class Band(NamedTuple):
-    """A boundary to draw: its colour, and per budget what stats.py found (None: nothing to draw there)."""
-
-    colour: str
-    side: Literal[-1, 1]
-    boundaries: tuple[stats.Boundary | None, ...]
-
-
-def _cell(
-    found: Findings, measure: Measure, phase: Phase, arm: str, skill: str, split: str, n_tasks: int, flops: float
-) -> Cell:
-    values = found.values(measure, arm, skill, split, n_tasks, flops, phase)
-    known = sum(v is not None for v in values)
-    if known:
-        return Cell(found.mean(measure, arm, skill, split, n_tasks, flops, phase), known, "value")
-    keys = [(phase, arm, skill, split, n_tasks, flops, r) for r in range(len(values))]
-    if any(key in found.at for key in keys):
-        return Cell(None, 0, "undefined")
-    status = Counter(
-        r["status"] for r in found.runs if (r["arm"], r["n_tasks"], r["compute_flops"]) == (arm, n_tasks, flops)
-    )
-    return Cell(None, 0, status.most_common(1)[0][0] if status else "open")
-
-
-def _grid(
-    found: Findings, measure: Measure, arm: str, skill: str, split: str, phase: Phase = "final"
-) -> list[list[Cell]]:
-    """Rows by ascending number of tasks, columns by ascending budget."""
-    study = found.study
-    return [
-        [_cell(found, measure, phase, arm, skill, split, n, c) for c in study.budgets]
-        for n in sorted(study.axes.n_tasks)
-    ]
-
-
-def _ability_band(found: Findings, arm: str, skill: str) -> Band | None:
-    """K_A as drawn; None where no replicate reaches the skill at any budget: there is no boundary then."""
-    boundaries = [b for _, b in found.k_ability[(arm, skill)]]
-    if all(b.verdict in ("beyond", "missing") for b in boundaries):
-        return None
-    return Band(RULE, -1, tuple(b if b.verdict != "missing" else None for b in boundaries))
-
-
-def _memory_band(found: Findings, arm: str) -> Band | None:
-    """K_M as drawn; None where nothing is memorised at any budget."""
-    boundaries = [b for _, b in found.k_memory[arm]]
-    if all(b.verdict in ("below", "missing") for b in boundaries):
-        return None
-    return Band(LIST, 1, tuple(b if b.verdict != "missing" else None for b in boundaries))
-
-
-def _surface(
-    found: Findings, cells: list[list[Cell]], bands: Sequence[Band], title: str, alt: str, small: bool = False
-) -> Panel:
-    """A surface: rows are numbers of tasks, columns are budgets; boundaries in lanes beside the cells they belong to."""
-    study = found.study
-    levels, budgets = [float(n) for n in sorted(study.axes.n_tasks)], study.budgets
-    narrow = small or len(budgets) > 6
-    cell, lane, gap = (38.0 if narrow else 54.0), 15.0, (8.0 if narrow else 12.0)
-    sides = {band.side for band in bands}
-    pitch = cell + gap + lane * len(sides)
-    row = 24.0 if small or len(levels) > 14 else 34.0
-    font = 9.5 if narrow else 10.5
-
-    def draw(ax: Axes) -> None:
-        ax.set_xlim(-0.5, len(budgets) - 0.5)
-        ax.set_ylim(-0.5, len(levels) - 0.5)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0, pad=4)
-        ax.set_xticks(range(len(budgets)), [number(c) for c in budgets], fontsize=font)
-        ax.set_yticks(range(len(levels)), [number(n) for n in levels], fontsize=font)
-        ax.tick_params(axis="x", pad=15 if bands else 4)
-        ax.set_xlabel("training compute (FLOPs)", fontsize=9.5, labelpad=3)
-        _say(ax, "tasks", (0, 1), (-4, 7), ha="right", va="bottom")
-        for edge in range(len(levels) + 1):
-            ax.axhline(edge - 0.5, color=FAINT, lw=0.8, zorder=0)
-        first = -0.5 + (gap / 2 + (lane if -1 in sides else 0)) / pitch
-        for i, line in enumerate(cells):
-            for j, one in enumerate(line):
-                _draw_cell(ax, one, j + first, i, cell / pitch, 1.5 / row, study.axes.replicates, font)
-        for band in bands:
-            beside = (cell / pitch if band.side > 0 else 0) + band.side * lane / pitch / 2
-            for j, boundary in enumerate(band.boundaries):
-                if boundary is not None:
-                    _draw_bracket(ax, band, boundary, levels, j + first + beside, (lane - 6) / pitch, row)
-
-    longest = max(len(number(n)) for n in levels)
-    return Panel(
-        title=title,
-        alt=alt,
-        width=pitch * len(budgets),
-        height=row * len(levels),
-        margins=Margins(12 + 6.4 * max(longest, 5), 10, 50 if bands else 38, 26 if bands else 22),
-        draw=draw,
-    )
-
-
-def _say(ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Small grey text, `offset` pixels off a place given in fractions of the axes."""
-    style = {"fontsize": 9.5, "color": GREY} | style
-    ax.annotate(text, xy, xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)
-
-
-_EMPTY = {"open": "open", "failed": "failed", "diverged": "div.", "done": "no item"}
-
-
-def _draw_cell(
-    ax: Axes, cell: Cell, x: float, i: int, width: float, inset: float, replicates: int, font: float
-) -> None:
-    """One cell with its left edge at x, in row i."""
-    box: dict[str, Any] = {"xy": (x, i - 0.5 + inset), "width": width, "height": 1 - 2 * inset, "zorder": 1}
-    centre = x + width / 2
-    if cell.value is None:
-        undefined = cell.state == "undefined"
-        hatch = {"facecolor": "#f1f1f1", "hatch": "////", "edgecolor": "#c4c4c4", "linewidth": 0}
-        blank = {"facecolor": "white", "edgecolor": "#b5b5b5", "linewidth": 0.8, "linestyle": (0, (2, 2))}
-        ax.add_patch(Rectangle(**box, **(hatch if undefined else blank)))
-        words = "—" if undefined else _EMPTY.get(cell.state, cell.state)
-        around = {"facecolor": "#f1f1f1", "edgecolor": "none", "pad": 1.5} if undefined else None
-        ax.text(centre, i, words, ha="center", va="center", fontsize=font - 1.5, color=GREY, bbox=around)
-        return
-    colour = CIVIDIS(min(max(cell.value, 0.0), 1.0))
-    ax.add_patch(Rectangle(**box, facecolor=colour, linewidth=0))
-    ink = _ink(colour)
-    some = cell.known < replicates
-    ax.text(centre, i + (0.16 if some else 0), _decimal(cell.value), ha="center", va="center", fontsize=font, color=ink)
-    if some:
-        words = f"{cell.known} of {replicates}"
-        ax.text(centre, i - 0.27, words, ha="center", va="center", fontsize=font - 3, color=ink)
-
-
-def _ink(colour: Sequence[float]) -> str:
-    """Black or white, whichever stands out more (WCAG relative luminance)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
-
-
-def _decimal(value: float | None, digits: int = 2) -> str:
-    """A ratio to two decimals with a true minus sign; an em dash where it is missing."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    text = f"{value:.{digits}f}" if abs(value) < 99.5 else f"{value:.3g}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
-
-
-def _rank(levels: Sequence[float], value: float | None, otherwise: float) -> tuple[float, bool]:
-    """Where a number of tasks lies on rows one apart, log-linear between two rows; False where it is off the grid.
-
-    Row i is centred on i: an interval from 32 to 64 tasks runs from the middle of one row to the middle of the next,
-    because either row was measured and only what lies between them was not.
-    """
-    if value is None or not levels[0] <= value <= levels[-1]:
-        off = otherwise if value is None else -0.5 if value < levels[0] else len(levels) - 0.5
-        return off, False
-    return float(np.interp(math.log(value), np.log(levels), np.arange(len(levels)))), True
-
-
-def _draw_bracket(
-    ax: Axes, band: Band, boundary: stats.Boundary, levels: Sequence[float], x: float, width: float, row: float
-) -> None:
-    """The interval of a boundary at one budget, fading out where it is open, and where each replicate crosses."""
-    (low, low_closed), (high, high_closed) = (
-        _rank(levels, boundary.low, -0.5),
-        _rank(levels, boundary.high, len(levels) - 0.5),
-    )
-    shape: dict[str, Any] = {"facecolor": TINT[band.colour], "linewidth": 0, "clip_on": False}
-    ax.add_patch(Rectangle((x - width / 2, low), width, high - low, zorder=3, **shape))
-    for end, closed, sign in ((low, low_closed, -1), (high, high_closed, 1)):
-        if closed:
-            ax.plot([x - width / 2, x + width / 2], [end, end], color=band.colour, lw=1.6, zorder=4, clip_on=False)
-            continue
-        for k in range(5):  # fades over 10 pixels
-            bottom = end + sign * k * 2 / row - (2 / row if sign < 0 else 0)
-            ax.add_patch(Rectangle((x - width / 2, bottom), width, 2 / row, zorder=3, alpha=1 - (k + 1) / 6, **shape))
-    at: Counter[tuple[float, str]] = Counter()
-    for bracket in boundary.brackets:
-        if bracket.high is None:
-            at[(len(levels) - 0.5 + 7 / row, "^")] += 1
-        elif bracket.low is None:
-            at[(-0.5 - 7 / row, "v")] += 1
-        else:
-            middle = (_rank(levels, bracket.low, 0)[0] + _rank(levels, bracket.high, 0)[0]) / 2
-            at[(middle, "o" if band.colour == RULE else "s")] += 1
-    for (y, mark), count in at.items():
-        _draw_marks(ax, x, y, mark, count, band.colour, width)
-
-
-def _draw_marks(ax: Axes, x: float, y: float, mark: str, count: int, colour: str, width: float) -> None:
-    """Replicates that cross at one place: side by side up to three, else one mark and their number."""
-    style: dict[str, Any] = {"marker": mark, "ls": "", "color": colour, "zorder": 5, "clip_on": False, "mew": 0.9}
-    if mark in "^v":
-        style |= {"mfc": "white"}
-    if count <= 3:
-        step = width * 0.44
-        xs = [x + (k - (count - 1) / 2) * step for k in range(count)]
-        ax.plot(xs, [y] * count, ms=3.1, **style)
-        return
-    ax.plot([x], [y], ms=10, **style)
-    ink = colour if mark in "^v" else "white"
-    ax.text(x, y, str(count), ha="center", va="center_baseline", fontsize=7, color=ink, zorder=6)
-
-
-_SURFACE_KEY = {
-    RULE: (Line2D([], [], color=TINT[RULE], lw=7, marker="o", mfc=RULE, mec=RULE, ms=4), "K_A: the skill appears"),
-    LIST: (
-        Line2D([], [], color=TINT[LIST], lw=7, marker="s", mfc=LIST, mec=LIST, ms=4),
-        "K_M: memorised up to here",
-    ),
-}
-
-
-# Curves -------------------------------------------------------------------------------------------------------------
-
-
-class Series(NamedTuple):
-    """One kind of line in a panel of curves."""
-
-    measure: Measure
-    skill: str
-    split: str
-    colour: str
-    dashed: bool
-
-
-Point = tuple[float, float]
-
-
-class Track(NamedTuple):
-    """One replicate along its trunk, and the branches off it."""
-
-    trunk: list[Point]
-    branches: list[list[Point]]
-    """From the branch point to the end of a budget; a single point where nothing branches off."""
-    diverged: bool
-
-
-class Curves:
-    """The rows of a study by place, so that a curve is found without reading all of them."""
-
-    def __init__(self, found: Findings) -> None:
-        self.found = found
-        self.rows: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-        for row in found.rows:
-            self.rows[tuple(row[k] for k in ("arm", "skill", "split", "n_tasks", "replicate"))].append(row)
-        self.diverged = {(r["arm"], r["n_tasks"], r["replicate"]) for r in found.runs if r["status"] == "diverged"}
-
-    def track(self, series: Series, arm: str, n_tasks: int, replicate: int) -> Track:
-        """All that was measured of one replicate, over all its budgets: (FLOPs, value)."""
-        trunk: dict[int, Point] = {}
-        branch_points: dict[float, Point] = {}
-        ends: dict[float, tuple[int, Point]] = {}
-        for row in self.rows.get((arm, series.skill, series.split, n_tasks, replicate), []):
-            value = MEASURES[series.measure](row)
-            if value is None:
-                continue
-            point = (row["flops"], value)
-            if row["phase"] == "final":
-                ends[row["compute_flops"]] = (row["step"], point)
-                continue
-            trunk[row["step"]] = point
-            if row["phase"] == "pre_decay":
-                branch_points[row["compute_flops"]] = point
-        for flops, (step, point) in ends.items():
-            if flops not in branch_points:
-                trunk[step] = point
-        branches = [[*([branch_points[c]] if c in branch_points else []), end] for c, (_, end) in sorted(ends.items())]
-        return Track([trunk[s] for s in sorted(trunk)], branches, (arm, n_tasks, replicate) in self.diverged)
-
-    def span(self, arm: str) -> tuple[float, float]:
-        """The range of training FLOPs of an arm's curves."""
-        flops = [row["flops"] for key, rows in self.rows.items() if key[0] == arm for row in rows if row["flops"] > 0]
-        budgets = self.found.study.budgets
-        low, high = min([*flops, budgets[0]]), max([*flops, budgets[-1]])
-        return (low / 1.25, high * 1.2)
-
-
-def _curve_panel(
-    curves: Curves,
-    arm: str,
-    n_tasks: int,
-    series: Sequence[Series],
-    references: Sequence[tuple[str, float]],
-    span: tuple[float, float],
-    alt: str,
-) -> Panel:
-    """Every replicate of one number of tasks against compute, with labelled reference lines."""
-    budgets = curves.found.study.budgets
-    replicates = curves.found.study.axes.replicates
-
-    def draw(ax: Axes) -> None:
-        ax.set_xscale("log")
-        ax.set_xlim(*span)
-        _compute_ticks(ax, budgets, span)
-        ax.set_ylim(-0.03, 1.04)
-        ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)
-        ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)
-        _draw_references(ax, references)
-        for kind in series:
-            for replicate in range(replicates):
-                _draw_track(ax, curves.track(kind, arm, n_tasks, replicate), kind, replicates)
-
-    title = f"{number(n_tasks)} task" + ("s" if n_tasks > 1 else "")
-    margins = Margins(28, 84 if references else 14, 34, 8)
-    return Panel(title=title, alt=alt, width=190, height=140, margins=margins, draw=draw)
-
-
-def _compute_ticks(ax: Axes, budgets: Sequence[float], span: tuple[float, float]) -> None:
-    """A tick at every budget; labels as far as they do not touch, from the largest down."""
-    pixels = ax.get_window_extent().width / (ax.figure.dpi / 72)  # type: ignore[union-attr]
-    last, labels = math.inf, []
-    for budget in sorted(budgets, reverse=True):
-        place = math.log(budget / span[0]) / math.log(span[1] / span[0]) * pixels
-        fits = last - place >= 5.6 * len(number(budget)) + 6
-        labels.append(number(budget) if fits else "")
-        last = place if fits else last
-    ax.set_xticks(sorted(budgets), labels[::-1], fontsize=9)
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _draw_references(ax: Axes, references: Sequence[tuple[str, float]]) -> None:
-    """Thin lines across, named at the right; names that would touch are moved apart."""
-    dashes: list[Any] = ["-", (0, (6, 2, 1, 2)), (0, (1, 2))]
-    places = _spread([value for _, value in references], 0.085)
-    for (name, value), place, dash in zip(references, places, dashes, strict=False):
-        ax.axhline(value, color="#8a8a8a", lw=0.9, ls=dash, zorder=1)
-        ax.annotate(
-            f"{name} {_decimal(value)}",
-            (1, value),
-            xycoords=ax.get_yaxis_transform(),
-            xytext=(1.02, place),
-            textcoords=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=9,
-            color=GREY,
-        )
-
-
-def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels, at their values where there is room, else moved up by as little as keeps them apart."""
-    places = [0.0] * len(values)
-    last = -math.inf
-    for i in sorted(range(len(values)), key=lambda i: values[i]):
-        last = places[i] = max(values[i], last + gap)
-    return places
-
-
-def _draw_track(ax: Axes, track: Track, series: Series, replicates: int) -> None:
-    style: dict[str, Any] = {"color": series.colour, "lw": 1.1 if replicates < 6 else 0.8, "solid_capstyle": "round"}
-    style |= {"ls": (0, (4, 2)) if series.dashed else "-", "alpha": 0.9 if replicates < 6 else 0.6}
-    mark = {"marker": "s" if series.dashed else "o", "ms": 3.4, "mew": 0.9}
-    mark |= {"mfc": "white" if series.dashed else series.colour}
-    if track.trunk:
-        ax.plot(*zip(*track.trunk, strict=True), zorder=3, **style)
-        if track.diverged:
-            ax.plot(*track.trunk[-1], marker="x", color=INK, ms=6, mew=1.4, zorder=6)
-    for branch in track.branches:
-        ax.plot(*zip(*branch, strict=True), zorder=3, **style)
-        ax.plot(*branch[-1], zorder=4, color=series.colour, **mark)
-
-
-def _line_key(colour: str, dashed: bool, words: str) -> tuple[Line2D, str]:
-    mark = Line2D([], [], color=colour, lw=1.3, ls=(0, (4, 2)) if dashed else "-", ms=4, mec=colour)
-    mark.set_marker("s" if dashed else "o")
-    mark.set_markerfacecolor("white" if dashed else colour)
-    return mark, words
-
-
-# The plates of an arm -----------------------------------------------------------------------------------------------
-
-
 def _block(found: Findings, arm: str) -> dict[str, Any]:
-    """One arm: its plates, and their panels ready for the page."""
-    curves = Curves(found)
-    suffix = f"_{arm}" if len(found.study.axes.arm) > 1 else ""
-    plates = {
-        "surface": _headline_plate(found, arm),
-        "skills": _skills_plate(found, arm),
-        "memory": _memory_plate(found, arm),
-        "curves": _curves_plate(curves, arm),
-        "override": _override_plate(found, arm),
-        "override_compute": _override_compute_plate(curves, arm),
-        "distance": _distance_plate(curves, arm),
-    }
+    """One arm: its plates, their panels ready for the page, and the words beside them."""
     shown: dict[str, Any] = {"arm": arm, "plates": []}
-    for name, plate in plates.items():
-        if plate is None:
-            shown[name] = []
-            continue
-        named = Plate(**{**plate.__dict__, "name": name + suffix})
-        shown["plates"].append(named)
+    for name, plate in plates_of(found, arm).items():
+        panels = plate.panels if plate else ()
         shown[name] = [
-            {"title": p.title, "note": p.note, "svg": _inline(p, f"{named.name}{i}")} for i, p in enumerate(plate.panels)
+            {"title": p.title, "note": p.note, "svg": inline(p, f"{arm}{name}{i}")} for i, p in enumerate(panels)
         ]
+        shown["plates"] += [plate] if plate else []
     return shown | _block_words(found, arm)
-
-
-def _of_arm(found: Findings, arm: str) -> str:
-    return f", arm {arm}" if len(found.study.axes.arm) > 1 else ""
-
-
-def _on(split: str) -> str:
-    return "held-out tasks" if split == "held_out" else "training tasks"
-
-
-def _headline_plate(found: Findings, arm: str) -> Plate:
-    skill = found.study.shown_skills[0]
-    split = found.skill_split(skill)
-    bands = [b for b in (_ability_band(found, arm, skill), _memory_band(found, arm)) if b]
-    cells = _grid(found, "ability", arm, skill, split)
-    alt = f"Surface of {skill}: ability by number of tasks and compute. " + _alt_cells(found, cells)
-    about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Ability on {_on(split)}, mean of up to {found.study.axes.replicates} "
-        "replicates: 0 knows nothing, 1 the general rule; colour clipped to 0 ... 1. Bars: 95 % intervals of the "
-        "boundaries; marks: where each replicate crosses. Triangles: beyond the grid."
-    )
-    return Plate(
-        name="surface",
-        heading=f"{skill}: tasks × compute",
-        about=about,
-        key=tuple(_SURFACE_KEY[b.colour] for b in bands),
-        panels=(_surface(found, cells, bands, skill, alt),),
-    )
-
-
-def _alt_cells(found: Findings, cells: list[list[Cell]]) -> str:
-    rows = zip(sorted(found.study.axes.n_tasks), cells, strict=True)
-    return " ".join(f"{number(n)} tasks: {', '.join(_decimal(c.value) for c in line)}." for n, line in rows)
-
-
-def _has_values(cells: list[list[Cell]]) -> bool:
-    return any(cell.value is not None for line in cells for cell in line)
-
-
-def _skills_plate(found: Findings, arm: str) -> Plate | None:
-    panels = []
-    for skill in found.study.shown_skills[1:]:
-        split = found.skill_split(skill)
-        cells = _grid(found, "ability", arm, skill, split)
-        if _has_values(cells):
-            band = _ability_band(found, arm, skill)
-            alt = f"Surface of {skill} on {_on(split)}. " + _alt_cells(found, cells)
-            panel = _surface(found, cells, [band] if band else [], skill, alt, small=True)
-            panels.append(Panel(**{**panel.__dict__, "note": f"on {_on(split)}"}))
-    if not panels:
-        return None
-    about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Ability, mean over replicates; colour clipped to 0 ... 1. Hatched: "
-        "ability is not defined there."
-    )
-    return Plate(
-        name="skills",
-        heading="The other skills: tasks × compute",
-        about=about,
-        key=(_SURFACE_KEY[RULE],),
-        panels=tuple(panels),
-        columns=3,
-    )
-
-
-def _memory_plate(found: Findings, arm: str) -> Plate | None:
-    skill = cast(Family, found.study.family).mixture
-    cells = _grid(found, "memory", arm, skill, "seen", "pre_decay")
-    if not _has_values(cells):
-        return None
-    band = _memory_band(found, arm)
-    alt = "Surface of memory on the training mixture. " + _alt_cells(found, cells)
-    about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Memory of the training tasks before the decay, mean over replicates: "
-        "0 no better than the general rule, 1 perfect memory; colour clipped to 0 ... 1. Hatched: not defined there."
-    )
-    return Plate(
-        name="memory",
-        heading="Memory: tasks × compute",
-        about=about,
-        key=(_SURFACE_KEY[LIST],) if band else (),
-        panels=(_surface(found, cells, [band] if band else [], "memory", alt, small=True),),
-    )
-
-
-def _curves_plate(curves: Curves, arm: str) -> Plate | None:
-    found = curves.found
-    skill = found.study.shown_skills[0]
-    split = found.skill_split(skill)
-    series = [Series("accuracy", skill, split, RULE, False)]
-    if split != "seen":
-        series.insert(0, Series("accuracy", skill, "seen", LIST, True))
-    if not any(key[:2] == (arm, skill) for key in curves.rows):
-        return None
-    span = curves.span(arm)
-    panels = []
-    for n_tasks in sorted(found.study.axes.n_tasks):
-        references = _references(found, arm, skill, split, n_tasks)
-        known = [v for c in found.study.budgets for v in found.values("accuracy", arm, skill, split, n_tasks, c)]
-        lines = ", ".join(f"{name} {_decimal(value)}" for name, value in references)
-        best = max((v for v in known if v is not None), default=None)
-        alt = f"{skill} accuracy against compute, {number(n_tasks)} tasks; best {_decimal(best)}; {lines}."
-        panels.append(_curve_panel(curves, arm, n_tasks, series, references, span, alt))
-    return Plate(
-        name="curves",
-        heading=f"{skill}: accuracy along training",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Every replicate is a line; a mark is the end of a budget, after "
-        f"its decay. Reference values are those on {_on(split)}.",
-        key=_curves_key(split),
-        panels=tuple(panels),
-        columns=3,
-    )
-
-
-def _curves_key(split: str) -> tuple[tuple[Line2D, str], ...]:
-    seen = (_line_key(LIST, True, "training tasks"),) if split != "seen" else ()
-    return (_line_key(RULE, False, _on(split)), *seen)
-
-
-def _references(found: Findings, arm: str, skill: str, split: str, n_tasks: int) -> list[tuple[str, float]]:
-    """Generaliser, memoriser and chance on the items of a skill: (name, accuracy), as far as they exist."""
-    chance = cast(Family, found.study.family).chance(skill)
-    named = [
-        ("generaliser", found.reference_accuracy("generalizer", arm, skill, split, n_tasks)),
-        ("memoriser", found.reference_accuracy("memorizer", arm, skill, split, n_tasks)),
-        ("chance", chance),
-    ]
-    return [(name, value) for name, value in named if value is not None]
-
-
-_OVERRIDE = (
-    Series("probability", "override_memory", "seen", LIST, True),
-    Series("probability", "override", "seen", RULE, False),
-)
-_OVERRIDE_KEY = (
-    _line_key(RULE, False, "the context's answer"),
-    _line_key(LIST, True, "the memorised answer"),
-)
-
-
-def _override_plate(found: Findings, arm: str) -> Plate | None:
-    """P(context's answer) beside P(memorised answer) at the largest budget that has them."""
-    flops = _override_budget(found, arm)
-    if flops is None:
-        return None
-    levels = sorted(found.study.axes.n_tasks)
-    chance = cast(Family, found.study.family).chance("override")
-    pitch = 76.0 if len(levels) <= 8 else 56.0
-
-    def draw(ax: Axes) -> None:
-        ax.set_xlim(-0.5, len(levels) - 0.5)
-        ax.set_ylim(-0.03, 1.04)
-        ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        ax.set_xticks(range(len(levels)), [number(n) for n in levels], fontsize=9.5)
-        ax.tick_params(axis="x", length=0)
-        ax.set_xlabel("number of training tasks", fontsize=9.5)
-        ax.set_ylabel("probability", fontsize=9.5, labelpad=2)
-        if chance is not None:
-            ax.axhline(chance, color="#8a8a8a", lw=0.9, ls=(0, (1, 2)), zorder=1)
-            _say(ax, f"chance {_decimal(chance)}", (1, (chance + 0.03) / 1.07), (3, 0), va="center", fontsize=9)
-        for series, side in zip(_OVERRIDE, (0.2, -0.2), strict=True):
-            for i, n in enumerate(levels):
-                values = found.values("probability", arm, series.skill, "seen", n, flops)
-                mean = found.mean("probability", arm, series.skill, "seen", n, flops)
-                _draw_dots(ax, i - side, values, mean, series)
-
-    both = [(n, [found.mean("probability", arm, s.skill, "seen", n, flops) for s in reversed(_OVERRIDE)]) for n in levels]
-    words = "; ".join(f"{number(n)} tasks {_decimal(a)} and {_decimal(b)}" for n, (a, b) in both)
-    panel = Panel(
-        title=f"at {number(flops)} FLOPs",
-        alt=f"Probability of the context's answer and of the memorised answer at {number(flops)} FLOPs: {words}.",
-        width=pitch * len(levels),
-        height=190,
-        margins=Margins(42, 78, 40, 8),
-        draw=draw,
-    )
-    return Plate(
-        name="override",
-        heading="Does the context win, or the memory?",
-        about=f"{found.study.id}{_of_arm(found, arm)}, at {number(flops)} FLOPs. Two answers of a training task are "
-        "swapped in the context. A mark is a replicate, a bar their mean.",
-        key=_OVERRIDE_KEY,
-        panels=(panel,),
-    )
-
-
-def _override_budget(found: Findings, arm: str) -> float | None:
-    """The largest budget at which both sides of the override were measured."""
-    for flops in reversed(found.study.budgets):
-        cells = [
-            [found.mean("probability", arm, s.skill, "seen", n, flops) for s in _OVERRIDE]
-            for n in found.study.axes.n_tasks
-        ]
-        if any(None not in pair for pair in cells):
-            return flops
-    return None
-
-
-def _draw_dots(ax: Axes, x: float, values: Sequence[float | None], mean: float | None, series: Series) -> None:
-    """Replicates side by side, in order, with their mean as a bar."""
-    known = [(r, v) for r, v in enumerate(values) if v is not None]
-    step = min(0.09, 0.3 / max(len(values), 1))
-    for r, value in known:
-        ax.plot(
-            x + (r - (len(values) - 1) / 2) * step,
-            value,
-            marker="s" if series.dashed else "o",
-            ms=4.5 if len(values) < 8 else 3,
-            mfc="white" if series.dashed else series.colour,
-            color=series.colour,
-            mew=1,
-            zorder=4,
-        )
-    if mean is not None and len(known) > 1:
-        ax.plot([x - 0.17, x + 0.17], [mean, mean], color=series.colour, lw=1.2, zorder=3)
-
-
-def _override_compute_plate(curves: Curves, arm: str) -> Plate | None:
-    found = curves.found
-    if _override_budget(found, arm) is None:
-        return None
-    chance = cast(Family, found.study.family).chance("override")
-    references = [("chance", chance)] if chance is not None else []
-    span = curves.span(arm)
-    panels = tuple(
-        _curve_panel(
-            curves, arm, n, _OVERRIDE, references, span, f"The same two probabilities against compute, {number(n)} tasks."
-        )
-        for n in sorted(found.study.axes.n_tasks)
-    )
-    return Plate(
-        name="override_compute",
-        heading="Context against memory along training",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Probability of the two answers; every replicate is a line, a mark "
-        "is the end of a budget.",
-        key=_OVERRIDE_KEY,
-        panels=panels,
-        columns=3,
-    )
-
-
-def _distance_plate(curves: Curves, arm: str) -> Plate | None:
-    """The relative distance along training, for families that offer it."""
-    found = curves.found
-    series = Series("d_rel", cast(Family, found.study.family).mixture, "seen", LIST, False)
-    replicates = range(found.study.axes.replicates)
-    tracks = {
-        n: [found.curve("d_rel", arm, series.skill, "seen", n, r) for r in replicates]
-        for n in sorted(found.study.axes.n_tasks)
-    }
-    points = [(row["step"], v) for many in tracks.values() for one in many for row, v in one if row["step"] > 0]
-    if not points:
-        return None
-    steps, values = [s for s, _ in points], [v for _, v in points]
-    span = (min(steps) / 1.2, max(steps) * 1.2)
-    heights = (max(min(*values, -0.05), -0.5), min(max(*values, 1.05), 1.5)) if len(values) > 1 else (-0.05, 1.05)
-    panels = []
-    for n, many in tracks.items():
-        crossings = [findings.crossing(found, arm, n, r) for r in replicates]
-        panels.append(_distance_panel(n, many, crossings, span, heights))
-    return Plate(
-        name="distance",
-        heading="From counting to remembering",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Relative distance along training: 0 predicts like the generaliser, "
-        "1 like the memoriser. Every replicate is a line; a diamond is its crossing of one half.",
-        panels=tuple(panels),
-        columns=3,
-    )
-
-
-def _distance_panel(
-    n_tasks: int,
-    tracks: list[list[tuple[Row, float]]],
-    crossings: list[float | None],
-    span: tuple[float, float],
-    heights: tuple[float, float],
-) -> Panel:
-    def draw(ax: Axes) -> None:
-        ax.set_xscale("log")
-        ax.set_xlim(*span)
-        ax.set_ylim(*heights)
-        ax.set_yticks([0, 0.5, 1], ["0", "½", "1"])
-        decades = [10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)]
-        ticks = decades if len(decades) > 1 else sorted({float(f"{s:.1g}") for s in (span[0] * 1.2, span[1] / 1.2)})
-        ax.set_xticks(ticks, [number(t) for t in ticks], fontsize=9)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlabel("optimizer step", fontsize=9, labelpad=2)
-        for value in (0, 0.5, 1):
-            ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
-        for one in tracks:
-            if one:
-                ax.plot([row["step"] for row, _ in one], [v for _, v in one], color=LIST, lw=1.1, zorder=3)
-        for step in crossings:
-            if step is not None:
-                ax.plot(step, 0.5, marker="D", ms=5, mfc="white", mec=LIST, mew=1.3, zorder=5)
-
-    seen = [number(round(step)) for step in crossings if step is not None]
-    missed = len(crossings) - len(seen)
-    note = f"crosses ½ at step {', '.join(seen)}" if seen else "no crossing of ½ seen"
-    if seen and missed:
-        note += f"; {missed} of {len(crossings)} not seen to"
-    return Panel(
-        title=f"{number(n_tasks)} task" + ("s" if n_tasks > 1 else ""),
-        note=note,
-        alt=f"Relative distance along training, {number(n_tasks)} tasks: {note}.",
-        width=230,
-        height=150,
-        margins=Margins(28, 12, 34, 8),
-        draw=draw,
-    )
 
 
 # Words and tables ---------------------------------------------------------------------------------------------------
@@ -998,22 +97,292 @@ def _block_words(found: Findings, arm: str) -> dict[str, Any]:
     study = found.study
     family = cast(Family, study.family)
     skill = study.shown_skills[0]
-    cells = _grid(found, "ability", arm, skill, found.skill_split(skill))
+    cells = grid(found, "ability", arm, skill, found.skill_split(skill))
     states = {cell.state for line in cells for cell in line}
     partly = any(0 < cell.known < study.axes.replicates for line in cells for cell in line)
     undrawn = [
-        s
-        for s in study.shown_skills[1:]
-        if not _has_values(_grid(found, "ability", arm, s, found.skill_split(s)))
+        s for s in study.shown_skills[1:] if not has_values(grid(found, "ability", arm, s, found.skill_split(s)))
     ]
-    flops = _override_budget(found, arm)
+    bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
+    drawn = [boundary for band in bands for boundary in band.boundaries if boundary is not None]
+    brackets = [bracket for boundary in drawn for bracket in boundary.brackets]
+    levels = study.axes.n_tasks
     return {
+        "fades": any(end is None or not min(levels) <= end <= max(levels) for b in drawn for end in (b.low, b.high)),
+        "above": any(b.high is None for b in brackets),
+        "under": any(b.low is None for b in brackets),
         "states": states,
+        "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,
-        "no_ability_boundary": _ability_band(found, arm, skill) is None,
-        "no_memory_boundary": _memory_band(found, arm) is None,
-        "memory_cells": _has_values(_grid(found, "memory", arm, family.mixture, "seen", "pre_decay")),
-        "override_flops": number(flops) if flops else "",
+        "no_ability_boundary": ability_band(found, arm, skill) is None,
+        "no_memory_boundary": memory_band(found, arm) is None,
+        "memory_cells": has_values(grid(found, "memory", arm, family.mixture, "seen", "pre_decay")),
         "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
     }
+
+
+def _boundary_rows(found: Findings) -> list[dict[str, Any]]:
+    """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
+    study = found.study
+    levels = [float(n) for n in sorted(study.axes.n_tasks)]
+    ended = {(r["arm"], r["compute_flops"]) for r in found.runs if r["status"] in ("done", "diverged")}
+    groups = []
+    for arm in study.axes.arm:
+        named = [("A", s, found.k_ability[(arm, s)], findings.ability_words) for s in study.shown_skills]
+        mixture = [("M", "memory of the training tasks", found.k_memory[arm], findings.memory_words)]
+        for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
+            rows = []
+            for flops, boundary in boundaries:
+                known = (arm, flops) in ended
+                rows.append(
+                    {
+                        "flops": number(flops),
+                        "interval": findings.interval_words(boundary, levels),
+                        "words": words(boundary, levels) if known else "no trial of this budget has ended",
+                        "verdict": boundary.verdict if known else "open",
+                        "replicates": len(boundary.brackets),
+                        "not_monotone": boundary.not_monotone,
+                    }
+                )
+            alike = [{**row, "flops": ""} for row in rows]
+            if len(rows) > 1 and all(row == alike[0] for row in alike):
+                rows = [{**rows[0], "flops": "all"}]
+            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows})
+    return groups
+
+
+_EVIDENCE = {
+    "V": "read in the paper or its code",
+    "F": "read by eye off a published figure",
+    "C": "computed or run by us",
+}
+
+
+def _expected_rows(found: Findings) -> list[dict[str, Any]]:
+    rows = []
+    for verdict in found.verdicts:
+        expected, measured = verdict.expected, verdict.measured
+        cell = expected.cell
+        where = [f"{number(cell.n_tasks)} tasks" if cell.n_tasks else "all numbers of tasks"]
+        where += [f"{number(cell.compute_flops)} FLOPs"] if cell.compute_flops else []
+        where += [part for part in (cell.arm, cell.skill) if part]
+        where += [on_split(cell.split)] if expected.what in ("accuracy", "ability") or "excess" in expected.what else []
+        known = measured is not None and measured.low is not None and measured.high is not None
+        missing = f"{len(verdict.values)} of {len(verdict.values) + verdict.censored} replicates have it"
+        rows.append(
+            {
+                "what": expected.what.replace("_", " "),
+                "where": ", ".join(where),
+                "expected": _figure(expected.value),
+                "range": f"{_figure(expected.lo)} to {_figure(expected.hi)}",
+                "measured": _figure(measured.mean) if measured else missing,
+                "interval": f"{_figure(measured.low)} to {_figure(measured.high)}" if known and measured else "—",
+                "replicates": len(verdict.values),
+                "verdict": verdict.verdict,
+                "source": expected.source,
+                "source_replicates": expected.replicates,
+                "evidence": expected.evidence,
+                "evidence_words": _EVIDENCE[expected.evidence],
+            }
+        )
+    return rows
+
+
+def _figure(value: float | None) -> str:
+    """A measured number to three figures, with a true minus sign."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return (number(value) if value >= 1e6 else text).replace("-", "−")
+
+
+def _trial_rows(found: Findings) -> list[dict[str, Any]]:
+    study = found.study
+    skill = study.shown_skills[0]
+    split = found.skill_split(skill)
+    mixture = cast(Family, study.family).mixture
+    rows = []
+    for run in found.runs[:MAX_TRIAL_ROWS]:
+        where = (run["n_tasks"], run["compute_flops"], run["replicate"])
+        final = found.at.get(("final", run["arm"], skill, split, *where))
+        before = found.at.get(("pre_decay", run["arm"], mixture, "seen", *where))
+        drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
+        seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
+        rows.append(
+            {
+                "arm": run["arm"],
+                "n_tasks": number(run["n_tasks"]),
+                "flops": number(run["compute_flops"]),
+                "replicate": run["replicate"],
+                "status": run["status"],
+                "reason": run.get("reason") or "",
+                "accuracy": decimal(MEASURES["accuracy"](final), 3),
+                "ability": decimal(MEASURES["ability"](final)),
+                "memory": decimal(MEASURES["memory"](before)),
+                "steps": _count(run.get("steps")),
+                "sequences": _count(sequences),
+                "distinct": _count(drawn),
+                "repeats": _count(sequences / drawn) if drawn and sequences else "—",
+                "own": _count(run.get("flops_own")),
+                "run": _count(run.get("flops_run")),
+                "seconds": f"{sum(seconds):.0f}" if seconds else "—",
+                "attempt": run["attempt"] if run.get("attempt") is not None else "—",
+            }
+        )
+    return rows
+
+
+def _count(value: float | None) -> str:
+    """A count or cost, an em dash where it is missing."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    if value < 10 and not float(value).is_integer():
+        return f"{value:.1f}"
+    return number(value) if value >= 1 else f"{value:.2g}"
+
+
+def _provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Where the numbers come from and what they cost: (name, words), as far as it is known."""
+    costs = found.costs()
+    facts: list[tuple[str, str]] = []
+    commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
+    commits = commits or list(dict.fromkeys(s["commit"] for s in sessions if s.get("commit")))
+    facts.append(("Commit", ", ".join(map(_short_commit, commits)) or "unknown (not run from a repository)"))
+    if sessions:
+        last = sessions[-1]
+        versions = last.get("versions") or {}
+        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"))
+        machines = [f"{s['machine']} ({s['host']})" for s in sessions if s.get("machine")]
+        facts.append(("Driver on", "; ".join(dict.fromkeys(machines)) or "unknown"))
+    hosts = Counter(f"{r['host']} ({r['device']})" for r in found.runs if r.get("host"))
+    if hosts:
+        facts.append(("Trials on", ", ".join(f"{host}: {count}" for host, count in sorted(hosts.items()))))
+    facts += [
+        ("Training", f"{_flops(costs.train_flops)} run; sharing trunks saved {_flops(costs.saved_flops)}"),
+        ("Evaluation", f"{_flops(costs.eval_flops)}, not part of any budget"),
+        ("Slot time", clock(costs.slot_seconds) + ", training and evaluating"),
+    ]
+    begun = min((s["time"] for s in sessions), default=None)
+    ended = max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+    if begun is not None:
+        facts.append(("Begun", _date(begun)))
+    if ended is not None:
+        facts.append(("Last trial ended", _date(ended)))
+    if begun is not None and ended is not None:
+        facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
+    facts.append(("Sessions", str(len(sessions))))
+    return facts
+
+
+def _short_commit(commit: str) -> str:
+    """The first twelve digits; a changed work tree stays visible."""
+    head, plus, changes = commit.partition("+")
+    return head[:12] + plus + changes
+
+
+def _flops(value: float) -> str:
+    return f"{number(value) if value >= 1 else 0} FLOPs"
+
+
+def _date(seconds: float) -> str:
+    when = datetime.fromtimestamp(seconds, UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def _settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The study's settings as they were resolved, group by group."""
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    for part in ("family", "model", "training", "evaluation"):
+        values = getattr(study, part).model_dump()
+        groups.append((part, [(k, _setting(v)) for k, v in values.items()]))
+    axes = study.axes
+    crossed = [
+        ("arm", ", ".join(axes.arm)),
+        ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
+        ("compute_flops", ", ".join(number(c) for c in study.budgets)),
+        ("replicates", str(axes.replicates)),
+    ]
+    return [("axes", crossed), *groups]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:g}" if abs(value) < 1000 else number(value)
+
+
+def _reference_words(study: Study) -> list[tuple[str, str]]:
+    """What the family says of its exact predictors, and the constants it declares for them."""
+    kind = type(study.family)
+    module = importlib.import_module(kind.__module__)
+    said = []
+    for name, method in (("Generaliser", "generalizer"), ("Memoriser", "memorizer")):
+        doc = getattr(getattr(kind, method, None), "__doc__", None)
+        if doc:
+            words = re.sub(r":[^:]*->.*", "", doc.strip().split("\n")[0])  # the shapes are for programmers
+            said.append((name, words.rstrip(".").replace(" - ", " − ")))
+    epsilon, most = getattr(module, "EPSILON", None), getattr(module, "MEMORIZER_MAX_TASKS", None)
+    if epsilon is not None:
+        words = "what the memoriser leaves to a uniform guess; its loss on held-out tasks depends on it"
+        said.append(("ε", f"{epsilon:g}: {words}"))
+    if most is not None:
+        said.append(
+            ("Enumerated", f"up to {number(most)} training tasks; beyond, the memoriser is missing, not guessed")
+        )
+    return said
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+def _page(found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> str:
+    study = found.study
+    family = cast(Family, study.family)
+    skill = study.shown_skills[0]
+    split = found.skill_split(skill)
+    status = Counter(r["status"] for r in found.runs)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    trials = _trial_rows(found)
+    chance = family.chance(skill)
+    levels = sorted(study.axes.n_tasks)
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        found=found,
+        blocks=blocks,
+        skill=skill,
+        skill_words=family.skills.get(skill, ""),
+        skills=family.skills,
+        on=on_split(split),
+        split=split,
+        after_decay=" after the decay" if decays(found) else "",
+        before_decay=" before the decay" if decays(found) else "",
+        status=[(name, status[name]) for name in ("done", "diverged", "failed", "open") if status[name]],
+        n_trials=len(found.runs),
+        n_ended=status["done"] + status["diverged"],
+        chance=decimal(chance) if chance is not None else "",
+        several_arms=len(study.axes.arm) > 1,
+        first_tasks=number(levels[0]),
+        last_tasks=number(levels[-1]),
+        ramp=", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
+        boundaries=_boundary_rows(found),
+        expected=_expected_rows(found),
+        trials=trials,
+        left_out=len(found.runs) - len(trials),
+        fold=len(trials) > OPEN_TRIAL_ROWS,
+        provenance=_provenance(found, sessions),
+        settings=_settings(study),
+        references=_reference_words(study),
+        rule_colour=RULE,
+        list_colour=LIST,
+        rule_tint=TINT[RULE],
+        list_tint=TINT[LIST],
+        min_gap=stats.MIN_GAP_NATS,
+        min_errors=stats.MIN_GAP_ERRORS,
+    )

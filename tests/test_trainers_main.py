@@ -54,7 +54,7 @@ def results(lines: str) -> dict[str, Any]:
     return found
 
 
-def test_a_trunk_is_trained_proved_and_resumed(tmp_path):
+def test_a_trunk_is_trained_proved_and_resumed(tmp_path, capsys):
     spec = write(tmp_path, TRUNK | {"compute_flops": [80 * STEP, 50 * STEP]})
     events, folder = tmp_path / "events.jsonl", tmp_path / "checkpoints"
     options = ["--events", events, "--checkpoints", folder]
@@ -72,8 +72,8 @@ def test_a_trunk_is_trained_proved_and_resumed(tmp_path):
     assert any("recall(held_out)" in line and line.startswith("step     50") for line in lines)
 
     events.unlink()
-    again = call(spec, *options)
-    assert again.returncode == 0, again.stderr
+    assert command.main([str(argument) for argument in (spec, *options)]) == 0
+    assert "done after 80 steps" in capsys.readouterr().out
     assert results(events.read_text()) == told
     assert sum(e["flops_run"] or 0 for e in told.values() if e["kind"] == "trial") == (64 + 10 + 16) * STEP
 
@@ -140,6 +140,13 @@ def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeyp
         "by itself DIFFERS FROM",
         "by itself DIFFERS FROM",
     ]
+
+
+def test_a_trial_that_diverges_at_once_is_told_like_any_other(tmp_path, capsys):
+    """One update of 1e39, beyond float32, and an exam after it that has no numbers to show."""
+    training = {"batch_size": 8, "learning_rate": 1e39}
+    assert command.main([str(write(tmp_path, TRUNK | {"compute_flops": 50 * STEP, "training": training}))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"diverged after 1 steps, {STEP:.4g} FLOPs")
 
 
 def test_one_budget_needs_no_list(tmp_path):

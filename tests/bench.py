@@ -1,0 +1,201 @@
+"""Benchmarks: ratios, each measured side by side in one run, alternating.  `make bench`, some three minutes.
+
+Prints a table; exits with 1 where a ratio misses its aim. No absolute time is judged: machines differ, and so does the
+weather on them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+from orchestrator.study import load
+from trainers import budget, checkpoint
+from trainers.model import build
+from trainers.spec import Model, Training, TrunkSpec
+from trainers.train import Place, _snapshot, _start_engine, _step, evaluate, run_trunk
+
+ROUNDS = 15
+
+
+def plain_step(net: Any, adamw: Any, trunk: TrunkSpec, step: int, rate: float) -> float:
+    """What anybody would write without DeepSpeed: the same batch, clipping and schedule, the same AdamW."""
+    family: Any = trunk.family
+    batch = family.batch(trunk, step)
+    tokens = torch.from_numpy(batch.tokens)
+    loss = net(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(batch.loss_mask))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), trunk.training.clip_norm)
+    for group in adamw.param_groups:
+        group["lr"] = rate
+    adamw.step()
+    adamw.zero_grad(set_to_none=True)
+    return float(loss.item())
+
+
+def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int = ROUNDS) -> tuple[float, float, float]:
+    """Median seconds of both, taking turns (and turns at going first), and the median of the paired ratios first / second."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for i in range(rounds):
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            begin = time.perf_counter()
+            (first, second)[which]()
+            seconds[which].append(time.perf_counter() - begin)
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
+
+
+def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
+    """(speed of our loop / speed of the plain loop, milliseconds of a plain step)."""
+    family: Any = trunk.family
+    engine, ours = _start_engine(trunk, Place())
+    net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
+    theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    at = [0, 0]
+
+    def run_ours() -> None:
+        for _ in range(steps_per_round):
+            _step(engine, ours, trunk, at[0], 1e-3, "cpu")
+            at[0] += 1
+
+    def run_theirs() -> None:
+        for _ in range(steps_per_round):
+            plain_step(net, theirs, trunk, at[1], 1e-3)
+            at[1] += 1
+
+    run_ours(), run_theirs()
+    _, plain_seconds, ratio = alternate(run_theirs, run_ours)
+    engine.destroy()
+    return ratio, plain_seconds / steps_per_round * 1e3
+
+
+def overhead_of_a_trunk(trunk: TrunkSpec) -> float:
+    """Median seconds that a trunk after the first costs beyond its training and evaluation, checkpoints included."""
+    extra = []
+    smallest = float(budget.flops_per_step(trunk) * budget.MIN_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(8):
+            events: list[dict[str, Any]] = []
+            begin = time.perf_counter()
+            run_trunk(trunk, [smallest], Place(checkpoint_folder=f"{folder}/{i}"), events.extend)
+            seconds = time.perf_counter() - begin
+            end = next(e for e in events if e["kind"] == "trial")
+            extra.append(seconds - end["train_seconds"] - end["eval_seconds"])
+    return statistics.median(extra[1:])
+
+
+def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
+    """(batch making / step, evaluation / training of the whole trunk), as shares of time."""
+    family: Any = trunk.family
+    engine, adamw = _start_engine(trunk, Place())
+    suite = family.suite(trunk)
+    step = [0]
+
+    def train() -> None:
+        for _ in range(10):
+            _step(engine, adamw, trunk, step[0], 1e-3, "cpu")
+            step[0] += 1
+
+    train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk, i) for i in range(10)])
+    eval_seconds = alternate(lambda: evaluate(engine.module, suite, "cpu"), lambda: None)[0]
+    engine.destroy()
+    steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
+    n_evaluations = budget.price(trunk, budgets).eval_flops / (
+        family.suite_size(trunk) * budget.forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+    )
+    return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
+
+
+def growth_of_memory(trunk: TrunkSpec, n_trunks: int = 300) -> tuple[float, float]:
+    """Resident MB after 20 trunks and after `n_trunks`, in this process."""
+    tiny = trunk.model_copy(
+        update={
+            "model": trunk.model.model_copy(update={"n_layers": 1}),
+            "training": trunk.training.model_copy(update={"batch_size": 1}),
+            "evaluation": trunk.evaluation.model_copy(update={"n_sequences": 2, "first_flops": 1e15}),
+        }
+    )
+    smallest = float(budget.flops_per_step(tiny) * budget.MIN_STEPS)
+    early = 0.0
+    for i in range(n_trunks):
+        run_trunk(tiny, [smallest], Place(), lambda events: None)
+        if i == 20:
+            early = resident_mb()
+    return early, resident_mb()
+
+
+def resident_mb() -> float:
+    """Resident set of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> int:
+    """Run all, print a table; 1 if an aim is missed."""
+    torch.set_num_threads(1)
+    quick = load("quickstart")
+    trunk = next(t for t in quick.trunks() if t.n_tasks == 1024)
+    four = next(t for t in quick.trunks() if t.n_tasks == 4)
+    trillion = next(t for t in quick.trunks() if t.n_tasks == 10**12)
+    wide = trunk.model_copy(
+        update={"model": Model(n_layers=3, d_model=96, d_mlp=384, conv_kernel=4), "training": Training()}
+    )
+    family: Any = trunk.family
+    rows: list[tuple[str, float, str, bool]] = []
+
+    def row(name: str, value: float, aim: float, at_least: bool) -> None:
+        fine = value >= aim if at_least else value <= aim
+        rows.append((name, value, f"{'>=' if at_least else '<='} {aim:g}", fine))
+        print(
+            f"{name:<74} {value:8.3f}   {'>=' if at_least else '<='} {aim:<5g} {'ok' if fine else 'MISSED'}", flush=True
+        )
+
+    ratio, ms = loop_speed(trunk, 20)
+    row(f"speed of our loop / plain loop, quickstart's model ({ms:.0f} ms a step)", ratio, 0.93, True)
+    ratio, ms = loop_speed(wide, 10)
+    row(f"speed of our loop / plain loop, larger model ({ms:.0f} ms a step)", ratio, 0.98, True)
+    row("seconds of a trunk beyond training and evaluation (not a ratio)", overhead_of_a_trunk(trunk), 0.1, False)
+    batch, evaluation = shares(trunk, quick.budgets)
+    row("share of batch making in a step", batch, 0.10, False)
+    row("evaluation / training, a trunk of the quickstart", evaluation, 0.10, False)
+    draws = alternate(
+        lambda: [family.batch(trillion, i) for i in range(100)], lambda: [family.batch(four, i) for i in range(100)], 31
+    )
+    row("cost of a batch from a trillion tasks / from 4 tasks", draws[2], 1.1, False)
+    early, late = growth_of_memory(trunk)
+    row(f"memory after 300 trunks / after 20 ({early:.0f} MB)", late / early, 1.02, False)
+    save_seconds, step_seconds = save_and_step(trunk)
+    row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
+    print(f"\none step {step_seconds * 1e3:.1f} ms, one checkpoint {save_seconds * 1e3:.1f} ms")
+    return 0 if all(fine for *_, fine in rows) else 1
+
+
+def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:
+    """Median seconds of a checkpoint and of a step."""
+    engine, adamw = _start_engine(trunk, Place())
+    with tempfile.TemporaryDirectory() as folder:
+        number = iter(range(1, 1000))
+
+        def save() -> None:
+            checkpoint.save(Path(folder), next(number), "x", {}, {"live": _snapshot(engine.module, adamw)})
+
+        seconds = alternate(save, lambda: _step(engine, adamw, trunk, 0, 1e-3, "cpu"))
+    engine.destroy()
+    gc.collect()
+    return seconds[0], seconds[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

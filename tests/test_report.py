@@ -1,0 +1,434 @@
+"""report and figures: one page that says what findings.py says, whatever is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib import image
+
+from orchestrator import figures, findings, report, stats
+from orchestrator.findings import Findings, number
+from orchestrator.record import RESULTS, RUNS
+from orchestrator.study import Study
+from trainers.tasks import Family, family_from
+
+Value = Callable[[int, float, int], float | None]  # (n_tasks, budget, replicate) -> value
+
+N = 200  # positions a row sums over
+UNIFORM, GENERALIZER, MEMORIZER = math.log(16), 1.2, 0.1  # nats a position
+
+
+def study_of(**changes: Any) -> Study:
+    """A cipher study over three numbers of tasks and two budgets; `changes` go to its top level or to its axes."""
+    axes = {"arm": ("answer",), "n_tasks": (4, 64, 10**12), "compute_flops": (1e11, 8e11), "replicates": 3}
+    axes |= {k: changes.pop(k) for k in list(changes) if k in axes}
+    record = {"study": "made_up", "version": 2, "question": "From how many tasks on?", "expectation": "From 64 on."}
+    record |= {"family": {"name": "cipher"}, "axes": axes, "training": {"schedule": "wsd", "decay_share": 0.2}}
+    record |= changes
+    return Study.model_validate(record | {"family": family_from(record["family"])})
+
+
+def rising(n_tasks: int, budget: float, replicate: int) -> float:
+    """The skill appears between 4 and 64 tasks, from the larger budget on."""
+    return 0.97 - 0.01 * replicate if n_tasks >= 64 and budget > 2e11 else -0.6
+
+
+def falling(n_tasks: int, budget: float, replicate: int) -> float | None:
+    """4 tasks are memorised; a trillion cannot be enumerated."""
+    return None if n_tasks > 4096 else 0.9 if n_tasks < 10 else -0.3
+
+
+def row_of(skill: str, split: str, nll: float | None, hits: float | None, **references: Any) -> dict[str, Any]:
+    """A row of raw sums from means a position."""
+    row = {"skill": skill, "split": split, "n": N, "brier": 1.0 * N, "se_ability_gap": 0.001, "se_memory_gap": 0.001}
+    row |= {"nll_nats": None if nll is None else nll * N, "n_correct": None if hits is None else round(hits * N)}
+    row |= {"p_correct": None if hits is None else hits * N}
+    for name, (loss, right) in references.items():
+        row |= {f"nll_{name}": loss * N, f"correct_{name}": right * N}
+    return row
+
+
+def rows_at(ability: float | None, memory: float | None) -> list[dict[str, Any]]:
+    """What cipher's suite would give for this ability of every skill and this memory of the training tasks."""
+    uniform, rule = {"uniform": (UNIFORM, 1 / 16)}, {"generalizer": (0.0, 1.0)}
+    known = {} if memory is None else {"memorizer": (MEMORIZER, 0.3)}
+    nll = None if ability is None else (1 - ability) * UNIFORM
+    hits = None if ability is None else min(max(ability, 0.06), 1.0)
+    mixture_nll = GENERALIZER if memory is None else GENERALIZER - memory * (GENERALIZER - MEMORIZER)
+    both = [row_of(s, "held_out", nll, hits, **uniform, **rule, **known) for s in ("recall", "recall_function")]
+    return [
+        *both,
+        row_of("elimination", "held_out", nll, hits, uniform=(UNIFORM, 1 / 16), generalizer=(UNIFORM - 0.05, 0.1)),
+        row_of("recall", "seen", 0.1, 0.98, **uniform, **rule, **known),
+        row_of("mixture", "seen", mixture_nll, 0.5, **uniform, generalizer=(GENERALIZER, 0.5), **known),
+        row_of("override", "seen", nll, hits, **uniform, **rule, **known),
+        row_of("override_memory", "seen", 1.0, None if hits is None else 1 - hits, **uniform, **known),
+    ]
+
+
+def found_of(
+    study: Study,
+    ability: Value = rising,
+    memory: Value = falling,
+    status: Callable[[int, float, int], str] = lambda n, c, r: "done",
+) -> Findings:
+    """Findings of a study whose every trial has two looks along its trunk, one at its branch and one at its end."""
+    rows, runs = [], []
+    for trial in study.trials():
+        n, c, r = trial.n_tasks, trial.compute_flops, trial.replicate
+        axes = {"trial": trial.id, "trunk": trial.trunk.id, "arm": trial.arm}
+        axes |= {"n_tasks": n, "compute_flops": c, "replicate": r}
+        became, steps = status(n, c, r), round(c / 1e9)
+        phases = [("trunk", 0.2), ("trunk", 0.5), ("pre_decay", 0.8), ("final", 1.0)]
+        for phase, share in {"done": phases, "diverged": phases[:2]}.get(became, []):
+            along = {"step": round(share * steps), "flops": share * c, "phase": phase, "train_loss_nats": 2.0}
+            rows += [axes | along | row for row in rows_at(ability(n, c, r), memory(n, c, r))]
+        run: dict[str, Any] = {"status": became, "fingerprint": "f" * 20}
+        if became in ("done", "diverged"):
+            run |= {"steps": steps, "sequences": 32 * steps, "distinct_tasks": min(n, 32.0 * steps), "attempt": 1}
+            run |= {"flops_own": c, "flops_run": 0.6 * c, "eval_flops": 0.05 * c, "ended": 1_700_000_400_000 + r}
+            run |= {"train_seconds": 20.0, "eval_seconds": 2.5, "host": "machine", "device": "cpu", "commit": "c" * 40}
+        if became in ("failed", "diverged"):
+            run["reason"] = "step 7: loss was not finite"
+        runs.append(axes | run)
+    tables = [pa.Table.from_pylist(rows, schema=RESULTS), pa.Table.from_pylist(runs, schema=RUNS)]
+    return findings.find(study, *(table.to_pylist() for table in tables))
+
+
+SESSION = {
+    "kind": "session",
+    "session": "abc",
+    "time": 1_700_000_000.0,
+    "host": "machine",
+    "machine": "Some CPU, 2 cores, Linux",
+    "commit": "c" * 40 + "+changes",
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "options": {"device": "cpu"},
+}
+
+
+class Page(HTMLParser):
+    """The words that a reader sees, in order, and what the page would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.styles: list[str] = []
+        self.tags: list[str] = []
+        self._hidden = ""
+        self.feed(text)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag in ("style", "script", "title"):
+            self._hidden = tag
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "data", "srcset", "action", "poster"):
+                self.links.append(value or "")
+            if name == "style":
+                self.styles.append(value or "")
+            if name in ("alt", "aria-label", "title"):
+                self.words.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._hidden:
+            self._hidden = ""
+
+    def handle_data(self, data: str) -> None:
+        (self.styles if self._hidden else self.words).append(data)
+
+
+def page_of(folder: Path, found: Findings, sessions: list[dict[str, Any]] | None = None) -> Page:
+    path = report.write(folder, found, [SESSION] if sessions is None else sessions)
+    assert path == folder / "report.html"
+    return Page(path.read_text())
+
+
+CASES: dict[str, Callable[[], Findings]] = {
+    "as usual": lambda: found_of(study_of()),
+    "nothing has ended": lambda: found_of(study_of(), status=lambda n, c, r: "open"),
+    "everything diverged": lambda: found_of(study_of(), status=lambda n, c, r: "diverged"),
+    "everything failed": lambda: found_of(study_of(), status=lambda n, c, r: "failed"),
+    "one replicate": lambda: found_of(study_of(replicates=1)),
+    "one budget": lambda: found_of(study_of(compute_flops=(8e11,))),
+    "one number of tasks": lambda: found_of(study_of(n_tasks=(64,))),
+    "one of everything": lambda: found_of(study_of(n_tasks=(1,), compute_flops=(8e11,), replicates=1)),
+    "a cell is missing": lambda: found_of(
+        study_of(), status=lambda n, c, r: "open" if (n, c) == (64, 8e11) else "done"
+    ),
+    "replicates are missing": lambda: found_of(study_of(), status=lambda n, c, r: "failed" if r == n % 3 else "done"),
+    "memory is defined nowhere": lambda: found_of(study_of(), memory=lambda n, c, r: None),
+    "nothing is learned": lambda: found_of(study_of(), lambda n, c, r: 0.01 * r, lambda n, c, r: -1.0),
+    "the skill is there from the start": lambda: found_of(study_of(), lambda n, c, r: 1.0, lambda n, c, r: 1.0),
+    "predictions are not finite": lambda: found_of(study_of(), lambda n, c, r: None if n == 4 else 0.9),
+    "replicates disagree": lambda: found_of(study_of(), lambda n, c, r: float(r == 0 or (r == 1 and n > 64))),
+    "two arms": lambda: found_of(study_of(arm=("answer", "next_token"))),
+    "a constant rate": lambda: found_of(study_of(training={"schedule": "constant"})),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whatever_is_missing_the_page_is_written_and_prints_no_missing_value_as_one(case: str, tmp_path: Path) -> None:
+    found = CASES[case]()
+    page = page_of(tmp_path, found)
+    assert not re.search(r"\b(nan|NaN|None|null|inf|Infinity)\b|\{\{|\{%", page.text)
+    for value in (*found.study.axes.n_tasks, *found.study.axes.compute_flops):
+        assert re.search(rf"(?<![\w.,]){re.escape(number(value))}(?![\w])", page.text), value
+    assert found.answer in page.text
+    assert found.study.question in page.text and found.study.expectation in page.text
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_page_stands_alone(case: str, tmp_path: Path) -> None:
+    page = page_of(tmp_path, CASES[case]())
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"@import|url\((?!['\"]?(#|data:))", " ".join(page.styles))
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert sum(path.is_file() for path in tmp_path.iterdir()) == 1  # and no temporary file stays
+
+
+def test_the_boundaries_are_told_in_the_words_of_the_findings(tmp_path: Path) -> None:
+    found = found_of(study_of())
+    page = page_of(tmp_path, found)
+    levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
+    _, (_, at_top) = found.k_ability[("answer", "recall")]
+    assert (at_top.low, at_top.high) == (4, 64)
+    table = page.text[page.text.index("The boundaries") :]
+    assert "4 to 64 " + findings.ability_words(at_top, levels) + " crossed 3 0" in table
+    for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
+        for _, boundary in boundaries:
+            words = findings.memory_words if boundaries in found.k_memory.values() else findings.ability_words
+            assert f"{findings.interval_words(boundary, levels)} {words(boundary, levels)} {boundary.verdict}" in table
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        page_of(tmp_path / name, found_of(study_of()))
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_every_figure_is_a_picture_and_a_drawing_of_the_same_name(tmp_path: Path) -> None:
+    page_of(tmp_path, found_of(study_of()))
+    pngs, svgs = (sorted((tmp_path / "figures").glob(f"*.{kind}")) for kind in ("png", "svg"))
+    assert [p.stem for p in pngs] == [s.stem for s in svgs]
+    assert {"surface", "skills", "memory", "curves", "override", "override_compute"} == {p.stem for p in pngs}
+    for path in pngs:
+        picture = image.imread(path)
+        assert picture.shape[0] > 400 and picture.shape[1] > 800
+        shades = np.unique((picture[::3, ::3, :3] * 15).astype(int) @ (1, 16, 256))
+        assert len(shades) > 20, path
+    for path in svgs:
+        assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    page_of(tmp_path, found_of(study_of(arm=("answer", "next_token"))))
+    assert (tmp_path / "figures" / "surface_next_token.png").exists()
+    page_of(tmp_path, found_of(study_of()))
+    assert not (tmp_path / "figures" / "surface_next_token.png").exists()
+
+
+def test_where_nothing_is_learned_no_boundary_is_drawn_and_the_page_says_so(tmp_path: Path) -> None:
+    page = page_of(tmp_path, CASES["nothing is learned"]())
+    assert "No K A is drawn" in page.text and "No K M is drawn" in page.text
+    assert "appears nowhere" in page.text
+    drawing = (tmp_path / "figures" / "surface.svg").read_text()
+    assert figures.TINT[figures.RULE] not in drawing and figures.TINT[figures.LIST] not in drawing
+    page_of(tmp_path, found_of(study_of()))
+    drawing = (tmp_path / "figures" / "surface.svg").read_text()
+    assert figures.TINT[figures.RULE] in drawing and figures.TINT[figures.LIST] in drawing
+
+
+def test_an_undefined_cell_is_not_a_zero(tmp_path: Path) -> None:
+    found = found_of(study_of())
+    page_of(tmp_path, found)
+    cells = figures.grid(found, "memory", "answer", "mixture", "seen", "pre_decay")
+    assert [cell.state for cell in cells[-1]] == ["undefined", "undefined"]
+    assert [cell.value for cell in cells[0]] == [pytest.approx(0.9), pytest.approx(0.9)]
+    words = "".join(xml.etree.ElementTree.parse(tmp_path / "figures" / "memory.svg").getroot().itertext())
+    assert words.count("—") == 2 and "0.00" not in words
+    blank = figures.grid(CASES["a cell is missing"](), "ability", "answer", "recall", "held_out")
+    assert blank[1][1].state == "open"
+
+
+def test_a_skill_whose_references_coincide_has_no_surface_and_the_page_says_so(tmp_path: Path) -> None:
+    page = page_of(tmp_path, found_of(study_of()))  # the gap of elimination is 0.05 nats
+    assert re.search(r"elimination \([^)]*\) has no surface: ability is not defined", page.text)
+
+
+def test_every_arm_has_its_block(tmp_path: Path) -> None:
+    page = page_of(tmp_path, CASES["two arms"]())
+    for heading in ("Arm: answer", "Arm: next_token"):
+        assert page.text.count(heading) >= 3
+    assert (tmp_path / "figures" / "surface_answer.png").exists()
+
+
+def test_text_from_a_study_is_escaped(tmp_path: Path) -> None:
+    page = page_of(tmp_path, found_of(study_of(question="Is a<b & <script>alert(1)</script>?")))
+    assert "Is a<b & <script>alert(1)</script>?" in page.text
+    assert "script" not in page.tags
+
+
+def test_a_large_study_stays_below_two_megabytes(tmp_path: Path) -> None:
+    study = study_of(
+        n_tasks=tuple(4**k for k in range(1, 15)),
+        compute_flops=tuple(1e10 * 2**k for k in range(10)),
+        replicates=10,
+        skills=("recall", "override", "override_memory"),
+    )
+    found = found_of(study, lambda n, c, r: 1 / (1 + math.exp(2 - math.log10(n) - r / 6 - math.log10(c / 1e11))))
+    page = page_of(tmp_path, found)
+    assert (tmp_path / "report.html").stat().st_size < 2e6
+    assert "details" in page.tags and f"{14 * 10 * 10 - report.MAX_TRIAL_ROWS} more trials" in page.text
+
+
+def test_expected_values_are_set_beside_what_was_measured(tmp_path: Path) -> None:
+    cell = {"n_tasks": 64, "skill": "recall"}
+    claims = [
+        {"what": "ability", "cell": cell, "value": 0.95, "lo": 0.9, "hi": 1.0, "source": "paper A", "evidence": "V"},
+        {"what": "ability", "cell": cell, "value": 0.5, "lo": 0.4, "hi": 0.6, "source": "figure B", "evidence": "F"},
+    ]
+    found = found_of(study_of(expected=claims))
+    page = page_of(tmp_path, found)
+    assert [v.verdict for v in found.verdicts] == ["consistent", "inconsistent"]
+    table = page.text[page.text.index("Expected and measured") :]
+    assert re.search(r"0\.95 0\.9 to 1 0\.96 0\.935 to 0\.985 3 consistent paper A", table)
+    assert re.search(r"0\.5 0\.4 to 0\.6 0\.96 0\.935 to 0\.985 3 inconsistent figure B", table)
+    assert "exploratory" not in page.text
+    assert "exploratory" in page_of(tmp_path, found_of(study_of())).text
+
+
+def test_provenance_adds_up_and_survives_a_missing_session(tmp_path: Path) -> None:
+    found = found_of(study_of())
+    costs = found.costs()
+    assert costs.train_flops == pytest.approx(0.6 * 9 * 9e11)  # 3 numbers of tasks x 3 replicates x (1e11 + 8e11)
+    assert costs.saved_flops == pytest.approx(0.4 * 9 * 9e11)
+    assert costs.eval_flops == pytest.approx(0.05 * 9 * 9e11)
+    assert costs.slot_seconds == pytest.approx(18 * 22.5)
+    text = page_of(tmp_path, found).text
+    assert "4.86e12 FLOPs run; sharing trunks saved 3.24e12 FLOPs" in text
+    assert "6:40 min, from the first session" in text and "14 November 2023, 22:13 UTC" in text
+    assert "python 3.11.7, torch 2.13.0" in text and "Some CPU, 2 cores, Linux (machine)" in text
+    assert "Sessions 0" in page_of(tmp_path, found, []).text
+
+
+def test_a_bracket_lies_between_the_rows_it_names() -> None:
+    levels = [4.0, 16.0, 64.0]
+    assert figures._rank(levels, 16.0, 9) == (1.0, True)
+    assert figures._rank(levels, 8.0, 9) == (pytest.approx(0.5), True)
+    assert figures._rank(levels, 1.0, 9) == (-0.5, False)
+    assert figures._rank(levels, 1e9, 9) == (2.5, False)
+    assert figures._rank(levels, None, 9) == (9, False)
+
+
+def test_labels_keep_apart_and_stay_in_order() -> None:
+    values = [1.0, 0.13, 0.06, 0.1]
+    places = figures._spread(values, 0.08)
+    assert sorted(range(4), key=places.__getitem__) == sorted(range(4), key=values.__getitem__)
+    assert min(np.diff(sorted(places))) >= 0.08 - 1e-12
+    assert places[0] == 1.0 and places[2] == 0.06
+
+
+def test_ink_can_be_read_on_every_colour() -> None:
+    for share in np.linspace(0, 1, 101):
+        colour = figures.CIVIDIS(share)
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+        light = float(np.dot([0.2126, 0.7152, 0.0722], linear)) + 0.05
+        assert max(1.05 / light if figures._ink(colour) == "white" else light / 0.05, 0) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (4.0, 64.0, "4 to 64"),
+        (None, 64.0, "64 or fewer"),
+        (0.001, 64.0, "64 or fewer"),
+        (64.0, None, "above 64"),
+        (64.0, 1e20, "above 64"),
+        (None, None, "open at both ends"),
+    ],
+)
+def test_an_interval_is_not_told_beyond_the_grid(low: float | None, high: float | None, words: str) -> None:
+    boundary = stats.Boundary(low, high, (stats.Bracket(low, high),), "crossed", 0)
+    assert findings.interval_words(boundary, [4.0, 64.0, 1024.0]) == words
+
+
+def test_a_reference_is_averaged_over_replicates_not_over_budgets() -> None:
+    found = found_of(study_of(), status=lambda n, c, r: "open" if r == 2 and c < 2e11 else "done")
+    for row in found.at.values():
+        if row["skill"] == "recall" and row["split"] == "held_out" and row["n_tasks"] == 4:
+            row["correct_memorizer"] = row["n"] * (0.1 if row["replicate"] < 2 else 0.4)
+    assert found.reference_accuracy("memorizer", "answer", "recall", "held_out", 4) == pytest.approx(0.2)
+    assert found.reference_accuracy("oracle", "answer", "recall", "held_out", 4) is None
+
+
+def test_the_relative_distance_is_drawn_with_its_crossings(tmp_path: Path) -> None:
+    study = study_of(
+        family={"name": "urns"}, arm=("next_token",), n_tasks=(4, 16), training={"schedule": "constant"}, replicates=2
+    )
+    rows, family = [], study.family
+    assert isinstance(family, Family)
+    for trial in study.trials():
+        for k in range(12):
+            step = 10 * 2**k
+            share = 1 / (1 + (100 * (1 + trial.replicate) / step) ** 2) if trial.n_tasks == 4 else 0.1
+            row = row_of("predict", "seen", 1.8, 0.5, uniform=(UNIFORM, 0.1))
+            row |= {"skl_generalizer": share * N, "skl_memorizer": (1 - share) * N, "skl_references": 1.0 * N}
+            axes = {"trial": trial.id, "trunk": trial.trunk.id, "arm": trial.arm, "n_tasks": trial.n_tasks}
+            axes |= {"compute_flops": trial.compute_flops, "replicate": trial.replicate}
+            phase = "final" if k == 11 else "trunk"
+            rows.append(axes | {"step": step, "flops": 1e7 * step, "phase": phase} | row)
+    table = pa.Table.from_pylist(rows, schema=RESULTS).to_pylist()
+    page = page_of(tmp_path, findings.find(study, table, found_of(study).runs))
+    assert re.search(r"4 tasks crosses ½ at step (99|100|101), (199|200|201)\b", page.text)
+    assert "16 tasks no crossing of ½ seen" in page.text
+    assert (tmp_path / "figures" / "distance.png").exists()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_scrolling_sideways(width: int, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    page_of(tmp_path, found_of(study_of(arm=("answer", "next_token"))))
+    measure = (
+        "<script>addEventListener('load', () => {document.documentElement.setAttribute('data-measured', "
+        "[document.documentElement.scrollWidth, innerWidth, document.body.scrollHeight].join(' '))})</script>"
+    )
+    # A window of a phone's width: Chromium makes none narrower than 500 pixels, a frame can be.
+    inner, outer = tmp_path / "inner.html", tmp_path / "outer.html"
+    inner.write_text((tmp_path / "report.html").read_text().replace("</body>", measure + "</body>"))
+    outer.write_text(
+        f"<!doctype html><iframe src='inner.html' style='width:{width}px;height:900px;border:0'></iframe><script>"
+        "addEventListener('load', () => setTimeout(() => {document.documentElement.setAttribute('data-measured', "
+        "document.querySelector('iframe').contentDocument.documentElement.dataset.measured)}, 300))</script>"
+    )
+    quiet = ("background-networking", "component-update", "sync", "gpu", "extensions")
+    command = [chromium, "--headless", "--no-sandbox", *(f"--disable-{name}" for name in quiet), "--no-first-run"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", "--window-size=1400,1000"]
+    command += ["--virtual-time-budget=4000", "--dump-dom", outer.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', shown)
+    assert measured is not None, shown[-500:]
+    scroll_width, inner_width, height = map(int, measured.groups())
+    assert inner_width == width
+    assert scroll_width <= inner_width
+    assert height > 2000

@@ -315,7 +315,7 @@ def _surface(
     study = found.study
     levels, budgets = [float(n) for n in sorted(study.axes.n_tasks)], study.budgets
     narrow = small or len(budgets) > 6
-    cell, lane, gap = (38.0 if narrow else 58.0), (16.0 if narrow else 18.0), (8.0 if narrow else 16.0)
+    cell, lane, gap = (38.0 if narrow else 58.0), (17.0 if narrow else 20.0), (8.0 if narrow else 16.0)
     sides = {band.side for band in bands}
     pitch = cell + gap + lane * len(sides)
     row = 24.0 if small or len(levels) > 14 else 37.0
@@ -343,7 +343,7 @@ def _surface(
             beside = (cell / pitch if band.side > 0 else 0) + band.side * lane / pitch / 2
             for j, boundary in enumerate(band.boundaries):
                 if boundary is not None:
-                    _draw_bracket(ax, band, boundary, levels, j + first + beside, (lane - 7) / pitch, row)
+                    _draw_bracket(ax, band, boundary, levels, j + first + beside, pitch, row)
 
     longest = max(len(number(n)) for n in levels)
     return Panel(
@@ -424,9 +424,13 @@ def _rank(levels: Sequence[float], value: float | None, otherwise: float) -> tup
 
 
 def _draw_bracket(
-    ax: Axes, band: Band, boundary: stats.Boundary, levels: Sequence[float], x: float, width: float, row: float
+    ax: Axes, band: Band, boundary: stats.Boundary, levels: Sequence[float], x: float, pitch: float, row: float
 ) -> None:
-    """The interval of a boundary at one budget, fading out where it is open, and where each replicate crosses."""
+    """The interval of a boundary at one budget, fading out where it is open, and where each replicate crosses.
+
+    `pitch` and `row` are the pixels between two budgets and two numbers of tasks.
+    """
+    width = 11 / pitch
     (low, low_closed), (high, high_closed) = (
         _rank(levels, boundary.low, -0.5),
         _rank(levels, boundary.high, len(levels) - 0.5),
@@ -450,18 +454,18 @@ def _draw_bracket(
             middle = (_rank(levels, bracket.low, 0)[0] + _rank(levels, bracket.high, 0)[0]) / 2
             at[(middle, "o" if band.colour == RULE else "s")] += 1
     for (y, mark), count in at.items():
-        _draw_marks(ax, x, y, mark, count, band.colour, width)
+        _draw_marks(ax, x, y, mark, count, band.colour, pitch)
 
 
-def _draw_marks(ax: Axes, x: float, y: float, mark: str, count: int, colour: str, width: float) -> None:
+def _draw_marks(ax: Axes, x: float, y: float, mark: str, count: int, colour: str, pitch: float) -> None:
     """Replicates that cross at one place: side by side up to three, else one mark and their number."""
     style: dict[str, Any] = {"marker": mark, "ls": "", "color": colour, "zorder": 5, "clip_on": False, "mew": 0}
     if mark in "^v":
         style |= {"mfc": "white", "mew": 0.9}
     if count <= 3:
-        step = width * 0.42
+        step = 4.9 / pitch
         xs = [x + (k - (count - 1) / 2) * step for k in range(count)]
-        ax.plot(xs, [y] * count, ms=3.4 if mark == "o" else 2.9, **style)
+        ax.plot(xs, [y] * count, ms={"o": 4.0, "s": 3.5}.get(mark, 3.7), **style)
         return
     ax.plot([x], [y], ms=10, **style)
     ink = colour if mark in "^v" else "white"
@@ -915,6 +919,8 @@ def _override_compute_plate(curves: Curves, arm: str) -> Plate | None:
 def _distance_plate(curves: Curves, arm: str) -> Plate | None:
     """The relative distance along training, for families that offer it."""
     found = curves.found
+    if not any(row.get("skl_references") is not None for row in found.rows):
+        return None
     series = Series("d_rel", cast(Family, found.study.family).mixture, "seen", LIST, False)
     replicates = range(found.study.axes.replicates)
     tracks = {

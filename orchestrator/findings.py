@@ -105,7 +105,8 @@ class Findings:
 
     def skill_split(self, skill: str) -> str:
         """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
-        return "held_out" if any(r["skill"] == skill and r["split"] == "held_out" for r in self.rows) else "seen"
+        splits = {row["split"] for row in self.rows if row["skill"] == skill}
+        return "seen" if splits == {"seen"} else "held_out"
 
     def values(
         self, measure: Measure, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"

@@ -83,7 +83,8 @@ def _block(found: Findings, arm: str) -> dict[str, Any]:
     for name, plate in plates_of(found, arm).items():
         panels = plate.panels if plate else ()
         shown[name] = [
-            {"title": p.title, "note": p.note, "svg": inline(p, f"{arm}{name}{i}")} for i, p in enumerate(panels)
+            {"title": p.title, "note": p.note, "svg": inline(p, f"{arm}{name}{i}"), "width": p.box[0]}
+            for i, p in enumerate(panels)
         ]
         shown["plates"] += [plate] if plate else []
     return shown | _block_words(found, arm)
@@ -100,6 +101,7 @@ def _block_words(found: Findings, arm: str) -> dict[str, Any]:
     cells = grid(found, "ability", arm, skill, found.skill_split(skill))
     states = {cell.state for line in cells for cell in line}
     partly = any(0 < cell.known < study.axes.replicates for line in cells for cell in line)
+    memory = grid(found, "memory", arm, family.mixture, "seen", "pre_decay")
     undrawn = [
         s for s in study.shown_skills[1:] if not has_values(grid(found, "ability", arm, s, found.skill_split(s)))
     ]
@@ -115,9 +117,11 @@ def _block_words(found: Findings, arm: str) -> dict[str, Any]:
         "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,
+        "measured": any(key[:2] == ("final", arm) for key in found.at),
+        "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
         "no_ability_boundary": ability_band(found, arm, skill) is None,
         "no_memory_boundary": memory_band(found, arm) is None,
-        "memory_cells": has_values(grid(found, "memory", arm, family.mixture, "seen", "pre_decay")),
+        "memory_cells": has_values(memory),
         "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
     }
 
@@ -126,7 +130,7 @@ def _boundary_rows(found: Findings) -> list[dict[str, Any]]:
     """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
     study = found.study
     levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    ended = {(r["arm"], r["compute_flops"]) for r in found.runs if r["status"] in ("done", "diverged")}
+    reached = {(key[1], key[5]) for key in found.at if key[0] == "final"}
     groups = []
     for arm in study.axes.arm:
         named = [("A", s, found.k_ability[(arm, s)], findings.ability_words) for s in study.shown_skills]
@@ -134,12 +138,12 @@ def _boundary_rows(found: Findings) -> list[dict[str, Any]]:
         for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
             rows = []
             for flops, boundary in boundaries:
-                known = (arm, flops) in ended
+                known = (arm, flops) in reached
                 rows.append(
                     {
                         "flops": number(flops),
                         "interval": findings.interval_words(boundary, levels),
-                        "words": words(boundary, levels) if known else "no trial of this budget has ended",
+                        "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
                         "verdict": boundary.verdict if known else "open",
                         "replicates": len(boundary.brackets),
                         "not_monotone": boundary.not_monotone,
@@ -363,9 +367,8 @@ def _page(found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str
         split=split,
         after_decay=" after the decay" if decays(found) else "",
         before_decay=" before the decay" if decays(found) else "",
-        status=[(name, status[name]) for name in ("done", "diverged", "failed", "open") if status[name]],
-        n_trials=len(found.runs),
-        n_ended=status["done"] + status["diverged"],
+        status=[(name, number(status[name])) for name in ("done", "diverged", "failed", "open") if status[name]],
+        n_trials=number(len(found.runs)),
         chance=decimal(chance) if chance is not None else "",
         several_arms=len(study.axes.arm) > 1,
         first_tasks=number(levels[0]),
@@ -374,7 +377,7 @@ def _page(found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str
         boundaries=_boundary_rows(found),
         expected=_expected_rows(found),
         trials=trials,
-        left_out=len(found.runs) - len(trials),
+        left_out=number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
         fold=len(trials) > OPEN_TRIAL_ROWS,
         provenance=_provenance(found, sessions),
         settings=_settings(study),

@@ -298,6 +298,7 @@ def test_a_large_study_stays_below_two_megabytes(tmp_path: Path) -> None:
     page = page_of(tmp_path, found)
     assert (tmp_path / "report.html").stat().st_size < 2e6
     assert "details" in page.tags and f"{14 * 10 * 10 - report.MAX_TRIAL_ROWS} more trials" in page.text
+    assert "1,400 trials: 1,400 done" in page.text
 
 
 def test_expected_values_are_set_beside_what_was_measured(tmp_path: Path) -> None:

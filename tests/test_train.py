@@ -92,8 +92,10 @@ def live_weights(trunk: TrunkSpec, folder: Path) -> checkpoint.Tensors:
 # The same numbers as plain PyTorch -------------------------------------------------------------------------------
 
 
-def plain_loop(trunk: TrunkSpec, n_steps: int, rate_of: Callable[[int], float]) -> tuple[torch.nn.Module, list[float]]:
-    """The textbook loop, without DeepSpeed: the model after `n_steps` and the loss of each step."""
+def plain_loop(
+    trunk: TrunkSpec, n_steps: int, rate_of: Callable[[int], float]
+) -> tuple[torch.nn.Module, list[float], list[float]]:
+    """The textbook loop, without DeepSpeed: the model after `n_steps`, and loss and gradient norm of each step."""
     training, family = trunk.training, trunk.family
     net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
     adamw = torch.optim.AdamW(
@@ -104,25 +106,25 @@ def plain_loop(trunk: TrunkSpec, n_steps: int, rate_of: Callable[[int], float]) 
         betas=(training.beta1, training.beta2),
         fused=True,
     )
-    losses = []
+    losses, norms = [], []
     for step in range(n_steps):
         batch = family.batch(trunk, step)
         tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
         loss = net(tokens[:, :-1], tokens[:, 1:], mask)
         adamw.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm)
+        norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm).item())
         for group in adamw.param_groups:
             group["lr"] = rate_of(step)
         adamw.step()
         losses.append(loss.item())
-    return net, losses
+    return net, losses, norms
 
 
 EVERY_STEP = {"first_flops": 1.0, "points_per_decade": 500, "n_sequences": 2}
 PLAIN = {
     "wsd": {"learning_rate": 0.02, "warmup_steps": 10, "weight_decay": 0.1, "clip_norm": 0.5, "decay_share": 0.2},
-    "constant": {"learning_rate": 0.003, "schedule": "constant", "beta1": 0.8, "beta2": 0.95},
+    "constant": {"learning_rate": 0.003, "schedule": "constant", "beta1": 0.8, "beta2": 0.95, "clip_norm": 1e3},
 }
 
 
@@ -138,13 +140,14 @@ def test_the_loop_equals_a_plain_pytorch_loop_to_the_bit(schedule, tmp_path):
         return 0.02 * min(1.0, (step + 1) / 10) * ((60 - step) / 13 if step >= 48 else 1.0)
 
     stopped = run(trunk, budgets, place_of(tmp_path), Counter(end - 1))
-    before, _ = plain_loop(trunk, end - 1, rate_of)
+    before, _, _ = plain_loop(trunk, end - 1, rate_of)
     live = live_weights(trunk, tmp_path)
     assert all(torch.equal(live[name], p.detach()) for name, p in before.named_parameters())
 
     events = stopped + run(trunk, budgets, place_of(tmp_path))
-    net, losses = plain_loop(trunk, end, rate_of)
+    net, losses, norms = plain_loop(trunk, end, rate_of)
     assert len(set(losses)) == 60 and losses[-1] < losses[0]
+    assert max(norms) > 1  # so that clipping at 0.5 does something, and so does not clipping below 1,000
     found = keyed(events)
     reported = {e["step"]: e["train_loss_nats"] for e in found.values() if e["kind"] == "evaluation" and e.get("grid")}
     assert reported == {step: losses[step - 1] for step in range(1, last + 1)}

@@ -247,6 +247,7 @@ def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": training.batch_size,
         "steps_per_print": 10**12,
+        "gradient_clipping": 0.0,  # its default is 1, on top of our own
         "zero_optimization": {"stage": 0},
         "zero_allow_untested_optimizer": True,
     }

@@ -93,8 +93,8 @@ def run(
     """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
     _check_device(device)
     study = studies.load(study_name)
-    folder = _writable(journal.study_folder(study.id))
     uri = _tracking_uri(tracking_uri)
+    folder = _writable(journal.study_folder(study.id))
     console = Console()
     with StudyLock(folder, study.id):
         state = State.of(folder)
@@ -368,7 +368,7 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
 
 def _writable(folder: Path) -> Path:
     """Make the results folder. Raises UsageProblem when that cannot be, before anything has started."""
-    if "working_dir_files" in str(folder) and not os.environ.get("EMERGENCE_HOME"):
+    if "working_dir_files" in folder.parts and not os.environ.get("EMERGENCE_HOME"):
         raise UsageProblem(
             "this job runs in a folder named after its content, so results left here would not be found again; "
             "set EMERGENCE_HOME to an absolute folder"
@@ -388,7 +388,14 @@ def _writable(folder: Path) -> Path:
 def _tracking_uri(given: str | None) -> str:
     from orchestrator import record  # here: pyarrow takes a moment that --help should not
 
-    return given or record.default_tracking_uri()
+    uri = given or record.default_tracking_uri()
+    known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+    if not uri.startswith(known):
+        raise UsageProblem(
+            f"{uri}: not a tracking URI that MLflow can write to; give http://host:port, sqlite:///path.db, or a "
+            "database such as postgresql://..."
+        )
+    return uri
 
 
 def _check_device(device: str) -> None:

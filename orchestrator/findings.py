@@ -49,7 +49,7 @@ def row_memory(row: Row | None) -> float | None:
 
 def row_relative_distance(row: Row | None) -> float | None:
     """The published index d_rel from one row; None where a family does not offer it."""
-    if not row or row.get("skl_references") is None:
+    if not row or row.get("skl_references") is None or row.get("skl_generalizer") is None:
         return None
     return stats.relative_distance(row["skl_generalizer"], row["skl_memorizer"], row["skl_references"])
 

@@ -297,9 +297,9 @@ def trial_metrics(event: Event) -> dict[str, float]:
         if not row["n"]:
             continue
         name = f"{row['split']}/{row['skill']}"
-        metrics[f"{name}/accuracy"] = row["n_correct"] / row["n"]
-        metrics[f"{name}/nll_nats"] = row["nll_nats"] / row["n"]
-        metrics[f"{name}/p_correct"] = row["p_correct"] / row["n"]
+        for measure, total in (("accuracy", "n_correct"), ("nll_nats", "nll_nats"), ("p_correct", "p_correct")):
+            if row[total] is not None:
+                metrics[f"{name}/{measure}"] = row[total] / row["n"]
         for measure, value in (("ability", findings.row_ability(row)), ("memory", findings.row_memory(row))):
             if value is not None:
                 metrics[f"{name}/{measure}"] = value

@@ -20,10 +20,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator import findings, journal, plan, progress
+from orchestrator import findings, journal, plan, progress, provenance
 from orchestrator import study as studies
 from orchestrator.findings import number
 from orchestrator.journal import State, StudyHeldError, StudyLock
+from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.study import Study, StudyError
 from trainers import budget
@@ -95,71 +96,59 @@ def run(
     study = studies.load(study_name)
     uri = _tracking_uri(tracking_uri)
     folder = _writable(journal.study_folder(study.id))
-    console = Console()
-    with StudyLock(folder, study.id):
-        state = State.of(folder)
-        plan.check_against_record(study, state, study_name)
-        todo = plan.make(study, state, slots or _default_slots(device, slots_per_gpu), device)
-        _keep_copy(study_name, folder)
-        if todo.jobs:
-            outcome = _run_jobs(
-                study, state, todo, folder, console, uri, address, slots, device, slots_per_gpu, checkpoint_seconds
-            )
-        else:
-            console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
-            outcome = _publish_if_needed(study, state, folder, uri, console)
-    _show_result(study, folder, uri, console, tracking_uri)
-    if outcome == "stopped":
-        console.print(f"\nStopped; everything so far is kept. Go on with: emergence run {study_name}", highlight=False)
-        raise typer.Exit(130)
-    if outcome == "failed":
-        console.print(
-            f"\nSome trials failed (see above). Try them again with: emergence run {study_name}", highlight=False
-        )
-        raise typer.Exit(1)
-
-
-def _run_jobs(
-    study: Study,
-    state: State,
-    todo: plan.Plan,
-    folder: Path,
-    console: Console,
-    uri: str,
-    address: str,
-    slots: int | None,
-    device: str,
-    slots_per_gpu: int,
-    checkpoint_seconds: float,
-) -> str:
-    _show_plan(todo, folder, console, brief=True)
-    console.print("Starting Ray ...", highlight=False)
-    from orchestrator import run as runner  # here: importing Ray takes seconds that a refusal should not
-
-    options = runner.Options(
+    options = Options(
         address=address or os.environ.get("RAY_ADDRESS") or "local",
         slots=slots,
         device="cuda" if device == "cuda" else "cpu",
         slots_per_gpu=slots_per_gpu,
         checkpoint_seconds=checkpoint_seconds,
     )
+    console = Console()
+    with StudyLock(folder, study.id):
+        state = State.of(folder)
+        plan.check_against_record(study, state, study_name)
+        shutil.copyfile(studies.find(study_name), folder / "study.yaml")  # as run, beside its results
+        outcome = _run_missing(study, state, folder, options, uri, console)
+    _show_result(study, folder, uri, console, tracking_uri)
+    if outcome == "stopped":
+        console.print(f"\nStopped; everything so far is kept. Go on with: emergence run {study_name}", highlight=False)
+        raise typer.Exit(130)
+    if outcome == "failed":
+        again = f"\nSome trials failed (see above). Try them again with: emergence run {study_name}"
+        console.print(again, highlight=False)
+        raise typer.Exit(1)
+
+
+def _run_missing(study: Study, state: State, folder: Path, options: Options, uri: str, console: Console) -> str:
+    """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
+    slots = options.slots or _default_slots(options.device, options.slots_per_gpu)
+    todo = plan.make(study, state, slots, options.device)
+    if not todo.jobs:
+        console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
+        _publish_if_needed(study, state, folder, uri)
+        return "complete"
+    _show_plan(todo, folder, console, brief=True)
+    console.print("Starting Ray ...", highlight=False)
+    from orchestrator import run as runner  # here: importing Ray takes seconds that a refusal should not
+
     with progress.Progress(study, state, todo, console) as watcher:
-        return runner.run(study, folder, options, uri, watcher)
+        try:
+            return runner.run(study, folder, options, uri, watcher)
+        except runner.ClusterProblem as problem:
+            raise UsageProblem(str(problem)) from None
 
 
-def _publish_if_needed(study: Study, state: State, folder: Path, uri: str, console: Console) -> str:
+def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> None:
+    """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
     from orchestrator import record
 
-    if not record.is_published(folder, uri, study):
-        from orchestrator import run as runner
-
-        journal_file = journal.Journal(folder)
-        if state.study != study.model_dump(mode="json"):  # the file changed in words or lost axis values: record it
-            journal_file.append([runner.session_event(study, runner.Options())])
-        journal_file.close()
-        with progress.Progress(study, state, plan.make(study, state, 1, "cpu"), console) as watcher:
-            runner.finish_publishing(runner.start_publisher(folder, uri, follow=False), folder, watcher)
-    return "complete"
+    if record.is_published(folder, uri, study):
+        return
+    if state.study != study.model_dump(mode="json"):
+        file = journal.Journal(folder)
+        file.append([provenance.session_event(study, {})])
+        file.close()
+    record.finish_publishing(record.start_publisher(folder, uri, follow=False), folder, typer.echo)
 
 
 @app.command(epilog="Example: emergence status quickstart")
@@ -406,11 +395,6 @@ def _check_device(device: str) -> None:
 def _default_slots(device: str, slots_per_gpu: int) -> int:
     """One slot a core; with GPUs, their number is known only once Ray has started: one GPU is assumed for the plan."""
     return os.cpu_count() or 1 if device == "cpu" else slots_per_gpu
-
-
-def _keep_copy(study_name: str, folder: Path) -> None:
-    """The study file as run, beside its results."""
-    shutil.copyfile(studies.find(study_name), folder / "study.yaml")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -12,9 +12,10 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from orchestrator.journal import State
+from orchestrator.provenance import cpu_name
 from orchestrator.study import Study, StudyError, differences
 from trainers import budget
 from trainers.spec import TrunkSpec
@@ -24,6 +25,21 @@ START_SECONDS = 15.0
 """From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
 TRUNK_SECONDS = 0.1
 """Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
+
+
+class Options(NamedTuple):
+    """Where a study runs: nothing here changes a result."""
+
+    address: Literal["local", "auto"] | str = "local"
+    """`local` starts Ray on this machine, `auto` joins the cluster this machine belongs to."""
+    slots: int | None = None
+    """Trunks at once; None: one per core (local), or as many as the cluster takes."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    slots_per_gpu: int = 1
+    """Trunks that share one GPU (`cuda` only)."""
+    checkpoint_seconds: float = 30.0
+    retries: int = 2
+    """How often Ray starts a trunk again whose actor or machine died; it goes on from its checkpoint."""
 
 
 class Job(NamedTuple):
@@ -131,14 +147,6 @@ def shape_key(study: Study, device: str) -> str:
     facts = [study.model.model_dump(), study.training.batch_size, family.vocab_size, family.seq_len]
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def recorded_throughput(state: State) -> float | None:

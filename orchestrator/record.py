@@ -11,8 +11,10 @@ import fcntl
 import json
 import math
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -346,6 +348,40 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
         target.publish_study(folder, found.answer, found.metrics())
         marker = {"journal_bytes": position, "tracking_uri": tracking_uri, "study": state.study}
         (folder / "published.json").write_text(json.dumps(marker))
+
+
+PUBLISHER_PATIENCE_SECONDS = 300.0
+"""How long a driver waits for MLflow at the end; the journal is safe long before."""
+
+
+def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
+    """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
+    command = [sys.executable, "-m", "orchestrator.record", str(folder), "--tracking-uri", tracking_uri]
+    log = open(folder / "publisher.log", "ab")  # noqa: SIM115 - the child keeps it
+    with log:
+        return subprocess.Popen(
+            ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the driver; the publisher finishes what it has
+        )
+
+
+def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Callable[[str], None]) -> bool:
+    """Let the publisher finish. False, and a word to the watcher, if MLflow could not be brought up to date."""
+    assert publisher.stdin is not None
+    publisher.stdin.close()
+    try:
+        code = publisher.wait(PUBLISHER_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        say(f"MLflow is slow; the publisher goes on by itself (its log: {folder / 'publisher.log'}).")
+        return False
+    if code:
+        lines = (folder / "publisher.log").read_text(errors="replace").strip().splitlines()
+        say(f"The record is not up to date: {lines[-1] if lines else 'no reason given'}")
+        say("The journal has everything; 'emergence publish' rebuilds the record from it.")
+    return code == 0
 
 
 def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:

@@ -187,7 +187,6 @@ def _expected_rows(found: Findings) -> list[dict[str, Any]]:
                 "source": expected.source,
                 "source_replicates": expected.replicates,
                 "evidence": expected.evidence,
-                "evidence_words": _EVIDENCE[expected.evidence],
             }
         )
     return rows
@@ -376,7 +375,9 @@ def _page(found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str
         ramp=", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
         boundaries=_boundary_rows(found),
         expected=_expected_rows(found),
+        evidence=_EVIDENCE,
         trials=trials,
+        attempts=any(run.get("attempt") is not None for run in found.runs),
         left_out=number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
         fold=len(trials) > OPEN_TRIAL_ROWS,
         provenance=_provenance(found, sessions),

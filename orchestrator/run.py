@@ -6,51 +6,31 @@ is a process of its own. Ctrl-C raises a stop flag that every training loop look
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
 
-from orchestrator import plan
+from orchestrator import plan, record
 from orchestrator.journal import Event, Journal, State
+from orchestrator.plan import Options
+from orchestrator.provenance import session_event
 from orchestrator.study import Study
 from trainers.spec import TrunkSpec
 
 STOP_FLAG = "stop"
 """A file of this name in a study's folder asks its driver and every trunk to stop; `emergence stop` makes it."""
-PUBLISHER_PATIENCE_SECONDS = 300.0
-"""How long the driver waits for MLflow at the end; the journal is safe long before."""
-
-
-class Options(NamedTuple):
-    """Where a study runs: nothing here changes a result."""
-
-    address: Literal["local", "auto"] | str = "local"
-    """`local` starts Ray on this machine, `auto` joins the cluster this machine belongs to."""
-    slots: int | None = None
-    """Trunks at once; None: one per core (local), or as many as the cluster takes."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    slots_per_gpu: int = 1
-    """Trunks that share one GPU (`cuda` only)."""
-    checkpoint_seconds: float = 30.0
-    retries: int = 2
-    """How often Ray starts a trunk again whose actor or machine died; it goes on from its checkpoint."""
 
 
 class Watcher(Protocol):
@@ -66,82 +46,47 @@ class Watcher(Protocol):
 Outcome = Literal["complete", "stopped", "failed"]
 
 
-def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher: Watcher) -> Outcome:
-    """Run what is missing of a study and publish. The caller holds the lock and has shown the plan.
+class ClusterProblem(Exception):
+    """Ray cannot be started or joined, or lacks what the options ask for. Nothing was written."""
 
-    Raises whatever Ray raises when it cannot start; by then the journal holds a session and nothing else.
+
+def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher: Watcher) -> Outcome:
+    """Run what is missing of a study and publish it. The caller holds the lock and has shown the plan.
+
+    Raises ClusterProblem before anything is written, and TuneError if Tune itself breaks; the journal then has what
+    was reported.
     """
-    state = State.of(folder)
-    todo = plan.jobs(study, state)
-    session = session_event(study, options)
+    todo = plan.jobs(study, State.of(folder))
     flag = folder / STOP_FLAG
     flag.unlink(missing_ok=True)
-    journal = Journal(folder)
-    journal.append([session])
-    publisher = start_publisher(folder, tracking_uri, follow=True)
+    with _stop_on_signals(flag, watcher):
+        _start_ray(options)
+        session = session_event(study, options._asdict())
+        journal = Journal(folder)
+        journal.append([session])
+        publisher = record.start_publisher(folder, tracking_uri, follow=True)
 
-    def sink(events: list[Event]) -> None:
-        journal.append(events)
-        watcher.take(events)
+        def sink(events: list[Event]) -> None:
+            journal.append(events)
+            watcher.take(events)
 
-    try:
-        with _stop_on_signals(flag, watcher):
+        try:
             failures = _run_on_ray(todo, folder, options, session["session"], sink)
-        stopped = flag.exists()
-        if failures and not stopped:
-            sink(failures)
-    finally:
-        journal.close()
-        flag.unlink(missing_ok=True)
-        watcher.say("Writing tables, report and MLflow runs ...")
-        finish_publishing(publisher, folder, watcher)
+            stopped = flag.exists()
+            if not stopped:
+                sink(failures)
+        finally:
+            ray.shutdown()
+            journal.close()
+            flag.unlink(missing_ok=True)
+            watcher.say("Writing tables, report and MLflow runs ...")
+            record.finish_publishing(publisher, folder, watcher.say)
     speed = plan.recorded_throughput(State.of(folder))
     if speed:
         plan.remember_throughput(study, options.device, speed)
     if stopped:
         return "stopped"
     return "failed" if failures else "complete"
-
-
-def session_event(study: Study, options: Options) -> Event:
-    """The journal's entry for this run of the driver: the study as resolved, where and with what it runs."""
-    key = uuid.uuid4().hex[:12]
-    return {
-        "kind": "session",
-        "key": f"session/{key}",
-        "session": key,
-        "time": time.time(),
-        "study": study.model_dump(mode="json"),
-        "science": study.science(),
-        "host": socket.gethostname(),
-        "machine": f"{plan.cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "options": options._asdict(),
-        "commit": commit(),
-        "versions": versions(),
-    }
-
-
-def commit() -> str | None:
-    """The project's commit, with `+changes` where the work tree differs; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") if head.returncode == 0 else None
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what results or records may depend on."""
-    names = ("emergence-lab", "torch", "deepspeed", "numpy", "ray", "mlflow", "pyarrow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 # Ray ----------------------------------------------------------------------------------------------------------------
@@ -198,10 +143,8 @@ def _run_on_ray(
     todo: list[plan.Job], folder: Path, options: Options, session: str, sink: Callable[[list[Event]], None]
 ) -> list[Event]:
     """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
-    os.environ |= _ENVIRONMENT
     _SINKS[session] = sink
     scratch = folder / ".tune"
-    _start_ray(options)
     try:
         tuner = tune.Tuner(
             tune.with_resources(execute, _resources(options)),
@@ -219,7 +162,6 @@ def _run_on_ray(
         lost = [failure for i in range(len(grid)) if (failure := _failure(grid[i], session))]
         return [event for events in lost for event in events]
     finally:
-        ray.shutdown()
         del _SINKS[session]
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -237,12 +179,26 @@ _ENVIRONMENT = {
 
 def _start_ray(options: Options) -> None:
     """Start Ray on this machine, or join the cluster. A bare `ray.init` would join whatever it finds."""
+    os.environ |= _ENVIRONMENT
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address == "local":
         quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    ray.init(address=options.address, **quiet)
+    try:
+        ray.init(address=options.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as problem:
+        raise ClusterProblem(
+            f"--address {options.address}: Ray cannot be reached: {str(problem).splitlines()[0]}"
+        ) from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told in our own words
+    there = ray.cluster_resources()
+    for name, needed in _resources(options).items():
+        if there.get(name, 0) < needed:
+            ray.shutdown()
+            raise ClusterProblem(
+                f"--device {options.device}: one slot needs {needed:g} {name}, Ray sees {there.get(name, 0):g}; "
+                "nothing would ever start"
+            )
 
 
 def _resources(options: Options) -> dict[str, float]:
@@ -312,36 +268,3 @@ def _stop_on_signals(flag: Path, watcher: Watcher) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# Publishing ---------------------------------------------------------------------------------------------------------
-
-
-def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
-    """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
-    command = [sys.executable, "-m", "orchestrator.record", str(folder), "--tracking-uri", tracking_uri]
-    log = open(folder / "publisher.log", "ab")  # noqa: SIM115 - the child keeps it
-    with log:
-        return subprocess.Popen(
-            ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for the driver; the publisher finishes what it has
-        )
-
-
-def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, watcher: Watcher) -> bool:
-    """Let the publisher finish. False, and a word to the watcher, if MLflow could not be brought up to date."""
-    assert publisher.stdin is not None
-    publisher.stdin.close()
-    try:
-        code = publisher.wait(PUBLISHER_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        watcher.say(f"MLflow is slow; the publisher goes on by itself (its log: {folder / 'publisher.log'}).")
-        return False
-    if code:
-        lines = (folder / "publisher.log").read_text(errors="replace").strip().splitlines()
-        watcher.say(f"The record is not up to date: {lines[-1] if lines else 'no reason given'}")
-        watcher.say("The journal has everything; 'emergence publish' rebuilds the record from it.")
-    return code == 0

@@ -47,3 +47,39 @@ def test_loading_a_spec_loads_no_torch(module):
     script = f"import sys, {module}; print(sorted({{'torch', 'deepspeed', 'ray', 'mlflow'}} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_ray_is_imported_by_the_runner_only_and_mlflow_by_the_record_only():
+    users = {
+        package: {p.name for p in files_of("orchestrator") if package in imported_by(p)}
+        for package in ("ray", "mlflow")
+    }
+    assert users == {"ray": {"run.py"}, "mlflow": {"record.py"}}
+
+
+def test_statistics_know_arrays_only():
+    assert imported_by(ROOT / "orchestrator" / "stats.py") <= {
+        "__future__",
+        "math",
+        "collections",
+        "typing",
+        "numpy",
+        "scipy",
+    }
+
+
+def test_the_report_computes_no_statistic_of_its_own():
+    for name in ("report.py", "figures.py"):
+        assert not imported_by(ROOT / "orchestrator" / name) & {"scipy", "statsmodels", "sklearn", "torch"}
+
+
+def test_no_file_of_the_project_names_a_path_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git work tree")
+    suspicious = ("/" + "home/", "/" + "root/", "/" + "Users/", "/" + "work/")
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".j2", ""} and path.is_file():
+            text = path.read_text(errors="replace")
+            assert not [mark for mark in suspicious if mark in text], name

@@ -111,10 +111,12 @@ def run(
         outcome = _run_missing(study, state, folder, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri)
     if outcome == "stopped":
-        console.print(f"\nStopped; everything so far is kept. Go on with: emergence run {study_name}", highlight=False)
+        console.print(
+            f"\nStopped; everything so far is kept. Go on with: {_program()} run {study_name}", highlight=False
+        )
         raise typer.Exit(130)
     if outcome == "failed":
-        again = f"\nSome trials failed (see above). Try them again with: emergence run {study_name}"
+        again = f"\nSome trials failed (see above). Try them again with: {_program()} run {study_name}"
         console.print(again, highlight=False)
         raise typer.Exit(1)
 
@@ -187,7 +189,7 @@ def stop(study_name: RecordedName) -> None:
         typer.echo(f"{study.id} is not running; nothing to stop.")
         return
     (folder / "stop").touch()
-    typer.echo(f"Asked {study.id} to stop. Go on later with: emergence run {study_name}")
+    typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {study_name}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
@@ -231,7 +233,7 @@ def ui(
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UsageProblem(
-            f"{uri}: no MLflow store there yet; run a study first, for example: emergence run quickstart"
+            f"{uri}: no MLflow store there yet; run a study first, for example: {_program()} run quickstart"
         )
     typer.echo(f"MLflow UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [
@@ -324,7 +326,15 @@ def _show_result(study: Study, folder: Path, uri: str, console: Console, trackin
     if (folder / "report.html").exists():
         console.print(f"\nReport:    {folder / 'report.html'}", highlight=False, soft_wrap=True)
     option = f" --tracking-uri {uri}" if tracking_uri else ""
-    console.print(f"MLflow UI: emergence ui{option}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow UI: {_program()} ui{option}", highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How this program was called, for commands to copy: `emergence` where it is on the path, else its file."""
+    called = Path(sys.argv[0])
+    if called.name != "emergence" or shutil.which("emergence"):
+        return "emergence"
+    return os.path.relpath(called) if called.is_absolute() else str(called)
 
 
 def _list_studies(console: Console) -> None:
@@ -350,7 +360,7 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
     state = State.of(folder) if folder.is_dir() else State()
     if state.study is None:
         raise UsageProblem(
-            f"{study_id}: has not been run in {journal.home_folder()}; run it with: emergence run {name}"
+            f"{study_id}: has not been run in {journal.home_folder()}; run it with: {_program()} run {name}"
         )
     return folder, Study.from_record(state.study), state
 

@@ -128,7 +128,7 @@ def run_trunk(
     def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
         facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
-        facts |= {"eval_flops": now["exams_charged"] * exam_flops}
+        facts |= {"eval_flops": now["exams_charged"] * exam_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
         trial = trunk.trial(budget_flops)
         say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)

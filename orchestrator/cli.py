@@ -214,9 +214,10 @@ def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     try:
         record.publish(folder, uri)
     except Exception as problem:
+        reason = " ".join(str(problem).split())[:300]
         raise UsageProblem(
-            f"{study.id}: MLflow at {uri} was not brought up to date: {type(problem).__name__}: "
-            f"{str(problem).splitlines()[0] if str(problem) else ''}\nTables and report are written; try again when it is up."
+            f"{study.id}: MLflow at {uri} was not brought up to date: {type(problem).__name__}: {reason}\n"
+            "The journal has everything; try again when MLflow is up."
         ) from None
     typer.echo(f"{study.id}: tables and report in {folder}, runs in {uri}")
 

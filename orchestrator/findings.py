@@ -5,7 +5,6 @@ Between record.py (tables) and report.py (figures). Knows the study and its tabl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,9 +259,8 @@ def _excess(row: Row | None, reference: str) -> float | None:
 def number(value: float) -> str:
     """A count or budget as people write it: 64, 1,024, 1e12, 4e11."""
     if value >= 1e6:
-        exponent = math.floor(math.log10(value))
-        mantissa = value / 10.0**exponent
-        return f"{mantissa:.3g}e{exponent}" if abs(mantissa - 1) > 1e-9 else f"1e{exponent}"
+        mantissa, exponent = f"{value:.2e}".split("e")  # rounded first: 9.999e11 is 1e12
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2g}"
 
 

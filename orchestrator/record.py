@@ -160,6 +160,10 @@ def experiment_id(tracking_uri: str, study_id: str) -> str | None:
     return found.experiment_id if found else None
 
 
+PARENT = "study"
+"""Key of the parent run; the key of any other run is its trial's id."""
+
+
 class MlflowRecord:
     """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
 
@@ -169,6 +173,7 @@ class MlflowRecord:
     def __init__(self, tracking_uri: str, study: Study) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 are minutes before it says no
         import mlflow.entities
         from mlflow import MlflowClient
 
@@ -179,7 +184,7 @@ class MlflowRecord:
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
-        self.runs: dict[str, str] = {}  # trial id, or "" for the parent -> run id
+        self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
         self._settled: set[str] = set()  # trials whose run holds all there will ever be
         self._logged: dict[str, int] = {}  # evaluations already sent, by trial
         token = None
@@ -199,6 +204,7 @@ class MlflowRecord:
         if tracking_uri.startswith("sqlite"):
             place = (home_folder() / "mlartifacts" / self.study.id).as_uri()
         tags = {"emergence.question": self.study.question, "mlflow.note.content": self.study.question}
+        tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
         return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
 
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
@@ -215,7 +221,7 @@ class MlflowRecord:
             return
         first = state.sessions[0]
         parent = self._run(
-            "", self.study.id, first["time"], {"emergence.kind": "study", "emergence.study": self.study.id}
+            PARENT, self.study.id, first["time"], {"emergence.kind": "study", "emergence.study": self.study.id}
         )
         for trial in self.study.trials():
             if trial.id not in self._settled:
@@ -247,7 +253,9 @@ class MlflowRecord:
         if end is not None:
             when = round(end["time"] * 1000)
             costs = {k: end.get(k) for k in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")}
-            totals = [metric(f"cost/{k}", v, when, end.get("step") or 0) for k, v in costs.items() if v is not None]
+            totals = [
+                metric(f"trial_cost/{k}", v, when, end.get("step") or 0) for k, v in costs.items() if v is not None
+            ]
             ended = [self._entities.RunTag("emergence.ended", end["status"])]
             if end.get("reason"):
                 ended.append(self._entities.RunTag("emergence.reason", end["reason"][:500]))
@@ -259,13 +267,16 @@ class MlflowRecord:
 
     def publish_study(self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]]) -> None:
         """What the whole study came to, on the parent run: the answer as its description, figures, tables, report."""
-        parent = self.runs[""]
+        parent = self.runs[PARENT]
         now = round(time.time() * 1000)
         points = [
             self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
         ]
         note = [self._entities.RunTag("mlflow.note.content", description)]
         self.client.log_batch(parent, metrics=points[:1000], tags=note)
+        for axis, values in self.study.axes.model_dump().items():
+            text = ", ".join(map(str, values)) if isinstance(values, tuple) else str(values)
+            self.client.set_tag(parent, f"emergence.axes.{axis}", text)  # a tag, because axes may grow
         for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")):
             self.client.log_artifact(parent, str(path))
         for path in sorted((folder / "figures").glob("*")):
@@ -336,7 +347,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
                     target = MlflowRecord(tracking_uri, study)
                 target.publish(state)
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
-                print(f"MLflow: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
+                print(f"MLflow: {_one_line(problem)}", file=sys.stderr, flush=True)
                 target = None
         write_parquet(folder, state, study)
         from orchestrator import report  # here: matplotlib takes a second that following does not need
@@ -410,8 +421,17 @@ def main() -> int:
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--follow", action="store_true", help="until standard input closes")
     options = parser.parse_args()
-    publish(options.folder, options.tracking_uri, options.follow)
+    try:
+        publish(options.folder, options.tracking_uri, options.follow)
+    except Exception as problem:  # MLflow's, after tables and report were written; whatever it is, one line tells it
+        print(_one_line(problem), file=sys.stderr)
+        return 1
     return 0
+
+
+def _one_line(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {text[:300]}"
 
 
 if __name__ == "__main__":

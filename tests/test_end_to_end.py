@@ -107,7 +107,7 @@ def test_every_trial_is_one_row_of_runs_and_one_mlflow_run_under_one_parent(quie
     runs = pq.read_table(quiet.study / "runs.parquet").to_pylist()
     assert [r["status"] for r in runs] == ["done"] * N_TRIALS
     keys = quiet.mlflow_runs()
-    assert keys == Counter([""] + [r["trial"] for r in runs])
+    assert keys == Counter(["study"] + [r["trial"] for r in runs])
 
 
 def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_steps(quiet: Home) -> None:
@@ -117,7 +117,7 @@ def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_step
     experiment = client.get_experiment_by_name("tiny@1")
     assert experiment is not None
     every = {r.data.tags["emergence.key"]: r for r in client.search_runs([experiment.experiment_id])}
-    run, parent = every["answer/n1024/c2e9/r1"], every[""]
+    run, parent = every["answer/n1024/c2e9/r1"], every["study"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params["n_tasks"] == "1024" and float(run.data.params["n_tasks_log10"]) == pytest.approx(3.0103)
     assert float(run.data.params["compute_flops_log10"]) == pytest.approx(9.3010, abs=1e-4)

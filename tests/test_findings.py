@@ -1,0 +1,165 @@
+"""Findings: rows joined into cells, and what is said of them. Synthetic tables with a known truth, and nulls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from orchestrator import findings
+from orchestrator.study import Study
+
+LEVELS, BUDGETS = [4, 64, 1024], [1e11, 8e11]
+
+
+def study(**changes: Any) -> Study:
+    record = {
+        "study": "made_up",
+        "version": 1,
+        "question": "What is said?",
+        "family": {"name": "cipher"},
+        "axes": {"arm": ["answer"], "n_tasks": LEVELS, "compute_flops": BUDGETS, "replicates": 2},
+        "skills": ["recall"],
+    }
+    return Study.from_record(record | changes)
+
+
+def row(
+    n_tasks: int, c: float, r: int, *, skill: str = "recall", split: str = "held_out", phase: str = "final", **sums: Any
+) -> dict:
+    shared = {
+        "arm": "answer",
+        "n_tasks": n_tasks,
+        "compute_flops": c,
+        "replicate": r,
+        "phase": phase,
+        "step": 100,
+        "flops": c,
+    }
+    references = {"nll_uniform": 200.0, "nll_generalizer": 100.0, "nll_memorizer": 0.0, "n": 100, "n_correct": 50}
+    return shared | {"skill": skill, "split": split} | references | sums
+
+
+def tables(ability: dict, memory: dict | None = None) -> tuple[list[dict], list[dict]]:
+    """Rows in which every replicate has these abilities and memories at (n_tasks, budget)."""
+    rows = [row(n, c, r, nll_nats=200 - 100 * a) for (n, c), a in ability.items() for r in range(2)]
+    for (n, c), m in (memory or {}).items():
+        rows += [
+            row(n, c, r, skill="mixture", split="seen", phase="pre_decay", nll_nats=100 - 100 * m) for r in range(2)
+        ]
+    runs = [
+        {"arm": "answer", "n_tasks": n, "compute_flops": c, "replicate": r, "status": "done"}
+        for n, c in ability
+        for r in range(2)
+    ]
+    return rows, runs
+
+
+def test_boundaries_and_answer_tell_a_known_truth() -> None:
+    ability = {(4, 1e11): 0, (64, 1e11): 0.1, (1024, 1e11): 0.2, (4, 8e11): -3, (64, 8e11): 0.8, (1024, 8e11): 1}
+    memory = {(4, 1e11): 0.9, (64, 1e11): 0.1, (1024, 1e11): 0, (4, 8e11): 1, (64, 8e11): 0.9, (1024, 8e11): 0.1}
+    found = findings.find(study(), *tables(ability, memory))
+    (_, low), (_, high) = found.k_ability[("answer", "recall")]
+    assert low.verdict == "beyond" and (high.low, high.high) == (4, 64)
+    (_, small), (_, large) = found.k_memory["answer"]
+    assert (small.low, small.high) == (4, 64) and (large.low, large.high) == (64, 1024)
+    assert found.answer == (
+        "Recall does not appear up to 1,024 tasks at 1e11 FLOPs; appears between 4 and 64 tasks at 8e11 FLOPs. "
+        "Memory of the training tasks ends between 4 and 64 tasks at 1e11 FLOPs; ends between 64 and 1,024 tasks at "
+        "8e11 FLOPs."
+    )
+
+
+def test_where_nothing_is_learned_nothing_is_claimed() -> None:
+    flat = {(n, c): 0.02 for n in LEVELS for c in BUDGETS}
+    found = findings.find(study(), *tables(flat, dict.fromkeys(flat, -2.0)))
+    assert "appears nowhere" in found.answer and "the highest ability of any trial is 0.02" in found.answer
+    assert "memorised nowhere" in found.answer
+    assert not any("/high" in name for name in found.metrics() if name.startswith("k_ability"))
+
+
+def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
+    rows, runs = tables({(4, 1e11): 0.9}, {(4, 1e11): 0.9})
+    rows += [row(4, 1e11, r, phase="pre_decay", nll_nats=200) for r in range(2)]
+    rows += [row(4, 1e11, r, skill="mixture", split="seen", phase="final", nll_nats=100) for r in range(2)]
+    found = findings.find(study(), rows, runs)
+    assert found.values("ability", "answer", "recall", "held_out", 4, 1e11) == [pytest.approx(0.9)] * 2
+    assert found.k_memory["answer"][0][1].verdict == "beyond"
+
+
+def test_without_a_decay_the_final_look_serves_both() -> None:
+    rows, runs = tables({(4, 1e11): 0.9})
+    rows += [row(4, 1e11, r, skill="mixture", split="seen", phase="final", nll_nats=10) for r in range(2)]
+    assert findings.find(study(), rows, runs).k_memory["answer"][0][1].verdict == "beyond"
+
+
+def test_before_any_trial_has_ended_nothing_is_said() -> None:
+    assert findings.find(study(), [], []).answer == "Nothing can be said yet: no trial has ended."
+
+
+def test_a_missing_cell_and_a_lost_replicate_are_passed_over_not_filled() -> None:
+    ability = {(4, 8e11): 0.1, (1024, 8e11): 0.9}
+    rows, runs = tables(ability)
+    found = findings.find(study(), rows[:-1], runs)
+    assert found.values("ability", "answer", "recall", "held_out", 1024, 8e11) == [pytest.approx(0.9), None]
+    assert found.values("ability", "answer", "recall", "held_out", 64, 8e11) == [None, None]
+
+
+def test_a_row_without_items_or_with_a_model_out_of_its_senses_has_no_measure() -> None:
+    for broken in ({"n": 0}, {"nll_nats": None, "n_correct": None}):
+        assert findings.row_ability(row(4, 1e11, 0, **({"nll_nats": 1.0} | broken))) is None
+        assert findings.row_accuracy(row(4, 1e11, 0, **({"nll_nats": 1.0} | broken))) is None
+        assert findings.row_memory(row(4, 1e11, 0, split="seen", **({"nll_nats": 1.0} | broken))) is None
+
+
+def curve_rows(crossing: float, r: int) -> list[dict]:
+    """d_rel = 1 / (1 + (crossing / step)²) along the trunk of the largest budget."""
+    rows = []
+    for step in (round(10 ** (k / 8)) for k in range(8, 25)):
+        d_rel = 1 / (1 + (crossing / step) ** 2)
+        sums = {"skl_generalizer": 2 * d_rel - 1, "skl_memorizer": 0.0, "skl_references": 1.0, "nll_nats": 1.0}
+        rows.append(row(64, 8e11, r, skill="mixture", split="seen", phase="trunk", **sums) | {"step": step})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("crossings", "verdict"),
+    [
+        ((230, 240), "consistent"),
+        ((700, 705), "inconsistent"),
+        ((100, 390), "inconclusive"),
+        ((230, 1e9), "inconclusive"),
+    ],
+)
+def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], verdict: str) -> None:
+    entry = {"what": "crossing_steps", "cell": {"n_tasks": 64}, "value": 230, "lo": 100, "hi": 400}
+    wanted = study(expected=[entry | {"source": "made up", "evidence": "C"}])
+    rows = [r for i, at in enumerate(crossings) for r in curve_rows(at, i)]
+    (found,) = findings.find(wanted, rows, []).verdicts
+    assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
+    assert verdict in findings.verdict_line(found) and "made up" in findings.verdict_line(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (64, "64"),
+        (1024, "1,024"),
+        (10**12, "1e12"),
+        (4e11, "4e11"),
+        (1.69e13, "1.69e13"),
+        (999999, "999,999"),
+        (7.46, "7.5"),
+        (9.999e11, "1e12"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
+    assert findings.number(value) == text
+
+
+def test_every_value_of_the_metrics_is_finite() -> None:
+    ability = {(n, c): 0.9 if n > 4 else 0.1 for n in LEVELS for c in BUDGETS}
+    series = findings.find(study(), *tables(ability)).metrics()
+    assert all(math.isfinite(value) for points in series.values() for _, value in points)
+    assert series["k_ability/answer/recall/low"] == [(0, 4.0), (1, 4.0)]

@@ -1,0 +1,132 @@
+"""The record: what of a journal belongs to which trial, and that it can be rebuilt whatever MLflow does."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator import record
+from orchestrator.journal import Journal, State
+from orchestrator.provenance import session_event
+from orchestrator.study import Study
+from trainers import budget
+from trainers.train import Place, run_trunk
+
+SMALL: dict[str, Any] = {
+    "study": "small",
+    "version": 1,
+    "question": "What is projected?",
+    "family": {"name": "cipher", "n_symbols": 8, "n_pairs": 8},
+    "axes": {"arm": ["answer"], "n_tasks": [4], "compute_flops": [3e8, 6e8], "replicates": 1},
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32},
+    "training": {"batch_size": 8},
+    "evaluation": {"n_sequences": 4, "first_flops": 1e8, "points_per_decade": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.from_record(SMALL)
+
+
+@pytest.fixture(scope="module")
+def events(study: Study) -> list[dict[str, Any]]:
+    """A session and one real trunk with two budgets."""
+    found = [session_event(study, {})]
+    run_trunk(study.trunks()[0], study.budgets, Place(), found.extend)
+    return found
+
+
+def state_of(events: list[dict[str, Any]]) -> State:
+    state = State()
+    state.feed(events)
+    return state
+
+
+def test_a_trial_owns_its_trunk_up_to_its_branch_then_its_branch(study: Study, events: list[dict[str, Any]]) -> None:
+    state = state_of(events)
+    for trial in study.trials():
+        steps = budget.steps_of(trial, trial.compute_flops)
+        grid = [s for s in budget.evaluation_steps(trial, steps.branch) if s < steps.branch]
+        found = [(phase, event["step"]) for phase, event in record.trial_evaluations(state, trial)]
+        assert found == [("trunk", s) for s in grid] + [("pre_decay", steps.branch), ("final", steps.end)]
+
+
+def test_results_have_one_row_per_trial_step_skill_and_split_in_the_order_of_their_key(study, events) -> None:
+    rows = record.results_table(state_of(events), study).to_pylist()
+    keys = [
+        (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"], r["step"], r["skill"], r["split"]) for r in rows
+    ]
+    assert keys == sorted(keys) and len(set(keys)) == len(keys) > 100
+
+
+def test_results_do_not_depend_on_when_where_or_in_which_order_events_came(study, events) -> None:
+    moved = [e | {"time": e["time"] + 1e6, "host": "elsewhere"} for e in reversed(events)]
+    moved = [e for e in moved if e["kind"] == "session"] + [e for e in moved if e["kind"] != "session"]
+    assert record.results_table(state_of(moved), study).equals(record.results_table(state_of(events), study))
+
+
+def test_a_trial_that_has_not_ended_is_in_runs_and_not_in_results(study, events) -> None:
+    last = study.trials()[-1].id
+    state = state_of([e for e in events if e.get("trial") != last])
+    assert last not in {r["trial"] for r in record.results_table(state, study).to_pylist()}
+    runs = {r["trial"]: r for r in record.runs_table(state, study).to_pylist()}
+    assert runs[last]["status"] == "open" and runs[last]["flops_run"] is None
+    assert runs[study.trials()[0].id]["status"] == "done"
+
+
+def test_a_shared_trunk_is_charged_once(study, events) -> None:
+    runs = record.runs_table(state_of(events), study).to_pylist()
+    price = budget.price(study.trunks()[0], study.budgets)
+    assert sum(r["flops_run"] for r in runs) == price.train_flops
+    assert sum(r["flops_own"] for r in runs) == price.separate_flops
+    for r in runs:
+        assert abs(r["flops_own"] / r["compute_flops"] - 1) <= 0.01
+
+
+@pytest.mark.parametrize(("n_tasks", "sequences"), [(1, 50), (4, 3), (64, 100), (1000, 500)])
+def test_the_expected_number_of_distinct_tasks_agrees_with_a_simulation(n_tasks: int, sequences: int) -> None:
+    draw = np.random.default_rng(0)
+    seen = [len(np.unique(draw.integers(0, n_tasks, sequences))) for _ in range(3000)]
+    expected = record.distinct_tasks(n_tasks, sequences)
+    assert expected is not None
+    assert abs(np.mean(seen) - expected) <= 4 * np.std(seen) / math.sqrt(3000) + 1e-9
+
+
+def test_among_a_trillion_tasks_every_sequence_meets_a_new_one() -> None:
+    assert record.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
+
+
+def test_no_number_of_a_record_is_infinite_or_not_a_number(study, events) -> None:
+    for table in (record.results_table(state_of(events), study), record.runs_table(state_of(events), study)):
+        for row in table.to_pylist():
+            assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
+    for event in events:
+        if event["kind"] == "evaluation":
+            assert all(math.isfinite(v) for v in record.trial_metrics(event).values())
+
+
+def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_no(
+    study, events, tmp_path: Path
+) -> None:
+    log = Journal(tmp_path)
+    log.append(events)
+    log.close()
+    command = [sys.executable, "-m", "orchestrator.record", str(tmp_path), "--tracking-uri", "http://127.0.0.1:9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.strip()
+    assert "Traceback" not in done.stderr
+    assert pq.read_table(tmp_path / "results.parquet").num_rows > 100
+    assert (tmp_path / "report.html").exists()
+    assert not record.is_published(tmp_path, "http://127.0.0.1:9", study)
+
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    record.publish(tmp_path, uri)
+    assert record.is_published(tmp_path, uri, study)

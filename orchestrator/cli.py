@@ -1,7 +1,7 @@
 """The command line: plan | run | status | stop | report | publish | ui | clean.
 
     emergence run quickstart
-    ray submit cluster.yaml orchestrator/cli.py run sweeps/quickstart.yaml
+    ray submit cluster.yaml orchestrator/cli.py run quickstart
 
 Bad input: one clear message, exit code 2, nothing started. Ray, MLflow and torch are imported by the commands that use
 them, never by loading, `plan` or `--help`.
@@ -107,7 +107,7 @@ def run(
     with StudyLock(folder, study.id):
         state = State.of(folder)
         plan.check_against_record(study, state, study_name)
-        shutil.copyfile(studies.find(study_name), folder / "study.yaml")  # as run, beside its results
+        _keep_copy(studies.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri)
     if outcome == "stopped":
@@ -368,7 +368,7 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
 
 def _writable(folder: Path) -> Path:
     """Make the results folder. Raises UsageProblem when that cannot be, before anything has started."""
-    if "working_dir_files" in folder.parts and not os.environ.get("EMERGENCE_HOME"):
+    if "working_dir_files" in folder.parts:
         raise UsageProblem(
             "this job runs in a folder named after its content, so results left here would not be found again; "
             "set EMERGENCE_HOME to an absolute folder"
@@ -406,6 +406,12 @@ def _check_device(device: str) -> None:
 def _default_slots(device: str, slots_per_gpu: int) -> int:
     """One slot a core; with GPUs, their number is known only once Ray has started: one GPU is assumed for the plan."""
     return os.cpu_count() or 1 if device == "cpu" else slots_per_gpu
+
+
+def _keep_copy(source: Path, target: Path) -> None:
+    """The study file as run, beside its results."""
+    if not (target.exists() and source.samefile(target)):
+        shutil.copyfile(source, target)
 
 
 def _refuse(message: str) -> NoReturn:

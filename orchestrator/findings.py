@@ -30,7 +30,9 @@ def row_probability(row: Row | None) -> float | None:
 
 def row_ability(row: Row | None) -> float | None:
     """Ability from one row of raw sums; None where a reference is missing or they coincide."""
-    if not row or not row["n"] or any(row.get(k) is None for k in ("nll_nats", "nll_generalizer", "nll_uniform")):
+    if not row or row["n"] < stats.MIN_ITEMS:
+        return None
+    if any(row.get(k) is None for k in ("nll_nats", "nll_generalizer", "nll_uniform")):
         return None
     nll, uniform, generalizer = (row[k] / row["n"] for k in ("nll_nats", "nll_uniform", "nll_generalizer"))
     return stats.ability(nll, uniform, generalizer, row.get("se_ability_gap"))
@@ -163,7 +165,7 @@ class Findings:
         for name, bounds in named:
             for i, (_, boundary) in enumerate(bounds):
                 for end, value in (("low", boundary.low), ("high", boundary.high)):
-                    if value is not None:
+                    if value is not None and boundary.verdict == "crossed":
                         series.setdefault(f"{name}/{end}", []).append((i, value))
         for status in ("done", "diverged", "failed", "open"):
             series[f"trials/{status}"] = [(0, float(sum(r["status"] == status for r in self.runs)))]
@@ -275,8 +277,9 @@ def _boundary_words(
     if boundary.verdict == "below":
         return everywhere.format(number(min(b.high for b in boundary.brackets if b.high is not None)))
     if boundary.verdict == "undecided" or boundary.high is None:
-        reached = sum(b.high is not None for b in boundary.brackets)
-        return f"{crossed} in {reached} of {len(boundary.brackets)} replicates"
+        reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
+        least, most = stats.wilson_interval(reached, n)
+        return f"{crossed} in {reached} of {n} replicates (95 % interval of the share {least:.2f} to {most:.2f})"
     beyond = boundary.high > max(levels)
     high = f"more than {number(max(levels))}" if beyond else number(boundary.high)
     if boundary.low is None or boundary.low < min(levels):
@@ -348,23 +351,26 @@ def _answer(found: Findings) -> str:
     ended = sum(r["status"] in ("done", "diverged") for r in found.runs)
     if not ended:
         return "Nothing can be said yet: no trial has ended."
-    levels = [float(n) for n in sorted(study.axes.n_tasks)]
+    known = [r for r in found.runs if r["status"] in ("done", "diverged")]
+    levels = sorted({float(r["n_tasks"]) for r in known})
+    budgets = {r["compute_flops"] for r in known}
     skill = study.shown_skills[0]
-    sentences = []
+    missing = len(found.runs) - ended
+    sentences = [f"So far, with {ended} of {len(found.runs)} trials ended:"] if missing else []
     for arm in study.axes.arm:
         of_arm = f" ({arm})" if len(study.axes.arm) > 1 else ""
-        boundaries = found.k_ability[(arm, skill)]
+        boundaries = [(c, b) for c, b in found.k_ability[(arm, skill)] if c in budgets]
         if all(b.verdict in ("beyond", "missing") for _, b in boundaries):
             best = max((a for a in _all_abilities(found, arm, skill) if a is not None), default=None)
             best_words = f"; the highest ability of any trial is {best:.2f}" if best is not None else ""
             sentences.append(
                 f"{skill}{of_arm} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
-                f"{number(study.budgets[-1])} FLOPs does a replicate reach half of the general rule{best_words}."
+                f"{number(max(budgets))} FLOPs does a replicate reach half of the general rule{best_words}."
             )
         else:
             said = _said_once([(ability_words(b, levels), c) for c, b in boundaries])
             sentences.append(f"{skill}{of_arm} {said}.")
-        memories = found.k_memory[arm]
+        memories = [(c, b) for c, b in found.k_memory[arm] if c in budgets]
         if all(b.verdict == "missing" for _, b in memories):
             sentences.append("Memory is not defined here.")
         elif all(b.verdict in ("below", "missing") for _, b in memories):
@@ -372,9 +378,6 @@ def _answer(found: Findings) -> str:
         else:
             said = _said_once([(memory_words(b, levels), c) for c, b in memories])
             sentences.append(f"Memory of the training tasks{of_arm} {said}.")
-    missing = len(found.runs) - ended
-    if missing:
-        sentences.append(f"{missing} of {len(found.runs)} trials have not ended, so this may change.")
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given.")
     text = " ".join(sentences)

@@ -25,7 +25,7 @@ LEASE_SECONDS = 60.0
 
 def home_folder() -> Path:
     """Where results live: $EMERGENCE_HOME, else ./runs."""
-    return Path(os.environ.get("EMERGENCE_HOME") or "runs").absolute()
+    return Path(os.environ.get("EMERGENCE_HOME") or "runs").expanduser().absolute()
 
 
 def study_folder(study_id: str) -> Path:
@@ -87,6 +87,7 @@ class State:
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
         self.trunks: list[Event] = []
+        self.last_time = 0.0  # of the newest event
 
     @classmethod
     def of(cls, folder: Path) -> State:
@@ -101,6 +102,7 @@ class State:
             if event["key"] in self.keys:
                 continue
             self.keys.add(event["key"])
+            self.last_time = max(self.last_time, event.get("time", 0.0))
             kind = event["kind"]
             if kind == "session":
                 self.sessions.append(event)
@@ -146,7 +148,8 @@ class StudyLock:
             )
         self._since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._renew()
-        threading.Thread(target=self._keep_renewing, daemon=True).start()
+        self._renewing = threading.Thread(target=self._keep_renewing, daemon=True)
+        self._renewing.start()
         return self
 
     def _renew(self) -> None:
@@ -162,6 +165,7 @@ class StudyLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        self._renewing.join()
         os.ftruncate(self._file, 0)
         os.close(self._file)
 

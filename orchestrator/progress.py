@@ -20,6 +20,7 @@ from orchestrator.findings import number, row_accuracy
 from orchestrator.journal import Event, State
 from orchestrator.plan import Plan
 from orchestrator.study import Study
+from trainers import budget
 from trainers.tasks import Family
 
 # Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
@@ -35,9 +36,8 @@ class Surface:
         self.study = study
         family = cast(Family, study.family)
         self.skill = study.shown_skills[0]
-        self.title = f"{self.skill}: accuracy on held-out tasks (chance {family.chance(self.skill) or 0:.2g})"
-        if family.chance(self.skill) is None:
-            self.title = f"{self.skill}: greedy agreement on held-out tasks"
+        chance = family.chance(self.skill)
+        self.title = f"{self.skill}: " + (f"accuracy (chance {chance:.2g})" if chance else "greedy agreement")
         self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
         self._place = {trunk.id: trunk for trunk in study.trunks()}
 
@@ -47,11 +47,10 @@ class Surface:
             trunk = self._place.get(event.get("trunk", ""))
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
-            for row in event["rows"]:
-                value = row_accuracy(row)
-                if row["skill"] == self.skill and row["split"] == "held_out" and value is not None:
-                    cell = self.cells.setdefault((trunk.arm, trunk.n_tasks, float(event["on"])), {})
-                    cell[trunk.replicate] = value
+            mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
+            value = row_accuracy(mine.get("held_out") or mine.get("seen"))  # some skills exist on seen tasks only
+            if value is not None:
+                self.cells.setdefault((trunk.arm, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
 
     def render(self) -> RenderableType:
         """Rows are numbers of tasks, columns are budgets; one block per arm."""
@@ -91,6 +90,11 @@ class Progress:
         self.n_todo = plan.n_open
         self.ended_flops = 0.0
         self.running: dict[str, float] = {}  # FLOPs of each trunk since its last trial ended
+        self.planned = {  # a trial may cost less than planned, where a checkpoint leads on; it still counts in full
+            job.trunk.trial(flops).id: float(cost)
+            for job in plan.jobs
+            for flops, cost in budget.marginal_flops(job.trunk, list(job.budgets)).items()
+        }
         self.keys = set(state.keys)
         self.started = time.monotonic()
         self.first_event: tuple[float, float] | None = None
@@ -124,7 +128,7 @@ class Progress:
                 self.running[event["trunk"]] = event["flops_run"]
             elif event["kind"] == "trial":
                 self.running.pop(event["trunk"], None)
-                self.ended_flops += event.get("flops_run", 0)
+                self.ended_flops += self.planned.get(event["trial"], 0.0)
                 self.status[event["status"]] += 1
                 self._trial_line(event)
         if self.first_event is None and fresh:

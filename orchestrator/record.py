@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -167,41 +167,47 @@ PARENT = "study"
 class MlflowRecord:
     """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
 
-    Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing.
+    Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
+    the journal: two homes that share a server have a parent run each, and never mix.
     """
 
-    def __init__(self, tracking_uri: str, study: Study) -> None:
+    def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 are minutes before it says no
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 are minutes before it says no,
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # and 120 s is long for a server that hangs
         import mlflow.entities
         from mlflow import MlflowClient
 
         self._entities = mlflow.entities
         self.client = MlflowClient(tracking_uri)
-        self.study = study
+        self.study, self.record_id = study, record_id
         found = self.client.get_experiment_by_name(study.id)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
+        self._described: set[str] = set()  # keys whose run has its params
         self._settled: set[str] = set()  # trials whose run holds all there will ever be
         self._logged: dict[str, int] = {}  # evaluations already sent, by trial
         token = None
         while True:
-            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            mine = f"tags.`emergence.record` = '{record_id}'"
+            page = self.client.search_runs([self.experiment], mine, max_results=1000, page_token=token)
             for run in page:
-                if "emergence.key" in run.data.tags:
-                    self.runs[run.data.tags["emergence.key"]] = run.info.run_id
-                    if run.data.tags.get("emergence.ended"):
-                        self._settled.add(run.data.tags["emergence.key"])
+                key = run.data.tags["emergence.key"]
+                self.runs[key] = run.info.run_id
+                if run.data.tags.get("emergence.ended"):
+                    self._settled.add(key)
+                if run.data.params:
+                    self._described.add(key)
             token = page.token
             if not token:
                 break
 
     def _create_experiment(self, tracking_uri: str) -> str:
         place = None
-        if tracking_uri.startswith("sqlite"):
+        if not tracking_uri.startswith("http"):  # a server keeps artifacts itself
             place = (home_folder() / "mlartifacts" / self.study.id).as_uri()
         tags = {"emergence.question": self.study.question, "mlflow.note.content": self.study.question}
         tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
@@ -210,7 +216,7 @@ class MlflowRecord:
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
         """The run of this key, made on first use: its tag is written with it, so a crash cannot make a second one."""
         if key not in self.runs:
-            tags = {k: str(v) for k, v in tags.items()} | {"emergence.key": key}
+            tags = {k: str(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
             run = self.client.create_run(self.experiment, round(started * 1000), tags=tags, run_name=name)
             self.runs[key] = run.info.run_id
         return self.runs[key]
@@ -233,7 +239,6 @@ class MlflowRecord:
         if not evaluations and end is None:
             return
         known = self._logged.get(trial.id, 0)
-        is_new = trial.id not in self.runs
         started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
         session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
         tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
@@ -241,6 +246,7 @@ class MlflowRecord:
         tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
         run = self._run(trial.id, trial.id, started, tags)
         metric, param = self._entities.Metric, self._entities.Param
+        is_new = trial.id not in self._described
         params = [param(k, str(v)) for k, v in trial_params(trial).items()] if is_new else []
         points = [
             metric(key, value, round(event["time"] * 1000), event["step"])
@@ -249,6 +255,7 @@ class MlflowRecord:
         ]
         for start in range(0, max(len(points), 1), 900):
             self.client.log_batch(run, metrics=points[start : start + 900], params=params if start == 0 else [])
+        self._described.add(trial.id)
         self._logged[trial.id] = len(evaluations)
         if end is not None:
             when = round(end["time"] * 1000)
@@ -265,10 +272,15 @@ class MlflowRecord:
             if good:
                 self._settled.add(trial.id)
 
-    def publish_study(self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]]) -> None:
-        """What the whole study came to, on the parent run: the answer as its description, figures, tables, report."""
+    def publish_study(
+        self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
+    ) -> None:
+        """What the whole study came to, on the parent run: the answer as its description, figures, tables, report.
+
+        `when_seconds` is the journal's time, so that publishing again adds no points.
+        """
         parent = self.runs[PARENT]
-        now = round(time.time() * 1000)
+        now = round(when_seconds * 1000)
         points = [
             self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
         ]
@@ -329,7 +341,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
     MLflow's exceptions are raised only after they are written.
     """
     with open(folder / "publisher.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, folder)
         state, position, target = State(), 0, None
         while True:
             ending = not follow or _stdin_closed(pause_seconds)
@@ -344,7 +356,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
                 break
             try:
                 if target is None or target.study != study:
-                    target = MlflowRecord(tracking_uri, study)
+                    target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
                 target.publish(state)
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
                 print(f"MLflow: {_one_line(problem)}", file=sys.stderr, flush=True)
@@ -354,10 +366,10 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
 
         found = findings.read(folder, study)
         report.write(folder, found, state.sessions)
-        target = MlflowRecord(tracking_uri, study)
+        target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
         target.publish(state)
-        target.publish_study(folder, found.answer, found.metrics())
-        marker = {"journal_bytes": position, "tracking_uri": tracking_uri, "study": state.study}
+        target.publish_study(folder, found.answer, found.metrics(), state.last_time)
+        marker = {"journal_bytes": position, "tracking_uri": _hashed(tracking_uri), "study": state.study}
         (folder / "published.json").write_text(json.dumps(marker))
 
 
@@ -367,11 +379,12 @@ PUBLISHER_PATIENCE_SECONDS = 300.0
 
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
     """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
-    command = [sys.executable, "-m", "orchestrator.record", str(folder), "--tracking-uri", tracking_uri]
+    command = [sys.executable, "-m", "orchestrator.record", str(folder)]
     log = open(folder / "publisher.log", "ab")  # noqa: SIM115 - the child keeps it
     with log:
         return subprocess.Popen(
             ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
+            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri},  # not among the arguments: it may hold a password
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -385,8 +398,8 @@ def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Cal
     publisher.stdin.close()
     try:
         code = publisher.wait(PUBLISHER_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        say(f"MLflow is slow; the publisher goes on by itself (its log: {folder / 'publisher.log'}).")
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        say(f"The publisher goes on by itself (its log: {folder / 'publisher.log'}).")
         return False
     if code:
         lines = (folder / "publisher.log").read_text(errors="replace").strip().splitlines()
@@ -402,8 +415,22 @@ def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
         size = (folder / "journal.jsonl").stat().st_size
     except (OSError, ValueError):
         return False
-    same = marker["journal_bytes"] == size and marker["tracking_uri"] == tracking_uri
+    same = marker["journal_bytes"] == size and marker["tracking_uri"] == _hashed(tracking_uri)
     return bool(same and marker["study"] == study.model_dump(mode="json") and (folder / "report.html").exists())
+
+
+def _hashed(tracking_uri: str) -> str:
+    """A tracking URI may carry a password: only its hash is kept."""
+    return hashlib.sha256(tracking_uri.encode()).hexdigest()
+
+
+def _wait_for(lock: IO[str], folder: Path) -> None:
+    """Take the publisher's lock; say so where another publisher has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"Another publisher is at work on {folder.name}; waiting for it ...", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _stdin_closed(seconds: float) -> bool:
@@ -418,7 +445,7 @@ def main() -> int:
     """The publisher process."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tracking-uri", required=True)
+    parser.add_argument("--tracking-uri", default=default_tracking_uri())
     parser.add_argument("--follow", action="store_true", help="until standard input closes")
     options = parser.parse_args()
     try:

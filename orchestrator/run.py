@@ -47,7 +47,7 @@ Outcome = Literal["complete", "stopped", "failed"]
 
 
 class ClusterProblem(Exception):
-    """Ray cannot be started or joined, or lacks what the options ask for. Nothing was written."""
+    """Ray cannot be started or joined, or lacks what the options ask for. Nothing ran."""
 
 
 def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher: Watcher) -> Outcome:
@@ -59,6 +59,7 @@ def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher
     todo = plan.jobs(study, State.of(folder))
     flag = folder / STOP_FLAG
     flag.unlink(missing_ok=True)
+    failures: list[Event] = []
     with _stop_on_signals(flag, watcher):
         _start_ray(options)
         session = session_event(study, options._asdict())
@@ -72,21 +73,23 @@ def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher
 
         try:
             failures = _run_on_ray(todo, folder, options, session["session"], sink)
-            stopped = flag.exists()
-            if not stopped:
-                sink(failures)
+            delivered = State.of(folder).trials
+            failures = [f for f in failures if f["trial"] not in delivered]
+            sink([] if flag.exists() else failures)
+        except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
+            pass
         finally:
             ray.shutdown()
             journal.close()
             flag.unlink(missing_ok=True)
-            watcher.say("Writing tables, report and MLflow runs ...")
-            record.finish_publishing(publisher, folder, watcher.say)
-    speed = plan.recorded_throughput(State.of(folder))
-    if speed:
+    watcher.say("Writing tables, report and MLflow runs ...")
+    record.finish_publishing(publisher, folder, watcher.say)
+    state = State.of(folder)
+    if speed := plan.recorded_throughput(state):
         plan.remember_throughput(study, options.device, speed)
-    if stopped:
-        return "stopped"
-    return "failed" if failures else "complete"
+    if failures:
+        return "failed"
+    return "stopped" if plan.jobs(study, state) else "complete"
 
 
 # Ray ----------------------------------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ def _start_ray(options: Options) -> None:
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     try:
         ray.init(address=options.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as problem:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as problem:
         raise ClusterProblem(
             f"--address {options.address}: Ray cannot be reached: {str(problem).splitlines()[0]}"
         ) from None

@@ -16,6 +16,8 @@ MIN_GAP_NATS = 0.1
 """References closer than this coincide: dividing by their gap would only amplify noise."""
 MIN_GAP_ERRORS = 10.0
 """Neither are they told apart below this many standard errors of the gap."""
+MIN_ITEMS = 20
+"""Below this many items nothing is divided: two lucky answers are no ability."""
 HALF = 0.5
 """Where a boundary is drawn."""
 
@@ -48,7 +50,9 @@ def relative_distance(to_generalizer: float, to_memorizer: float, between: float
 
 
 class Bracket(NamedTuple):
-    """Where one replicate crosses: above `low` (None: below the first level), at or below `high` (None: beyond the last)."""
+    """Where one replicate crosses: above `low` (None: below the first level), at or below `high` (None: beyond the last).
+
+    Both None: nothing is known of it."""
 
     low: float | None
     high: float | None
@@ -100,19 +104,20 @@ def boundary(
 ) -> Boundary:
     """The level at which one half is crossed: t-lower of the brackets' low ends to t-upper of their high ends.
 
-    On a log scale, levels ascending and positive. A censored replicate leaves its end open. One replicate gives its
+    On a log scale, levels ascending and positive. A censored replicate leaves its end open, a lost one both. One replicate gives its
     bracket and no interval. No interpolation: on a coarse grid it looks precise and covers 20-57 %.
     """
-    found = [b for values in replicates if (b := bracket(levels, values, direction)) is not None]
-    if not found:
+    maybe = [bracket(levels, values, direction) for values in replicates]
+    if all(b is None for b in maybe):
         return Boundary(None, None, (), "missing", 0)
+    found = [b or Bracket(None, None) for b in maybe]  # a lost replicate stays in the count, open at both ends
     lows, highs = [b.low for b in found], [b.high for b in found]
     verdict: Literal["crossed", "below", "beyond", "undecided"] = "crossed"
-    if all(h is None for h in highs):
+    if all(low is not None and high is None for low, high in found):
         verdict = "beyond"
-    elif all(low is None for low in lows):
+    elif all(low is None and high is not None for low, high in found):
         verdict = "below"
-    elif any(h is None for h in highs):
+    elif any(high is None for high in highs):
         verdict = "undecided"
     back = sum(comes_back(levels, values, direction) for values in replicates)
     return Boundary(_t_end(lows, -1, confidence), _t_end(highs, +1, confidence), tuple(found), verdict, back)

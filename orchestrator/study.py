@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from trainers import budget
 from trainers.spec import (
@@ -33,7 +33,12 @@ from trainers.spec import (
 from trainers.tasks import FAMILIES, Family, family_from
 
 MAX_EVALUATION_SHARE = 0.10
-"""Evaluation may cost at most this share of a trunk's training FLOPs."""
+"""Evaluation may cost at most this share of a trial's training FLOPs."""
+MAX_STEPS = 10**9
+"""More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StudyError(Exception):
@@ -87,11 +92,11 @@ class Expected(Record):
     `excess_*_nats` a reference's log loss above the oracle's."""
     cell: Cell
     """Where it is measured."""
-    value: float
+    value: Finite
     """The value."""
-    lo: float
+    lo: Finite
     """Lower end of what would agree."""
-    hi: float
+    hi: Finite
     """Upper end of what would agree."""
     source: str
     """Paper, figure or run that the value comes from."""
@@ -214,7 +219,7 @@ def find(name: str) -> Path:
     if name in shipped():
         return shipped()[name]
     near = difflib.get_close_matches(path.stem, shipped(), 1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")
 
 
@@ -231,7 +236,9 @@ def load(name: str) -> Study:
     except MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem.problem}") from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except YAMLError as problem:
+        raise StudyError(f"{path}:1: not YAML: {' '.join(str(problem).split())[:200]}") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise StudyError(f"{path}: cannot be read: {problem}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
@@ -269,7 +276,7 @@ class _Reader:
         return study
 
     def _family(self, given: Any) -> Family | None:
-        if not isinstance(given, dict) or "name" not in given:
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
         elif given["name"] not in FAMILIES:
             near = _nearest(str(given["name"]), FAMILIES)
@@ -347,6 +354,8 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
                 f"{n_tasks} tasks given, {_name(family)} has {family.n_train_ids:,} for training",
             )
     for i, skill in enumerate(study.skills):
+        if skill in study.skills[:i]:
+            yield ("skills", i), f"'{skill}' is given twice"
         if skill not in family.skills:
             near = _nearest(skill, family.skills)
             yield ("skills", i), f"{_name(family)} has no skill '{skill}'{near}; it has {', '.join(family.skills)}"
@@ -367,25 +376,34 @@ def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
         except budget.BudgetTooSmall as problem:
             yield ("axes", "compute_flops", i), str(problem)
             continue
+        if end > MAX_STEPS:
+            yield (
+                ("axes", "compute_flops", i),
+                f"{flops:g} FLOPs is {end:.3g} steps of {budget.flops_per_step(trunk):.4g} FLOPs; at most {MAX_STEPS:g} can run",
+            )
+            continue
         if end in seen and seen[end] != flops:
             yield ("axes", "compute_flops", i), f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps; keep one"
         seen[end] = flops
         good.append(flops)
-    if good:
-        price = budget.price(trunk, good)
+    for flops in good:
+        price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
         share = price.eval_flops / price.train_flops
         if share > MAX_EVALUATION_SHARE:
             yield (
                 ("evaluation",),
-                f"evaluating would cost {share:.0%} of training, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                f"evaluating would cost {share:.0%} of the training of a trial of {flops:g} FLOPs, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
                 "lower points_per_decade or n_sequences, or raise first_flops",
             )
+            return
 
 
 def _expected_meaning(
     study: Study, family: Family, i: int, expected: Expected
 ) -> Iterator[tuple[tuple[Any, ...], str]]:
     cell = expected.cell
+    if expected.what == "crossing_steps" and not family.has_distances:
+        yield ("expected", i, "what"), f"{_name(family)} offers no relative distance to the memoriser"
     for key, allowed in (
         ("arm", study.axes.arm),
         ("n_tasks", study.axes.n_tasks),

@@ -76,6 +76,16 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     return sorted(s for s in steps if 1 <= s <= last_step)
 
 
+def marginal_flops(trunk: TrunkSpec, budgets: list[float]) -> dict[float, int]:
+    """Training FLOPs run for each budget beyond the smaller ones: its stretch of the trunk, and its branch."""
+    cost, marginal, before = flops_per_step(trunk), {}, 0
+    for flops in sorted(budgets):
+        branch, end = steps_of(trunk, flops)
+        marginal[flops] = (end - before) * cost
+        before = branch
+    return marginal
+
+
 class Price(NamedTuple):
     """What a trunk costs when it carries these budgets: all in FLOPs, training and evaluation apart."""
 
@@ -90,13 +100,12 @@ def price(trunk: TrunkSpec, budgets: list[float]) -> Price:
     family: Any = trunk.family
     steps = [steps_of(trunk, b) for b in budgets]
     last = max(s.branch for s in steps)
-    run = last + sum(s.end - s.branch for s in steps)
     points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps if s.end > s.branch}
     n_evals = len(points) + len(steps)
     forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
     cost = flops_per_step(trunk)
     return Price(
-        run * cost,
+        sum(marginal_flops(trunk, budgets).values()),
         n_evals * family.suite_size(trunk) * forward,
         sum(s.end for s in steps) * cost,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -235,7 +236,7 @@ def evaluate(model: torch.nn.Module, suite: list[ItemSet], device: str) -> list[
 
 def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
     """The model under DeepSpeed, ZeRO stage 0: everything here fits. Returns the engine and its AdamW."""
-    deepspeed = _deepspeed()
+    deepspeed = _deepspeed(place.device)
     family: Any = trunk.family
     net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate).to(place.device)
     matrices = [p for p in net.parameters() if p.ndim >= 2]
@@ -259,9 +260,12 @@ def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
     return engine, adamw
 
 
-def _deepspeed() -> Any:
-    """DeepSpeed, imported quietly, its process group of one in memory: no port opened, no compiler asked for."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+def _deepspeed(device: str) -> Any:
+    """DeepSpeed, imported quietly, its process group of one in memory: no port but gloo's on loopback, no compiler."""
+    on_gpu = device.startswith("cuda")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo listens even when it is alone
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
     import deepspeed.ops
@@ -271,7 +275,7 @@ def _deepspeed() -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it compiles a C++ op at its first start, 22 s
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if on_gpu else "gloo"
         torch.distributed.init_process_group(
             backend,
             store=torch.distributed.HashStore(),  # type: ignore[attr-defined]

@@ -134,6 +134,8 @@ class Family(Record):
     """Skill -> one line on what it measures, shown in the report."""
     headline: ClassVar[str]
     """The skill whose surface is shown while a study runs."""
+    has_distances: ClassVar[bool] = False
+    """Do its probes carry full predictions, so that the relative distance d_rel can be read?"""
     mixture: ClassVar[str]
     """The probe that scores the training mixture itself; memory is read on its seen split."""
 

@@ -152,3 +152,10 @@ def test_a_crossing_step_is_found_on_a_known_curve_and_never_invented() -> None:
 def test_agreement_needs_an_interval_as_narrow_as_the_claim(values, verdict) -> None:
     assert stats.agreement(stats.t_interval([float(v) for v in values]), 180, 400) == verdict
     assert stats.agreement(None, 180, 400) == "inconclusive"
+
+
+def test_a_lost_replicate_stays_in_the_count_and_opens_both_ends() -> None:
+    good, lost = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0], [None] * 6
+    found = stats.boundary(GRID, [good, lost, good], "rising")
+    assert (found.low, found.high, found.verdict) == (None, None, "undecided")
+    assert len(found.brackets) == 3

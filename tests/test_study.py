@@ -30,7 +30,7 @@ axes:
 model:
   d_model: 64
 evaluation:
-  points_per_decade: 2
+  points_per_decade: 1
 """
 
 
@@ -76,7 +76,7 @@ REFUSALS = [
     ("an unknown family", ("cipher", "cypher"), 5, ["unknown family 'cypher'", "did you mean 'cipher'", "urns"]),
     ("an unknown arm", ("[answer]", "[anser]"), 8, ["has no arm 'anser'", "did you mean 'answer'", "next_token"]),
     ("an unknown skill", ("model:", "skills: [recal]\nmodel:"), 12, ["no skill 'recal'", "did you mean 'recall'"]),
-    ("an evaluation that costs too much", ("decade: 2", "decade: 200"), 14, ["at most 10%", "points_per_decade"]),
+    ("an evaluation that costs too much", ("decade: 1", "decade: 200"), 14, ["at most 10%", "points_per_decade"]),
     ("a missing key", ("version: 1\n", ""), 1, ["key 'version' is required"]),
     ("widths that do not fit", ("d_model: 64", "d_model: 66"), 12, ["d_model 66", "n_heads 4"]),
     ("a family without a name", ("name: cipher", "nam: cipher"), 4, ["'name'", "cipher, urns"]),

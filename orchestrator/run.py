@@ -32,7 +32,7 @@ from trainers.spec import TrunkSpec
 STOP_FLAG = "stop"
 """A file of this name in a study's folder asks its driver and every trunk to stop; `emergence stop` makes it."""
 
-REPORT_EVERY_SECONDS = 1.0
+REPORT_EVERY_SECONDS = 3.0
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
 
 

@@ -20,7 +20,7 @@ from trainers.spec import TrunkSpec
 from trainers.train import Place, evaluate, run_trunk
 
 Events = list[dict[str, Any]]
-TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed"}
+TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
 
 
 def trunk_of(**changes: Any) -> TrunkSpec:

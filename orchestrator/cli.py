@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,11 @@ def run(
     with StudyLock(folder, study.id):
         state = State.of(folder)
         plan.check_against_record(study, state, study_name)
+        if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
+            console.print(
+                f"[bold]Note:[/bold] {left_out} recorded trials are outside the axes of {study_name}: they stay in the "
+                "journal, and out of tables, report and answer."
+            )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri)
@@ -236,7 +242,13 @@ def ui(
         raise UsageProblem(
             f"{uri}: no MLflow store there yet; run a study first, for example: {_program()} run quickstart"
         )
-    typer.echo(f"MLflow UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as problem:
+            raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
+    typer.echo(f"MLflow UI, in some ten seconds: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [
         sys.executable,
         "-m",
@@ -288,7 +300,7 @@ def _show_plan(todo: plan.Plan, folder: Path, console: Console | None = None, br
         ("work", work),
         ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks), "
                     f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
-        ("time", f"{time_said} on {todo.slots} slots" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
+        ("time", f"{time_said} on {todo.slots} slot{'s' if todo.slots > 1 else ''}" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
     ]  # fmt: skip
     if not brief:
         steps = [f"{number(b)} = {budget.steps_of(any_trunk, b).end} steps" for b in study.budgets]
@@ -360,9 +372,8 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
     folder = journal.study_folder(study_id)
     state = State.of(folder) if folder.is_dir() else State()
     if state.study is None:
-        raise UsageProblem(
-            f"{study_id}: has not been run in {journal.home_folder()}; run it with: {_program()} run {name}"
-        )
+        hint = "" if "@" in name else f"; run it with: {_program()} run {name}"
+        raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     return folder, Study.from_record(state.study), state
 
 

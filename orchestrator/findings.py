@@ -312,7 +312,7 @@ def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
 def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """K_M in words; an end outside the grid of `levels` is told by the grid's end."""
     return _boundary_words(
-        boundary, levels, "ends", "holds up to {} tasks and more", "is nowhere, not even at {} tasks"
+        boundary, levels, "ends", "holds up to {} tasks and more", "is not there, not even at {} tasks"
     )
 
 

@@ -149,21 +149,24 @@ def shape_key(study: Study, device: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def recorded_throughput(state: State) -> float | None:
-    """Training FLOPs per second of one slot over the trials of a journal, evaluation's time included; None if none ran."""
-    ended = [e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("train_seconds")]
+def recorded_throughput(state: State, device: str) -> float | None:
+    """FLOPs per second of one slot over a journal's trials on this device, evaluation included; None if none ran."""
+    good = [
+        e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("device", device) == device
+    ]
+    ended = [e for e in good if e.get("train_seconds")]
     seconds = sum(e["train_seconds"] + e["eval_seconds"] for e in ended)
     return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
 
 
 def known_throughput(study: Study, state: State, device: str) -> tuple[float | None, str]:
     """FLOPs per second of one slot and where it is known from: this study's own trials, or an earlier run's like it."""
-    if (speed := recorded_throughput(state)) is not None:
+    if (speed := recorded_throughput(state, device)) is not None:
         return speed, "recorded in this study"
     table = _throughputs()
     if (speed := table.get(shape_key(study, device))) is not None:
         return speed, "recorded on this machine for this model"
-    return None, "unknown: add --calibrate"
+    return None, "unknown before the first reports; plan --calibrate measures it"
 
 
 def remember_throughput(study: Study, device: str, flops_per_second: float) -> None:

@@ -185,6 +185,11 @@ class MlflowRecord:
         found = self.client.get_experiment_by_name(study.id)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+        if found is not None and tracking_uri.startswith("sqlite") and found.artifact_location != self._artifacts():
+            raise RuntimeError(
+                f"{tracking_uri} keeps the artifacts of {study.id} in {found.artifact_location}, outside this home: it was "
+                "copied or moved. Remove the .db file, which is rebuilt, and publish again"
+            )
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
         self._described: set[str] = set()  # keys whose run has its params
@@ -205,10 +210,13 @@ class MlflowRecord:
             if not token:
                 break
 
+    def _artifacts(self) -> str:
+        return (home_folder() / "mlartifacts" / self.study.id).as_uri()
+
     def _create_experiment(self, tracking_uri: str) -> str:
         place = None
         if not tracking_uri.startswith("http"):  # a server keeps artifacts itself
-            place = (home_folder() / "mlartifacts" / self.study.id).as_uri()
+            place = self._artifacts()
         tags = {"emergence.question": self.study.question, "mlflow.note.content": self.study.question}
         tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
         return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))

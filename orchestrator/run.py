@@ -88,7 +88,7 @@ def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher
     watcher.say("Writing tables, report and MLflow runs ...")
     record.finish_publishing(publisher, folder, watcher.say)
     state = State.of(folder)
-    if speed := plan.recorded_throughput(state):
+    if speed := plan.recorded_throughput(state, options.device):
         plan.remember_throughput(study, options.device, speed)
     if failures:
         return "failed"

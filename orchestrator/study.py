@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ from trainers.tasks import FAMILIES, Family, family_from
 
 MAX_EVALUATION_SHARE = 0.10
 """Evaluation may cost at most this share of a trial's training FLOPs."""
+MAX_TRIALS = 100_000
+"""A larger crossing is a slip of the pen, and would fill the memory before anything else."""
 MAX_STEPS = 10**9
 """More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
 
@@ -58,7 +61,7 @@ class Axes(Record):
     """Numbers of distinct training tasks."""
     compute_flops: Annotated[tuple[Positive, ...], _listed()]
     """Budgets in training FLOPs; each at least 50 optimizer steps."""
-    replicates: Count
+    replicates: Annotated[Count, Field(le=10_000)]
     """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
 
 
@@ -115,7 +118,7 @@ class Expected(Record):
 class Study(Record):
     """One YAML file in sweeps/: the question, the axes, the expectation."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    study: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=80)]
     """Its name: small letters, digits, underscores."""
     version: Count
     """Raise it to change anything but the axes: results live under `study@version`."""
@@ -240,6 +243,10 @@ def load(name: str) -> Study:
         raise StudyError(f"{path}:1: not YAML: {' '.join(str(problem).split())[:200]}") from None
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise StudyError(f"{path}: cannot be read: {problem}") from None
+    try:
+        json.dumps(_plain(raw), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as problem:
+        raise StudyError(f"{path}:1: text that UTF-8 cannot hold: {problem.reason}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
     return _Reader(path, raw).study()
@@ -363,6 +370,10 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
         yield from _expected_meaning(study, family, i, expected)
     if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > family.n_train_ids:
         return
+    n_trials = len(axes.arm) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
+    if n_trials > MAX_TRIALS:
+        yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
+        return
     yield from _budget_meaning(study)
 
 
@@ -386,6 +397,11 @@ def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
             yield ("axes", "compute_flops", i), f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps; keep one"
         seen[end] = flops
         good.append(flops)
+    if good and study.training.warmup_steps > max(seen):
+        yield (
+            ("training", "warmup_steps"),
+            f"{study.training.warmup_steps} steps of warm-up given, the largest budget has {max(seen)} steps",
+        )
     for flops in good:
         price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
         share = price.eval_flops / price.train_flops

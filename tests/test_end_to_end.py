@@ -196,6 +196,7 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(q
 def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(quiet: Home, tmp_path: Path) -> None:
     home = Home(tmp_path)
     subprocess.run(["cp", "-r", str(quiet.study.parent), str(tmp_path)], check=True)
+    (tmp_path / "runs" / "mlflow.db").unlink()  # it would lead back to the home it was copied from; it is rebuilt
     wider = TINY.replace("[4, 1024]", "[4, 64, 1024]").replace("replicates: 2", "replicates: 3")
     home.file.write_text(wider.replace("2e9]", "2e9, 2.5e9]"))
     old = {event["key"] for event in home.events("trial")}

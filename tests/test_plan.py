@@ -77,8 +77,8 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     facts = {"kind": "trial", "trunk": "t", "status": "done", "eval_flops": 2e9, "eval_seconds": 1.0}
     state.feed([facts | {"key": "a", "trial": "a", "flops_run": 38e9, "train_seconds": 1.0}])
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
-    assert plan.recorded_throughput(state) == pytest.approx(60e9 / 4)
-    assert plan.recorded_throughput(State()) is None
+    assert plan.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
+    assert plan.recorded_throughput(State(), "cpu") is None
 
 
 def test_a_throughput_is_remembered_for_the_same_model_and_forgotten_for_another(

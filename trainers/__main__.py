@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 the proof failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m trainers", description="Train one trial or trunk, alone.")
     parser.add_argument("spec", type=Path, help="JSON file: a TrialSpec, compute_flops a number or a list")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints; the same call then resumes")
     parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
@@ -35,7 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         trunk, budgets = read(options.spec)
         for flops in budgets:
             budget.steps_of(trunk, flops)
-    except (OSError, ValueError) as problem:
+        if options.threads < 1:
+            raise ValueError(f"--threads {options.threads}: at least 1 is needed")
+        if options.checkpoints:
+            options.checkpoints.mkdir(parents=True, exist_ok=True)
+        if options.events:
+            options.events.open("a").close()
+    except (OSError, ValueError, OverflowError, RecursionError) as problem:
         print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
         return 2
 
@@ -112,7 +118,8 @@ def _one_line(problem: Exception) -> str:
     if isinstance(problem, ValidationError):
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}" if where else first["msg"]
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
     return str(problem)
 
 

@@ -96,7 +96,7 @@ class Training(Record):
 class Evaluation(Record):
     """What is measured along a trunk. It costs compute that is counted apart; over 10 % of training is refused."""
 
-    points_per_decade: Count = 4
+    points_per_decade: Annotated[Count, Field(le=1000)] = 4
     """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""
     first_flops: Positive = 1e10
     """The grid starts here; before it nothing is evaluated."""

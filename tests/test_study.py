@@ -89,7 +89,6 @@ REFUSALS = [
         12,
         ["99999 steps", "largest"],
     ),
-    ("an infinite claim", ("version: 1", "version: 1\nexpected: [{hi: .inf}]"), 3, ["expected[0].hi", "finite"]),
     ("no YAML", ("axes:", "axes: ["), 9, ["not YAML"]),
 ]
 
@@ -126,6 +125,8 @@ def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_p
     entry = "expected:\n  - {what: accuracy, cell: {n_tasks: 5}, value: 1, lo: 0, hi: 2, source: s, evidence: C}\n"
     with pytest.raises(StudyError, match=r"expected\[0\].cell.n_tasks: 5 is not in the study; it has 4, 1000000000000"):
         load(written(tmp_path, GOOD + entry))
+    with pytest.raises(StudyError, match=r"expected\[0\].hi: a finite number is needed; given inf"):
+        load(written(tmp_path, GOOD + entry.replace("hi: 2", "hi: .inf").replace("n_tasks: 5", "n_tasks: 4")))
     with pytest.raises(StudyError, match="lo 0 <= value 3 <= hi 2 does not hold"):
         load(written(tmp_path, GOOD + entry.replace("value: 1", "value: 3").replace("n_tasks: 5", "n_tasks: 4")))
 

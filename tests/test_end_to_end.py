@@ -229,7 +229,7 @@ def test_a_trial_that_fails_is_told_kept_apart_and_tried_again(tmp_path: Path) -
     blocked = home.study / "checkpoints" / "answer" / "n4"
     blocked.mkdir(parents=True)
     (blocked / "r0").write_text("a file where the checkpoint folder should be")
-    code, out = home.run()
+    code, out = home.run("--checkpoint-seconds", "0")  # saves, and so fails, after the first step
     assert code == 1 and "failed" in out and "Traceback" not in out
     runs = pq.read_table(home.study / "runs.parquet").to_pylist()
     assert {r["status"] for r in runs} == {"failed"} and all(r["reason"] for r in runs)

@@ -21,7 +21,8 @@ ROTARY_BASE = 10_000.0
 class CausalConvolution(nn.Module):
     """Depthwise causal convolution over time with a residual: y_t = x_t + sum_j w_j * x_{t-j}.  (B, T, D) -> same.
 
-    Written as shifted products: on CPU `conv1d` with one group a channel was the slower way (see `make bench`).
+    Written as shifted products: on CPU `conv1d` with one group a channel made a step of the quickstart's model slower
+    (25.8 against 23.2 ms and 38 against 27 ms, in two runs on a busy machine).
     """
 
     def __init__(self, width: int, kernel: int) -> None:

@@ -57,15 +57,15 @@ def test_ray_is_imported_by_the_runner_only_and_mlflow_by_the_record_only():
     assert users == {"ray": {"run.py"}, "mlflow": {"record.py"}}
 
 
-def test_statistics_know_arrays_only():
-    assert imported_by(ROOT / "orchestrator" / "stats.py") <= {
-        "__future__",
-        "math",
-        "collections",
-        "typing",
-        "numpy",
-        "scipy",
-    }
+@pytest.mark.parametrize("path", files_of("orchestrator/stats"), ids=lambda path: path.name)
+def test_statistics_know_arrays_only(path):
+    libraries = {"numpy", "scipy", "statsmodels", "sklearn", "diptest"}
+    assert (
+        imported_by(path)
+        <= {"__future__", "math", "collections", "dataclasses", "typing", "warnings", "orchestrator"} | libraries
+    )
+    source = path.read_text()
+    assert "orchestrator." not in source.replace("orchestrator.stats", "")
 
 
 def test_the_report_computes_no_statistic_of_its_own():

@@ -1,7 +1,4 @@
-"""Measures, thresholds and intervals. Arrays in, numbers out: knows no study, no file, no figure.
-
-Definitions and the simulations behind them: the tests of this module; ability and memory are defined in README.md.
-"""
+"""Where one half is crossed along a grid: brackets of replicates, and the interval over them. Arrays in, numbers out."""
 
 from __future__ import annotations
 
@@ -12,41 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-MIN_GAP_NATS = 0.1
-"""References closer than this coincide: dividing by their gap would only amplify noise."""
-MIN_GAP_ERRORS = 10.0
-"""Neither are they told apart below this many standard errors of the gap."""
-MIN_ITEMS = 20
-"""Below this many items nothing is divided: two lucky answers are no ability."""
 HALF = 0.5
 """Where a boundary is drawn."""
-
-
-def _ratio(part: float, gap: float, gap_error: float | None) -> float | None:
-    if gap < MIN_GAP_NATS or (gap_error is not None and gap < MIN_GAP_ERRORS * gap_error):
-        return None
-    return part / gap
-
-
-def ability(nll: float, uniform: float, generalizer: float, gap_error: float | None = None) -> float | None:
-    """(U - h) / (U - G), mean log losses in nats on held-out tasks: 0 knows nothing, 1 the perfect general rule.
-
-    Unclipped: negative is confidently wrong. None where the references coincide.
-    """
-    return _ratio(uniform - nll, uniform - generalizer, gap_error)
-
-
-def memory(nll: float, generalizer: float, memorizer: float, gap_error: float | None = None) -> float | None:
-    """(G - h) / (G - M), mean log losses in nats on the training mixture: 0 no better than the rule, 1 perfect memory.
-
-    Negative is under-trained. None where the references coincide.
-    """
-    return _ratio(generalizer - nll, generalizer - memorizer, gap_error)
-
-
-def relative_distance(to_generalizer: float, to_memorizer: float, between: float) -> float | None:
-    """The published index d_rel = (r + 1) / 2, r = (d(h, G) - d(h, M)) / d(G, M); 1 = memorising (arXiv 2506.17859)."""
-    return None if between <= 0 else ((to_generalizer - to_memorizer) / between + 1) / 2
 
 
 class Bracket(NamedTuple):
@@ -135,38 +99,6 @@ def _t_end(ends: Sequence[float | None], side: int, confidence: float) -> float 
     return float(np.exp(logs.mean() + side * half_width))
 
 
-class Interval(NamedTuple):
-    """A mean with its interval; the ends are None where there is only one value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Mean and t-interval of independent values; None of none. Raises nothing."""
-    if not values:
-        return None
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None, None, 1)
-    half = float(
-        special.stdtrit(len(values) - 1, 0.5 + confidence / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
-    )
-    return Interval(mean, mean - half, mean + half, len(values))
-
-
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a proportion. Raises ValueError for n < 1."""
-    if n < 1:
-        raise ValueError("a proportion of nothing")
-    z = float(special.ndtri(0.5 + confidence / 2))
-    p = successes / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n)))
-
-
 def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> float | None:
     """Step at which a curve first rises through one half, interpolated on log step between neighbours; None if never.
 
@@ -183,18 +115,3 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
             return float(math.exp(math.log(before[0]) + share * (math.log(step) - math.log(before[0]))))
         before = (step, value)
     return None
-
-
-def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:
-    """Does a measured interval agree with a claimed range?
-
-    Disjoint: inconsistent. Mean inside and interval no wider than the claim: consistent. Anything else, and a single
-    value, is inconclusive.
-    """
-    if measured is None or measured.low is None or measured.high is None:
-        return "inconclusive"
-    if measured.high < lo or measured.low > hi:
-        return "inconsistent"
-    if measured.high - measured.low <= hi - lo and lo <= measured.mean <= hi:
-        return "consistent"
-    return "inconclusive"

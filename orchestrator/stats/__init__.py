@@ -1,0 +1,49 @@
+"""The estimators: arrays in, numbers out. Know no study, no file, no figure; each is checked by simulation (see tests/simulation.py).
+
+measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
+intervals   means and proportions        survival    compute-to-skill with censored replicates
+replicates  two kinds? how many more?    breaks      break, smooth or metric artefact
+frontier    best size for a budget       forecast    does the bottom predict the top
+multiplicity  many claims at once
+
+What is light is exported here; the others take a second to import (scipy.stats, scikit-learn) and are imported by name.
+"""
+
+from orchestrator.stats.boundaries import (
+    HALF,
+    Boundary,
+    Bracket,
+    boundary,
+    bracket,
+    comes_back,
+    crossing_step,
+)
+from orchestrator.stats.intervals import Interval, agreement, t_interval, wilson_interval
+from orchestrator.stats.measures import (
+    MIN_GAP_ERRORS,
+    MIN_GAP_NATS,
+    MIN_ITEMS,
+    ability,
+    memory,
+    relative_distance,
+)
+
+__all__ = [
+    "HALF",
+    "MIN_GAP_ERRORS",
+    "MIN_GAP_NATS",
+    "MIN_ITEMS",
+    "Boundary",
+    "Bracket",
+    "Interval",
+    "ability",
+    "agreement",
+    "boundary",
+    "bracket",
+    "comes_back",
+    "crossing_step",
+    "memory",
+    "relative_distance",
+    "t_interval",
+    "wilson_interval",
+]

@@ -1,0 +1,57 @@
+"""Means, proportions and their intervals; does a measured interval agree with a claimed range?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import special  # not scipy.stats: it takes a second to import
+
+
+class Interval(NamedTuple):
+    """A mean with its interval; the ends are None where there is only one value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Mean and t-interval of independent values; None of none. Raises nothing."""
+    if not values:
+        return None
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, None, None, 1)
+    half = float(
+        special.stdtrit(len(values) - 1, 0.5 + confidence / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
+    )
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a proportion. Raises ValueError for n < 1."""
+    if n < 1:
+        raise ValueError("a proportion of nothing")
+    z = float(special.ndtri(0.5 + confidence / 2))
+    p = successes / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n)))
+
+
+def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:
+    """Does a measured interval agree with a claimed range?
+
+    Disjoint: inconsistent. Mean inside and interval no wider than the claim: consistent. Anything else, and a single
+    value, is inconclusive.
+    """
+    if measured is None or measured.low is None or measured.high is None:
+        return "inconclusive"
+    if measured.high < lo or measured.low > hi:
+        return "inconsistent"
+    if measured.high - measured.low <= hi - lo and lo <= measured.mean <= hi:
+        return "consistent"
+    return "inconclusive"

@@ -23,11 +23,11 @@ from rich.table import Table
 
 from orchestrator import findings, journal, plan, progress, provenance
 from orchestrator import study as studies
-from orchestrator.findings import number
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.study import Study, StudyError
+from orchestrator.words import number
 from trainers import budget
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ import io
 import math
 import re
 import textwrap
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
@@ -30,7 +30,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from orchestrator import findings, stats
-from orchestrator.findings import MEASURES, Findings, Measure, Phase, Row, number
+from orchestrator.findings import Findings
+from orchestrator.results import Phase
+from orchestrator.results import Track as Along
+from orchestrator.words import number
 from trainers.tasks import Family
 
 INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
@@ -266,14 +269,14 @@ class Band(NamedTuple):
 
 
 def _cell(
-    found: Findings, measure: Measure, phase: Phase, arm: str, skill: str, split: str, n_tasks: int, flops: float
+    found: Findings, measure: str, phase: Phase, arm: str, skill: str, split: str, n_tasks: int, flops: float
 ) -> Cell:
     values = found.values(measure, arm, skill, split, n_tasks, flops, phase)
     known = sum(v is not None for v in values)
     if known:
         return Cell(found.mean(measure, arm, skill, split, n_tasks, flops, phase), known, "value")
-    keys = [(phase, arm, skill, split, n_tasks, flops, r) for r in range(len(values))]
-    if any(key in found.at for key in keys):
+    place = found.results.levels.index(n_tasks), found.results.budgets.index(flops)
+    if found.results.present(arm, skill, split, phase)[place].any():
         return Cell(None, 0, "undefined")
     status = Counter(
         r["status"] for r in found.runs if (r["arm"], r["n_tasks"], r["compute_flops"]) == (arm, n_tasks, flops)
@@ -281,9 +284,7 @@ def _cell(
     return Cell(None, 0, status.most_common(1)[0][0] if status else "open")
 
 
-def grid(
-    found: Findings, measure: Measure, arm: str, skill: str, split: str, phase: Phase = "final"
-) -> list[list[Cell]]:
+def grid(found: Findings, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> list[list[Cell]]:
     """Rows by ascending number of tasks, columns by ascending budget."""
     study = found.study
     return [
@@ -487,7 +488,7 @@ _SURFACE_KEY = {
 class Series(NamedTuple):
     """One kind of line in a panel of curves."""
 
-    measure: Measure
+    measure: str
     skill: str
     split: str
     colour: str
@@ -507,43 +508,39 @@ class Track(NamedTuple):
 
 
 class Curves:
-    """The rows of a study by place, so that a curve is found without reading all of them."""
+    """Training runs as lines to draw."""
 
     def __init__(self, found: Findings) -> None:
         self.found = found
-        self.rows: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-        for row in found.rows:
-            self.rows[tuple(row[k] for k in ("arm", "skill", "split", "n_tasks", "replicate"))].append(row)
         self.diverged = {(r["arm"], r["n_tasks"], r["replicate"]) for r in found.runs if r["status"] == "diverged"}
 
     def track(self, series: Series, arm: str, n_tasks: int, replicate: int) -> Track:
         """All that was measured of one replicate, over all its budgets: (FLOPs, value)."""
+        along = self.found.results.track(series.measure, arm, series.skill, series.split, n_tasks, replicate)
         trunk: dict[int, Point] = {}
         branch_points: dict[float, Point] = {}
         ends: dict[float, tuple[int, Point]] = {}
-        for row in self.rows.get((arm, series.skill, series.split, n_tasks, replicate), []):
-            value = MEASURES[series.measure](row)
-            if value is None:
+        for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
+            if math.isnan(value):
                 continue
-            point = (row["flops"], value)
-            if row["phase"] == "final":
-                ends[row["compute_flops"]] = (row["step"], point)
+            point = (flops, value)
+            if phase == "final":
+                ends[budget] = (step, point)
                 continue
-            trunk[row["step"]] = point
-            if row["phase"] == "pre_decay":
-                branch_points[row["compute_flops"]] = point
-        for flops, (step, point) in ends.items():
-            if flops not in branch_points:
+            trunk[step] = point
+            if phase == "pre_decay":
+                branch_points[budget] = point
+        for budget, (step, point) in ends.items():
+            if budget not in branch_points:
                 trunk[step] = point
         branches = [[*([branch_points[c]] if c in branch_points else []), end] for c, (_, end) in sorted(ends.items())]
         return Track([trunk[s] for s in sorted(trunk)], branches, (arm, n_tasks, replicate) in self.diverged)
 
     def span(self, arm: str) -> tuple[float, float]:
         """The range of training FLOPs of an arm's curves."""
-        flops = [row["flops"] for key, rows in self.rows.items() if key[0] == arm for row in rows if row["flops"] > 0]
+        low, high = self.found.results.span(arm) or (math.inf, 0.0)
         budgets = self.found.study.budgets
-        low, high = min([*flops, budgets[0]]), max([*flops, budgets[-1]])
-        return (low / 1.25, high * 1.2)
+        return (min(low, budgets[0]) / 1.25, max(high, budgets[-1]) * 1.2)
 
 
 def _curve_panel(
@@ -765,7 +762,7 @@ def _curves_plate(curves: Curves, arm: str) -> Plate | None:
     series = [Series("accuracy", skill, split, RULE, False)]
     if split != "seen":
         series.insert(0, Series("accuracy", skill, "seen", LIST, True))
-    if not any(key[:2] == (arm, skill) for key in curves.rows):
+    if not any(group[:2] == (arm, skill) for group in found.results.groups()):
         return None
     span = curves.span(arm)
     panels = []
@@ -919,18 +916,16 @@ def _override_compute_plate(curves: Curves, arm: str) -> Plate | None:
 def _distance_plate(curves: Curves, arm: str) -> Plate | None:
     """The relative distance along training, for families that offer it."""
     found = curves.found
-    if not any(row.get("skl_references") is not None for row in found.rows):
-        return None
     series = Series("d_rel", cast(Family, found.study.family).mixture, "seen", LIST, False)
     replicates = range(found.study.axes.replicates)
     tracks = {
-        n: [found.curve("d_rel", arm, series.skill, "seen", n, r) for r in replicates]
+        n: [found.results.curve("d_rel", arm, series.skill, "seen", n, r) for r in replicates]
         for n in sorted(found.study.axes.n_tasks)
     }
-    points = [(row["step"], v) for many in tracks.values() for one in many for row, v in one if row["step"] > 0]
-    if not points:
+    steps = [s for many in tracks.values() for one in many for s in one.steps.tolist() if s > 0]
+    values = [v for many in tracks.values() for one in many for v in one.values.tolist()]
+    if not steps:
         return None
-    steps, values = [s for s, _ in points], [v for _, v in points]
     span = (min(steps) / 1.2, max(steps) * 1.2)
     heights = (max(min(*values, -0.05), -0.5), min(max(*values, 1.05), 1.5)) if len(values) > 1 else (-0.05, 1.05)
     panels = []
@@ -947,7 +942,7 @@ def _distance_plate(curves: Curves, arm: str) -> Plate | None:
 
 def _distance_panel(
     n_tasks: int,
-    tracks: list[list[tuple[Row, float]]],
+    tracks: list[Along],
     crossings: list[float | None],
     span: tuple[float, float],
     heights: tuple[float, float],
@@ -965,8 +960,8 @@ def _distance_panel(
         for value in (0, 0.5, 1):
             ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
         for one in tracks:
-            if one:
-                ax.plot([row["step"] for row, _ in one], [v for _, v in one], color=LIST, lw=1.1, zorder=3)
+            if len(one.steps):
+                ax.plot(one.steps, one.values, color=LIST, lw=1.1, zorder=3)
         for step in crossings:
             if step is not None:
                 ax.plot(step, 0.5, marker="D", ms=5, mfc="white", mec=LIST, mew=1.3, zorder=5)

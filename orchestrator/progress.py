@@ -16,10 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.findings import number, row_accuracy
 from orchestrator.journal import Event, State
 from orchestrator.plan import Plan
+from orchestrator.results import of_rows
 from orchestrator.study import Study
+from orchestrator.words import number
 from trainers import budget
 from trainers.tasks import Family
 
@@ -48,7 +49,8 @@ class Surface:
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
-            value = row_accuracy(mine.get("held_out") or mine.get("seen"))  # some skills exist on seen tasks only
+            row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
+            value = of_rows("accuracy", [row])[0] if row else None
             if value is not None:
                 self.cells.setdefault((trunk.arm, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
 

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings
+from orchestrator import findings, results
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.study import Study
 from trainers import budget
@@ -39,6 +39,7 @@ RESULTS = pa.schema(
     + [(name, pa.string()) for name in ("phase", "skill", "split")]
     + [("n", pa.int64()), ("n_correct", pa.int64())]
     + [(name, pa.float64()) for name in _SUMS]
+    + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
     + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
     + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
@@ -322,21 +323,20 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
 
 
 def trial_metrics(event: Event) -> dict[str, float]:
-    """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | ability`, `memory`, `flops`."""
+    """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match | ability | memory`, `flops`."""
     metrics = {"flops": float(event["flops"])}
-    if event["train_loss_nats"] is not None:
+    if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
         metrics["train/loss_nats"] = event["train_loss_nats"]
-    for row in event["rows"]:
-        if not row["n"]:
-            continue
-        name = f"{row['split']}/{row['skill']}"
-        for measure, total in (("accuracy", "n_correct"), ("nll_nats", "nll_nats"), ("p_correct", "p_correct")):
-            if row[total] is not None:
-                metrics[f"{name}/{measure}"] = row[total] / row["n"]
-        for measure, value in (("ability", findings.row_ability(row)), ("memory", findings.row_memory(row))):
+    rows = [row for row in event["rows"] if row["n"]]
+    for measure, name in _METRICS.items():
+        for row, value in zip(rows, results.of_rows(measure, rows), strict=True):
             if value is not None:
-                metrics[f"{name}/{measure}"] = value
-    return {k: v for k, v in metrics.items() if math.isfinite(v)}
+                metrics[f"{row['split']}/{row['skill']}/{name}"] = value
+    return metrics
+
+
+_METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
+_METRICS |= {"ability": "ability", "memory": "memory"}
 
 
 # The publisher ------------------------------------------------------------------------------------------------------

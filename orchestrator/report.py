@@ -20,7 +20,7 @@ from typing import Any, cast
 import jinja2
 import matplotlib
 
-from orchestrator import findings, stats
+from orchestrator import stats
 from orchestrator.figures import (
     CIVIDIS,
     LIST,
@@ -38,9 +38,10 @@ from orchestrator.figures import (
     on_split,
     plates_of,
 )
-from orchestrator.findings import MEASURES, Findings, number
+from orchestrator.findings import Findings
 from orchestrator.progress import clock
 from orchestrator.study import Study
+from orchestrator.words import ability_words, interval_words, memory_words, number
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -117,7 +118,7 @@ def _block_words(found: Findings, arm: str) -> dict[str, Any]:
         "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,
-        "measured": any(key[:2] == ("final", arm) for key in found.at),
+        "measured": found.ended(arm),
         "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
         "no_ability_boundary": ability_band(found, arm, skill) is None,
         "no_memory_boundary": memory_band(found, arm) is None,
@@ -130,19 +131,18 @@ def _boundary_rows(found: Findings) -> list[dict[str, Any]]:
     """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
     study = found.study
     levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    reached = {(key[1], key[5]) for key in found.at if key[0] == "final"}
     groups = []
     for arm in study.axes.arm:
-        named = [("A", s, found.k_ability[(arm, s)], findings.ability_words) for s in study.shown_skills]
-        mixture = [("M", "memory of the training tasks", found.k_memory[arm], findings.memory_words)]
+        named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
+        mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
         for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
             rows = []
             for flops, boundary in boundaries:
-                known = (arm, flops) in reached
+                known = found.reached(arm, flops)
                 rows.append(
                     {
                         "flops": number(flops),
-                        "interval": findings.interval_words(boundary, levels),
+                        "interval": interval_words(boundary, levels),
                         "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
                         "verdict": boundary.verdict if known else "open",
                         "replicates": len(boundary.brackets),
@@ -205,11 +205,15 @@ def _trial_rows(found: Findings) -> list[dict[str, Any]]:
     skill = study.shown_skills[0]
     split = found.skill_split(skill)
     mixture = cast(Family, study.family).mixture
+    levels = {n: i for i, n in enumerate(found.results.levels)}
+    budgets = {c: i for i, c in enumerate(found.results.budgets)}
     rows = []
     for run in found.runs[:MAX_TRIAL_ROWS]:
-        where = (run["n_tasks"], run["compute_flops"], run["replicate"])
-        final = found.at.get(("final", run["arm"], skill, split, *where))
-        before = found.at.get(("pre_decay", run["arm"], mixture, "seen", *where))
+        place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
+
+        def read(measure: str, *group: Any, arm: str = run["arm"], place: Any = place) -> float:
+            return float(found.results.cube(measure, arm, *group)[place])
+
         drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
         seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
         rows.append(
@@ -220,9 +224,9 @@ def _trial_rows(found: Findings) -> list[dict[str, Any]]:
                 "replicate": run["replicate"],
                 "status": run["status"],
                 "reason": run.get("reason") or "",
-                "accuracy": decimal(MEASURES["accuracy"](final), 3),
-                "ability": decimal(MEASURES["ability"](final)),
-                "memory": decimal(MEASURES["memory"](before)),
+                "accuracy": decimal(read("accuracy", skill, split), 3),
+                "ability": decimal(read("ability", skill, split)),
+                "memory": decimal(read("memory", mixture, "seen", "pre_decay")),
                 "steps": _count(run.get("steps")),
                 "sequences": _count(sequences),
                 "distinct": _count(drawn),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from orchestrator import findings
+from orchestrator import findings, results, words
+from orchestrator.record import RESULTS, RUNS
 from orchestrator.study import Study
 
 LEVELS, BUDGETS = [4, 64, 1024], [1e11, 8e11]
@@ -41,6 +43,11 @@ def row(
     return shared | {"skill": skill, "split": split} | references | sums
 
 
+def find(of: Study, rows: list[dict], runs: list[dict]) -> findings.Findings:
+    tables = (pa.Table.from_pylist(rows, schema=RESULTS), pa.Table.from_pylist(runs, schema=RUNS))
+    return findings.find(of, *tables)
+
+
 def tables(ability: dict, memory: dict | None = None) -> tuple[list[dict], list[dict]]:
     """Rows in which every replicate has these abilities and memories at (n_tasks, budget)."""
     rows = [row(n, c, r, nll_nats=200 - 100 * a) for (n, c), a in ability.items() for r in range(2)]
@@ -59,7 +66,7 @@ def tables(ability: dict, memory: dict | None = None) -> tuple[list[dict], list[
 def test_boundaries_and_answer_tell_a_known_truth() -> None:
     ability = {(4, 1e11): 0, (64, 1e11): 0.1, (1024, 1e11): 0.2, (4, 8e11): -3, (64, 8e11): 0.8, (1024, 8e11): 1}
     memory = {(4, 1e11): 0.9, (64, 1e11): 0.1, (1024, 1e11): 0, (4, 8e11): 1, (64, 8e11): 0.9, (1024, 8e11): 0.1}
-    found = findings.find(study(), *tables(ability, memory))
+    found = find(study(), *tables(ability, memory))
     (_, low), (_, high) = found.k_ability[("answer", "recall")]
     assert low.verdict == "beyond" and (high.low, high.high) == (4, 64)
     (_, small), (_, large) = found.k_memory["answer"]
@@ -73,7 +80,7 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
 
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
     flat = {(n, c): 0.02 for n in LEVELS for c in BUDGETS}
-    found = findings.find(study(), *tables(flat, dict.fromkeys(flat, -2.0)))
+    found = find(study(), *tables(flat, dict.fromkeys(flat, -2.0)))
     assert "appears nowhere" in found.answer and "the highest ability of any trial is 0.02" in found.answer
     assert "memorised nowhere" in found.answer
     assert not any("/high" in name for name in found.metrics() if name.startswith("k_ability"))
@@ -83,7 +90,7 @@ def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
     rows, runs = tables({(4, 1e11): 0.9}, {(4, 1e11): 0.9})
     rows += [row(4, 1e11, r, phase="pre_decay", nll_nats=200) for r in range(2)]
     rows += [row(4, 1e11, r, skill="mixture", split="seen", phase="final", nll_nats=100) for r in range(2)]
-    found = findings.find(study(), rows, runs)
+    found = find(study(), rows, runs)
     assert found.values("ability", "answer", "recall", "held_out", 4, 1e11) == [pytest.approx(0.9)] * 2
     assert found.k_memory["answer"][0][1].verdict == "beyond"
 
@@ -91,26 +98,25 @@ def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
 def test_without_a_decay_the_final_look_serves_both() -> None:
     rows, runs = tables({(4, 1e11): 0.9})
     rows += [row(4, 1e11, r, skill="mixture", split="seen", phase="final", nll_nats=10) for r in range(2)]
-    assert findings.find(study(), rows, runs).k_memory["answer"][0][1].verdict == "beyond"
+    assert find(study(), rows, runs).k_memory["answer"][0][1].verdict == "beyond"
 
 
 def test_before_any_trial_has_ended_nothing_is_said() -> None:
-    assert findings.find(study(), [], []).answer == "Nothing can be said yet: no trial has ended."
+    assert find(study(), [], []).answer == "Nothing can be said yet: no trial has ended."
 
 
 def test_a_missing_cell_and_a_lost_replicate_are_passed_over_not_filled() -> None:
     ability = {(4, 8e11): 0.1, (1024, 8e11): 0.9}
     rows, runs = tables(ability)
-    found = findings.find(study(), rows[:-1], runs)
+    found = find(study(), rows[:-1], runs)
     assert found.values("ability", "answer", "recall", "held_out", 1024, 8e11) == [pytest.approx(0.9), None]
     assert found.values("ability", "answer", "recall", "held_out", 64, 8e11) == [None, None]
 
 
 def test_a_row_without_items_or_with_a_model_out_of_its_senses_has_no_measure() -> None:
     for broken in ({"n": 0}, {"nll_nats": None, "n_correct": None}):
-        assert findings.row_ability(row(4, 1e11, 0, **({"nll_nats": 1.0} | broken))) is None
-        assert findings.row_accuracy(row(4, 1e11, 0, **({"nll_nats": 1.0} | broken))) is None
-        assert findings.row_memory(row(4, 1e11, 0, split="seen", **({"nll_nats": 1.0} | broken))) is None
+        rows = [row(4, 1e11, 0, split="seen", **({"nll_nats": 1.0} | broken))]
+        assert all(results.of_rows(measure, rows) == [None] for measure in ("ability", "accuracy", "memory"))
 
 
 def curve_rows(crossing: float, r: int) -> list[dict]:
@@ -136,7 +142,7 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     entry = {"what": "crossing_steps", "cell": {"n_tasks": 64}, "value": 230, "lo": 100, "hi": 400}
     wanted = study(expected=[entry | {"source": "made up", "evidence": "C"}])
     rows = [r for i, at in enumerate(crossings) for r in curve_rows(at, i)]
-    (found,) = findings.find(wanted, rows, []).verdicts
+    (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
     assert verdict in findings.verdict_line(found) and "made up" in findings.verdict_line(found)
 
@@ -155,11 +161,11 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     ],
 )
 def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
-    assert findings.number(value) == text
+    assert words.number(value) == text
 
 
 def test_every_value_of_the_metrics_is_finite() -> None:
     ability = {(n, c): 0.9 if n > 4 else 0.1 for n in LEVELS for c in BUDGETS}
-    series = findings.find(study(), *tables(ability)).metrics()
+    series = find(study(), *tables(ability)).metrics()
     assert all(math.isfinite(value) for points in series.values() for _, value in points)
     assert series["k_ability/answer/recall/low"] == [(0, 4.0), (1, 4.0)]

@@ -72,6 +72,15 @@ def test_a_score_against_a_distribution_is_its_expected_loss():
     assert best["nll_nats"] == pytest.approx(stats.entropy(truth[0, 0]), rel=1e-12)
 
 
+def test_a_sequence_is_an_exact_match_when_every_scored_position_is_right():
+    mask = np.array([[True, True], [True, True], [True, False], [False, False]])
+    target = np.zeros((4, 2), int)
+    p = np.array([[0.9, 0.8], [0.9, 0.2], [0.3, 0.9], [0.1, 0.1]])  # (N, T) probability of the target, of two tokens
+    row = Probe(skill="s", split="seen", mask=mask, target=target).score(np.log(np.stack([p, 1 - p], axis=-1)))
+    assert (row["n_sequences"], row["n_exact"]) == (3, 1)
+    assert row["p_exact"] == pytest.approx(0.9 * 0.8 + 0.9 * 0.2 + 0.3)
+
+
 def test_an_empty_probe_has_no_number_but_its_count():
     probe, log_probs = by_hand()
     nothing = np.zeros_like(probe.mask)
@@ -81,8 +90,8 @@ def test_an_empty_probe_has_no_number_but_its_count():
         skill="s", split="seen", mask=nothing, target=probe.target, references=probe.references, distributions=both
     )
     row = empty.score(log_probs)
-    assert row["n"] == 0
-    rest = {key: value for key, value in row.items() if key not in ("skill", "split", "n")}
+    assert row["n"] == row["n_sequences"] == 0
+    rest = {key: value for key, value in row.items() if key not in ("skill", "split", "n", "n_sequences")}
     assert "skl_references" in rest and "nll_uniform" in rest
     assert set(rest.values()) == {None}
 

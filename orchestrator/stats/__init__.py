@@ -23,9 +23,12 @@ from orchestrator.stats.measures import (
     MIN_GAP_ERRORS,
     MIN_GAP_NATS,
     MIN_ITEMS,
+    abilities,
     ability,
+    memories,
     memory,
     relative_distance,
+    relative_distances,
 )
 
 __all__ = [
@@ -36,14 +39,17 @@ __all__ = [
     "Boundary",
     "Bracket",
     "Interval",
+    "abilities",
     "ability",
     "agreement",
     "boundary",
     "bracket",
     "comes_back",
     "crossing_step",
+    "memories",
     "memory",
     "relative_distance",
+    "relative_distances",
     "t_interval",
     "wilson_interval",
 ]

@@ -48,7 +48,8 @@ class Probe:
         """Raw counts and sums over the scored positions; divide when reading. log_probs (N, T, V), natural log.
 
         `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
-        each as a sum; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum, or a sum is
+        each as a sum; over `n_sequences` with any scored position: `n_exact`, where every one is a greedy hit, and
+        `p_exact`, the summed probability that sampling gets every one right; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum, or a sum is
         not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
         """
         n = int(self.mask.sum())
@@ -65,6 +66,7 @@ class Probe:
                 "p_correct": p.sum(),
                 "brier": ((probs**2).sum(1) - 2 * p + 1).sum(),
             }
+            row |= self._exact(logs.argmax(1) == target, logs[at, target])
         else:
             truth = self.target[self.mask]  # (n, V)
             sums = {
@@ -82,6 +84,18 @@ class Probe:
         row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
         row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
         return row
+
+    def _exact(self, hits: np.ndarray, log_p: np.ndarray) -> dict[str, Any]:
+        """Sequences with every scored position right: how many greedily, how many to expect of sampling. (n,) each."""
+        sequence = np.nonzero(self.mask)[0]
+        n = len(self.mask)
+        counts = np.bincount(sequence, minlength=n)  # (N,) scored positions
+        right = np.bincount(sequence, hits, minlength=n)
+        together = np.exp(np.bincount(sequence, log_p, minlength=n))
+        scored = counts > 0
+        total = int(scored.sum())
+        exact = int((right[scored] == counts[scored]).sum()) if total and not np.isnan(log_p).any() else None
+        return {"n_sequences": total, "n_exact": exact, "p_exact": _number(together[scored].sum(), total)}
 
     def _gap_error(self, worse: str, better: str) -> float | None:
         """Standard error, in nats, of the mean log loss between two references; sequences are the independent units."""

@@ -1,0 +1,298 @@
+"""The two tables of a study as arrays: measures by cell, one value a replicate, and one replicate along its training run.
+
+Between record.py (which writes the tables) and findings.py (which judges). Columns, never rows: a study of 10,000 trials has
+more than a million evaluations. Missing is NaN here and becomes None where single values leave. Knows no figure, no MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.study import Study
+
+Row = dict[str, Any]
+Phase = Literal["pre_decay", "final"]
+Columns = Mapping[str, np.ndarray]
+
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(columns[of] > 0, columns[total] / columns[of], np.nan)
+
+    return measure
+
+
+def _ability(columns: Columns) -> np.ndarray:
+    """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or where a reference is missing or they coincide."""
+    nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
+    found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
+    return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
+
+
+def _memory(columns: Columns) -> np.ndarray:
+    """Memory from raw sums, on training tasks only; NaN where a reference is missing or they coincide."""
+    nll, generalizer, memorizer = (_share(f"nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
+    found = stats.memories(nll, generalizer, memorizer, columns["se_memory_gap"])
+    return np.where(columns["split"] == "seen", found, np.nan)
+
+
+def _relative_distance(columns: Columns) -> np.ndarray:
+    names = ("skl_generalizer", "skl_memorizer", "skl_references")
+    return stats.relative_distances(*(columns[name] for name in names))
+
+
+def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        return _share(f"nll_{reference}")(columns) - _share("nll_oracle")(columns)
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
+    "accuracy": _share("n_correct"),
+    "probability": _share("p_correct"),
+    "brier": _share("brier"),
+    "loss_nats": _share("nll_nats"),
+    "exact_match": _share("n_exact", "n_sequences"),
+    "predicted_exact_match": _share("p_exact", "n_sequences"),
+    "ability": _ability,
+    "memory": _memory,
+    "d_rel": _relative_distance,
+    "excess_memorizer_nats": _excess("memorizer"),
+    "excess_generalizer_nats": _excess("generalizer"),
+    "memorizer_accuracy": _share("correct_memorizer"),
+    "generalizer_accuracy": _share("correct_generalizer"),
+    "oracle_accuracy": _share("correct_oracle"),
+    "generalizer_loss_nats": _share("nll_generalizer"),
+    "oracle_loss_nats": _share("nll_oracle"),
+}
+"""Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
+which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
+probabilities predict of it when decoding samples (the mean product of p)."""
+
+_NUMBERS = [
+    "n_tasks",
+    "compute_flops",
+    "replicate",
+    "step",
+    "flops",
+    "n",
+    "n_correct",
+    "nll_nats",
+    "p_correct",
+    "brier",
+    "n_sequences",
+    "n_exact",
+    "p_exact",
+    "nll_uniform",
+    "nll_generalizer",
+    "nll_memorizer",
+    "nll_oracle",
+    "correct_generalizer",
+    "correct_memorizer",
+    "correct_oracle",
+    "skl_memorizer",
+    "skl_generalizer",
+    "skl_references",
+    "se_ability_gap",
+    "se_memory_gap",
+]
+_WORDS = ("arm", "skill", "split", "phase")
+
+
+def of_rows(measure: str, rows: Sequence[Row]) -> list[float | None]:
+    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined."""
+    if not rows:
+        return []
+    columns: dict[str, np.ndarray] = {
+        name: np.array([row.get(name) for row in rows], float) for name in _NUMBERS if name not in _AXES
+    }
+    columns["split"] = np.array([row.get("split") for row in rows], object)
+    return [_or_none(value) for value in MEASURES[measure](columns)]
+
+
+_AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+class Track(NamedTuple):
+    """One replicate of one number of tasks, over all its budgets in order of (budget, step); arrays of one length."""
+
+    steps: np.ndarray
+    flops: np.ndarray
+    values: np.ndarray
+    budgets: np.ndarray
+    """Which trial's history a point belongs to: each has the trunk up to its branch, then its branch."""
+    phases: np.ndarray
+    """`trunk`, `pre_decay` or `final`."""
+
+
+class Results:
+    """`results.parquet` and `runs.parquet` of a study. Raises nothing on what is missing."""
+
+    def __init__(self, study: Study, columns: Columns, runs: list[Row]) -> None:
+        self.study, self.runs = study, runs
+        self.levels = sorted(study.axes.n_tasks)
+        self.budgets = study.budgets
+        self.n_replicates = study.axes.replicates
+        self._columns = columns
+        self._cubes: dict[tuple[str, ...], np.ndarray] = {}
+        self._values: dict[str, np.ndarray] = {}
+        level, self._level_known = _places(self.levels, columns["n_tasks"])
+        budget, budget_known = _places(self.budgets, columns["compute_flops"])
+        replicate = columns["replicate"].astype(int)
+        known = self._level_known & budget_known & (replicate < self.n_replicates)
+        order = np.flatnonzero(known)
+        order = order[np.lexsort((columns["step"][order], budget[order], replicate[order], level[order]))]
+        self._level, self._budget, self._replicate = level, budget, replicate
+        codes, names = _coded([columns[k][order] for k in ("arm", "skill", "split")])
+        self._groups = {name: order[codes == code] for code, name in enumerate(names)}
+
+    @classmethod
+    def read(cls, folder: Path, study: Study) -> Results:
+        """From the Parquet files of a study's folder. Raises OSError when there are none yet."""
+        import pyarrow.parquet as pq
+
+        return cls.of_tables(study, *(pq.read_table(folder / f"{name}.parquet") for name in ("results", "runs")))
+
+    @classmethod
+    def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:
+        """From the two Arrow tables. A column that an older table lacks is missing throughout."""
+        n = results.num_rows
+        columns: dict[str, np.ndarray] = {}
+        for name in _NUMBERS:
+            here = name in results.column_names
+            columns[name] = (
+                np.asarray(results.column(name).to_numpy(zero_copy_only=False), float) if here else np.full(n, np.nan)
+            )
+        for name in _WORDS:
+            column = results.column(name).combine_chunks().dictionary_encode()
+            words = np.array(column.dictionary.to_pylist(), object)
+            columns[name] = words[column.indices.to_numpy(zero_copy_only=False)] if n else np.array([], object)
+        return cls(study, columns, runs.to_pylist())
+
+    def groups(self) -> set[tuple[str, str, str]]:
+        """(arm, skill, split) that were measured anywhere."""
+        return {cast(tuple[str, str, str], name) for name, rows in self._groups.items() if len(rows)}
+
+    def rows_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+        """Indices of the rows of a group, ordered by number of tasks, replicate, budget and step."""
+        return self._groups.get((arm, skill, split), np.array([], int))
+
+    def cube(self, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
+        """A measure where trials ended, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
+
+        `pre_decay` is the branch point before the decay; where nothing decays, the end serves as both.
+        """
+        key = (measure, arm, skill, split, phase)
+        if key not in self._cubes:
+            cube = self._scattered(self._measured(measure), arm, skill, split, phase)
+            if phase == "pre_decay":
+                undecayed = ~self.present(arm, skill, split, "pre_decay", strictly=True)
+                cube = np.where(undecayed, self.cube(measure, arm, skill, split, "final"), cube)
+            self._cubes[key] = cube
+        return self._cubes[key]
+
+    def present(self, arm: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
+        """Was there an evaluation at all, defined or not? (n_tasks, compute, replicates) bool."""
+        ones = np.ones(len(self._columns["step"]))
+        there = ~np.isnan(self._scattered(ones, arm, skill, split, phase))
+        if phase == "pre_decay" and not strictly:
+            there |= ~np.isnan(self._scattered(ones, arm, skill, split, "final"))
+        return there
+
+    def span(self, arm: str) -> tuple[float, float] | None:
+        """Smallest and largest compute, above zero, at which anything of an arm was measured."""
+        flops = self._columns["flops"][self._columns["arm"] == arm]
+        flops = flops[flops > 0]
+        return (float(flops.min()), float(flops.max())) if len(flops) else None
+
+    def _measured(self, measure: str) -> np.ndarray:
+        if measure not in self._values:
+            values = np.asarray(MEASURES[measure](self._columns), float)
+            self._values[measure] = np.where(np.isfinite(values), values, np.nan)
+        return self._values[measure]
+
+    def _scattered(self, values: np.ndarray, arm: str, skill: str, split: str, phase: str) -> np.ndarray:
+        cube = np.full((len(self.levels), len(self.budgets), self.n_replicates), np.nan)
+        rows = self.rows_of(arm, skill, split)
+        rows = rows[self._columns["phase"][rows] == phase]
+        cube[self._level[rows], self._budget[rows], self._replicate[rows]] = values[rows]
+        return cube
+
+    def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """Everything measured along one training run, a trial's history after another; empty where there is nothing."""
+        rows = self.rows_of(arm, skill, split)
+        place = self._level[rows] * self.n_replicates + self._replicate[rows]  # ascending: the rows are ordered so
+        wanted = self.levels.index(n_tasks) * self.n_replicates + replicate
+        rows = rows[np.searchsorted(place, wanted, "left") : np.searchsorted(place, wanted, "right")]
+        columns = self._columns
+        values, phases = self._measured(measure)[rows], columns["phase"][rows]
+        return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
+
+    def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """One training run up to its largest budget, then that budget's branch: the points that have a value, by step."""
+        track = self.track(measure, arm, skill, split, n_tasks, replicate)
+        if not len(track.steps):
+            return track
+        kept = (track.budgets == track.budgets.max()) & ~np.isnan(track.values)
+        return Track(*(part[kept] for part in track))
+
+    def along(self, measure: str, arm: str, skill: str, split: str, n_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+        """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
+
+        Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay.
+        """
+        curves = [self.curve(measure, arm, skill, split, n_tasks, r) for r in range(self.n_replicates)]
+        kept = [_thinned(curve) for curve in curves]
+        flops = np.unique(np.concatenate([curve.flops for curve in kept])) if kept else np.array([])
+        values = np.full((len(kept), len(flops)), np.nan)
+        for r, curve in enumerate(kept):
+            values[r, np.searchsorted(flops, curve.flops)] = curve.values
+        return flops, values
+
+
+def _thinned(curve: Track) -> Track:
+    """Without the branch point: a look outside the common grid, and one more at nearly the same compute as the end."""
+    kept = curve.phases != "pre_decay"
+    return Track(*(part[kept] for part in curve))
+
+
+def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each given value among ascending `values`, and whether it is one of them."""
+    grid = np.array(values, float)
+    at = np.clip(np.searchsorted(grid, given), 0, len(grid) - 1)
+    return at, grid[at] == given
+
+
+def _coded(words: Sequence[np.ndarray]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """Rows of words -> a code per row, and the tuple of words that each code stands for."""
+    if not len(words[0]):
+        return np.array([], int), []
+    coded = [np.unique(column.astype(str), return_inverse=True) for column in words]
+    whole = np.zeros(len(words[0]), int)
+    for names, codes in coded:
+        whole = whole * len(names) + codes
+    used, codes = np.unique(whole, return_inverse=True)
+    tuples = []
+    for code in used.tolist():
+        parts = []
+        for names, _ in reversed(coded):
+            code, part = divmod(code, len(names))
+            parts.append(str(names[part]))
+        tuples.append(tuple(reversed(parts)))
+    return codes, tuples

@@ -1,0 +1,172 @@
+"""Is one arm better than another? Differences of means over replicates, with t-intervals and what to doubt about them.
+
+Checked by tests/simulate_replicates.py. Light: no scipy.stats. On normal values 95 % intervals cover in 95 to 96 % of runs with
+3, 5 or 10 replicates an arm (93 % with 3 against 10 where the three have twice the sd). On lotteries (modes .1 and .95, sd .05),
+coverage by the arms' chances of the high mode:
+
+chances       3 replicates 5            10    20
+.5 and .8     .83-.87      .94-.96      .94   .95
+.2 and .8     .71-.73      .89          .92   .94
+.9 and .99    .83-.85      .70-.74      .72   .88
+
+The last row no warning from the values can save: where a mode is rare it goes unseen, and both arms look steady (of 10 replicates
+26 % of intervals miss undoubted). Who knows from elsewhere that a measure is a lottery reports how many made it instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import special  # not scipy.stats: it takes a second to import
+
+FEW = 5
+"""Below this many replicates a t-interval leans on normality that nobody can check."""
+
+Doubt = Literal["few", "two levels", "no spread"]
+"""`few`: fewer than FEW replicates in an arm. `two levels`: an arm's values sit on two separated levels (a lottery: report
+how many replicates made it, rather than a mean). `no spread`: an arm, or the pairs' difference, is the same in every replicate."""
+
+
+class Difference(NamedTuple):
+    """Mean of a less mean of b, over replicates."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    """None of one replicate, and where nothing varies: an interval of zero width would be an invented certainty."""
+    p: float | None
+    """Two-sided. Where nothing varies, that of the permutation test, which needs no spread: 1 if the arms are equal."""
+    df: float | None
+    """Degrees of freedom of the t behind it; None where there is none."""
+    n_a: int
+    n_b: int
+    """Replicates used: the pairs, if paired."""
+    left_out: int
+    """Values present in one arm that found no partner; 0 if unpaired."""
+    doubts: tuple[Doubt, ...]
+
+    @property
+    def warn(self) -> bool:
+        """Should a reader be told that the interval may not hold what it promises?"""
+        return bool(self.doubts)
+
+
+def paired_difference(
+    a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
+) -> Difference | None:
+    """Mean of a - b over the replicates present in both, with its t-interval; None if no replicate is in both.
+
+    `a`, `b`: (R,), the same replicates in the same order. Right for normal differences; a lottery is doubted, not corrected (how
+    often intervals then miss stands above). Raises ValueError for unequal lengths.
+    """
+    pairs = paired(a, b)
+    if not len(pairs):
+        return None
+    n = len(pairs)
+    differences = pairs[:, 0] - pairs[:, 1]
+    scale = float(np.abs(pairs).max())
+    still = bool(np.ptp(differences) <= 1e-12 * scale)  # rounding is no spread
+    doubts = _doubts((pairs[:, 0], pairs[:, 1]), still)
+    mean = _exactly(float(differences.mean()), scale)
+    left_out = len(present(a)) + len(present(b)) - 2 * n
+
+    def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
+        return Difference(mean, low, high, p, df, n, n, left_out, doubts)
+
+    if n < 2:
+        return result(None, None, None, None)
+    if still:  # the signs of n equal differences: two of 2^n arrangements are as one-sided
+        return result(None, None, 1.0 if mean == 0 else 2.0 ** (1 - n), None)
+    return result(*_t_test(mean, float(differences.std(ddof=1)) / math.sqrt(n), n - 1, confidence), n - 1)
+
+
+def welch_difference(
+    a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
+) -> Difference | None:
+    """Mean of a less mean of b for unpaired arms, with Welch's t-interval (Satterthwaite's degrees of freedom).
+
+    `a` (R_a,), `b` (R_b,), missing ones passed over; None if an arm is empty. An arm without spread counts as known exactly
+    and is doubted for it; if both have none, there is no interval.
+    """
+    x, y = present(a), present(b)
+    n_a, n_b = len(x), len(y)
+    if not n_a or not n_b:
+        return None
+    still = is_constant(x), is_constant(y)
+    doubts = _doubts((x, y), any(still))
+    mean = _exactly(float(x.mean() - y.mean()), float(max(np.abs(x).max(), np.abs(y).max())))
+
+    def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
+        return Difference(mean, low, high, p, df, n_a, n_b, 0, doubts)
+
+    if n_a < 2 or n_b < 2:
+        return result(None, None, None, None)
+    if all(still):  # of all ways to deal the values to the arms, at most two set them as far apart
+        return result(None, None, 1.0 if mean == 0 else 2 / math.comb(n_a + n_b, n_a), None)
+    v_a = 0.0 if still[0] else float(x.var(ddof=1)) / n_a
+    v_b = 0.0 if still[1] else float(y.var(ddof=1)) / n_b
+    part = v_a / (v_a + v_b)
+    df = 1 / (part**2 / (n_a - 1) + (1 - part) ** 2 / (n_b - 1))
+    return result(*_t_test(mean, math.sqrt(v_a + v_b), df, confidence), df)
+
+
+def present(values: Sequence[float | None]) -> np.ndarray:
+    """The finite ones among the values, (n,): None, NaN and infinities are missing."""
+    known = _as_floats(values)
+    return known[np.isfinite(known)]
+
+
+def paired(a: Sequence[float | None], b: Sequence[float | None]) -> np.ndarray:
+    """(n, 2): the replicates present in both arms. Raises ValueError for unequal lengths."""
+    if len(a) != len(b):
+        raise ValueError(f"paired arms need the same replicates in the same order; given {len(a)} and {len(b)}")
+    both = np.column_stack([_as_floats(a), _as_floats(b)])
+    return both[np.isfinite(both).all(axis=1)]
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Do they differ by no more than rounding?"""
+    return bool(values.size == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def two_levels(values: np.ndarray) -> bool:
+    """Do finite `values` (n,) fall into two groups? True where their widest gap is one that even values show in 5 % of runs.
+
+    For n values drawn evenly, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2; narrower gaps never count.
+    Never true of fewer than FEW. A hint to doubt a t-interval, not a finding: that is `replicates.bimodality`.
+    """
+    n = len(values)
+    if n < FEW or is_constant(values):
+        return False
+    ordered = np.sort(values)
+    wide = max(0.5, 1 - (0.05 / (n - 1)) ** (1 / (n - 2)))
+    return bool(np.diff(ordered).max() > wide * (ordered[-1] - ordered[0]))
+
+
+def _as_floats(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+def _exactly(mean: float, scale: float) -> float:
+    """Differences that are only rounding are zero."""
+    return 0.0 if abs(mean) <= 1e-12 * scale else mean
+
+
+def _doubts(arms: tuple[np.ndarray, np.ndarray], no_spread: bool) -> tuple[Doubt, ...]:
+    found: list[Doubt] = []
+    if min(len(arm) for arm in arms) < FEW:
+        found.append("few")
+    if any(two_levels(arm) for arm in arms):
+        found.append("two levels")
+    if no_spread:
+        found.append("no spread")
+    return tuple(found)
+
+
+def _t_test(mean: float, error: float, df: float, confidence: float) -> tuple[float, float, float]:
+    """Low and high end, two-sided p-value."""
+    half = float(special.stdtrit(df, 0.5 + confidence / 2)) * error
+    return mean - half, mean + half, min(1.0, 2 * float(special.stdtr(df, -abs(mean) / error)))

@@ -1,0 +1,422 @@
+"""Simulated truths for what is said of replicates: two kinds, how many more, many claims at once, one arm against another.
+
+Bounds hold with a margin beyond the Monte-Carlo error of 2,000 runs. A bound of 0 on a coverage means: measured, promised by
+nobody. `python tests/calibration.py --only replicates` plays them at length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import special
+from simulation import Outcome, Scenario
+
+from orchestrator.stats import compare, multiplicity, replicates
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+"""(generator, n) -> the values of n replicates."""
+
+
+# --- two kinds? --------------------------------------------------------------------------------------------------------
+
+
+def lottery(share: float, sd: float) -> Draw:
+    """Modes at .1 and .95; `share` of the replicates at .1."""
+    return lambda draw, n: np.where(draw.random(n) < share, 0.1, 0.95) + sd * draw.standard_normal(n)
+
+
+def heap_at_one(share: float) -> Draw:
+    """`share` at exactly 1, the others flat between .6 and 1: unimodal, and the dip test's worst case known to us."""
+    return lambda draw, n: np.where(draw.random(n) < share, 1.0, 0.6 + 0.4 * draw.random(n))
+
+
+def accuracy(p: float, n_items: int) -> Draw:
+    """Measured on so many items: ties everywhere."""
+    return lambda draw, n: draw.binomial(n_items, p, n) / n_items
+
+
+def two_kinds(
+    truth: Draw, n: int, resolution: float = 0.0, cost: int = 1
+) -> Callable[[int, np.random.Generator], Outcome]:
+    """How often is "two kinds" said? It needs the dip test, so the mixture is fitted only where that finds some.
+
+    Every `cost`-th run only, where that is often: a fit takes milliseconds.
+    """
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        hits, n_played = 0, max(1, n_runs // cost)
+        for _ in range(n_played):
+            values = truth(draw, n)
+            if replicates.dip_p_value(replicates.spread_ties(values, resolution)) <= replicates.DIP_ALPHA:
+                hits += replicates.bimodality(values.tolist(), resolution).verdict == "two kinds"
+        return Outcome(hits / n_played, n_played)
+
+    return run
+
+
+def one_kind(truth: Draw, n: int, cost: int = 1) -> Callable[[int, np.random.Generator], Outcome]:
+    """How often is "one kind" said?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        n_played = max(1, n_runs // cost)
+        hits = 0
+        for _ in range(n_played):
+            values = truth(draw, n)
+            if replicates.dip_p_value(values) > replicates.DIP_ALPHA:
+                hits += replicates.bimodality(values.tolist()).verdict == "one kind"
+        return Outcome(hits / n_played, n_played)
+
+    return run
+
+
+KINDS = (
+    *(
+        Scenario(f"replicates: two kinds of {n} {name}", "false claims", 0.05, two_kinds(truth, n))
+        for n in (20, 50)
+        for name, truth in (
+            ("normal values", lambda draw, n: draw.standard_normal(n)),
+            ("flat values", lambda draw, n: draw.random(n)),
+            ("skewed values, beta(8, 2)", lambda draw, n: draw.beta(8, 2, n)),
+            ("values piled up towards 1, beta(5, 1/2)", lambda draw, n: draw.beta(5, 0.5, n)),
+            ("values with 40 % at exactly 1", heap_at_one(0.4)),
+            ("values with 60 % at exactly 1", heap_at_one(0.6)),
+            ("normal values cut off at 1", lambda draw, n: np.minimum(1, 0.97 + 0.05 * draw.standard_normal(n))),
+        )
+    ),
+    *(
+        Scenario(
+            f"replicates: two kinds of 20 accuracies of {p} on 100 items",
+            "false claims",
+            0.05,
+            two_kinds(truth, 20, 0.01),
+        )
+        for p, truth in ((0.97, accuracy(0.97, 100)), (0.997, accuracy(0.997, 100)))
+    ),
+    *(
+        Scenario(
+            f"replicates: two kinds, {share:.0%} at .1, the others at .95, of {n}, sd {sd}",
+            "power",
+            bound,
+            two_kinds(lottery(share, sd), n, cost=4),
+        )
+        for share, n, sd, bound in (
+            (0.5, 20, 0.05, 0.93),
+            (0.5, 20, 0.085, 0.88),
+            (0.5, 20, 0.15, 0.2),
+            (0.8, 20, 0.05, 0.25),
+            (0.8, 50, 0.05, 0.6),
+        )
+    ),
+    *(
+        Scenario(
+            f"replicates: one kind of 20, though {share:.0%} at .1, sd {sd}",
+            "false claims",
+            0.08,
+            one_kind(lottery(share, sd), 20, 4),
+        )
+        for share, sd in ((0.5, 0.15), (0.8, 0.05))
+    ),
+    Scenario(
+        "replicates: one kind of 20 normal values",
+        "power",
+        0.9,
+        one_kind(lambda draw, n: draw.standard_normal(n), 20, 8),
+    ),
+)
+
+
+# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+
+
+def spread_covered(what: str, n: int, cv: float) -> Callable[[int, np.random.Generator], Outcome]:
+    """Interval of the sd or the cv of n normal values of mean 1; an open end covers."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        covered, told = 0, 0
+        for _ in range(n_runs):
+            found = replicates.noise((1 + cv * draw.standard_normal(n)).tolist())
+            assert found is not None
+            low, high = (found.sd_low, found.sd_high) if what == "sd" else (found.cv_low, found.cv_high)
+            told += low is not None
+            covered += low is not None and low <= cv and (high is None or cv <= high)
+        return Outcome(covered / told, told)
+
+    return run
+
+
+def found_as_promised(
+    cv: float, difference: float, correlation: float | None = None
+) -> Callable[[int, np.random.Generator], Outcome]:
+    """As many replicates as were said to be needed: how often is the difference found by the test that the project uses?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        needed = replicates.replicates_needed(cv, difference, correlation=correlation)
+        assert needed is not None and not needed.or_more
+        shared = correlation or 0.0
+        compare_arms = compare.welch_difference if correlation is None else compare.paired_difference
+        hits = 0
+        for _ in range(n_runs):
+            common, a, b = draw.standard_normal((3, needed.n))
+            a, b = (np.sqrt(shared) * common + np.sqrt(1 - shared) * own for own in (a, b))
+            found = compare_arms((1 + cv * a).tolist(), (1 + difference + cv * b).tolist())
+            assert found is not None and found.p is not None
+            hits += found.p < 0.05 and found.mean < 0
+        return Outcome(hits / n_runs, n_runs)
+
+    return run
+
+
+NOISE = (
+    *(
+        Scenario(f"noise: {what} of {n}, cv {cv}", "coverage", 0.93, spread_covered(what, n, cv))
+        for what, n, cv in (("sd", 3, 0.1), ("cv", 3, 0.05), ("cv", 3, 0.3), ("cv", 10, 0.5))
+    ),
+    *(
+        Scenario(
+            f"replicates needed: cv {cv}, {difference:.0%} apart", "power", 0.78, found_as_promised(cv, difference)
+        )
+        for cv, difference in ((0.03, 0.2), (0.06, 0.2), (0.08, 0.2), (0.15, 0.2), (0.3, 0.2), (0.1, 0.05))
+    ),
+    Scenario("replicates needed: cv 0.2, 20% apart, paired at .5", "power", 0.78, found_as_promised(0.2, 0.2, 0.5)),
+    Scenario("replicates needed: cv 0.04, 20% apart, paired at .5", "power", 0.78, found_as_promised(0.04, 0.2, 0.5)),
+)
+
+
+# --- many claims at once -----------------------------------------------------------------------------------------------
+
+N_CLAIMS = 20
+Counted = Callable[[multiplicity.Adjusted, np.ndarray, np.ndarray, np.ndarray], float]
+"""(adjusted, truths, means, standard errors, all (claims,)) -> a share in one run."""
+
+
+def claims(
+    truths: np.ndarray, count: Counted, n: int = 5, shared: float = 0.0
+) -> Callable[[int, np.random.Generator], Outcome]:
+    """Means of n normal values each, correlated by `shared` between claims, tested against zero and corrected."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        total = 0.0
+        for _ in range(n_runs):
+            own = draw.standard_normal((n, len(truths)))
+            common = draw.standard_normal((n, 1))
+            values = truths + np.sqrt(1 - shared) * own + np.sqrt(shared) * common
+            means, errors = values.mean(0), values.std(0, ddof=1) / np.sqrt(n)
+            p = 2 * special.stdtr(n - 1, -np.abs(means / errors))
+            total += count(multiplicity.adjust(p.tolist()), truths, means, errors)
+        return Outcome(total / n_runs, n_runs)
+
+    return run
+
+
+def _selected(found: multiplicity.Adjusted) -> np.ndarray:
+    return np.array([claim.verdict == "selected" for claim in found.claims])
+
+
+def _missed(
+    truths: np.ndarray, means: np.ndarray, errors: np.ndarray, confidence: np.ndarray, n: int = 5
+) -> np.ndarray:
+    return np.abs(means - truths) > special.stdtrit(n - 1, 0.5 + confidence / 2) * errors
+
+
+def false_discoveries(found: multiplicity.Adjusted, truths: np.ndarray, *_: np.ndarray) -> float:
+    """Share of nulls among the selected; 0 if none is."""
+    return float((_selected(found) & (truths == 0)).sum() / max(1, found.selected))
+
+
+def false_coverage(found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray) -> float:
+    """Share of intervals that miss among the selected; 0 if none is."""
+    confidence = np.array([claim.confidence for claim in found.claims])
+    return float((_selected(found) & _missed(truths, means, errors, confidence)).sum() / max(1, found.selected))
+
+
+def false_coverage_unadjusted(
+    found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray
+) -> float:
+    """The same with plain 95 % intervals, and the claims selected by p < .05."""
+    chosen = 2 * special.stdtr(4, -np.abs(means / errors)) < 0.05
+    return float((chosen & _missed(truths, means, errors, np.full(len(truths), 0.95))).sum() / max(1, chosen.sum()))
+
+
+def false_coverage_plain_after_selection(
+    found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray
+) -> float:
+    """Selected properly, shown with plain 95 % intervals."""
+    missed = _missed(truths, means, errors, np.full(len(truths), 0.95))
+    return float((_selected(found) & missed).sum() / max(1, found.selected))
+
+
+def misses_in_table(found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray) -> float:
+    """Share of intervals that miss over all rows, selected or not."""
+    return float(_missed(truths, means, errors, np.array([claim.confidence for claim in found.claims])).mean())
+
+
+def misses_among_others(
+    found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray
+) -> float:
+    """Share of intervals that miss among those that were not selected."""
+    confidence = np.array([claim.confidence for claim in found.claims])
+    others = ~_selected(found)
+    return float((others & _missed(truths, means, errors, confidence)).sum() / max(1, others.sum()))
+
+
+NULLS = np.zeros(N_CLAIMS)
+MIXED = np.array([0.0] * 12 + [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 5.0, -3.0])
+"""In standard deviations of one replicate."""
+WEAK = np.array([0.0] * 10 + [0.5] * 5 + [1.0] * 5)
+
+MULTIPLICITY = (
+    Scenario("claims: false discoveries, mixed truths", "false claims", 0.05, claims(MIXED, false_discoveries)),
+    Scenario("claims: false discoveries, weak truths", "false claims", 0.05, claims(WEAK, false_discoveries)),
+    Scenario(
+        "claims: false discoveries, correlated .5", "false claims", 0.05, claims(MIXED, false_discoveries, shared=0.5)
+    ),
+    Scenario(
+        "claims: false discoveries, correlated .9", "false claims", 0.05, claims(WEAK, false_discoveries, shared=0.9)
+    ),
+    Scenario(
+        "claims: any discovery of nothing", "false claims", 0.065, claims(NULLS, false_discoveries)
+    ),  # .05 exactly
+    Scenario(
+        "claims: false coverage, mixed truths", "false claims", 0.06, claims(MIXED, false_coverage)
+    ),  # close to .05
+    Scenario("claims: false coverage, weak truths", "false claims", 0.05, claims(WEAK, false_coverage)),
+    Scenario("claims: false coverage, correlated .5", "false claims", 0.06, claims(MIXED, false_coverage, shared=0.5)),
+    Scenario("claims: misses over the whole table", "false claims", 0.05, claims(MIXED, misses_in_table)),
+    Scenario("claims: misses among those not selected", "false claims", 0.05, claims(WEAK, misses_among_others)),
+    Scenario(
+        "claims: uncorrected intervals of p < .05 miss, weak truths",
+        "power",
+        0.2,
+        claims(WEAK, false_coverage_unadjusted),
+    ),
+    Scenario(
+        "claims: uncorrected intervals of p < .05 miss, all nulls",
+        "power",
+        0.6,
+        claims(NULLS, false_coverage_unadjusted),
+    ),
+    Scenario(
+        "claims: 95 % intervals of corrected ones miss",
+        "power",
+        0.06,
+        claims(MIXED, false_coverage_plain_after_selection),
+    ),
+)
+
+
+# --- one arm against another -------------------------------------------------------------------------------------------
+
+
+def difference_covered(
+    how: str, a: Draw, b: Draw, truth: float, n_a: int, n_b: int
+) -> Callable[[int, np.random.Generator], Outcome]:
+    """Of the intervals given (none where nothing varies)."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        compare_arms = compare.paired_difference if how == "paired" else compare.welch_difference
+        covered, told = 0, 0
+        for _ in range(n_runs):
+            found = compare_arms(a(draw, n_a).tolist(), b(draw, n_b).tolist())
+            if found is None or found.low is None or found.high is None:
+                continue
+            told += 1
+            covered += found.low <= truth <= found.high
+        return Outcome(covered / told, told)
+
+    return run
+
+
+def missed_undoubted(a: Draw, b: Draw, truth: float, n: int) -> Callable[[int, np.random.Generator], Outcome]:
+    """How often does an interval miss without a warning?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        missed = 0
+        for _ in range(n_runs):
+            found = compare.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
+            assert found is not None and found.low is not None and found.high is not None
+            missed += not found.warn and not found.low <= truth <= found.high
+        return Outcome(missed / n_runs, n_runs)
+
+    return run
+
+
+def doubted(a: Draw, n: int) -> Callable[[int, np.random.Generator], Outcome]:
+    """How often do an arm's values pass for two levels?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        return Outcome(sum(compare.two_levels(a(draw, n)) for _ in range(n_runs)) / n_runs, n_runs)
+
+    return run
+
+
+def normal(mean: float, sd: float) -> Draw:
+    """n normal values."""
+    return lambda draw, n: mean + sd * draw.standard_normal(n)
+
+
+COMPARE = (
+    *(
+        Scenario(
+            f"compare: {how} normal, {n} replicates",
+            "coverage",
+            0.93,
+            difference_covered(how, normal(0.8, 0.1), normal(0.5, 0.1), 0.3, n, n),
+        )
+        for how in ("paired", "unpaired")
+        for n in (3, 5, 10)
+    ),
+    *(
+        Scenario(
+            f"compare: unpaired normal, {n_a} of sd .3 and {n_b} of sd .05",
+            "coverage",
+            0.93,
+            difference_covered("unpaired", normal(0.8, 0.3), normal(0.5, 0.05), 0.3, n_a, n_b),
+        )
+        for n_a, n_b in ((3, 3), (10, 3))
+    ),
+    Scenario(  # Welch's weak spot: few replicates where the spread is
+        "compare: unpaired normal, 3 of sd .2 and 10 of sd .1",
+        "coverage",
+        0.91,
+        difference_covered("unpaired", normal(0.8, 0.2), normal(0.5, 0.1), 0.3, 3, 10),
+    ),
+    *(
+        Scenario(
+            f"compare: {how}, {n} of lotteries of {p_a} and {p_b} (measured)",
+            "coverage",
+            0.0,
+            difference_covered(how, lottery(1 - p_a, 0.05), lottery(1 - p_b, 0.05), 0.85 * (p_a - p_b), n, n),
+        )
+        for how in ("paired", "unpaired")
+        for n in (3, 5, 10, 20)
+        for p_a, p_b in ((0.5, 0.8), (0.2, 0.8), (0.9, 0.99))
+    ),
+    *(
+        Scenario(
+            f"compare: unpaired, {n} of a lottery of {p} and of a steady arm (measured)",
+            "coverage",
+            0.0,
+            difference_covered("unpaired", lottery(1 - p, 0.05), normal(0.1, 0.05), 0.85 * p, n, n),
+        )
+        for n in (3, 5, 10, 20)
+        for p in (0.5, 0.9)
+    ),
+    *(
+        Scenario(
+            f"compare: interval misses undoubted, {n} of lotteries of {p_a} and {p_b} (measured)",
+            "power",
+            0.0,
+            missed_undoubted(lottery(1 - p_a, 0.05), lottery(1 - p_b, 0.05), 0.85 * (p_a - p_b), n),
+        )
+        for n in (3, 5, 10)
+        for p_a, p_b in ((0.2, 0.8), (0.9, 0.99))
+    ),
+    *(
+        Scenario(f"compare: {n} normal values pass for two levels", "false claims", 0.07, doubted(normal(0, 1), n))
+        for n in (5, 10, 20)
+    ),
+    Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
+)
+
+SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *MULTIPLICITY, *COMPARE)

@@ -1,0 +1,145 @@
+"""One arm against another: hand-computed and independently computed values, degenerate arms, and what is doubted."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from simulate_replicates import COMPARE
+from simulation import Scenario
+
+from orchestrator.stats import compare
+from trainers.streams import stream
+
+
+@pytest.mark.parametrize("scenario", [s for s in COMPARE if s.bound > 0], ids=lambda s: s.name)
+def test_a_simulated_truth(scenario: Scenario) -> None:
+    outcome = scenario.play(2000)
+    assert scenario.holds(outcome), outcome
+
+
+def test_a_paired_difference_computed_by_hand() -> None:
+    found = compare.paired_difference([0.9, 0.8, 0.7], [0.5, 0.5, 0.5])
+    assert found is not None
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert (found.mean, found.low, found.high) == (
+        pytest.approx(0.3),
+        pytest.approx(0.3 - half),
+        pytest.approx(0.3 + half),
+    )
+    assert (found.n_a, found.n_b, found.df, found.left_out) == (3, 3, 2, 0)
+    t = 0.3 / (0.1 / math.sqrt(3))
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))  # closed form of the t distribution with 2 degrees
+
+
+def test_both_agree_with_scipy() -> None:
+    from scipy import stats
+
+    draw = stream("test", "compare")
+    for n_a, n_b in ((3, 3), (5, 12), (2, 9)):
+        a, b = draw.normal(1, 0.5, n_a), draw.normal(0.2, 0.1, n_b)
+        found, theirs = compare.welch_difference(a.tolist(), b.tolist()), stats.ttest_ind(a, b, equal_var=False)
+        assert found is not None
+        interval = theirs.confidence_interval(0.95)
+        assert (found.p, found.df, found.low, found.high) == pytest.approx(
+            (theirs.pvalue, theirs.df, interval.low, interval.high)
+        )
+    pairs, theirs = (
+        compare.paired_difference(b.tolist(), (b + a[0] * b**2).tolist()),
+        stats.ttest_rel(b, b + a[0] * b**2),
+    )
+    assert pairs is not None
+    interval = theirs.confidence_interval(0.95)
+    assert (pairs.p, pairs.low, pairs.high) == pytest.approx((theirs.pvalue, interval.low, interval.high))
+
+
+def test_only_replicates_in_both_arms_are_paired_and_the_rest_is_counted() -> None:
+    found = compare.paired_difference([1.0, None, 3.0, 4.5, 9.0], [0.5, 1.0, 2.0, 3.0, float("nan")])
+    assert found is not None and (found.n_a, found.left_out) == (3, 2)
+    assert found.mean == pytest.approx(1.0)
+    with pytest.raises(ValueError):
+        compare.paired_difference([1.0], [1.0, 2.0])
+
+
+def test_nothing_comes_of_nothing_and_one_replicate_has_no_interval() -> None:
+    assert compare.paired_difference([None, 1.0], [1.0, None]) is None
+    assert compare.paired_difference([], []) is None and compare.welch_difference([], [1.0]) is None
+    one = compare.paired_difference([0.9], [0.5])
+    assert one is not None and (one.mean, one.low, one.p, one.doubts) == (
+        pytest.approx(0.4),
+        None,
+        None,
+        ("few", "no spread"),
+    )
+    lonely = compare.welch_difference([0.9], [0.5, 0.6, 0.7])
+    assert lonely is not None and lonely.low is None and lonely.p is None
+
+
+def test_equal_arms_differ_by_nothing_with_no_evidence_and_no_interval_of_zero_width() -> None:
+    for found in (
+        compare.paired_difference([0.3, 0.5, 0.9], [0.3, 0.5, 0.9]),
+        compare.welch_difference([1.0] * 3, [1.0] * 3),
+    ):
+        assert found is not None
+        assert (found.mean, found.p, found.low, found.high) == (0, 1, None, None)
+        assert "no spread" in found.doubts
+
+
+def test_where_nothing_varies_the_difference_is_given_with_the_p_value_of_its_permutations() -> None:
+    pairs = compare.paired_difference([0.3, 0.5, 0.9, 0.2, 0.7], [0.2, 0.4, 0.8, 0.1, 0.6])  # .1 but for rounding
+    assert pairs is not None
+    assert (pairs.mean, pairs.low, pairs.p) == (pytest.approx(0.1), None, 2 / 2**5)
+    apart = compare.welch_difference([1.0] * 10, [0.0] * 10)
+    assert apart is not None and (apart.mean, apart.low, apart.p) == (1, None, 2 / math.comb(20, 10))
+
+
+def test_an_arm_without_spread_is_doubted_and_the_other_one_carries_the_interval() -> None:
+    found = compare.welch_difference([1.0] * 6, [0.5, 0.6, 0.7, 0.55, 0.65, 0.6])
+    assert found is not None and found.low is not None and found.df == 5
+    assert found.doubts == ("no spread",) and found.warn
+
+
+def test_a_lottery_and_few_replicates_are_doubted_and_calm_arms_are_not() -> None:
+    calm = [0.5, 0.52, 0.55, 0.47, 0.51, 0.49]
+    lottery = [0.1, 0.95, 0.12, 0.93, 0.96, 0.11]
+    by = {name: compare.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("lottery", lottery))}
+    assert by["calm"] is not None and not by["calm"].warn
+    assert by["lottery"] is not None and by["lottery"].doubts == ("two levels",)
+    few = compare.welch_difference(calm[:4], calm)
+    assert few is not None and few.doubts == ("few",)
+
+
+def test_two_levels_need_five_values_and_a_gap_of_half_the_range() -> None:
+    assert not compare.two_levels(np.array([0.0, 1.0, 0.0, 1.0]))
+    assert compare.two_levels(np.array([0.0, 1.0, 0.0, 1.0, 1.0]))
+    assert not compare.two_levels(np.ones(9))
+    assert not compare.two_levels(np.array([0.0, 0.05, 0.45, 0.5] * 10 + [0.95, 1.0] * 5))
+
+
+def test_swapping_the_arms_turns_the_interval_round_and_a_wider_confidence_holds_a_narrower_one() -> None:
+    a, b = [0.4, 0.7, 0.6, 0.8], [0.2, 0.5, 0.3, 0.35]
+    for difference in (compare.paired_difference, compare.welch_difference):
+        ab, ba, wide = difference(a, b), difference(b, a), difference(a, b, 0.99)
+        assert ab is not None and ba is not None and wide is not None
+        assert (ab.low, ab.high) == (pytest.approx(-ba.high), pytest.approx(-ba.low)) and ab.p == pytest.approx(ba.p)
+        assert wide.low < ab.low < ab.high < wide.high
+
+
+def test_no_number_that_is_not_finite_ever_comes_out() -> None:
+    draw = stream("test", "compare finite")
+    for _ in range(500):
+        n = int(draw.integers(1, 6))
+        a, b = (np.round(draw.random((2, n)), 1) * 10.0 ** draw.integers(-100, 100)).tolist()
+        for found in (compare.paired_difference(a, b), compare.welch_difference(a, b)):
+            assert found is not None
+            numbers = (found.mean, found.low, found.high, found.p, found.df)
+            assert all(math.isfinite(v) for v in numbers if v is not None)
+
+
+def test_loading_takes_no_heavy_library() -> None:
+    script = "import sys, orchestrator.stats.compare; print(sorted({'scipy.stats', 'sklearn', 'statsmodels'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

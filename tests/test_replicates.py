@@ -1,0 +1,217 @@
+"""Two kinds of replicates, their noise, how many more are needed; and the command that plays simulated truths at length."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import calibration
+import numpy as np
+import pytest
+from simulate_replicates import KINDS, NOISE, lottery
+from simulation import Outcome, Scenario
+
+from orchestrator.stats import replicates
+from orchestrator.stats.replicates import Needed
+from trainers.streams import stream
+
+
+@pytest.mark.parametrize("scenario", [*KINDS, *NOISE], ids=lambda s: s.name)
+def test_a_simulated_truth(scenario: Scenario) -> None:
+    outcome = scenario.play(2000)
+    assert scenario.holds(outcome), outcome
+
+
+# --- two kinds? --------------------------------------------------------------------------------------------------------
+
+
+def test_twelve_at_one_level_and_eight_at_another_are_two_kinds_with_their_means_and_shares() -> None:
+    low = [0.08, 0.09, 0.10, 0.10, 0.11, 0.12, 0.07, 0.13]
+    high = [0.95, 0.96, 0.97, 0.94, 0.99, 0.98, 0.95, 0.96, 1.0, 1.0, 0.93, 0.97]
+    found = replicates.bimodality([*high, None, *low, float("nan")])
+    assert (found.verdict, found.n, found.more) == ("two kinds", 20, 0)
+    assert [mode.n for mode in found.modes] == [8, 12]
+    assert [mode.mean for mode in found.modes] == pytest.approx([np.mean(low), np.mean(high)], abs=1e-6)
+    assert [mode.share for mode in found.modes] == pytest.approx([0.4, 0.6], abs=1e-6)
+
+
+def test_a_verdict_is_the_same_whatever_the_order_the_scale_and_the_time_of_asking() -> None:
+    draw = stream("test", "bimodality")
+    values = lottery(0.4, 0.1)(draw, 30)
+    first = replicates.bimodality(values.tolist())
+    assert replicates.bimodality(values.tolist()) == first
+    again = replicates.bimodality((1e12 * draw.permutation(values) - 3e11).tolist())
+    assert (again.verdict, again.dip_p) == (first.verdict, first.dip_p)
+    assert again.bic_gain == pytest.approx(first.bic_gain, rel=1e-6)
+    assert again.modes[0].mean == pytest.approx(1e12 * first.modes[0].mean - 3e11, rel=1e-9)
+
+
+def test_the_gain_is_the_difference_of_what_scikit_learn_says_of_one_and_of_two_gaussians() -> None:
+    from sklearn.mixture import GaussianMixture
+
+    values = lottery(0.5, 0.1)(stream("test", "bic"), 40)
+    z = ((values - values.mean()) / values.std())[:, None]
+    one, two = (
+        GaussianMixture(k, reg_covar=replicates.SMALLEST_SD**2, n_init=5, random_state=0).fit(z) for k in (1, 2)
+    )
+    assert replicates.bimodality(values.tolist()).bic_gain == pytest.approx(one.bic(z) - two.bic(z), rel=1e-3)
+
+
+def test_too_few_values_say_nothing_and_how_many_more_would() -> None:
+    found = replicates.bimodality([0.1, 0.95, 0.1, 0.95, 0.96])
+    assert (found.verdict, found.more, found.dip_p, found.modes) == ("too few", 15, None, ())
+    assert replicates.bimodality([]).more == 20
+    assert replicates.bimodality([0.1, 0.9] * 9 + [None] * 30).more == 2
+
+
+def test_equal_values_are_constant_and_no_kinds() -> None:
+    assert replicates.bimodality([1.0] * 20).verdict == "constant"
+    assert replicates.bimodality([0.0] * 25).verdict == "constant"
+    assert replicates.bimodality([0.1 + 0.2, 0.3] * 10).verdict == "constant"  # they differ by rounding
+
+
+def test_zeros_and_ones_are_two_kinds_and_one_failure_in_twenty_is_undecided() -> None:
+    sharp = replicates.bimodality([0.0] * 9 + [1.0] * 11)
+    assert sharp.verdict == "two kinds" and sharp.separation is not None and math.isfinite(sharp.separation)
+    assert replicates.bimodality([1.0] * 19 + [0.1]).verdict == "undecided"
+
+
+def test_steps_of_a_measure_pass_for_kinds_unless_the_resolution_is_told() -> None:
+    nearly_all = [1.0] * 13 + [0.99] * 7  # 100 items, none or one of them wrong
+    assert replicates.bimodality(nearly_all).verdict == "two kinds"
+    assert replicates.bimodality(nearly_all, resolution=0.01).verdict == "one kind"
+    assert replicates.bimodality([0.0] * 9 + [1.0] * 11, resolution=0.01).verdict == "two kinds"
+    with pytest.raises(ValueError):
+        replicates.bimodality(nearly_all, resolution=-0.01)
+
+
+def test_the_dip_test_alone_finds_a_clear_lottery_in_a_quarter_of_five_replicates_and_nearly_always_in_twenty() -> None:
+    """Why 20: two even modes at .1 and .95 with sd .085."""
+    draw = stream("test", "dip alone")
+    found = {
+        n: np.mean([replicates.dip_p_value(lottery(0.5, 0.085)(draw, n)) <= 0.05 for _ in range(2000)]) for n in (5, 20)
+    }
+    assert found[5] == pytest.approx(0.23, abs=0.03) and found[20] == pytest.approx(0.93, abs=0.03)
+
+
+# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+
+
+def test_noise_of_three_values_computed_by_hand() -> None:
+    found = replicates.noise([0.9, None, 1.0, 0.95])
+    assert found is not None
+    assert (found.n, found.mean, found.sd) == (3, pytest.approx(0.95), pytest.approx(0.05))
+    assert found.sd_low == pytest.approx(0.05 * math.sqrt(2 / 7.377759), rel=1e-6)  # chi-square table, 2 degrees
+    assert found.sd_high == pytest.approx(0.05 * math.sqrt(2 / 0.0506356), rel=1e-5)
+    assert found.cv == pytest.approx(0.05 / 0.95)
+    assert found.cv_low is not None and found.cv_high is not None and found.cv_low < 0.0526 < found.cv_high
+
+
+def test_the_interval_of_a_tiny_cv_is_that_of_the_sd_and_the_two_formulas_meet() -> None:
+    for scale in (2e-3, 1.5e-3, 1e-3, 1e-6):
+        found = replicates.noise([1 - scale, 1.0, 1 + scale])
+        assert found is not None and found.sd_low is not None and found.sd_high is not None
+        assert found.cv_low == pytest.approx(found.sd_low, rel=2e-3)
+        assert found.cv_high == pytest.approx(found.sd_high, rel=2e-3)
+
+
+def test_a_cv_is_missing_where_the_mean_may_be_zero_or_nothing_varies_or_one_value_is_all() -> None:
+    assert replicates.noise([]) is None and replicates.noise([None, float("nan"), float("inf")]) is None
+    one = replicates.noise([0.7])
+    assert one == (1, 0.7, None, None, None, None, None, None)
+    around_zero = replicates.noise([-1.0, 1.1, 0.2])
+    assert around_zero is not None and around_zero.cv is None and around_zero.sd_high is not None
+    still = replicates.noise([0.3, 0.1 + 0.2, 0.3])
+    assert still is not None and (still.sd, still.cv, still.cv_high) == (0, 0, None)
+    wild = replicates.noise([0.0, 0.1, 1.0])
+    assert wild is not None and wild.cv is not None and wild.cv_low is not None and wild.cv_high is None  # unbounded
+
+
+def test_no_number_that_is_not_finite_ever_comes_out() -> None:
+    draw = stream("test", "finite")
+    for _ in range(300):
+        n = int(draw.integers(1, 8))
+        values = (draw.normal(0, 1, n) * 10.0 ** draw.integers(-12, 12) + draw.integers(-1, 2)).tolist()
+        found = replicates.noise(values)
+        assert found is not None and all(math.isfinite(v) for v in found if v is not None)
+
+
+def test_replicates_needed_agrees_with_published_tables() -> None:
+    """Cohen 1988, table 2.4.1: power .8 at alpha .05 two-sided takes 64 in each group for d = .5, 26 for .8, 393 for .2."""
+    assert replicates.replicates_needed(0.4, 0.2) == Needed(64, False)
+    assert replicates.replicates_needed(0.25, 0.2) == Needed(26, False)
+    assert replicates.replicates_needed(1.0, 0.2) == Needed(394, False)  # by exact power; the table's 393 gives .7996
+
+
+def test_pairs_that_move_together_need_fewer_replicates() -> None:
+    needed = [replicates.replicates_needed(0.3, 0.2, correlation=r) for r in (-0.5, 0.0, 0.5, 0.9)]
+    numbers = [one.n for one in needed if one is not None]
+    assert len(numbers) == 4 and numbers == sorted(numbers, reverse=True)
+    assert numbers[2] == 20  # a paired t-test with d = .2 / .3
+
+
+def test_a_cap_is_said_to_be_one_and_nothing_comes_of_nothing() -> None:
+    assert replicates.replicates_needed(3.0, 0.01) == Needed(10_000, True)
+    assert replicates.replicates_needed(None, 0.2) is None
+    assert replicates.replicates_needed(0.0, 0.2) is None
+    assert replicates.replicates_needed(float("nan"), 0.2) is None
+    assert replicates.replicates_needed(0.3, 0.2, correlation=1.0) is None
+    for wrong in (
+        {"relative_difference": 0.0},
+        {"relative_difference": 0.2, "power": 0.01},
+        {"relative_difference": 0.2, "correlation": 1.5},
+    ):
+        with pytest.raises(ValueError):
+            replicates.replicates_needed(0.3, **wrong)
+
+
+def test_more_noise_never_needs_fewer_replicates() -> None:
+    needed = [replicates.replicates_needed(cv, 0.1) for cv in np.geomspace(1e-4, 5, 60).tolist()]
+    numbers = [one.n for one in needed if one is not None]
+    assert len(numbers) == 60 and numbers == sorted(numbers) and numbers[0] == 3
+
+
+def test_a_correlation_comes_with_fishers_interval_or_not_at_all() -> None:
+    found = replicates.correlation([1.0, 2.0, 3.0, 4.0, 5.0, None], [1.0, 2.5, 2.0, 4.0, 6.0, 9.0])
+    assert found is not None and found.n == 5
+    r = np.corrcoef([1, 2, 3, 4, 5], [1, 2.5, 2, 4, 6])[0, 1]
+    assert found.r == pytest.approx(r)
+    assert found.low == pytest.approx(math.tanh(math.atanh(r) - 1.959964 / math.sqrt(2)), rel=1e-6)
+    assert replicates.correlation([1, 2, 3], [1, 2, 3]) is None
+    assert replicates.correlation([1, 1, 1, 1], [1, 2, 3, 4]) is None
+    same = replicates.correlation([1, 2, 3, 4], [1, 2, 3, 4])
+    assert same is not None and same.r == pytest.approx(1) and same.low <= 1
+
+
+def test_a_lost_replicate_stays_in_the_denominator_of_success() -> None:
+    found = replicates.success([0.9, 0.5, 0.4, None, 0.7], 0.5)
+    assert found is not None and (found.k, found.n, found.lost) == (3, 5, 1)
+    assert (found.low, found.high) == (pytest.approx(0.2307, abs=1e-4), pytest.approx(0.8824, abs=1e-4))
+    assert replicates.success([], 0.5) is None
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bound_may_be_missed_by_two_errors_of_the_simulation_and_no_more() -> None:
+    coverage = Scenario("x", "coverage", 0.95, lambda n, draw: Outcome(0, n))
+    assert calibration.Played(coverage, Outcome(0.945, 2000), 0).holds  # error .0051
+    assert not calibration.Played(coverage, Outcome(0.935, 2000), 0).holds
+    claims = Scenario("x", "false claims", 0.05, lambda n, draw: Outcome(0, n))
+    assert calibration.Played(claims, Outcome(0.058, 2000), 0).holds
+    assert not calibration.Played(claims, Outcome(0.065, 2000), 0).holds
+    assert not calibration.Played(claims, None, 0, "it raised").holds
+
+
+def test_every_scenario_has_a_name_of_its_own_because_names_are_streams() -> None:
+    names = [scenario.name for module in calibration.modules() for scenario in calibration.scenarios_of(module)]
+    assert len(names) == len(set(names)) >= 60
+
+
+def test_the_command_plays_from_anywhere_and_ends_with_one_where_there_is_nothing_to_play(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(calibration.__file__)), "--runs", "200", "--only"]
+    played = subprocess.run([*command, "noise: sd"], cwd=tmp_path, capture_output=True, text=True)
+    assert played.returncode == 0 and "1 of 1 hold" in played.stdout, played.stdout + played.stderr
+    assert subprocess.run([*command, "no such thing"], cwd=tmp_path, capture_output=True).returncode == 1

@@ -1,9 +1,16 @@
-"""Where one half is crossed along a grid: brackets of replicates, and the interval over them. Arrays in, numbers out."""
+"""Where one half is crossed along a grid, how that drifts with compute, and where one arm overtakes another.
+
+A skill's boundary K is the level from which on a replicate is across one half with probability of at least one half:
+a median over replicates, so the intervals are intervals for a median. No interpolation: a replicate says between which
+levels it crosses, no more. Tables are (replicates x levels), nested sequences with None or arrays with NaN for what is
+missing. All is checked in tests/simulate_boundaries.py.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,41 +18,25 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 HALF = 0.5
 """Where a boundary is drawn."""
+MIN_TESTED = 3
+"""Fewer replicates test nothing. Two lotteries that come out high at one level and low at the next by chance (1 in 16,
+at each pair of levels) look like a certain fall: false alarms reach 7 % at a nominal 5 %."""
+OPEN_STEPS = 3.0
+"""An open bracket counts for this many of the grid's outermost steps where its width is wanted. Assumed: spreads of
+thresholds up to one and a half steps are then covered at the grid's ends as well as within (checked)."""
+
+Direction = Literal["rising", "falling"]
+Table = Sequence[Sequence[float | None]] | np.ndarray
+"""(replicates x levels); None or NaN: missing."""
 
 
 class Bracket(NamedTuple):
-    """Where one replicate crosses: above `low` (None: below the first level), at or below `high` (None: beyond the last).
+    """Where one replicate crosses: above `low` (None: below all levels), at or below `high` (None: beyond all).
 
-    Both None: nothing is known of it."""
+    Both None: it says nothing. It is lost, or across at the first level and not at the last."""
 
     low: float | None
     high: float | None
-
-
-def bracket(
-    levels: Sequence[float], values: Sequence[float | None], direction: Literal["rising", "falling"]
-) -> Bracket | None:
-    """The first crossing of one half along ascending levels. Missing values are passed over; None if all are missing."""
-    known = [(level, value) for level, value in zip(levels, values, strict=True) if value is not None]
-    if not known:
-        return None
-    low = None
-    for level, value in known:
-        if (value >= HALF) == (direction == "rising"):
-            return Bracket(low, level)
-        low = level
-    return Bracket(low, None)
-
-
-def comes_back(
-    levels: Sequence[float], values: Sequence[float | None], direction: Literal["rising", "falling"]
-) -> bool:
-    """Does this replicate cross one half back again after its first crossing? Then "the" boundary is a manner of speaking."""
-    found = bracket(levels, values, direction)
-    if found is None or found.high is None:
-        return False
-    later = [v for level, v in zip(levels, values, strict=True) if level > found.high and v is not None]
-    return any((v >= HALF) != (direction == "rising") for v in later)
 
 
 class Boundary(NamedTuple):
@@ -55,48 +46,188 @@ class Boundary(NamedTuple):
     high: float | None
     brackets: tuple[Bracket, ...]
     verdict: Literal["crossed", "below", "beyond", "undecided", "missing"]
-    """`below`: every replicate is across at the first level; `beyond`: none is at the last; `undecided`: some are."""
+    """`below`: every replicate is across from the first level on (or comes back to it); `beyond`: none is anywhere;
+    `undecided`: some are not across at the last level."""
     not_monotone: int
     """Replicates that come back after their first crossing."""
 
 
-def boundary(
-    levels: Sequence[float],
-    replicates: Sequence[Sequence[float | None]],
-    direction: Literal["rising", "falling"],
-    confidence: float = 0.95,
-) -> Boundary:
-    """The level at which one half is crossed: t-lower of the brackets' low ends to t-upper of their high ends.
+# Brackets -----------------------------------------------------------------------------------------------------------
 
-    On a log scale, levels ascending and positive. A censored replicate leaves its end open, a lost one both. One replicate gives its
-    bracket and no interval. No interpolation: on a coarse grid it looks precise and covers 20-57 %.
+
+def bracket(levels: Sequence[float], values: Sequence[float | None], direction: Direction) -> Bracket | None:
+    """From the last level before the first crossing of one half to the level from which on the replicate stays across.
+
+    For a monotone replicate these are neighbours. For one that goes back and forth the first crossing alone is biased,
+    the more the finer the grid: where onset is a lottery, one of many levels below the boundary is across by chance
+    (an interval over first crossings of 10 replicates covers 68 % then). Levels ascending;
+    missing values are passed over; None if all are missing.
     """
-    maybe = [bracket(levels, values, direction) for values in replicates]
-    if all(b is None for b in maybe):
-        return Boundary(None, None, (), "missing", 0)
-    found = [b or Bracket(None, None) for b in maybe]  # a lost replicate stays in the count, open at both ends
-    lows, highs = [b.low for b in found], [b.high for b in found]
-    verdict: Literal["crossed", "below", "beyond", "undecided"] = "crossed"
-    if all(low is not None and high is None for low, high in found):
-        verdict = "beyond"
-    elif all(low is None and high is not None for low, high in found):
-        verdict = "below"
-    elif any(high is None for high in highs):
-        verdict = "undecided"
-    back = sum(comes_back(levels, values, direction) for values in replicates)
-    return Boundary(_t_end(lows, -1, confidence), _t_end(highs, +1, confidence), tuple(found), verdict, back)
-
-
-def _t_end(ends: Sequence[float | None], side: int, confidence: float) -> float | None:
-    """One end of a t-interval for the mean log level; open where any replicate is."""
-    known = [e for e in ends if e is not None]
-    if len(known) < len(ends):
+    grid, table = _table(levels, [values])
+    if np.isnan(table).all():
         return None
-    logs = np.log(known)
-    if len(logs) < 2 or np.ptp(logs) == 0:
-        return float(known[0])
-    half_width = special.stdtrit(len(logs) - 1, 0.5 + confidence / 2) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return float(np.exp(logs.mean() + side * half_width))
+    low, high, _ = _hulls(_across(table, direction))
+    return _brackets(grid, low, high)[0]
+
+
+def comes_back(levels: Sequence[float], values: Sequence[float | None], direction: Direction) -> bool:
+    """Does this replicate cross one half back after its first crossing? Then "the" boundary is a manner of speaking."""
+    _, table = _table(levels, [values])
+    return bool(_hulls(_across(table, direction))[2][0])
+
+
+def _table(levels: Sequence[float], replicates: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Levels (L,) and values (R, L), NaN where missing. Raises ValueError where they do not fit together."""
+    grid = np.asarray(levels, dtype=float)
+    table = np.asarray(replicates, dtype=float)
+    if not len(table):
+        table = table.reshape(0, len(grid))
+    if table.ndim != 2 or table.shape[1] != len(grid):
+        raise ValueError(f"a table of {table.shape} does not fit {len(grid)} levels")
+    if not (len(grid) and grid[0] > 0 and grid[-1] < np.inf and (grid[1:] > grid[:-1]).all()):
+        raise ValueError("levels must be positive, finite and ascending")
+    return grid, table
+
+
+def _across(table: np.ndarray, direction: Direction) -> np.ndarray:
+    """+1 across one half, -1 not, 0 missing.  (..., L) -> (..., L)"""
+    return np.where(np.isnan(table), 0, np.where((table >= HALF) == (direction == "rising"), 1, -1))
+
+
+def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(..., L) of +1, -1, 0 -> indices of the last level before the first crossing (-1: none) and of the one from which
+    on it stays across (L: none), and whether it came back."""
+    n_levels = across.shape[-1]
+    at = np.arange(n_levels)
+    first = np.where(across > 0, at, n_levels).min(-1)
+    low = np.where((across != 0) & (at < first[..., None]), at, -1).max(-1)
+    last_short = np.where(across < 0, at, -1).max(-1)
+    high = np.where((across > 0) & (at > last_short[..., None]), at, n_levels).min(-1)
+    return low, high, last_short > first
+
+
+def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Bracket, ...]:
+    named = [*grid.tolist(), None]  # index -1 and L are None
+    return tuple(Bracket(named[i], named[j]) for i, j in zip(low.tolist(), high.tolist(), strict=True))
+
+
+# Boundaries ---------------------------------------------------------------------------------------------------------
+
+
+def boundary(levels: Sequence[float], replicates: Table, direction: Direction, confidence: float = 0.95) -> Boundary:
+    """The level from which on a replicate is across one half with probability one half, levels ascending and positive.
+
+    The interval runs from a lower limit of the brackets' low ends to an upper limit of their high ends (`_limits`).
+    A replicate that does not stay across (censored) counts as crossing beyond the last level, a lost one as crossing
+    anywhere: up to five replicates, one of them leaves the end open; from six on (at 95 %) the limits are order
+    statistics, and the end stays closed if enough of the others are. One replicate gives its bracket, which is no
+    interval. Raises ValueError for levels that are not ascending, or a table that does not fit them.
+    """
+    grid, table = _table(levels, replicates)
+    across = _across(table, direction)
+    if not across.any():
+        return Boundary(None, None, (), "missing", 0)
+    low, high, back = _hulls(across)
+    ever, always = (across > 0).any(-1), high < len(grid)
+    verdict: Literal["crossed", "below", "beyond", "undecided"] = "crossed"
+    if (~ever & (low >= 0)).all():
+        verdict = "beyond"
+    elif ((low < 0) & always).all():
+        verdict = "below"
+    elif not always.all():
+        verdict = "undecided"
+    ends = _interval(grid, low, high, confidence)
+    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()))
+
+
+def _interval(
+    grid: np.ndarray, low: np.ndarray, high: np.ndarray, confidence: float
+) -> tuple[float | None, float | None]:
+    """Interval over brackets given as indices into the grid, (R,) each."""
+    logs = np.concatenate([np.log(grid), [np.inf, -np.inf]])
+    lows, highs = logs[low], logs[high]  # -1 and L, for open ends, are the last two
+    logs = logs[:-2]
+    widths = highs - lows
+    if (open_ends := np.isinf(widths)).any():
+        first, last = (logs[1] - logs[0], logs[-1] - logs[-2]) if len(logs) > 1 else (np.inf, np.inf)
+        widths[open_ends] = OPEN_STEPS * np.where(np.isinf(lows), first, last)[open_ends]
+    below, above = _limits(lows, highs, widths, confidence)
+    return _on_grid(grid, logs, below), _on_grid(grid, logs, above)
+
+
+def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | None:
+    """A level from its logarithm, exactly the grid's where it is one; None if open, or beyond all numbers."""
+    if not abs(log_level) < 700:
+        return None
+    nearest = int(np.abs(logs - log_level).argmin())
+    return float(grid[nearest]) if abs(logs[nearest] - log_level) < 1e-9 else math.exp(log_level)
+
+
+def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Lower limit of the low ends and upper limit of the high ends; infinite is open.
+
+    Enough replicates: order statistics. Whatever the distribution, a replicate's low end lies below its median with
+    probability of at least one half, so the (k+1)-th lowest lies above it with the probability of at most k heads in R
+    tosses. A t-interval is for the mean, and fails where onset is a lottery that does not settle: if from some level on
+    three in four replicates are across, by chance at each level, it covers 88 % at 10 replicates and 37 % at 20.
+
+    Few: the extremes would cover too seldom (75 % at 3 replicates), so t-limits, but never inside the extremes (which
+    t can be at 5).
+    """
+    n = len(lows)
+    if n == 1:
+        return float(lows[0]), float(highs[0])
+    outside = _outside(n, confidence)
+    if outside is not None:
+        return float(np.partition(lows, outside)[outside]), float(np.partition(highs, n - 1 - outside)[n - 1 - outside])
+    width = float(widths.mean())
+    below = min(_t_limit(lows, -1, width, confidence), float(lows.min()))
+    return below, max(_t_limit(highs, +1, width, confidence), float(highs.max()))
+
+
+@lru_cache(maxsize=1024)
+def _outside(n: int, confidence: float) -> int | None:
+    """How many of n replicates may lie outside on each side: P(as few heads of n, or fewer) <= (1 - confidence)/2."""
+    allowed = np.flatnonzero(special.bdtr(np.arange(n // 2 + 1), n, 0.5) <= (1 - confidence) / 2)
+    return int(allowed[-1]) if len(allowed) else None
+
+
+def _t_limit(ends: np.ndarray, side: int, width: float, confidence: float) -> float:
+    """One limit of a t-interval for the mean end, at least a margin away from it; infinite where any end is."""
+    if np.isinf(ends).any():
+        return side * math.inf
+    n = len(ends)
+    half = float(special.stdtrit(n - 1, 0.5 + confidence / 2) * ends.std(ddof=1) / math.sqrt(n))
+    margin = _margin(n, confidence)
+    return float(ends.mean()) + side * max(half, margin * width if margin else 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _margin(n: int, confidence: float) -> float:
+    """How far n brackets that agree are widened, in their widths.
+
+    If the boundary lies just beyond a level, n replicates all cross before it with probability 2^-n (12.5 % at 3) and
+    their spread is zero. At m widths beyond they do so with a probability that is below `_agree(m)^n` whatever the
+    spread; the margin is where that falls to 1 - confidence. At 95 %: 0.58 for 2 replicates, 0.16 for 3, 0.02 for 4,
+    none from 5 on; at 99 %: 0.62 for 3, 0.11 for 5, none from 7 on.
+    """
+    allowed = (1 - confidence) ** (1 / n)
+    if allowed >= _agree(0.0):
+        return 0.0
+    below, above = 0.0, 100.0
+    for _ in range(50):
+        middle = (below + above) / 2
+        below, above = (middle, above) if _agree(middle) > allowed else (below, middle)
+    return above
+
+
+def _agree(distance: float) -> float:
+    """The largest probability, over all spreads, of a normal threshold falling into an interval of width one whose
+    nearer end lies `distance` from the normal's centre."""
+    if distance <= 0:
+        return 0.5
+    spread = np.geomspace(0.01, 100, 2000) * (distance + 0.5)
+    return float((special.ndtr((1 + distance) / spread) - special.ndtr(distance / spread)).max())
 
 
 def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> float | None:
@@ -115,3 +246,232 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
             return float(math.exp(math.log(before[0]) + share * (math.log(step) - math.log(before[0]))))
         before = (step, value)
     return None
+
+
+# Monotone? ----------------------------------------------------------------------------------------------------------
+
+
+class Monotone(NamedTuple):
+    """Does the mean go against its direction between some two levels?"""
+
+    p_value: float | None
+    """Of the hypothesis that it does not, corrected for having looked at all pairs. None: too few replicates."""
+    pair: tuple[float, float] | None
+    """The two levels between which it does most certainly (not necessarily significantly)."""
+    change: float | None
+    """Mean change between them, negative for a fall."""
+
+
+def monotone(levels: Sequence[float], replicates: Table, direction: Direction) -> Monotone:
+    """Test that the mean is monotone along the levels: all pairs of levels, paired by replicate, one-sided t-tests.
+
+    Each p-value is the larger of two (`_tails`), the least of them is multiplied by the number of pairs (the first step
+    of Holm's procedure). Raises ValueError as `boundary` does.
+    """
+    grid, table = _table(levels, replicates)
+    first, second = np.triu_indices(len(grid), 1)
+    changes = table[:, second] - table[:, first]  # (R, pairs)
+    above, below = _tails(changes, len(grid) - 1)
+    p_values = below if direction == "rising" else above
+    if np.isnan(p_values).all():
+        return Monotone(None, None, None)
+    worst = int(np.nanargmin(p_values))
+    tested = int((~np.isnan(p_values)).sum())
+    return Monotone(
+        min(1.0, tested * float(p_values[worst])),
+        (float(grid[first[worst]]), float(grid[second[worst]])),
+        float(np.nanmean(changes[:, worst])),
+    )
+
+
+def _tails(values: np.ndarray, n_free: int) -> tuple[np.ndarray, np.ndarray]:
+    """(R, m) -> (m,) twice: one-sided p-values of each column's mean being above zero, and below; NaN if too few.
+
+    Each is the larger of two: a t-test with the column's own variance, valid when variances differ, and one with the
+    variance of all columns, of which `n_free` vary freely. The second guards the first: when all three replicates of a
+    lottery come out alike at two levels (1 in 64 for each pair of levels), their own variance is next to nothing; that
+    it is a lottery is seen only elsewhere.
+    """
+    known = ~np.isnan(values)
+    n = known.sum(0)
+    enough, divisor = n >= MIN_TESTED, np.maximum(n, 1)
+    mean = np.where(known, values, 0.0).sum(0) / divisor
+    squares = (np.where(known, values - mean, 0.0) ** 2).sum(0)
+    freedom, shared = np.maximum(n - 1, 1), max((len(values) - 1) * n_free, 1)
+    own, pooled = squares / freedom, squares[enough].sum() / max(freedom[enough].sum(), 1)
+    t_own, t_pooled = _ratio(mean, np.sqrt(own / divisor)), _ratio(mean, np.sqrt(pooled / divisor))
+    above = np.maximum(special.stdtr(freedom, -t_own), special.stdtr(shared, -t_pooled))
+    below = np.maximum(special.stdtr(freedom, t_own), special.stdtr(shared, t_pooled))
+    return np.where(enough, above, np.nan), np.where(enough, below, np.nan)
+
+
+def _ratio(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """mean / error, where an error of zero gives 0 or a number too large to matter."""
+    return np.divide(mean, error, out=np.sign(mean) * 1e9, where=error > 0)
+
+
+def _holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (1979); NaN stays NaN and is not counted."""
+    order = np.argsort(p_values)  # NaN last
+    n = int((~np.isnan(p_values)).sum())
+    adjusted = np.full(len(p_values), np.nan)
+    adjusted[order[:n]] = np.minimum(1, np.maximum.accumulate(p_values[order[:n]] * np.arange(n, 0, -1)))
+    return adjusted
+
+
+# Drift with compute -------------------------------------------------------------------------------------------------
+
+
+class Drift(NamedTuple):
+    """Doublings of a boundary per doubling of compute."""
+
+    low: float | None
+    high: float | None
+    slopes: tuple[Bracket, ...]
+    """Of each replicate (None: open end)."""
+    verdict: Literal["rises", "falls", "undecided", "missing"]
+    p_value: float | None
+    """Two-sided: the smallest 1 - confidence at which the interval excludes zero. None below two replicates."""
+
+
+def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confidence: float = 0.95) -> Drift:
+    """Drift of a boundary from the brackets of each budget: `drift(budgets, [b.brackets for b in boundaries])`.
+
+    brackets (B x R), the same replicates at every budget; an empty row is a budget at which nothing is known. Each
+    replicate is read at the smallest and the largest budget at which it has a bracket: the least drift these allow is
+    from the upper end there to the lower end here, and is open where one of them is. Over replicates: t-limits of the
+    least and of the greatest, widened where few replicates agree (as for a boundary). Raises ValueError for budgets
+    that are not ascending, or rows of different lengths.
+    """
+    costs = np.asarray(budgets, dtype=float)
+    if len(costs) != len(brackets) or not ((costs > 0).all() and (np.diff(costs) > 0).all()):
+        raise ValueError("drift needs ascending positive budgets and a row of brackets for each")
+    rows = [row for row in brackets if row]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("drift needs the same replicates at every budget")
+    if not rows:
+        return Drift(None, None, (), "missing", None)
+    logs = np.log(costs[[bool(row) for row in brackets]])
+    ends = np.array([[(b.low or 0.0, b.high or math.inf) for b in row] for row in rows])  # (B, R, 2)
+    with np.errstate(divide="ignore"):
+        ends = np.log(ends)
+    seen = np.isfinite(ends).any(-1)  # (B, R)
+    at, bottom, top = np.arange(ends.shape[1]), seen.argmax(0), len(rows) - 1 - seen[::-1].argmax(0)
+    usable = seen.any(0) & (top > bottom)
+    if not usable.any():
+        return Drift(None, None, tuple(Bracket(None, None) for _ in at), "missing", None)
+    doublings = np.where(usable, logs[top] - logs[bottom], 1.0)
+    start, end = ends[bottom, at], ends[top, at]  # (R, 2)
+    lows = np.where(usable, end[:, 0] - start[:, 1], -np.inf) / doublings
+    highs = np.where(usable, end[:, 1] - start[:, 0], np.inf) / doublings
+    widths = ends[..., 1] - ends[..., 0]
+    closed = np.isfinite(widths)
+    widths[~closed] = OPEN_STEPS * widths[closed].max() if closed.any() else np.inf
+    width = float(((widths[bottom, at] + widths[top, at]) / doublings)[usable].mean())
+    below, above = float(lows[0]), float(highs[0])
+    if len(at) > 1:
+        below, above = _t_limit(lows, -1, width, confidence), _t_limit(highs, +1, width, confidence)
+    verdict: Literal["rises", "falls", "undecided"] = "undecided"
+    if len(at) > 1 and (below > 0 or above < 0):
+        verdict = "rises" if below > 0 else "falls"
+    p_value = min(_excludes_zero(lows, width), _excludes_zero(-highs, width)) if len(at) > 1 else None
+    slopes = tuple(Bracket(_finite(lo), _finite(hi)) for lo, hi in zip(lows.tolist(), highs.tolist(), strict=True))
+    return Drift(_finite(below), _finite(above), slopes, verdict, p_value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _excludes_zero(lows: np.ndarray, width: float) -> float:
+    """The smallest 1 - confidence at which `_t_limit` of these low ends is above zero; 1 if at none."""
+    if np.isinf(lows).any() or lows.mean() <= 0:
+        return 1.0
+    n, gap = len(lows), float(lows.mean())
+    error = float(lows.std(ddof=1)) / math.sqrt(n)
+    by_spread = 2 * float(special.stdtr(n - 1, -gap / error)) if error > 0 else 0.0
+    return max(by_spread, _agree(gap / width) ** n)
+
+
+# Crossovers ---------------------------------------------------------------------------------------------------------
+
+
+class Crossover(NamedTuple):
+    """Where B overtakes A: the interval (None: open end), the brackets behind it, and what may be said."""
+
+    low: float | None
+    high: float | None
+    brackets: tuple[Bracket, ...]
+    """Of each replicate, between the first level at which A is shown ahead and the last at which B is."""
+    verdict: Literal[
+        "crosses", "a ahead throughout", "b ahead throughout", "no difference shown", "undecided", "missing"
+    ]
+    """Throughout: wherever the two are told apart, and for A at the last level, too. `undecided`: A is shown ahead but
+    not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
+    p_value: float | None
+    """Of "A is ahead somewhere, and B somewhere after": the smallest 1 - confidence at which it is claimed."""
+    a_ahead: tuple[float, ...]
+    """Levels at which A is shown ahead, over all levels at once."""
+    b_ahead: tuple[float, ...]
+
+
+def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0.95) -> Crossover:
+    """Where B overtakes A along ascending compute; a and b (R x L) paired by replicate.
+
+    At each level one-sided paired tests for A and for B, each corrected over levels (Holm). B overtakes A if A is shown
+    ahead at some level and B at a later one: false in at most 1 - confidence of cases, since with one ahead always it
+    needs a false finding for the other. Between the first of these levels and the last each replicate gives the bracket
+    of its change of sign, and they give the interval as for a boundary; outside, where the arms are not told apart,
+    signs are noise. Without a crossing the ends are bounds: `low` is the last level at which A is shown ahead (the
+    largest compute: no crossover below it), `high` the first at which B is. Raises ValueError as `boundary` does.
+    """
+    grid, first = _table(levels, a)
+    _, second = _table(levels, b)
+    if first.shape != second.shape:
+        raise ValueError(f"arms of {first.shape} and {second.shape} are not paired")
+    gain = second - first  # (R, L), above zero where B is ahead
+    if np.isnan(gain).all():
+        return Crossover(None, None, (), "missing", None, (), ())
+    p_b, p_a = map(_holm, _tails(gain, len(grid)))
+    if np.isnan(p_a).all():
+        return Crossover(None, None, _sign_changes(grid, gain)[0], "undecided", None, (), ())
+    alpha = 1 - confidence
+    a_at, b_at = np.flatnonzero(p_a < alpha), np.flatnonzero(p_b < alpha)
+    ahead = tuple(grid[a_at].tolist()), tuple(grid[b_at].tolist())
+    p_value = _before(p_a, p_b)
+    if len(a_at) and len(b_at) and a_at[0] < b_at[-1]:
+        window = slice(a_at[0], b_at[-1] + 1)
+        brackets, (low, high) = _sign_changes(grid[window], gain[:, window], confidence)
+        if _outside(len(gain), confidence) is None:
+            # Three replicates are let through when they happen to agree, which makes their interval too narrow just
+            # then (it covers 92 % of the claims); between these two levels the arms are not told apart.
+            last_a = a_at[a_at < b_at[-1]][-1]
+            low = low and min(low, float(grid[last_a]))
+            high = high and max(high, float(grid[b_at[b_at > last_a][0]]))
+        return Crossover(low, high, brackets, "crosses", p_value, *ahead)
+    verdict: Literal["a ahead throughout", "b ahead throughout", "no difference shown", "undecided"] = "undecided"
+    if not len(a_at) and not len(b_at):
+        verdict = "no difference shown"
+    elif not len(a_at):
+        verdict = "b ahead throughout"
+    elif not len(b_at) and a_at[-1] == len(grid) - 1:
+        verdict = "a ahead throughout"
+    from_a = ahead[0][-1] if ahead[0] and not ahead[1] else None
+    to_b = ahead[1][0] if ahead[1] and not ahead[0] else None
+    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead)
+
+
+def _sign_changes(
+    grid: np.ndarray, gain: np.ndarray, confidence: float = 0.95
+) -> tuple[tuple[Bracket, ...], tuple[float | None, float | None]]:
+    """Brackets of the change from at most zero to above it, and the interval over them."""
+    low, high, _ = _hulls(np.where(np.isnan(gain), 0, np.where(gain > 0, 1, -1)))
+    return _brackets(grid, low, high), _interval(grid, low, high, confidence)
+
+
+def _before(p_a: np.ndarray, p_b: np.ndarray) -> float:
+    """The least over i < j of the larger of A's p-value at level i and B's at level j."""
+    if len(p_a) < 2:
+        return 1.0
+    earliest = np.fmin.accumulate(np.where(np.isnan(p_a), 1.0, p_a))[:-1]
+    return float(np.maximum(earliest, np.where(np.isnan(p_b), 1.0, p_b)[1:]).min())

@@ -1,0 +1,154 @@
+"""Compute to skill where not every replicate gets there: Kaplan-Meier curves, and k of n successes.
+
+A replicate's onset is seen at a look (an evaluation), having happened since the look before. Without censoring before
+the last look, `boundary` gives the same median interval from six replicates on; for fewer it leans on a normal spread
+of log onsets, where this module, which assumes nothing, leaves the interval open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special  # not scipy.stats: it takes a second to import
+
+from orchestrator.stats.boundaries import Bracket
+from orchestrator.stats.intervals import wilson_interval
+
+
+class Step(NamedTuple):
+    """The share of replicates that have the skill at a look (or at 0, before any), with its pointwise interval."""
+
+    at: float
+    reached: float
+    low: float
+    high: float
+    at_risk: int
+    """Replicates looked at that did not have it at the look before."""
+    onsets: int
+    """Of these, now seen to have it."""
+
+
+class KaplanMeier(NamedTuple):
+    """The curve of compute to skill."""
+
+    steps: tuple[Step, ...]
+    """The first at 0, before any look; then one for each look, up to the last at which a replicate was at risk."""
+    median: Bracket | None
+    """Between which looks half of the replicates get there; None: they do not."""
+    median_interval: Bracket
+    """None: open end. Both are open below six replicates (at 95 %)."""
+    n: int
+    n_censored: int
+
+
+def kaplan_meier(
+    first_seen: Sequence[float | None] | np.ndarray,
+    censored_at: float | Sequence[float | None] | np.ndarray,
+    looks: Sequence[float] | None = None,
+    confidence: float = 0.95,
+) -> KaplanMeier | None:
+    """Kaplan-Meier's curve of the share that has the skill, with pointwise intervals; None of no replicates.
+
+    first_seen (R,): compute at the first look with the skill, None or NaN where it never was. censored_at (R,) or one
+    for all: the last look of those that never had it (read only there); None or 0: never looked at. A replicate that
+    diverged did not get there and will not: give it the last look of the study, not its own, which would say that it
+    might have. looks: the grid of evaluations; left out, the times that occur (lower ends of the median are then too
+    low rather than too high). Raises ValueError for onsets that are not above zero, negative looks, or rows of
+    different lengths.
+
+    An onset counts at the look at which it is first seen. At the looks nothing is lost by that; between two looks the
+    curve would show the share of the look before, which is too low, and the median is a bracket of looks.
+
+    Intervals: the beta product confidence procedure by moments (Fay, Brittain, Proschan 2013, Biostatistics 14:4);
+    where nothing is censored it is Clopper and Pearson's, so it holds for any number of replicates, and is wide. What
+    is usual does not hold here: log-log intervals from Greenwood's error cover at most 78 % at 3 replicates, 93 % at 5,
+    and at 10 still 71 % where one in eight has the skill; they do not exist where none or all have it. Wilson's with an
+    effective number of replicates falls to 63 %, 84 % and 82 %.
+    """
+    seen = np.asarray(first_seen, dtype=float)
+    until = np.broadcast_to(np.asarray(censored_at, dtype=float), seen.shape)
+    if not len(seen):
+        return None
+    event = ~np.isnan(seen)
+    times = np.where(event, seen, np.nan_to_num(until))
+    if (times < 0).any() or (seen[event] == 0).any():
+        raise ValueError("onsets lie above zero and looks not below it")
+    grid = np.unique(np.append(times, [] if looks is None else np.asarray(looks, dtype=float)))
+    grid = grid[(grid > 0) & (grid <= times.max())]
+    at_risk = int((times > 0).sum())
+    steps = [Step(0.0, 0.0, *_limits([], at_risk, confidence), at_risk, 0)]
+    share = _survival(times, event)
+    past: list[tuple[int, int]] = []  # (at risk, onsets)
+    for t in grid.tolist():
+        risk, onsets = int((times >= t).sum()), int((event & (times == t)).sum())
+        if onsets:
+            past.append((risk, onsets))
+        reached = 1 - share[t] if t in share else steps[-1].reached
+        steps.append(Step(t, reached, *_limits(past, risk - onsets, confidence), risk, onsets))
+    return KaplanMeier(tuple(steps), *_median(steps), len(seen), int((~event).sum()))
+
+
+def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
+    """The product limit at each time with an event."""
+    from statsmodels.duration.survfunc import SurvfuncRight  # a second and a half to import
+
+    if not event.any():
+        return {}
+    curve = SurvfuncRight(times, event.astype(int))
+    return dict(zip(curve.surv_times.tolist(), curve.surv_prob.tolist(), strict=True))
+
+
+def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tuple[float, float]:
+    """Interval for the share reached, after onsets among those at risk and with `left` replicates still at risk.
+
+    The share without the skill is a product of beta variables, one for each time of onsets; its lower limit has one
+    more, for the onset that might follow at once (Fay and others 2013, section 3). The product is replaced by the beta
+    distribution with its first two moments, exact where nothing is censored.
+    """
+    tail = (1 - confidence) / 2
+    upper = _beta_quantile([(n - d + 1, d) for n, d in past], 1 - tail)
+    lower = _beta_quantile([*((n - d + 1, d) for n, d in past), (left, 1)], tail) if left else 0.0
+    return 1 - upper, 1 - lower
+
+
+def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> float:
+    """Quantile of a product of independent beta variables, by matching two moments; of no factors, 1."""
+    if not factors:
+        return 1.0
+    mean = math.prod(a / (a + b) for a, b in factors)
+    square = math.prod(a * (a + 1) / ((a + b) * (a + b + 1)) for a, b in factors)
+    size = (mean - square) / (square - mean * mean)  # a + b of the matching beta
+    return float(special.betaincinv(mean * size, (1 - mean) * size, probability))
+
+
+def _median(steps: Sequence[Step]) -> tuple[Bracket | None, Bracket]:
+    """Bracket of looks in which the curve passes one half, and the looks between which it may."""
+    at = [step.at or None for step in steps]  # before the first look: None
+    passes = next((k for k, s in enumerate(steps) if s.reached >= 0.5 - 1e-12), None)
+    possible = next((k for k, s in enumerate(steps) if s.high >= 0.5), len(steps))  # it is shown not to pass before
+    shown = next((k for k, s in enumerate(steps) if s.low >= 0.5), None)
+    median = None if passes is None else Bracket(at[passes - 1], at[passes])
+    return median, Bracket(at[possible - 1] if possible else None, None if shown is None else at[shown])
+
+
+class Successes(NamedTuple):
+    """How many replicates have the skill by some compute, for good."""
+
+    k: int
+    n: int
+    low: float
+    high: float
+
+
+def successes(brackets: Sequence[Bracket], at: float, confidence: float = 0.95) -> Successes | None:
+    """k of n replicates whose bracket is closed by `at` (they stay across from there on), with Wilson's interval.
+
+    Lost and censored replicates stay in the denominator: they are no successes. None of no replicates.
+    """
+    if not brackets:
+        return None
+    k = sum(b.high is not None and b.high <= at for b in brackets)
+    return Successes(k, len(brackets), *wilson_interval(k, len(brackets), confidence))

@@ -1,0 +1,112 @@
+"""Compute to skill: against exact intervals, another library's curve and simulated truths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+from simulate_boundaries import SURVIVAL
+from simulation import Scenario
+
+from orchestrator import stats
+from orchestrator.stats import Bracket, survival
+
+LOOKS = [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize("scenario", SURVIVAL, ids=lambda scenario: scenario.name)
+def test_simulated_shares_and_medians_are_covered(scenario: Scenario) -> None:
+    outcome = scenario.play(2000)
+    assert scenario.holds(outcome), outcome
+
+
+def found(*args, **kwargs) -> survival.KaplanMeier:
+    curve = survival.kaplan_meier(*args, **kwargs)
+    assert curve is not None
+    return curve
+
+
+def test_the_curve_is_the_product_limit() -> None:
+    seen, left = [2, 4, 4, None, None, 16], [16, 16, 16, 16, 8, 16]
+    curve = found(seen, left, LOOKS)
+    data = reference.CensoredData(uncensored=[2, 4, 4, 16], right=[16, 8])
+    assert [s.reached for s in curve.steps] == pytest.approx([0, *(1 - reference.ecdf(data).sf.evaluate(LOOKS))])
+    assert [s.reached for s in curve.steps] == pytest.approx([0, 0, 1 / 6, 1 / 2, 1 / 2, 3 / 4])
+    assert [(s.at_risk, s.onsets) for s in curve.steps[1:]] == [(6, 0), (6, 1), (5, 2), (3, 0), (2, 1)]
+    assert curve.median == Bracket(2, 4) and (curve.n, curve.n_censored) == (6, 2)
+
+
+def test_without_censoring_before_the_last_look_the_intervals_are_clopper_and_pearsons() -> None:
+    curve = found([2, 4, 4, 8, None, None, None, None], 16, LOOKS, confidence=0.9)
+    for step, k in zip(curve.steps[1:], (0, 1, 3, 4, 4), strict=True):
+        exact = reference.binomtest(k, 8).proportion_ci(0.9, method="exact")
+        assert (step.low, step.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_with_censoring_the_interval_is_that_of_a_product_of_betas() -> None:
+    curve = found([2, None, None, 8, None, None, 16], [16, 2, 4, 16, 4, 16, 16], LOOKS)
+    rng = np.random.default_rng(0)
+    shares = rng.beta(7, 1, 400_000) * rng.beta(3, 1, 400_000)  # 1 of 7 at 2, then 1 of 3 at 8
+    low = 1 - np.quantile(shares, 0.975)
+    high = 1 - np.quantile(shares * rng.beta(2, 1, 400_000), 0.025)  # two left
+    assert (curve.steps[4].low, curve.steps[4].high) == pytest.approx((low, high), abs=0.01)
+
+
+def test_the_interval_of_the_median_is_that_of_the_boundary_where_neither_leans_on_a_normal_spread() -> None:
+    rng = np.random.default_rng(4)
+    for n in (6, 8, 10, 20):
+        onset = 2 ** rng.normal(2, 1, n)
+        tables = [[float(look >= t) for look in LOOKS] for t in onset]
+        brackets = stats.boundary(LOOKS, tables, "rising")
+        curve = found([b.high for b in brackets.brackets], 16.0, LOOKS)
+        assert curve.median_interval == (brackets.low, brackets.high)
+
+
+def test_coarser_looks_show_the_same_shares_where_they_look() -> None:
+    rng = np.random.default_rng(5)
+    onset = 2 ** rng.uniform(0, 5, 12)
+    fine = found([next((x for x in LOOKS if x >= t), None) for t in onset], 16.0, LOOKS)
+    coarse = found([next((x for x in LOOKS[::2] if x >= t), None) for t in onset], 16.0, LOOKS[::2])
+    at = {s.at: s.reached for s in fine.steps}
+    assert [at[s.at] for s in coarse.steps] == pytest.approx([s.reached for s in coarse.steps])
+
+
+def test_a_median_that_is_not_reached_is_none_and_so_few_replicates_leave_its_interval_open() -> None:
+    assert found([2, None, None], 16, LOOKS).median is None
+    assert found([2, 2, 4], 16, LOOKS).median == Bracket(1, 2)
+    assert found([1, 1, 1], 16, LOOKS).median == Bracket(None, 1)
+    assert found([2, 2, 4, 4, 4], 16, LOOKS).median_interval == (None, None)
+    assert found([None] * 6, 16, LOOKS).median_interval == (16, None)
+    assert found([2] * 6, 16, LOOKS).median_interval == (1, 2)
+
+
+def test_replicates_that_were_never_looked_at_say_nothing() -> None:
+    assert survival.kaplan_meier([], 16) is None
+    lost = found([None, None], None)
+    assert [(s.reached, s.low, s.high) for s in lost.steps] == [(0, 0, 1)]
+    assert lost.median is None and lost.median_interval == (None, None)
+    half = found([2.0, math.nan, None], [16, math.nan, 0], LOOKS)
+    assert (half.n, half.n_censored, half.steps[-1].at_risk) == (3, 2, 1)
+
+
+def test_left_out_looks_are_the_times_that_occur() -> None:
+    assert [s.at for s in found([4, 8, None], 16).steps] == [0, 4, 8, 16]
+    assert found([4, 8, None], 16).median == Bracket(4, 8)
+
+
+def test_times_that_cannot_be_are_refused() -> None:
+    for seen, left in (([0.0], 16), ([-1.0], 16), ([None], -1)):
+        with pytest.raises(ValueError, match="above zero"):
+            survival.kaplan_meier(seen, left)
+    with pytest.raises(ValueError):
+        survival.kaplan_meier([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_successes_count_those_that_stay_across_and_keep_the_lost_in_the_denominator() -> None:
+    brackets = [Bracket(1, 2), Bracket(2, 4), Bracket(4, 8), Bracket(None, None), Bracket(16, None)]
+    counted = survival.successes(brackets, 4)
+    assert counted is not None and (counted.k, counted.n) == (2, 5)
+    assert (counted.low, counted.high) == stats.wilson_interval(2, 5)
+    assert survival.successes([], 4) is None

@@ -2,74 +2,104 @@
 
     emergence report quickstart
 
-Tabulates and words what findings.py says, and sets it beside the figures; computes no statistic itself, and knows no Ray,
-no MLflow and no torch. The page is report.html.j2: no script, no font, no file besides itself.
+Sets what findings.py says beside the figures; computes no statistic itself, and knows no Ray, no MLflow and no torch. The
+page is made of page/: a frame, a file for each section, style and script. It loads nothing, and says the same without its
+script, which lets a reader point at a figure, walk along compute, and sort and filter the trials.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
 import os
 import re
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import jinja2
 import matplotlib
+from markupsafe import Markup, escape
 
-from orchestrator import stats
-from orchestrator.figures import (
-    CIVIDIS,
-    LIST,
-    RULE,
-    STYLE,
-    TINT,
-    ability_band,
-    decays,
-    decimal,
-    files_of,
-    grid,
-    has_values,
-    inline,
-    memory_band,
-    on_split,
-    plates_of,
-)
+from orchestrator import stats, tables
+from orchestrator.curves import Curves, decays
+from orchestrator.embed import Embedded
+from orchestrator.figures import plates_of
 from orchestrator.findings import Findings
-from orchestrator.progress import clock
-from orchestrator.study import Study
-from orchestrator.words import ability_words, interval_words, memory_words, number
+from orchestrator.plates import CIVIDIS, LIST, RULE, STYLE, TINT, Inline, Plate, coarser, decimal, files_of, inline
+from orchestrator.surfaces import on_split
+from orchestrator.walk import walk_of
+from orchestrator.words import number
 from trainers.tasks import Family
 
-MAX_TRIAL_ROWS = 1000
-"""Rows of the trial table on the page; all of them are in runs.parquet. Keeps the page well below 2 MB."""
+PAGE = Path(__file__).parent / "page"
 OPEN_TRIAL_ROWS = 40
 """A longer table of trials starts folded."""
+MAX_PICTURE_BYTES = 1_500_000
+"""Panels that are larger together go on the page as coarser pictures; the files beside it keep their quality."""
 
 
-def write(folder: Path, found: Findings, sessions: list[dict[str, Any]]) -> Path:
-    """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError."""
+class Section(NamedTuple):
+    """A part of the page: `page/sections/<name>.html.j2`, the name also being its anchor."""
+
+    name: str
+    title: str
+    """In the table of contents."""
+    shown: Callable[[dict[str, Any]], bool] = lambda page: True
+    """Is there anything to show? Given what the templates are given."""
+
+
+def _any_block(figure: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda page: any(block[figure] for block in page["blocks"])
+
+
+SECTIONS = (
+    Section("surface", "Tasks × compute"),
+    Section("walk", "Along compute"),
+    Section("skills", "Skills and memory"),
+    Section("curves", "Along training"),
+    Section("override", "Context or memory", _any_block("override")),
+    Section("distance", "Counting or remembering", _any_block("distance")),
+    Section("boundaries", "Boundaries"),
+    Section("expected", "Expected", lambda page: bool(page["expected"])),
+    Section("trials", "Trials"),
+    Section("methods", "Methods"),
+)
+"""The page from top to bottom."""
+
+
+def write(
+    folder: Path, found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError.
+
+    `links` leads from trials to their MLflow runs: {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
+    """
+    curves, embedded = Curves(found), Embedded(found)
+    walks = {arm: walk_of(curves, arm) for arm in found.study.axes.arm}
+    plates = {arm: plates_of(curves, arm, walk) for arm, walk in walks.items()}
+    drawn = [plate for of_arm in plates.values() for plate in of_arm.values() if plate]
     with matplotlib.rc_context(STYLE):
-        blocks = [_block(found, arm) for arm in found.study.axes.arm]
-        files = {
-            f"{plate.name}.{kind}": data
-            for block in blocks
-            for plate in block["plates"]
-            for kind, data in files_of(plate).items()
-        }
-        page = _page(found, sessions, blocks)
+        files = {f"{plate.name}.{kind}": data for plate in drawn for kind, data in files_of(plate).items()}
+        pictures = _pictures(drawn)
+    for plate in drawn:
+        embedded.csv(plate.name, files[f"{plate.name}.csv"])
+    blocks = [_block(found, arm, plates[arm], pictures, embedded) for arm in plates]
+    for block, walk in zip(blocks, walks.values(), strict=True):
+        block["slider"] = walk is not None and embedded.walk(walk)
+    _write_files(folder, files)
+    _replace(folder / "report.html", _page(found, sessions, blocks, embedded, links).encode())
+    return folder / "report.html"
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for stale in set(figures.iterdir()) - {figures / name for name in files}:
-        if stale.suffix in (".png", ".svg"):
+        if stale.suffix in (".png", ".svg", ".csv"):
             stale.unlink()
     for name, data in files.items():
         _replace(figures / name, data)
-    _replace(folder / "report.html", page.encode())
-    return folder / "report.html"
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -78,319 +108,129 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _block(found: Findings, arm: str) -> dict[str, Any]:
-    """One arm: its plates, their panels ready for the page, and the words beside them."""
-    shown: dict[str, Any] = {"arm": arm, "plates": []}
-    for name, plate in plates_of(found, arm).items():
-        panels = plate.panels if plate else ()
-        shown[name] = [
-            {"title": p.title, "note": p.note, "svg": inline(p, f"{arm}{name}{i}"), "width": p.box[0]}
-            for i, p in enumerate(panels)
-        ]
-        shown["plates"] += [plate] if plate else []
-    return shown | _block_words(found, arm)
-
-
-# Words and tables ---------------------------------------------------------------------------------------------------
-
-
-def _block_words(found: Findings, arm: str) -> dict[str, Any]:
-    """What the page says beside an arm's figures, read off the findings."""
-    study = found.study
-    family = cast(Family, study.family)
-    skill = study.shown_skills[0]
-    cells = grid(found, "ability", arm, skill, found.skill_split(skill))
-    states = {cell.state for line in cells for cell in line}
-    partly = any(0 < cell.known < study.axes.replicates for line in cells for cell in line)
-    memory = grid(found, "memory", arm, family.mixture, "seen", "pre_decay")
-    undrawn = [
-        s for s in study.shown_skills[1:] if not has_values(grid(found, "ability", arm, s, found.skill_split(s)))
-    ]
-    bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
-    drawn = [boundary for band in bands for boundary in band.boundaries if boundary is not None]
-    brackets = [bracket for boundary in drawn for bracket in boundary.brackets]
-    levels = study.axes.n_tasks
+def _pictures(plates: Sequence[Plate]) -> dict[str, list[Inline]]:
+    """Every plate's panels for the page, by its name; coarser where they would make the page too large."""
+    fine = {plate.name: [inline(panel, f"{plate.name}{i}") for i, panel in enumerate(plate.panels)] for plate in plates}
+    if sum(len(panel.picture) for panels in fine.values() for panel in panels) <= MAX_PICTURE_BYTES:
+        return fine
     return {
-        "fades": any(end is None or not min(levels) <= end <= max(levels) for b in drawn for end in (b.low, b.high)),
-        "above": any(b.high is None for b in brackets),
-        "under": any(b.low is None for b in brackets),
-        "states": states,
-        "blank": bool(states - {"value", "undefined"}),
-        "partly": partly,
-        "undrawn": undrawn,
-        "measured": found.ended(arm),
-        "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
-        "no_ability_boundary": ability_band(found, arm, skill) is None,
-        "no_memory_boundary": memory_band(found, arm) is None,
-        "memory_cells": has_values(memory),
-        "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
+        plate.name: [coarser(*pair) for pair in zip(fine[plate.name], plate.panels, strict=True)] for plate in plates
     }
 
 
-def _boundary_rows(found: Findings) -> list[dict[str, Any]]:
-    """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
-    study = found.study
-    levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    groups = []
-    for arm in study.axes.arm:
-        named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
-        mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
-        for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
-            rows = []
-            for flops, boundary in boundaries:
-                known = found.reached(arm, flops)
-                rows.append(
-                    {
-                        "flops": number(flops),
-                        "interval": interval_words(boundary, levels),
-                        "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
-                        "verdict": boundary.verdict if known else "open",
-                        "replicates": len(boundary.brackets),
-                        "not_monotone": boundary.not_monotone,
-                    }
-                )
-            alike = [{**row, "flops": ""} for row in rows]
-            if len(rows) > 1 and all(row == alike[0] for row in alike):
-                rows = [{**rows[0], "flops": "all"}]
-            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows})
-    return groups
+def _block(
+    found: Findings,
+    arm: str,
+    plates: Mapping[str, Plate | None],
+    pictures: Mapping[str, list[Inline]],
+    embedded: Embedded,
+) -> dict[str, Any]:
+    """One arm: its plates by their place, their panels ready for the page, and the words beside them."""
+    shown: dict[str, Any] = {"arm": arm}
+    for place, plate in plates.items():
+        shown[place] = plate and {
+            "name": plate.name,
+            "panels": [
+                {
+                    "title": panel.title,
+                    "note": panel.note,
+                    "picture": drawn.picture,
+                    "style": drawn.style,
+                    "width": panel.box[0],
+                    "number": embedded.panel(panel.box, drawn.sheet),
+                }
+                for panel, drawn in zip(plate.panels, pictures[plate.name], strict=True)
+            ],
+        }
+    return shown | tables.block_words(found, arm)
 
 
-_EVIDENCE = {
-    "V": "read in the paper or its code",
-    "F": "read by eye off a published figure",
-    "C": "computed or run by us",
-}
+def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
+    """Trial -> address of its MLflow run; and whether that is on the reader's own machine (`loopback`) or elsewhere."""
+    base = str(links["base"]).rstrip("/") if links else ""
+    if not base.startswith(("http://", "https://")):  # a link that a browser follows, and nothing else
+        return {}, ""
+    assert links is not None
+    host = urlsplit(base).hostname or ""
+    place = "loopback" if host in ("localhost", "::1") or host.startswith("127.") else "elsewhere"
+    found = {trial: f"{base}/{str(run).lstrip('/')}" for trial, run in links["runs"].items()}
+    return found, place if found else ""
 
 
-def _expected_rows(found: Findings) -> list[dict[str, Any]]:
-    rows = []
-    for verdict in found.verdicts:
-        expected, measured = verdict.expected, verdict.measured
-        cell = expected.cell
-        where = [f"{number(cell.n_tasks)} tasks" if cell.n_tasks else "all numbers of tasks"]
-        where += [f"{number(cell.compute_flops)} FLOPs"] if cell.compute_flops else []
-        where += [part for part in (cell.arm, cell.skill) if part]
-        where += [on_split(cell.split)] if expected.what in ("accuracy", "ability") or "excess" in expected.what else []
-        known = measured is not None and measured.low is not None and measured.high is not None
-        missing = f"{len(verdict.values)} of {len(verdict.values) + verdict.censored} replicates have it"
-        rows.append(
-            {
-                "what": expected.what.replace("_", " "),
-                "where": ", ".join(where),
-                "expected": _figure(expected.value),
-                "range": f"{_figure(expected.lo)} to {_figure(expected.hi)}",
-                "measured": _figure(measured.mean) if measured else missing,
-                "interval": f"{_figure(measured.low)} to {_figure(measured.high)}" if known and measured else "—",
-                "replicates": len(verdict.values),
-                "verdict": verdict.verdict,
-                "source": expected.source,
-                "source_replicates": expected.replicates,
-                "evidence": expected.evidence,
-            }
-        )
-    return rows
-
-
-def _figure(value: float | None) -> str:
-    """A measured number to three figures, with a true minus sign."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return (number(value) if value >= 1e6 else text).replace("-", "−")
-
-
-def _trial_rows(found: Findings) -> list[dict[str, Any]]:
-    study = found.study
-    skill = study.shown_skills[0]
-    split = found.skill_split(skill)
-    mixture = cast(Family, study.family).mixture
-    levels = {n: i for i, n in enumerate(found.results.levels)}
-    budgets = {c: i for i, c in enumerate(found.results.budgets)}
-    rows = []
-    for run in found.runs[:MAX_TRIAL_ROWS]:
-        place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
-
-        def read(measure: str, *group: Any, arm: str = run["arm"], place: Any = place) -> float:
-            return float(found.results.cube(measure, arm, *group)[place])
-
-        drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
-        seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
-        rows.append(
-            {
-                "arm": run["arm"],
-                "n_tasks": number(run["n_tasks"]),
-                "flops": number(run["compute_flops"]),
-                "replicate": run["replicate"],
-                "status": run["status"],
-                "reason": run.get("reason") or "",
-                "accuracy": decimal(read("accuracy", skill, split), 3),
-                "ability": decimal(read("ability", skill, split)),
-                "memory": decimal(read("memory", mixture, "seen", "pre_decay")),
-                "steps": _count(run.get("steps")),
-                "sequences": _count(sequences),
-                "distinct": _count(drawn),
-                "repeats": _count(sequences / drawn) if drawn and sequences else "—",
-                "own": _count(run.get("flops_own")),
-                "run": _count(run.get("flops_run")),
-                "seconds": f"{sum(seconds):.0f}" if seconds else "—",
-                "attempt": run["attempt"] if run.get("attempt") is not None else "—",
-            }
-        )
-    return rows
-
-
-def _count(value: float | None) -> str:
-    """A count or cost, an em dash where it is missing."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    if value < 10 and not float(value).is_integer():
-        return f"{value:.1f}"
-    return number(value) if value >= 1 else f"{value:.2g}"
-
-
-def _provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Where the numbers come from and what they cost: (name, words), as far as it is known."""
-    costs = found.costs()
-    facts: list[tuple[str, str]] = []
-    commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
-    commits = commits or list(dict.fromkeys(s["commit"] for s in sessions if s.get("commit")))
-    facts.append(("Commit", ", ".join(map(_short_commit, commits)) or "unknown (not run from a repository)"))
-    if sessions:
-        last = sessions[-1]
-        versions = last.get("versions") or {}
-        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"))
-        machines = [f"{s['machine']} ({s['host']})" for s in sessions if s.get("machine")]
-        facts.append(("Driver on", "; ".join(dict.fromkeys(machines)) or "unknown"))
-    hosts = Counter(f"{r['host']} ({r['device']})" for r in found.runs if r.get("host"))
-    if hosts:
-        facts.append(("Trials on", ", ".join(f"{host}: {count}" for host, count in sorted(hosts.items()))))
-    facts += [
-        ("Training", f"{_flops(costs.train_flops)} run; sharing trunks saved {_flops(costs.saved_flops)}"),
-        ("Evaluation", f"{_flops(costs.eval_flops)}, not part of any budget"),
-        ("Slot time", clock(costs.slot_seconds) + ", training and evaluating"),
-    ]
-    begun = min((s["time"] for s in sessions), default=None)
-    ended = max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
-    if begun is not None:
-        facts.append(("Begun", _date(begun)))
-    if ended is not None:
-        facts.append(("Last trial ended", _date(ended)))
-    if begun is not None and ended is not None:
-        facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
-    facts.append(("Sessions", str(len(sessions))))
-    return facts
-
-
-def _short_commit(commit: str) -> str:
-    """The first twelve digits; a changed work tree stays visible."""
-    head, plus, changes = commit.partition("+")
-    return head[:12] + plus + changes
-
-
-def _flops(value: float) -> str:
-    return f"{number(value) if value >= 1 else 0} FLOPs"
-
-
-def _date(seconds: float) -> str:
-    when = datetime.fromtimestamp(seconds, UTC)
-    return f"{when.day} {when:%B %Y, %H:%M} UTC"
-
-
-def _settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The study's settings as they were resolved, group by group."""
-    groups: list[tuple[str, list[tuple[str, str]]]] = []
-    for part in ("family", "model", "training", "evaluation"):
-        values = getattr(study, part).model_dump()
-        groups.append((part, [(k, _setting(v)) for k, v in values.items()]))
-    axes = study.axes
-    crossed = [
-        ("arm", ", ".join(axes.arm)),
-        ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
-        ("compute_flops", ", ".join(number(c) for c in study.budgets)),
-        ("replicates", str(axes.replicates)),
-    ]
-    return [("axes", crossed), *groups]
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:g}" if abs(value) < 1000 else number(value)
-
-
-def _reference_words(study: Study) -> list[tuple[str, str]]:
-    """What the family says of its exact predictors, and the constants it declares for them."""
-    kind = type(study.family)
-    module = importlib.import_module(kind.__module__)
-    said = []
-    for name, method in (("Generaliser", "generalizer"), ("Memoriser", "memorizer")):
-        doc = getattr(getattr(kind, method, None), "__doc__", None)
-        if doc:
-            words = re.sub(r":[^:]*->.*", "", doc.strip().split("\n")[0])  # the shapes are for programmers
-            said.append((name, words.rstrip(".").replace(" - ", " − ")))
-    epsilon, most = getattr(module, "EPSILON", None), getattr(module, "MEMORIZER_MAX_TASKS", None)
-    if epsilon is not None:
-        words = "what the memoriser leaves to a uniform guess; its loss on held-out tasks depends on it"
-        said.append(("ε", f"{epsilon:g}: {words}"))
-    if most is not None:
-        said.append(
-            ("Enumerated", f"up to {number(most)} training tasks; beyond, the memoriser is missing, not guessed")
-        )
-    return said
-
-
-# The page -----------------------------------------------------------------------------------------------------------
-
-
-def _page(found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str, Any]]) -> str:
-    study = found.study
-    family = cast(Family, study.family)
-    skill = study.shown_skills[0]
-    split = found.skill_split(skill)
-    status = Counter(r["status"] for r in found.runs)
+def _page(
+    found: Findings,
+    sessions: list[dict[str, Any]],
+    blocks: list[dict[str, Any]],
+    embedded: Embedded,
+    links: Mapping[str, Any] | None,
+) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    trials = _trial_rows(found)
+    environment.filters["subscripts"] = _subscripts
+    page = _told(found, sessions, blocks, links)
+    page["data"], page["thinned"] = embedded.json(), embedded.thinned
+    page["sections"] = [section for section in SECTIONS if section.shown(page)]
+    return environment.get_template("report.html.j2").render(page)
+
+
+def _subscripts(words: str) -> Markup:
+    """Words for the page, in which K_A and K_M have their letter below the line."""
+    return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(words))))
+
+
+def _told(
+    found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str, Any]], links: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Everything that the templates are given."""
+    study = found.study
+    family = cast(Family, study.family)
+    skill = study.shown_skills[0]
+    split = found.skill_split(skill)
+    status = Counter(r["status"] for r in found.runs)
+    addresses, linked = _links(links)
+    trials = tables.trial_rows(found, addresses)
     chance = family.chance(skill)
     levels = sorted(study.axes.n_tasks)
-    return environment.get_template("report.html.j2").render(
-        study=study,
-        found=found,
-        blocks=blocks,
-        skill=skill,
-        skill_words=family.skills.get(skill, ""),
-        skills=family.skills,
-        on=on_split(split),
-        split=split,
-        after_decay=" after the decay" if decays(found) else "",
-        before_decay=" before the decay" if decays(found) else "",
-        status=[(name, number(status[name])) for name in ("done", "diverged", "failed", "open") if status[name]],
-        n_trials=number(len(found.runs)),
-        chance=decimal(chance) if chance is not None else "",
-        several_arms=len(study.axes.arm) > 1,
-        first_tasks=number(levels[0]),
-        last_tasks=number(levels[-1]),
-        ramp=", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
-        boundaries=_boundary_rows(found),
-        expected=_expected_rows(found),
-        evidence=_EVIDENCE,
-        trials=trials,
-        attempts=any(run.get("attempt") is not None for run in found.runs),
-        left_out=number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
-        fold=len(trials) > OPEN_TRIAL_ROWS,
-        provenance=_provenance(found, sessions),
-        settings=_settings(study),
-        references=_reference_words(study),
-        rule_colour=RULE,
-        list_colour=LIST,
-        rule_tint=TINT[RULE],
-        list_tint=TINT[LIST],
-        min_gap=stats.MIN_GAP_NATS,
-        min_errors=stats.MIN_GAP_ERRORS,
-    )
+    return {
+        "study": study,
+        "found": found,
+        "blocks": blocks,
+        "skill": skill,
+        "skill_words": family.skills.get(skill, ""),
+        "skills": family.skills,
+        "on": on_split(split),
+        "split": split,
+        "after_decay": " after the decay" if decays(found) else "",
+        "before_decay": " before the decay" if decays(found) else "",
+        "status": [(name, number(status[name])) for name in ("done", "diverged", "failed", "open") if status[name]],
+        "n_trials": number(len(found.runs)),
+        "chance": decimal(chance) if chance is not None else "",
+        "several_arms": len(study.axes.arm) > 1,
+        "first_tasks": number(levels[0]),
+        "last_tasks": number(levels[-1]),
+        "boundaries": tables.boundary_rows(found),
+        "expected": tables.expected_rows(found),
+        "evidence": tables.EVIDENCE,
+        "trials": trials,
+        "attempts": any(run.get("attempt") is not None for run in found.runs),
+        "linked": linked,
+        "left_out": number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
+        "fold": len(trials) > OPEN_TRIAL_ROWS,
+        "provenance": tables.provenance(found, sessions),
+        "settings": tables.settings(study),
+        "references": tables.reference_words(study),
+        "rule_colour": RULE,
+        "list_colour": LIST,
+        "rule_tint": TINT[RULE],
+        "list_tint": TINT[LIST],
+        "ramp": ", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
+        "style": Markup((PAGE / "report.css").read_text()),
+        "script": Markup((PAGE / "report.js").read_text()),
+        "min_gap": stats.MIN_GAP_NATS,
+        "min_errors": stats.MIN_GAP_ERRORS,
+    }

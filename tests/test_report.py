@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import functools
+import gzip
+import io
+import json
 import math
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pytest
 from matplotlib import image
 
-from orchestrator import figures, findings, report, stats
+from orchestrator import curves, embed, findings, plates, report, stats, surfaces, tables
 from orchestrator.findings import Findings
 from orchestrator.record import RESULTS, RUNS
 from orchestrator.study import Study
@@ -128,6 +131,7 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.links: list[str] = []
         self.styles: list[str] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.tags: list[str] = []
         self._hidden = ""
         self.feed(text)
@@ -138,6 +142,8 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag in ("style", "script", "title"):
             self._hidden = tag
+        if tag == "script":
+            self.scripts.append((dict(attributes), ""))
         for name, value in attributes:
             if name in ("src", "href", "xlink:href", "data", "srcset", "action", "poster"):
                 self.links.append(value or "")
@@ -151,13 +157,21 @@ class Page(HTMLParser):
             self._hidden = ""
 
     def handle_data(self, data: str) -> None:
+        if self._hidden == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
         (self.styles if self._hidden else self.words).append(data)
 
 
-def page_of(folder: Path, found: Findings, sessions: list[dict[str, Any]] | None = None) -> Page:
-    path = report.write(folder, found, [SESSION] if sessions is None else sessions)
+def page_of(
+    folder: Path, found: Findings, sessions: list[dict[str, Any]] | None = None, links: dict[str, Any] | None = None
+) -> Page:
+    path = report.write(folder, found, [SESSION] if sessions is None else sessions, links)
     assert path == folder / "report.html"
     return Page(path.read_text())
+
+
+def rows_in(folder: Path, figure: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "figures" / f"{figure}.csv").read_text())))
 
 
 CASES: dict[str, Callable[[], Findings]] = {
@@ -214,16 +228,22 @@ def test_whatever_is_missing_the_page_is_written_and_prints_no_missing_value_as_
     assert not re.search(r"\b(nan|NaN|None|null|inf|Infinity)\b|\{\{|\{%", page.text)
     for value in (*found.study.axes.n_tasks, *found.study.axes.compute_flops):
         assert re.search(rf"(?<![\w.,]){re.escape(number(value))}(?![\w])", page.text), value
-    assert found.answer in page.text
+    assert re.sub(r"\bK_([AM])\b", r"K \1", found.answer) in page.text
     assert found.study.question in page.text and found.study.expectation in page.text
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_page_stands_alone(case: str, written: Reports) -> None:
     _, folder, page = written(case)
-    assert all(link.startswith(("#", "data:")) for link in page.links)
+    beside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert all(re.fullmatch(r"figures/\w+\.(png|svg|csv)", link) and (folder / link).exists() for link in beside)
     assert not re.search(r"@import|url\((?!['\"]?(#|data:))", " ".join(page.styles))
-    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert not {"iframe", "object", "embed"} & set(page.tags)
+    ((about_data, data), (about_script, script)) = page.scripts
+    assert (about_data, about_script) == ({"type": "application/json", "id": "data"}, {})
+    assert script.strip() == (report.PAGE / "report.js").read_text().strip()
+    assert not re.search(r"\beval\b|\bFunction\b|\bfetch\b|XMLHttpRequest|import\(|</", script)
+    assert json.loads(data)["panels"]
     assert sum(path.is_file() for path in folder.iterdir()) == 1  # and no temporary file stays
 
 
@@ -231,9 +251,8 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
     found, _, page = written("as usual")
     levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
     _, (_, at_top) = found.k_ability[("answer", "recall")]
-    assert (at_top.low, at_top.high) == (4, 64)
     table = page.text[page.text.index("The boundaries") :]
-    assert "4 to 64 " + ability_words(at_top, levels) + " crossed 3 0" in table
+    assert f"{interval_words(at_top, levels)} {ability_words(at_top, levels)} crossed 3 0" in table
     for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
         for _, boundary in boundaries:
             words = memory_words if boundaries in found.k_memory.values() else ability_words
@@ -249,11 +268,12 @@ def test_the_same_record_gives_the_same_bytes(written: Reports, tmp_path: Path) 
         assert (before / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
-def test_every_figure_is_a_picture_and_a_drawing_of_the_same_name(written: Reports) -> None:
-    _, folder, _ = written("as usual")
-    pngs, svgs = (sorted((folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg"))
-    assert [p.stem for p in pngs] == [s.stem for s in svgs]
-    assert {"surface", "skills", "memory", "curves", "override", "override_compute"} == {p.stem for p in pngs}
+def test_every_figure_is_a_picture_a_drawing_and_numbers_of_the_same_name(written: Reports) -> None:
+    _, folder, page = written("as usual")
+    pngs, svgs, csvs = (sorted((folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg", "csv"))
+    assert [p.stem for p in pngs] == [s.stem for s in svgs] == [c.stem for c in csvs]
+    assert {"surface", "walk", "skills", "memory", "curves", "override", "override_compute"} == {p.stem for p in pngs}
+    assert {f"figures/{path.name}" for path in (*pngs, *svgs, *csvs)} <= set(page.links)
     for path in pngs:
         picture = image.imread(path)
         assert picture.shape[0] > 400 and picture.shape[1] > 800
@@ -267,27 +287,29 @@ def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     figure = tmp_path / "figures" / "surface_next_token.png"
     figure.parent.mkdir()
     figure.write_bytes(b"of an arm that is no longer there")
+    numbers = figure.with_suffix(".csv")
+    numbers.write_bytes(b"arm")
     page_of(tmp_path, CASES["nothing has ended"]())
-    assert not figure.exists() and (tmp_path / "figures" / "surface.png").exists()
+    assert not figure.exists() and not numbers.exists() and (tmp_path / "figures" / "surface.png").exists()
 
 
 def test_where_nothing_is_learned_no_boundary_is_drawn_and_the_page_says_so(written: Reports) -> None:
     _, folder, page = written("nothing is learned")
     assert "No K A is drawn" in page.text and "No K M is drawn" in page.text
     assert "appears nowhere" in page.text
-    tints = set(figures.TINT.values())
+    tints = set(plates.TINT.values())
     assert not any(tint in (folder / "figures" / "surface.svg").read_text() for tint in tints)
     assert all(tint in (written("as usual").folder / "figures" / "surface.svg").read_text() for tint in tints)
 
 
 def test_an_undefined_cell_is_not_a_zero(written: Reports) -> None:
     found, folder, _ = written("as usual")
-    cells = figures.grid(found, "memory", "answer", "mixture", "seen", "pre_decay")
+    cells = surfaces.grid(found, "memory", "answer", "mixture", "seen", "pre_decay")
     assert [cell.state for cell in cells[-1]] == ["undefined", "undefined"]
     assert [cell.value for cell in cells[0]] == [pytest.approx(0.9), pytest.approx(0.9)]
     words = "".join(xml.etree.ElementTree.parse(folder / "figures" / "memory.svg").getroot().itertext())
     assert words.count("—") == 2 and "0.00" not in words
-    blank = figures.grid(CASES["a cell is missing"](), "ability", "answer", "recall", "held_out")
+    blank = surfaces.grid(CASES["a cell is missing"](), "ability", "answer", "recall", "held_out")
     assert blank[1][1].state == "open"
 
 
@@ -315,21 +337,185 @@ def test_text_from_a_study_is_escaped(tmp_path: Path) -> None:
     study = study_of(question="Is a<b & <script>alert(1)</script>?")
     page = page_of(tmp_path, found_of(study, status=lambda n, c, r: "open"))
     assert "Is a<b & <script>alert(1)</script>?" in page.text
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2
 
 
-def test_a_large_study_stays_below_two_megabytes(tmp_path: Path) -> None:
+def test_text_in_the_data_cannot_end_its_script() -> None:
+    given = {"name": "</script><script>alert(1)</script><!-- & \u2028"}
+    text = str(embed.script_json(given))
+    assert json.loads(text) == given
+    assert not re.search("[<>&\u2028]", text)
+
+
+def test_a_large_study_stays_below_two_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_TRIAL_ROWS", 300)
     study = study_of(
-        n_tasks=tuple(4**k for k in range(1, 15)),
-        compute_flops=tuple(1e10 * 2**k for k in range(10)),
-        replicates=10,
+        n_tasks=tuple(4**k for k in range(1, 11)),
+        compute_flops=tuple(1e10 * 2**k for k in range(6)),
+        replicates=8,
         skills=("recall", "override", "override_memory"),
     )
     found = found_of(study, lambda n, c, r: 1 / (1 + math.exp(2 - math.log10(n) - r / 6 - math.log10(c / 1e11))))
     page = page_of(tmp_path, found)
     assert (tmp_path / "report.html").stat().st_size < 2e6
-    assert "details" in page.tags and f"{14 * 10 * 10 - report.MAX_TRIAL_ROWS} more trials" in page.text
-    assert "1,400 trials: 1,400 done" in page.text
+    assert "details" in page.tags and f"{10 * 6 * 8 - 300} more trials" in page.text
+    assert "480 trials: 480 done" in page.text
+
+
+def test_a_page_that_would_grow_too_large_gives_up_what_is_also_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
+) -> None:
+    whole = written("as usual")
+    for module, limit in (
+        (embed, "MAX_POINTS"),
+        (embed, "MAX_WALK_VALUES"),
+        (embed, "MAX_CSV_BYTES"),
+        (report, "MAX_PICTURE_BYTES"),
+    ):
+        monkeypatch.setattr(module, limit, 10)
+    monkeypatch.setattr(plates, "COARSE_BYTES", 5_000)
+    page = page_of(tmp_path, CASES["as usual"]())
+    data, before = data_of(page), data_of(whole.page)
+    assert data["walks"] == {} and "Too many trials for a slider" in page.text
+    assert data["csv"] == {} and set(before["csv"]) == {path.stem for path in (tmp_path / "figures").glob("*.csv")}
+    assert sum(isinstance(p[-1], str) for panel in data["panels"] for p in panel["points"]) > 0
+    assert all(isinstance(p[-1], str) for panel in data["panels"] for p in panel["points"])
+    assert "only cells and boundaries can be pointed at" in page.text
+    assert [panel["areas"] for panel in data["panels"]] == [panel["areas"] for panel in before["panels"]]
+    assert (tmp_path / "report.html").stat().st_size < 0.9 * (whole.folder / "report.html").stat().st_size
+    for path in (whole.folder / "figures").iterdir():
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes()
+
+
+def test_halfway_to_that_the_ends_of_budgets_can_still_be_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
+) -> None:
+    before = data_of(written("as usual").page)
+    monkeypatch.setattr(embed, "MAX_POINTS", sum(len(panel["points"]) for panel in before["panels"]) - 1)
+    page = page_of(tmp_path, CASES["as usual"]())
+    runs, panels = data_of(page)["runs"], data_of(page)["panels"]
+    budgets = [runs[p[3]][3] for panel in panels for p in panel["points"] if not isinstance(p[-1], str)]
+    assert len(budgets) > 50 and set(budgets) == {"1e11", "8e11"}
+    assert "only the ends of budgets can be pointed at" in page.text
+
+
+# Numbers of the figures ---------------------------------------------------------------------------------------------
+
+
+def data_of(page: Page) -> dict[str, Any]:
+    return dict(json.loads(page.scripts[0][1]))
+
+
+def test_the_numbers_of_a_surface_are_its_cells_and_bounds(written: Reports) -> None:
+    found, folder, _ = written("as usual")
+    rows = rows_in(folder, "surface")
+    cells = [row for row in rows if row["series"] == "cell"]
+    assert len(cells) == 3 * 2 * 3
+    for row in cells:
+        n, c, r = int(row["n_tasks"]), float(row["compute_flops"]), int(row["replicate"])
+        value = found.values("ability", "answer", "recall", "held_out", n, c)[r]
+        assert (float(row["value"]), row["unit"], row["status"]) == (value, "ratio", "done")
+        assert row["trial"] in {run["trial"] for run in found.runs}
+    for name, boundaries in (("K_A", found.k_ability[("answer", "recall")]), ("K_M", found.k_memory["answer"])):
+        whole = {float(r["compute_flops"]): r for r in rows if r["series"] == f"{name} interval"}
+        each = [row for row in rows if row["series"] == f"{name} of a replicate"]
+        assert len(each) == 6
+        for c, boundary in boundaries:
+            assert whole[c]["verdict"] == boundary.verdict and whole[c]["unit"] == "tasks"
+            for end, value in (("low_tasks", boundary.low), ("high_tasks", boundary.high)):
+                on_grid = value is not None and 4 <= value <= 1e12
+                assert whole[c][end] == (str(value) if on_grid else "")
+            brackets = [(r["low_tasks"], r["high_tasks"]) for r in each if float(r["compute_flops"]) == c]
+            assert brackets == [tuple("" if end is None else str(end) for end in b) for b in boundary.brackets]
+
+
+def test_the_numbers_of_curves_are_every_look_and_the_references(written: Reports) -> None:
+    found, folder, _ = written("as usual")
+    rows = rows_in(folder, "curves")
+    for split, name in (("held_out", "held-out tasks"), ("seen", "training tasks")):
+        for n, r in ((4, 0), (64, 2)):
+            mine = [x for x in rows if (x["series"], x["n_tasks"], x["replicate"]) == (name, str(n), str(r))]
+            track = found.results.track("accuracy", "answer", "recall", split, n, r)
+            looks = {(int(s), f, v) for s, f, v in zip(*(part.tolist() for part in track[:3]), strict=True)}
+            assert {(int(x["step"]), float(x["flops"]), float(x["value"])) for x in mine} == looks
+            ends = {x["trial"]: float(x["compute_flops"]) for x in mine if x["phase"] == "final"}
+            assert sorted(ends.values()) == [1e11, 8e11] and len(ends) == 2
+    chance = [float(row["value"]) for row in rows if row["series"] == "chance"]
+    assert chance == [1 / 16] * 3
+
+
+def test_the_walk_goes_from_look_to_look_and_ends_budgets_as_the_surfaces_do(written: Reports) -> None:
+    found, folder, page = written("as usual")
+    walk = data_of(page)["walks"]["answer"]
+    shares = {0.2, 0.5}  # of either budget: the looks along the trunk; the branch point is none of them
+    trunk = {(number(c * s), False) for c in (1e11, 8e11) for s in shares}
+    assert {(stop["flops"], stop["budget"]) for stop in walk["stops"]} == trunk | {("1e11", True), ("8e11", True)}
+    flops = [float(stop["flops"].replace(",", "")) for stop in walk["stops"]]
+    assert flops == sorted(flops)
+    cubes = (
+        found.results.cube("ability", "answer", "recall", "held_out"),
+        found.results.cube("memory", "answer", "mixture", "seen", "pre_decay"),
+    )
+    for values, cube in zip(walk["values"], cubes, strict=True):
+        for k, stop in enumerate(walk["stops"]):
+            if stop["budget"]:
+                shown = np.array(values[k], float)
+                np.testing.assert_allclose(shown, cube[:, [1e11, 8e11].index(float(stop["flops"]))], rtol=1e-4)
+    rows = rows_in(folder, "walk")
+    assert len(rows) == sum(v is not None for values in walk["values"] for at in values for cell in at for v in cell)
+    assert {row["phase"] for row in rows if row["measure"] == "memory"} == {"trunk", "pre_decay"}
+    assert {row["phase"] for row in rows if row["measure"] == "ability"} == {"trunk", "final"}
+
+
+def test_where_nothing_decays_a_look_at_the_end_of_a_budget_is_one_stop(written: Reports) -> None:
+    walk = data_of(written("a constant rate").page)["walks"]["answer"]
+    steps = [stop["step"] for stop in walk["stops"]]
+    assert len(set(steps)) == len(steps)
+
+
+def test_the_numbers_on_the_page_are_those_beside_it(written: Reports) -> None:
+    _, folder, page = written("two arms")
+    packed = data_of(page)["csv"]
+    assert {f"{name}.csv" for name in packed} == {path.name for path in (folder / "figures").glob("*.csv")}
+    for name, text in packed.items():
+        assert gzip.decompress(base64.b64decode(text)) == (folder / "figures" / f"{name}.csv").read_bytes()
+
+
+# Links --------------------------------------------------------------------------------------------------------------
+
+
+def test_trials_lead_to_their_mlflow_runs(tmp_path: Path) -> None:
+    found = CASES["as usual"]()
+    trials = [run["trial"] for run in found.runs]
+    links = {
+        "base": "http://127.0.0.1:5000/",
+        "runs": {t: f"#/experiments/3/runs/{i}" for i, t in enumerate(trials[1:])},
+    }
+    page = page_of(tmp_path, found, links=links)
+    away = [link for link in page.links if link.startswith("http")]
+    assert away == [f"http://127.0.0.1:5000/#/experiments/3/runs/{i}" for i in range(len(trials) - 1)]
+    assert f"MLflow run of {trials[1]}" in page.text and f"MLflow run of {trials[0]}" not in page.text
+    assert "emergence ui must be running" in page.text
+
+
+def test_links_elsewhere_need_no_server_of_ours_and_links_that_are_none_are_left_out(tmp_path: Path) -> None:
+    found = CASES["one of everything"]()
+    runs = {found.runs[0]["trial"]: "#/experiments/3/runs/a"}
+    text = page_of(tmp_path, found, links={"base": "https://mlflow.example.org/team", "runs": runs})
+    assert "https://mlflow.example.org/team/#/experiments/3/runs/a" in text.links
+    assert "must be running" not in text.text
+    page = page_of(tmp_path, found, links={"base": "javascript:alert(1)", "runs": runs})
+    assert all(link.startswith(("#", "data:", "figures/")) for link in page.links) and "MLflow" not in page.text
+
+
+# The rest of the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_contents_name_the_sections_there_are_in_their_order(written: Reports) -> None:
+    text = (written("as usual").folder / "report.html").read_text()
+    ids = re.findall(r'<section id="(\w+)"', text)
+    assert re.findall(r'href="#(\w+)"', text[text.index("<nav") : text.index("</nav>")]) == ids
+    assert ids == [name for name, *_ in report.SECTIONS if name not in ("distance", "expected")]
 
 
 def test_expected_values_are_set_beside_what_was_measured(written: Reports, tmp_path: Path) -> None:
@@ -364,16 +550,16 @@ def test_provenance_adds_up_and_survives_a_missing_session(written: Reports, tmp
 
 def test_a_bracket_lies_between_the_rows_it_names() -> None:
     levels = [4.0, 16.0, 64.0]
-    assert figures._rank(levels, 16.0, 9) == (1.0, True)
-    assert figures._rank(levels, 8.0, 9) == (pytest.approx(0.5), True)
-    assert figures._rank(levels, 1.0, 9) == (-0.5, False)
-    assert figures._rank(levels, 1e9, 9) == (2.5, False)
-    assert figures._rank(levels, None, 9) == (9, False)
+    assert surfaces._rank(levels, 16.0, 9) == (1.0, True)
+    assert surfaces._rank(levels, 8.0, 9) == (pytest.approx(0.5), True)
+    assert surfaces._rank(levels, 1.0, 9) == (-0.5, False)
+    assert surfaces._rank(levels, 1e9, 9) == (2.5, False)
+    assert surfaces._rank(levels, None, 9) == (9, False)
 
 
 def test_labels_keep_apart_and_stay_in_order() -> None:
     values = [1.0, 0.13, 0.06, 0.1]
-    places = figures._spread(values, 0.08)
+    places = curves.spread(values, 0.08)
     assert sorted(range(4), key=places.__getitem__) == sorted(range(4), key=values.__getitem__)
     assert min(np.diff(sorted(places))) >= 0.08 - 1e-12
     assert places[0] == 1.0 and places[2] == 0.06
@@ -381,10 +567,10 @@ def test_labels_keep_apart_and_stay_in_order() -> None:
 
 def test_ink_can_be_read_on_every_colour() -> None:
     for share in np.linspace(0, 1, 101):
-        colour = figures.CIVIDIS(share)
+        colour = plates.CIVIDIS(share)
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
         light = float(np.dot([0.2126, 0.7152, 0.0722], linear)) + 0.05
-        assert max(1.05 / light if figures._ink(colour) == "white" else light / 0.05, 0) >= 4.5
+        assert max(1.05 / light if surfaces.ink_on(colour) == "white" else light / 0.05, 0) >= 4.5
 
 
 @pytest.mark.parametrize(
@@ -433,34 +619,3 @@ def test_the_relative_distance_is_drawn_with_its_crossings(tmp_path: Path) -> No
     assert told is not None and [int(step) for step in told.groups()] == pytest.approx([100, 200], rel=0.03)
     assert "16 tasks no crossing of ½ seen" in page.text
     assert (tmp_path / "figures" / "distance.png").exists()
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_the_page_without_scrolling_sideways(width: int, written: Reports, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    report_path = written("two arms").folder / "report.html"
-    measure = (
-        "<script>addEventListener('load', () => {document.documentElement.setAttribute('data-measured', "
-        "[document.documentElement.scrollWidth, innerWidth, document.body.scrollHeight].join(' '))})</script>"
-    )
-    # A window of a phone's width: Chromium makes none narrower than 500 pixels, a frame can be.
-    inner, outer = tmp_path / "inner.html", tmp_path / "outer.html"
-    inner.write_text(report_path.read_text().replace("</body>", measure + "</body>"))
-    outer.write_text(
-        f"<!doctype html><iframe src='inner.html' style='width:{width}px;height:900px;border:0'></iframe><script>"
-        "addEventListener('load', () => setTimeout(() => {document.documentElement.setAttribute('data-measured', "
-        "document.querySelector('iframe').contentDocument.documentElement.dataset.measured)}, 300))</script>"
-    )
-    quiet = ("background-networking", "component-update", "sync", "gpu", "extensions")
-    command = [chromium, "--headless", "--no-sandbox", *(f"--disable-{name}" for name in quiet), "--no-first-run"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files", "--window-size=1400,1000"]
-    command += ["--virtual-time-budget=4000", "--dump-dom", outer.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', shown)
-    assert measured is not None, shown[-500:]
-    scroll_width, inner_width, height = map(int, measured.groups())
-    assert inner_width == width
-    assert scroll_width <= inner_width
-    assert height > 2000

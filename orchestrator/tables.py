@@ -1,0 +1,280 @@
+"""The tables of the report and the words beside its figures, read off the findings. Computes no statistic itself."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from orchestrator import stats
+from orchestrator.findings import Findings
+from orchestrator.plates import decimal
+from orchestrator.progress import clock
+from orchestrator.study import Study
+from orchestrator.surfaces import ability_band, grid, has_values, memory_band, on_split
+from orchestrator.words import ability_words, interval_words, memory_words, number
+from trainers.tasks import Family
+
+MAX_TRIAL_ROWS = 1000
+"""Rows of the trial table on the page; all of them are in runs.parquet. Keeps the page well below 2 MB."""
+
+
+def block_words(found: Findings, arm: str) -> dict[str, Any]:
+    """What the page says beside an arm's figures, read off the findings."""
+    study = found.study
+    family = cast(Family, study.family)
+    skill = study.shown_skills[0]
+    cells = grid(found, "ability", arm, skill, found.skill_split(skill))
+    states = {cell.state for line in cells for cell in line}
+    partly = any(0 < cell.known < study.axes.replicates for line in cells for cell in line)
+    memory = grid(found, "memory", arm, family.mixture, "seen", "pre_decay")
+    undrawn = [
+        s for s in study.shown_skills[1:] if not has_values(grid(found, "ability", arm, s, found.skill_split(s)))
+    ]
+    bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
+    drawn = [boundary for band in bands for boundary in band.boundaries if boundary is not None]
+    brackets = [bracket for boundary in drawn for bracket in boundary.brackets]
+    levels = study.axes.n_tasks
+    return {
+        "fades": any(end is None or not min(levels) <= end <= max(levels) for b in drawn for end in (b.low, b.high)),
+        "above": any(b.high is None and b.low is not None for b in brackets),
+        "under": any(b.low is None and b.high is not None for b in brackets),
+        "wide": any(_rows_between(levels, b) > 1 for b in brackets),
+        "states": states,
+        "blank": bool(states - {"value", "undefined"}),
+        "partly": partly,
+        "undrawn": undrawn,
+        "measured": found.ended(arm),
+        "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
+        "no_ability_boundary": ability_band(found, arm, skill) is None,
+        "no_memory_boundary": memory_band(found, arm) is None,
+        "memory_cells": has_values(memory),
+        "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
+    }
+
+
+def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
+    """How many rows apart the ends of a bracket are; 0 where one is open."""
+    grid = sorted(float(n) for n in levels)
+    if bracket.low not in grid or bracket.high not in grid:
+        return 0
+    return grid.index(bracket.high) - grid.index(bracket.low)
+
+
+def boundary_rows(found: Findings) -> list[dict[str, Any]]:
+    """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
+    study = found.study
+    levels = [float(n) for n in sorted(study.axes.n_tasks)]
+    groups = []
+    for arm in study.axes.arm:
+        named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
+        mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
+        for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
+            rows = []
+            for flops, boundary in boundaries:
+                known = found.reached(arm, flops)
+                rows.append(
+                    {
+                        "flops": number(flops),
+                        "interval": interval_words(boundary, levels),
+                        "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
+                        "verdict": boundary.verdict if known else "open",
+                        "replicates": len(boundary.brackets),
+                        "not_monotone": boundary.not_monotone,
+                    }
+                )
+            alike = [{**row, "flops": ""} for row in rows]
+            if len(rows) > 1 and all(row == alike[0] for row in alike):
+                rows = [{**rows[0], "flops": "all"}]
+            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows})
+    return groups
+
+
+EVIDENCE = {
+    "V": "read in the paper or its code",
+    "F": "read by eye off a published figure",
+    "C": "computed or run by us",
+}
+
+
+def expected_rows(found: Findings) -> list[dict[str, Any]]:
+    rows = []
+    for verdict in found.verdicts:
+        expected, measured = verdict.expected, verdict.measured
+        cell = expected.cell
+        where = [f"{number(cell.n_tasks)} tasks" if cell.n_tasks else "all numbers of tasks"]
+        where += [f"{number(cell.compute_flops)} FLOPs"] if cell.compute_flops else []
+        where += [part for part in (cell.arm, cell.skill) if part]
+        where += [on_split(cell.split)] if expected.what in ("accuracy", "ability") or "excess" in expected.what else []
+        known = measured is not None and measured.low is not None and measured.high is not None
+        missing = f"{len(verdict.values)} of {len(verdict.values) + verdict.censored} replicates have it"
+        rows.append(
+            {
+                "what": expected.what.replace("_", " "),
+                "where": ", ".join(where),
+                "expected": _figure(expected.value),
+                "range": f"{_figure(expected.lo)} to {_figure(expected.hi)}",
+                "measured": _figure(measured.mean) if measured else missing,
+                "interval": f"{_figure(measured.low)} to {_figure(measured.high)}" if known and measured else "—",
+                "replicates": len(verdict.values),
+                "verdict": verdict.verdict,
+                "source": expected.source,
+                "source_replicates": expected.replicates,
+                "evidence": expected.evidence,
+            }
+        )
+    return rows
+
+
+def _figure(value: float | None) -> str:
+    """A measured number to three figures, with a true minus sign."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return (number(value) if value >= 1e6 else text).replace("-", "−")
+
+
+def trial_rows(found: Findings, links: Mapping[str, str]) -> list[dict[str, Any]]:
+    study = found.study
+    skill = study.shown_skills[0]
+    split = found.skill_split(skill)
+    mixture = cast(Family, study.family).mixture
+    levels = {n: i for i, n in enumerate(found.results.levels)}
+    budgets = {c: i for i, c in enumerate(found.results.budgets)}
+    rows = []
+    for run in found.runs[:MAX_TRIAL_ROWS]:
+        place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
+
+        def read(measure: str, *group: Any, arm: str = run["arm"], place: Any = place) -> float:
+            return float(found.results.cube(measure, arm, *group)[place])
+
+        drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
+        seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
+        rows.append(
+            {
+                "trial": run["trial"],
+                "link": links.get(run["trial"], ""),
+                "arm": run["arm"],
+                "n_tasks": number(run["n_tasks"]),
+                "flops": number(run["compute_flops"]),
+                "replicate": run["replicate"],
+                "status": run["status"],
+                "reason": run.get("reason") or "",
+                "accuracy": decimal(read("accuracy", skill, split), 3),
+                "ability": decimal(read("ability", skill, split)),
+                "memory": decimal(read("memory", mixture, "seen", "pre_decay")),
+                "steps": _count(run.get("steps")),
+                "sequences": _count(sequences),
+                "distinct": _count(drawn),
+                "repeats": _count(sequences / drawn) if drawn and sequences else "—",
+                "own": _count(run.get("flops_own")),
+                "run": _count(run.get("flops_run")),
+                "seconds": f"{sum(seconds):.0f}" if seconds else "—",
+                "attempt": run["attempt"] if run.get("attempt") is not None else "—",
+            }
+        )
+    return rows
+
+
+def _count(value: float | None) -> str:
+    """A count or cost, an em dash where it is missing."""
+    if value is None or not math.isfinite(value):
+        return "—"
+    if value < 10 and not float(value).is_integer():
+        return f"{value:.1f}"
+    return number(value) if value >= 1 else f"{value:.2g}"
+
+
+def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Where the numbers come from and what they cost: (name, words), as far as it is known."""
+    costs = found.costs()
+    facts: list[tuple[str, str]] = []
+    commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
+    commits = commits or list(dict.fromkeys(s["commit"] for s in sessions if s.get("commit")))
+    facts.append(("Commit", ", ".join(map(_short_commit, commits)) or "unknown (not run from a repository)"))
+    if sessions:
+        last = sessions[-1]
+        versions = last.get("versions") or {}
+        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"))
+        machines = [f"{s['machine']} ({s['host']})" for s in sessions if s.get("machine")]
+        facts.append(("Driver on", "; ".join(dict.fromkeys(machines)) or "unknown"))
+    hosts = Counter(f"{r['host']} ({r['device']})" for r in found.runs if r.get("host"))
+    if hosts:
+        facts.append(("Trials on", ", ".join(f"{host}: {count}" for host, count in sorted(hosts.items()))))
+    facts += [
+        ("Training", f"{_flops(costs.train_flops)} run; sharing trunks saved {_flops(costs.saved_flops)}"),
+        ("Evaluation", f"{_flops(costs.eval_flops)}, not part of any budget"),
+        ("Slot time", clock(costs.slot_seconds) + ", training and evaluating"),
+    ]
+    begun = min((s["time"] for s in sessions), default=None)
+    ended = max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+    if begun is not None:
+        facts.append(("Begun", _date(begun)))
+    if ended is not None:
+        facts.append(("Last trial ended", _date(ended)))
+    if begun is not None and ended is not None:
+        facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
+    facts.append(("Sessions", str(len(sessions))))
+    return facts
+
+
+def _short_commit(commit: str) -> str:
+    """The first twelve digits; a changed work tree stays visible."""
+    head, plus, changes = commit.partition("+")
+    return head[:12] + plus + changes
+
+
+def _flops(value: float) -> str:
+    return f"{number(value) if value >= 1 else 0} FLOPs"
+
+
+def _date(seconds: float) -> str:
+    when = datetime.fromtimestamp(seconds, UTC)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The study's settings as they were resolved, group by group."""
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    for part in ("family", "model", "training", "evaluation"):
+        values = getattr(study, part).model_dump()
+        groups.append((part, [(k, _setting(v)) for k, v in values.items()]))
+    axes = study.axes
+    crossed = [
+        ("arm", ", ".join(axes.arm)),
+        ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
+        ("compute_flops", ", ".join(number(c) for c in study.budgets)),
+        ("replicates", str(axes.replicates)),
+    ]
+    return [("axes", crossed), *groups]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:g}" if abs(value) < 1000 else number(value)
+
+
+def reference_words(study: Study) -> list[tuple[str, str]]:
+    """What the family says of its exact predictors, and the constants it declares for them."""
+    kind = type(study.family)
+    module = importlib.import_module(kind.__module__)
+    said = []
+    for name, method in (("Generaliser", "generalizer"), ("Memoriser", "memorizer")):
+        doc = getattr(getattr(kind, method, None), "__doc__", None)
+        if doc:
+            words = re.sub(r":[^:]*->.*", "", doc.strip().split("\n")[0])  # the shapes are for programmers
+            said.append((name, words.rstrip(".").replace(" - ", " − ")))
+    epsilon, most = getattr(module, "EPSILON", None), getattr(module, "MEMORIZER_MAX_TASKS", None)
+    if epsilon is not None:
+        words = "what the memoriser leaves to a uniform guess; its loss on held-out tasks depends on it"
+        said.append(("ε", f"{epsilon:g}: {words}"))
+    if most is not None:
+        said.append(
+            ("Enumerated", f"up to {number(most)} training tasks; beyond, the memoriser is missing, not guessed")
+        )
+    return said

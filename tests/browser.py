@@ -1,0 +1,130 @@
+"""A browser for tests, and what can be asked of any page: does it load anything, do texts overlap, does anything stick out?
+
+Import `chromium` and `open_page` as fixtures. Tests are skipped where no Chromium is found.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+DESKTOP, PHONE = (1280, 900), (390, 844)
+
+
+class Opened(NamedTuple):
+    """A page in the browser, and what it has asked for and complained of so far."""
+
+    page: Any
+    requests: list[str]
+    complaints: list[str]
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, for a module's tests."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
+    path = next((path for path in found if path), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Open]:
+    """Open a file: `open_page(path, size=PHONE, **options of the browser's context)`."""
+    contexts = []
+
+    def open_it(path: Path, size: tuple[int, int] = DESKTOP, **options: Any) -> Opened:
+        context = chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+        contexts.append(context)
+        opened = Opened(context.new_page(), [], [])
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        opened.page.on("console", lambda message: opened.complaints.append(message.text))
+        opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+        opened.page.goto(path.as_uri())
+        return opened
+
+    yield open_it
+    for context in contexts:
+        context.close()
+
+
+_TEXTS = """() => {
+  // Every line of visible text: its words and its box, cut to what its scrolling ancestors show of it.
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const parent = node.parentElement, words = node.data.trim();
+    if (!words || parent.closest("script, style, [hidden], option") || !parent.checkVisibility({ visibilityProperty: true })) continue;
+    const svg = parent.closest("text");
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const box of svg ? [parent.getBoundingClientRect()] : range.getClientRects()) {
+      let [left, top, right, bottom] = [box.left, box.top, box.right, box.bottom];
+      for (let up = svg ? parent.closest("svg").parentElement : parent; up && up !== document.body; up = up.parentElement) {
+        if (getComputedStyle(up).overflowX === "visible") continue;
+        const frame = up.getBoundingClientRect();
+        [left, top, right, bottom] = [Math.max(left, frame.left), Math.max(top, frame.top), Math.min(right, frame.right), Math.min(bottom, frame.bottom)];
+      }
+      const upright = !svg || !(parent.getAttribute("transform") || "").includes("rotate(-90");
+      if (right - left > 1 && bottom - top > 1) found.push({ words, left, top, right, bottom, upright, parent: svg || parent });
+    }
+  }
+  const numbers = new Map();
+  return found.map(({ parent, ...text }) => ({ ...text, element: numbers.get(parent) ?? numbers.set(parent, numbers.size).get(parent) }));
+}"""
+
+
+class Line(NamedTuple):
+    """A line of visible text, in pixels of the window."""
+
+    words: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    element: int
+
+
+def lines_of(page: Any) -> list[Line]:
+    """All visible text of a page, line by line. A font's box is taller than its letters: 15 % go at top and bottom."""
+    lines = []
+    for text in page.evaluate(_TEXTS):
+        across, down = text["right"] - text["left"], text["bottom"] - text["top"]
+        dx, dy = (0.0, 0.15 * down) if text["upright"] else (0.15 * across, 0.0)
+        box = text["left"] + dx, text["top"] + dy, text["right"] - dx, text["bottom"] - dy
+        lines.append(Line(text["words"], *box, text["element"]))
+    return lines
+
+
+def overlaps(page: Any, tolerance: float = 1.5) -> list[tuple[str, str]]:
+    """Pairs of visible texts that lie over each other by more than `tolerance` pixels both ways."""
+    found, open_lines = [], []
+    for line in sorted(lines_of(page), key=lambda line: line.top):
+        open_lines = [other for other in open_lines if other.bottom > line.top + tolerance]
+        for other in open_lines:
+            across = min(line.right, other.right) - max(line.left, other.left)
+            down = min(line.bottom, other.bottom) - max(line.top, other.top)
+            if across > tolerance and down > tolerance and line.element != other.element:
+                found.append((other.words, line.words))
+        open_lines.append(line)
+    return found
+
+
+def sticking_out(page: Any) -> list[str]:
+    """Visible texts that leave the window sideways, and the page itself if it can be scrolled sideways."""
+    width = page.evaluate("innerWidth")
+    found = [line.words for line in lines_of(page) if line.left < -1 or line.right > width + 1]
+    scroll = page.evaluate("document.documentElement.scrollWidth")
+    return found + ([f"the page is {scroll} pixels wide in a window of {width}"] if scroll > width else [])

@@ -11,8 +11,8 @@ Three things must agree before the word is said, and each alone would be wrong:
 1. The Davies test (Davies 1987, Biometrika 74:33; 2002, Biometrika 89:484) of hinge or jump at an unknown place against a
    straight line. Any curve fails it, so it is only the beginning: `p_straight`.
 2. The same test on top of each smooth family in turn, fitted first (centre and width by profiling, their tangents kept in the
-   design). The largest of these p-values, `p_smooth`, answers all families at once, so it is cautious: below ALPHA in under
-   1 % of simulated smooth curves.
+   design). The largest of these p-values, `p_smooth`, answers all families at once, so it is cautious: below ALPHA in 0.3
+   to 1.2 % of simulated curves of these families.
 3. Leave one scale out: break models must predict the scale they have not seen no worse than smooth ones. Beside a jump both
    are blind, so ties (OUT_OF_SAMPLE_TIE) count as agreement.
 

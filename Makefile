@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check bench format clean install
+.PHONY: quickstart test check bench calibration format clean install
 
 quickstart: install  ## a real study in about five minutes: a skill emerges
 	$(BIN)/emergence run quickstart
@@ -19,6 +19,9 @@ check: install  ## style and types
 
 bench: install  ## ratios, measured side by side in one run
 	$(BIN)/python tests/bench.py
+
+calibration: install  ## every interval and test against simulated truths, 20,000 times each: about an hour
+	$(BIN)/python tests/calibration.py
 
 format: install
 	$(BIN)/ruff check --fix .

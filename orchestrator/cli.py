@@ -1,4 +1,4 @@
-"""The command line: plan | run | status | stop | report | publish | ui | clean.
+"""The command line: plan | run | status | stop | report | compare | publish | ui | clean.
 
     emergence run quickstart
     ray submit cluster.yaml orchestrator/cli.py run quickstart
@@ -206,8 +206,32 @@ def report(study_name: RecordedName) -> None:
     from orchestrator import report as reports
 
     record.write_parquet(folder, state, study)
-    path = reports.write(folder, findings.read(folder, study), state.sessions)
-    typer.echo(path)
+    found = findings.read(folder, study)
+    record.write_summary(folder, found)
+    typer.echo(reports.write(folder, found, state.sessions, record.links(folder)))
+
+
+@app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A study that ran, as for report.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The one to set beside it.")],
+) -> None:
+    """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
+    from orchestrator import compare as comparing
+    from orchestrator import record
+    from orchestrator import report as reports
+
+    both = []
+    for name in (first, second):
+        folder, study, state = _recorded(name)
+        record.write_parquet(folder, state, study)
+        both.append(findings.read(folder, study))
+    try:
+        comparison = comparing.compare(*both)
+    except ValueError as problem:
+        raise UsageProblem(f"{both[0].study.id} and {both[1].study.id} cannot be compared: {problem}") from None
+    _show_comparison(comparison)
+    typer.echo(f"\nPage: {reports.write_comparison(journal.home_folder(), comparison)}")
 
 
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
@@ -340,6 +364,40 @@ def _show_result(study: Study, folder: Path, uri: str, console: Console, trackin
         console.print(f"\nReport:    {folder / 'report.html'}", highlight=False, soft_wrap=True)
     option = f" --tracking-uri {uri}" if tracking_uri else ""
     console.print(f"MLflow UI: {_program()} ui{option}", highlight=False, soft_wrap=True)
+
+
+def _show_comparison(found: Any) -> None:
+    console = Console()
+    a, b = found.a.study.id, found.b.study.id
+    console.print(found.answer, highlight=False)
+    if found.settings:
+        console.print(f"\n[bold]Settings that differ[/bold] ({a} -> {b})", highlight=False)
+        for line in found.settings:
+            console.print(f"  {line}", highlight=False, markup=False)
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), title="\nBoundaries, in tasks", title_justify="left", title_style="bold"
+    )
+    for head in ("", "FLOPs", a, b):
+        table.add_column(head, header_style="dim")
+    for pair in found.boundaries:
+        name = f"K_{pair.letter} {pair.skill if pair.letter == 'A' else ''}".strip()
+        table.add_row(name, number(pair.compute_flops), pair.a, pair.b)
+    console.print(table)
+    kept = [cell for cell in found.cells if cell.kept]
+    if not kept:
+        return
+    title = f"\nCells that differ ({b} less {a})"
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
+    for head in ("", "tasks", "FLOPs", a, b, "difference", "interval"):
+        table.add_column(head, header_style="dim", justify="left" if not head else "right")
+    for cell in kept[:40]:
+        d = cell.difference
+        interval = "—" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f}"
+        values = (f"{cell.a:.2f}", f"{cell.b:.2f}", f"{d.mean:+.2f}", interval)
+        table.add_row(f"{cell.measure} {cell.skill}".strip(), number(cell.n_tasks), number(cell.compute_flops), *values)
+    console.print(table)
+    if len(kept) > 40:
+        console.print(f"... and {len(kept) - 40} more, on the page", highlight=False)
 
 
 def _program() -> str:

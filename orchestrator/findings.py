@@ -6,16 +6,28 @@ Between results.py (tables as arrays) and report.py (figures). Knows the study; 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator import stats
+from orchestrator import analyses, claims, stats
+from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of
 from orchestrator.results import Phase, Results, Row
+from orchestrator.stats.forecast import Forecast
 from orchestrator.study import Expected, Study
-from orchestrator.words import ability_words, memory_words, number, said_once
+from orchestrator.words import (
+    ability_words,
+    drift_words,
+    emergence_words,
+    flops_words,
+    interval_words,
+    memory_words,
+    number,
+    times,
+)
 from trainers.tasks import Family
 
 
@@ -44,14 +56,34 @@ class Costs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything the report and MLflow say about a study."""
+    """Everything the report and MLflow say about a study. What is empty was not asked, or could not be answered."""
 
     study: Study
     results: Results
-    k_ability: dict[tuple[str, str], list[tuple[float, stats.Boundary]]] = field(default_factory=dict)
+    primary: claims.PrimaryFinding | None = None
+    """The claim that was declared; None where none was."""
+    claims: tuple[claims.Claim, ...] = ()
+    """All else that was looked at, corrected together."""
+    k_ability: dict[tuple[str, str], Boundaries] = field(default_factory=dict)
     """(arm, skill) -> per budget: where the skill appears, on held-out tasks, after the decay."""
-    k_memory: dict[str, list[tuple[float, stats.Boundary]]] = field(default_factory=dict)
+    k_memory: dict[str, Boundaries] = field(default_factory=dict)
     """arm -> per budget: up to where the training tasks are memorised, before the decay."""
+    drift_ability: dict[tuple[str, str], stats.Drift] = field(default_factory=dict)
+    drift_memory: dict[str, stats.Drift] = field(default_factory=dict)
+    dips: dict[tuple[str, str], list[tuple[float, stats.Monotone]]] = field(default_factory=dict)
+    """(arm, skill; "" is memory) -> per budget: is the mean monotone along the numbers of tasks?"""
+    to_skill: dict[tuple[str, int], ToSkill] = field(default_factory=dict)
+    """(arm, n_tasks) -> from how much compute on the headline skill is there."""
+    crossovers: tuple[Overtaking, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    """Break, smooth or metric artefact: every shown skill along either axis."""
+    noise: tuple[NoiseRow, ...] = ()
+    midpoints: dict[str, Midpoint] = field(default_factory=dict)
+    """arm -> the cell at the onset of the headline skill."""
+    forecasts: dict[tuple[str, int], Forecast] = field(default_factory=dict)
+    """(arm, n_tasks) -> the loss at the largest budget, told from a quarter of it."""
+    frontier: dict[str, Any] = field(default_factory=dict)
+    """arm -> the best model size at each compute."""
     verdicts: tuple[Verdict, ...] = ()
     answer: str = ""
 
@@ -62,8 +94,12 @@ class Findings:
 
     def skill_split(self, skill: str) -> str:
         """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
-        splits = {split for _, name, split in self.results.groups() if name == skill}
-        return "seen" if splits == {"seen"} else "held_out"
+        return analyses.split_of(self.results, skill)
+
+    def looks(self, arm: str, n_tasks: int) -> list[float]:
+        """Training FLOPs at which the headline skill was looked at along the training runs of one number of tasks."""
+        skill = self.study.shown_skills[0]
+        return self.results.along("ability", arm, skill, self.skill_split(skill), n_tasks)[0].tolist()
 
     def values(
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
@@ -130,34 +166,48 @@ def read(folder: Path, study: Study) -> Findings:
 
 
 def judge(results: Results) -> Findings:
-    """Hand the tables to the estimators and put together what they say."""
+    """Hand the tables to the estimators, correct for how much was looked at, and put together what they say."""
     study = results.study
-    found = Findings(study=study, results=results)
     arms, skills = study.axes.arm, study.shown_skills
-    found = replace(
-        found,
-        k_ability={(arm, skill): _boundaries(found, "ability", arm, skill) for arm in arms for skill in skills},
-        k_memory={arm: _boundaries(found, "memory", arm) for arm in arms},
-        verdicts=tuple(_verdict(found, expected) for expected in study.expected),
+    cuts = analyses.cuts(results, skills)
+    made = claims.correct(claims.looked_at(results, skills, cuts), claims.name_of(results, study.primary))
+    levels = {claim.name: claim.confidence for claim in made}
+
+    def confidence(name: str) -> float:
+        return levels.get(name, claims.CONFIDENCE)  # the primary claim, and what cannot be tested
+
+    k_ability = {(a, s): analyses.boundaries(results, "ability", a, s, confidence) for a in arms for s in skills}
+    k_memory = {a: analyses.boundaries(results, "memory", a, "", confidence) for a in arms}
+    to_skill = {
+        (a, n): analyses.to_skill(results, a, skills[0], n, confidence(claim_of("to", "skill", a, skills[0], float(n))))
+        for a in arms
+        for n in results.levels
+    }
+    midpoints = {a: analyses.midpoint(results, a, skills[0]) for a in arms}
+    found = Findings(
+        study=study,
+        results=results,
+        primary=claims.examine(results, cuts),
+        claims=made,
+        k_ability=k_ability,
+        k_memory=k_memory,
+        drift_ability={
+            (a, s): analyses.drift(b, confidence(claim_of("drift", "ability", a, s))) for (a, s), b in k_ability.items()
+        },
+        drift_memory={
+            a: analyses.drift(b, confidence(claim_of("drift", "memory", a, ""))) for a, b in k_memory.items()
+        },
+        dips={(a, s): analyses.monotone(results, "ability", a, s) for a in arms for s in skills}
+        | {(a, ""): analyses.monotone(results, "memory", a, "") for a in arms},
+        to_skill={key: told for key, told in to_skill.items() if told is not None},
+        crossovers=tuple(analyses.crossovers(results, skills[0], confidence)),
+        cuts=tuple(cuts),
+        noise=tuple(analyses.noise_table(results, skills)),
+        midpoints={a: m for a, m in midpoints.items() if m is not None},
+        forecasts={(a, n): f for a in arms for n, f in analyses.forecasts(results, a, skills[0], claims.CONFIDENCE)},
     )
+    found = replace(found, verdicts=tuple(_verdict(found, expected) for expected in study.expected))
     return replace(found, answer=_answer(found))
-
-
-def _boundaries(
-    found: Findings, measure: Literal["ability", "memory"], arm: str, skill: str = ""
-) -> list[tuple[float, stats.Boundary]]:
-    """Where ability appears, or memory ends, along the numbers of tasks: one boundary a budget."""
-    study = found.study
-    if measure == "ability":
-        cube = found.results.cube("ability", arm, skill, found.skill_split(skill), "final")
-    else:
-        cube = found.results.cube("memory", arm, cast(Family, study.family).mixture, "seen", "pre_decay")
-    levels = [float(n) for n in found.results.levels]
-    direction: Literal["rising", "falling"] = "rising" if measure == "ability" else "falling"
-    return [
-        (flops, stats.boundary(levels, [_known_or_none(line) for line in cube[:, j].T], direction))
-        for j, flops in enumerate(study.budgets)
-    ]
 
 
 def _known_or_none(values: np.ndarray) -> list[float | None]:
@@ -216,35 +266,240 @@ def _answer(found: Findings) -> str:
     ended = sum(r["status"] in ("done", "diverged") for r in found.runs)
     if not ended:
         return "Nothing can be said yet: no trial has ended."
-    known = [r for r in found.runs if r["status"] in ("done", "diverged")]
-    levels = sorted({float(r["n_tasks"]) for r in known})
-    budgets = {r["compute_flops"] for r in known}
-    skill = study.shown_skills[0]
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {len(found.runs)} trials ended:"] if missing else []
     for arm in study.axes.arm:
-        of_arm = f" ({arm})" if len(study.axes.arm) > 1 else ""
-        boundaries = [(c, b) for c, b in found.k_ability[(arm, skill)] if c in budgets]
-        if all(b.verdict in ("beyond", "missing") for _, b in boundaries):
-            abilities = found.results.cube("ability", arm, skill, found.skill_split(skill))
-            best = None if np.isnan(abilities).all() else np.nanmax(abilities)
-            best_words = f"; the highest ability of any trial is {best:.2f}" if best is not None else ""
-            sentences.append(
-                f"{skill}{of_arm} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
-                f"{number(max(budgets))} FLOPs does a replicate reach half of the general rule{best_words}."
-            )
-        else:
-            said = said_once([(ability_words(b, levels), c) for c, b in boundaries])
-            sentences.append(f"{skill}{of_arm} {said}.")
-        memories = [(c, b) for c, b in found.k_memory[arm] if c in budgets]
-        if all(b.verdict == "missing" for _, b in memories):
-            sentences.append("Memory is not defined here.")
-        elif all(b.verdict in ("below", "missing") for _, b in memories):
-            sentences.append(f"Training tasks are memorised nowhere, not even {number(levels[0])} of them.")
-        else:
-            said = said_once([(memory_words(b, levels), c) for c, b in memories])
-            sentences.append(f"Memory of the training tasks{of_arm} {said}.")
+        sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
+    sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
+    if found.primary is not None:
+        sentences.append(primary_sentence(found))
     if study.axes.replicates < 2:
-        sentences.append("One replicate: no interval can be given.")
+        sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
+    diverged = sum(r["status"] == "diverged" for r in found.runs)
+    if diverged:
+        sentences.append(f"{times(diverged, 'trial')} of {ended} diverged and stay in the count.")
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
+
+
+def _known(found: Findings, boundaries: Boundaries) -> Boundaries:
+    budgets = {r["compute_flops"] for r in found.runs if r["status"] in ("done", "diverged")}
+    return [(c, b) for c, b in boundaries if c in budgets]
+
+
+def _ended_levels(found: Findings) -> list[float]:
+    return sorted({float(r["n_tasks"]) for r in found.runs if r["status"] in ("done", "diverged")})
+
+
+def _of(found: Findings, arm: str) -> str:
+    return f" ({arm})" if len(found.study.axes.arm) > 1 else ""
+
+
+def _ability_sentences(found: Findings, arm: str) -> list[str]:
+    """Where the headline skill appears at the largest budget, below which budget nowhere, and how that moves."""
+    skill = found.study.shown_skills[0]
+    what, levels = f"{skill}{_of(found, arm)}", _ended_levels(found)
+    known = _known(found, found.k_ability[(arm, skill)])
+    if not known or all(b.verdict == "missing" for _, b in known):
+        return [f"{what}: ability is not defined at any cell (references coincide or are missing)."]
+    top_flops = known[-1][0]
+    if all(b.verdict in ("beyond", "missing") for _, b in known):
+        abilities = analyses.surface(found.results, "ability", arm, skill)
+        best = f"; the highest ability of any trial is {np.nanmax(abilities):.2f}"
+        return [
+            f"{what} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
+            f"{number(top_flops)} FLOPs does a replicate reach half of the general rule{best}."
+        ]
+    said = f"{what} {ability_words(known[-1][1], levels)} at {number(top_flops)} FLOPs"
+    never = [c for c, b in known if b.verdict == "beyond"]
+    if never and known[0][1].verdict == "beyond":
+        said += f", and nowhere up to {number(levels[-1])} tasks at {number(max(never))} FLOPs"
+        said += " or less" if len(never) > 1 else ""
+    sentences = [said + "."]
+    moved = found.drift_ability.get((arm, skill))
+    if moved is not None and moved.verdict in ("rises", "falls"):
+        sentences.append(_sentence(drift_words(moved, "A")))
+    return sentences
+
+
+def _memory_sentences(found: Findings, arm: str) -> list[str]:
+    levels, known = _ended_levels(found), _known(found, found.k_memory[arm])
+    if all(b.verdict == "missing" for _, b in known):
+        return ["Memory is not defined here."]
+    if all(b.verdict in ("below", "missing") for _, b in known):
+        return [f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{_of(found, arm)}."]
+    defined = [(c, b) for c, b in known if b.verdict != "missing"]
+    flops, top = defined[-1]
+    said = f"Memory of the training tasks{_of(found, arm)} {memory_words(top, levels)} at {number(flops)} FLOPs"
+    first_flops, first = next(((c, b) for c, b in defined if b.verdict != "below"), defined[-1])
+    if first_flops != flops and memory_words(first, levels) != memory_words(top, levels):
+        said += f" ({memory_words(first, levels)} at {number(first_flops)})"
+    sentences = [said + "."]
+    moved = found.drift_memory.get(arm)
+    if moved is not None and moved.verdict in ("rises", "falls"):
+        sentences.append(_sentence(drift_words(moved, "M")))
+    return sentences
+
+
+def _overtaking_sentence(o: Overtaking) -> str:
+    where = claims.range_words(o.result.low, o.result.high)
+    return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs."
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."
+
+
+_QUANTITIES = {
+    "k_ability": "the number of tasks from which on {skill} appears at {flops} FLOPs",
+    "k_memory": "the number of tasks up to which they are memorised at {flops} FLOPs",
+    "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
+    "drift_memory": "the drift of K_M, in doublings per doubling of compute,",
+    "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
+    "crossover": "the FLOPs at which {against} overtakes {arm} at {n} tasks",
+    "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
+    "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
+    "memory": "the memory of the training tasks at {n} tasks and {flops} FLOPs",
+}
+
+
+def primary_sentence(found: Findings) -> str:
+    """The primary claim, what was found, and whether they agree."""
+    assert found.primary is not None
+    study, claim = found.study, found.primary.claim
+    names = {
+        "skill": claim.skill or study.shown_skills[0],
+        "arm": claim.arm or study.axes.arm[0],
+        "against": claim.against,
+        "flops": number(claim.compute_flops or study.budgets[-1]),
+        "n": number(claim.n_tasks) if claim.n_tasks else "",
+    }
+    if claim.what == "emergence":
+        along = f"along compute at {names['n']} tasks" if claim.n_tasks else f"along tasks at {names['flops']} FLOPs"
+        return (
+            f"Primary claim, that the emergence of {names['skill']} {along} is a {claim.verdict}: "
+            f"{found.primary.verdict} (found: {found.primary.measured})."
+        )
+    quantity = _QUANTITIES[claim.what].format(**names)
+    said = f"Primary claim, that {quantity} is {_range(claim.lo, claim.hi)}: {found.primary.verdict}"
+    if found.primary.verdict == "not measured":
+        return said + "."
+    return f"{said} (95 % interval {claims.range_words(found.primary.low, found.primary.high)})."
+
+
+def _range(lo: float | None, hi: float | None) -> str:
+    if lo is not None and hi is not None:
+        return f"{number(lo)} to {number(hi)}"
+    return f"at least {number(lo)}" if lo is not None else f"at most {number(cast(float, hi))}"
+
+
+# For MLflow and for spreadsheets ------------------------------------------------------------------------------------
+
+SUMMARY = ("quantity", "arm", "skill", "n_tasks", "compute_flops", "low", "high", "confidence", "verdict", "words")
+"""Columns of the summary table: an interval's ends are empty where it is open, or where there is none."""
+
+
+def summary(found: Findings) -> list[dict[str, Any]]:
+    """The study in one table: boundaries, drifts, compute-to-skill, crossovers, breaks, claims; a row each."""
+    levels = [float(n) for n in found.results.levels]
+    confidences = {claim.name: claim.confidence for claim in found.claims}
+    rows: list[dict[str, Any]] = []
+
+    def add(quantity: str, claim: str | None, **values: Any) -> None:
+        confidence = None if claim is None else confidences.get(claim, claims.CONFIDENCE)
+        rows.append(dict.fromkeys(SUMMARY) | {"quantity": quantity, "confidence": confidence} | values)
+
+    if found.primary is not None:
+        claim, low, high, _, verdict = found.primary
+        where = {"arm": claim.arm, "skill": claim.skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
+        ends = {"low": low, "high": high, "confidence": claims.CONFIDENCE}
+        add("primary claim", None, **where, **ends, verdict=verdict, words=primary_sentence(found))
+    for (arm, skill), whole in found.k_ability.items():
+        for c, b in whole:
+            name, said = claim_of("k", "ability", arm, skill, c), ability_words(b, levels)
+            add(
+                "K_A",
+                name,
+                arm=arm,
+                skill=skill,
+                compute_flops=c,
+                low=b.low,
+                high=b.high,
+                verdict=b.verdict,
+                words=said,
+            )
+    for arm, whole in found.k_memory.items():
+        for c, b in whole:
+            name, said = claim_of("k", "memory", arm, "", c), memory_words(b, levels)
+            add("K_M", name, arm=arm, compute_flops=c, low=b.low, high=b.high, verdict=b.verdict, words=said)
+    for (arm, skill), d in found.drift_ability.items():
+        name, said = claim_of("drift", "ability", arm, skill), drift_words(d, "A")
+        add("drift of K_A", name, arm=arm, skill=skill, low=d.low, high=d.high, verdict=d.verdict, words=said)
+    for arm, d in found.drift_memory.items():
+        name, said = claim_of("drift", "memory", arm, ""), drift_words(d, "M")
+        add("drift of K_M", name, arm=arm, low=d.low, high=d.high, verdict=d.verdict, words=said)
+    headline = found.study.shown_skills[0]
+    for (arm, n), told in found.to_skill.items():
+        b, name = told.boundary, claim_of("to", "skill", arm, headline, float(n))
+        said = flops_words(b, found.looks(arm, n))
+        ends = {"low": b.low, "high": b.high}
+        add("compute to skill", name, arm=arm, skill=headline, n_tasks=n, verdict=b.verdict, words=said, **ends)
+    for o in found.crossovers:
+        said = f"{o.second} over {o.first}: {o.result.verdict}"
+        ends = {"low": o.result.low, "high": o.result.high}
+        name = claim_of("crossover", o.second, o.first, headline, float(o.n_tasks))
+        add(
+            "crossover",
+            name,
+            arm=o.second,
+            skill=headline,
+            n_tasks=o.n_tasks,
+            verdict=o.result.verdict,
+            words=said,
+            **ends,
+        )
+    for cut in found.cuts:
+        place: dict[str, Any] = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
+        said = emergence_words(cut.result)
+        add(
+            f"emergence along {cut.axis}",
+            None,
+            arm=cut.arm,
+            skill=cut.skill,
+            verdict=cut.result.verdict,
+            words=said,
+            **place,
+        )
+    for v in found.verdicts:
+        cell = v.expected.cell
+        where = {"arm": cell.arm, "skill": cell.skill, "n_tasks": cell.n_tasks, "compute_flops": cell.compute_flops}
+        ends = {"low": v.measured.low, "high": v.measured.high} if v.measured else {}
+        add(f"expected {v.expected.what}", None, **where, **ends, verdict=v.verdict, words=verdict_line(v))
+    return rows
+
+
+def description(found: Findings) -> str:
+    """The answer and both boundaries in Markdown, for a person who opens nothing but MLflow."""
+    levels = [float(n) for n in found.results.levels]
+    parts = [f"**{found.study.question.strip()}**", found.answer]
+    for arm in found.study.axes.arm:
+        skill = found.study.shown_skills[0]
+        pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
+        head = f"| training FLOPs{_of(found, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
+        lines = [f"| {number(c)} | {_cell(a, levels)} | {_cell(m, levels)} |" for (c, a), (_, m) in pairs]
+        parts.append("\n".join([head, *lines]))
+    parts += [f"- {verdict_line(v)}" for v in found.verdicts]
+    kept = sum(claim.verdict == "kept" for claim in found.claims)
+    tested = sum(claim.verdict != "untested" for claim in found.claims)
+    primary = "One primary claim" if found.primary else "No primary claim"
+    parts.append(
+        f"{primary}; {tested} other claims were tested, {kept} kept after correction (at most "
+        f"{claims.FALSE_SHARE:.0%} of them expected to be false). Figures, tables and the report are among the artifacts."
+    )
+    return "\n\n".join(parts)
+
+
+def _cell(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    if boundary.verdict in ("beyond", "below"):
+        return {"beyond": f"beyond {number(levels[-1])}", "below": f"below {number(levels[0])}"}[boundary.verdict]
+    return interval_words(boundary, levels)

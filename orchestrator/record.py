@@ -7,6 +7,7 @@ standard input closes: MLflow being slow, locked or down never slows training. `
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,6 +145,21 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, folder / f"{name}.parquet")
+
+
+SUMMARY_FILE = "summary.csv"
+"""Every boundary, verdict and claim of a study, a row each; see `findings.summary`."""
+
+
+def write_summary(folder: Path, found: findings.Findings) -> None:
+    """Write the summary table, in one rename. Raises OSError."""
+    rows = findings.summary(found)
+    temporary = folder / f".{SUMMARY_FILE}.{os.getpid()}"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=findings.SUMMARY)
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(temporary, folder / SUMMARY_FILE)
 
 
 # MLflow -------------------------------------------------------------------------------------------------------------
@@ -281,6 +298,15 @@ class MlflowRecord:
             if good:
                 self._settled.add(trial.id)
 
+    def links(self, tracking_uri: str) -> dict[str, Any]:
+        """Where the UI shows the runs: {"base": address, "runs": {trial id: path}}. No user, no password of the URI."""
+        base = LOCAL_UI
+        if tracking_uri.startswith(("http://", "https://")):
+            parts = urlsplit(tracking_uri)
+            base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        runs = {key: f"#/experiments/{self.experiment}/runs/{run}" for key, run in self.runs.items()}
+        return {"base": base, "study": runs.pop(PARENT, None), "runs": runs}
+
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
     ) -> None:
@@ -298,7 +324,7 @@ class MlflowRecord:
         for axis, values in self.study.axes.model_dump().items():
             text = ", ".join(map(str, values)) if isinstance(values, tuple) else str(values)
             self.client.set_tag(parent, f"emergence.axes.{axis}", text)  # a tag, because axes may grow
-        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")):
+        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")) + [folder / SUMMARY_FILE]:
             self.client.log_artifact(parent, str(path))
         for path in sorted((folder / "figures").glob("*")):
             self.client.log_artifact(parent, str(path), "figures")
@@ -370,15 +396,44 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
                 print(f"MLflow: {_one_line(problem)}", file=sys.stderr, flush=True)
                 target = None
         write_parquet(folder, state, study)
+        found = findings.read(folder, study)
+        write_summary(folder, found)
+        unpublished: Exception | None = None
+        try:
+            target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
+            target.publish(state)
+            _write_json(folder / LINKS_FILE, target.links(tracking_uri))
+        except Exception as problem:  # the report needs no MLflow: it comes first
+            unpublished = problem
         from orchestrator import report  # here: matplotlib takes a second that following does not need
 
-        found = findings.read(folder, study)
-        report.write(folder, found, state.sessions)
-        target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
-        target.publish(state)
-        target.publish_study(folder, found.answer, found.metrics(), state.last_time)
+        report.write(folder, found, state.sessions, links(folder))
+        if unpublished is not None:
+            raise unpublished
+        assert target is not None
+        target.publish_study(folder, findings.description(found), found.metrics(), state.last_time)
         marker = {"journal_bytes": position, "tracking_uri": _hashed(tracking_uri), "study": state.study}
-        (folder / "published.json").write_text(json.dumps(marker))
+        _write_json(folder / "published.json", marker)
+
+
+LINKS_FILE = "mlflow.json"
+"""Where in MLflow the runs of a study are: base address and a path a trial; the report links to them."""
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `emergence ui` serves unless told otherwise."""
+
+
+def links(folder: Path) -> dict[str, Any] | None:
+    """The MLflow addresses of a study's runs, as last published; None where it was not."""
+    try:
+        return cast(dict[str, Any], json.loads((folder / LINKS_FILE).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
 
 
 PUBLISHER_PATIENCE_SECONDS = 300.0

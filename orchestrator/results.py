@@ -141,11 +141,19 @@ class Track(NamedTuple):
     """`trunk`, `pre_decay` or `final`."""
 
 
+class Coded(NamedTuple):
+    """A column of few different words."""
+
+    codes: np.ndarray  # (rows,) int
+    names: np.ndarray  # (words,) object
+
+
 class Results:
     """`results.parquet` and `runs.parquet` of a study. Raises nothing on what is missing."""
 
-    def __init__(self, study: Study, columns: Columns, runs: list[Row]) -> None:
+    def __init__(self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row]) -> None:
         self.study, self.runs = study, runs
+        columns = dict(numbers) | {name: word.names[word.codes] for name, word in words.items()}
         self.levels = sorted(study.axes.n_tasks)
         self.budgets = study.budgets
         self.n_replicates = study.axes.replicates
@@ -159,8 +167,8 @@ class Results:
         order = np.flatnonzero(known)
         order = order[np.lexsort((columns["step"][order], budget[order], replicate[order], level[order]))]
         self._level, self._budget, self._replicate = level, budget, replicate
-        codes, names = _coded([columns[k][order] for k in ("arm", "skill", "split")])
-        self._groups = {name: order[codes == code] for code, name in enumerate(names)}
+        self._groups = _grouped([words[k] for k in ("arm", "skill", "split")], order)
+        self._starts: dict[tuple[str, ...], np.ndarray] = {}
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Results:
@@ -173,17 +181,18 @@ class Results:
     def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:
         """From the two Arrow tables. A column that an older table lacks is missing throughout."""
         n = results.num_rows
-        columns: dict[str, np.ndarray] = {}
+        numbers: dict[str, np.ndarray] = {}
         for name in _NUMBERS:
             here = name in results.column_names
-            columns[name] = (
+            numbers[name] = (
                 np.asarray(results.column(name).to_numpy(zero_copy_only=False), float) if here else np.full(n, np.nan)
             )
+        words = {}
         for name in _WORDS:
             column = results.column(name).combine_chunks().dictionary_encode()
-            words = np.array(column.dictionary.to_pylist(), object)
-            columns[name] = words[column.indices.to_numpy(zero_copy_only=False)] if n else np.array([], object)
-        return cls(study, columns, runs.to_pylist())
+            names = np.array([*column.dictionary.to_pylist(), None], object)[:-1]  # of objects, even if empty
+            words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)
+        return cls(study, numbers, words, runs.to_pylist())
 
     def groups(self) -> set[tuple[str, str, str]]:
         """(arm, skill, split) that were measured anywhere."""
@@ -236,13 +245,21 @@ class Results:
 
     def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
         """Everything measured along one training run, a trial's history after another; empty where there is nothing."""
-        rows = self.rows_of(arm, skill, split)
-        place = self._level[rows] * self.n_replicates + self._replicate[rows]  # ascending: the rows are ordered so
-        wanted = self.levels.index(n_tasks) * self.n_replicates + replicate
-        rows = rows[np.searchsorted(place, wanted, "left") : np.searchsorted(place, wanted, "right")]
+        starts = self._starts_of(arm, skill, split)
+        place = self.levels.index(n_tasks) * self.n_replicates + replicate
+        rows = self.rows_of(arm, skill, split)[starts[place] : starts[place + 1]]
         columns = self._columns
         values, phases = self._measured(measure)[rows], columns["phase"][rows]
         return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
+
+    def _starts_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+        """Where each (n_tasks, replicate) begins among the rows of a group, which are ordered so; one more for the end."""
+        key = (arm, skill, split)
+        if key not in self._starts:
+            rows = self.rows_of(*key)
+            place = self._level[rows] * self.n_replicates + self._replicate[rows]
+            self._starts[key] = np.searchsorted(place, np.arange(len(self.levels) * self.n_replicates + 1))
+        return self._starts[key]
 
     def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
         """One training run up to its largest budget, then that budget's branch: the points that have a value, by step."""
@@ -252,24 +269,28 @@ class Results:
         kept = (track.budgets == track.budgets.max()) & ~np.isnan(track.values)
         return Track(*(part[kept] for part in track))
 
-    def along(self, measure: str, arm: str, skill: str, split: str, n_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    def along(
+        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, decayed: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
 
-        Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay.
+        Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay; or,
+        not `decayed`, its branch point instead of its end, so that all is of one rate.
         """
-        curves = [self.curve(measure, arm, skill, split, n_tasks, r) for r in range(self.n_replicates)]
-        kept = [_thinned(curve) for curve in curves]
-        flops = np.unique(np.concatenate([curve.flops for curve in kept])) if kept else np.array([])
-        values = np.full((len(kept), len(flops)), np.nan)
-        for r, curve in enumerate(kept):
-            values[r, np.searchsorted(flops, curve.flops)] = curve.values
-        return flops, values
-
-
-def _thinned(curve: Track) -> Track:
-    """Without the branch point: a look outside the common grid, and one more at nearly the same compute as the end."""
-    kept = curve.phases != "pre_decay"
-    return Track(*(part[kept] for part in curve))
+        starts, n = self._starts_of(arm, skill, split), self.n_replicates
+        first = self.levels.index(n_tasks) * n
+        rows = self.rows_of(arm, skill, split)[starts[first] : starts[first + n]]
+        values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
+        largest = np.full(n, -1)
+        np.maximum.at(largest, replicate, self._budget[rows])
+        kept = (self._budget[rows] == largest[replicate]) & ~np.isnan(values)
+        branched = np.zeros(n, bool)  # where nothing decays, the end is as good as any point
+        branched[replicate[kept & (phases == "pre_decay")]] = True
+        kept &= (phases != "pre_decay") if decayed else (phases != "final") | ~branched[replicate]
+        flops, at = np.unique(self._columns["flops"][rows][kept], return_inverse=True)
+        table = np.full((n, len(flops)), np.nan)
+        table[replicate[kept], at] = values[kept]
+        return flops, table
 
 
 def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,20 +300,20 @@ def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.
     return at, grid[at] == given
 
 
-def _coded(words: Sequence[np.ndarray]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-    """Rows of words -> a code per row, and the tuple of words that each code stands for."""
-    if not len(words[0]):
-        return np.array([], int), []
-    coded = [np.unique(column.astype(str), return_inverse=True) for column in words]
-    whole = np.zeros(len(words[0]), int)
-    for names, codes in coded:
-        whole = whole * len(names) + codes
-    used, codes = np.unique(whole, return_inverse=True)
-    tuples = []
-    for code in used.tolist():
-        parts = []
-        for names, _ in reversed(coded):
-            code, part = divmod(code, len(names))
-            parts.append(str(names[part]))
-        tuples.append(tuple(reversed(parts)))
-    return codes, tuples
+def _grouped(words: Sequence[Coded], rows: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
+    """The rows, in their order, by the words they carry."""
+    if not len(rows):
+        return {}
+    whole = np.zeros(len(rows), int)
+    for word in words:
+        whole = whole * len(word.names) + word.codes[rows]
+    by_code = rows[np.argsort(whole, kind="stable")]
+    used, starts = np.unique(np.sort(whole), return_index=True)
+    groups = {}
+    for code, part in zip(used.tolist(), np.split(by_code, starts[1:]), strict=True):
+        names = []
+        for word in reversed(words):
+            code, i = divmod(code, len(word.names))
+            names.append(str(word.names[i]))
+        groups[tuple(reversed(names))] = part
+    return groups

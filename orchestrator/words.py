@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 from orchestrator import stats
+from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
+from orchestrator.stats.forecast import Forecast
+from orchestrator.stats.replicates import Needed
 
 
 def number(value: float) -> str:
@@ -29,23 +33,38 @@ def _boundary_words(
     if boundary.verdict == "undecided" or boundary.high is None:
         reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
         least, most = stats.wilson_interval(reached, n)
-        return f"{crossed} in {reached} of {n} replicates (95 % interval of the share {least:.2f} to {most:.2f})"
-    beyond = boundary.high > max(levels)
-    high = f"more than {number(max(levels))}" if beyond else number(boundary.high)
-    if boundary.low is None or boundary.low < min(levels):
-        return f"{crossed} at {high} tasks or {'anywhere below' if beyond else 'fewer'}"
-    return f"{crossed} between {number(boundary.low)} and {high} tasks"
+        closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
+        return (
+            f"{crossed} in {reached} of {n} replicates (95 % interval of the share {least:.2f} to {most:.2f}){closed}"
+        )
+    low, high = _told(boundary.low, levels), _told(boundary.high, levels)
+    if low is None and high is None:
+        return f"{crossed}, at a number of tasks that is open at both ends"
+    if high is None:
+        return f"{crossed} at more than {number(cast(float, low))} tasks"
+    return (
+        f"{crossed} at {number(high)} tasks or fewer"
+        if low is None
+        else f"{crossed} between {number(low)} and {number(high)} tasks"
+    )
+
+
+def _told(end: float | None, levels: Sequence[float]) -> float | None:
+    """An end that may be told as a number: within the grid, or beyond it by no more than its outermost step.
+
+    Further out nothing was measured, and what a t-interval says there is its formula's, not the study's.
+    """
+    if end is None:
+        return None
+    step_down, step_up = (levels[1] / levels[0], levels[-1] / levels[-2]) if len(levels) > 1 else (1.0, 1.0)
+    return end if levels[0] / step_down <= end <= levels[-1] * step_up else None
 
 
 def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
-    """The interval of a boundary in figures. An end outside the grid is told by the grid's end: it was not measured."""
+    """The interval of a boundary in figures, `levels` ascending; an end far outside the grid is told as open."""
     if boundary.verdict == "missing":
         return "—"
-    low, high = boundary.low, boundary.high
-    if low is not None and low < min(levels):
-        low = None
-    if high is not None and high > max(levels):
-        high = None
+    low, high = _told(boundary.low, levels), _told(boundary.high, levels)
     if low is None and high is None:
         return "open at both ends"
     if high is None:
@@ -64,6 +83,140 @@ def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     return _boundary_words(
         boundary, levels, "ends", "holds up to {} tasks and more", "is not there, not even at {} tasks"
     )
+
+
+def times(n: int, what: str) -> str:
+    """A count and its noun: 1 scale, 3 scales."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def signed(value: float) -> str:
+    """A change to two figures, with a true minus sign."""
+    return f"{value:+.2g}".replace("-", "\u2212")
+
+
+def flops_words(boundary: stats.Boundary, looks: Sequence[float]) -> str:
+    """From how much compute on, in words; an end outside the evaluations is told by their end."""
+    if boundary.verdict == "missing":
+        return "is not defined"
+    if boundary.verdict == "beyond":
+        return f"is not there by {number(max(looks))} FLOPs"
+    if boundary.verdict == "below":
+        return f"is there at the first look, {number(min(looks))} FLOPs"
+    low, high = boundary.low, boundary.high
+    if high is None or high > max(looks):
+        bound = f", not before {number(low)} FLOPs" if low is not None and low >= min(looks) else ""
+        reached = sum(b.high is not None for b in boundary.brackets)
+        lost = f" ({boundary.not_monotone} had it and lost it again)" if boundary.not_monotone else ""
+        n = times(len(boundary.brackets), "replicate")
+        return f"is there to stay in {reached} of {n} by {number(max(looks))} FLOPs{lost}{bound}"
+    if low is None or low < min(looks):
+        return f"comes by {number(high)} FLOPs"
+    return f"comes between {number(low)} and {number(high)} FLOPs"
+
+
+def drift_words(moved: stats.Drift, letter: str) -> str:
+    """How a boundary moves with compute, as a sentence without its full stop."""
+    name = f"K_{letter}"
+    if moved.verdict == "missing":
+        return f"how {name} moves with compute cannot be told: it is not seen at two budgets"
+    if moved.low is None and moved.high is None:
+        return f"how {name} moves with compute is not settled: a replicate leaves it open at both ends"
+    if moved.verdict in ("rises", "falls"):
+        least, most = sorted(abs(end) if end is not None else math.inf for end in (moved.low, moved.high))
+        by = f"{least:.2g} to {most:.2g}" if math.isfinite(most) else f"at least {least:.2g}"
+        return f"{name} {moved.verdict} with compute, by {by} doublings of tasks per doubling of compute"
+    low = "" if moved.low is None else f"{signed(moved.low)} or more"
+    high = "" if moved.high is None else f"{signed(moved.high)} or less"
+    both = (
+        f"{signed(moved.low)} to {signed(moved.high)}"
+        if moved.low is not None and moved.high is not None
+        else low or high
+    )
+    return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
+
+
+def settles(further_scales: int | None, further_replicates: int | None) -> str:
+    """What would settle an open question."""
+    parts = [times(further_scales, "more scale")] if further_scales else []
+    parts += [times(further_replicates, "more replicate")] if further_replicates else []
+    return f"{' and '.join(parts)} would settle it" if parts else "more replicates alone are not known to settle it"
+
+
+_SCORES = {
+    "loss": "the loss",
+    "brier": "the Brier score",
+    "expected_accuracy": "the probability of the right answer",
+    "accuracy": "greedy accuracy",
+    "exact_match": "exact match",
+}
+
+
+_OPEN = {
+    "few scales": "too few scales",
+    "few replicates": "all speaks for a break, but so few replicates can look like one by chance",
+    "no noise estimate": "one replicate gives no estimate of the noise",
+    "noisy": "too noisy",
+    "smooth predicts better": "a break fits best, smooth curves predict unseen scales better",
+    "one odd scale": "without one odd scale a smooth curve would do",
+    "nothing fits": "neither a smooth curve nor a single break describes it",
+    "discrete score undecided": "only a threshold moves, and what it does is not decided",
+    "continuous scores disagree": "the continuous scores disagree",
+    "no continuous score": "there is no continuous score",
+    "exact match unexplained": "exact match is abrupt alone, and not what the token probabilities predict",
+    "exact match unpredicted": "exact match is abrupt alone, and nothing predicts it",
+}
+"""Why a question stays open, in words."""
+
+
+def break_words(found: Break) -> str:
+    """What is known of one score along one cut, in a clause."""
+    if found.verdict == "break" and found.low is not None and found.high is not None:
+        return f"{found.kind} between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
+    if found.verdict == "undecided":
+        return f"undecided: {_OPEN.get(found.reason, found.reason)}"
+    return str(found.verdict)
+
+
+def emergence_words(found: Emergence) -> str:
+    """The verdict on one skill along one cut, as a sentence without its full stop."""
+    place = ""
+    if found.low is not None and found.high is not None:
+        place = f" between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
+    decisive = _SCORES.get(found.decisive or "", "the score")
+    if found.verdict == "break":
+        return f"a break of {decisive}{place}: no smooth curve explains it"
+    if found.verdict == "metric artefact":
+        return f"a metric artefact: {decisive} is abrupt{place}, while the continuous scores move gradually"
+    if found.verdict == "smooth":
+        return "smooth: no break is needed to explain it"
+    if found.verdict == "constant":
+        return "nothing moves beyond the noise"
+    if found.verdict == "missing":
+        return "not measured"
+    one = found.metrics.get(found.decisive or "")
+    why: str = one.reason if one is not None and found.reason == "continuous score undecided" else found.reason
+    said = _OPEN.get(why, why)
+    if one is not None and why == "few scales":
+        said = f"{times(len(one.scales), 'scale')}, and a break needs {MIN_SCALES}"
+    return f"undecided, {said}: {settles(found.further_scales, found.further_replicates)}"
+
+
+def forecast_words(found: Forecast) -> str:
+    """A forecast and its score, as a sentence without its full stop."""
+    if found.predicted is None:
+        return f"no forecast: {found.reason}"
+    interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
+    told = f"{found.predicted:.3g} nats{interval}"
+    if found.measured is None:
+        return f"{told}; the top is not there yet"
+    hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
+    return f"{told}; measured {found.measured:.3g}, {hit}"
+
+
+def needed_words(needed: Needed | None) -> str:
+    """Replicates that a comparison needs; an em dash where it cannot be computed."""
+    return "—" if needed is None else f"more than {needed.n:,}" if needed.or_more else f"{needed.n:,}"
 
 
 def said_once(words: Sequence[tuple[str, float]]) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import synthetic
 import torch
 
+from orchestrator import findings
 from orchestrator.journal import read
 from orchestrator.study import load
 from trainers import budget, checkpoint
@@ -200,8 +202,23 @@ def main() -> int:
     row(f"memory after 300 trunks / after 20 ({early:.0f} MB)", late / early, 1.02, False)
     save_seconds, step_seconds = save_and_step(trunk)
     row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
+    seconds, n_rows = statistics_seconds()
+    row(f"processor seconds of the statistics of 10,000 trials ({n_rows:,} evaluations)", seconds, 10, False)
     print(f"\none step {step_seconds * 1e3:.1f} ms, one checkpoint {save_seconds * 1e3:.1f} ms")
     return 0 if all(fine for *_, fine in rows) else 1
+
+
+def statistics_seconds() -> tuple[float, int]:
+    """Processor seconds of everything that is computed from the tables of a study of 10,000 trials, and its evaluations."""
+    study = synthetic.made_up(
+        n_tasks=tuple(4**k for k in range(1, 11)),
+        compute_flops=tuple(1e11 * 2**k for k in range(10)),
+        replicates=100,
+    )
+    results, runs = synthetic.tables(study)
+    begin = time.process_time()
+    findings.find(study, results, runs)
+    return time.process_time() - begin, results.num_rows
 
 
 def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:

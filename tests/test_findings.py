@@ -68,14 +68,17 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     memory = {(4, 1e11): 0.9, (64, 1e11): 0.1, (1024, 1e11): 0, (4, 8e11): 1, (64, 8e11): 0.9, (1024, 8e11): 0.1}
     found = find(study(), *tables(ability, memory))
     (_, low), (_, high) = found.k_ability[("answer", "recall")]
-    assert low.verdict == "beyond" and (high.low, high.high) == (4, 64)
+    assert low.verdict == "beyond" and set(high.brackets) == {(4, 64)}
     (_, small), (_, large) = found.k_memory["answer"]
-    assert (small.low, small.high) == (4, 64) and (large.low, large.high) == (64, 1024)
-    assert found.answer == (
-        "Recall does not appear up to 1,024 tasks at 1e11 FLOPs; appears between 4 and 64 tasks at 8e11 FLOPs. "
-        "Memory of the training tasks ends between 4 and 64 tasks at 1e11 FLOPs; ends between 64 and 1,024 tasks at "
-        "8e11 FLOPs."
+    assert set(small.brackets) == {(4, 64)} and set(large.brackets) == {(64, 1024)}
+    # Two replicates that agree are no proof: a median beside a level sends both to the same side in one case of four.
+    assert high.low < 4 and high.high > 64
+    assert found.answer.startswith(
+        f"Recall appears between {words.number(high.low)} and {words.number(high.high)} tasks at 8e11 FLOPs, and nowhere up "
+        "to 1,024 tasks at 1e11 FLOPs."
     )
+    assert f"Memory of the training tasks ends between {words.number(large.low)} and " in found.answer
+    assert "at 8e11 FLOPs (ends between" in found.answer and "at 1e11)." in found.answer
 
 
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
@@ -168,4 +171,5 @@ def test_every_value_of_the_metrics_is_finite() -> None:
     ability = {(n, c): 0.9 if n > 4 else 0.1 for n in LEVELS for c in BUDGETS}
     series = find(study(), *tables(ability)).metrics()
     assert all(math.isfinite(value) for points in series.values() for _, value in points)
-    assert series["k_ability/answer/recall/low"] == [(0, 4.0), (1, 4.0)]
+    assert [i for i, _ in series["k_ability/answer/recall/low"]] == [0, 1]
+    assert all(low < 4 for _, low in series["k_ability/answer/recall/low"])

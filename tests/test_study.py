@@ -108,6 +108,46 @@ def test_a_bad_file_is_refused_with_place_and_reason(
     assert len(lines) == 1, message
 
 
+CLAIMS = [
+    ("nothing that can fail", "{what: k_ability}", "give lo, hi or both"),
+    ("the wrong way round", "{what: k_ability, lo: 9, hi: 3}", "lo 9 <= hi 3 does not hold"),
+    ("a place that is missing", "{what: ability, lo: 0.5}", "give n_tasks"),
+    (
+        "a place outside the study",
+        "{what: ability, n_tasks: 5, lo: 0.5}",
+        "5 is not in the study; it has 4, 1000000000000",
+    ),
+    ("a skill that is not there", "{what: k_ability, skill: recal, lo: 3}", "recal is not in the study; it has recall"),
+    ("an arm against itself", "{what: crossover, n_tasks: 4, against: answer, lo: 1}", "give the other as 'against'"),
+    ("an arm too many", "{what: k_memory, against: answer, lo: 1}", "only a crossover has another"),
+    ("a range for a verdict", "{what: emergence, n_tasks: 4, lo: 1}", "give verdict: break, smooth or metric artefact"),
+    (
+        "both axes fixed",
+        "{what: emergence, n_tasks: 4, compute_flops: 1e11, verdict: break}",
+        "the one that stays fixed",
+    ),
+    ("a verdict for a range", "{what: k_ability, verdict: break}", "claims a range"),
+    ("a quantity that is not there", "{what: k_abilty, lo: 1}", "one of 'k_ability', 'k_memory'"),
+]
+
+
+@pytest.mark.parametrize(("claim", "says"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+def test_a_primary_claim_must_be_one_that_this_study_can_decide(tmp_path: Path, claim: str, says: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(says)) as refusal:
+        load(written(tmp_path, GOOD + f"primary: {claim}\n"))
+    assert str(refusal.value).startswith(f"{tmp_path / 'x.yaml'}:16: primary"), refusal.value
+
+
+def test_a_claim_may_be_any_that_the_study_can_decide(tmp_path: Path) -> None:
+    for claim in (
+        "{what: k_memory, compute_flops: 1e11, hi: 64}",
+        "{what: drift_ability, hi: 0}",
+        "{what: accuracy, n_tasks: 1e12, skill: recall, lo: 0.95}",
+        "{what: emergence, n_tasks: 4, verdict: metric artefact}",
+    ):
+        assert load(written(tmp_path, GOOD + f"primary: {claim}\n")).primary is not None
+
+
 def test_several_problems_are_told_together_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = GOOD.replace("version: 1", "version: one").replace("d_model: 64", "d_modle: 64")
     with pytest.raises(StudyError) as refusal:
@@ -140,6 +180,7 @@ def test_every_study_that_ships_loads_and_says_what_it_asks() -> None:
 
 def test_the_control_is_the_quickstart_on_noise_and_nothing_else() -> None:
     quick, null = load("quickstart").model_dump(mode="json"), load("control_null").model_dump(mode="json")
+    quick, null = (record | {"primary": None} for record in (quick, null))  # each claims what it expects
     changed = {line.split(":")[0] for line in differences(quick, null)}
     assert changed == {"study", "question", "expectation", "family.answers"}
 

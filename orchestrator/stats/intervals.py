@@ -32,6 +32,23 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     return Interval(mean, mean - half, mean + half, len(values))
 
 
+MIN_SPREAD = 0.01
+"""Replicates closer together than this are taken to scatter so much: a test must not draw certainty from few values that
+happen to agree (assumed: the size of the evaluation's own noise, on a scale from 0 to 1)."""
+
+
+def one_sided_p(values: Sequence[float], bound: float, side: Literal["above", "below"]) -> float | None:
+    """p-value of the claim that the mean of replicates lies above (below) a bound: one-sample t-test, one-sided.
+
+    None with fewer than two values. Values on a scale from 0 to 1; see MIN_SPREAD.
+    """
+    if len(values) < 2:
+        return None
+    error = max(float(np.std(values, ddof=1)), MIN_SPREAD) / math.sqrt(len(values))
+    t = (float(np.mean(values)) - bound) / error
+    return float(special.stdtr(len(values) - 1, -t if side == "above" else t))
+
+
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for a proportion. Raises ValueError for n < 1."""
     if n < 1:

@@ -1,0 +1,323 @@
+"""What is asked of a study's tables, one question a function: boundaries and their drift, compute-to-skill, crossovers,
+breaks, noise, forecast, frontier. Cuts the arrays and hands them to stats/; findings.py puts the answers together.
+
+Every interval takes a confidence, because what is not the primary claim is corrected for how much was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.results import Results
+from orchestrator.stats import breaks, forecast, replicates, survival
+from trainers.tasks import Family
+
+Axis = Literal["n_tasks", "compute_flops"]
+Boundaries = list[tuple[float, stats.Boundary]]
+"""(compute_flops, boundary) by ascending budget."""
+Confidence = Callable[[str], float]
+"""Name of a claim -> the confidence of its interval."""
+
+
+def split_of(results: Results, skill: str) -> str:
+    """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
+    splits = {split for _, name, split in results.groups() if name == skill}
+    return "seen" if splits == {"seen"} else "held_out"
+
+
+def surface(results: Results, measure: Literal["ability", "memory"], arm: str, skill: str = "") -> np.ndarray:
+    """(n_tasks, compute, replicates): ability after the decay, memory of the training mixture before it."""
+    if measure == "memory":
+        return results.cube("memory", arm, cast(Family, results.study.family).mixture, "seen", "pre_decay")
+    return results.cube("ability", arm, skill, split_of(results, skill), "final")
+
+
+DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
+
+
+# Boundaries along the numbers of tasks ------------------------------------------------------------------------------
+
+
+def boundaries(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str, confidence: Confidence
+) -> Boundaries:
+    """K_A or K_M at every budget."""
+    cube = surface(results, measure, arm, skill)
+    levels = [float(n) for n in results.levels]
+    return [
+        (c, stats.boundary(levels, cube[:, j].T, DIRECTION[measure], confidence(claim_of("k", measure, arm, skill, c))))
+        for j, c in enumerate(results.budgets)
+    ]
+
+
+def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
+    """Name of a claim, the same wherever it is counted and wherever its interval is drawn."""
+    at = f"{place:g}" if isinstance(place, float) else str(place)
+    return f"{kind}_{measure}/{arm}/{skill}/{at}"
+
+
+def boundary_p(cube: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
+    """p-value of what a boundary's verdict says, from the cells that it hangs on. cube (n_tasks, replicates).
+
+    `crossed`: the first level is not across and the last one is; `below`: the first is; `beyond`: the last is not.
+    """
+    known = cube[~np.isnan(cube).all(axis=1)]
+    if not len(known):
+        return None
+    first, last = (line[~np.isnan(line)].tolist() for line in (known[0], known[-1]))
+    across, not_across = ("above", "below") if direction == "rising" else ("below", "above")
+    if verdict == "below":
+        return stats.one_sided_p(first, stats.HALF, across)  # type: ignore[arg-type]
+    if verdict == "beyond":
+        return stats.one_sided_p(last, stats.HALF, not_across)  # type: ignore[arg-type]
+    if verdict == "crossed":
+        both = (
+            stats.one_sided_p(first, stats.HALF, not_across),  # type: ignore[arg-type]
+            stats.one_sided_p(last, stats.HALF, across),  # type: ignore[arg-type]
+        )
+        return None if None in both else max(cast(tuple[float, float], both))
+    return None
+
+
+def drift(found: Boundaries, confidence: float) -> stats.Drift:
+    """How a boundary moves with compute, in doublings per doubling."""
+    return stats.drift([c for c, _ in found], [b.brackets for _, b in found], confidence)
+
+
+def monotone(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
+) -> list[tuple[float, stats.Monotone]]:
+    """At every budget: is the mean monotone along the numbers of tasks, or does noise not explain a dip?"""
+    cube = surface(results, measure, arm, skill)
+    levels = [float(n) for n in results.levels]
+    return [
+        (c, stats.monotone(levels, cube[:, j].T, DIRECTION[measure]))
+        for j, c in enumerate(results.budgets)
+        if not np.isnan(cube[:, j]).all()
+    ]
+
+
+# Along compute ------------------------------------------------------------------------------------------------------
+
+
+class ToSkill(NamedTuple):
+    """From how much compute on the headline skill is there, at one number of tasks."""
+
+    boundary: stats.Boundary
+    """In training FLOPs, along the evaluations of the largest budget's training run."""
+    curve: survival.KaplanMeier | None
+    """Kaplan-Meier: share of replicates that have the skill by then; None where nothing was measured."""
+    successes: tuple[tuple[float, replicates.Success], ...]
+    """(budget, k of n replicates at or above one half after its decay)."""
+    p_value: float | None
+    """Of what the boundary's verdict says."""
+
+
+def to_skill(results: Results, arm: str, skill: str, n_tasks: int, confidence: float) -> ToSkill | None:
+    """Compute-to-skill; None where ability was never defined."""
+    flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
+    if not np.isfinite(values).any():
+        return None
+    boundary = stats.boundary(flops.tolist(), values, "rising", confidence)
+    cube = surface(results, "ability", arm, skill)[results.levels.index(n_tasks)]  # (compute, replicates)
+    there = results.present(arm, skill, split_of(results, skill))[results.levels.index(n_tasks)]
+    successes = []
+    for j, c in enumerate(results.budgets):
+        made = replicates.success(cube[j][there[j]].tolist(), stats.HALF)
+        successes += [(c, made)] if made else []
+    p_value = boundary_p(values.T, boundary.verdict, "rising")
+    diverged = {
+        r["replicate"] for r in results.runs if (r["arm"], r["n_tasks"], r["status"]) == (arm, n_tasks, "diverged")
+    }
+    seen, until = [], []
+    for r, line in enumerate(values):
+        across, looked = flops[line >= stats.HALF], flops[~np.isnan(line)]
+        seen.append(float(across[0]) if len(across) else None)
+        last = float(looked[-1]) if len(looked) else 0.0
+        until.append(float(flops[-1]) if r in diverged else last)  # it did not get there, and will not
+    curve = survival.kaplan_meier(seen, until, flops.tolist(), confidence)
+    return ToSkill(boundary, curve, tuple(successes), p_value)
+
+
+# Arms ---------------------------------------------------------------------------------------------------------------
+
+
+class Overtaking(NamedTuple):
+    """One arm against another along compute, at one number of tasks, on the headline skill's ability."""
+
+    first: str
+    second: str
+    n_tasks: int
+    result: stats.Crossover
+
+
+def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Overtaking]:
+    """Every pair of arms at every number of tasks; the order in which one is seen to overtake, if either is."""
+    found = []
+    for a, b in combinations(results.study.axes.arm, 2):
+        for i, n in enumerate(results.levels):
+            first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
+            level = confidence(claim_of("crossover", b, a, skill, float(n)))
+            there = stats.crossover(results.budgets, first, second, level)
+            back = stats.crossover(results.budgets, second, first, level)
+            reverse = back.verdict == "crosses" and there.verdict != "crosses"
+            found.append(Overtaking(b, a, n, back) if reverse else Overtaking(a, b, n, there))
+    return found
+
+
+# Breaks -------------------------------------------------------------------------------------------------------------
+
+
+class Cut(NamedTuple):
+    """One line through the surface: a skill along one axis, the other held fixed."""
+
+    arm: str
+    skill: str
+    axis: Axis
+    """Along which the skill is followed."""
+    fixed: float
+    """Where the other axis stands."""
+    result: breaks.Emergence
+
+
+_METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
+
+
+def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
+    """Every skill along the numbers of tasks at each budget, and along compute at each number of tasks.
+
+    Along compute the training run is read at its constant rate: a decay at the end would look like a break.
+    """
+    found = []
+    for arm in results.study.axes.arm:
+        for skill in skills:
+            split = split_of(results, skill)
+            if (arm, skill, split) not in results.groups():
+                continue
+            cubes = {m: results.cube(m, arm, skill, split) for m in _METRICS}
+            for j, c in enumerate(results.budgets):
+                lines = {m: cube[:, j].T for m, cube in cubes.items()}
+                found.append(Cut(arm, skill, "n_tasks", c, _emergence(np.array(results.levels, float), lines)))
+            for n in results.levels:
+                runs = {m: results.along(m, arm, skill, split, n, decayed=False) for m in _METRICS}
+                scale = max((flops for flops, _ in runs.values()), key=len)
+                lines = {m: _on(scale, *run) for m, run in runs.items()}
+                found.append(Cut(arm, skill, "compute_flops", float(n), _emergence(scale, lines)))
+    return found
+
+
+def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values (R, P) at some of the scale's places, spread over all of them."""
+    table = np.full((len(values), len(scale)), np.nan)
+    table[:, np.searchsorted(scale, flops)] = values
+    return table
+
+
+def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
+    optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
+    return breaks.emergence(
+        np.log(scale) if len(scale) else np.array([]),
+        loss=lines["loss_nats"],
+        brier=lines["brier"],
+        expected_accuracy=lines["probability"],
+        accuracy=lines["accuracy"],
+        exact_match=optional["exact_match"],
+        predicted_exact_match=optional["predicted_exact_match"],
+    )
+
+
+# Replicates ---------------------------------------------------------------------------------------------------------
+
+
+class NoiseRow(NamedTuple):
+    """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""
+
+    arm: str
+    skill: str
+    n_tasks: int
+    """Where they differ most among the numbers of tasks at which the mean is at least half its largest."""
+    noise: replicates.Noise
+    needed: dict[float, tuple[replicates.Needed | None, ...]]
+    """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
+
+
+DIFFERENCES = (0.01, 0.05, 0.2)
+
+
+def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
+    """The noisiest cell of every skill's accuracy at the largest budget that has it, where there is something to compare."""
+    rows = []
+    for arm in results.study.axes.arm:
+        for skill in skills:
+            cube = results.cube("accuracy", arm, skill, split_of(results, skill))
+            for j in reversed(range(len(results.budgets))):
+                row = _noisiest(results, arm, skill, cube[:, j])
+                if row is not None:
+                    rows.append(row)
+                    break
+    return rows
+
+
+def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
+    found = [(n, replicates.noise(line.tolist())) for n, line in zip(results.levels, lines, strict=True)]
+    known = [(n, noise) for n, noise in found if noise is not None]
+    top = max((noise.mean for _, noise in known), default=0.0)
+    comparable = [(n, noise) for n, noise in known if noise.cv is not None and noise.mean >= top / 2]
+    if not comparable:
+        return None
+    n_tasks, noise = max(comparable, key=lambda pair: cast(float, pair[1].cv))
+    ends = (noise.cv, noise.cv_low, noise.cv_high)
+    needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
+    return NoiseRow(arm, skill, n_tasks, noise, needed)
+
+
+class Midpoint(NamedTuple):
+    """The cell whose mean ability is nearest one half: one kind of replicates there, or two?"""
+
+    arm: str
+    n_tasks: int
+    compute_flops: float
+    mean: float
+    values: tuple[float, ...]
+    kinds: replicates.Bimodality
+    success: replicates.Success
+
+
+NEAR = 0.35
+"""A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
+
+
+def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
+    """Replicates at the onset of the headline skill; None where no cell is near one half."""
+    cube = surface(results, "ability", arm, skill)
+    known = ~np.isnan(cube).all(axis=2)
+    if not known.any():
+        return None
+    means = np.full(cube.shape[:2], np.inf)
+    means[known] = np.nanmean(cube[known], axis=1)
+    i, j = np.unravel_index(np.abs(means - stats.HALF).argmin(), means.shape)
+    if abs(means[i, j] - stats.HALF) > NEAR:
+        return None
+    values = cube[i, j][~np.isnan(cube[i, j])].tolist()
+    made = cast(replicates.Success, replicates.success(values, stats.HALF))
+    where = results.levels[i], results.budgets[j], float(means[i, j])
+    return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), made)
+
+
+# Forecast and frontier ----------------------------------------------------------------------------------------------
+
+
+def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list[tuple[int, forecast.Forecast]]:
+    """At each number of tasks: is the loss at the largest budget told by what came before a quarter of it?"""
+    split = split_of(results, skill)
+    found = []
+    for n in results.levels:
+        flops, loss = results.along("loss_nats", arm, skill, split, n)
+        if len(flops) and np.isfinite(loss).any():
+            found.append((n, forecast.forecast(flops, loss, confidence=confidence)))
+    return found

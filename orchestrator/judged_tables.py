@@ -1,0 +1,297 @@
+"""Tables of the verdicts: what was claimed, breaks, compute-to-skill, overtaking, replicates. Compute no statistic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from orchestrator import claims
+from orchestrator.analyses import DIFFERENCES, Cut, claim_of
+from orchestrator.findings import Findings, primary_sentence
+from orchestrator.plates import decimal
+from orchestrator.stats.breaks import MIN_SCALES
+from orchestrator.words import (
+    break_words,
+    drift_words,
+    emergence_words,
+    flops_words,
+    forecast_words,
+    needed_words,
+    number,
+    signed,
+    times,
+)
+
+MAX_CLAIM_ROWS = 400
+"""Rows of the table of claims on the page, the kept ones first; all are in summary.csv and in the journal's numbers."""
+
+
+def told(found: Findings) -> dict[str, Any]:
+    """Everything that the sections of verdicts are given."""
+    return {
+        "primary": primary_sentence(found) if found.primary else "",
+        "primary_verdict": found.primary.verdict if found.primary else "",
+        "counted": claim_counts(found),
+        "claims": claim_rows(found),
+        "drifts": drift_rows(found),
+        "dips": dip_rows(found),
+        "to_skill": to_skill_rows(found),
+        "cuts": cut_rows(found),
+        "cuts_undecided": undecided(found),
+        "min_scales": MIN_SCALES,
+        "overtaking": overtaking_rows(found),
+        "noise": noise_rows(found),
+        "differences": [f"{d:.0%}" for d in DIFFERENCES],
+        "midpoints": midpoint_rows(found),
+        "forecasts": forecast_rows(found),
+        "no_forecast": no_forecast(found),
+        "frontier": frontier_words(found),
+    }
+
+
+# Claims -------------------------------------------------------------------------------------------------------------
+
+
+def claim_counts(found: Findings) -> dict[str, Any]:
+    """How much was looked at, and how much of it was kept."""
+    verdicts = Counter(claim.verdict for claim in found.claims)
+    confidences = sorted({claim.confidence for claim in found.claims if claim.verdict == "kept"})
+    return {
+        "looked_at": verdicts["kept"] + verdicts["not kept"],
+        "kept": verdicts["kept"],
+        "untested": verdicts["untested"],
+        "confidence": f"{confidences[-1]:.1%}".replace("%", " %") if confidences else "",
+        "false_share": f"{claims.FALSE_SHARE:.0%}".replace("%", " %"),
+    }
+
+
+def claim_rows(found: Findings) -> list[dict[str, str]]:
+    """Every claim that could be tested, the surest first."""
+    tested = [claim for claim in found.claims if claim.p_value is not None]
+    tested.sort(key=lambda claim: (claim.verdict != "kept", claim.adjusted_p or 0.0))
+    return [
+        {
+            "says": claim.says,
+            "p": p_words(claim.p_value),
+            "adjusted": p_words(claim.adjusted_p),
+            "verdict": claim.verdict,
+        }
+        for claim in tested[:MAX_CLAIM_ROWS]
+    ]
+
+
+def p_words(p: float | None) -> str:
+    """A p-value as far as it means anything."""
+    if p is None or math.isnan(p):
+        return "—"
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
+
+
+# Boundaries ---------------------------------------------------------------------------------------------------------
+
+
+def drift_rows(found: Findings) -> list[dict[str, str]]:
+    """How each boundary moves with compute; a row for those that say more than nothing."""
+    if len(found.study.budgets) < 2:
+        return []
+    kept = {claim.name: claim.verdict for claim in found.claims}
+    rows = []
+    for (arm, skill), moved in found.drift_ability.items():
+        name = claim_of("drift", "ability", arm, skill)
+        rows.append({"arm": arm, "skill": skill, "words": drift_words(moved, "A"), "kept": kept.get(name, "primary")})
+    for arm, moved in found.drift_memory.items():
+        name = claim_of("drift", "memory", arm, "")
+        rows.append(
+            {"arm": arm, "skill": "memory", "words": drift_words(moved, "M"), "kept": kept.get(name, "primary")}
+        )
+    return rows
+
+
+def dip_rows(found: Findings) -> list[dict[str, str]]:
+    """Where the mean goes against its direction by more than noise explains; and whether it could be tested at all."""
+    rows = []
+    for (arm, skill), tests in found.dips.items():
+        for flops, test in tests:
+            if test.p_value is not None and test.p_value < 0.05 and test.pair and test.change is not None:
+                between = f"{number(test.pair[0])} and {number(test.pair[1])} tasks"
+                said = f"changes by {signed(test.change)} between {between} at {number(flops)} FLOPs"
+                rows.append({"arm": arm, "skill": skill or "memory", "words": said, "p": p_words(test.p_value)})
+    return rows
+
+
+# Along compute ------------------------------------------------------------------------------------------------------
+
+
+def to_skill_rows(found: Findings) -> list[dict[str, Any]]:
+    """From how much compute on, at each number of tasks: the interval, and k of n at each budget."""
+    rows = []
+    for (arm, n), one in found.to_skill.items():
+        successes = [
+            {"flops": number(c), "share": f"{s.k} of {s.n}", "interval": f"{decimal(s.low)} to {decimal(s.high)}"}
+            for c, s in one.successes
+        ]
+        words = flops_words(one.boundary, found.looks(arm, n))
+        rows.append(
+            {"arm": arm, "n_tasks": number(n), "words": words, "verdict": one.boundary.verdict, "successes": successes}
+        )
+    return rows
+
+
+# Breaks -------------------------------------------------------------------------------------------------------------
+
+_SCORES = {
+    "loss": "loss",
+    "brier": "Brier",
+    "expected_accuracy": "probability",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+}
+
+
+def _place(cut: Cut) -> str:
+    return f"tasks, at {number(cut.fixed)} FLOPs" if cut.axis == "n_tasks" else f"compute, at {number(cut.fixed)} tasks"
+
+
+def cut_rows(found: Findings) -> list[dict[str, Any]]:
+    """The cuts that something can be said of; the undecided and the empty ones are told together."""
+    rows = []
+    kept = {claim.name: claim.verdict for claim in found.claims}
+    for cut in found.cuts:
+        if cut.result.verdict not in ("break", "smooth", "metric artefact"):
+            continue
+        said = {_SCORES[name]: break_words(one) for name, one in cut.result.metrics.items()}
+        dropped = cut.result.verdict == "break" and kept.get(claims.claim_of_cut(cut)) == "not kept"
+        rows.append(
+            {
+                "arm": cut.arm,
+                "skill": cut.skill,
+                "place": _place(cut),
+                "verdict": cut.result.verdict + (" (not kept after correction)" if dropped else ""),
+                "words": emergence_words(cut.result),
+                "scores": [(name, said.get(name, "—")) for name in _SCORES.values()],
+            }
+        )
+    return rows
+
+
+def undecided(found: Findings) -> list[dict[str, str]]:
+    """What is not decided, and what would settle it: one row for all cuts of which the same is said."""
+    groups: dict[tuple[str, str], list[Cut]] = {}
+    for cut in found.cuts:
+        if cut.result.verdict in ("undecided", "constant", "missing"):
+            groups.setdefault((cut.axis, emergence_words(cut.result)), []).append(cut)
+    rows = []
+    for (axis, words), cuts in groups.items():
+        skills = list(dict.fromkeys(cut.skill for cut in cuts))
+        along = "tasks" if axis == "n_tasks" else "compute"
+        rows.append({"along": along, "n": times(len(cuts), "cut"), "skills": ", ".join(skills), "words": words})
+    return rows
+
+
+# Arms, replicates ---------------------------------------------------------------------------------------------------
+
+
+def overtaking_rows(found: Findings) -> list[dict[str, str]]:
+    """Every pair of arms at every number of tasks."""
+    rows = []
+    for o in found.crossovers:
+        met = o.result
+        said = {
+            "crosses": f"{o.second} overtakes {o.first} at {claims.range_words(met.low, met.high)} FLOPs",
+            "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
+            "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
+            "no difference shown": "no difference is shown at any budget",
+            "missing": "not measured",
+        }.get(met.verdict, f"undecided between {o.first} and {o.second}")
+        pair = f"{o.second} against {o.first}"
+        rows.append({"n_tasks": number(o.n_tasks), "pair": pair, "words": said, "p": p_words(met.p_value)})
+    return rows
+
+
+def noise_rows(found: Findings) -> list[dict[str, Any]]:
+    """How much replicates differ, and how many a comparison would need."""
+    rows = []
+    for row in found.noise:
+        noise = row.noise
+        ends = "—"
+        if noise.cv is not None:
+            high = "unbounded" if noise.cv_high is None else f"{noise.cv_high:.0%}"
+            ends = f"{noise.cv:.0%}" + (f" ({noise.cv_low:.0%} to {high})" if noise.cv_low is not None else "")
+        needed = []
+        for n, low, high_n in (row.needed[d] for d in DIFFERENCES):
+            between = f"{needed_words(low)} to {needed_words(high_n) if high_n else 'any number'}"
+            needed.append({"n": needed_words(n), "between": between if low is not None else ""})
+        rows.append(
+            {
+                "arm": row.arm,
+                "skill": row.skill,
+                "n_tasks": number(row.n_tasks),
+                "mean": decimal(noise.mean),
+                "sd": decimal(noise.sd),
+                "n": noise.n,
+                "cv": ends,
+                "needed": needed,
+            }
+        )
+    return rows
+
+
+def midpoint_rows(found: Findings) -> list[dict[str, str]]:
+    """One kind of replicates at the onset, or two?"""
+    rows = []
+    for arm, at in found.midpoints.items():
+        kinds, made = at.kinds, at.success
+        where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
+        said = f"{made.k} of {made.n} replicates reach one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
+        if kinds.verdict == "too few":
+            said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
+        elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:
+            low, high = kinds.modes
+            said += f". Two kinds: {low.n} around {decimal(low.mean)}, {high.n} around {decimal(high.mean)}. Their mean describes neither"
+        else:
+            named = {
+                "one kind": "One kind of replicates",
+                "undecided": "One kind or two: the dip test and the mixture disagree",
+            }
+            said += f". {named.get(kinds.verdict, 'All alike')}"
+        rows.append({"arm": arm, "where": where, "words": said})
+    return rows
+
+
+# Forecast and frontier ----------------------------------------------------------------------------------------------
+
+
+def forecast_rows(found: Findings) -> list[dict[str, str]]:
+    """The forecasts that could be made, beside their rivals."""
+    rows = []
+    for (arm, n), made in found.forecasts.items():
+        if made.predicted is None:
+            continue
+        rivals = {rival.name: error_words(rival.log_error) for rival in made.rivals}
+        rows.append(
+            {
+                "arm": arm,
+                "n_tasks": number(n),
+                "words": forecast_words(made),
+                "error": error_words(made.log_error),
+                "rivals": ", ".join(f"{name} {error}" for name, error in rivals.items()),
+                "winner": made.winner or "—",
+            }
+        )
+    return rows
+
+
+def error_words(error: float | None) -> str:
+    """A log error as a signed share."""
+    return "—" if error is None else f"{math.expm1(error):+.1%}".replace("-", "\u2212").replace("%", " %")
+
+
+def no_forecast(found: Findings) -> list[str]:
+    """Why there is no forecast, each reason once."""
+    return list(dict.fromkeys(f.reason for f in found.forecasts.values() if f.predicted is None and f.reason))
+
+
+def frontier_words(found: Findings) -> list[str]:
+    """What can be said of the best model size."""
+    return []

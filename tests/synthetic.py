@@ -1,0 +1,147 @@
+"""Tables of studies that never ran: a known truth in the columns of the record, made by the column, for any size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.record import RESULTS, RUNS
+from orchestrator.study import Study
+from trainers.streams import stream
+
+N_ITEMS = 320
+UNIFORM, RULE, LIST = np.log(16), 0.9, 0.1  # nats an item
+Truth = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(n_tasks, compute_flops, replicate), each (rows,) -> values; NaN is not defined."""
+
+SKILLS = {
+    ("recall", "held_out"): "ability",
+    ("recall", "seen"): "ability",
+    ("elimination", "held_out"): "ability",
+    ("recall_novel_pair", "held_out"): "ability",
+    ("recall_function", "held_out"): "ability",
+    ("override", "seen"): "ability",
+    ("override_memory", "seen"): "ability",
+    ("mixture", "seen"): "memory",
+}
+
+
+def made_up(**axes: Any) -> Study:
+    """A cipher study with these axes."""
+    whole = {"arm": ("answer",), "n_tasks": (4, 64, 1024), "compute_flops": (1e11, 8e11), "replicates": 3} | axes
+    top = {k: whole.pop(k) for k in list(whole) if k not in ("arm", "n_tasks", "compute_flops", "replicates")}
+    record: dict[str, Any] = {"study": "made_up", "version": 1, "question": "What is said?"}
+    record |= {"family": {"name": "cipher"}, "axes": whole}
+    return Study.from_record(record | top)
+
+
+def rising(centre: float = 64.0, width: float = 0.3, spread: float = 0.2) -> Truth:
+    """Ability rises through one half at `centre` tasks at 1e11 FLOPs and at fewer with more compute, as its square root."""
+
+    def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        shift = spread * stream("synthetic", "ability").standard_normal(int(replicate.max()) + 1)[replicate]
+        at = np.log2(centre) - 0.5 * np.log2(flops / 1e11) + shift
+        return 1 / (1 + np.exp(-(np.log2(n_tasks) - at) / width))
+
+    return truth
+
+
+def falling(centre: float = 16.0, width: float = 0.3, spread: float = 0.2) -> Truth:
+    """Memory falls through one half at `centre` tasks at 1e11 FLOPs and at more with more compute; unknown beyond 4,096."""
+
+    def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        shift = spread * stream("synthetic", "memory").standard_normal(int(replicate.max()) + 1)[replicate]
+        at = np.log2(centre) + 0.5 * np.log2(flops / 1e11) + shift
+        return np.where(n_tasks > 4096, np.nan, 1 / (1 + np.exp((np.log2(n_tasks) - at) / width)))
+
+    return truth
+
+
+def tables(
+    study: Study,
+    ability: Truth | None = None,
+    memory: Truth | None = None,
+    points_per_decade: int = 4,
+    first_flops: float = 1e10,
+    noise: float = 0.01,
+    draw: int = 0,
+) -> tuple[pa.Table, pa.Table]:
+    """`results` and `runs` of a study whose every trial is done: each with its trunk's looks, its branch point, its end."""
+    ability, memory = ability or rising(), memory or falling()
+    axes = study.axes
+    budgets = np.array(study.budgets)
+    grid = first_flops * 10 ** (np.arange(200) / points_per_decade)
+    looks = []  # (budget index, flops, phase)
+    for j, budget in enumerate(budgets):
+        looks += [(j, c, "trunk") for c in grid if c < 0.8 * budget]
+        looks += [(j, 0.8 * budget, "pre_decay"), (j, budget, "final")]
+    groups = list(SKILLS)
+    shape = (len(axes.arm), len(axes.n_tasks), axes.replicates, len(looks), len(groups))
+    arm, level, replicate, look, group = (index.ravel() for index in np.indices(shape, np.int32))
+    flops = np.array([c for _, c, _ in looks])[look]
+    n_tasks = np.array(sorted(axes.n_tasks), float)[level]
+    is_memory = np.array([SKILLS[g] == "memory" for g in groups])[group]
+    level_of = np.where(is_memory, memory(n_tasks, flops, replicate), ability(n_tasks, flops, replicate))
+    level_of = level_of + noise * stream("synthetic", "noise", draw).standard_normal(len(level_of))
+    undefined = np.isnan(level_of)
+    value = np.where(undefined, 0.0, level_of)
+    nll = np.where(is_memory, RULE - value * (RULE - LIST), UNIFORM - value * (UNIFORM - RULE))
+    share = np.clip(value, 1 / 16, 1)
+    budget = np.array([j for j, _, _ in looks])[look]
+
+    def words(values: list[str], at: np.ndarray) -> Any:
+        return pa.DictionaryArray.from_arrays(pa.array(at, pa.int32()), pa.array(values)).cast(pa.string())
+
+    ones = np.ones(len(flops))
+    columns: dict[str, Any] = {
+        "trial": pa.array([""] * len(flops)) if len(flops) < 1000 else words([""], np.zeros(len(flops), np.int32)),
+        "trunk": words([""], np.zeros(len(flops), np.int32)),
+        "arm": words(list(axes.arm), arm),
+        "n_tasks": n_tasks.astype(np.int64),
+        "compute_flops": budgets[budget],
+        "replicate": replicate.astype(np.int64),
+        "step": np.round(flops / 1e9).astype(np.int64),
+        "flops": flops,
+        "phase": words([p for _, _, p in looks], look),
+        "skill": words([g[0] for g in groups], group),
+        "split": words([g[1] for g in groups], group),
+        "n": (N_ITEMS * ones).astype(np.int64),
+        "n_correct": np.round(share * N_ITEMS).astype(np.int64),
+        "nll_nats": nll * N_ITEMS,
+        "p_correct": share * N_ITEMS,
+        "brier": (1 - share) * N_ITEMS,
+        "n_sequences": (32 * ones).astype(np.int64),
+        "n_exact": np.round(share**10 * 32).astype(np.int64),
+        "p_exact": share**10 * 32,
+        "nll_uniform": UNIFORM * N_ITEMS * ones,
+        "nll_generalizer": RULE * N_ITEMS * ones,
+        "nll_memorizer": pa.array(LIST * N_ITEMS * ones, mask=undefined | (n_tasks > 4096)),
+        "nll_oracle": LIST * N_ITEMS * ones,
+        "correct_uniform": ones * N_ITEMS / 16,
+        "correct_generalizer": 0.95 * ones * N_ITEMS,
+        "correct_memorizer": 0.3 * ones * N_ITEMS,
+        "se_ability_gap": 0.001 * ones,
+        "se_memory_gap": 0.001 * ones,
+        "train_loss_nats": nll,
+    }
+    arrays = [columns.get(f.name, pa.nulls(len(flops), f.type)) for f in RESULTS]
+    results = pa.Table.from_arrays(
+        [pa.array(a).cast(f.type) for a, f in zip(arrays, RESULTS, strict=True)], schema=RESULTS
+    )
+    runs = []
+    for a, n, r, c in itertools.product(axes.arm, sorted(axes.n_tasks), range(axes.replicates), study.budgets):
+        name = f"{a}/n{n}/c{c:g}/r{r}"
+        place = {"trial": name, "trunk": name, "arm": a, "n_tasks": n, "compute_flops": c, "replicate": r}
+        costs = {
+            "flops_own": c,
+            "flops_run": 0.6 * c,
+            "eval_flops": 0.05 * c,
+            "train_seconds": 20.0,
+            "eval_seconds": 2.0,
+        }
+        runs.append(place | costs | {"status": "done", "steps": round(c / 1e9), "sequences": round(32 * c / 1e9)})
+    return results, pa.Table.from_pylist(runs, schema=RUNS)

@@ -62,27 +62,32 @@ def open_page(chromium: Any) -> Iterator[Open]:
 
 _TEXTS = """() => {
   // Every line of visible text: its words and its box, cut to what its scrolling ancestors show of it.
-  const found = [];
+  const frames = new Map();
+  const frameOf = (element) => {  // what is shown of what stands in it: [left, top, right, bottom]
+    if (!element || element === document.body) return [-Infinity, -Infinity, Infinity, Infinity];
+    if (!frames.has(element)) {
+      const outer = frameOf(element.parentElement), cuts = getComputedStyle(element).overflowX !== "visible";
+      const box = cuts && !element.closest("svg") ? element.getBoundingClientRect() : null;
+      frames.set(element, box ? meet(outer, [box.left, box.top, box.right, box.bottom]) : outer);
+    }
+    return frames.get(element);
+  };
+  const meet = (a, b) => [Math.max(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.min(a[3], b[3])];
+  const found = [], numbers = new Map();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const parent = node.parentElement, words = node.data.trim();
-    if (!words || parent.closest("script, style, [hidden], option") || !parent.checkVisibility({ visibilityProperty: true })) continue;
-    const svg = parent.closest("text");
-    const range = document.createRange();
+    if (!words || parent.closest("script, style, option") || !parent.checkVisibility({ visibilityProperty: true })) continue;
+    const svg = parent.closest("text"), element = svg || parent, range = document.createRange();
     range.selectNodeContents(node);
-    for (const box of svg ? [parent.getBoundingClientRect()] : range.getClientRects()) {
-      let [left, top, right, bottom] = [box.left, box.top, box.right, box.bottom];
-      for (let up = svg ? parent.closest("svg").parentElement : parent; up && up !== document.body; up = up.parentElement) {
-        if (getComputedStyle(up).overflowX === "visible") continue;
-        const frame = up.getBoundingClientRect();
-        [left, top, right, bottom] = [Math.max(left, frame.left), Math.max(top, frame.top), Math.min(right, frame.right), Math.min(bottom, frame.bottom)];
-      }
-      const upright = !svg || !(parent.getAttribute("transform") || "").includes("rotate(-90");
-      if (right - left > 1 && bottom - top > 1) found.push({ words, left, top, right, bottom, upright, parent: svg || parent });
+    const upright = !svg || !(svg.getAttribute("transform") || "").includes("rotate(-90");
+    if (!numbers.has(element)) numbers.set(element, numbers.size);
+    for (const box of svg ? [svg.getBoundingClientRect()] : range.getClientRects()) {
+      const [left, top, right, bottom] = meet(frameOf(parent), [box.left, box.top, box.right, box.bottom]);
+      if (right - left > 1 && bottom - top > 1) found.push({ words, left, top, right, bottom, upright, element: numbers.get(element) });
     }
   }
-  const numbers = new Map();
-  return found.map(({ parent, ...text }) => ({ ...text, element: numbers.get(parent) ?? numbers.set(parent, numbers.size).get(parent) }));
+  return found;
 }"""
 
 

@@ -27,7 +27,7 @@ from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.study import Study, StudyError
-from orchestrator.words import number
+from orchestrator.words import number, signed
 from trainers import budget
 
 app = typer.Typer(
@@ -218,8 +218,7 @@ def compare(
 ) -> None:
     """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
     from orchestrator import compare as comparing
-    from orchestrator import record
-    from orchestrator import report as reports
+    from orchestrator import compare_page, record
 
     both = []
     for name in (first, second):
@@ -231,7 +230,7 @@ def compare(
     except ValueError as problem:
         raise UsageProblem(f"{both[0].study.id} and {both[1].study.id} cannot be compared: {problem}") from None
     _show_comparison(comparison)
-    typer.echo(f"\nPage: {reports.write_comparison(journal.home_folder(), comparison)}")
+    typer.echo(f"\nPage: {compare_page.write(journal.home_folder(), comparison)}")
 
 
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
@@ -374,30 +373,37 @@ def _show_comparison(found: Any) -> None:
         console.print(f"\n[bold]Settings that differ[/bold] ({a} -> {b})", highlight=False)
         for line in found.settings:
             console.print(f"  {line}", highlight=False, markup=False)
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title="\nBoundaries, in tasks", title_justify="left", title_style="bold"
-    )
-    for head in ("", "FLOPs", a, b):
-        table.add_column(head, header_style="dim")
+    headline = found.a.study.shown_skills[0]
+    table = _plain_table("\nBoundaries, in tasks", ("", "FLOPs", a, b), "left")
     for pair in found.boundaries:
-        name = f"K_{pair.letter} {pair.skill if pair.letter == 'A' else ''}".strip()
-        table.add_row(name, number(pair.compute_flops), pair.a, pair.b)
+        if pair.skill in (headline, "memory"):
+            table.add_row(f"K_{pair.letter} {pair.skill}", number(pair.compute_flops), pair.a, pair.b)
     console.print(table)
-    kept = [cell for cell in found.cells if cell.kept]
-    if not kept:
-        return
-    title = f"\nCells that differ ({b} less {a})"
-    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
-    for head in ("", "tasks", "FLOPs", a, b, "difference", "interval"):
-        table.add_column(head, header_style="dim", justify="left" if not head else "right")
-    for cell in kept[:40]:
+    kept = [cell for cell in found.cells if cell.kept and cell.skill in (headline, "")][:MAX_CELLS_SHOWN]
+    table = _plain_table(
+        f"\nCells that differ: {b} less {a}", ("", "tasks", "FLOPs", "difference", "interval"), "right"
+    )
+    for cell in kept:
         d = cell.difference
-        interval = "—" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f}"
-        values = (f"{cell.a:.2f}", f"{cell.b:.2f}", f"{d.mean:+.2f}", interval)
-        table.add_row(f"{cell.measure} {cell.skill}".strip(), number(cell.n_tasks), number(cell.compute_flops), *values)
-    console.print(table)
-    if len(kept) > 40:
-        console.print(f"... and {len(kept) - 40} more, on the page", highlight=False)
+        interval = "—" if d.low is None else f"{signed(d.low, 2)} to {signed(d.high, 2)}"
+        name = f"{cell.measure} {cell.skill}".strip()
+        table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), signed(d.mean, 2), interval)
+    if kept:
+        console.print(table)
+    rest = sum(cell.kept for cell in found.cells) - len(kept)
+    if rest:
+        console.print(f"... and {rest} more, other skills included, on the page", highlight=False)
+
+
+def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
+    for head in heads:
+        table.add_column(head, header_style="dim", justify=justify if head else "left", no_wrap=True)
+    return table
+
+
+MAX_CELLS_SHOWN = 30
+"""Cells that a terminal shows of a comparison."""
 
 
 def _program() -> str:

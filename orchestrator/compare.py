@@ -16,7 +16,7 @@ from orchestrator.findings import Findings
 from orchestrator.stats import compare as differences
 from orchestrator.stats import multiplicity
 from orchestrator.study import differences as fields_that_differ
-from orchestrator.words import ability_words, interval_words, memory_words, number, times
+from orchestrator.words import ability_words, interval_words, memory_words, number, percent, times
 
 
 class CellDifference(NamedTuple):
@@ -184,7 +184,7 @@ def _answer(found: Comparison) -> str:
         up = sum(c.difference.mean > 0 for c in kept if c.difference)
         sentences.append(
             f"{b} differs from {a} in {len(kept)} of {times(len(tested), 'shared cell')} "
-            f"(higher in {up}, lower in {len(kept) - up}; {FALSE_SHARE:.0%} of these expected to be false)."
+            f"(higher in {up}, lower in {len(kept) - up}; at most {percent(FALSE_SHARE)} of these expected to be false)."
         )
     for n, met, reverse in found.crossovers:
         if met.verdict == "crosses":

@@ -11,6 +11,7 @@ from typing import cast
 from orchestrator import findings
 from orchestrator.curves import Curves, Lines, Series, curve_panel, decays, distance_panel, dots_panel
 from orchestrator.findings import Findings
+from orchestrator.judged_figures import forecast_plate, scores_plate, to_skill_plate
 from orchestrator.plates import LIST, RULE, Key, Plate, decimal, line_key
 from orchestrator.surfaces import SURFACE_KEY, ability_band, grid, has_values, memory_band, on_split, surface
 from orchestrator.walk import Walk, rows_of, stop_panel
@@ -30,6 +31,9 @@ def plates_of(curves: Curves, arm: str, walk: Walk | None) -> dict[str, Plate | 
         "override": _override_plate(curves, arm),
         "override_compute": _override_compute_plate(curves, arm),
         "distance": _distance_plate(curves, arm),
+        "scores": scores_plate(curves, arm),
+        "to_skill": to_skill_plate(curves, arm),
+        "forecast": forecast_plate(curves, arm),
     }
     suffix = f"_{arm}" if len(found.study.axes.arm) > 1 else ""
     return {name: replace(plate, name=name + suffix) if plate else None for name, plate in plates.items()}
@@ -48,7 +52,7 @@ def _headline_plate(found: Findings, arm: str) -> Plate:
     bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
     about = (
         f"{found.study.id}{_of_arm(found, arm)}. Ability on {on_split(split)}, mean of up to {found.study.axes.replicates} "
-        "replicates: 0 knows nothing, 1 the general rule; colour clipped to 0 ... 1. Bars: 95 % intervals of the "
+        "replicates: 0 knows nothing, 1 the general rule; colour clipped to 0 ... 1. Bars: intervals of the "
         "boundaries; marks: where each replicate crosses. Triangles: beyond the grid."
     )
     return Plate(

@@ -6,7 +6,6 @@ Between results.py (tables as arrays) and report.py (figures). Knows the study; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,6 +25,7 @@ from orchestrator.words import (
     interval_words,
     memory_words,
     number,
+    percent,
     times,
 )
 from trainers.tasks import Family
@@ -486,7 +486,9 @@ def description(found: Findings) -> str:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
         head = f"| training FLOPs{_of(found, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
-        lines = [f"| {number(c)} | {_cell(a, levels)} | {_cell(m, levels)} |" for (c, a), (_, m) in pairs]
+        lines = [
+            f"| {number(c)} | {interval_words(a, levels)} | {interval_words(m, levels)} |" for (c, a), (_, m) in pairs
+        ]
         parts.append("\n".join([head, *lines]))
     parts += [f"- {verdict_line(v)}" for v in found.verdicts]
     kept = sum(claim.verdict == "kept" for claim in found.claims)
@@ -494,12 +496,6 @@ def description(found: Findings) -> str:
     primary = "One primary claim" if found.primary else "No primary claim"
     parts.append(
         f"{primary}; {tested} other claims were tested, {kept} kept after correction (at most "
-        f"{claims.FALSE_SHARE:.0%} of them expected to be false). Figures, tables and the report are among the artifacts."
+        f"{percent(claims.FALSE_SHARE)} of them expected to be false). Figures, tables and the report are among the artifacts."
     )
     return "\n\n".join(parts)
-
-
-def _cell(boundary: stats.Boundary, levels: Sequence[float]) -> str:
-    if boundary.verdict in ("beyond", "below"):
-        return {"beyond": f"beyond {number(levels[-1])}", "below": f"below {number(levels[0])}"}[boundary.verdict]
-    return interval_words(boundary, levels)

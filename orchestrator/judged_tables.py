@@ -11,6 +11,7 @@ from orchestrator.analyses import DIFFERENCES, Cut, claim_of
 from orchestrator.findings import Findings, primary_sentence
 from orchestrator.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
+from orchestrator.stats.replicates import Needed
 from orchestrator.words import (
     break_words,
     drift_words,
@@ -19,6 +20,7 @@ from orchestrator.words import (
     forecast_words,
     needed_words,
     number,
+    percent,
     signed,
     times,
 )
@@ -42,7 +44,7 @@ def told(found: Findings) -> dict[str, Any]:
         "min_scales": MIN_SCALES,
         "overtaking": overtaking_rows(found),
         "noise": noise_rows(found),
-        "differences": [f"{d:.0%}" for d in DIFFERENCES],
+        "differences": [percent(d) for d in DIFFERENCES],
         "midpoints": midpoint_rows(found),
         "forecasts": forecast_rows(found),
         "no_forecast": no_forecast(found),
@@ -62,7 +64,7 @@ def claim_counts(found: Findings) -> dict[str, Any]:
         "kept": verdicts["kept"],
         "untested": verdicts["untested"],
         "confidence": f"{confidences[-1]:.1%}".replace("%", " %") if confidences else "",
-        "false_share": f"{claims.FALSE_SHARE:.0%}".replace("%", " %"),
+        "false_share": percent(claims.FALSE_SHARE),
     }
 
 
@@ -216,12 +218,11 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
         noise = row.noise
         ends = "—"
         if noise.cv is not None:
-            high = "unbounded" if noise.cv_high is None else f"{noise.cv_high:.0%}"
-            ends = f"{noise.cv:.0%}" + (f" ({noise.cv_low:.0%} to {high})" if noise.cv_low is not None else "")
+            high = "unbounded" if noise.cv_high is None else percent(noise.cv_high)
+            ends = percent(noise.cv) + (f" ({percent(noise.cv_low)} to {high})" if noise.cv_low is not None else "")
         needed = []
         for n, low, high_n in (row.needed[d] for d in DIFFERENCES):
-            between = f"{needed_words(low)} to {needed_words(high_n) if high_n else 'any number'}"
-            needed.append({"n": needed_words(n), "between": between if low is not None else ""})
+            needed.append({"n": needed_words(n), "between": _between(low, high_n)})
         rows.append(
             {
                 "arm": row.arm,
@@ -235,6 +236,13 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _between(low: Needed | None, high: Needed | None) -> str:
+    """A range of replicates; nothing where it says no more than the number itself."""
+    if low is None or low.or_more:
+        return ""
+    return f"{low.n:,} or more" if high is None or high.or_more else f"{low.n:,} to {high.n:,}"
 
 
 def midpoint_rows(found: Findings) -> list[dict[str, str]]:

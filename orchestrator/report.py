@@ -21,7 +21,7 @@ import jinja2
 import matplotlib
 from markupsafe import Markup, escape
 
-from orchestrator import stats, tables
+from orchestrator import judged_tables, stats, tables
 from orchestrator.curves import Curves, decays
 from orchestrator.embed import Embedded
 from orchestrator.figures import plates_of
@@ -61,7 +61,13 @@ SECTIONS = (
     Section("override", "Context or memory", _any_block("override")),
     Section("distance", "Counting or remembering", _any_block("distance")),
     Section("boundaries", "Boundaries"),
+    Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
+    Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
+    Section("arms", "Arms", lambda page: bool(page["overtaking"])),
+    Section("replicates", "Replicates"),
+    Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"])),
     Section("expected", "Expected", lambda page: bool(page["expected"])),
+    Section("claims", "Claims", lambda page: bool(page["claims"])),
     Section("trials", "Trials"),
     Section("methods", "Methods"),
 )
@@ -171,14 +177,14 @@ def _page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["subscripts"] = _subscripts
+    environment.filters["subscripts"] = subscripts
     page = _told(found, sessions, blocks, links)
     page["data"], page["thinned"] = embedded.json(), embedded.thinned
     page["sections"] = [section for section in SECTIONS if section.shown(page)]
     return environment.get_template("report.html.j2").render(page)
 
 
-def _subscripts(words: str) -> Markup:
+def subscripts(words: str) -> Markup:
     """Words for the page, in which K_A and K_M have their letter below the line."""
     return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(words))))
 
@@ -196,7 +202,7 @@ def _told(
     trials = tables.trial_rows(found, addresses)
     chance = family.chance(skill)
     levels = sorted(study.axes.n_tasks)
-    return {
+    return judged_tables.told(found) | {
         "study": study,
         "found": found,
         "blocks": blocks,

@@ -27,9 +27,9 @@ def _boundary_words(
     if boundary.verdict == "missing":
         return "is not defined (references coincide or cannot be enumerated)"
     if boundary.verdict == "beyond":
-        return never.format(number(max(b.low for b in boundary.brackets if b.low is not None)))
+        return never.format(number(_edge(boundary)))
     if boundary.verdict == "below":
-        return everywhere.format(number(min(b.high for b in boundary.brackets if b.high is not None)))
+        return everywhere.format(number(_edge(boundary)))
     if boundary.verdict == "undecided" or boundary.high is None:
         reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
         least, most = stats.wilson_interval(reached, n)
@@ -60,10 +60,22 @@ def _told(end: float | None, levels: Sequence[float]) -> float | None:
     return end if levels[0] / step_down <= end <= levels[-1] * step_up else None
 
 
+def _edge(boundary: stats.Boundary) -> float:
+    """The last level that was not across in any replicate (verdict beyond), or the first that was in all (below)."""
+    if boundary.verdict == "beyond":
+        return max(b.low for b in boundary.brackets if b.low is not None)
+    return min(b.high for b in boundary.brackets if b.high is not None)
+
+
 def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """The interval of a boundary in figures, `levels` ascending; an end far outside the grid is told as open."""
     if boundary.verdict == "missing":
         return "—"
+    n = len(boundary.brackets)
+    if (
+        boundary.verdict in ("beyond", "below") and n > 1
+    ):  # the interval ends inside the grid, as few may agree by chance
+        return f"{'beyond' if boundary.verdict == 'beyond' else 'below'} {number(_edge(boundary))} in all {n}"
     low, high = _told(boundary.low, levels), _told(boundary.high, levels)
     if low is None and high is None:
         return "open at both ends"
@@ -90,9 +102,14 @@ def times(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def signed(value: float) -> str:
-    """A change to two figures, with a true minus sign."""
-    return f"{value:+.2g}".replace("-", "\u2212")
+def percent(share: float) -> str:
+    """A share as people write it, with a space before the sign."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def signed(value: float, digits: int | None = None) -> str:
+    """A change to two figures, or to so many decimals, with a true minus sign."""
+    return (f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}").replace("-", "\u2212")
 
 
 def flops_words(boundary: stats.Boundary, looks: Sequence[float]) -> str:
@@ -211,7 +228,8 @@ def forecast_words(found: Forecast) -> str:
     if found.measured is None:
         return f"{told}; the top is not there yet"
     hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
-    return f"{told}; measured {found.measured:.3g}, {hit}"
+    bad = "; the law does not describe even what it was fitted to" if (found.misfit_p or 1.0) < 0.05 else ""
+    return f"{told}; measured {found.measured:.3g}, {hit}{bad}"
 
 
 def needed_words(needed: Needed | None) -> str:

@@ -87,7 +87,9 @@ class Embedded:
 
     def _panel(self, box: tuple[float, float], sheet: Sheet, least: int) -> dict[str, Any]:
         series: dict[tuple[str, str], int] = {}
-        kept = [i for i, point in enumerate(sheet.points) if _rank(point) >= least]
+        kept = [
+            i for i, p in enumerate(sheet.points) if _rank(p) >= least and math.isfinite(p.x) and math.isfinite(p.y)
+        ]
         index = {i: k for k, i in enumerate(kept)}
         points = []
         for point in (sheet.points[i] for i in kept):

@@ -26,9 +26,7 @@ function decimal(value, digits = 2) {
   const text = value.toFixed(digits);
   return (Number(text) ? text : (0).toFixed(digits)).replace("-", "−");
 }
-function counted(text, word) {
-  return `${text} ${word}${text === "1" ? "" : "s"}`;
-}
+const counted = (text, word) => `${text} ${word}${text === "1" ? "" : "s"}`;
 
 // The words of what is pointed at ------------------------------------------------------------------------------------
 
@@ -89,12 +87,8 @@ function targetAt(told, x, y, scale) {
   return told.areas.findLast(inside) || nearest;
 }
 
-function isArea(target) {
-  return target.length === 5 && typeof target[4] === "string";
-}
-function centre(target) {
-  return isArea(target) ? [target[0] + target[2] / 2, target[1] + target[3] / 2] : [target[0], target[1]];
-}
+const isArea = (target) => target.length === 5;  // points have 3 or 8
+const centre = (target) => (isArea(target) ? [target[0] + target[2] / 2, target[1] + target[3] / 2] : target.slice(0, 2));
 
 /* Show a target of a panel: outlined, its replicate's line drawn bold, its words beside it. */
 function show(element, target) {
@@ -392,9 +386,7 @@ for (const link of document.querySelectorAll("a[data-csv]")) {
   });
 }
 
-function unfold() {
-  document.querySelector(`${location.hash || "#answer"} details`)?.setAttribute("open", "");
-}
+const unfold = () => document.querySelector(`${location.hash || "#answer"} details`)?.setAttribute("open", "");
 addEventListener("hashchange", unfold);
 unfold();
 

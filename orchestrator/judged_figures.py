@@ -67,7 +67,7 @@ def _score_panel(curves: Curves, arm: str, skill: str, split: str, flops: float,
         found.results.cube(score.beside[0], arm, skill, split)[:, -1] if score.beside else np.full(lines.shape, np.nan)
     )
     ratio = score.unit != "nats"
-    highest = max(1.0, np.nanmax(lines) * 1.08) if ratio else np.nanmax(lines) * 1.08
+    highest = max(1.0, np.nanmax(lines) * 1.08) if ratio else np.nanmax(lines) * 1.08 or 1.0
 
     def draw(sheet: Sheet) -> None:
         ax = sheet.axes
@@ -236,7 +236,8 @@ def _forecast_panel(curves: Curves, arm: str, n_tasks: int, made: Forecast) -> P
         ax.xaxis.set_minor_locator(NullLocator())
         ends = [v for v in (made.low, made.high, predicted) if v is not None]
         low, high = min(*ends, *means.tolist()), max(*ends, *means.tolist())
-        ax.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        room = 0.08 * (high - low) or 0.1
+        ax.set_ylim(low - room, high + room)
         ax.locator_params(axis="y", nbins=4)
         ax.tick_params(axis="y", labelsize=9)
         ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)

@@ -14,7 +14,8 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.results import Results
-from orchestrator.stats import breaks, forecast, replicates, survival
+from orchestrator.stats import breaks, forecast, frontier, replicates, survival
+from trainers import budget
 from trainers.tasks import Family
 
 Axis = Literal["n_tasks", "compute_flops"]
@@ -321,3 +322,16 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
         if len(flops) and np.isfinite(loss).any():
             found.append((n, forecast.forecast(flops, loss, confidence=confidence)))
     return found
+
+
+def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
+    """Which model size is best at which compute, over the trials of the largest number of tasks."""
+    study = results.study
+    family = cast(Family, study.family)
+    loss = results.cube("loss_nats", arm, skill, split_of(results, skill))[-1]  # (compute, replicates)
+    compute = np.repeat(np.array(results.budgets), loss.shape[1])
+    trunk = study.trunks()[0]
+    sizes = np.full(len(compute), float(budget.n_parameters(study.model, family.vocab_size, family.seq_len)))
+    tokens = compute / budget.flops_per_step(trunk) * study.training.batch_size * family.seq_len
+    replicate = np.tile(np.arange(loss.shape[1]), loss.shape[0]).tolist()
+    return frontier.isoflop(sizes, tokens, loss.ravel(), compute, replicate)

@@ -16,6 +16,7 @@ from orchestrator import analyses, claims, stats
 from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
+from orchestrator.stats.frontier import Isoflops
 from orchestrator.study import Expected, Study
 from orchestrator.words import (
     ability_words,
@@ -82,7 +83,7 @@ class Findings:
     """arm -> the cell at the onset of the headline skill."""
     forecasts: dict[tuple[str, int], Forecast] = field(default_factory=dict)
     """(arm, n_tasks) -> the loss at the largest budget, told from a quarter of it."""
-    frontier: dict[str, Any] = field(default_factory=dict)
+    frontier: dict[str, Isoflops] = field(default_factory=dict)
     """arm -> the best model size at each compute."""
     verdicts: tuple[Verdict, ...] = ()
     answer: str = ""
@@ -205,6 +206,7 @@ def judge(results: Results) -> Findings:
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
         forecasts={(a, n): f for a in arms for n, f in analyses.forecasts(results, a, skills[0], claims.CONFIDENCE)},
+        frontier={a: analyses.isoflops(results, a, skills[0]) for a in arms},
     )
     found = replace(found, verdicts=tuple(_verdict(found, expected) for expected in study.expected))
     return replace(found, answer=_answer(found))

@@ -18,6 +18,7 @@ from orchestrator.words import (
     emergence_words,
     flops_words,
     forecast_words,
+    frontier_words,
     needed_words,
     number,
     percent,
@@ -48,7 +49,7 @@ def told(found: Findings) -> dict[str, Any]:
         "midpoints": midpoint_rows(found),
         "forecasts": forecast_rows(found),
         "no_forecast": no_forecast(found),
-        "frontier": frontier_words(found),
+        "frontier": frontiers(found),
     }
 
 
@@ -300,6 +301,6 @@ def no_forecast(found: Findings) -> list[str]:
     return list(dict.fromkeys(f.reason for f in found.forecasts.values() if f.predicted is None and f.reason))
 
 
-def frontier_words(found: Findings) -> list[str]:
-    """What can be said of the best model size."""
-    return []
+def frontiers(found: Findings) -> list[str]:
+    """What can be said of the best model size, an entry an arm; the same is said once."""
+    return list(dict.fromkeys(frontier_words(one) for one in found.frontier.values()))

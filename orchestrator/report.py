@@ -65,7 +65,7 @@ SECTIONS = (
     Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),
-    Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"])),
+    Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),
     Section("expected", "Expected", lambda page: bool(page["expected"])),
     Section("claims", "Claims", lambda page: bool(page["claims"])),
     Section("trials", "Trials"),

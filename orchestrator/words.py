@@ -9,6 +9,7 @@ from typing import cast
 from orchestrator import stats
 from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
 from orchestrator.stats.forecast import Forecast
+from orchestrator.stats.frontier import MIN_SIZES, Isoflops
 from orchestrator.stats.replicates import Needed
 
 
@@ -230,6 +231,38 @@ def forecast_words(found: Forecast) -> str:
     hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
     bad = "; the law does not describe even what it was fitted to" if (found.misfit_p or 1.0) < 0.05 else ""
     return f"{told}; measured {found.measured:.3g}, {hit}{bad}"
+
+
+def frontier_words(found: Isoflops) -> str:
+    """The best model size at each compute, or why none can be named; sentences."""
+    sizes = {size for one in found.budgets for size in one.sizes}
+    if len(sizes) < MIN_SIZES:
+        given = {0: "No model size", 1: "One model size", 2: "Two model sizes"}[len(sizes)]
+        return f"{given} in this study: which is best for a budget takes {MIN_SIZES} or more, at two budgets, to tell."
+    said = []
+    for one in found.budgets:
+        at = f"At {number(one.compute)} FLOPs"
+        if one.n_optimal is not None and one.tokens_per_parameter is not None:
+            ends = f" ({_open_range(one.low, one.high)})" if one.low is not None or one.high is not None else ""
+            per = f"{one.tokens_per_parameter:.3g} tokens a parameter"
+            said.append(f"{at} the best size is {number(one.n_optimal)} parameters{ends}, {per}.")
+        elif one.verdict in ("beyond", "below"):
+            edge = "largest" if one.verdict == "beyond" else "smallest"
+            said.append(f"{at} the {edge} size is the best: the grid does not bracket the minimum, so none is claimed.")
+        elif one.verdict == "unclear":
+            said.append(f"{at} the sizes are not told apart.")
+    if found.exponent is not None:
+        ends = f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None and found.high is not None else ""
+        said.append(f"The best size grows as compute to the power of {found.exponent:.2f}{ends}.")
+    elif found.reason:
+        said.append(f"No exponent: {found.reason}.")
+    return " ".join(said)
+
+
+def _open_range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"at most {number(cast(float, high))}" if low is None else f"at least {number(low)}"
+    return f"{number(low)} to {number(high)}"
 
 
 def needed_words(needed: Needed | None) -> str:

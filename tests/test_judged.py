@@ -1,0 +1,174 @@
+"""The verdicts of whole studies with planted truths: found, worded and drawn as what they are; and what cannot be told, said so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+from test_report import Page, page_of
+
+from orchestrator import judged_tables, words
+from orchestrator.findings import Findings, description, find, summary
+from orchestrator.stats.replicates import Needed
+from trainers.streams import stream
+
+LEVELS = tuple(2**k for k in range(2, 12))  # ten numbers of tasks
+AXES: dict[str, Any] = {"n_tasks": LEVELS, "compute_flops": (1e11, 4e11), "replicates": 6, "skills": ("recall",)}
+
+
+def found_of(truth: synthetic.Truth, noise: float = 0.02, **axes: Any) -> Findings:
+    study = synthetic.made_up(**(AXES | axes))
+    return find(study, *synthetic.tables(study, truth, noise=noise))
+
+
+def jump(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+    """A skill that is there from 100 tasks on, and nothing of it before, in every replicate."""
+    return np.where(n_tasks > 100, 0.95, 0.05)
+
+
+def slope(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+    """Ability as a straight line in the logarithm of the number of tasks."""
+    return 0.1 + 0.08 * np.log2(n_tasks)
+
+
+def lottery(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+    """At 64 tasks every other replicate has the skill; with more all have it."""
+    return np.where(n_tasks > 64, 0.95, np.where((n_tasks == 64) & (replicate % 2 == 0), 0.9, 0.08))
+
+
+def along_tasks(found: Findings) -> list[str]:
+    return [cut.result.verdict for cut in found.cuts if cut.axis == "n_tasks"]
+
+
+def test_a_planted_break_is_called_a_break_where_it_is() -> None:
+    found = found_of(jump)
+    assert along_tasks(found) == ["break", "break"]
+    for cut in (cut for cut in found.cuts if cut.axis == "n_tasks"):
+        assert cut.result.low is not None and cut.result.high is not None
+        assert np.exp(cut.result.low) < 100 < np.exp(cut.result.high)
+    rows = judged_tables.cut_rows(found)
+    assert "a break of the loss between 64 and 128: no smooth curve explains it" in {row["words"] for row in rows}
+    assert any(
+        claim.says == "recall breaks along tasks at 1e11 FLOPs" and claim.verdict == "kept" for claim in found.claims
+    )
+
+
+def test_a_straight_line_is_no_break_and_its_exact_match_an_artefact_at_most() -> None:
+    found = found_of(slope)
+    assert "break" not in along_tasks(found)
+    assert not any("breaks" in claim.says and claim.verdict == "kept" for claim in found.claims)
+
+
+def test_fewer_scales_than_eight_are_never_a_break_and_the_missing_ones_are_counted() -> None:
+    found = found_of(jump, n_tasks=LEVELS[2:8])
+    assert along_tasks(found) == ["undecided", "undecided"]
+    (row,) = [row for row in judged_tables.undecided(found) if row["along"] == "tasks"]
+    assert row["n"] == "2 cuts" and "6 scales, and a break needs 8: 2 more scales" in row["words"]
+
+
+def test_a_lottery_at_the_onset_is_told_as_two_kinds_with_enough_replicates_and_not_with_few() -> None:
+    (few,) = judged_tables.midpoint_rows(found_of(lottery))
+    assert "3 of 6 replicates reach one half" in few["words"] and "14 more replicates to tell" in few["words"]
+    (many,) = judged_tables.midpoint_rows(found_of(lottery, replicates=24))
+    assert many["where"].startswith("64 tasks") and re.search(
+        r"Two kinds: 12 around 0\.0\d, 12 around 0\.9\d", many["words"]
+    )
+
+
+def test_compute_to_skill_counts_the_replicates_that_have_it() -> None:
+    def late(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return np.where(flops > 1.5e11 * (1 + (replicate > 3)), 0.9, 0.1)  # four at 1.5e11, two at 3e11
+
+    found = found_of(late)
+    row = judged_tables.to_skill_rows(found)[0]
+    assert [one["share"] for one in row["successes"]] == ["0 of 6", "6 of 6"]
+    curve = found.to_skill[("answer", 64)].curve
+    assert curve is not None and {round(step.reached, 3) for step in curve.steps} == {0, 0.667, 1}
+
+
+def test_noise_asks_for_more_replicates_the_smaller_the_difference() -> None:
+    found = found_of(slope, noise=0.1)
+    (row,) = found.noise
+    one, five, twenty = (row.needed[d][0] for d in (0.01, 0.05, 0.2))
+    assert isinstance(one, Needed) and isinstance(five, Needed) and isinstance(twenty, Needed)
+    assert one.n > five.n > twenty.n
+    assert found_of(slope, replicates=1).noise == ()
+
+
+def test_a_forecast_that_could_be_made_is_scored_against_its_rivals() -> None:
+    def law(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 1 - 0.9 * (flops / 1e10) ** -0.4  # the excess loss is a power law of compute
+
+    found = found_of(law, noise=0.002, compute_flops=(1e11, 1e12))
+    rows = judged_tables.forecast_rows(found)
+    assert len(rows) == len(LEVELS) and not judged_tables.no_forecast(found)
+    assert sum("inside the interval" in row["words"] for row in rows) >= 9
+    assert all("last value" in row["rivals"] and "plain power law" in row["rivals"] for row in rows)
+    assert not judged_tables.forecast_rows(found_of(law, compute_flops=(1e10, 2e10)))
+
+
+def test_one_model_size_has_no_frontier_and_says_so() -> None:
+    assert judged_tables.frontiers(found_of(slope)) == [
+        "One model size in this study: which is best for a budget takes 3 or more, at two budgets, to tell."
+    ]
+
+
+def test_arms_that_cross_are_told_with_the_interval(tmp_path: Path) -> None:
+    study = synthetic.made_up(
+        arm=("answer", "next_token"), n_tasks=(64,), compute_flops=tuple(1e11 * 2**k for k in range(6)), replicates=6
+    )
+    results, runs = synthetic.tables(study)
+    second = np.array(results["arm"].to_pylist()) == "next_token"
+    ability = np.where(second, 0.5 + 0.2 * np.log2(results["flops"].to_numpy() / 5.6e11), 0.5)
+    ability = ability + 0.01 * stream("test", "arms").standard_normal(len(ability))
+    nll = (synthetic.UNIFORM - ability * (synthetic.UNIFORM - synthetic.RULE)) * synthetic.N_ITEMS
+    found = find(study, results.set_column(results.column_names.index("nll_nats"), "nll_nats", [nll]), runs)
+    (row,) = judged_tables.overtaking_rows(found)
+    assert row["words"] == "next_token overtakes answer at 4e11 to 8e11 FLOPs"
+    assert "next_token overtakes answer at 4e11 to 8e11 FLOPs" in page_of(tmp_path, found).text
+
+
+def test_the_page_shows_the_claims_the_scores_and_what_would_settle_the_rest(tmp_path: Path) -> None:
+    page: Page = page_of(tmp_path, found_of(jump))
+    assert "No primary claim was declared" in page.text
+    tested = re.search(r"(\d+) claims were tested; (\d+) are kept", page.text)
+    assert tested is not None and int(tested[1]) >= int(tested[2]) > 0
+    for words_ in ("Log loss", "Brier score", "Accuracy of an answer", "Exact match", "How they move with compute"):
+        assert words_ in page.text
+
+
+def test_the_summary_and_the_description_say_what_the_page_says() -> None:
+    found = found_of(jump)
+    rows = summary(found)
+    assert {row["quantity"] for row in rows} >= {
+        "K_A",
+        "K_M",
+        "drift of K_A",
+        "compute to skill",
+        "emergence along n_tasks",
+    }
+    assert all("nan" not in str(value).lower() for row in rows for value in row.values())
+    text = description(found)
+    assert found.answer in text and "| training FLOPs |" in text and "other claims were tested" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "said"),
+    [
+        (-2.0, -0.5, "falls", "K_A falls with compute, by 0.5 to 2 doublings of tasks per doubling of compute"),
+        (None, -0.5, "falls", "K_A falls with compute, by at least 0.5 doublings of tasks per doubling of compute"),
+        (0.5, None, "rises", "K_A rises with compute, by at least 0.5 doublings of tasks per doubling of compute"),
+        (-1.0, 1.0, "undecided", "not settled (−1 to +1 doublings"),
+        (None, 1.0, "undecided", "not settled (+1 or less doublings"),
+        (None, None, "undecided", "open at both ends"),
+        (None, None, "missing", "cannot be told"),
+    ],
+)
+def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, said: str) -> None:
+    from orchestrator import stats
+
+    assert said in words.drift_words(stats.Drift(low, high, (), verdict, None), "A")

@@ -1,0 +1,572 @@
+"""The best size for a budget: parabolas at equal compute, the parametric law of loss in size and data, and the lower envelope.
+
+`isoflop` claims nothing of the law's form and needs at least three sizes at each budget; `chinchilla` fits all trials at once and
+can extrapolate, if its form holds. Arrays in, numbers out: knows no study, no file, no figure. Sizes are parameters, tokens
+are training tokens, compute is FLOPs, logs are natural.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special  # not scipy.stats or scipy.optimize: they take half a second to import
+
+MIN_SIZES = 3
+WINDOW = 16.0
+"""Sizes further than this factor from the best measured one are left out: a parabola is a local approximation."""
+ASYMMETRY = 0.1
+"""Largest |alpha - beta| allowed for. The vertex of a parabola fitted over +-h in log N to a curve of loss at equal compute lies
+off its minimum by (alpha - beta) h^2 / 10 (its third derivative over its second is beta - alpha); published: .06 (Hoffmann et
+al. 2022, arXiv 2203.15556), -.02 (Besiroglu et al. 2024, arXiv 2404.10102). See also Xu et al. 2026, arXiv 2603.22339."""
+SAME_BUDGET = 0.02
+"""Budgets closer than this share are one budget."""
+HUBER_DELTA = 1e-3
+MIN_CLUSTERS = 6
+"""Below six independent trials or trunks, resampling says nothing of the spread."""
+FLOPS_PER = 6.0
+"""Training FLOPs per parameter and token; small models need more (attention, embeddings): take it from the budget's account."""
+
+
+# --- parabolas at equal compute ----------------------------------------------------------------------------------------
+
+
+class Isoflop(NamedTuple):
+    """One budget: the size at which loss is lowest, or why none can be named."""
+
+    compute: float
+    verdict: Literal["minimum", "beyond", "below", "unclear", "missing"]
+    """`beyond` / `below`: the best size is the last / first measured; `unclear`: the best measured size is inside and the
+    parabola has no minimum there (flat or noisy); `missing`: fewer than three sizes."""
+    n_optimal: float | None = None
+    """Parameters; None without a minimum."""
+    low: float | None = None
+    high: float | None = None
+    """Interval; an end that lies outside the measured sizes is open (None). Both are None if `noise_dof` is 0."""
+    tokens: float | None = None
+    """Tokens at the optimum, interpolated between the sizes measured."""
+    tokens_per_parameter: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    """Of tokens per parameter: from the ends of the interval of the size, open where those are."""
+    loss: float | None = None
+    """The parabola's minimum."""
+    at_least: float | None = None
+    at_most: float | None = None
+    """If the best measured size is the last (first): the optimum is not below the last but one (not above the second), provided
+    that loss has one minimum."""
+    sizes: tuple[float, ...] = ()
+    """Measured, ascending."""
+    n_trials: int = 0
+    """Fitted: within the window."""
+    n_missing: int = 0
+    noise_dof: int = 0
+    log_error: float | None = None
+    """Standard error of log n_optimal, first order."""
+    shape_error: float = 0.0
+    """What the parabola's own error may be, in log n_optimal; part of the interval."""
+
+    @property
+    def brackets_minimum(self) -> bool:
+        """Is the minimum among the measured sizes, by the parabola and by the best measurement? Else nothing is claimed."""
+        return self.verdict == "minimum"
+
+
+class Isoflops(NamedTuple):
+    """All budgets, and N_opt = coefficient * C^exponent. `reason` says why there is no exponent."""
+
+    budgets: tuple[Isoflop, ...]
+    exponent: float | None
+    low: float | None
+    high: float | None
+    coefficient: float | None
+    n_budgets: int
+    """Budgets with a minimum: those behind the exponent."""
+    reason: str | None
+
+
+class _Parabola(NamedTuple):
+    """Loss in log size, centred: coefficients, their covariance over the noise variance, and the noise."""
+
+    centre: float
+    b: np.ndarray  # (3,)
+    V: np.ndarray  # (3, 3)
+    squares: float
+    dof: int
+    half_width: float
+    mean_loss: float
+    n: int
+
+    @property
+    def vertex(self) -> float:
+        return float(-self.b[1] / (2 * self.b[2]))
+
+
+def isoflop(
+    n_parameters: ArrayLike,
+    n_tokens: ArrayLike,
+    loss: ArrayLike,
+    compute: ArrayLike,
+    replicate: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> Isoflops:
+    """At each budget, a parabola of loss in log N (Hoffmann et al. 2022, approach 2); over budgets, the exponent of N_opt.
+
+    All (T,), one entry a trial; `loss` NaN where a trial has none. `replicate`: what trials of different sizes share (their
+    training tasks); each replicate then has its own offset. The interval of a minimum is Fieller's (1954), a ratio of normal
+    coefficients, widened by the parabola's own error (`ASYMMETRY`): resampling the trials of a budget covers .85-.92, as a
+    handful of points loses sizes. With fewer than four degrees of freedom the noise is pooled over budgets, relative to
+    loss. The exponent is the weighted slope of log N_opt on log C, its interval by Student's t; trials along one trunk are
+    not independent, but that shifts neighbouring budgets alike and makes the interval too wide, never too narrow.
+    Raises ValueError for lengths that differ and for sizes, tokens or budgets that are not positive.
+    """
+    N, D, L, C = (np.asarray(a, dtype=float) for a in (n_parameters, n_tokens, loss, compute))
+    who = np.zeros(len(N), dtype=int) if replicate is None else _codes(replicate)
+    _check(N, D, L, C, who)
+    groups = _budgets(C)
+    fits = {at: _parabola(N[rows], L[rows], who[rows]) for at, rows in groups.items()}
+    dof = sum(f.dof for f in fits.values() if f is not None)
+    pooled = sum(f.squares / f.mean_loss**2 for f in fits.values() if f is not None) / dof if dof else None
+    found = tuple(_judge(at, N[r], D[r], L[r], fits[at], pooled, dof, confidence) for at, r in groups.items())
+    return _exponent(found, dof, confidence)
+
+
+def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    names = {name: k for k, name in enumerate(dict.fromkeys(labels))}
+    return np.array([names[label] for label in labels], dtype=int)
+
+
+def _check(N: np.ndarray, D: np.ndarray, L: np.ndarray, *more: np.ndarray) -> None:
+    if any(a.ndim != 1 or len(a) != len(N) for a in (N, D, L, *more)):
+        raise ValueError(f"one entry a trial is needed, not {[a.shape for a in (N, D, L, *more)]}")
+    if any((a <= 0).any() or not np.isfinite(a).all() for a in (N, D, *more[:1])):
+        raise ValueError("sizes, tokens and budgets must be positive")
+
+
+def _budgets(compute: np.ndarray) -> dict[float, np.ndarray]:
+    """Rows of each budget, ascending; what lies within 2 % of its neighbour is one budget, known by its first value."""
+    order = compute.argsort(kind="stable")
+    cuts = np.flatnonzero(np.diff(np.log(compute[order])) > SAME_BUDGET) + 1
+    return {float(compute[rows[0]]): rows for rows in np.split(order, cuts) if len(rows)}
+
+
+def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None:
+    """Fit one budget within the window around its best size; None with fewer than three sizes."""
+    there = np.isfinite(L)
+    N, L, who = N[there], L[there], who[there]
+    sizes, means = _means(N, L)
+    if len(sizes) < MIN_SIZES:
+        return None
+    best = min(max(int(means.argmin()), 1), len(sizes) - 2)  # at the edge, keep a third size
+    near = np.abs(np.log(sizes / sizes[means.argmin()])) <= math.log(WINDOW) * (1 + 1e-9)
+    near[best - 1 : best + 2] = True
+    keep = near[np.searchsorted(sizes, N)]
+    z, y, who = np.log(N[keep]), L[keep], who[keep]
+    centre = float(z.mean())
+    z = z - centre
+    present, codes = np.unique(who, return_inverse=True)
+    offsets = np.eye(len(present))[codes][:, 1:]
+    X = np.concatenate([np.stack([np.ones_like(z), z, z * z], 1), offsets], 1)
+    if np.linalg.matrix_rank(X) < X.shape[1]:  # a replicate with one size, apart from all others
+        X = X[:, :3]
+    V = np.linalg.inv(X.T @ X)
+    b = V @ X.T @ y
+    rest = y - X @ b
+    dof = len(y) - X.shape[1]
+    b[0] = y.mean() - b[1] * z.mean() - b[2] * (z * z).mean()  # the mean replicate's
+    return _Parabola(centre, b[:3], V[:3, :3], float(rest @ rest), dof, float(np.ptp(z)) / 2, float(y.mean()), len(y))
+
+
+def _means(N: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes ascending, and the mean loss at each."""
+    sizes, at = np.unique(N, return_inverse=True)
+    return sizes, np.bincount(at, L) / np.bincount(at)
+
+
+def _judge(
+    compute: float,
+    N: np.ndarray,
+    D: np.ndarray,
+    L: np.ndarray,
+    fit: _Parabola | None,
+    pooled: float | None,
+    pooled_dof: int,
+    confidence: float,
+) -> Isoflop:
+    """What one budget says."""
+    there = np.isfinite(L)
+    sizes, means = _means(N[there], L[there])
+    seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)), n_missing=int((~there).sum()))
+    if fit is None:
+        return seen._replace(n_trials=int(there.sum()))
+    variance, dof = (fit.squares / fit.dof, fit.dof) if fit.dof >= 4 else (None, pooled_dof)
+    if variance is None and pooled is not None:
+        variance = pooled * fit.mean_loss**2
+    seen = seen._replace(n_trials=fit.n, noise_dof=dof)
+    best = int(means.argmin())
+    if best == len(sizes) - 1:
+        return seen._replace(verdict="beyond", at_least=float(sizes[-2]))
+    if best == 0:
+        return seen._replace(verdict="below", at_most=float(sizes[1]))
+    x = fit.vertex
+    if fit.b[2] <= 0 or not math.log(sizes[0]) <= x + fit.centre <= math.log(sizes[-1]):
+        return seen._replace(verdict="unclear")
+    low, high = (None, None) if variance is None else _fieller(fit, variance, dof, confidence)
+    low = low if low is not None and low >= sizes[0] else None
+    high = high if high is not None and high <= sizes[-1] else None
+    optimal = math.exp(x + fit.centre)
+    log_sizes, log_tokens = _means(np.log(N[there]), np.log(D[there]))
+
+    def tokens(size: float) -> float:
+        return math.exp(float(np.interp(math.log(size), log_sizes, log_tokens)))
+
+    gradient = np.array([0.0, 1.0, 2 * x])
+    error = None if variance is None else math.sqrt(variance * float(gradient @ fit.V @ gradient)) / (2 * fit.b[2])
+    return seen._replace(
+        verdict="minimum",
+        n_optimal=optimal,
+        low=low,
+        high=high,
+        tokens=tokens(optimal),
+        tokens_per_parameter=tokens(optimal) / optimal,
+        ratio_low=tokens(high) / high if high is not None else None,
+        ratio_high=tokens(low) / low if low is not None else None,
+        loss=float(fit.b[0] + x * (fit.b[1] + x * fit.b[2])),
+        log_error=error,
+        shape_error=_shape_error(fit),
+    )
+
+
+def _fieller(fit: _Parabola, variance: float, dof: int, confidence: float) -> tuple[float | None, float | None]:
+    """All vertices x at which b1 + 2 b2 x is not told from 0 (Fieller 1954), and the parabola's own error on top."""
+    t2 = float(special.stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
+    a = 4 * (fit.b[2] ** 2 - t2 * fit.V[2, 2])
+    half_b = 2 * (fit.b[1] * fit.b[2] - t2 * fit.V[1, 2])
+    c = fit.b[1] ** 2 - t2 * fit.V[1, 1]
+    if a <= 0:  # curvature is not told from none: any size may be the best
+        return None, None
+    root = math.sqrt(max(half_b**2 - a * c, 0.0))
+    own = _shape_error(fit)
+    return math.exp(fit.centre + (-half_b - root) / a - own), math.exp(fit.centre + (-half_b + root) / a + own)
+
+
+def _shape_error(fit: _Parabola) -> float:
+    return ASYMMETRY * fit.half_width**2 / 10
+
+
+def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isoflops:
+    """Weighted slope of log N_opt on log C, over the budgets that have a minimum."""
+    used = [b for b in budgets if b.n_optimal is not None]
+    if len(used) < 2:
+        reason = f"{len(used)} of {len(budgets)} budgets bracket a minimum, 2 needed"
+        return Isoflops(budgets, None, None, None, None, len(used), reason)
+    x = np.log([b.compute for b in used])
+    y = np.log([b.n_optimal for b in used if b.n_optimal is not None])
+    errors = np.array([b.log_error if b.log_error is not None else 1.0 for b in used])
+    w = 1 / np.maximum(errors, 1e-9) ** 2
+    centre, level = np.average(x, weights=w), np.average(y, weights=w)
+    spread = float(w @ (x - centre) ** 2)
+    slope = float(w @ ((x - centre) * (y - level))) / spread
+    low = high = None
+    if dof and all(b.log_error is not None for b in used):
+        left = float(w @ (y - level - slope * (x - centre)) ** 2)  # chi-square on len(used) - 2 if the law holds
+        total = dof + len(used) - 2
+        error = math.sqrt((dof + left) / total / spread)
+        # Where the sizes lie differently about the minimum, the parabola is off differently: by half its error, measured.
+        own = 0.5 * float(np.mean([b.shape_error for b in used])) / float(np.ptp(x))
+        half = float(special.stdtrit(total, 0.5 + confidence / 2)) * error + own
+        low, high = slope - half, slope + half
+    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), len(used), None)
+
+
+# --- the parametric law ------------------------------------------------------------------------------------------------
+
+
+class Law(NamedTuple):
+    """L(N, D) = floor + size_factor / N^alpha + data_factor / D^beta (E, A and B in the paper)."""
+
+    floor: float
+    size_factor: float
+    data_factor: float
+    alpha: float
+    beta: float
+
+    @property
+    def exponent(self) -> float:
+        """N_opt grows as this power of N * D."""
+        return self.beta / (self.alpha + self.beta)
+
+    def loss(self, n_parameters: float, n_tokens: float) -> float:
+        return self.floor + self.size_factor / n_parameters**self.alpha + self.data_factor / n_tokens**self.beta
+
+
+class Chinchilla(NamedTuple):
+    """A fitted law, and what it rests on. `reason` says why there is none."""
+
+    law: Law | None = None
+    resamples: tuple[Law, ...] = ()
+    """Fits to resampled clusters; `interval` makes intervals of them."""
+    n_trials: int = 0
+    n_missing: int = 0
+    n_clusters: int = 0
+    sizes: tuple[float, float] | None = None
+    """Smallest and largest measured: beyond, the law is extrapolated."""
+    rms_log_error: float | None = None
+    """Root mean square of ln(fitted / measured)."""
+    edge: str | None = None
+    """The parameters that lie at the edge of what is searched: loss hardly depends on them."""
+    reason: str | None = None
+
+
+_EXPONENT_BOUNDS = (0.01, 2.5)
+_OBJECTIVE_SCALE = HUBER_DELTA**-2
+"""Huber's loss is summed, in units of delta squared, as L-BFGS stops at absolute tolerances: averaged over trials, it stops
+early (Besiroglu et al. 2024; shown in tests/test_frontier.py)."""
+
+
+def chinchilla(
+    n_parameters: ArrayLike,
+    n_tokens: ArrayLike,
+    loss: ArrayLike,
+    cluster: Sequence[Hashable] | None = None,
+    generator: np.random.Generator | None = None,
+    n_resamples: int = 100,
+) -> Chinchilla:
+    """Fit all trials at once (Hoffmann et al. 2022, approach 3): Huber's loss, delta 1e-3, of log residuals, by L-BFGS.
+
+    All (T,), one entry a trial; `loss` NaN where a trial has none. The start is found by variable projection: at each pair of
+    exponents on a grid, the law is linear in the other three. With a generator, and six clusters, the trials are resampled with
+    replacement, or whole clusters where `cluster` names them (the trials along one trunk share their noise), and each resample
+    is fitted from the first fit on.
+    Needs six trials, three sizes, three numbers of tokens, and more than one budget. Raises ValueError for lengths that differ
+    and for sizes or tokens that are not positive.
+    """
+    N, D, L = (np.asarray(a, dtype=float) for a in (n_parameters, n_tokens, loss))
+    who = np.arange(len(N)) if cluster is None else _codes(cluster)
+    _check(N, D, L)
+    if len(who) != len(N):
+        raise ValueError(f"one cluster a trial is needed, not {len(who)} for {len(N)}")
+    there = np.isfinite(L)
+    N, D, L, who = N[there], D[there], L[there], who[there]
+    known = Chinchilla(n_trials=len(N), n_missing=int((~there).sum()))
+    reason = _unfit(N, D, L)
+    if reason is not None:
+        return known._replace(reason=reason)
+    logs = np.log(np.stack([N, D, L]))
+    centre = np.array([logs[0].mean(), logs[1].mean(), 0.0])  # uncentred, amplitude and exponent are all but collinear
+    logs = logs - centre[:, None]
+    ones = np.ones(len(N))
+    fits = [_descend(start, logs, ones) for start in _starts(logs)]
+    best = min(fits, key=lambda fit: fit[1])[0]
+    groups = np.unique(who, return_inverse=True)[1]
+    G, resamples = int(groups.max()) + 1, []
+    for _ in range(n_resamples if generator is not None and G >= MIN_CLUSTERS else 0):
+        assert generator is not None
+        counts = np.bincount(generator.integers(G, size=G), minlength=G)
+        resamples.append(_natural(_descend(best, logs, counts[groups].astype(float))[0], centre))
+    return known._replace(
+        law=_natural(best, centre),
+        resamples=tuple(resamples),
+        n_clusters=G,
+        sizes=(float(N.min()), float(N.max())),
+        rms_log_error=float(np.sqrt(np.mean(_residuals(best, logs)[0] ** 2))),
+        edge=_edge(best, logs),
+    )
+
+
+def _unfit(N: np.ndarray, D: np.ndarray, L: np.ndarray) -> str | None:
+    """Why the law cannot be fitted to these trials."""
+    if len(N) < 6:
+        return f"{len(N)} trials, 6 needed for five parameters"
+    if (L <= 0).any():
+        return "a loss is not positive"
+    for name, values in (("sizes", N), ("numbers of tokens", D)):
+        if len(np.unique(values)) < 3:
+            return f"{len(np.unique(values))} {name}, 3 needed for an exponent beside a floor"
+    n, d = np.log(N) - np.log(N).mean(), np.log(D) - np.log(D).mean()
+    if np.std(d - n * (n @ d) / (n @ n)) < 0.05:
+        return "sizes and tokens lie on one line (one budget, or tokens in proportion to size)"
+    return None
+
+
+def _residuals(theta: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log fitted - log measured, and the share of each of the three terms.  logs (3, T) -> (T,), (3, T)"""
+    e, a, b, alpha, beta = theta
+    terms = np.stack([np.full(logs.shape[1], e), a - alpha * logs[0], b - beta * logs[1]])
+    top = terms.max(0)
+    parts = np.exp(terms - top)
+    total = parts.sum(0)
+    return top + np.log(total) - logs[2], parts / total
+
+
+def _objective(theta: np.ndarray, logs: np.ndarray, weights: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+    """Weighted sum of Huber's loss of the log residuals, and its gradient.  theta (5,)"""
+    r, share = _residuals(theta, logs)
+    pull = np.clip(r, -HUBER_DELTA, HUBER_DELTA)
+    value = (weights * pull * (r - 0.5 * pull)).sum()  # r^2 / 2 within delta, delta (|r| - delta / 2) beyond
+    c = scale * weights * pull * share  # (3, T)
+    gradient = np.array([*c.sum(1), -(c[1] * logs[0]).sum(), -(c[2] * logs[1]).sum()])
+    return scale * float(value), gradient
+
+
+def _descend(
+    start: np.ndarray, logs: np.ndarray, weights: np.ndarray, scale: float = _OBJECTIVE_SCALE
+) -> tuple[np.ndarray, float]:
+    """L-BFGS from one start at the library's tolerances: parameters and objective."""
+    from scipy.optimize import minimize
+
+    bounds = [(float(logs[2].min()) - 20, float(logs[2].min())), (None, None), (None, None)] + [_EXPONENT_BOUNDS] * 2
+    found = minimize(
+        _objective, start, (logs, weights, scale), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 500}
+    )
+    return found.x, float(found.fun)
+
+
+def _starts(logs: np.ndarray, n_starts: int = 3) -> list[np.ndarray]:
+    """The best starts by variable projection: least squares of relative residuals at each pair of exponents on a grid."""
+    grid = np.geomspace(0.05, 2.0, 14)
+    alpha, beta = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
+    inverse = np.exp(-logs[2])
+    columns = np.stack(
+        [np.broadcast_to(inverse, (len(alpha), len(inverse)))]
+        + [np.exp(-power[:, None] * log) * inverse for power, log in ((alpha, logs[0]), (beta, logs[1]))],
+        axis=2,
+    )  # (G, T, 3), the law over the loss: should be 1
+    gram, right = columns.swapaxes(1, 2) @ columns, columns.sum(1)
+    ridge = 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(3)
+    linear = np.linalg.solve(gram + ridge, right[..., None])[..., 0]
+    linear = np.maximum(
+        linear, 1e-3 / np.maximum(columns.mean(1), 1e-300)
+    )  # each term at least a thousandth of the loss
+    misfit = ((columns @ linear[..., None])[..., 0] - 1) ** 2
+    best = misfit.sum(1).argsort()[:n_starts]
+    return [np.array([*np.log(linear[k]), alpha[k], beta[k]]) for k in best]
+
+
+def _natural(theta: np.ndarray, centre: np.ndarray) -> Law:
+    """The law of centred, logarithmic parameters."""
+    e, a, b, alpha, beta = map(float, theta)
+    return Law(math.exp(e), math.exp(a + alpha * centre[0]), math.exp(b + beta * centre[1]), alpha, beta)
+
+
+def _edge(theta: np.ndarray, logs: np.ndarray) -> str | None:
+    low, high = _EXPONENT_BOUNDS
+    found = [name for name, value in (("alpha", theta[3]), ("beta", theta[4])) if not 1.01 * low < value < 0.99 * high]
+    if theta[0] < logs[2].min() - 10:
+        found.append("floor")
+    return ", ".join(found) or None
+
+
+def interval(found: Chinchilla, of: Callable[[Law], float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Interval of a number that the law gives, e.g. `lambda law: law.alpha`; None without a law or without resamples.
+
+    Fit +- t * standard deviation over resamples, widened by sqrt(T / (T - 5)) for the parameters fitted to T trials: percentiles
+    cover .88 with six clusters and .90 with eighteen, this .94 and more. Numbers that span decades belong in logs.
+    """
+    if found.law is None or len(found.resamples) < 2:
+        return None
+    values = np.array([of(law) for law in found.resamples])
+    t = float(special.stdtrit(found.n_clusters - 1, 0.5 + confidence / 2))
+    half = t * float(values.std(ddof=1)) * math.sqrt(found.n_trials / (found.n_trials - 5))
+    return of(found.law) - half, of(found.law) + half
+
+
+class Optimum(NamedTuple):
+    """The best split of a budget by the law; intervals are None without resamples."""
+
+    compute: float
+    n_parameters: float
+    n_tokens: float
+    tokens_per_parameter: float
+    loss: float
+    n_parameters_interval: tuple[float, float] | None
+    ratio_interval: tuple[float, float] | None
+    extrapolated: bool
+    """The best size lies outside the sizes measured."""
+
+
+def optimum(
+    found: Chinchilla, compute: float, flops_per: float = FLOPS_PER, confidence: float = 0.95
+) -> Optimum | None:
+    """The size that minimises the law along compute = flops_per * N * D; None where there is no law.
+
+    N_opt = (alpha A / (beta B))^(1 / (alpha + beta)) * (C / flops_per)^(beta / (alpha + beta)) (Hoffmann et al. 2022, eq. 4).
+    """
+    if found.law is None or found.sizes is None:
+        return None
+    product = compute / flops_per
+
+    def log_best(law: Law) -> float:
+        log_ratio = math.log(law.alpha * law.size_factor) - math.log(law.beta * law.data_factor)
+        return (log_ratio + law.beta * math.log(product)) / (law.alpha + law.beta)
+
+    N, ends = math.exp(log_best(found.law)), interval(found, log_best, confidence)
+    within = (math.exp(ends[0]), math.exp(ends[1])) if ends else None
+    return Optimum(
+        compute=compute,
+        n_parameters=N,
+        n_tokens=product / N,
+        tokens_per_parameter=product / N**2,
+        loss=found.law.loss(N, product / N),
+        n_parameters_interval=within,
+        ratio_interval=(product / within[1] ** 2, product / within[0] ** 2) if within else None,
+        extrapolated=not found.sizes[0] <= N <= found.sizes[1],
+    )
+
+
+# --- for a report ------------------------------------------------------------------------------------------------------
+
+
+class Ratio(NamedTuple):
+    """Tokens per parameter at the optimum of one budget; an end is None where the interval is open or there is none."""
+
+    compute: float
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+def tokens_per_parameter(
+    found: Isoflops | Chinchilla,
+    compute: Sequence[float] = (),
+    flops_per: float = FLOPS_PER,
+    confidence: float = 0.95,
+) -> tuple[Ratio, ...]:
+    """Of parabolas: at every budget that brackets its minimum. Of the law: at the budgets given. Nothing where there is none."""
+    if isinstance(found, Isoflops):
+        return tuple(
+            Ratio(b.compute, b.tokens_per_parameter, b.ratio_low, b.ratio_high)
+            for b in found.budgets
+            if b.tokens_per_parameter is not None
+        )
+    best = [optimum(found, c, flops_per, confidence) for c in compute]
+    return tuple(
+        Ratio(o.compute, o.tokens_per_parameter, *(o.ratio_interval or (None, None))) for o in best if o is not None
+    )
+
+
+class Envelope(NamedTuple):
+    """The trials that no cheaper one matches, by ascending compute; `rows` are their places in what was given."""
+
+    compute: tuple[float, ...]
+    loss: tuple[float, ...]
+    rows: tuple[int, ...]
+
+
+def pareto(compute: ArrayLike, loss: ArrayLike) -> Envelope:
+    """The lower envelope of loss over compute: best loss at each compute, over all sizes and settings.
+
+    (T,) each; pairs with a missing member are passed over. The lowest of many noisy losses flatters: give means over
+    replicates where there are any.
+    """
+    C, L = (np.asarray(a, dtype=float) for a in (compute, loss))
+    if C.shape != L.shape or C.ndim != 1:
+        raise ValueError(f"compute and loss must be two rows of one length, not {C.shape} and {L.shape}")
+    rows = np.flatnonzero(np.isfinite(C) & np.isfinite(L))
+    rows = rows[np.lexsort((L[rows], C[rows]))]
+    before = np.minimum.accumulate(np.concatenate([[np.inf], L[rows]]))[:-1]
+    rows = rows[L[rows] < before]
+    return Envelope(tuple(map(float, C[rows])), tuple(map(float, L[rows])), tuple(map(int, rows)))

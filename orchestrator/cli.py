@@ -218,7 +218,8 @@ def compare(
 ) -> None:
     """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
     from orchestrator import compare as comparing
-    from orchestrator import compare_page, record
+    from orchestrator import record
+    from orchestrator.report import compare_page
 
     both = []
     for name in (first, second):

@@ -11,8 +11,9 @@ import pytest
 import synthetic
 from test_report import Page, page_of
 
-from orchestrator import judged_tables, words
+from orchestrator import words
 from orchestrator.findings import Findings, description, find, summary
+from orchestrator.report import judged_tables
 from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 

@@ -21,9 +21,10 @@ import pyarrow as pa
 import pytest
 from matplotlib import image
 
-from orchestrator import curves, embed, findings, plates, report, stats, surfaces, tables
+from orchestrator import findings, report, stats
 from orchestrator.findings import Findings
 from orchestrator.record import RESULTS, RUNS
+from orchestrator.report import curves, embed, plates, surfaces, tables
 from orchestrator.study import Study
 from orchestrator.words import ability_words, interval_words, memory_words, number
 from trainers.tasks import Family, family_from

@@ -14,7 +14,7 @@ from test_report import CASES, SESSION, Page, data_of, found_of, page_of, rows_i
 
 from orchestrator import report
 from orchestrator.findings import Findings
-from orchestrator.plates import decimal
+from orchestrator.report.plates import decimal
 from orchestrator.words import number
 
 __all__ = ["chromium", "open_page"]  # fixtures

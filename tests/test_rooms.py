@@ -69,9 +69,9 @@ def test_statistics_know_arrays_only(path):
     assert "orchestrator." not in source.replace("orchestrator.stats", "")
 
 
-def test_the_report_computes_no_statistic_of_its_own():
-    for name in ("report.py", "figures.py"):
-        assert not imported_by(ROOT / "orchestrator" / name) & {"scipy", "statsmodels", "sklearn", "torch"}
+@pytest.mark.parametrize("path", files_of("orchestrator/report"), ids=lambda path: path.name)
+def test_the_report_computes_no_statistic_of_its_own(path):
+    assert not imported_by(path) & {"scipy", "statsmodels", "sklearn", "diptest", "torch", "ray", "mlflow"}
 
 
 def test_no_file_of_the_project_names_a_path_of_one_machine():

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from orchestrator import stats
 from orchestrator.findings import Findings
-from orchestrator.plates import decimal
 from orchestrator.progress import clock
+from orchestrator.report.plates import decimal
+from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import Study
-from orchestrator.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.words import ability_words, interval_words, memory_words, number
 from trainers.tasks import Family
 

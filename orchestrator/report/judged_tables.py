@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import claims
 from orchestrator.analyses import DIFFERENCES, Cut, claim_of
 from orchestrator.findings import Findings, primary_sentence
-from orchestrator.plates import decimal
+from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
 from orchestrator.stats.replicates import Needed
 from orchestrator.words import (

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from orchestrator.claims import range_words
 from orchestrator.compare import CellDifference, Comparison
 from orchestrator.findings import Findings
-from orchestrator.plates import LIST, RULE, STYLE, TINT, decimal, inline
 from orchestrator.report import PAGE, subscripts
-from orchestrator.surfaces import ability_band, memory_band, on_split, surface
+from orchestrator.report.plates import LIST, RULE, STYLE, TINT, decimal, inline
+from orchestrator.report.surfaces import ability_band, memory_band, on_split, surface
 from orchestrator.words import number, signed
 
 

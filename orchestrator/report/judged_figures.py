@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from orchestrator.analyses import ToSkill
-from orchestrator.curves import Curves, beside, decays
-from orchestrator.plates import LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal, line_key
+from orchestrator.report.curves import Curves, beside, decays
+from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal, line_key
+from orchestrator.report.surfaces import on_split
 from orchestrator.stats.forecast import Forecast
-from orchestrator.surfaces import on_split
 from orchestrator.words import flops_words, forecast_words, number
 
 # Four scores --------------------------------------------------------------------------------------------------------

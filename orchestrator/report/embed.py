@@ -14,8 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.findings import Findings
-from orchestrator.plates import Point, Sheet
-from orchestrator.walk import Walk
+from orchestrator.report.plates import Point, Sheet
+from orchestrator.report.walk import Walk
 from orchestrator.words import number
 
 MAX_POINTS = 25_000

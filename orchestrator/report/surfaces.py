@@ -14,7 +14,20 @@ from matplotlib.patches import Rectangle
 
 from orchestrator import stats
 from orchestrator.findings import Findings
-from orchestrator.plates import CIVIDIS, FAINT, GREY, LIST, RULE, TINT, Margins, Panel, Sheet, counted, decimal, say
+from orchestrator.report.plates import (
+    CIVIDIS,
+    FAINT,
+    GREY,
+    LIST,
+    RULE,
+    TINT,
+    Margins,
+    Panel,
+    Sheet,
+    counted,
+    decimal,
+    say,
+)
 from orchestrator.results import Phase
 from orchestrator.words import interval_words, number
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import cast
 
 from orchestrator import findings
-from orchestrator.curves import Curves, Lines, Series, curve_panel, decays, distance_panel, dots_panel
 from orchestrator.findings import Findings
-from orchestrator.judged_figures import forecast_plate, scores_plate, to_skill_plate
-from orchestrator.plates import LIST, RULE, Key, Plate, decimal, line_key
-from orchestrator.surfaces import SURFACE_KEY, ability_band, grid, has_values, memory_band, on_split, surface
-from orchestrator.walk import Walk, rows_of, stop_panel
+from orchestrator.report.curves import Curves, Lines, Series, curve_panel, decays, distance_panel, dots_panel
+from orchestrator.report.judged_figures import forecast_plate, scores_plate, to_skill_plate
+from orchestrator.report.plates import LIST, RULE, Key, Plate, decimal, line_key
+from orchestrator.report.surfaces import SURFACE_KEY, ability_band, grid, has_values, memory_band, on_split, surface
+from orchestrator.report.walk import Walk, rows_of, stop_panel
 from orchestrator.words import number
 from trainers.tasks import Family
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.findings import Findings
-from orchestrator.plates import FAINT, GREY, INK, LIST, Margins, Panel, Sheet, counted, decimal, say
+from orchestrator.report.plates import FAINT, GREY, INK, LIST, Margins, Panel, Sheet, counted, decimal, say
+from orchestrator.report.surfaces import Trials
 from orchestrator.results import Track as Along
-from orchestrator.surfaces import Trials
 from orchestrator.words import number
 
 

@@ -21,14 +21,27 @@ import jinja2
 import matplotlib
 from markupsafe import Markup, escape
 
-from orchestrator import judged_tables, stats, tables
-from orchestrator.curves import Curves, decays
-from orchestrator.embed import Embedded
-from orchestrator.figures import plates_of
+from orchestrator import stats
 from orchestrator.findings import Findings
-from orchestrator.plates import CIVIDIS, LIST, RULE, STYLE, TINT, Inline, Plate, coarser, decimal, files_of, inline
-from orchestrator.surfaces import on_split
-from orchestrator.walk import walk_of
+from orchestrator.report import judged_tables, tables
+from orchestrator.report.curves import Curves, decays
+from orchestrator.report.embed import Embedded
+from orchestrator.report.figures import plates_of
+from orchestrator.report.plates import (
+    CIVIDIS,
+    LIST,
+    RULE,
+    STYLE,
+    TINT,
+    Inline,
+    Plate,
+    coarser,
+    decimal,
+    files_of,
+    inline,
+)
+from orchestrator.report.surfaces import on_split
+from orchestrator.report.walk import walk_of
 from orchestrator.words import number
 from trainers.tasks import Family
 

@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import numpy as np
 from matplotlib.axes import Axes
 
-from orchestrator.curves import Curves, Series, beside, decays, draw_dots
-from orchestrator.plates import FAINT, LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
+from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots
+from orchestrator.report.plates import FAINT, LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
+from orchestrator.report.surfaces import on_split
 from orchestrator.results import Track
-from orchestrator.surfaces import on_split
 from orchestrator.words import number
 from trainers.tasks import Family
 

@@ -291,10 +291,10 @@ def test_noise_alone_names_no_size_with_a_closed_interval() -> None:
 def test_intervals_of_minima_and_exponent_cover_the_known_law(
     name: str, n_sizes: int, factor: float, n_replicates: int, noise: float, fixed: bool, offset: float
 ) -> None:
-    """The truth is no parabola: its own error is part of the interval. 600 studies of three budgets."""
+    """The truth is no parabola: its own error is part of the interval. 1,000 studies of three budgets."""
     draw, budgets = stream("isoflop", name), 1e19 * 4.0 ** np.arange(3)
     minima, exponents = [], []
-    for _ in range(600):
+    for _ in range(1000):
         steps = np.arange(n_sizes) - (n_sizes - 1) / 2 + draw.uniform(-0.5, 0.5) + offset
         data = study(budgets, (factor**steps).tolist(), n_replicates, best_size(budgets[1]) if fixed else None)
         loss = data[2] * np.exp(noise * draw.standard_normal(data.shape[1]))
@@ -309,7 +309,7 @@ def test_intervals_of_minima_and_exponent_cover_the_known_law(
         ]
         if found.low is not None and found.high is not None:
             exponents.append(found.low <= EXPONENT <= found.high)
-    assert len(minima) > 0.9 * 3 * 600 and len(exponents) > 0.9 * 600
+    assert len(minima) > 0.9 * 3 * 1000 and len(exponents) > 0.9 * 1000
     assert np.mean(minima) >= 0.93 and np.mean(exponents) >= 0.93
 
 

@@ -117,7 +117,7 @@ def isoflop(
 
     All (T,), one entry a trial; `loss` NaN where a trial has none. `replicate`: what trials of different sizes share (their
     training tasks); each replicate then has its own offset. The interval of a minimum is Fieller's (1954), a ratio of normal
-    coefficients, widened by the parabola's own error (`ASYMMETRY`): resampling the trials of a budget covers .85-.92, as a
+    coefficients, widened by the parabola's own error (`ASYMMETRY`): resampling the trials of a budget covers .87-.91, as a
     handful of points loses sizes. With fewer than four degrees of freedom the noise is pooled over budgets, relative to
     loss. The exponent is the weighted slope of log N_opt on log C, its interval by Student's t; trials along one trunk are
     not independent, but that shifts neighbouring budgets alike and makes the interval too wide, never too narrow.

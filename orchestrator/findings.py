@@ -262,6 +262,10 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{expected.what}{where}: {said}; {claim}: {verdict.verdict}"
 
 
+ENOUGH = 6
+"""From so many replicates on, 95 % intervals of boundaries are order statistics (stats/boundaries.py)."""
+
+
 def _answer(found: Findings) -> str:
     """One paragraph, written from the numbers: what the study says, or that it says nothing."""
     study = found.study
@@ -275,6 +279,11 @@ def _answer(found: Findings) -> str:
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
     if found.primary is not None:
         sentences.append(primary_sentence(found))
+        if found.primary.verdict == "inconclusive" and 1 < study.axes.replicates < ENOUGH:
+            n = study.axes.replicates
+            sentences.append(
+                f"More replicates would make it surer: {n} now, and from {ENOUGH} on intervals assume nothing of their spread."
+            )
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
@@ -320,7 +329,8 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
     sentences = [said + "."]
     moved = found.drift_ability.get((arm, skill))
     if moved is not None and moved.verdict in ("rises", "falls"):
-        sentences.append(_sentence(drift_words(moved, "A")))
+        plainly = "fewer" if moved.verdict == "falls" else "more"
+        sentences.append(f"The more compute, the {plainly} tasks it takes: {drift_words(moved, 'A')}.")
     return sentences
 
 
@@ -339,17 +349,14 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
     sentences = [said + "."]
     moved = found.drift_memory.get(arm)
     if moved is not None and moved.verdict in ("rises", "falls"):
-        sentences.append(_sentence(drift_words(moved, "M")))
+        plainly = "more" if moved.verdict == "rises" else "fewer"
+        sentences.append(f"The more compute, the {plainly} tasks are memorised: {drift_words(moved, 'M')}.")
     return sentences
 
 
 def _overtaking_sentence(o: Overtaking) -> str:
     where = claims.range_words(o.result.low, o.result.high)
     return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs."
-
-
-def _sentence(words: str) -> str:
-    return words[0].upper() + words[1:] + "."
 
 
 _QUANTITIES = {
@@ -386,7 +393,7 @@ def primary_sentence(found: Findings) -> str:
     said = f"Primary claim, that {quantity} is {_range(claim.lo, claim.hi)}: {found.primary.verdict}"
     if found.primary.verdict == "not measured":
         return said + "."
-    return f"{said} (95 % interval {claims.range_words(found.primary.low, found.primary.high)})."
+    return f"{said} (measured: 95 % interval {claims.range_words(found.primary.low, found.primary.high)})."
 
 
 def _range(lo: float | None, hi: float | None) -> str:

@@ -80,9 +80,10 @@ def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     low, high = _told(boundary.low, levels), _told(boundary.high, levels)
     if low is None and high is None:
         return "open at both ends"
+    one = " (one bracket)" if n == 1 else ""  # what a single replicate says, and no interval
     if high is None:
-        return f"above {number(cast(float, low))}"
-    return f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}"
+        return f"above {number(cast(float, low))}{one}"
+    return (f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}") + one
 
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:

@@ -43,7 +43,7 @@ def test_a_primary_claim_meets_its_truth(primary: dict[str, Any], verdict: str) 
     found = found_of(primary)
     assert found.primary is not None and found.primary.verdict == verdict
     assert (
-        f": {verdict} (95 % interval " in findings.primary_sentence(found)
+        f": {verdict} (measured: 95 % interval " in findings.primary_sentence(found)
         and findings.primary_sentence(found) in found.answer
     )
 

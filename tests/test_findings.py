@@ -116,6 +116,16 @@ def test_a_missing_cell_and_a_lost_replicate_are_passed_over_not_filled() -> Non
     assert found.values("ability", "answer", "recall", "held_out", 64, 8e11) == [None, None]
 
 
+def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
+    ability = {(4, 8e11): 0.1, (64, 8e11): 0.9}
+    one = study(axes={"arm": ["answer"], "n_tasks": [4, 64], "compute_flops": [8e11], "replicates": 1})
+    rows, runs = tables(ability)
+    found = find(one, [r for r in rows if r["replicate"] == 0], [r for r in runs if r["replicate"] == 0])
+    ((_, boundary),) = found.k_ability[("answer", "recall")]
+    assert words.interval_words(boundary, [4.0, 64.0]) == "4 to 64 (one bracket)"
+    assert "One replicate: no interval can be given" in found.answer
+
+
 def test_a_row_without_items_or_with_a_model_out_of_its_senses_has_no_measure() -> None:
     for broken in ({"n": 0}, {"nll_nats": None, "n_correct": None}):
         rows = [row(4, 1e11, 0, split="seen", **({"nll_nats": 1.0} | broken))]

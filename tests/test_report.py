@@ -593,7 +593,7 @@ def test_ink_can_be_read_on_every_colour() -> None:
     ],
 )
 def test_an_interval_is_not_told_beyond_the_grid(low: float | None, high: float | None, words: str) -> None:
-    boundary = stats.Boundary(low, high, (stats.Bracket(low, high),), "crossed", 0)
+    boundary = stats.Boundary(low, high, (stats.Bracket(low, high),) * 2, "crossed", 0)
     assert interval_words(boundary, [4.0, 64.0, 1024.0]) == words
 
 

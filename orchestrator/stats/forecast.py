@@ -219,7 +219,8 @@ def forecast(
     columns, rows = _complete(x, np.isfinite(y), at)
     lost = int((~rows).sum())
     if columns.sum() < MIN_POINTS:
-        reason = f"{columns.sum()} points up to a quarter of the top, {MIN_POINTS} needed"
+        n = int(columns.sum())
+        reason = f"{n} evaluation{'' if n == 1 else 's'} up to a quarter of the largest compute, {MIN_POINTS} needed"
         return Forecast(top=at, n_left_out=lost, reason=reason)
     if not rows.any():
         return Forecast(top=at, n_left_out=lost, reason="no replicate has every point up to a quarter of the top")

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
+from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator import stats
 from orchestrator.results import Results
@@ -47,8 +48,8 @@ DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memo
 def boundaries(
     results: Results, measure: Literal["ability", "memory"], arm: str, skill: str, confidence: Confidence
 ) -> Boundaries:
-    """K_A or K_M at every budget."""
-    cube = surface(results, measure, arm, skill)
+    """K_A or K_M at every budget. A replicate that diverged or failed where others have a value counts as not there."""
+    cube = _with_the_lost(results, surface(results, measure, arm, skill), arm)
     levels = [float(n) for n in results.levels]
     return [
         (c, stats.boundary(levels, cube[:, j].T, DIRECTION[measure], confidence(claim_of("k", measure, arm, skill, c))))
@@ -56,38 +57,63 @@ def boundaries(
     ]
 
 
+def _with_the_lost(results: Results, cube: np.ndarray, arm: str) -> np.ndarray:
+    """Diverged and failed trials as far below one half, wherever the quantity is defined for another replicate."""
+    lost = np.zeros(cube.shape, bool)
+    for run in results.runs:
+        if run["arm"] == arm and run["status"] in ("diverged", "failed"):
+            lost[
+                results.levels.index(run["n_tasks"]), results.budgets.index(run["compute_flops"]), run["replicate"]
+            ] = True
+    defined = ~np.isnan(cube).all(axis=2, keepdims=True)
+    return np.where(lost & np.isnan(cube) & defined, -1.0, cube)
+
+
 def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
     """Name of a claim, the same wherever it is counted and wherever its interval is drawn."""
-    at = f"{place:g}" if isinstance(place, float) else str(place)
+    at = repr(place) if isinstance(place, float) else str(place)
     return f"{kind}_{measure}/{arm}/{skill}/{at}"
 
 
-def boundary_p(cube: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
-    """p-value of what a boundary's verdict says, from the cells that it hangs on. cube (n_tasks, replicates).
+def claim_of_arms(a: str, b: str, skill: str, n_tasks: int) -> str:
+    """Name of the claim that one of two arms overtakes the other, whichever of them."""
+    first, second = sorted((a, b))
+    return claim_of("crossover", first, second, skill, float(n_tasks))
 
-    `crossed`: the first level is not across and the last one is; `below`: the first is; `beyond`: the last is not.
+
+def boundary_p(cube: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
+    """Two-sided sign test of what a boundary's verdict says of the median replicate. cube (n_tasks, replicates).
+
+    `crossed`: the first level is not across and the last one is; `below`: the first is; `beyond`: the last is not. A boundary
+    is a median over replicates, and n of them agree by chance with probability 2^-n on either side: below six replicates
+    nothing is shown at 5 %, however clear each one is. An undecided boundary is a claim that failed (p = 1), not one that
+    could not be tested. None where nothing is defined.
     """
     known = cube[~np.isnan(cube).all(axis=1)]
     if not len(known):
         return None
-    first, last = (line[~np.isnan(line)].tolist() for line in (known[0], known[-1]))
-    across, not_across = ("above", "below") if direction == "rising" else ("below", "above")
+    if verdict not in ("crossed", "below", "beyond"):
+        return 1.0
+
+    def sign_p(line: np.ndarray, should_be_across: bool) -> float:
+        line = line[~np.isnan(line)]
+        across = (line >= stats.HALF) == (direction == "rising")
+        return min(1.0, 2 * float(special.bdtr(int((across != should_be_across).sum()), len(line), 0.5)))
+
     if verdict == "below":
-        return stats.one_sided_p(first, stats.HALF, across)  # type: ignore[arg-type]
+        return sign_p(known[0], True)
     if verdict == "beyond":
-        return stats.one_sided_p(last, stats.HALF, not_across)  # type: ignore[arg-type]
-    if verdict == "crossed":
-        both = (
-            stats.one_sided_p(first, stats.HALF, not_across),  # type: ignore[arg-type]
-            stats.one_sided_p(last, stats.HALF, across),  # type: ignore[arg-type]
-        )
-        return None if None in both else max(cast(tuple[float, float], both))
-    return None
+        return sign_p(known[-1], False)
+    return max(sign_p(known[0], False), sign_p(known[-1], True))
 
 
 def drift(found: Boundaries, confidence: float) -> stats.Drift:
-    """How a boundary moves with compute, in doublings per doubling."""
-    return stats.drift([c for c, _ in found], [b.brackets for _, b in found], confidence)
+    """How a boundary moves with compute, in doublings per doubling, between the budgets at which every replicate crosses.
+
+    Where none does, at a budget too small for anything, the distance to the grid's end is the grid's and not a rate.
+    """
+    rows = [b.brackets if b.verdict == "crossed" else () for _, b in found]
+    return stats.drift([c for c, _ in found], rows, confidence)
 
 
 def monotone(
@@ -163,7 +189,7 @@ def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Ove
     for a, b in combinations(results.study.axes.arm, 2):
         for i, n in enumerate(results.levels):
             first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
-            level = confidence(claim_of("crossover", b, a, skill, float(n)))
+            level = confidence(claim_of_arms(a, b, skill, n))
             there = stats.crossover(results.budgets, first, second, level)
             back = stats.crossover(results.budgets, second, first, level)
             reverse = back.verdict == "crosses" and there.verdict != "crosses"
@@ -318,7 +344,7 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
     split = split_of(results, skill)
     found = []
     for n in results.levels:
-        flops, loss = results.along("loss_nats", arm, skill, split, n)
+        flops, loss = results.along("loss_nats", arm, skill, split, n, decayed=False)
         if len(flops) and np.isfinite(loss).any():
             found.append((n, forecast.forecast(flops, loss, confidence=confidence)))
     return found

@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal, NamedTuple, cast
 
 from orchestrator import analyses, stats
-from orchestrator.analyses import claim_of
+from orchestrator.analyses import claim_of, claim_of_arms
 from orchestrator.results import Results
 from orchestrator.stats import multiplicity
 from orchestrator.study import Primary
@@ -80,14 +80,22 @@ def looked_at(
             found.append((claim_of("to", "skill", arm, skills[0], float(n)), says, told.p_value if told else None))
     for o in analyses.crossovers(results, skills[0], plain):
         says = f"{o.second} overtakes {o.first} at {number(o.n_tasks)} tasks"
-        found.append((claim_of("crossover", o.second, o.first, skills[0], float(o.n_tasks)), says, o.result.p_value))
+        found.append((claim_of_arms(o.first, o.second, skills[0], o.n_tasks), says, o.result.p_value))
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
         of_arm = f" ({cut.arm})" if several else ""
         says = f"{cut.skill}{of_arm} breaks along {along} at {number(cut.fixed)} {unit}"
-        leading = next(iter(cut.result.metrics.values()), None)  # the loss
-        found.append((claim_of_cut(cut), says, leading.p_smooth if leading else None))
+        found.append((claim_of_cut(cut), says, _break_p(cut)))
     return found
+
+
+def _break_p(cut: analyses.Cut) -> float | None:
+    """p-value of a break: of its leading score where one is called, 1 where it was tested and is not, None where it was not."""
+    tested = [one for one in cut.result.metrics.values() if one.p_smooth is not None and one.p_straight is not None]
+    if not tested:
+        return None
+    leading = tested[0]
+    return max(leading.p_smooth or 0.0, leading.p_straight or 0.0) if cut.result.verdict == "break" else 1.0
 
 
 def claim_of_cut(cut: analyses.Cut) -> str:
@@ -117,9 +125,14 @@ def correct(looked: list[tuple[str, str, float | None]], primary: str | None) ->
     adjusted = multiplicity.adjust([p for _, _, p in others], FALSE_SHARE)
     verdicts: dict[str, Any] = {"selected": "kept", "not selected": "not kept", "untested": "untested"}
     return tuple(
-        Claim(name, says, p, one.adjusted_p, verdicts[one.verdict], one.confidence or CONFIDENCE)
+        Claim(name, says, p, one.adjusted_p, verdicts[one.verdict], _confidence(one))
         for (name, says, p), one in zip(others, adjusted.claims, strict=True)
     )
+
+
+def _confidence(claim: multiplicity.Claim) -> float:
+    """Of kept claims the intervals are corrected for the selection; of others the plain one is shown, and supports no claim."""
+    return claim.confidence if claim.verdict == "selected" and claim.confidence else CONFIDENCE
 
 
 def name_of(results: Results, primary: Primary | None) -> str | None:
@@ -137,7 +150,11 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
     if primary.what == "compute_to_skill":
         return claim_of("to", "skill", arm, skill, float(cast(int, primary.n_tasks)))
     if primary.what == "crossover":
-        return claim_of("crossover", cast(str, primary.against), arm, skill, float(cast(int, primary.n_tasks)))
+        return claim_of_arms(cast(str, primary.against), arm, skill, cast(int, primary.n_tasks))
+    if primary.what == "emergence":
+        along = "n_tasks" if primary.n_tasks is None else "compute_flops"
+        fixed = primary.compute_flops if primary.n_tasks is None else primary.n_tasks
+        return claim_of("break", along, arm, skill, float(cast(float, fixed)))
     return None
 
 
@@ -154,16 +171,28 @@ def examine(results: Results, cuts: list[analyses.Cut]) -> PrimaryFinding | None
         of = cast(Literal["ability", "memory"], measure)
         whole = analyses.boundaries(results, of, arm, skill if of == "ability" else "", lambda name: CONFIDENCE)
         if kind == "k":
-            return _ranged(claim, whole[j][1].low, whole[j][1].high, whole[j][1].verdict != "missing")
+            return _ranged(
+                claim, study.axes.replicates, whole[j][1].low, whole[j][1].high, whole[j][1].verdict != "missing"
+            )
         moved = analyses.drift(whole, CONFIDENCE)
-        return _ranged(claim, moved.low, moved.high, moved.verdict != "missing")
+        return _ranged(claim, study.axes.replicates, moved.low, moved.high, moved.verdict != "missing")
     if claim.what == "compute_to_skill":
         told = analyses.to_skill(results, arm, skill, n_tasks, CONFIDENCE)
-        return _ranged(claim, *((told.boundary.low, told.boundary.high, True) if told else (None, None, False)))
+        return _ranged(
+            claim,
+            study.axes.replicates,
+            *((told.boundary.low, told.boundary.high, True) if told else (None, None, False)),
+        )
     if claim.what == "crossover":
         first, second = (analyses.surface(results, "ability", a, skill)[i].T for a in (arm, cast(str, claim.against)))
         met = stats.crossover(results.budgets, first, second, CONFIDENCE)
-        return _ranged(claim, met.low, met.high, met.verdict in ("crosses", "a ahead throughout", "b ahead throughout"))
+        return _ranged(
+            claim,
+            study.axes.replicates,
+            met.low,
+            met.high,
+            met.verdict in ("crosses", "a ahead throughout", "b ahead throughout"),
+        )
     if claim.what == "emergence":
         return _emerged(cuts, claim, arm, skill)
     if claim.what == "memory":
@@ -172,13 +201,21 @@ def examine(results: Results, cuts: list[analyses.Cut]) -> PrimaryFinding | None
         values = results.cube(claim.what, arm, skill, analyses.split_of(results, skill))[i, j]
     complete = not any(map(math.isnan, values.tolist()))
     interval = stats.t_interval(values.tolist()) if complete else None
-    return _ranged(claim, interval.low if interval else None, interval.high if interval else None, interval is not None)
+    return _ranged(
+        claim,
+        study.axes.replicates,
+        interval.low if interval else None,
+        interval.high if interval else None,
+        interval is not None,
+    )
 
 
-def _ranged(claim: Primary, low: float | None, high: float | None, measured: bool) -> PrimaryFinding:
+def _ranged(claim: Primary, replicates: int, low: float | None, high: float | None, measured: bool) -> PrimaryFinding:
     """Consistent: the whole interval lies in the claimed range. Inconsistent: none of it does."""
     if not measured:
         return PrimaryFinding(claim, None, None, "it was not measured", "not measured")
+    if replicates < 2:  # a bracket is no interval
+        return PrimaryFinding(claim, None, None, "one replicate gives no interval", "inconclusive")
     least, most = -math.inf if low is None else low, math.inf if high is None else high
     lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
     verdict: Literal["consistent", "inconsistent", "inconclusive"] = "inconclusive"

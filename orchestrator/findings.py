@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from orchestrator import analyses, claims, stats
-from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of
+from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of, claim_of_arms
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import Isoflops
@@ -284,6 +284,13 @@ def _answer(found: Findings) -> str:
             sentences.append(
                 f"More replicates would make it surer: {n} now, and from {ENOUGH} on intervals assume nothing of their spread."
             )
+    shown = {claims.name_of(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
+    headline = {
+        claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.axes.arm for c in study.budgets[-1:]
+    }
+    if study.axes.replicates > 1 and not headline <= shown:
+        few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
+        sentences.append(f"Where the skill appears is not kept after correction for all that was looked at{few}.")
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
@@ -456,7 +463,7 @@ def summary(found: Findings) -> list[dict[str, Any]]:
     for o in found.crossovers:
         said = f"{o.second} over {o.first}: {o.result.verdict}"
         ends = {"low": o.result.low, "high": o.result.high}
-        name = claim_of("crossover", o.second, o.first, headline, float(o.n_tasks))
+        name = claim_of_arms(o.first, o.second, headline, o.n_tasks)
         add(
             "crossover",
             name,

@@ -222,9 +222,10 @@ class Study(Record):
         return cls.model_validate(record | {"family": family_from(record["family"])})
 
     def science(self) -> dict[str, Any]:
-        """What decides results besides the axes: may not change under one version."""
+        """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
+        fitted to what was seen."""
         family = cast(Family, self.family)
-        fixed = self.model_dump(mode="json", include={"family", "model", "training", "evaluation"})
+        fixed = self.model_dump(mode="json", include={"family", "model", "training", "evaluation", "primary"})
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 

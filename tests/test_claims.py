@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator import claims, findings
+from orchestrator import analyses, claims, findings
 from orchestrator.findings import Findings
+from orchestrator.record import RUNS
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -87,12 +89,13 @@ def test_everything_looked_at_is_counted_once_and_the_primary_claim_not_at_all()
     names = [claim.name for claim in without.claims]
     assert len(names) == len(set(names))
     left_out = set(names) - {claim.name for claim in with_one.claims}
-    assert left_out == {"k_ability/answer/recall/1e+11"}
-    assert {claim.verdict for claim in without.claims} >= {"kept", "untested"}
+    assert left_out == {"k_ability/answer/recall/100000000000.0"}
+    assert {claim.verdict for claim in without.claims} >= {"not kept", "untested"}
 
 
 def test_the_more_fails_correction_the_wider_the_intervals_of_what_is_kept() -> None:
-    found = found_of()
+    study = synthetic.made_up(**(AXES | {"replicates": 10}))  # fewer than six can agree by chance
+    found = findings.find(study, *synthetic.tables(study))
     kept = {claim.confidence for claim in found.claims if claim.verdict == "kept"}
     assert len(kept) == 1 and 0.95 <= kept.pop() < 1
 
@@ -116,9 +119,44 @@ def test_on_a_null_no_skill_is_claimed() -> None:
     assert claimed <= 1
 
 
-def test_an_interval_open_at_both_ends_supports_no_claim() -> None:
+def test_a_boundary_that_is_not_there_has_no_drift_to_measure() -> None:
     found = found_of({"what": "drift_ability", "hi": 0}, ability=lambda n, c, r: np.zeros(len(n)))
-    assert found.primary is not None and found.primary.verdict == "inconclusive"
+    assert found.primary is not None and found.primary.verdict == "not measured"
+
+
+@pytest.mark.parametrize("what", [{"what": "k_ability", "lo": 1}, {"what": "compute_to_skill", "n_tasks": 64, "lo": 1}])
+def test_one_replicate_decides_no_primary_claim(what: dict[str, Any]) -> None:
+    study = synthetic.made_up(**(AXES | {"replicates": 1, "primary": what}))
+    primary = findings.find(study, *synthetic.tables(study)).primary
+    assert primary is not None and primary.verdict == "inconclusive" and primary.low is primary.high is None
+
+
+def test_three_replicates_that_agree_are_kept_for_nothing_as_they_agree_by_chance_in_one_of_four() -> None:
+    study = synthetic.made_up(**(AXES | {"replicates": 3}))
+    found = findings.find(study, *synthetic.tables(study))
+    assert not any(c.verdict == "kept" for c in found.claims if c.name.startswith(("k_", "to_")))
+    assert "not kept after correction" in found.answer
+
+
+def test_a_crossover_has_one_name_in_either_direction() -> None:
+    assert analyses.claim_of_arms("a", "b", "recall", 4) == analyses.claim_of_arms("b", "a", "recall", 4)
+
+
+def test_a_diverged_trial_counts_as_one_without_the_skill() -> None:
+    study = synthetic.made_up(**(AXES | {"replicates": 6}))
+    results, runs = synthetic.tables(study)
+    rows = runs.to_pylist()
+    for row in rows:
+        row["status"] = "diverged" if row["n_tasks"] == 1024 and row["replicate"] < 3 else row["status"]
+    lost = np.array(
+        [
+            n == 1024 and r < 3
+            for n, r in zip(results["n_tasks"].to_pylist(), results["replicate"].to_pylist(), strict=True)
+        ]
+    )
+    found = findings.find(study, results.filter(pa.array(~lost)), pa.Table.from_pylist(rows, schema=RUNS))
+    ((_, low), *_) = found.k_ability[("answer", "recall")]
+    assert low.verdict == "undecided" and sum(b.high is None for b in low.brackets) == 3
 
 
 @pytest.mark.parametrize(

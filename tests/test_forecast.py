@@ -238,9 +238,9 @@ def test_a_point_that_most_replicates_lack_costs_the_point_and_not_the_replicate
     ("compute", "loss", "floor", "reason"),
     [
         ([], np.empty((3, 0)), None, "no evaluation"),
-        ([1, 2, 8], np.ones((3, 3)), None, "2 points"),
-        ([1, 2, 4, 64], np.full((3, 4), np.nan), None, "0 points"),
-        ([1, 2, 4, 64], np.empty((0, 4)), None, "0 points"),
+        ([1, 2, 8], np.ones((3, 3)), None, "2 evaluations"),
+        ([1, 2, 4, 64], np.full((3, 4), np.nan), None, "0 evaluations"),
+        ([1, 2, 4, 64], np.empty((0, 4)), None, "0 evaluations"),
         ([1, 2, 4, 64], [[1, np.nan, 1, 1], [1, 1, np.nan, 1], [np.nan, 1, 1, 1]], None, "no replicate"),
         ([1, 2, 4, 64], [[3, 2, 1, 1]] * 2, 1.0, "reached its floor"),
         ([1, 2, 4, 64], [[3, 2, 0, 1]] * 2, None, "not positive"),

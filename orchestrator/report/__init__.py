@@ -183,6 +183,14 @@ def _page(
     embedded: Embedded,
     links: Mapping[str, Any] | None,
 ) -> str:
+    page = _told(found, sessions, blocks, links)
+    page["data"], page["thinned"] = embedded.json(), embedded.thinned
+    page["sections"] = [section for section in SECTIONS if section.shown(page)]
+    return templates().get_template("report.html.j2").render(page)
+
+
+def templates() -> jinja2.Environment:
+    """The templates of page/, with what they may call."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -191,10 +199,7 @@ def _page(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["subscripts"] = subscripts
-    page = _told(found, sessions, blocks, links)
-    page["data"], page["thinned"] = embedded.json(), embedded.thinned
-    page["sections"] = [section for section in SECTIONS if section.shown(page)]
-    return environment.get_template("report.html.j2").render(page)
+    return environment
 
 
 def subscripts(words: str) -> Markup:

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from markupsafe import Markup
 
 from orchestrator.claims import range_words
 from orchestrator.compare import CellDifference, Comparison
 from orchestrator.findings import Findings
-from orchestrator.report import PAGE, subscripts
+from orchestrator.report import PAGE, templates
 from orchestrator.report.plates import LIST, RULE, STYLE, TINT, decimal, inline
 from orchestrator.report.surfaces import ability_band, memory_band, on_split, surface
 from orchestrator.words import number, signed
@@ -21,27 +20,23 @@ from orchestrator.words import number, signed
 
 def write(home: Path, found: Comparison) -> Path:
     """Write `compare_A_B.html` into the home folder, in one rename; returns its path. Raises OSError."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["subscripts"] = subscripts
     with matplotlib.rc_context(STYLE):
         sides = [_side(f, arm) for f, arm in zip((found.a, found.b), found.arms, strict=True)]
-    page = environment.get_template("compare.html.j2").render(
-        sides=sides,
-        answer=found.answer,
-        settings=found.settings,
-        boundaries=[pair._asdict() | {"flops": number(pair.compute_flops)} for pair in found.boundaries],
-        crossovers=_crossovers(found),
-        cells=[_cell(cell) for cell in sorted(found.cells, key=lambda c: not c.kept)],
-        kept=sum(cell.kept for cell in found.cells),
-        paired=found.paired,
-        style=Markup((PAGE / "report.css").read_text()),
-        colours={"rule": RULE, "list": LIST, "rule_tint": TINT[RULE], "list_tint": TINT[LIST]},
+    page = (
+        templates()
+        .get_template("compare.html.j2")
+        .render(
+            sides=sides,
+            answer=found.answer,
+            settings=found.settings,
+            boundaries=[pair._asdict() | {"flops": number(pair.compute_flops)} for pair in found.boundaries],
+            crossovers=_crossovers(found),
+            cells=[_cell(cell) for cell in sorted(found.cells, key=lambda c: not c.kept)],
+            kept=sum(cell.kept for cell in found.cells),
+            paired=found.paired,
+            style=Markup((PAGE / "report.css").read_text()),
+            colours={"rule": RULE, "list": LIST, "rule_tint": TINT[RULE], "list_tint": TINT[LIST]},
+        )
     )
     path = home / f"compare_{found.a.study.id}_{found.b.study.id}.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

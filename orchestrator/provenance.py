@@ -28,22 +28,38 @@ def session_event(study: Study, options: dict[str, Any]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "options": options,
-        "commit": commit(),
         "versions": versions(),
-    }
+    } | source()
 
 
-def commit() -> str | None:
-    """The project's commit, with `+changes` where the work tree differs; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
+PACKAGES = ("orchestrator", "trainers")
+CODE = (".py", ".j2", ".css", ".js")
+"""A file that git does not know may still decide what runs, if it is one of these in a package; else it is a study or a note."""
+
+
+def source(root: Path | None = None) -> dict[str, Any]:
+    """`commit`: the project's, with `+changes` where code or tracked files differ from it; `changes`: which.
+
+    The commit is None outside a repository, and where the repository around us does not hold this project.
+    """
+    root = root or Path(__file__).resolve().parent.parent
+    here = f"{PACKAGES[0]}/{Path(__file__).name}"
+    head = _git(root, "rev-parse", "HEAD")
+    if not head or not _git(root, "ls-files", "--", here):  # installed into somebody else's repository
+        return {"commit": None, "changes": []}
+    changed = _git(root, "diff", "--name-only", "--relative", "HEAD") or []
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or []
+    changes = sorted({*changed, *(path for path in unknown if path.endswith(CODE))})
+    return {"commit": head[0] + ("+changes" if changes else ""), "changes": changes}
+
+
+def _git(root: Path, *words: str) -> list[str] | None:
+    """Lines of git's answer; None where it has none: no git, no repository."""
     try:
-        head, status = (
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "") if head.returncode == 0 else None
+    return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,53 @@
+"""Where results come from: which changes to the code are told, and which are none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.provenance import source
+
+
+def git(root: Path, *words: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with one file of the project, committed."""
+    for name in ("orchestrator/provenance.py", "sweeps/quick.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("first\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    return tmp_path
+
+
+def test_a_study_of_ones_own_and_a_note_are_no_changes_to_the_code(project: Path) -> None:
+    for name in ("mine.yaml", "sweeps/mine.yaml", "notes.py", "orchestrator/notes.txt"):
+        (project / name).write_text("new")
+    assert source(project) == {"commit": git(project, "rev-parse", "HEAD"), "changes": []}
+
+
+def test_changes_to_tracked_files_and_new_code_in_the_packages_are_told_by_name(project: Path) -> None:
+    head = git(project, "rev-parse", "HEAD")
+    (project / "trainers" / "tasks").mkdir(parents=True)
+    (project / "trainers" / "tasks" / "mine.py").write_text("new")
+    assert source(project) == {"commit": f"{head}+changes", "changes": ["trainers/tasks/mine.py"]}
+    (project / "sweeps" / "quick.yaml").write_text("second\n")
+    (project / "orchestrator" / "provenance.py").write_text("second\n")
+    git(project, "add", "orchestrator")  # staged or not
+    told = ["orchestrator/provenance.py", "sweeps/quick.yaml", "trainers/tasks/mine.py"]
+    assert source(project) == {"commit": f"{head}+changes", "changes": told}
+
+
+def test_a_project_installed_inside_somebody_elses_repository_has_no_commit_of_theirs(project: Path) -> None:
+    installed = project / "environment" / "site-packages"
+    (installed / "orchestrator").mkdir(parents=True)
+    (installed / "orchestrator" / "provenance.py").write_text("installed")
+    assert source(installed) == {"commit": None, "changes": []}
+    assert source(project / "environment")["commit"] is None

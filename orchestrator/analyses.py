@@ -15,7 +15,7 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator import stats
 from orchestrator.results import Results
-from orchestrator.stats import breaks, forecast, frontier, replicates, survival
+from orchestrator.stats import breaks, forecast, frontier, multiplicity, replicates, survival
 from trainers import budget
 from trainers.tasks import Family
 
@@ -48,25 +48,67 @@ DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memo
 def boundaries(
     results: Results, measure: Literal["ability", "memory"], arm: str, skill: str, confidence: Confidence
 ) -> Boundaries:
-    """K_A or K_M at every budget. A replicate that diverged or failed where others have a value counts as not there."""
-    cube = _with_the_lost(results, surface(results, measure, arm, skill), arm)
+    """K_A or K_M at every budget. A replicate that diverged or failed where others have a value counts as not there; one
+    that has not come so far is not counted, neither as there nor as not."""
     levels = [float(n) for n in results.levels]
+    tables = judged(results, measure, arm, skill)
     return [
-        (c, stats.boundary(levels, cube[:, j].T, DIRECTION[measure], confidence(claim_of("k", measure, arm, skill, c))))
-        for j, c in enumerate(results.budgets)
+        (c, stats.boundary(levels, table, DIRECTION[measure], confidence(claim_of("k", measure, arm, skill, c))))
+        for c, (table, _) in zip(results.budgets, tables, strict=True)
     ]
 
 
-def _with_the_lost(results: Results, cube: np.ndarray, arm: str) -> np.ndarray:
-    """Diverged and failed trials as far below one half, wherever the quantity is defined for another replicate."""
-    lost = np.zeros(cube.shape, bool)
-    for run in results.runs:
-        if run["arm"] == arm and run["status"] in ("diverged", "failed"):
-            lost[
-                results.levels.index(run["n_tasks"]), results.budgets.index(run["compute_flops"]), run["replicate"]
-            ] = True
+def judged(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """At every budget, what a boundary is read from: a table (replicates, n_tasks), and which replicates these are."""
+    cube, waiting = counted(results, measure, arm, skill)
+    return [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]
+
+
+def counted(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The surface with its lost trials, and which trials have yet to end; (n_tasks, compute, replicates) each.
+
+    Diverged and failed trials are as far below one half as need be, wherever the quantity is defined for another replicate.
+    """
+    cube = surface(results, measure, arm, skill)
+    ended = _ended(results, arm, ("done", "diverged", "failed"))
+    lost = _ended(results, arm, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
-    return np.where(lost & np.isnan(cube) & defined, -1.0, cube)
+    return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube)
+
+
+def _ended(results: Results, arm: str, how: tuple[str, ...]) -> np.ndarray:
+    """Trials of an arm that ended so, (n_tasks, compute, replicates) bool."""
+    found = np.zeros((len(results.levels), len(results.budgets), results.n_replicates), bool)
+    for run in results.runs:
+        if run["arm"] == arm and run["status"] in how:
+            place = results.levels.index(run["n_tasks"]), results.budgets.index(run["compute_flops"]), run["replicate"]
+            found[place] = True
+    return found
+
+
+def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a table (replicates, levels) with trials still to come: the replicates that can be judged, and which they are.
+
+    A replicate that lacks a level others have would count as not across there, though it has only not run yet. So the
+    levels that some replicate has are kept with the replicates that have all of them: the choice with the most cells,
+    and, of equals, the one with the most replicates. Other levels are blank. Nothing waiting: the table as it is.
+    """
+    known = ~np.isnan(table)
+    if not (waiting & known.any(axis=0)).any():
+        rows = np.flatnonzero(known.any(axis=1) | ~waiting.all(axis=1))
+        return table[rows], rows
+    best: tuple[int, int] = (0, 0)
+    kept, rows = np.zeros(table.shape[1], bool), np.array([], int)
+    for levels in np.unique(known, axis=0):
+        can = np.flatnonzero(~waiting[:, levels].any(axis=1) & known[:, levels].any(axis=1))
+        score = (len(can) * int(levels.sum()), len(can))
+        if score > best:
+            best, kept, rows = score, levels, can
+    return np.where(kept, table[rows], np.nan), rows
 
 
 def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
@@ -81,15 +123,15 @@ def claim_of_arms(a: str, b: str, skill: str, n_tasks: int) -> str:
     return claim_of("crossover", first, second, skill, float(n_tasks))
 
 
-def boundary_p(cube: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
-    """Two-sided sign test of what a boundary's verdict says of the median replicate. cube (n_tasks, replicates).
+def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
+    """Two-sided sign test of what a boundary's verdict says of the median replicate. table (replicates, levels).
 
     `crossed`: the first level is not across and the last one is; `below`: the first is; `beyond`: the last is not. A boundary
     is a median over replicates, and n of them agree by chance with probability 2^-n on either side: below six replicates
     nothing is shown at 5 %, however clear each one is. An undecided boundary is a claim that failed (p = 1), not one that
     could not be tested. None where nothing is defined.
     """
-    known = cube[~np.isnan(cube).all(axis=1)]
+    known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
     if not len(known):
         return None
     if verdict not in ("crossed", "below", "beyond"):
@@ -107,26 +149,53 @@ def boundary_p(cube: np.ndarray, verdict: str, direction: Literal["rising", "fal
     return max(sign_p(known[0], False), sign_p(known[-1], True))
 
 
-def drift(found: Boundaries, confidence: float) -> stats.Drift:
+def drift(
+    results: Results,
+    measure: Literal["ability", "memory"],
+    arm: str,
+    skill: str,
+    found: Boundaries,
+    confidence: float,
+) -> stats.Drift:
     """How a boundary moves with compute, in doublings per doubling, between the budgets at which every replicate crosses.
 
     Where none does, at a budget too small for anything, the distance to the grid's end is the grid's and not a rate.
+    Only replicates that have come to all of these budgets can say how they moved.
     """
-    rows = [b.brackets if b.verdict == "crossed" else () for _, b in found]
+    of_budget = [rows.tolist() for _, rows in judged(results, measure, arm, skill)]
+    crossed = [b.verdict == "crossed" for _, b in found]
+    common = set(range(results.n_replicates)).intersection(
+        *(of for of, yes in zip(of_budget, crossed, strict=True) if yes)
+    )
+    rows = [
+        tuple(bracket for r, bracket in zip(of, b.brackets, strict=True) if r in common) if yes else ()
+        for (_, b), of, yes in zip(found, of_budget, crossed, strict=True)
+    ]
     return stats.drift([c for c, _ in found], rows, confidence)
 
 
-def monotone(
-    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
-) -> list[tuple[float, stats.Monotone]]:
-    """At every budget: is the mean monotone along the numbers of tasks, or does noise not explain a dip?"""
-    cube = surface(results, measure, arm, skill)
+Dips = dict[tuple[str, str], list[tuple[float, stats.Monotone]]]
+
+
+def dips(results: Results, skills: tuple[str, ...]) -> Dips:
+    """(arm, skill; "" is memory) -> at every budget: is the mean monotone along the numbers of tasks, or does noise not
+    explain a dip? p-values are adjusted (Benjamini and Hochberg) over all that is asked here."""
     levels = [float(n) for n in results.levels]
-    return [
-        (c, stats.monotone(levels, cube[:, j].T, DIRECTION[measure]))
-        for j, c in enumerate(results.budgets)
-        if not np.isnan(cube[:, j]).all()
-    ]
+    found: Dips = {}
+    for arm in results.study.axes.arm:
+        asked: list[tuple[Literal["ability", "memory"], str]] = [("ability", skill) for skill in skills]
+        for measure, skill in [*asked, ("memory", "")]:
+            cube = surface(results, measure, arm, skill)
+            found[(arm, skill)] = [
+                (c, stats.monotone(levels, cube[:, j].T, DIRECTION[measure]))
+                for j, c in enumerate(results.budgets)
+                if not np.isnan(cube[:, j]).all()
+            ]
+    adjusted = iter(multiplicity.adjust([test.p_value for tests in found.values() for _, test in tests]).claims)
+    return {
+        key: [(c, test._replace(p_value=next(adjusted).adjusted_p)) for c, test in tests]
+        for key, tests in found.items()
+    }
 
 
 # Along compute ------------------------------------------------------------------------------------------------------
@@ -146,29 +215,41 @@ class ToSkill(NamedTuple):
 
 
 def to_skill(results: Results, arm: str, skill: str, n_tasks: int, confidence: float) -> ToSkill | None:
-    """Compute-to-skill; None where ability was never defined."""
+    """Compute-to-skill; None where ability was never defined.
+
+    A replicate whose training run diverged or failed is not there from then on; one that is still under way is not
+    judged beyond its last look, and not at all where it has none.
+    """
     flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None
-    boundary = stats.boundary(flops.tolist(), values, "rising", confidence)
-    cube = surface(results, "ability", arm, skill)[results.levels.index(n_tasks)]  # (compute, replicates)
-    there = results.present(arm, skill, split_of(results, skill))[results.levels.index(n_tasks)]
+    level = results.levels.index(n_tasks)
+    cube, open_trials = (array[level] for array in counted(results, "ability", arm, skill))  # (compute, replicates)
+    lost = _ended(results, arm, ("diverged", "failed"))[level].any(axis=0)
+    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
+    after = flops > looked[:, None]  # (replicates, looks)
+    values = np.where(after & lost[:, None], -1.0, values)
+    counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
+    boundary = stats.boundary(flops.tolist(), counting, "rising", confidence)
     successes = []
-    for j, c in enumerate(results.budgets):
-        made = replicates.success(cube[j][there[j]].tolist(), stats.HALF)
+    for c, line in zip(results.budgets, cube, strict=True):
+        made = replicates.success(line[~np.isnan(line)].tolist(), stats.HALF)
         successes += [(c, made)] if made else []
-    p_value = boundary_p(values.T, boundary.verdict, "rising")
-    diverged = {
-        r["replicate"] for r in results.runs if (r["arm"], r["n_tasks"], r["status"]) == (arm, n_tasks, "diverged")
-    }
-    seen, until = [], []
-    for r, line in enumerate(values):
-        across, looked = flops[line >= stats.HALF], flops[~np.isnan(line)]
-        seen.append(float(across[0]) if len(across) else None)
-        last = float(looked[-1]) if len(looked) else 0.0
-        until.append(float(flops[-1]) if r in diverged else last)  # it did not get there, and will not
-    curve = survival.kaplan_meier(seen, until, flops.tolist(), confidence)
+    p_value = boundary_p(counting, boundary.verdict, "rising")
+    curve = _onsets(flops, values, confidence)
     return ToSkill(boundary, curve, tuple(successes), p_value)
+
+
+def _onsets(flops: np.ndarray, values: np.ndarray, confidence: float) -> survival.KaplanMeier | None:
+    """Kaplan-Meier of the look from which on each replicate stays across; (replicates, looks), NaN not looked at."""
+    seen, until = [], []
+    for line in values:
+        looks = flops[~np.isnan(line)]
+        below = np.flatnonzero(line < stats.HALF)
+        stays = flops[(np.arange(len(flops)) > (below[-1] if len(below) else -1)) & ~np.isnan(line)]
+        seen.append(float(stays[0]) if len(stays) else None)
+        until.append(float(looks[-1]) if len(looks) else 0.0)
+    return survival.kaplan_meier(seen, until, flops.tolist(), confidence)
 
 
 # Arms ---------------------------------------------------------------------------------------------------------------
@@ -320,7 +401,7 @@ NEAR = 0.35
 
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
-    """Replicates at the onset of the headline skill; None where no cell is near one half."""
+    """Replicates at the onset of the headline skill; None where no cell is near one half. The lost count as not there."""
     cube = surface(results, "ability", arm, skill)
     known = ~np.isnan(cube).all(axis=2)
     if not known.any():
@@ -331,9 +412,10 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     if abs(means[i, j] - stats.HALF) > NEAR:
         return None
     values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    made = cast(replicates.Success, replicates.success(values, stats.HALF))
+    with_the_lost = counted(results, "ability", arm, skill)[0][i, j]
+    made = replicates.success(with_the_lost[~np.isnan(with_the_lost)].tolist(), stats.HALF)
     where = results.levels[i], results.budgets[j], float(means[i, j])
-    return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), made)
+    return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
 
 
 # Forecast and frontier ----------------------------------------------------------------------------------------------

@@ -60,14 +60,14 @@ def looked_at(
         for measure, names in (("ability", skills), ("memory", ("",))):
             kind = cast(Literal["ability", "memory"], measure)
             for skill in names:
-                cube = analyses.surface(results, kind, arm, skill)
+                tables = analyses.judged(results, kind, arm, skill)
                 whole = analyses.boundaries(results, kind, arm, skill, plain)
                 what = f"{skill}{of_arm}" if skill else f"memory{of_arm}"
                 for j, (c, b) in enumerate(whole):
-                    p = analyses.boundary_p(cube[:, j], b.verdict, analyses.DIRECTION[measure])
+                    p = analyses.boundary_p(tables[j][0], b.verdict, analyses.DIRECTION[measure])
                     found.append((claim_of("k", measure, arm, skill, c), _says(what, kind, b, c), p))
                 if len(whole) > 1:
-                    moved = analyses.drift(whole, CONFIDENCE)
+                    moved = analyses.drift(results, kind, arm, skill, whole, CONFIDENCE)
                     letter = "A" if skill else "M"
                     says = f"K_{letter} of {what} drifts with compute" if skill else f"K_M{of_arm} drifts with compute"
                     found.append((claim_of("drift", measure, arm, skill), says, moved.p_value))
@@ -174,7 +174,7 @@ def examine(results: Results, cuts: list[analyses.Cut]) -> PrimaryFinding | None
             return _ranged(
                 claim, study.axes.replicates, whole[j][1].low, whole[j][1].high, whole[j][1].verdict != "missing"
             )
-        moved = analyses.drift(whole, CONFIDENCE)
+        moved = analyses.drift(results, of, arm, skill if of == "ability" else "", whole, CONFIDENCE)
         return _ranged(claim, study.axes.replicates, moved.low, moved.high, moved.verdict != "missing")
     if claim.what == "compute_to_skill":
         told = analyses.to_skill(results, arm, skill, n_tasks, CONFIDENCE)

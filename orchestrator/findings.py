@@ -22,11 +22,13 @@ from orchestrator.words import (
     ability_words,
     drift_words,
     emergence_words,
+    figure,
     flops_words,
     interval_words,
     memory_words,
     number,
     percent,
+    sure,
     times,
 )
 from trainers.tasks import Family
@@ -72,7 +74,7 @@ class Findings:
     drift_ability: dict[tuple[str, str], stats.Drift] = field(default_factory=dict)
     drift_memory: dict[str, stats.Drift] = field(default_factory=dict)
     dips: dict[tuple[str, str], list[tuple[float, stats.Monotone]]] = field(default_factory=dict)
-    """(arm, skill; "" is memory) -> per budget: is the mean monotone along the numbers of tasks?"""
+    """(arm, skill; "" is memory) -> per budget: is the mean monotone along the numbers of tasks? p-values are adjusted."""
     to_skill: dict[tuple[str, int], ToSkill] = field(default_factory=dict)
     """(arm, n_tasks) -> from how much compute on the headline skill is there."""
     crossovers: tuple[Overtaking, ...] = ()
@@ -87,6 +89,10 @@ class Findings:
     """arm -> the best model size at each compute."""
     verdicts: tuple[Verdict, ...] = ()
     answer: str = ""
+
+    def confidence(self, claim: str) -> float:
+        """At which the interval of a claim holds: corrected where it is kept; 95 % for the primary and the untested."""
+        return {c.name: c.confidence for c in self.claims}.get(claim, claims.CONFIDENCE)
 
     @property
     def runs(self) -> list[Row]:
@@ -193,13 +199,14 @@ def judge(results: Results) -> Findings:
         k_ability=k_ability,
         k_memory=k_memory,
         drift_ability={
-            (a, s): analyses.drift(b, confidence(claim_of("drift", "ability", a, s))) for (a, s), b in k_ability.items()
+            (a, s): analyses.drift(results, "ability", a, s, b, confidence(claim_of("drift", "ability", a, s)))
+            for (a, s), b in k_ability.items()
         },
         drift_memory={
-            a: analyses.drift(b, confidence(claim_of("drift", "memory", a, ""))) for a, b in k_memory.items()
+            a: analyses.drift(results, "memory", a, "", b, confidence(claim_of("drift", "memory", a, "")))
+            for a, b in k_memory.items()
         },
-        dips={(a, s): analyses.monotone(results, "ability", a, s) for a in arms for s in skills}
-        | {(a, ""): analyses.monotone(results, "memory", a, "") for a in arms},
+        dips=analyses.dips(results, skills),
         to_skill={key: told for key, told in to_skill.items() if told is not None},
         crossovers=tuple(analyses.crossovers(results, skills[0], confidence)),
         cuts=tuple(cuts),
@@ -252,14 +259,16 @@ def verdict_line(verdict: Verdict) -> str:
     where = f" at {number(expected.cell.n_tasks)} tasks"
     said = "not measured"
     if measured is not None:
-        said = f"measured {measured.mean:.3g}"
+        said = f"measured {figure(measured.mean)}"
         if measured.low is not None and measured.high is not None:
-            said += f" (95 % interval {measured.low:.3g} to {measured.high:.3g}, {measured.n} replicates)"
+            ends = f"{figure(measured.low)} to {figure(measured.high)}"
+            said += f" (95 % interval {ends}, {times(measured.n, 'replicate')})"
     elif verdict.values:
         reached = len(verdict.values)
         said = f"seen in {reached} of {reached + verdict.censored} replicates only"
-    claim = f"expected {expected.value:g} ({expected.lo:g} to {expected.hi:g}, {expected.source})"
-    return f"{expected.what}{where}: {said}; {claim}: {verdict.verdict}"
+    agreed = f"{figure(expected.lo)} to {figure(expected.hi)}"
+    claim = f"expected {figure(expected.value)} ({agreed}, {expected.source})"
+    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}"
 
 
 ENOUGH = 6
@@ -273,7 +282,7 @@ def _answer(found: Findings) -> str:
     if not ended:
         return "Nothing can be said yet: no trial has ended."
     missing = len(found.runs) - ended
-    sentences = [f"So far, with {ended} of {len(found.runs)} trials ended:"] if missing else []
+    sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
     for arm in study.axes.arm:
         sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
@@ -296,39 +305,72 @@ def _answer(found: Findings) -> str:
     diverged = sum(r["status"] == "diverged" for r in found.runs)
     if diverged:
         sentences.append(f"{times(diverged, 'trial')} of {ended} diverged and stay in the count.")
-    text = " ".join(sentences)
-    return text[0].upper() + text[1:]
+    return " ".join(one[0].upper() + one[1:] for one in sentences)
 
 
-def _known(found: Findings, boundaries: Boundaries) -> Boundaries:
-    budgets = {r["compute_flops"] for r in found.runs if r["status"] in ("done", "diverged")}
+def _known(found: Findings, arm: str, boundaries: Boundaries) -> Boundaries:
+    """The budgets to whose end a trial of the arm has come."""
+    budgets = {r["compute_flops"] for r in found.runs if r["status"] in ("done", "diverged") and r["arm"] == arm}
     return [(c, b) for c, b in boundaries if c in budgets]
 
 
-def _ended_levels(found: Findings) -> list[float]:
-    return sorted({float(r["n_tasks"]) for r in found.runs if r["status"] in ("done", "diverged")})
+def _ended_levels(found: Findings, arm: str) -> list[float]:
+    return sorted({float(r["n_tasks"]) for r in found.runs if r["status"] in ("done", "diverged") and r["arm"] == arm})
 
 
 def _of(found: Findings, arm: str) -> str:
     return f" ({arm})" if len(found.study.axes.arm) > 1 else ""
 
 
+def _at(found: Findings, claim: str, boundary: stats.Boundary) -> str:
+    """What kind of interval a boundary's ends are, in brackets; nothing where they are none."""
+    n = len(boundary.brackets)
+    if boundary.verdict != "crossed" or n < 2:
+        return ""
+    return f" ({sure(found.confidence(claim))} interval, {times(n, 'replicate')})"
+
+
+def _confidence_words(found: Findings, boundary: stats.Boundary, claim: str) -> str:
+    return f" ({sure(found.confidence(claim))})" if boundary.verdict == "crossed" and len(boundary.brackets) > 1 else ""
+
+
+def _nothing_to_tell(found: Findings, arm: str) -> str | None:
+    """Why nothing can be said of an arm; None where something can."""
+    statuses = [r["status"] for r in found.runs if r["arm"] == arm]
+    if found.ended(arm):
+        return None
+    which = f"of arm {arm} " if _of(found, arm) else ""
+    if statuses and all(status in ("diverged", "failed") for status in statuses):
+        how = (
+            "diverged"
+            if set(statuses) == {"diverged"}
+            else "failed"
+            if set(statuses) == {"failed"}
+            else "diverged or failed"
+        )
+        return f"Every trial {which}{how}: nothing can be said of {found.study.shown_skills[0]}{_of(found, arm)}."
+    return f"No trial {which}has come to the end of a budget with a result."
+
+
 def _ability_sentences(found: Findings, arm: str) -> list[str]:
     """Where the headline skill appears at the largest budget, below which budget nowhere, and how that moves."""
     skill = found.study.shown_skills[0]
-    what, levels = f"{skill}{_of(found, arm)}", _ended_levels(found)
-    known = _known(found, found.k_ability[(arm, skill)])
-    if not known or all(b.verdict == "missing" for _, b in known):
+    what, levels = f"{skill}{_of(found, arm)}", _ended_levels(found, arm)
+    known = _known(found, arm, found.k_ability[(arm, skill)])
+    abilities = analyses.surface(found.results, "ability", arm, skill)
+    if nothing := _nothing_to_tell(found, arm):
+        return [nothing]
+    if not known or np.isnan(abilities).all():
         return [f"{what}: ability is not defined at any cell (references coincide or are missing)."]
-    top_flops = known[-1][0]
+    top_flops, top = known[-1]
     if all(b.verdict in ("beyond", "missing") for _, b in known):
-        abilities = analyses.surface(found.results, "ability", arm, skill)
-        best = f"; the highest ability of any trial is {np.nanmax(abilities):.2f}"
+        best = f"; the highest ability of any trial is {figure(round(float(np.nanmax(abilities)), 2))}"
         return [
             f"{what} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
             f"{number(top_flops)} FLOPs does a replicate reach half of the general rule{best}."
         ]
-    said = f"{what} {ability_words(known[-1][1], levels)} at {number(top_flops)} FLOPs"
+    at = _at(found, claim_of("k", "ability", arm, skill, top_flops), top)
+    said = f"{what} {ability_words(top, levels)} at {number(top_flops)} FLOPs{at}"
     never = [c for c, b in known if b.verdict == "beyond"]
     if never and known[0][1].verdict == "beyond":
         said += f", and nowhere up to {number(levels[-1])} tasks at {number(max(never))} FLOPs"
@@ -342,17 +384,20 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
 
 
 def _memory_sentences(found: Findings, arm: str) -> list[str]:
-    levels, known = _ended_levels(found), _known(found, found.k_memory[arm])
+    levels, known = _ended_levels(found, arm), _known(found, arm, found.k_memory[arm])
+    if _nothing_to_tell(found, arm):
+        return []
     if all(b.verdict == "missing" for _, b in known):
-        return ["Memory is not defined here."]
+        return [f"Memory is not defined here{_of(found, arm)}."]
     if all(b.verdict in ("below", "missing") for _, b in known):
         return [f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{_of(found, arm)}."]
     defined = [(c, b) for c, b in known if b.verdict != "missing"]
     flops, top = defined[-1]
-    said = f"Memory of the training tasks{_of(found, arm)} {memory_words(top, levels)} at {number(flops)} FLOPs"
+    at = _at(found, claim_of("k", "memory", arm, "", flops), top)
+    said = f"Memory of the training tasks{_of(found, arm)} {memory_words(top, levels)} at {number(flops)} FLOPs{at}"
     first_flops, first = next(((c, b) for c, b in defined if b.verdict != "below"), defined[-1])
     if first_flops != flops and memory_words(first, levels) != memory_words(top, levels):
-        said += f" ({memory_words(first, levels)} at {number(first_flops)})"
+        said += f"; at {number(first_flops)} it {memory_words(first, levels)}"
     sentences = [said + "."]
     moved = found.drift_memory.get(arm)
     if moved is not None and moved.verdict in ("rises", "falls"):
@@ -502,9 +547,11 @@ def description(found: Findings) -> str:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
         head = f"| training FLOPs{_of(found, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
-        lines = [
-            f"| {number(c)} | {interval_words(a, levels)} | {interval_words(m, levels)} |" for (c, a), (_, m) in pairs
-        ]
+        lines = []
+        for (c, a), (_, m) in pairs:
+            shown = [(a, claim_of("k", "ability", arm, skill, c)), (m, claim_of("k", "memory", arm, "", c))]
+            cells = [interval_words(b, levels) + _confidence_words(found, b, claim) for b, claim in shown]
+            lines.append(f"| {number(c)} | {' | '.join(cells)} |")
         parts.append("\n".join([head, *lines]))
     parts += [f"- {verdict_line(v)}" for v in found.verdicts]
     kept = sum(claim.verdict == "kept" for claim in found.claims)

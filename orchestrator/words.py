@@ -18,7 +18,16 @@ def number(value: float) -> str:
     if value >= 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")  # rounded first: 9.999e11 is 1e12
         return f"{float(mantissa):g}e{int(exponent)}"
+    if value < 0:
+        return "\u2212" + number(-value)
     return f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2g}"
+
+
+def figure(value: float | None) -> str:
+    """A measured value to three figures, with a true minus sign; an em dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "\u2014"
+    return number(value) if abs(value) >= 1000 else f"{value:.3g}".replace("-", "\u2212")
 
 
 def _boundary_words(
@@ -26,17 +35,20 @@ def _boundary_words(
 ) -> str:
     """A boundary in words, open ends said as such; {} is the last level seen, or the first."""
     if boundary.verdict == "missing":
-        return "is not defined (references coincide or cannot be enumerated)"
+        return "is not defined (no value, the references coincide, or the memoriser cannot be enumerated)"
     if boundary.verdict == "beyond":
         return never.format(number(_edge(boundary)))
     if boundary.verdict == "below":
         return everywhere.format(number(_edge(boundary)))
     if boundary.verdict == "undecided" or boundary.high is None:
         reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
+        if n == 1:
+            return f"{crossed}, but not for good: it is lost again by {number(levels[-1])} tasks"
         least, most = stats.wilson_interval(reached, n)
         closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
         return (
-            f"{crossed} in {reached} of {n} replicates (95 % interval of the share {least:.2f} to {most:.2f}){closed}"
+            f"{crossed} up to {number(levels[-1])} tasks in {reached} of {n} replicates "
+            f"(95 % interval of the share {least:.2f} to {most:.2f}){closed}"
         )
     low, high = _told(boundary.low, levels), _told(boundary.high, levels)
     if low is None and high is None:
@@ -109,6 +121,12 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
+def sure(confidence: float) -> str:
+    """The confidence of an interval, never rounded up: 95 %, 99.2 %, 99.97 %."""
+    digits = 0 if abs(100 * confidence - round(100 * confidence)) < 1e-9 else 1 if confidence < 0.999 else 2
+    return f"{math.floor(100 * confidence * 10**digits + 1e-6) / 10**digits:.{digits}f} %"
+
+
 def signed(value: float, digits: int | None = None) -> str:
     """A change to two figures, or to so many decimals, with a true minus sign."""
     return (f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}").replace("-", "\u2212")
@@ -155,11 +173,17 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
     return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
 
 
-def settles(further_scales: int | None, further_replicates: int | None) -> str:
-    """What would settle an open question."""
+def settles(further_scales: int | None, further_replicates: int | None, estimated: bool = False) -> str:
+    """What an open question takes: the least that could settle it, or what is estimated to."""
     parts = [times(further_scales, "more scale")] if further_scales else []
     parts += [times(further_replicates, "more replicate")] if further_replicates else []
-    return f"{' and '.join(parts)} would settle it" if parts else "more replicates alone are not known to settle it"
+    if not parts:
+        return "more replicates alone are not known to settle it"
+    what = " and ".join(parts)
+    if estimated:
+        return f"{what} should settle it, if all stays as it looks"
+    one = (further_scales or 0) + (further_replicates or 0) == 1
+    return f"{what} {'is' if one else 'are'} the least that could settle it"
 
 
 _SCORES = {
@@ -218,7 +242,7 @@ def emergence_words(found: Emergence) -> str:
     said = _OPEN.get(why, why)
     if one is not None and why == "few scales":
         said = f"{times(len(one.scales), 'scale')}, and a break needs {MIN_SCALES}"
-    return f"undecided, {said}: {settles(found.further_scales, found.further_replicates)}"
+    return f"undecided, {said}: {settles(found.further_scales, found.further_replicates, estimated=why == 'noisy')}"
 
 
 def forecast_words(found: Forecast) -> str:

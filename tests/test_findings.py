@@ -74,11 +74,11 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     # Two replicates that agree are no proof: a median beside a level sends both to the same side in one case of four.
     assert high.low < 4 and high.high > 64
     assert found.answer.startswith(
-        f"Recall appears between {words.number(high.low)} and {words.number(high.high)} tasks at 8e11 FLOPs, and nowhere up "
-        "to 1,024 tasks at 1e11 FLOPs."
+        f"Recall appears between {words.number(high.low)} and {words.number(high.high)} tasks at 8e11 FLOPs "
+        "(95 % interval, 2 replicates), and nowhere up to 1,024 tasks at 1e11 FLOPs."
     )
     assert f"Memory of the training tasks ends between {words.number(large.low)} and " in found.answer
-    assert "at 8e11 FLOPs (ends between" in found.answer and "at 1e11)." in found.answer
+    assert "at 8e11 FLOPs (95 % interval, 2 replicates); at 1e11 it ends between" in found.answer
 
 
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from typing import Any
 
-from orchestrator import claims
-from orchestrator.analyses import DIFFERENCES, Cut, claim_of
+from orchestrator import claims, stats
+from orchestrator.analyses import DIFFERENCES, Cut, claim_of, claim_of_arms
 from orchestrator.findings import Findings, primary_sentence
 from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
@@ -23,6 +23,7 @@ from orchestrator.words import (
     number,
     percent,
     signed,
+    sure,
     times,
 )
 
@@ -64,7 +65,7 @@ def claim_counts(found: Findings) -> dict[str, Any]:
         "looked_at": verdicts["kept"] + verdicts["not kept"],
         "kept": verdicts["kept"],
         "untested": verdicts["untested"],
-        "confidence": f"{confidences[-1]:.1%}".replace("%", " %") if confidences else "",
+        "confidence": sure(confidences[-1]) if confidences else "",
         "false_share": percent(claims.FALSE_SHARE),
     }
 
@@ -98,17 +99,19 @@ def drift_rows(found: Findings) -> list[dict[str, str]]:
     """How each boundary moves with compute; a row for those that say more than nothing."""
     if len(found.study.budgets) < 2:
         return []
-    kept = {claim.name: claim.verdict for claim in found.claims}
     rows = []
     for (arm, skill), moved in found.drift_ability.items():
         name = claim_of("drift", "ability", arm, skill)
-        rows.append({"arm": arm, "skill": skill, "words": drift_words(moved, "A"), "kept": kept.get(name, "primary")})
+        rows.append(_drift_row(found, name, arm, skill, moved, "A"))
     for arm, moved in found.drift_memory.items():
         name = claim_of("drift", "memory", arm, "")
-        rows.append(
-            {"arm": arm, "skill": "memory", "words": drift_words(moved, "M"), "kept": kept.get(name, "primary")}
-        )
+        rows.append(_drift_row(found, name, arm, "memory", moved, "M"))
     return rows
+
+
+def _drift_row(found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str) -> dict[str, str]:
+    confidence = "" if moved.low is None and moved.high is None else sure(found.confidence(claim))
+    return {"arm": arm, "skill": skill, "words": drift_words(moved, letter), "confidence": confidence}
 
 
 def dip_rows(found: Findings) -> list[dict[str, str]]:
@@ -135,8 +138,16 @@ def to_skill_rows(found: Findings) -> list[dict[str, Any]]:
             for c, s in one.successes
         ]
         words = flops_words(one.boundary, found.looks(arm, n))
+        interval = one.boundary.verdict in ("crossed", "undecided") and len(one.boundary.brackets) > 1
+        name = claim_of("to", "skill", arm, found.study.shown_skills[0], float(n))
         rows.append(
-            {"arm": arm, "n_tasks": number(n), "words": words, "verdict": one.boundary.verdict, "successes": successes}
+            {
+                "arm": arm,
+                "n_tasks": number(n),
+                "words": words,
+                "confidence": sure(found.confidence(name)) if interval else "—",
+                "successes": successes,
+            }
         )
     return rows
 
@@ -208,7 +219,12 @@ def overtaking_rows(found: Findings) -> list[dict[str, str]]:
             "missing": "not measured",
         }.get(met.verdict, f"undecided between {o.first} and {o.second}")
         pair = f"{o.second} against {o.first}"
-        rows.append({"n_tasks": number(o.n_tasks), "pair": pair, "words": said, "p": p_words(met.p_value)})
+        name = claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks)
+        confidence = sure(found.confidence(name)) if met.low is not None or met.high is not None else "—"
+        n_tasks = number(o.n_tasks)
+        rows.append(
+            {"n_tasks": n_tasks, "pair": pair, "words": said, "confidence": confidence, "p": p_words(met.p_value)}
+        )
     return rows
 
 
@@ -252,7 +268,7 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
     for arm, at in found.midpoints.items():
         kinds, made = at.kinds, at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
-        said = f"{made.k} of {made.n} replicates reach one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
+        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
         if kinds.verdict == "too few":
             said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
         elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from orchestrator import stats
+from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings
 from orchestrator.progress import clock
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import Study
-from orchestrator.words import ability_words, interval_words, memory_words, number
+from orchestrator.words import ability_words, figure, interval_words, memory_words, number, sure
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -77,10 +78,13 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
             rows = []
             for flops, boundary in boundaries:
                 known = found.reached(arm, flops)
+                claim = ("ability", arm, name) if letter == "A" else ("memory", arm, "")
+                interval = boundary.verdict in ("crossed", "undecided") and len(boundary.brackets) > 1
                 rows.append(
                     {
                         "flops": number(flops),
                         "interval": interval_words(boundary, levels),
+                        "confidence": sure(found.confidence(claim_of("k", *claim, flops))) if interval else "—",
                         "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
                         "verdict": boundary.verdict if known else "open",
                         "replicates": len(boundary.brackets),
@@ -116,10 +120,10 @@ def expected_rows(found: Findings) -> list[dict[str, Any]]:
             {
                 "what": expected.what.replace("_", " "),
                 "where": ", ".join(where),
-                "expected": _figure(expected.value),
-                "range": f"{_figure(expected.lo)} to {_figure(expected.hi)}",
-                "measured": _figure(measured.mean) if measured else missing,
-                "interval": f"{_figure(measured.low)} to {_figure(measured.high)}" if known and measured else "—",
+                "expected": figure(expected.value),
+                "range": f"{figure(expected.lo)} to {figure(expected.hi)}",
+                "measured": figure(measured.mean) if measured else missing,
+                "interval": f"{figure(measured.low)} to {figure(measured.high)}" if known and measured else "—",
                 "replicates": len(verdict.values),
                 "verdict": verdict.verdict,
                 "source": expected.source,
@@ -128,14 +132,6 @@ def expected_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _figure(value: float | None) -> str:
-    """A measured number to three figures, with a true minus sign."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return (number(value) if value >= 1e6 else text).replace("-", "−")
 
 
 def trial_rows(found: Findings, links: Mapping[str, str]) -> list[dict[str, Any]]:

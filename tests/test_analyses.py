@@ -1,0 +1,144 @@
+"""What counts and what does not: trials still to come, diverged and failed ones, arms that never ran. Hand-made tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import synthetic
+
+from orchestrator import analyses, words
+from orchestrator.findings import Findings, description, find
+
+NAN = np.nan
+LEVELS = (4, 16, 64, 256)
+AXES: dict[str, Any] = {"n_tasks": LEVELS, "compute_flops": (1e11, 4e11), "replicates": 4, "skills": ("recall",)}
+
+
+def sharp(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+    """The skill is there from 64 tasks on, and at 64 only with the larger compute."""
+    return np.where((n_tasks > 64) | ((n_tasks == 64) & (flops > 2e11)), 0.95, 0.05)
+
+
+def found_of(change: dict[str, Any] | None = None, **axes: Any) -> Findings:
+    """A study whose every trial is done, but for those of `change`: {(arm, n_tasks, flops, replicate): status}."""
+    study = synthetic.made_up(**(AXES | axes))
+    results, runs = synthetic.tables(study, sharp)
+    statuses = []
+    keep = np.ones(results.num_rows, bool)
+    for run in runs.to_pylist():
+        place = run["arm"], run["n_tasks"], run["compute_flops"], run["replicate"]
+        status = next((s for of, s in (change or {}).items() if _matches(of, place)), "done")
+        statuses.append(status)
+        if status != "done":
+            names = ("arm", "n_tasks", "compute_flops", "replicate")
+            here = np.ones(results.num_rows, bool)
+            for name, value in zip(names, place, strict=True):
+                here &= np.asarray(pc.equal(results[name], value))
+            keep &= ~here
+    runs = runs.set_column(runs.column_names.index("status"), "status", [statuses])
+    return find(study, results.filter(pa.array(keep)), runs)
+
+
+def _matches(of: tuple[Any, ...], place: tuple[Any, ...]) -> bool:
+    return all(wanted is None or wanted == is_ for wanted, is_ in zip(of, place, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("table", "waiting", "rows", "known"),
+    [
+        # Nothing waits: the table as it is, a hole included.
+        ([[0, 1], [NAN, 1]], [[0, 0], [0, 0]], [0, 1], [[1, 1], [0, 1]]),
+        # A replicate that has not run at all is not counted.
+        ([[0, 1], [NAN, NAN]], [[0, 0], [1, 1]], [0], [[1, 1]]),
+        # Three have both levels, one waits for the second: it is not counted.
+        ([[0, 1], [0, 1], [0, 1], [0, NAN]], [[0, 0]] * 3 + [[0, 1]], [0, 1, 2], [[1, 1]] * 3),
+        # One has a new level, three wait for it: the old levels of all four say more.
+        (
+            [[0, 1, 1], [0, 1, NAN], [0, 1, NAN], [0, 1, NAN]],
+            [[0, 0, 0]] + [[0, 0, 1]] * 3,
+            [0, 1, 2, 3],
+            [[1, 1, 0]] * 4,
+        ),
+        # A level for which all wait changes nothing.
+        ([[0, NAN], [0, NAN]], [[0, 1], [0, 1]], [0, 1], [[1, 0], [1, 0]]),
+    ],
+)
+def test_replicates_that_wait_are_not_counted_either_way(table: Any, waiting: Any, rows: Any, known: Any) -> None:
+    kept, which = analyses.settled(np.array(table, float), np.array(waiting, bool))
+    assert which.tolist() == rows
+    assert (~np.isnan(kept)).astype(int).tolist() == known
+
+
+def test_a_widened_study_says_what_its_finished_replicates_say() -> None:
+    whole, widened = found_of(replicates=2), found_of({(None, None, None, r): "open" for r in (2, 3)})
+    for (_, a), (_, b) in zip(whole.k_ability["answer", "recall"], widened.k_ability["answer", "recall"], strict=True):
+        assert a == b and a.verdict == "crossed" and len(a.brackets) == 2
+    assert "2 of 4" not in widened.answer and "95 % interval, 2 replicates" in widened.answer
+    shares = [(s.k, s.n) for _, s in widened.to_skill["answer", 256].successes]
+    assert shares == [(2, 2), (2, 2)]
+    assert all(len(t.boundary.brackets) == 2 for t in widened.to_skill.values())
+
+
+def test_a_diverged_replicate_is_one_that_does_not_get_there() -> None:
+    found = found_of({(None, 256, None, 3): "diverged", (None, 64, None, 3): "diverged"})
+    ((_, low), (_, high)) = found.k_ability["answer", "recall"]
+    assert low.verdict == high.verdict == "undecided"
+    assert "appears up to 256 tasks in 3 of 4 replicates" in found.answer
+    told = found.to_skill["answer", 256]
+    assert [(s.k, s.n) for _, s in told.successes] == [(3, 4), (3, 4)]
+    assert told.curve is not None and told.curve.steps[-1].reached == 0.75
+
+
+def test_the_onset_of_the_curve_is_the_one_that_stays() -> None:
+    flops = np.array([1.0, 2.0, 3.0, 4.0])
+    values = np.array([[0.9, 0.1, 0.9, 0.9], [0.1, 0.9, 0.9, NAN], [0.9, 0.9, 0.9, 0.1], [0.9, 0.9, 0.9, 0.9]])
+    curve = analyses._onsets(flops, values, 0.95)
+    assert curve is not None
+    onsets = {step.at: step.onsets for step in curve.steps}
+    # Replicate 0 loses it and has it to stay from 3 on; 1 from 2 on; 2 loses it in the end; 3 has it from the first look.
+    assert onsets == {0.0: 0, 1.0: 1, 2.0: 1, 3.0: 1, 4.0: 0} and curve.n_censored == 1
+
+
+def test_an_arm_that_never_ran_is_said_to_be_so_and_not_called_coinciding() -> None:
+    arms = ("answer", "next_token")
+    waits = found_of({("next_token", None, None, None): "open"}, arm=arms).answer
+    assert "No trial of arm next_token has come to the end of a budget" in waits and "coincide" not in waits
+    lost = found_of({("next_token", None, None, None): "diverged"}, arm=arms).answer
+    assert "Every trial of arm next_token diverged" in lost and "coincide" not in lost
+
+
+def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
+    found = found_of(replicates=10)
+    kept = {claim.name: claim.confidence for claim in found.claims if claim.verdict == "kept"}
+    name = analyses.claim_of("k", "ability", "answer", "recall", 4e11)
+    assert 0.95 < kept[name] < 1
+    said = words.sure(kept[name])
+    assert f"({said} interval, 10 replicates)" in found.answer and f"({said})" in description(found)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")]
+)
+def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
+    assert words.sure(confidence) == text
+
+
+def test_dips_are_corrected_for_all_that_were_asked() -> None:
+    found = found_of(replicates=3)
+    asked = [test for tests in found.dips.values() for _, test in tests]
+    raw = [
+        analyses.stats.monotone(
+            [float(n) for n in LEVELS],
+            analyses.surface(found.results, measure, "answer", skill)[:, j].T,
+            analyses.DIRECTION[measure],
+        )
+        for measure, skill in (("ability", "recall"), ("memory", ""))
+        for j in range(2)
+    ]
+    assert len(asked) == len(raw)
+    tested = [(a.p_value, r.p_value) for a, r in zip(asked, raw, strict=True) if r.p_value is not None]
+    assert tested and all(a is not None and a >= r for a, r in tested)

@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from orchestrator import primary as primaries
+from orchestrator.primary import Finite, Primary
 from trainers import budget
 from trainers.spec import (
     TRAINER_VERSION,
@@ -39,9 +41,6 @@ MAX_TRIALS = 100_000
 """A larger crossing is a slip of the pen, and would fill the memory before anything else."""
 MAX_STEPS = 10**9
 """More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StudyError(Exception):
@@ -113,42 +112,6 @@ class Expected(Record):
         if not self.lo <= self.value <= self.hi:
             raise ValueError(f"lo {self.lo:g} <= value {self.value:g} <= hi {self.hi:g} does not hold")
         return self
-
-
-class Primary(Record):
-    """The one claim of a study, declared before it runs and tested without correction; all else is corrected for number."""
-
-    what: Literal[
-        "k_ability",
-        "k_memory",
-        "drift_ability",
-        "drift_memory",
-        "compute_to_skill",
-        "crossover",
-        "emergence",
-        "accuracy",
-        "ability",
-        "memory",
-    ]
-    """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
-    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `emergence` the verdict along
-    the axis that is not given, the others a mean over replicates at a cell."""
-    arm: str | None = None
-    """Arm; left out: the first."""
-    against: str | None = None
-    """The arm that overtakes (`crossover` only)."""
-    skill: str | None = None
-    """Skill; left out: the headline skill."""
-    n_tasks: Count | None = None
-    """Number of training tasks, where the quantity is read at one."""
-    compute_flops: Positive | None = None
-    """Budget; left out: the largest."""
-    lo: Finite | None = None
-    """The claim: not below this."""
-    hi: Finite | None = None
-    """The claim: not above this."""
-    verdict: Literal["break", "smooth", "metric artefact"] | None = None
-    """The claim (`emergence` only)."""
 
 
 class Study(Record):
@@ -407,15 +370,19 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
             yield ("skills", i), f"{_name(family)} has no skill '{skill}'{near}; it has {', '.join(family.skills)}"
     for i, expected in enumerate(study.expected):
         yield from _expected_meaning(study, family, i, expected)
-    if study.primary is not None:
-        yield from _primary_meaning(study, family, study.primary)
+    claim = study.primary
+    wrong = [] if claim is None else list(primaries.problems(study, family, claim))
+    yield from wrong
     if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > family.n_train_ids:
         return
     n_trials = len(axes.arm) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
-    yield from _budget_meaning(study)
+    unsound = list(_budget_meaning(study))
+    yield from unsound
+    if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
+        yield from primaries.out_of_reach(study, family, claim)
 
 
 def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -471,49 +438,6 @@ def _expected_meaning(
         if value is not None and value not in allowed:
             listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
             yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
-
-
-_AT_N_TASKS = ("compute_to_skill", "crossover", "accuracy", "ability", "memory")
-
-
-def _primary_meaning(study: Study, family: Family, claim: Primary) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """What a primary claim needs besides its fields: a place in the study, and something that can turn out false."""
-    axes = study.axes
-    for key, allowed in (
-        ("arm", axes.arm),
-        ("against", axes.arm),
-        ("n_tasks", axes.n_tasks),
-        ("compute_flops", axes.compute_flops),
-        ("skill", tuple(study.shown_skills)),
-    ):
-        value = getattr(claim, key)
-        if value is not None and value not in allowed:
-            listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
-            yield ("primary", key), f"{value} is not in the study; it has {listed}"
-    if claim.what in _AT_N_TASKS and claim.n_tasks is None:
-        yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
-    if claim.what == "crossover" and (claim.against is None or claim.against == (claim.arm or axes.arm[0])):
-        yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
-    if claim.what != "crossover" and claim.against is not None:
-        yield ("primary", "against"), f"'{claim.what}' is of one arm; only a crossover has another"
-    if claim.what == "emergence":
-        if claim.verdict is None or claim.lo is not None or claim.hi is not None:
-            yield (
-                ("primary",),
-                "'emergence' claims a verdict, not a range; give verdict: break, smooth or metric artefact",
-            )
-        if (claim.n_tasks is None) == (claim.compute_flops is None):
-            yield (
-                ("primary",),
-                "'emergence' is read along one axis; give n_tasks or compute_flops, the one that stays fixed",
-            )
-    else:
-        if claim.verdict is not None:
-            yield ("primary", "verdict"), f"'{claim.what}' claims a range; give lo, hi or both"
-        elif claim.lo is None and claim.hi is None:
-            yield ("primary",), "a claim that cannot turn out false; give lo, hi or both"
-        elif claim.lo is not None and claim.hi is not None and claim.lo > claim.hi:
-            yield ("primary", "lo"), f"lo {claim.lo:g} <= hi {claim.hi:g} does not hold"
 
 
 def _name(family: Family) -> str:

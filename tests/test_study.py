@@ -61,7 +61,6 @@ REFUSALS = [
     ("a misspelt section", ("model:", "modle:"), 12, ["unknown key 'modle'", "did you mean 'model'"]),
     ("a misspelt family key", ("n_symbols", "n_symbol"), 6, ["unknown key 'n_symbol'", "did you mean 'n_symbols'"]),
     ("a duplicate key", ("version: 1", "version: 1\nversion: 2"), 3, ["'version' is given twice"]),
-    ("text for a number", ("replicates: 2", "replicates: two"), 11, ["axes.replicates", "whole number", "'two'"]),
     ("a quoted number", ("d_model: 64", 'd_model: "64"'), 13, ["model.d_model", "whole number", "quotes"]),
     ("a number with a unit", ("8e11", "8e11 FLOPs"), 10, ["axes.compute_flops[1]", "without unit"]),
     ("true for a number", ("replicates: 2", "replicates: true"), 11, ["axes.replicates", "whole number", "True"]),
@@ -108,44 +107,108 @@ def test_a_bad_file_is_refused_with_place_and_reason(
     assert len(lines) == 1, message
 
 
+CLAIM_AXES = (  # ten evaluations of a training run, five numbers of tasks, four budgets, two arms
+    GOOD.replace("[4, 1e12]", "[4, 16, 64, 256, 1e4]")
+    .replace("[answer]", "[answer, next_token]")
+    .replace("[1e11, 8e11]", "[1e11, 2e11, 4e11, 8e11]")
+    .replace("decade: 1", "decade: 4\n  n_sequences: 16")
+)
 CLAIMS = [
-    ("nothing that can fail", "{what: k_ability}", "give lo, hi or both"),
-    ("the wrong way round", "{what: k_ability, lo: 9, hi: 3}", "lo 9 <= hi 3 does not hold"),
-    ("a place that is missing", "{what: ability, lo: 0.5}", "give n_tasks"),
-    (
-        "a place outside the study",
-        "{what: ability, n_tasks: 5, lo: 0.5}",
-        "5 is not in the study; it has 4, 1000000000000",
-    ),
-    ("a skill that is not there", "{what: k_ability, skill: recal, lo: 3}", "recal is not in the study; it has recall"),
-    ("an arm against itself", "{what: crossover, n_tasks: 4, against: answer, lo: 1}", "give the other as 'against'"),
-    ("an arm too many", "{what: k_memory, against: answer, lo: 1}", "only a crossover has another"),
+    # Nothing could refute it.
+    ("no range", "{what: k_ability}", "give lo, hi or both"),
+    ("all numbers of tasks", "{what: k_ability, lo: 2, hi: 2e4}", "cannot turn out false: the numbers of tasks of the"),
+    ("the first number of tasks", "{what: k_ability, lo: 4}", "give lo above 4, or hi below 10,000"),
+    ("beyond a memoriser", "{what: k_memory, hi: 300}", "give lo above 4, or hi below 256"),
+    ("all evaluations", "{what: compute_to_skill, n_tasks: 4, hi: 8.1e11}", "the evaluations of the study end at 1.01e10 and 8e11 FLOPs"),
+    ("all budgets", "{what: crossover, against: next_token, n_tasks: 4, hi: 8e11}", "hi below 8e11"),
+    ("any drift", "{what: drift_ability, hi: 9}", "a drift of \u22126 to 6 doublings of tasks per doubling of compute"),
+    ("any accuracy", "{what: accuracy, n_tasks: 4, lo: 0, hi: 1}", "give lo above 0, or hi below 1"),
+    ("any ability", "{what: ability, n_tasks: 4, lo: -100}", "give lo above \u2212100, or hi below 1"),
+    # Nothing could confirm it.
+    ("too much ability", "{what: ability, n_tasks: 4, lo: 7}", "cannot turn out true: 'ability' lies between \u2212100 and 1"),
+    ("more tasks than there are", "{what: k_ability, lo: 2e4}", "give a lo of at most 10,000"),
+    ("fewer tasks than there are", "{what: k_ability, hi: 2}", "give a hi of at least 4"),
+    ("within one step of tasks", "{what: k_ability, lo: 20, hi: 60}", "no two are in this range; widen it, or add some (there are 16, 64)"),
+    ("before any overtaking", "{what: crossover, against: next_token, n_tasks: 4, hi: 1e11}", "a hi of at least 2e11"),
+    ("too steep a drift", "{what: drift_ability, lo: 9}", "give a range that reaches into it"),
+    ("too fine a drift", "{what: drift_memory, lo: 0, hi: 0.1}", "these axes tell a drift to 1.3 at best"),
+    ("too few numbers of tasks", "{what: emergence, compute_flops: 1e11, verdict: break}", "from 8 numbers of tasks on, and the study has 5"),
+    ("a memory without memoriser", "{what: memory, n_tasks: 1e4, hi: 0}", "up to 4,096 tasks"),
+    ("the wrong way round", "{what: k_ability, lo: 64, hi: 16}", "lo 64 < hi 16 does not hold"),
+    # A key that is missing, ignored or wrong.
+    ("no number of tasks", "{what: ability, lo: 0.5}", "give n_tasks"),
+    ("one too many", "{what: k_ability, n_tasks: 4, lo: 16}", "does not take 'n_tasks', which would be ignored; leave it out (it takes arm, skill, compute_flops)"),
+    ("a skill of memory", "{what: k_memory, skill: recall, lo: 16}", "does not take 'skill'"),
+    ("a budget of a drift", "{what: drift_ability, compute_flops: 1e11, hi: 0}", "does not take 'compute_flops'"),
+    ("an arm too many", "{what: k_memory, against: next_token, lo: 16}", "does not take 'against'"),
+    ("a number of tasks off the axes", "{what: ability, n_tasks: 5, lo: 0.5}", "5 is not in the study; it has 4, 16, 64, 256, 10,000"),
+    ("a budget off the axes", "{what: k_ability, compute_flops: 3e11, lo: 16}", "3e11 is not in the study; it has 1e11, 2e11"),
+    ("a skill that is not there", "{what: k_ability, skill: recal, lo: 16}", "recal is not in the study; it has recall"),
+    ("an arm that is not there", "{what: k_ability, arm: reward, lo: 16}", "reward is not in the study; it has answer, next_token"),
+    ("an arm against itself", "{what: crossover, n_tasks: 4, against: answer, lo: 2e11}", "give the other as 'against'"),
     ("a range for a verdict", "{what: emergence, n_tasks: 4, lo: 1}", "give verdict: break, smooth or metric artefact"),
-    (
-        "both axes fixed",
-        "{what: emergence, n_tasks: 4, compute_flops: 1e11, verdict: break}",
-        "the one that stays fixed",
-    ),
     ("a verdict for a range", "{what: k_ability, verdict: break}", "claims a range"),
-    ("a quantity that is not there", "{what: k_abilty, lo: 1}", "one of 'k_ability', 'k_memory'"),
-]
+    ("both axes fixed", "{what: emergence, n_tasks: 4, compute_flops: 1e11, verdict: break}", "the one that stays fixed"),
+    ("a quantity that is not there", "{what: k_abilty, lo: 16}", "one of 'k_ability', 'k_memory'"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("claim", "says"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
 def test_a_primary_claim_must_be_one_that_this_study_can_decide(tmp_path: Path, claim: str, says: str) -> None:
     with pytest.raises(StudyError, match=re.escape(says)) as refusal:
-        load(written(tmp_path, GOOD + f"primary: {claim}\n"))
-    assert str(refusal.value).startswith(f"{tmp_path / 'x.yaml'}:16: primary"), refusal.value
+        load(written(tmp_path, CLAIM_AXES + f"primary: {claim}\n"))
+    message = str(refusal.value)
+    assert message.startswith(f"{tmp_path / 'x.yaml'}:17: primary") and len(message.splitlines()) == 1, message
+
+
+@pytest.mark.parametrize(
+    ("change", "claim", "says"),
+    [
+        ("[1e11, 2e11, 4e11, 8e11]", "{what: drift_ability, hi: 0}", "takes 2 budgets or more to tell, and can use 1"),
+        ("[4, 16, 64, 256, 1e4]", "{what: drift_ability, hi: 0}", "takes 3 numbers of tasks or more"),
+        ("[4, 16, 64, 256, 1e4]", "{what: k_memory, hi: 64}", "cannot turn out false"),
+        ("[answer, next_token]", "{what: crossover, n_tasks: 4, hi: 2e11}", "add an arm to axes.arm"),
+        (
+            "decade: 4",
+            "{what: emergence, n_tasks: 4, verdict: break}",
+            "from 8 evaluations on, and a training run has 3",
+        ),
+    ],
+)
+def test_a_claim_that_the_axes_are_too_short_for_is_refused(tmp_path: Path, change: str, claim: str, says: str) -> None:
+    short = {
+        "[1e11, 2e11, 4e11, 8e11]": "[8e11]",
+        "[4, 16, 64, 256, 1e4]": "[4, 1e4]",
+        "[answer, next_token]": "[answer]",
+    }
+    text = CLAIM_AXES.replace(change, short.get(change, "decade: 1"))
+    with pytest.raises(StudyError, match=re.escape(says)):
+        load(written(tmp_path, text + f"primary: {claim}\n"))
 
 
 def test_a_claim_may_be_any_that_the_study_can_decide(tmp_path: Path) -> None:
     for claim in (
         "{what: k_memory, compute_flops: 1e11, hi: 64}",
-        "{what: drift_ability, hi: 0}",
-        "{what: accuracy, n_tasks: 1e12, skill: recall, lo: 0.95}",
+        "{what: k_ability, lo: 16, hi: 64}",
+        "{what: k_ability, hi: 4}",
+        "{what: k_ability, lo: 1e4}",
+        "{what: compute_to_skill, n_tasks: 16, lo: 1e11}",
+        "{what: crossover, arm: next_token, against: answer, n_tasks: 16, lo: 8e11}",
+        "{what: drift_memory, hi: 0}",
+        "{what: accuracy, n_tasks: 1e4, skill: recall, lo: 0.95}",
         "{what: emergence, n_tasks: 4, verdict: metric artefact}",
     ):
-        assert load(written(tmp_path, GOOD + f"primary: {claim}\n")).primary is not None
+        assert load(written(tmp_path, CLAIM_AXES + f"primary: {claim}\n")).primary is not None, claim
+
+
+def test_the_claims_that_the_readme_of_sweeps_shows_are_ones_its_study_could_decide(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(study:.*?)```", text, flags=re.DOTALL)
+    wide = example.replace("[answer]", "[answer, next_token]").replace("[4, 16,", "[4, 8, 16, 32, 128,")
+    shown = re.findall(r"^primary: .*$", text, flags=re.MULTILINE)
+    assert len(shown) >= 7 and wide.count("128") == 1
+    for line in shown:
+        assert load(written(tmp_path, wide + line + "\n")).primary is not None, line
 
 
 def test_several_problems_are_told_together_in_the_order_of_the_file(tmp_path: Path) -> None:

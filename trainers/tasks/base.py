@@ -150,6 +150,8 @@ class Family(Record):
     """The skill whose surface is shown while a study runs."""
     has_distances: ClassVar[bool] = False
     """Do its probes carry full predictions, so that the relative distance d_rel can be read?"""
+    memorizer_max_tasks: ClassVar[int | None] = None
+    """Longer lists of training tasks have no memoriser that could be enumerated, and so no memory; None: all have."""
     mixture: ClassVar[str]
     """The probe that scores the training mixture itself; memory is read on its seen split."""
 

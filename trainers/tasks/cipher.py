@@ -41,6 +41,7 @@ class Cipher(Family):
     arms: ClassVar[tuple[str, ...]] = ("answer", "next_token")
     headline: ClassVar[str] = "recall"
     mixture: ClassVar[str] = "mixture"
+    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
     skills: ClassVar[dict[str, str]] = {
         "recall": "the question occurred earlier in the sequence: copy its answer",
         "elimination": "the question is new to the sequence: any answer not yet used",

@@ -36,6 +36,7 @@ class Urns(Family):
     arms: ClassVar[tuple[str, ...]] = ("next_token",)
     headline: ClassVar[str] = "predict"
     mixture: ClassVar[str] = "predict"
+    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
     has_distances: ClassVar[bool] = True
     skills: ClassVar[dict[str, str]] = {
         "predict": "predict the next draw from the draws so far, scored against the urn itself"

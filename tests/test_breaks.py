@@ -11,6 +11,7 @@ from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
+from orchestrator import words
 from orchestrator.stats import breaks
 from orchestrator.stats.breaks import Break, Emergence, find_break, find_breaks, weigh
 from trainers.streams import stream
@@ -173,8 +174,14 @@ def test_a_glaring_jump_is_found_with_its_place_and_both_errors() -> None:
 
 @pytest.mark.parametrize("n_scales", [4, 5, 7])
 def test_seven_scales_claim_no_break_and_say_how_many_are_wanting(n_scales: int) -> None:
-    found = find_break(U[:n_scales], scores(1.0 * (n_scales <= 2 * U), 10, 0.01)[:, :n_scales])
+    jumping = scores(1.0 * (n_scales <= 2 * U), 10, 0.01)[:, :n_scales]
+    found = find_break(U[:n_scales], jumping)
     assert (found.verdict, found.reason, found.further_scales) == ("undecided", "few scales", 8 - n_scales)
+    assert found.further_replicates is None
+    few = find_break(U[:n_scales], jumping[:3])  # three replicates never make a break, whatever the scales
+    assert (few.further_scales, few.further_replicates) == (8 - n_scales, 1)
+    said = words.settles(few.further_scales, few.further_replicates)
+    assert said.endswith("1 more replicate are the least that could settle it")
 
 
 @pytest.mark.parametrize("replicates", [2, 3])
@@ -190,10 +197,11 @@ def test_neither_do_three_of_six_that_got_as_far_as_the_jump() -> None:
     assert find_break(U, Y)[:2] == ("undecided", "few replicates")
 
 
-def test_one_replicate_decides_nothing_and_knows_no_number_that_would() -> None:
+def test_one_replicate_decides_nothing_and_lacks_three_for_a_break() -> None:
     found = find_break(U, scores(STEP, 1))
     assert (found.verdict, found.reason) == ("undecided", "no noise estimate")
-    assert found.noise is None and found.further_replicates is None and found.further_scales is None
+    assert found.noise is None and (found.further_scales, found.further_replicates) == (None, 3)
+    assert find_break(U, scores(STEP, 4)).verdict == "break"  # and with these three it is one
 
 
 def test_one_odd_scale_is_no_break() -> None:

@@ -22,7 +22,7 @@ clean jump.
 
 **Smooth** is said only if no such evidence is near (SUGGESTIVE) and a jump of half the change is excluded; it does not exclude
 a hinge, which a bend explains. **Constant** means that nothing moves beyond the noise, and comes with the jump that would have
-been seen. All else is **undecided**, with the scales or replicates that would settle it where they are known.
+been seen. All else is **undecided**, with the scales and replicates that it lacks, or that should settle it, where they are known.
 
 Noise. Replicates may differ by an offset along the whole cut (trials of one trunk); offsets cancel, since every tested contrast
 sums to zero. The variance of a contrast is the larger of two estimates: from each scale's spread (one pooled spread, unless
@@ -85,9 +85,9 @@ Reason = Literal[
     "only a break fits",  # break: no smooth curve explains it, and breaks predict unseen scales no worse
     "smooth fits",  # smooth: a smooth curve explains it, and no jump of half the change can hide in it
     "smooth predicts far better",  # smooth, of a shape that was not tried: it has half the error at unseen scales
-    "few scales",  # undecided: further_scales
+    "few scales",  # undecided: further_scales, and further_replicates where these are few, too
     "few replicates",  # undecided: all speaks for a break; further_replicates
-    "no noise estimate",  # undecided: one replicate
+    "no noise estimate",  # undecided: one replicate; further_replicates
     "noisy",  # undecided: further_replicates, None if more would not settle it
     "smooth predicts better",  # undecided: a break fits best, smooth curves predict unseen scales better
     "one odd scale",  # undecided: without one scale, a smooth curve would do
@@ -125,7 +125,8 @@ class Break(NamedTuple):
     """The steepest third of the log range: from, to, and the share of the change within."""
     further_scales: int | None = None
     further_replicates: int | None = None
-    """What would settle it; both None where neither is known to."""
+    """Verdict undecided: the least with which a break could be told, so that the question could be settled either way; for
+    reason `noisy`, what should settle it, if all stays as it looks. Both None where no number is known to help."""
 
 
 def find_break(log_scale: Sequence[float] | Floats, scores: Floats) -> Break:
@@ -362,6 +363,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
     data = _summary(Y, mask)
     m, scales = data.means, tuple(x.tolist())
     few = MIN_SCALES - S if S < MIN_SCALES else None
+    wanting = max(MIN_REPLICATES - R, 0) or None
     blank = [
         Break(
             "undecided",
@@ -373,6 +375,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
             noise=float(math.sqrt(data.pooled[n])) if data.df else None,
             steep=_steepest(x, m[n]),
             further_scales=few,
+            further_replicates=wanting,
         )
         for n in range(N)
     ]
@@ -400,6 +403,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
             p_straight=None,
             steep=None,
             further_scales=None,
+            further_replicates=None,
         )
     return blank
 
@@ -417,6 +421,7 @@ def _decide(grid: _Grid, data: _Data, p_straight: Floats, blank: list[Break]) ->
     out = []
     for n, b in enumerate(blank):
         b = b._replace(p_smooth=float(p[n]), smooth_error=float(smooth[n]), break_error=float(broken[n]))
+        b = b._replace(further_replicates=None)  # what is wanting depends on what is wrong
         excluded = to_exclude[n] <= R
         if max(p[n], p_straight[n]) < ALPHA and broken[n] <= OUT_OF_SAMPLE_TIE * smooth[n]:
             if doubt := unseen.doubt[n]:

@@ -208,7 +208,7 @@ def report(study_name: RecordedName) -> None:
     record.write_parquet(folder, state, study)
     found = findings.read(folder, study)
     record.write_summary(folder, found)
-    typer.echo(reports.write(folder, found, state.sessions, record.links(folder)))
+    typer.echo(reports.write(folder, found, state.sessions, record.links(folder), record.outside(state, study)))
 
 
 @app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -285,6 +286,7 @@ def _answer(found: Findings) -> str:
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
     for arm in study.axes.arm:
         sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
+    sentences += _fewer_sentences(found)
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
     if found.primary is not None:
         sentences.append(primary_sentence(found))
@@ -404,6 +406,25 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
         plainly = "more" if moved.verdict == "rises" else "fewer"
         sentences.append(f"The more compute, the {plainly} tasks are memorised: {drift_words(moved, 'M')}.")
     return sentences
+
+
+def _fewer_sentences(found: Findings) -> list[str]:
+    """Which arm needs fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to."""
+    skill, said = found.study.shown_skills[0], []
+    for a, b in combinations(found.study.axes.arm, 2):
+        (flops, first), (_, second) = found.k_ability[(a, skill)][-1], found.k_ability[(b, skill)][-1]
+        if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
+            continue  # nothing to compare, or both beyond (or below) all that was tried
+        if min(len(first.brackets), len(second.brackets)) < 2:
+            continue
+        at = f"at {number(flops)} FLOPs"
+        for fewer, more, low, high in ((a, b, first, second), (b, a, second, first)):
+            if low.high is not None and high.low is not None and low.high <= high.low:
+                said.append(f"{fewer} needs fewer tasks than {more} {at}: their intervals do not touch.")
+                break
+        else:
+            said.append(f"Which of {a} and {b} needs fewer tasks is not shown {at}: their intervals overlap.")
+    return said
 
 
 def _overtaking_sentence(o: Overtaking) -> str:

@@ -93,6 +93,11 @@ def results_table(state: State, study: Study) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
+def outside(state: State, study: Study) -> int:
+    """How many recorded trials the study's axes no longer hold: they stay in the journal and in no table."""
+    return len(state.trials.keys() - {trial.id for trial in study.trials()})
+
+
 def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, Any]]:
     shared = _axes(trial) | {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
     return [shared | row for row in event["rows"]]
@@ -407,7 +412,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
             unpublished = problem
         from orchestrator import report  # here: matplotlib takes a second that following does not need
 
-        report.write(folder, found, state.sessions, links(folder))
+        report.write(folder, found, state.sessions, links(folder), outside(state, study))
         if unpublished is not None:
             raise unpublished
         assert target is not None

@@ -142,3 +142,18 @@ def test_dips_are_corrected_for_all_that_were_asked() -> None:
     assert len(asked) == len(raw)
     tested = [(a.p_value, r.p_value) for a, r in zip(asked, raw, strict=True) if r.p_value is not None]
     assert tested and all(a is not None and a >= r for a, r in tested)
+
+
+def test_which_arm_needs_fewer_tasks_is_said_where_it_is_shown_and_not_elsewhere() -> None:
+    arms, replicates = ("answer", "next_token"), 8
+    study = synthetic.made_up(
+        **(AXES | {"n_tasks": (4, 16, 64, 256, 1024, 4096), "arm": arms, "replicates": replicates})
+    )
+    same, runs = synthetic.tables(study, sharp)
+    assert "is not shown at 4e11 FLOPs: their intervals overlap" in find(study, same, runs).answer
+
+    later, _ = synthetic.tables(study, lambda n, flops, r: np.where(n > 1000, 0.95, 0.05))
+    second = np.array(same["arm"].to_pylist()) == "next_token"
+    nll = np.where(second, later["nll_nats"].to_numpy(), same["nll_nats"].to_numpy())
+    mixed = same.set_column(same.column_names.index("nll_nats"), "nll_nats", [nll])
+    assert "Answer needs fewer tasks than next_token at 4e11 FLOPs" in find(study, mixed, runs).answer

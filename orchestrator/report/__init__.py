@@ -42,7 +42,7 @@ from orchestrator.report.plates import (
 )
 from orchestrator.report.surfaces import on_split
 from orchestrator.report.walk import walk_of
-from orchestrator.words import number
+from orchestrator.words import number, times
 from trainers.tasks import Family
 
 PAGE = Path(__file__).parent / "page"
@@ -80,7 +80,7 @@ SECTIONS = (
     Section("replicates", "Replicates"),
     Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),
     Section("expected", "Expected", lambda page: bool(page["expected"])),
-    Section("claims", "Claims", lambda page: bool(page["claims"])),
+    Section("claims", "Claims", lambda page: bool(page["claims"] or page["primary"])),
     Section("trials", "Trials"),
     Section("methods", "Methods"),
 )
@@ -88,11 +88,15 @@ SECTIONS = (
 
 
 def write(
-    folder: Path, found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None = None
+    folder: Path,
+    found: Findings,
+    sessions: list[dict[str, Any]],
+    links: Mapping[str, Any] | None = None,
+    outside: int = 0,
 ) -> Path:
     """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError.
 
-    `links` leads from trials to their MLflow runs: {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
+    `outside`: recorded trials that the study's axes no longer hold. `links` leads from trials to their MLflow runs: {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
     """
     curves, embedded = Curves(found), Embedded(found)
     walks = {arm: walk_of(curves, arm) for arm in found.study.axes.arm}
@@ -107,7 +111,7 @@ def write(
     for block, walk in zip(blocks, walks.values(), strict=True):
         block["slider"] = walk is not None and embedded.walk(walk)
     _write_files(folder, files)
-    _replace(folder / "report.html", _page(found, sessions, blocks, embedded, links).encode())
+    _replace(folder / "report.html", _page(found, sessions, blocks, embedded, links, outside).encode())
     return folder / "report.html"
 
 
@@ -182,8 +186,9 @@ def _page(
     blocks: list[dict[str, Any]],
     embedded: Embedded,
     links: Mapping[str, Any] | None,
+    outside: int,
 ) -> str:
-    page = _told(found, sessions, blocks, links)
+    page = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
     page["data"], page["thinned"] = embedded.json(), embedded.thinned
     page["sections"] = [section for section in SECTIONS if section.shown(page)]
     return templates().get_template("report.html.j2").render(page)

@@ -79,7 +79,8 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
             for flops, boundary in boundaries:
                 known = found.reached(arm, flops)
                 claim = ("ability", arm, name) if letter == "A" else ("memory", arm, "")
-                interval = boundary.verdict in ("crossed", "undecided") and len(boundary.brackets) > 1
+                ended = boundary.low is not None or boundary.high is not None
+                interval = ended and boundary.verdict in ("crossed", "undecided") and len(boundary.brackets) > 1
                 rows.append(
                     {
                         "flops": number(flops),

@@ -129,10 +129,20 @@ def _number(value: float, n: int) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSet:
-    """Sequences that the model reads once, and the probes scored on that one reading."""
+    """Sequences that the model reads, and the probes scored on that one reading.
+
+    `written` are positions, ascending, at which the model answers for itself: its likeliest token stands there for all
+    that follows, in place of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
+    """
 
     tokens: np.ndarray  # (N, T+1) int64
     probes: tuple[Probe, ...]
+    written: tuple[int, ...] = ()  # in 0 ... T-1; position j predicts tokens[:, j + 1]
+
+    @property
+    def n_readings(self) -> int:
+        """Forward passes that an evaluation of this set takes."""
+        return 1 + len(self.written)
 
 
 class Family(Record):
@@ -173,7 +183,11 @@ class Family(Record):
     @property
     @abstractmethod
     def seq_len(self) -> int:
-        """Positions the model reads, T."""
+        """Positions the model reads, T; of the longest arm where arms differ."""
+
+    def length(self, arm: str) -> int:
+        """Positions the model reads in an arm, T."""
+        return self.seq_len
 
     @abstractmethod
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
@@ -185,7 +199,7 @@ class Family(Record):
 
     @abstractmethod
     def suite_size(self, trunk: TrunkSpec) -> int:
-        """Sequences in the suite, without building it: what an evaluation costs."""
+        """Sequences in the suite times their readings, without building it: what an evaluation costs."""
 
     def chance(self, skill: str) -> float | None:
         """Accuracy of a uniform guess on a skill, None where it has no meaning."""

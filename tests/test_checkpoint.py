@@ -62,6 +62,14 @@ def number_loaded(folder: Path, fingerprint: str = "f") -> int | None:
     return number
 
 
+def test_a_peek_is_the_meta_of_what_would_be_loaded_without_its_tensors(tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    assert checkpoint.peek(tmp_path, "f") == meta_of(2) and checkpoint.peek(tmp_path, "g") is None
+    (newest / "live.pt").write_bytes(b"x")  # another size: this one would not be loaded
+    assert checkpoint.peek(tmp_path, "f") == meta_of(1)
+
+
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
     path = save(tmp_path, 7)
     assert path.parent == tmp_path and path.is_dir()

@@ -413,10 +413,32 @@ def test_a_later_budget_that_leaves_at_the_same_step_is_a_branch_more(trunk, tmp
     assert results_of(rest, trunk, large) == results_of(run(trunk, [large]), trunk, large)
 
 
+@pytest.mark.parametrize("n", [20, 40, 45, 50, 55, 71])
+def test_the_price_of_what_is_left_is_what_is_then_run(trunk, budgets, tmp_path, n):
+    before = run(trunk, budgets, place_of(tmp_path), Counter(n))
+    meta = checkpoint.peek(tmp_path, trunk.fingerprint())
+    standing = budget.Standing.of(meta).toward({b: budget.steps_of(trunk, b) for b in budgets})
+    left, whole = budget.price(trunk, budgets, standing), budget.price(trunk, budgets)
+    assert left.train_flops == (N_STEPS - n) * flops_per_step(trunk) < whole.train_flops
+    counter = Counter()
+    rest = run(trunk, budgets, place_of(tmp_path), stop=counter)
+    assert counter.steps * flops_per_step(trunk) == left.train_flops
+    exams = {e["key"] for e in rest if e["kind"] == "evaluation"}
+    new = exams - {e["key"] for e in before}
+    assert left.eval_flops * len(exams) == whole.eval_flops * len(new)
+    assert standing.charged_steps * flops_per_step(trunk) + left.train_flops == sum(
+        e["flops_run"] for flops, e in ends(rest).items() if flops not in standing.ended
+    )
+
+
 def test_a_branch_whose_budget_is_no_longer_wanted_is_left_out(trunk, budgets, whole, tmp_path):
     run(trunk, budgets, place_of(tmp_path), Counter(45))  # five steps into the first branch
-    rest = run(trunk, budgets[1:], place_of(tmp_path))
+    counter = Counter()
+    rest = run(trunk, budgets[1:], place_of(tmp_path), counter)
+    assert counter.steps == N_STEPS - 50  # the trunk goes on from where it was left, not from the start
     assert set(ends(rest)) == set(budgets[1:])
+    cost = flops_per_step(trunk)
+    assert [e["flops_run"] for e in ends(rest).values()] == [counter.steps * cost]  # the rest was told with the first
     for flops in budgets[1:]:
         assert results_of(rest, trunk, flops) == results_of(list(whole.values()), trunk, flops)
 

@@ -8,6 +8,7 @@ the optimiser count as nothing; recomputation and evaluation are counted apart. 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trainers.spec import Model, Training, TrunkSpec
@@ -76,13 +77,62 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     return sorted(s for s in steps if 1 <= s <= last_step)
 
 
-def marginal_flops(trunk: TrunkSpec, budgets: list[float]) -> dict[float, int]:
-    """Training FLOPs run for each budget beyond the smaller ones: its stretch of the trunk, and its branch."""
-    cost, marginal, before = flops_per_step(trunk), {}, 0
+class Standing(NamedTuple):
+    """How far a trunk has come, as its checkpoint has it: `train.py` goes on from there, `price` charges what is left."""
+
+    trunk_step: int = 0
+    """Where the trunk is, or was left for the branch that it is on."""
+    branch: float | None = None
+    """The budget whose branch it is on."""
+    branch_step: int = 0
+    """Where on that branch."""
+    charged_steps: int = 0
+    """Steps run since a trial last ended: they count for the next one."""
+    ended: frozenset[float] = frozenset()
+    """Budgets that have ended."""
+    exams: frozenset[str] = frozenset()
+    """Evaluations that are behind it: `trunk/<step>`, `<budget>/<step>`."""
+
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> Standing:
+        """From the meta of a checkpoint that `train.py` wrote."""
+        now, left = meta["now"], meta["left"]
+        on_branch = now["branch"] is not None
+        return cls(
+            trunk_step=left["step"] if on_branch else now["step"],
+            branch=now["branch"],
+            branch_step=now["step"] if on_branch else 0,
+            charged_steps=now["steps_charged"],
+            ended=frozenset(now["ended"]),
+            exams=frozenset(now["exams"]),
+        )
+
+    def toward(self, steps: Mapping[float, Steps]) -> Standing | None:
+        """From where a run for these budgets goes on; None if the trunk has passed one of them, and begins again."""
+        wanted = self.branch is None or self.branch in steps
+        on = self if wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
+        ahead = [s for b, s in steps.items() if b not in on.ended and b != on.branch]
+        return on if all(s.branch >= on.trunk_step for s in ahead) else None
+
+
+START = Standing()
+
+
+def marginal_flops(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> dict[float, int]:
+    """Training FLOPs still to run for each budget beyond the smaller ones: its stretch of the trunk, and its branch.
+
+    `at` must lead to all of them (`Standing.toward`).
+    """
+    cost, marginal, before = flops_per_step(trunk), {}, at.trunk_step
     for flops in sorted(budgets):
         branch, end = steps_of(trunk, flops)
-        marginal[flops] = (end - before) * cost
-        before = branch
+        if flops in at.ended:
+            marginal[flops] = 0
+        elif flops == at.branch:
+            marginal[flops] = (end - at.branch_step) * cost
+        else:
+            marginal[flops] = (end - before) * cost
+            before = branch
     return marginal
 
 
@@ -92,22 +142,24 @@ class Price(NamedTuple):
     train_flops: int
     eval_flops: int
     separate_flops: int
-    """Training FLOPs had every trial been run by itself."""
+    """Training FLOPs had every trial been run by itself, from the start."""
 
 
-def price(trunk: TrunkSpec, budgets: list[float]) -> Price:
-    """Trunk up to the last branch point, plus every branch; each evaluation is one forward pass of the suite."""
+def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
+    """Trunk up to the last branch point, plus every branch; each evaluation is one forward pass of the suite.
+
+    With `at`, what is left of that from there on.
+    """
     family: Any = trunk.family
-    steps = [steps_of(trunk, b) for b in budgets]
-    last = max(s.branch for s in steps)
-    points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps if s.end > s.branch}
-    n_evals = len(points) + len(steps)
+    steps = {b: steps_of(trunk, b) for b in budgets}
+    last = max(s.branch for s in steps.values())
+    points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps.values() if s.end > s.branch}
+    ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
     forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
-    cost = flops_per_step(trunk)
     return Price(
-        sum(marginal_flops(trunk, budgets).values()),
-        n_evals * family.suite_size(trunk) * forward,
-        sum(s.end for s in steps) * cost,
+        sum(marginal_flops(trunk, budgets, at).values()),
+        len(ahead - at.exams) * family.suite_size(trunk) * forward,
+        sum(s.end for s in steps.values()) * flops_per_step(trunk),
     )
 
 

@@ -2,7 +2,8 @@
 
 DeepSpeed's own `latest` file can name a half-written checkpoint, so atomicity is ours: write into a temporary folder,
 fsync, write the manifest with sizes and hashes last, rename. A load takes the newest folder whose manifest holds and
-unpickles nothing before its hash was checked. Two are kept.
+unpickles nothing before its hash was checked. Two are kept. torch is imported where tensors are touched: a plan looks at
+checkpoints too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 KEEP = 2
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, "torch.Tensor"]
 
 
 def save(folder: Path, number: int, fingerprint: str, meta: dict[str, Any], tensors: dict[str, Tensors]) -> Path:
@@ -26,6 +28,8 @@ def save(folder: Path, number: int, fingerprint: str, meta: dict[str, Any], tens
     `meta` is JSON; `tensors` maps a name to a flat dictionary of tensors, a file each. Raises OSError (disk full, no
     permission): an older checkpoint is then still whole.
     """
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{number:012d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -56,22 +60,34 @@ def save(folder: Path, number: int, fingerprint: str, meta: dict[str, Any], tens
 
 def load(folder: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
     """The newest valid checkpoint of this fingerprint, as (meta, tensors); None when there is none."""
-    for path in reversed(_numbered(folder)):
-        if valid(path, fingerprint):
-            meta = json.loads((path / "meta.json").read_bytes())
-            names = json.loads((path / "manifest.json").read_bytes())["files"]  # no other file here was checked
-            files = [path / name for name in names if name.endswith(".pt")]
-            parts = {p.stem: torch.load(p, map_location="cpu", weights_only=True) for p in files}
-            return meta, parts
-    return None
+    import torch
+
+    path = _newest(folder, fingerprint)
+    if path is None:
+        return None
+    names = json.loads((path / "manifest.json").read_bytes())["files"]  # no other file here was checked
+    files = [path / name for name in names if name.endswith(".pt")]
+    parts = {p.stem: torch.load(p, map_location="cpu", weights_only=True) for p in files}
+    return json.loads((path / "meta.json").read_bytes()), parts
 
 
-def valid(path: Path, fingerprint: str) -> bool:
-    """Does every file of this checkpoint have the size and hash that its manifest states, for this fingerprint?"""
+def peek(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked."""
+    path = _newest(folder, fingerprint, tensors=False)
+    return json.loads((path / "meta.json").read_bytes()) if path else None
+
+
+def _newest(folder: Path, fingerprint: str, tensors: bool = True) -> Path | None:
+    return next((path for path in reversed(_numbered(folder)) if valid(path, fingerprint, tensors)), None)
+
+
+def valid(path: Path, fingerprint: str, tensors: bool = True) -> bool:
+    """Does every file have the size and hash that the manifest states, for this fingerprint? The hash of tensors on demand."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         return manifest["fingerprint"] == fingerprint and all(
-            (path / name).stat().st_size == facts["bytes"] and _sha256(path / name) == facts["sha256"]
+            (path / name).stat().st_size == facts["bytes"]
+            and ((name.endswith(".pt") and not tensors) or _sha256(path / name) == facts["sha256"])
             for name, facts in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -87,7 +87,7 @@ def run_trunk(
     left_state: checkpoint.Tensors = {}  # and its weights and moments
     folder = Path(place.checkpoint_folder) if place.checkpoint_folder else None
     found = checkpoint.load(folder, trunk.fingerprint()) if folder else None
-    if found and _leads_on(found[0], steps):
+    if found and budget.Standing.of(found[0]).toward(steps):
         now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
         _restore(engine.module, adamw, found[1]["live"])
         now["resumed"] += 1
@@ -142,6 +142,9 @@ def run_trunk(
         left.clear()
         left_state.clear()
 
+    if now["branch"] is not None and now["branch"] not in steps:  # its trial ended after this checkpoint, and was told
+        return_to_trunk()
+        now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
     setup_seconds = time.time() - started
     try:
         while now["branch"] is not None or any(b not in now["ended"] for b in steps):
@@ -310,16 +313,6 @@ def _restore(model: torch.nn.Module, adamw: torch.optim.Optimizer, tensors: chec
                 adamw.state[parameter][key] = value.to(parameter.device).clone()
             else:
                 old.copy_(value)
-
-
-def _leads_on(meta: dict[str, Any], steps: dict[float, budget.Steps]) -> bool:
-    """Can a run for these budgets go on from this checkpoint, or has it passed one of them?"""
-    now, left = meta["now"], meta["left"]
-    if now["branch"] is not None and now["branch"] not in steps:
-        return False
-    trunk_step = left["step"] if now["branch"] is not None else now["step"]
-    others = [s for b, s in steps.items() if b not in now["ended"] and b != now["branch"]]
-    return all(s.branch >= trunk_step for s in others)
 
 
 @cache

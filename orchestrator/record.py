@@ -7,28 +7,31 @@ standard input closes: MLflow being slow, locked or down never slows training. `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import fcntl
-import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings, results
+from orchestrator import findings, links, results
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.study import Study
 from trainers import budget
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
+
+Say = Callable[[str], None]
+"""Takes one line for the person who waits."""
 
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 _SUMS = ("nll_nats", "p_correct", "brier")
@@ -252,7 +255,7 @@ class MlflowRecord:
             self.runs[key] = run.info.run_id
         return self.runs[key]
 
-    def publish(self, state: State) -> None:
+    def publish(self, state: State, say: Say | None = None) -> None:
         """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
         if not state.sessions:
             return
@@ -260,9 +263,13 @@ class MlflowRecord:
         parent = self._run(
             PARENT, self.study.id, first["time"], {"emergence.kind": "study", "emergence.study": self.study.id}
         )
-        for trial in self.study.trials():
-            if trial.id not in self._settled:
-                self._publish_trial(state, trial, parent)
+        unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
+        told = time.monotonic()
+        for i, trial in enumerate(unsettled):
+            self._publish_trial(state, trial, parent)
+            if say and time.monotonic() - told > SAY_EVERY_SECONDS:
+                told = time.monotonic()
+                say(f"MLflow: {i + 1} of {len(unsettled)} trials")
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
         evaluations = trial_evaluations(state, trial)
@@ -304,13 +311,15 @@ class MlflowRecord:
                 self._settled.add(trial.id)
 
     def links(self, tracking_uri: str) -> dict[str, Any]:
-        """Where the UI shows the runs: {"base": address, "runs": {trial id: path}}. No user, no password of the URI."""
-        base = LOCAL_UI
-        if tracking_uri.startswith(("http://", "https://")):
-            parts = urlsplit(tracking_uri)
-            base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        """Where the UI shows the runs: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
         runs = {key: f"#/experiments/{self.experiment}/runs/{run}" for key, run in self.runs.items()}
-        return {"base": base, "study": runs.pop(PARENT, None), "runs": runs}
+        study = runs.pop(PARENT, None)
+        return {
+            "base": links.ui_address(tracking_uri),
+            "study": study,
+            "runs": runs,
+            "store": links.store_of(tracking_uri),
+        }
 
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
@@ -347,7 +356,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "replicate": trial.replicate,
     }
     family = cast(Family, trial.family)
-    params["model.n_parameters"] = budget.n_parameters(trial.model, family.vocab_size, family.seq_len)
+    params["model.n_parameters"] = budget.n_parameters(trial.model, family.vocab_size, family.length(trial.arm))
     for part in ("family", "model", "training"):
         params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
     return params
@@ -373,13 +382,19 @@ _METRICS |= {"ability": "ability", "memory": "memory"}
 # The publisher ------------------------------------------------------------------------------------------------------
 
 
-def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds: float = 2.0) -> None:
+def publish(
+    folder: Path,
+    tracking_uri: str,
+    follow: bool = False,
+    pause_seconds: float = 2.0,
+    say: Say = lambda line: None,
+) -> None:
     """Project the journal of a study's folder into Parquet, report and MLflow; with `follow`, until stdin closes.
 
     One publisher at a time per folder: a second one waits. Parquet and report come first and do not need MLflow;
     MLflow's exceptions are raised only after they are written.
     """
-    with open(folder / "publisher.lock", "w") as lock:
+    with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
         state, position, target = State(), 0, None
         while True:
@@ -400,45 +415,60 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, pause_seconds
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
                 print(f"MLflow: {_one_line(problem)}", file=sys.stderr, flush=True)
                 target = None
-        write_parquet(folder, state, study)
-        found = findings.read(folder, study)
-        write_summary(folder, found)
+        say("Tables ...")
+        found = _write_tables(folder, state, study)
         unpublished: Exception | None = None
+        say("MLflow runs ...")
         try:
             target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
-            target.publish(state)
-            _write_json(folder / LINKS_FILE, target.links(tracking_uri))
+            target.publish(state, say)
+            links.write(folder, target.links(tracking_uri))
         except Exception as problem:  # the report needs no MLflow: it comes first
             unpublished = problem
-        from orchestrator import report  # here: matplotlib takes a second that following does not need
-
-        report.write(folder, found, state.sessions, links(folder), outside(state, study))
+        say("Report and figures ...")
+        _write_report(folder, found, state, position)
         if unpublished is not None:
             raise unpublished
         assert target is not None
+        say("Report, figures and tables to MLflow ...")
         target.publish_study(folder, findings.description(found), found.metrics(), state.last_time)
-        marker = {"journal_bytes": position, "tracking_uri": _hashed(tracking_uri), "study": state.study}
-        _write_json(folder / "published.json", marker)
+        _mark(folder, {"journal_bytes": position, "tracking_uri": links.store_of(tracking_uri), "study": state.study})
 
 
-LINKS_FILE = "mlflow.json"
-"""Where in MLflow the runs of a study are: base address and a path a trial; the report links to them."""
-LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `emergence ui` serves unless told otherwise."""
+def rewrite(folder: Path, say: Say = lambda line: None) -> Path:
+    """Tables, summary and report anew from the journal, without MLflow; returns the path of the report. Raises OSError."""
+    events, position = read(folder)
+    state = State()
+    state.feed(events)
+    assert state.study is not None
+    say("Tables ...")
+    found = _write_tables(folder, state, Study.from_record(state.study))
+    say("Report and figures ...")
+    return _write_report(folder, found, state, position)
 
 
-def links(folder: Path) -> dict[str, Any] | None:
-    """The MLflow addresses of a study's runs, as last published; None where it was not."""
-    try:
-        return cast(dict[str, Any], json.loads((folder / LINKS_FILE).read_text()))
-    except (OSError, ValueError):
-        return None
+def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings:
+    write_parquet(folder, state, study)
+    found = findings.read(folder, study)
+    write_summary(folder, found)
+    return found
 
 
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
+def _write_report(folder: Path, found: findings.Findings, state: State, position: int) -> Path:
+    from orchestrator import report  # here: matplotlib takes a second that following does not need
+
+    path = report.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
+    _mark(folder, {"report": {"journal_bytes": position, "study": state.study}})
+    return path
+
+
+LOCK_FILE, MARKER_FILE = "publisher.lock", "published.json"
+SAY_EVERY_SECONDS = 5.0
+
+
+def _mark(folder: Path, facts: dict[str, Any]) -> None:
+    """Note what the record shows by now."""
+    links.write_json(folder / MARKER_FILE, (links.read_json(folder / MARKER_FILE) or {}) | facts)
 
 
 PUBLISHER_PATIENCE_SECONDS = 300.0
@@ -448,7 +478,7 @@ PUBLISHER_PATIENCE_SECONDS = 300.0
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
     """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
     command = [sys.executable, "-m", "orchestrator.record", str(folder)]
-    log = open(folder / "publisher.log", "ab")  # noqa: SIM115 - the child keeps it
+    log = open(folder / LOG_FILE, "ab")  # noqa: SIM115 - the child keeps it
     with log:
         return subprocess.Popen(
             ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
@@ -460,36 +490,77 @@ def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess
         )
 
 
-def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Callable[[str], None]) -> bool:
-    """Let the publisher finish. False, and a word to the watcher, if MLflow could not be brought up to date."""
+def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say) -> bool:
+    """Let the publisher finish, and say what it is at. False, and why, if MLflow could not be brought up to date."""
     assert publisher.stdin is not None
+    path = folder / LOG_FILE
+    position = path.stat().st_size
     publisher.stdin.close()
+    deadline = time.monotonic() + PUBLISHER_PATIENCE_SECONDS
     try:
-        code = publisher.wait(PUBLISHER_PATIENCE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        say(f"The publisher goes on by itself (its log: {folder / 'publisher.log'}).")
+        code = None
+        while code is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = publisher.wait(0.2)
+            lines, position = _new_lines(path, position)
+            for line in lines:
+                if line.startswith(PROGRESS):
+                    say(line.removeprefix(PROGRESS))
+    except KeyboardInterrupt:
+        code = None
+    if code is None:
+        say(f"The publisher goes on by itself (its log: {path}).")
         return False
     if code:
-        lines = (folder / "publisher.log").read_text(errors="replace").strip().splitlines()
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line and line[0] != PROGRESS[0]]
         say(f"The record is not up to date: {lines[-1] if lines else 'no reason given'}")
         say("The journal has everything; 'emergence publish' rebuilds the record from it.")
     return code == 0
 
 
+LOG_FILE = "publisher.log"
+PROGRESS = "> "
+"""Before a line of the publisher's log that tells how far it is."""
+
+
+def _new_lines(path: Path, start: int) -> tuple[list[str], int]:
+    """Whole lines of a file from byte `start` on, and the byte after them."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.decode(errors="replace").splitlines(), start + len(whole)
+
+
 def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
     """Does the record already show all that the journal has?"""
+    marker = links.read_json(folder / MARKER_FILE) or {}
+    here = marker.get("tracking_uri") == links.store_of(tracking_uri)
+    return here and _shows_all(marker, folder, study) and report_is_current(folder, study)
+
+
+def report_is_current(folder: Path, study: Study) -> bool:
+    """Do tables and report show all that the journal has, for the study as it is now?"""
+    marker = links.read_json(folder / MARKER_FILE) or {}
+    return _shows_all(marker.get("report", marker), folder, study) and (folder / "report.html").exists()
+
+
+def _shows_all(marker: dict[str, Any], folder: Path, study: Study) -> bool:
+    journal = folder / "journal.jsonl"
+    size = journal.stat().st_size if journal.exists() else 0
+    return bool(marker.get("journal_bytes") == size and marker.get("study") == study.model_dump(mode="json"))
+
+
+def is_publishing(folder: Path) -> bool:
+    """Is a publisher at work on this folder now, on this machine?"""
     try:
-        marker = json.loads((folder / "published.json").read_text())
-        size = (folder / "journal.jsonl").stat().st_size
-    except (OSError, ValueError):
+        with open(folder / LOCK_FILE, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    same = marker["journal_bytes"] == size and marker["tracking_uri"] == _hashed(tracking_uri)
-    return bool(same and marker["study"] == study.model_dump(mode="json") and (folder / "report.html").exists())
-
-
-def _hashed(tracking_uri: str) -> str:
-    """A tracking URI may carry a password: only its hash is kept."""
-    return hashlib.sha256(tracking_uri.encode()).hexdigest()
+    except OSError:
+        return True
+    return False
 
 
 def _wait_for(lock: IO[str], folder: Path) -> None:
@@ -517,7 +588,9 @@ def main() -> int:
     parser.add_argument("--follow", action="store_true", help="until standard input closes")
     options = parser.parse_args()
     try:
-        publish(options.folder, options.tracking_uri, options.follow)
+        publish(
+            options.folder, options.tracking_uri, options.follow, say=lambda line: print(PROGRESS + line, flush=True)
+        )
     except Exception as problem:  # MLflow's, after tables and report were written; whatever it is, one line tells it
         print(_one_line(problem), file=sys.stderr)
         return 1

@@ -133,7 +133,7 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
             step[0] += 1
 
     train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk, i) for i in range(10)])
-    eval_seconds = alternate(lambda: evaluate(engine.module, suite, "cpu"), lambda: None)[0]
+    eval_seconds = alternate(lambda: evaluate(engine.module, suite), lambda: None)[0]
     engine.destroy()
     steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
     n_evaluations = budget.price(trunk, budgets).eval_flops / (

@@ -249,3 +249,25 @@ def test_initial_weights_are_what_they_were_when_this_was_written():
     }
     for name, value in golden.items():
         assert found[name].flatten()[-1].item() == pytest.approx(value, rel=1e-6)
+
+
+def test_a_window_of_attention_sees_no_further_than_its_window():
+    """With one layer, a token further back than the window changes nothing at the last position."""
+    model = Model(n_layers=1, d_model=16, n_heads=2, d_mlp=16, attention_window=3)
+    net = build(model, vocab_size=7, seq_len=8, replicate=0)
+    tokens = torch.randint(0, 7, (2, 8), generator=torch.Generator().manual_seed(0))
+    far, near = tokens.clone(), tokens.clone()
+    far[:, 4], near[:, 5] = (tokens[:, 4] + 1) % 7, (tokens[:, 5] + 1) % 7
+    with torch.no_grad():
+        assert torch.equal(net(tokens)[:, 7], net(far)[:, 7])
+        assert not torch.equal(net(tokens)[:, 7], net(near)[:, 7])
+
+
+def test_a_window_as_long_as_the_sequence_changes_nothing():
+    shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_mlp": 16}
+    tokens = torch.randint(0, 7, (2, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, wide = (
+            build(Model(**shape, attention_window=w), vocab_size=7, seq_len=8, replicate=0)(tokens) for w in (0, 8)
+        )
+    torch.testing.assert_close(whole, wide)

@@ -52,7 +52,8 @@ def at(record: dict[str, Any], path: tuple[str, ...]) -> Any:
 def changed(record: dict[str, Any], path: tuple[str, ...]) -> TrunkSpec:
     """A valid spec that differs from `record` at `path` alone."""
     old = at(record, path)
-    for new in [OTHER_WORDS[old]] if isinstance(old, str) else [old * 2, old + 1, old / 2]:
+    others = [128] if old is None else [OTHER_WORDS[old]] if isinstance(old, str) else [old * 2, old + 1, old / 2]
+    for new in others:
         other = copy.deepcopy(record)
         at(other, path[:-1])[path[-1]] = new
         try:
@@ -78,11 +79,21 @@ def test_fingerprints_are_what_they_were_when_this_was_written():
 def test_a_change_of_any_field_moves_the_fingerprint(record):
     trunk = TrunkSpec.model_validate(record)
     whole = trunk.model_dump()
-    names = {("family", "name")} | ({("arm",)} if len(trunk.family.arms) == 1 else set())
+    names = {("family", "name"), ("variant",)} | ({("arm",)} if len(trunk.family.arms) == 1 else set())
     paths = [path for path in leaves(whole) if path not in names]
     assert len(paths) >= 20
     prints = {changed(whole, path).fingerprint() for path in paths}
     assert len(prints | {trunk.fingerprint()}) == len(paths) + 1
+
+
+def test_the_name_of_a_variant_moves_the_id_and_not_the_fingerprint():
+    plain = TrunkSpec.model_validate(CIPHER)
+    named = TrunkSpec.model_validate(CIPHER | {"variant": "wide"})
+    assert named.fingerprint() == plain.fingerprint()
+    assert named.id == f"{plain.id}/wide" and named.trial(1e12).id == f"{plain.trial(1e12).id}/wide"
+    assert named.trial(1e12).trunk == named
+    with pytest.raises(ValidationError, match="variant"):
+        TrunkSpec.model_validate(CIPHER | {"variant": "../up"})
 
 
 def test_the_family_moves_the_fingerprint():

@@ -17,7 +17,7 @@ from trainers.__main__ import results_of
 from trainers.budget import flops_per_step, price, steps_of
 from trainers.model import build
 from trainers.spec import TrunkSpec
-from trainers.train import Place, evaluate, run_trunk
+from trainers.train import Place, _read, evaluate, parameter_groups, run_trunk
 
 Events = list[dict[str, Any]]
 TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
@@ -152,7 +152,7 @@ def test_the_loop_equals_a_plain_pytorch_loop_to_the_bit(schedule, tmp_path):
     reported = {e["step"]: e["train_loss_nats"] for e in found.values() if e["kind"] == "evaluation" and e.get("grid")}
     assert reported == {step: losses[step - 1] for step in range(1, last + 1)}
     final = found[f"{trunk.id}/{budgets[0]!r}/60"]
-    assert final["rows"] == evaluate(net, trunk.family.suite(trunk), "cpu")
+    assert final["rows"] == evaluate(net, trunk.family.suite(trunk))
     if schedule == "wsd":
         total = 0.0
         for loss in losses[48:]:
@@ -611,3 +611,52 @@ def test_the_generaliser_and_the_memoriser_can_be_told_apart_after_a_little_trai
     seen, held_out = rows["mixture", "seen"], rows["recall_novel_pair", "held_out"]
     assert seen["nll_nats"] < 0.2 * seen["nll_generalizer"]
     assert held_out["nll_nats"] > held_out["nll_uniform"]
+
+
+def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as_that_of_narrow_ones():
+    """Output of one AdamW step, at the same rate: without the rule it grows with the width, with it it does not."""
+
+    def change(width: int, base: int | None) -> float:
+        model = {"n_layers": 1, "d_model": width, "n_heads": width // 16, "d_mlp": 4 * width, "init_gain": 1.0}
+        trunk = trunk_of(model=model, training={"batch_size": 8, "learning_rate": 0.01, "base_d_model": base})
+        net = build(trunk.model, trunk.family.vocab_size, trunk.family.seq_len, 0, base)
+        adamw = torch.optim.AdamW(parameter_groups(net, trunk), lr=1e-2)
+        for group in adamw.param_groups:
+            group["lr"] = 1e-2 * group["rate_share"]
+        batch = trunk.family.batch(trunk, 0)
+        tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
+        before = net(tokens[:, :-1]).detach()
+        net(tokens[:, :-1], tokens[:, 1:], mask).backward()
+        adamw.step()
+        return float((net(tokens[:, :-1]) - before).detach().std())
+
+    grown = change(512, None) / change(32, None)
+    kept = change(512, 32) / change(32, 32)
+    assert grown > 3 and kept < 2 and kept < grown / 3
+
+
+def test_at_the_base_width_the_rule_changes_nothing_to_the_bit():
+    training = {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5}
+    plain, ruled = (trunk_of(training=training | {"base_d_model": base}) for base in (None, 16))
+    assert plain.fingerprint() != ruled.fingerprint()
+    first, second = (
+        [e["rows"] for e in run(t, budgets_of(t, 60)) if e["kind"] == "evaluation"] for t in (plain, ruled)
+    )
+    assert first == second
+
+
+def test_what_the_model_writes_is_what_it_goes_on_from():
+    """A stub that answers `token + 1`: read freely from a wrong start it carries its own answers along."""
+
+    class Next(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.here = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, tokens):
+            return 9.0 * torch.nn.functional.one_hot((tokens + 1) % 8, 8).float() + self.here
+
+    tokens = torch.tensor([[1, 5, 5, 5]])
+    told = _read(Next(), tokens, ())[0].argmax(-1).tolist()
+    free = _read(Next(), tokens, (0, 1, 2, 3))[0].argmax(-1).tolist()
+    assert told == [2, 6, 6, 6] and free == [2, 3, 4, 5] and tokens.tolist() == [[1, 5, 5, 5]]

@@ -42,7 +42,11 @@ def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int) -> i
 def flops_per_step(trunk: TrunkSpec) -> int:
     """Training FLOPs of one optimizer step: forward and backward of one global batch."""
     family: Any = trunk.family
-    return 3 * trunk.training.batch_size * forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+    return (
+        3
+        * trunk.training.batch_size
+        * forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
+    )
 
 
 class Steps(NamedTuple):
@@ -155,7 +159,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     last = max(s.branch for s in steps.values())
     points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps.values() if s.end > s.branch}
     ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
-    forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+    forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
         len(ahead - at.exams) * family.suite_size(trunk) * forward,

@@ -39,11 +39,11 @@ class CausalConvolution(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention, rotary or not.  (B, T, D) -> (B, T, D)."""
+    """Multi-head causal attention, rotary or not, over all that came before or a window of it.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.n_heads = model.n_heads
+        self.n_heads, self.window = model.n_heads, model.attention_window
         self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
         self.out = nn.Linear(model.d_model, model.d_model, bias=False)
 
@@ -53,7 +53,12 @@ class Attention(nn.Module):
         if angles is not None:
             q_k = rotate(q_k, *angles)  # (B, T, 2, H, D/H): both at once, half the operations
         q, k, v = (part.transpose(1, 2) for part in (*q_k.unbind(2), v.squeeze(2)))  # each (B, H, T, D/H)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.window:
+            behind = torch.arange(T, device=x.device)[:, None] - torch.arange(T, device=x.device)  # (T, T)
+            seen = (behind >= 0) & (behind < self.window)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -123,8 +128,11 @@ class Transformer(nn.Module):
         return F.cross_entropy(self.unembed(x[loss_mask]), targets[loss_mask])
 
 
-def build(model: Model, vocab_size: int, seq_len: int, replicate: int) -> Transformer:
-    """A transformer with the weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²)."""
+def build(model: Model, vocab_size: int, seq_len: int, replicate: int, base_d_model: int | None = None) -> Transformer:
+    """A transformer with the weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²).
+
+    With `base_d_model` the output matrix is N(0, init_gain²/fan_in * base_d_model/d_model): the maximal update rule.
+    """
     net = Transformer(model, vocab_size, seq_len)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -135,6 +143,8 @@ def build(model: Model, vocab_size: int, seq_len: int, replicate: int) -> Transf
             else:  # (out, in) matrices, and the convolution's (kernel, width), which sums over the kernel
                 fan_in = parameter.shape[0] if name.endswith("conv.weight") else parameter.shape[1]
                 std = model.init_gain / math.sqrt(fan_in)
+                if base_d_model is not None and name.startswith("unembed"):
+                    std *= math.sqrt(base_d_model / model.d_model)
             draw = stream("weights", replicate, name).standard_normal(tuple(parameter.shape), dtype="float32")
             parameter.copy_(torch.from_numpy(draw) * std)
     return net

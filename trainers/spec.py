@@ -29,6 +29,8 @@ def _integral(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
 Index = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+VARIANT = r"^([a-z0-9][a-z0-9_.-]*)?$"
+"""Names of variants: they stand in ids and in folders."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -50,6 +52,8 @@ class Model(Record):
     """Rotary angles inside attention, or a learned vector added to each token."""
     conv_kernel: Index = 0
     """Length of a depthwise causal convolution before attention; 0 has none. A built-in structure, and a strong one."""
+    attention_window: Index = 0
+    """Positions that attention looks back on, its own included; 0 looks at all. A built-in structure."""
     init_gain: Positive = 0.58
     """Weight matrices start as N(0, init_gain² / fan_in); 0.58 is the spread of torch's default uniform, 1/sqrt(3)."""
     embed_std: Positive = 1.0
@@ -77,6 +81,10 @@ class Training(Record):
     """AdamW's decay of the second moment."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay, on weight matrices only."""
+    base_d_model: Count | None = None
+    """Width at which `learning_rate` was tuned. Given, wider models follow the maximal update rule (Yang et al. 2022,
+    arXiv 2203.03466, for Adam): matrices inside the blocks and the output learn at base_d_model / d_model of the rate, and
+    the output starts smaller by the square root of that. Left out: one rate for all widths."""
     clip_norm: Positive = 1.0
     """Gradients longer than this (all parameters together) are scaled down to it."""
     schedule: Literal["constant", "wsd"] = "wsd"
@@ -110,6 +118,10 @@ def _family(value: Any) -> Any:
     return family_from(value)
 
 
+_NEUTRAL = {"model": {"attention_window": 0}, "training": {"base_d_model": None}}
+"""Fields younger than the first fingerprints: at these values they change nothing and stay out of a fingerprint."""
+
+
 class TrunkSpec(Record):
     """A trial without its budget: the trials that agree in this share one training run, the trunk."""
 
@@ -121,6 +133,8 @@ class TrunkSpec(Record):
     """How many distinct tasks the training stream draws from."""
     replicate: Index
     """Which independent repetition: its own tasks, initial weights and batches."""
+    variant: Annotated[str, Field(pattern=VARIANT)] = ""
+    """Name of the variant of the study that this is; a label only, as what it varies stands in the fields below."""
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -139,12 +153,19 @@ class TrunkSpec(Record):
     @property
     def id(self) -> str:
         """Readable and unique within a study: `answer/n64/r0`."""
-        return f"{self.arm}/n{short_number(self.n_tasks)}/r{self.replicate}"
+        return f"{self.arm}/n{short_number(self.n_tasks)}/r{self.replicate}{self._of_variant}"
+
+    @property
+    def _of_variant(self) -> str:
+        return f"/{self.variant}" if self.variant else ""
 
     def fingerprint(self) -> str:
         """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
         family: Any = self.family
-        payload = {"spec": self.model_dump(mode="json"), "family": family.version, "trainer": TRAINER_VERSION}
+        spec = self.model_dump(mode="json", exclude={"variant"})
+        for part, fields in _NEUTRAL.items():
+            spec[part] = {k: v for k, v in spec[part].items() if k not in fields or v != fields[k]}
+        payload = {"spec": spec, "family": family.version, "trainer": TRAINER_VERSION}
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 
     def trial(self, compute_flops: float) -> TrialSpec:
@@ -161,7 +182,7 @@ class TrialSpec(TrunkSpec):
     @property
     def id(self) -> str:
         """Readable and unique within a study: `answer/n64/c1e12/r0`."""
-        return f"{self.arm}/n{short_number(self.n_tasks)}/c{short_number(self.compute_flops)}/r{self.replicate}"
+        return f"{self.arm}/n{short_number(self.n_tasks)}/c{short_number(self.compute_flops)}/r{self.replicate}{self._of_variant}"
 
     @property
     def trunk(self) -> TrunkSpec:

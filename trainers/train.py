@@ -76,7 +76,7 @@ def run_trunk(
     engine, adamw = _start_engine(trunk, place)
     suite = family.suite(trunk)
     exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(
-        trunk.model, family.vocab_size, family.seq_len
+        trunk.model, family.vocab_size, family.length(trunk.arm)
     )
 
     # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
@@ -116,7 +116,7 @@ def run_trunk(
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine.module, suite, place.device)
+            rows = evaluate(engine.module, suite)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
@@ -220,33 +220,42 @@ def _step(engine: Any, adamw: torch.optim.Optimizer, trunk: TrunkSpec, step: int
         adamw.zero_grad(set_to_none=True)
         raise Diverged(f"step {step}: loss {loss_nats:g} nats, gradient norm {length:g}")
     for group in adamw.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_share"]
     engine.step()
     return loss_nats
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, suite: list[ItemSet], device: str) -> list[dict[str, Any]]:
+def evaluate(model: torch.nn.Module, suite: list[ItemSet]) -> list[dict[str, Any]]:
     """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream."""
     rows = []
     for items in suite:
-        tokens = torch.from_numpy(items.tokens[:, :-1]).to(device)
-        parts = [model(part).float().log_softmax(-1).cpu() for part in tokens.split(256)]
+        parts = [_read(model, part, items.written) for part in torch.from_numpy(items.tokens[:, :-1]).split(256)]
         log_probs = torch.cat(parts).numpy()  # (N, T, V)
         rows += [probe.score(log_probs) for probe in items.probes]
     return rows
+
+
+def _read(model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities (B, T, V) for tokens (B, T); at the positions `written` the model's likeliest token is what it
+    goes on from, so that an early mistake is carried along as it would be in use."""
+    device = next(model.parameters()).device
+    tokens = tokens.to(device, copy=True)
+    for position in written:
+        if position + 1 < tokens.shape[1]:
+            tokens[:, position + 1] = model(tokens)[:, position].argmax(-1)
+    return torch.Tensor(model(tokens).float().log_softmax(-1).cpu())
 
 
 def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
     """The model under DeepSpeed, ZeRO stage 0: everything here fits. Returns the engine and its AdamW."""
     deepspeed = _deepspeed(place.device)
     family: Any = trunk.family
-    net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate).to(place.device)
-    matrices = [p for p in net.parameters() if p.ndim >= 2]
-    vectors = [p for p in net.parameters() if p.ndim < 2]
     training = trunk.training
+    net = build(trunk.model, family.vocab_size, family.length(trunk.arm), trunk.replicate, training.base_d_model)
+    net = net.to(place.device)
     adamw = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        parameter_groups(net, trunk),
         lr=training.learning_rate,
         betas=(training.beta1, training.beta2),
         fused=True,
@@ -261,6 +270,24 @@ def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
     }
     engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
     return engine, adamw
+
+
+def parameter_groups(net: torch.nn.Module, trunk: TrunkSpec) -> list[dict[str, Any]]:
+    """Weights by what AdamW does to them: decay on matrices only; `rate_share` is their part of the learning rate, less
+    than one for the matrices of a model wider than the one for which the rate was tuned (`Training.base_d_model`)."""
+    training, share = trunk.training, 1.0
+    if training.base_d_model is not None:
+        share = training.base_d_model / trunk.model.d_model
+    inner, outer, vectors = [], [], []
+    for name, parameter in net.named_parameters():
+        of_width = parameter.ndim >= 2 and not name.startswith(("embed", "position")) and "conv" not in name
+        (vectors if parameter.ndim < 2 else inner if of_width and share != 1.0 else outer).append(parameter)
+    groups = [
+        {"params": outer, "weight_decay": training.weight_decay, "rate_share": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate_share": 1.0},
+        {"params": inner, "weight_decay": training.weight_decay, "rate_share": share},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _deepspeed(device: str) -> Any:

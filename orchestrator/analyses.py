@@ -182,7 +182,7 @@ def dips(results: Results, skills: tuple[str, ...]) -> Dips:
     explain a dip? p-values are adjusted (Benjamini and Hochberg) over all that is asked here."""
     levels = [float(n) for n in results.levels]
     found: Dips = {}
-    for arm in results.study.axes.arm:
+    for arm in results.study.lines:
         asked: list[tuple[Literal["ability", "memory"], str]] = [("ability", skill) for skill in skills]
         for measure, skill in [*asked, ("memory", "")]:
             cube = surface(results, measure, arm, skill)
@@ -267,7 +267,7 @@ class Overtaking(NamedTuple):
 def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Overtaking]:
     """Every pair of arms at every number of tasks; the order in which one is seen to overtake, if either is."""
     found = []
-    for a, b in combinations(results.study.axes.arm, 2):
+    for a, b in combinations(results.study.lines, 2):
         for i, n in enumerate(results.levels):
             first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
             level = confidence(claim_of_arms(a, b, skill, n))
@@ -302,7 +302,7 @@ def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
     Along compute the training run is read at its constant rate: a decay at the end would look like a break.
     """
     found = []
-    for arm in results.study.axes.arm:
+    for arm in results.study.lines:
         for skill in skills:
             split = split_of(results, skill)
             if (arm, skill, split) not in results.groups():
@@ -360,7 +360,7 @@ DIFFERENCES = (0.01, 0.05, 0.2)
 def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
     """The noisiest cell of every skill's accuracy at the largest budget that has it, where there is something to compare."""
     rows = []
-    for arm in results.study.axes.arm:
+    for arm in results.study.lines:
         for skill in skills:
             cube = results.cube("accuracy", arm, skill, split_of(results, skill))
             for j in reversed(range(len(results.budgets))):
@@ -433,13 +433,18 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
 
 
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Which model size is best at which compute, over the trials of the largest number of tasks."""
-    study = results.study
-    family = cast(Family, study.family)
-    loss = results.cube("loss_nats", arm, skill, split_of(results, skill))[-1]  # (compute, replicates)
-    compute = np.repeat(np.array(results.budgets), loss.shape[1])
-    trunk = study.trunks()[0]
-    sizes = np.full(len(compute), float(budget.n_parameters(study.model, family.vocab_size, family.seq_len)))
-    tokens = compute / budget.flops_per_step(trunk) * study.training.batch_size * family.seq_len
-    replicate = np.tile(np.arange(loss.shape[1]), loss.shape[0]).tolist()
-    return frontier.isoflop(sizes, tokens, loss.ravel(), compute, replicate)
+    """Which model size is best at which compute, over all variants of an arm (`axes.arm`), at the largest number of tasks."""
+    study, parts = results.study, []
+    for line, (of_arm, _) in study.lines.items():
+        if of_arm != arm:
+            continue
+        loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
+        trunk = study.trunk_of(line)
+        family = cast(Family, trunk.family)
+        length = family.length(arm)
+        compute, replicate = np.meshgrid(results.budgets, np.arange(loss.shape[1]), indexing="ij")
+        size = np.full(loss.size, float(budget.n_parameters(trunk.model, family.vocab_size, length)))
+        tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
+        parts.append((size, tokens, loss.ravel(), compute.ravel(), replicate.ravel()))
+    sizes, tokens, losses, compute, replicate = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return frontier.isoflop(sizes, tokens, losses, compute, [int(r) for r in replicate])

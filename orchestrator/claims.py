@@ -1,4 +1,4 @@
-"""What a study claims: one primary claim, declared before the run, and everything else that was looked at, corrected together.
+"""What a study claims besides the primary claim (primary_verdict.py): everything that was looked at, corrected together.
 
 A claim is a sentence that the report says because of a test. The more is looked at, the more is found by chance: all claims but
 the primary one go through Benjamini and Hochberg's procedure, and their intervals get the matching confidence.
@@ -6,16 +6,15 @@ the primary one go through Benjamini and Hochberg's procedure, and their interva
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple, cast
 
 from orchestrator import analyses, stats
 from orchestrator.analyses import claim_of, claim_of_arms
+from orchestrator.primary import Primary
 from orchestrator.results import Results
 from orchestrator.stats import multiplicity
-from orchestrator.study import Primary
+from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.words import number
-from trainers.tasks import Family
 
 CONFIDENCE = 0.95
 FALSE_SHARE = 0.05
@@ -35,18 +34,6 @@ class Claim(NamedTuple):
     """Of its interval, if it has one."""
 
 
-class PrimaryFinding(NamedTuple):
-    """The declared claim and what became of it."""
-
-    claim: Primary
-    low: float | None
-    high: float | None
-    """95 % interval; None is open."""
-    measured: str
-    """What was found, in words."""
-    verdict: Literal["consistent", "inconsistent", "inconclusive", "not measured"]
-
-
 def looked_at(
     results: Results, skills: tuple[str, ...], cuts: list[analyses.Cut]
 ) -> list[tuple[str, str, float | None]]:
@@ -54,8 +41,8 @@ def looked_at(
     study = results.study
     plain = lambda name: CONFIDENCE  # noqa: E731  a verdict does not depend on the confidence
     found: list[tuple[str, str, float | None]] = []
-    several = len(study.axes.arm) > 1
-    for arm in study.axes.arm:
+    several = len(study.lines) > 1
+    for arm in study.lines:
         of_arm = f" ({arm})" if several else ""
         for measure, names in (("ability", skills), ("memory", ("",))):
             kind = cast(Literal["ability", "memory"], measure)
@@ -70,7 +57,7 @@ def looked_at(
                     moved = analyses.drift(results, kind, arm, skill, whole, CONFIDENCE)
                     letter = "A" if skill else "M"
                     says = f"K_{letter} of {what} drifts with compute" if skill else f"K_M{of_arm} drifts with compute"
-                    found.append((claim_of("drift", measure, arm, skill), says, moved.p_value))
+                    found.append((claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)))
         for n in results.levels:
             told = analyses.to_skill(results, arm, skills[0], n, CONFIDENCE)
             comes = {"crossed": "comes in the course of training", "below": "is there at the first look"}
@@ -90,12 +77,21 @@ def looked_at(
 
 
 def _break_p(cut: analyses.Cut) -> float | None:
-    """p-value of a break: of its leading score where one is called, 1 where it was tested and is not, None where it was not."""
-    tested = [one for one in cut.result.metrics.values() if one.p_smooth is not None and one.p_straight is not None]
-    if not tested:
+    """p-value of a break: of the decisive score where one is called, 1 where one could have been and is not, None where there are
+    too few scales or replicates for any: what cannot be tested must not depend on how it came out."""
+    scores = cut.result.metrics.values()
+    if not any(len(one.scales) >= MIN_SCALES and one.n_replicates >= MIN_REPLICATES for one in scores):
         return None
-    leading = tested[0]
-    return max(leading.p_smooth or 0.0, leading.p_straight or 0.0) if cut.result.verdict == "break" else 1.0
+    if cut.result.verdict != "break":
+        return 1.0
+    decisive = cut.result.metrics[cast(str, cut.result.decisive)]
+    return max(cast(float, decisive.p_smooth), cast(float, decisive.p_straight))
+
+
+def _drift_p(moved: stats.Drift, whole: analyses.Boundaries) -> float | None:
+    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not."""
+    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) > 1]
+    return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 
 
 def claim_of_cut(cut: analyses.Cut) -> str:
@@ -140,7 +136,7 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
     if primary is None:
         return None
     study = results.study
-    arm = primary.arm or study.axes.arm[0]
+    arm = primary.arm or next(iter(study.lines))
     skill = primary.skill or study.shown_skills[0]
     flops = primary.compute_flops or study.budgets[-1]
     kind, _, measure = primary.what.partition("_")
@@ -158,74 +154,6 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
     return None
 
 
-def examine(results: Results, cuts: list[analyses.Cut]) -> PrimaryFinding | None:
-    """What became of the primary claim, at 95 %; None where none was declared."""
-    study, claim = results.study, results.study.primary
-    if claim is None:
-        return None
-    arm, skill = claim.arm or study.axes.arm[0], claim.skill or study.shown_skills[0]
-    flops, n_tasks = claim.compute_flops or study.budgets[-1], claim.n_tasks or results.levels[0]
-    i, j = results.levels.index(n_tasks), results.budgets.index(flops)
-    kind, _, measure = claim.what.partition("_")
-    if kind in ("k", "drift"):
-        of = cast(Literal["ability", "memory"], measure)
-        whole = analyses.boundaries(results, of, arm, skill if of == "ability" else "", lambda name: CONFIDENCE)
-        if kind == "k":
-            return _ranged(
-                claim, study.axes.replicates, whole[j][1].low, whole[j][1].high, whole[j][1].verdict != "missing"
-            )
-        moved = analyses.drift(results, of, arm, skill if of == "ability" else "", whole, CONFIDENCE)
-        return _ranged(claim, study.axes.replicates, moved.low, moved.high, moved.verdict != "missing")
-    if claim.what == "compute_to_skill":
-        told = analyses.to_skill(results, arm, skill, n_tasks, CONFIDENCE)
-        return _ranged(
-            claim,
-            study.axes.replicates,
-            *((told.boundary.low, told.boundary.high, True) if told else (None, None, False)),
-        )
-    if claim.what == "crossover":
-        first, second = (analyses.surface(results, "ability", a, skill)[i].T for a in (arm, cast(str, claim.against)))
-        met = stats.crossover(results.budgets, first, second, CONFIDENCE)
-        return _ranged(
-            claim,
-            study.axes.replicates,
-            met.low,
-            met.high,
-            met.verdict in ("crosses", "a ahead throughout", "b ahead throughout"),
-        )
-    if claim.what == "emergence":
-        return _emerged(cuts, claim, arm, skill)
-    if claim.what == "memory":
-        values = results.cube("memory", arm, cast(Family, study.family).mixture, "seen", "pre_decay")[i, j]
-    else:
-        values = results.cube(claim.what, arm, skill, analyses.split_of(results, skill))[i, j]
-    complete = not any(map(math.isnan, values.tolist()))
-    interval = stats.t_interval(values.tolist()) if complete else None
-    return _ranged(
-        claim,
-        study.axes.replicates,
-        interval.low if interval else None,
-        interval.high if interval else None,
-        interval is not None,
-    )
-
-
-def _ranged(claim: Primary, replicates: int, low: float | None, high: float | None, measured: bool) -> PrimaryFinding:
-    """Consistent: the whole interval lies in the claimed range. Inconsistent: none of it does."""
-    if not measured:
-        return PrimaryFinding(claim, None, None, "it was not measured", "not measured")
-    if replicates < 2:  # a bracket is no interval
-        return PrimaryFinding(claim, None, None, "one replicate gives no interval", "inconclusive")
-    least, most = -math.inf if low is None else low, math.inf if high is None else high
-    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
-    verdict: Literal["consistent", "inconsistent", "inconclusive"] = "inconclusive"
-    if lo <= least and most <= hi:
-        verdict = "consistent"
-    elif most < lo or least > hi:
-        verdict = "inconsistent"
-    return PrimaryFinding(claim, low, high, range_words(low, high), verdict)
-
-
 def range_words(low: float | None, high: float | None) -> str:
     """An interval in words, an open end said as such."""
     if low is None and high is None:
@@ -233,15 +161,3 @@ def range_words(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return f"at most {number(cast(float, high))}" if low is None else f"more than {number(low)}"
     return f"{number(low)} to {number(high)}"
-
-
-def _emerged(cuts: list[analyses.Cut], claim: Primary, arm: str, skill: str) -> PrimaryFinding:
-    along: analyses.Axis = "n_tasks" if claim.n_tasks is None else "compute_flops"
-    fixed = claim.compute_flops if claim.n_tasks is None else float(claim.n_tasks)
-    for cut in cuts:
-        if (cut.arm, cut.skill, cut.axis, cut.fixed) == (arm, skill, along, fixed):
-            said = cut.result.verdict
-            decided = said in ("break", "smooth", "metric artefact")
-            verdict = "inconclusive" if not decided else "consistent" if said == claim.verdict else "inconsistent"
-            return PrimaryFinding(claim, None, None, said, cast(Any, verdict))
-    return PrimaryFinding(claim, None, None, "it was not measured", "not measured")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator import analyses, claims, stats
+from orchestrator import analyses, claims, primary_verdict, stats
 from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of, claim_of_arms
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
@@ -64,7 +64,7 @@ class Findings:
 
     study: Study
     results: Results
-    primary: claims.PrimaryFinding | None = None
+    primary: primary_verdict.PrimaryFinding | None = None
     """The claim that was declared; None where none was."""
     claims: tuple[claims.Claim, ...] = ()
     """All else that was looked at, corrected together."""
@@ -176,7 +176,7 @@ def read(folder: Path, study: Study) -> Findings:
 def judge(results: Results) -> Findings:
     """Hand the tables to the estimators, correct for how much was looked at, and put together what they say."""
     study = results.study
-    arms, skills = study.axes.arm, study.shown_skills
+    arms, skills = study.lines, study.shown_skills
     cuts = analyses.cuts(results, skills)
     made = claims.correct(claims.looked_at(results, skills, cuts), claims.name_of(results, study.primary))
     levels = {claim.name: claim.confidence for claim in made}
@@ -195,7 +195,7 @@ def judge(results: Results) -> Findings:
     found = Findings(
         study=study,
         results=results,
-        primary=claims.examine(results, cuts),
+        primary=primary_verdict.examine(results, cuts),
         claims=made,
         k_ability=k_ability,
         k_memory=k_memory,
@@ -214,7 +214,7 @@ def judge(results: Results) -> Findings:
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
         forecasts={(a, n): f for a in arms for n, f in analyses.forecasts(results, a, skills[0], claims.CONFIDENCE)},
-        frontier={a: analyses.isoflops(results, a, skills[0]) for a in arms},
+        frontier={a: analyses.isoflops(results, a, skills[0]) for a in study.axes.arm},
     )
     found = replace(found, verdicts=tuple(_verdict(found, expected) for expected in study.expected))
     return replace(found, answer=_answer(found))
@@ -226,7 +226,7 @@ def _known_or_none(values: np.ndarray) -> list[float | None]:
 
 def _verdict(found: Findings, expected: Expected) -> Verdict:
     study, cell = found.study, expected.cell
-    arm, flops = cell.arm or study.axes.arm[0], cell.compute_flops or study.budgets[-1]
+    arm, flops = cell.arm or next(iter(study.lines)), cell.compute_flops or study.budgets[-1]
     skill, mixture = cell.skill or study.shown_skills[0], cast(Family, study.family).mixture
     values: list[float | None]
     if expected.what in ("accuracy", "ability"):
@@ -284,20 +284,15 @@ def _answer(found: Findings) -> str:
         return "Nothing can be said yet: no trial has ended."
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
-    for arm in study.axes.arm:
+    for arm in study.lines:
         sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
     sentences += _fewer_sentences(found)
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
     if found.primary is not None:
         sentences.append(primary_sentence(found))
-        if found.primary.verdict == "inconclusive" and 1 < study.axes.replicates < ENOUGH:
-            n = study.axes.replicates
-            sentences.append(
-                f"More replicates would make it surer: {n} now, and from {ENOUGH} on intervals assume nothing of their spread."
-            )
     shown = {claims.name_of(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
     headline = {
-        claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.axes.arm for c in study.budgets[-1:]
+        claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
     }
     if study.axes.replicates > 1 and not headline <= shown:
         few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
@@ -321,7 +316,7 @@ def _ended_levels(found: Findings, arm: str) -> list[float]:
 
 
 def _of(found: Findings, arm: str) -> str:
-    return f" ({arm})" if len(found.study.axes.arm) > 1 else ""
+    return f" ({arm})" if len(found.study.lines) > 1 else ""
 
 
 def _at(found: Findings, claim: str, boundary: stats.Boundary) -> str:
@@ -411,7 +406,7 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
 def _fewer_sentences(found: Findings) -> list[str]:
     """Which arm needs fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to."""
     skill, said = found.study.shown_skills[0], []
-    for a, b in combinations(found.study.axes.arm, 2):
+    for a, b in combinations(found.study.lines, 2):
         (flops, first), (_, second) = found.k_ability[(a, skill)][-1], found.k_ability[(b, skill)][-1]
         if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
             continue  # nothing to compare, or both beyond (or below) all that was tried
@@ -432,47 +427,10 @@ def _overtaking_sentence(o: Overtaking) -> str:
     return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs."
 
 
-_QUANTITIES = {
-    "k_ability": "the number of tasks from which on {skill} appears at {flops} FLOPs",
-    "k_memory": "the number of tasks up to which they are memorised at {flops} FLOPs",
-    "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
-    "drift_memory": "the drift of K_M, in doublings per doubling of compute,",
-    "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
-    "crossover": "the FLOPs at which {against} overtakes {arm} at {n} tasks",
-    "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
-    "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
-    "memory": "the memory of the training tasks at {n} tasks and {flops} FLOPs",
-}
-
-
 def primary_sentence(found: Findings) -> str:
-    """The primary claim, what was found, and whether they agree."""
+    """The primary claim, what was found, whether they agree, and what is wanting if that is open."""
     assert found.primary is not None
-    study, claim = found.study, found.primary.claim
-    names = {
-        "skill": claim.skill or study.shown_skills[0],
-        "arm": claim.arm or study.axes.arm[0],
-        "against": claim.against,
-        "flops": number(claim.compute_flops or study.budgets[-1]),
-        "n": number(claim.n_tasks) if claim.n_tasks else "",
-    }
-    if claim.what == "emergence":
-        along = f"along compute at {names['n']} tasks" if claim.n_tasks else f"along tasks at {names['flops']} FLOPs"
-        return (
-            f"Primary claim, that the emergence of {names['skill']} {along} is a {claim.verdict}: "
-            f"{found.primary.verdict} (found: {found.primary.measured})."
-        )
-    quantity = _QUANTITIES[claim.what].format(**names)
-    said = f"Primary claim, that {quantity} is {_range(claim.lo, claim.hi)}: {found.primary.verdict}"
-    if found.primary.verdict == "not measured":
-        return said + "."
-    return f"{said} (measured: 95 % interval {claims.range_words(found.primary.low, found.primary.high)})."
-
-
-def _range(lo: float | None, hi: float | None) -> str:
-    if lo is not None and hi is not None:
-        return f"{number(lo)} to {number(hi)}"
-    return f"at least {number(lo)}" if lo is not None else f"at most {number(cast(float, hi))}"
+    return primary_verdict.sentences(found.study, found.primary)
 
 
 # For MLflow and for spreadsheets ------------------------------------------------------------------------------------
@@ -492,10 +450,10 @@ def summary(found: Findings) -> list[dict[str, Any]]:
         rows.append(dict.fromkeys(SUMMARY) | {"quantity": quantity, "confidence": confidence} | values)
 
     if found.primary is not None:
-        claim, low, high, _, verdict = found.primary
+        claim = found.primary.claim
         where = {"arm": claim.arm, "skill": claim.skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
-        ends = {"low": low, "high": high, "confidence": claims.CONFIDENCE}
-        add("primary claim", None, **where, **ends, verdict=verdict, words=primary_sentence(found))
+        ends = {"low": found.primary.low, "high": found.primary.high, "confidence": claims.CONFIDENCE}
+        add("primary claim", None, **where, **ends, verdict=found.primary.verdict, words=primary_sentence(found))
     for (arm, skill), whole in found.k_ability.items():
         for c, b in whole:
             name, said = claim_of("k", "ability", arm, skill, c), ability_words(b, levels)
@@ -564,7 +522,7 @@ def description(found: Findings) -> str:
     """The answer and both boundaries in Markdown, for a person who opens nothing but MLflow."""
     levels = [float(n) for n in found.results.levels]
     parts = [f"**{found.study.question.strip()}**", found.answer]
-    for arm in found.study.axes.arm:
+    for arm in found.study.lines:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
         head = f"| training FLOPs{_of(found, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"

@@ -115,8 +115,8 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     axes = study.axes
     for key, allowed in (
-        ("arm", axes.arm),
-        ("against", axes.arm),
+        ("arm", tuple(study.lines)),
+        ("against", tuple(study.lines)),
         ("n_tasks", axes.n_tasks),
         ("compute_flops", axes.compute_flops),
         ("skill", tuple(study.shown_skills)),
@@ -137,9 +137,9 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
             )
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
-    if claim.what == "crossover" and len(study.axes.arm) < 2:
+    if claim.what == "crossover" and len(study.lines) < 2:
         yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
-    elif claim.what == "crossover" and claim.against in (None, claim.arm or study.axes.arm[0]):
+    elif claim.what == "crossover" and claim.against in (None, claim.arm or next(iter(study.lines))):
         yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
 
 
@@ -172,10 +172,10 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
         yield from _boundary_out_of_reach(claim, *_grid(study, family, claim))
 
 
-def looks(study: Study, last: Literal["end", "branch"]) -> list[float]:
-    """Training FLOPs at which a training run is looked at on its way to the largest budget: along its trunk, and at the
+def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
+    """Training FLOPs at which a training run of a line is looked at on its way to the largest budget: along its trunk, and at the
     branch point before the decay or at the end after it."""
-    trunk = study.trunks()[0]
+    trunk = study.trunk_of(line)
     steps = budget.steps_of(trunk, study.budgets[-1])
     points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}
     return [float(step * budget.flops_per_step(trunk)) for step in sorted(points)]
@@ -188,7 +188,7 @@ def grid(study: Study, family: Family, claim: Primary) -> list[float]:
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
     if claim.what == "compute_to_skill":
-        return looks(study, "end"), "evaluations"
+        return looks(study, claim.arm or next(iter(study.lines)), "end"), "evaluations"
     if claim.what == "crossover":
         return study.budgets, "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
@@ -203,7 +203,7 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
             f"'emergence' along tasks is told from {MIN_SCALES} numbers of tasks on, and the study has "
             f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
         )
-    elif claim.n_tasks is not None and (n := len(looks(study, "branch"))) < MIN_SCALES:
+    elif claim.n_tasks is not None and (n := len(looks(study, claim.arm or next(iter(study.lines)), "branch"))) < MIN_SCALES:
         yield (
             ("primary",),
             f"'emergence' along compute is told from {MIN_SCALES} evaluations on, and a training run has {n} here; raise "

@@ -38,7 +38,7 @@ _SUMS = ("nll_nats", "p_correct", "brier")
 _DISTANCES = ("skl_memorizer", "skl_generalizer", "skl_references")
 
 RESULTS = pa.schema(
-    [(name, pa.string()) for name in ("trial", "trunk", "arm")]
+    [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
     + [("step", pa.int64()), ("flops", pa.float64())]
     + [(name, pa.string()) for name in ("phase", "skill", "split")]
@@ -53,7 +53,7 @@ RESULTS = pa.schema(
 `trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
 
 RUNS = pa.schema(
-    [(name, pa.string()) for name in ("trial", "trunk", "arm")]
+    [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
     + [(name, pa.string()) for name in ("status", "reason", "fingerprint")]
     + [("steps", pa.int64()), ("sequences", pa.int64()), ("distinct_tasks", pa.float64())]
@@ -64,6 +64,8 @@ RUNS = pa.schema(
 """One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
 what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
+
+_ORDER = ("arm", "variant", "n_tasks")
 
 # Projection ---------------------------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ def results_table(state: State, study: Study) -> pa.Table:
                 row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
             ]
     rows.sort(
-        key=lambda r: (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"], r["step"], r["skill"], r["split"])
+        key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split"))
     )
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
@@ -107,7 +109,7 @@ def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, A
 
 
 def _axes(trial: TrialSpec) -> dict[str, Any]:
-    axes = {k: getattr(trial, k) for k in ("arm", "n_tasks", "compute_flops", "replicate")}
+    axes = {k: getattr(trial, k) for k in ("arm", "variant", "n_tasks", "compute_flops", "replicate")}
     return {"trial": trial.id, "trunk": trial.trunk.id} | axes
 
 
@@ -134,7 +136,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"host": event.get("host"), "device": event.get("device")}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
-    rows.sort(key=lambda r: (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"]))
+    rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
@@ -353,6 +355,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "compute_flops": trial.compute_flops,
         "compute_flops_log10": round(math.log10(trial.compute_flops), 4),
         "arm": trial.arm,
+        "variant": trial.variant,
         "replicate": trial.replicate,
     }
     family = cast(Family, trial.family)

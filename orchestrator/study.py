@@ -24,6 +24,7 @@ from orchestrator.primary import Finite, Primary
 from trainers import budget
 from trainers.spec import (
     TRAINER_VERSION,
+    VARIANT,
     Count,
     Evaluation,
     Model,
@@ -32,6 +33,7 @@ from trainers.spec import (
     Training,
     TrialSpec,
     TrunkSpec,
+    without_neutral,
 )
 from trainers.tasks import FAMILIES, Family, family_from
 
@@ -51,11 +53,26 @@ def _listed(**constraints: Any) -> Any:
     return Field(strict=False, min_length=1, **constraints)  # YAML has lists, a frozen record has tuples
 
 
+class Variant(Record):
+    """What one variant changes of the settings that the study states once."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `model`."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `training`."""
+    family: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `family`, but for its name."""
+
+
 class Axes(Record):
     """What a study crosses. Adding values or replicates later runs only the new trials."""
 
     arm: Annotated[tuple[str, ...], _listed()]
     """How the tasks are presented; the family says which arms it has."""
+    variant: dict[Annotated[str, Field(pattern=VARIANT, min_length=1, max_length=60)], Variant] = Field(
+        default_factory=dict
+    )
+    """Named variants, each with what it changes of model, training or family; left out: one, as stated."""
     n_tasks: Annotated[tuple[Count, ...], _listed()]
     """Numbers of distinct training tasks."""
     compute_flops: Annotated[tuple[Positive, ...], _listed()]
@@ -114,6 +131,15 @@ class Expected(Record):
         return self
 
 
+PARTS = ("model", "training", "family")
+"""What a variant may change."""
+
+
+def _changed(record: Record, changes: dict[str, Any]) -> Record:
+    """A record with some keys changed. Raises pydantic's ValidationError."""
+    return type(record).model_validate(record.model_dump() | changes) if changes else record
+
+
 class Study(Record):
     """One YAML file in sweeps/: the question, the axes, the expectation."""
 
@@ -130,9 +156,9 @@ class Study(Record):
     axes: Axes
     """What is varied."""
     model: Model = Model()
-    """The transformer; the same for all trials."""
+    """The transformer; the same for all trials, but for what variants change."""
     training: Training = Training()
-    """Optimiser and schedule; the same for all trials."""
+    """Optimiser and schedule; the same for all trials, but for what variants change."""
     evaluation: Evaluation = Evaluation()
     """What is measured along the way."""
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -158,26 +184,49 @@ class Study(Record):
         """Budgets in training FLOPs, ascending."""
         return sorted(self.axes.compute_flops)
 
+    @property
+    def lines(self) -> dict[str, tuple[str, str]]:
+        """What is compared at equal compute, in order: name -> (arm, variant). Every arm in every variant.
+
+        A line is called by its variant where there is one arm, and by its arm where there are no variants.
+        """
+        pairs = itertools.product(self.axes.arm, self.axes.variant or [""])
+        return {self.line_of(arm, variant): (arm, variant) for arm, variant in pairs}
+
+    def line_of(self, arm: str, variant: str) -> str:
+        """The name of a line."""
+        return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
+
     def trunks(self) -> list[TrunkSpec]:
-        """Every trunk: arms x n_tasks x replicates."""
+        """Every trunk: lines x n_tasks x replicates."""
         axes = self.axes
-        cells = itertools.product(axes.arm, sorted(axes.n_tasks), range(axes.replicates))
-        return [self._trunk(arm, n_tasks, replicate) for arm, n_tasks, replicate in cells]
+        found = []
+        for line in self.lines:
+            settings = self.settings(line)
+            for n_tasks, replicate in itertools.product(sorted(axes.n_tasks), range(axes.replicates)):
+                found.append(TrunkSpec(**settings, n_tasks=n_tasks, replicate=replicate))
+        return found
+
+    def trunk_of(self, line: str) -> TrunkSpec:
+        """The first trunk of a line: its settings, at the smallest number of tasks."""
+        return TrunkSpec(**self.settings(line), n_tasks=min(self.axes.n_tasks), replicate=0)
+
+    def family_of(self, line: str) -> Family:
+        """The family of a line."""
+        return cast(Family, self.settings(line)["family"])
+
+    def settings(self, line: str) -> dict[str, Any]:
+        """What all trunks of a line share. Raises pydantic's ValidationError for a variant that its record refuses."""
+        arm, variant = self.lines[line]
+        shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
+        changes = self.axes.variant.get(variant, Variant())
+        for part in PARTS:
+            shared[part] = _changed(getattr(self, part), getattr(changes, part))
+        return shared
 
     def trials(self) -> list[TrialSpec]:
         """Every trial: trunks x budgets."""
         return [trunk.trial(b) for trunk in self.trunks() for b in self.budgets]
-
-    def _trunk(self, arm: str, n_tasks: int, replicate: int) -> TrunkSpec:
-        return TrunkSpec(
-            family=self.family,
-            arm=arm,
-            n_tasks=n_tasks,
-            replicate=replicate,
-            model=self.model,
-            training=self.training,
-            evaluation=self.evaluation,
-        )
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
@@ -188,7 +237,8 @@ class Study(Record):
         """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
         fitted to what was seen."""
         family = cast(Family, self.family)
-        fixed = self.model_dump(mode="json", include={"family", "model", "training", "evaluation", "primary"})
+        named = {"family", "model", "training", "evaluation", "primary"}
+        fixed = without_neutral(self.model_dump(mode="json", include=named))
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 
@@ -277,7 +327,8 @@ class _Reader:
                 if not (e["loc"][:1] == ("family",) and e["type"] != "missing"):  # said better by _family
                     self._pydantic(e, (), Study)
         if study and family:
-            for loc, message in _meaning(study, family):
+            self._variants(study)
+            for loc, message in _meaning(study, family) if not self.problems else ():
                 self._say(loc, message)
         if self.problems or study is None:
             lines = [f"{self.path}:{line}: {text}" for line, text in sorted(set(self.problems))]
@@ -298,6 +349,20 @@ class _Reader:
                 for e in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
                     self._pydantic(e, ("family",), kind)
         return None
+
+    def _variants(self, study: Study) -> None:
+        """Every change of every variant against the record that it changes."""
+        for name, variant in study.axes.variant.items():
+            for part in PARTS:
+                base, changes, place = getattr(study, part), getattr(variant, part), ("axes", "variant", name, part)
+                if part == "family" and "name" in changes:
+                    self._say((*place, "name"), "a variant keeps the family; compare families as studies of their own")
+                    continue
+                try:
+                    _changed(base, changes)
+                except ValidationError as error:
+                    for e in error.errors():
+                        self._pydantic(e, place, type(base))
 
     def _pydantic(self, error: Any, prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
         """Put one of pydantic's errors into our words."""
@@ -357,11 +422,13 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
     for i, n_tasks in enumerate(axes.n_tasks):
-        if n_tasks > family.n_train_ids:
-            yield (
-                ("axes", "n_tasks", i),
-                f"{n_tasks} tasks given, {_name(family)} has {family.n_train_ids:,} for training",
-            )
+        for line in study.lines:
+            of_line = study.family_of(line)
+            if n_tasks > of_line.n_train_ids:
+                which = f" in {line}" if axes.variant else ""
+                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_train_ids:,} for training{which}"
+                yield ("axes", "n_tasks", i), said
+                break
     for i, skill in enumerate(study.skills):
         if skill in study.skills[:i]:
             yield ("skills", i), f"'{skill}' is given twice"
@@ -373,42 +440,47 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     yield from wrong
-    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > family.n_train_ids:
+    least = min(study.family_of(line).n_train_ids for line in study.lines)
+    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least:
         return
-    n_trials = len(axes.arm) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
+    n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
-    unsound = list(_budget_meaning(study))
-    yield from unsound
+    unsound = [problem for line in study.lines for problem in _budget_meaning(study, line)]
+    yield from dict.fromkeys(unsound)
     if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
         yield from primaries.out_of_reach(study, family, claim)
 
 
-def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
-    trunk = study.trunks()[0]
+def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    trunk = study.trunk_of(line)
+    which = f" ({line})" if len(study.lines) > 1 else ""
     seen: dict[int, float] = {}
     good = []
     for i, flops in enumerate(study.axes.compute_flops):
         try:
             end = budget.steps_of(trunk, flops).end
         except budget.BudgetTooSmall as problem:
-            yield ("axes", "compute_flops", i), str(problem)
+            yield ("axes", "compute_flops", i), f"{problem}{which}"
             continue
         if end > MAX_STEPS:
             yield (
                 ("axes", "compute_flops", i),
-                f"{flops:g} FLOPs is {end:.3g} steps of {budget.flops_per_step(trunk):.4g} FLOPs; at most {MAX_STEPS:g} can run",
+                f"{flops:g} FLOPs is {end:.3g} steps of {budget.flops_per_step(trunk):.4g} FLOPs; at most {MAX_STEPS:g} can run{which}",
             )
             continue
         if end in seen and seen[end] != flops:
-            yield ("axes", "compute_flops", i), f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps; keep one"
+            yield (
+                ("axes", "compute_flops", i),
+                f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps{which}; keep one",
+            )
         seen[end] = flops
         good.append(flops)
-    if good and study.training.warmup_steps > max(seen):
+    if good and trunk.training.warmup_steps > max(seen):
         yield (
             ("training", "warmup_steps"),
-            f"{study.training.warmup_steps} steps of warm-up given, the largest budget has {max(seen)} steps",
+            f"{trunk.training.warmup_steps} steps of warm-up given, the largest budget has {max(seen)} steps{which}",
         )
     for flops in good:
         price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
@@ -416,7 +488,7 @@ def _budget_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
         if share > MAX_EVALUATION_SHARE:
             yield (
                 ("evaluation",),
-                f"evaluating would cost {share:.0%} of the training of a trial of {flops:g} FLOPs, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                f"evaluating would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
                 "lower points_per_decade or n_sequences, or raise first_flops",
             )
             return
@@ -429,7 +501,7 @@ def _expected_meaning(
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} offers no relative distance to the memoriser"
     for key, allowed in (
-        ("arm", study.axes.arm),
+        ("arm", tuple(study.lines)),
         ("n_tasks", study.axes.n_tasks),
         ("compute_flops", study.axes.compute_flops),
         ("skill", tuple(family.skills)),
@@ -456,10 +528,13 @@ def _nearest(word: str, among: Any) -> str:
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
     """The record type at a place, following fields and list items."""
     current: Any = model
+    named = False  # the next part names an entry of a mapping
     for part in loc:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
         annotation = current.model_fields[part].annotation
+        named = getattr(annotation, "__origin__", None) is dict
         arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
         current = next((a for a in [annotation, *arguments] if isinstance(a, type) and issubclass(a, BaseModel)), None)
         if current is None:

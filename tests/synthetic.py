@@ -33,7 +33,9 @@ SKILLS = {
 def made_up(**axes: Any) -> Study:
     """A cipher study with these axes."""
     whole = {"arm": ("answer",), "n_tasks": (4, 64, 1024), "compute_flops": (1e11, 8e11), "replicates": 3} | axes
-    top = {k: whole.pop(k) for k in list(whole) if k not in ("arm", "n_tasks", "compute_flops", "replicates")}
+    top = {
+        k: whole.pop(k) for k in list(whole) if k not in ("arm", "variant", "n_tasks", "compute_flops", "replicates")
+    }
     record: dict[str, Any] = {"study": "made_up", "version": 1, "question": "What is said?"}
     record |= {"family": {"name": "cipher"}, "axes": whole}
     return Study.from_record(record | top)
@@ -145,3 +147,17 @@ def tables(
         }
         runs.append(place | costs | {"status": "done", "steps": round(c / 1e9), "sequences": round(32 * c / 1e9)})
     return results, pa.Table.from_pylist(runs, schema=RUNS)
+
+
+def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Table]:
+    """`results` and `runs` of a study with variants, each with its own ability: line -> truth."""
+    parts = []
+    for line, truth in truths.items():
+        arm, variant = study.lines[line]
+        alone = study.model_copy(update={"axes": study.axes.model_copy(update={"arm": (arm,), "variant": {}})})
+        results, runs = tables(alone, truth, noise=0.0)
+        names = pa.array([variant] * results.num_rows), [variant] * runs.num_rows
+        place = results.column_names.index("variant")
+        runs = runs.set_column(runs.column_names.index("variant"), "variant", pa.array(names[1], pa.string()))
+        parts.append((results.set_column(place, "variant", names[0]), runs))
+    return tuple(pa.concat_tables(tables_) for tables_ in zip(*parts, strict=True))  # type: ignore[return-value]

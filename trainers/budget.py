@@ -56,14 +56,19 @@ class Steps(NamedTuple):
     end: int
 
 
+def _flops(value: float) -> str:
+    """As a study file would write it: 1.131e11."""
+    return f"{value:.4g}".replace("e+", "e")
+
+
 def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
     """Whole steps within 1 % of the budget. Raises BudgetTooSmall below MIN_STEPS steps."""
     cost = flops_per_step(trunk)
     end = round(compute_flops / cost)
     if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
         raise BudgetTooSmall(
-            f"{compute_flops:g} FLOPs is {compute_flops / cost:.3g} steps of {cost:.4g} FLOPs; "
-            f"at least {MIN_STEPS} steps, {MIN_STEPS * cost:.4g} FLOPs, are needed"
+            f"{_flops(compute_flops)} FLOPs is {compute_flops / cost:.3g} steps of {_flops(cost)} FLOPs; "
+            f"at least {MIN_STEPS} steps, {_flops(MIN_STEPS * cost)} FLOPs, are needed"
         )
     decay = round(end * trunk.training.decay_share) if trunk.training.schedule == "wsd" else 0
     return Steps(end - decay, end)

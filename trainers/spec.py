@@ -118,8 +118,18 @@ def _family(value: Any) -> Any:
     return family_from(value)
 
 
-_NEUTRAL = {"model": {"attention_window": 0}, "training": {"base_d_model": None}}
+_NEUTRAL: dict[str, dict[str, Any]] = {"model": {"attention_window": 0}, "training": {"base_d_model": None}}
 """Fields younger than the first fingerprints: at these values they change nothing and stay out of a fingerprint."""
+
+
+def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
+    """A dumped record less those younger fields that are at the value at which they change nothing."""
+    return {
+        part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
+        if part in _NEUTRAL
+        else value
+        for part, value in record.items()
+    }
 
 
 class TrunkSpec(Record):
@@ -162,9 +172,7 @@ class TrunkSpec(Record):
     def fingerprint(self) -> str:
         """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
         family: Any = self.family
-        spec = self.model_dump(mode="json", exclude={"variant"})
-        for part, fields in _NEUTRAL.items():
-            spec[part] = {k: v for k, v in spec[part].items() if k not in fields or v != fields[k]}
+        spec = without_neutral(self.model_dump(mode="json", exclude={"variant"}))
         payload = {"spec": spec, "family": family.version, "trainer": TRAINER_VERSION}
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -278,7 +278,9 @@ def parameter_groups(net: torch.nn.Module, trunk: TrunkSpec) -> list[dict[str, A
     training, share = trunk.training, 1.0
     if training.base_d_model is not None:
         share = training.base_d_model / trunk.model.d_model
-    inner, outer, vectors = [], [], []
+    inner: list[torch.nn.Parameter] = []
+    outer: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for name, parameter in net.named_parameters():
         of_width = parameter.ndim >= 2 and not name.startswith(("embed", "position")) and "conv" not in name
         (vectors if parameter.ndim < 2 else inner if of_width and share != 1.0 else outer).append(parameter)

@@ -16,7 +16,7 @@ from orchestrator.findings import Findings
 from orchestrator.progress import clock
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
-from orchestrator.study import Study
+from orchestrator.study import PARTS, Study, Variant
 from orchestrator.words import ability_words, figure, interval_words, memory_words, number, sure
 from trainers.tasks import Family
 
@@ -71,7 +71,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
     study = found.study
     levels = [float(n) for n in sorted(study.axes.n_tasks)]
     groups = []
-    for arm in study.axes.arm:
+    for arm in study.lines:
         named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
         mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
         for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
@@ -243,11 +243,18 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     axes = study.axes
     crossed = [
         ("arm", ", ".join(axes.arm)),
+        *((f"variant {name}", _changes(variant)) for name, variant in axes.variant.items()),
         ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
         ("replicates", str(axes.replicates)),
     ]
     return [("axes", crossed), *groups]
+
+
+def _changes(variant: Variant) -> str:
+    """What a variant changes: d_model 128, d_mlp 512."""
+    parts = [f"{key} {_setting(value)}" for part in PARTS for key, value in getattr(variant, part).items()]
+    return ", ".join(parts) or "as stated"
 
 
 def _setting(value: Any) -> str:

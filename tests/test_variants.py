@@ -1,0 +1,149 @@
+"""Variants of a study: what they change, what they are called, what is refused, and that tables keep them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+
+from orchestrator import analyses
+from orchestrator.findings import find
+from orchestrator.report import judged_tables
+from orchestrator.study import Study, StudyError, load
+from trainers import budget
+from trainers.streams import stream
+
+TWO = """\
+study: two
+version: 1
+question: Does width pay?
+family: {name: cipher, n_symbols: 8, n_pairs: 12}
+axes:
+  arm: [answer]
+  variant:
+    narrow: {}
+    wide:
+      model: {d_model: 128}
+      training: {base_d_model: 64}
+  n_tasks: [4, 64]
+  compute_flops: [1e11, 4e11]
+  replicates: 2
+evaluation: {points_per_decade: 2, n_sequences: 16}
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "two.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_variants_are_crossed_with_all_else_and_change_what_they_say(tmp_path: Path) -> None:
+    study = load(written(tmp_path, TWO))
+    assert list(study.lines) == ["narrow", "wide"] and len(study.trials()) == 2 * 2 * 2 * 2
+    by_id = {trial.id: trial for trial in study.trials()}
+    narrow, wide = by_id["answer/n4/c1e11/r0/narrow"], by_id["answer/n4/c1e11/r0/wide"]
+    assert (narrow.model.d_model, wide.model.d_model) == (64, 128) and wide.training.base_d_model == 64
+    assert narrow.fingerprint() != wide.fingerprint()
+    steps = [budget.steps_of(t, 4e11).end for t in (narrow, wide)]
+    assert steps[0] > 2 * steps[1]  # the same compute, in fewer and larger steps
+    assert Study.from_record(study.model_dump(mode="json")) == study
+
+
+def test_adding_a_variant_is_no_change_of_the_science_and_changing_one_moves_its_fingerprint(tmp_path: Path) -> None:
+    study = load(written(tmp_path, TWO))
+    more = load(
+        written(tmp_path, TWO.replace("    narrow: {}\n", "    narrow: {}\n    deep: {model: {n_layers: 3}}\n"))
+    )
+    assert study.science() == more.science() and set(study.lines) < set(more.lines)
+    other = load(written(tmp_path, TWO.replace("d_model: 128", "d_model: 112")))
+    assert study.trunk_of("narrow").fingerprint() == other.trunk_of("narrow").fingerprint()
+    assert study.trunk_of("wide").fingerprint() != other.trunk_of("wide").fingerprint()
+
+
+def test_lines_are_named_by_what_tells_them_apart() -> None:
+    both = synthetic.made_up(arm=("answer", "next_token"), variant={"a": {}, "b": {"model": {"conv_kernel": 2}}})
+    assert list(both.lines) == ["answer, a", "answer, b", "next_token, a", "next_token, b"]
+    assert list(synthetic.made_up(arm=("answer", "next_token")).lines) == ["answer", "next_token"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "parts"),
+    [
+        ("d_model: 128", "d_modle: 128", 10, ["unknown key 'd_modle'", "did you mean 'd_model'"]),
+        ("d_model: 128", "d_model: 126", 10, ["d_model 126 is no multiple of n_heads 4"]),
+        ("model: {d_model: 128}", "modle: {d_model: 128}", 10, ["unknown key 'modle'", "model, training, family"]),
+        ("narrow: {}", "narrow: {family: {name: urns}}", 8, ["a variant keeps the family"]),
+        ("narrow: {}", "narrow: {family: {n_symbols: 4}}", 12, ["64 tasks given", "has 18 for training in narrow"]),
+        ("narrow: {}", "Narrow: {}", 8, ["axes.variant"]),
+        ("base_d_model: 64", "warmup_steps: 1000", 1, ["1000 steps of warm-up given", "(wide)"]),
+        ("compute_flops: [1e11", "compute_flops: [5e9", 13, ["at least 50 steps", "(wide)"]),
+    ],
+)
+def test_a_variant_that_cannot_be_run_is_refused_at_its_line(
+    tmp_path: Path, old: str, new: str, line: int, parts: list[str]
+) -> None:
+    assert old in TWO
+    with pytest.raises(StudyError) as refusal:
+        load(written(tmp_path, TWO.replace(old, new)))
+    first = str(refusal.value).splitlines()
+    assert any(f"two.yaml:{line}:" in one and all(part in one for part in parts) for one in first), refusal.value
+
+
+def of_variant(study: Study, truth: dict[str, synthetic.Truth]) -> Any:
+    """Findings of a made-up study whose variants have different truths."""
+    return find(study, *synthetic.of_variants(study, truth))
+
+
+def test_a_structure_that_is_overtaken_is_told_by_its_name() -> None:
+    study = synthetic.made_up(
+        variant={"plain": {}, "convolution": {"model": {"conv_kernel": 4}}},
+        n_tasks=(64,),
+        compute_flops=tuple(1e11 * 2**k for k in range(6)),
+        replicates=6,
+    )
+    noise = lambda shape: 0.01 * stream("test", "variants").standard_normal(shape)  # noqa: E731
+    found = of_variant(
+        study,
+        {
+            "plain": lambda n, c, r: 0.5 + 0.2 * np.log2(c / 5.6e11) + noise(len(c)),
+            "convolution": lambda n, c, r: 0.5 + noise(len(c)),
+        },
+    )
+    (row,) = judged_tables.overtaking_rows(found)
+    assert row["words"].startswith("plain overtakes convolution at ")
+    assert {key[0] for key in found.k_ability} == {"plain", "convolution"}
+    assert {run["arm"] for run in found.runs} == {"plain", "convolution"}
+
+
+def test_variants_of_several_sizes_give_a_frontier() -> None:
+    """Loss E + A/N^a + B/D^b with the best size in the middle of the grid: it is found between its neighbours."""
+    sizes = (16, 32, 64, 128, 256)
+    study = synthetic.made_up(
+        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in sizes},
+        n_tasks=(64,),
+        compute_flops=(4e12, 1.6e13),
+        replicates=3,
+    )
+    parameters = {line: _size(study, line) for line in study.lines}
+
+    def truth(line: str) -> synthetic.Truth:
+        def ability(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+            best = parameters["d64"] * (c / 8e12) ** 0.5
+            return 0.9 - 0.05 * np.log(parameters[line] / best) ** 2
+
+        return ability
+
+    found = of_variant(study, {line: truth(line) for line in study.lines})
+    told = found.frontier["answer"]
+    assert [one.verdict for one in told.budgets] == ["minimum", "minimum"]
+    assert told.exponent == pytest.approx(0.5, abs=0.05)
+    assert analyses.isoflops(found.results, "answer", "recall") == told
+
+
+def _size(study: Study, line: str) -> int:
+    family: Any = study.family_of(line)
+    return budget.n_parameters(study.trunk_of(line).model, family.vocab_size, family.length("answer"))

@@ -9,19 +9,27 @@ them, never by loading, `plan` or `--help`.
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import urlsplit
+
+if Path(sys.argv[0]).stem in ("emergence", "cli") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # We are the program, and loading what follows takes a second, in which Ctrl-C should be no traceback either.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nStopped; nothing had begun.\n"), os._exit(130)))
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from orchestrator import findings, journal, plan, progress, provenance
+from orchestrator import findings, journal, links, plan, progress, provenance
 from orchestrator import study as studies
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
@@ -30,7 +38,20 @@ from orchestrator.study import Study, StudyError
 from orchestrator.words import number, signed
 from trainers import budget
 
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C ends any of them with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("\nStopped; everything so far is kept, and the same command goes on.", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -74,12 +95,14 @@ def plan_command(
 ) -> None:
     """Show what a study will do and cost, before any machine is taken."""
     _check_device(device)
-    study = studies.load(study_name)
+    study = _load(study_name)
     folder = journal.study_folder(study.id)
     state = State.of(folder)
     plan.check_against_record(study, state, study_name)
     speed = plan.calibrate(study, device) if calibrate else None
-    _show_plan(plan.make(study, state, slots or _default_slots(device, 1), device, speed), folder)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    n_slots, known = _slots(Options(address=address, slots=slots, device="cuda" if device == "cuda" else "cpu"))
+    _show_plan(plan.make(study, state, n_slots, device, speed, folder), folder, known)
 
 
 @app.command(epilog="Example: emergence run quickstart --slots 2")
@@ -94,7 +117,7 @@ def run(
 ) -> None:
     """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
     _check_device(device)
-    study = studies.load(study_name)
+    study = _load(study_name)
     uri = _tracking_uri(tracking_uri)
     folder = _writable(journal.study_folder(study.id))
     options = Options(
@@ -115,7 +138,7 @@ def run(
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, options, uri, console)
-    _show_result(study, folder, uri, console, tracking_uri)
+    _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(
             f"\nStopped; everything so far is kept. Go on with: {_program()} run {study_name}", highlight=False
@@ -129,19 +152,22 @@ def run(
 
 def _run_missing(study: Study, state: State, folder: Path, options: Options, uri: str, console: Console) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
-    slots = options.slots or _default_slots(options.device, options.slots_per_gpu)
-    todo = plan.make(study, state, slots, options.device)
+    slots, known = _slots(options)
+    todo = plan.make(study, state, slots, options.device, folder=folder)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
         _publish_if_needed(study, state, folder, uri)
         return "complete"
-    _show_plan(todo, folder, console, brief=True)
-    console.print("Starting Ray ...", highlight=False)
+    _show_plan(todo, folder, known, console, brief=True)
+    if changes := provenance.source()["changes"]:
+        rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        console.print(f"[bold]Note:[/bold] not as committed: {', '.join(changes[:3])}{rest}.", highlight=False)
+    console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...", highlight=False)
     from orchestrator import run as runner  # here: importing Ray takes seconds that a refusal should not
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            return runner.run(study, folder, options, uri, watcher)
+            return runner.run(study, todo.jobs, folder, options, uri, watcher)
         except runner.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
 
@@ -152,6 +178,7 @@ def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> No
 
     if record.is_published(folder, uri, study):
         return
+    typer.echo("The record is behind the journal; writing it anew ...")
     if state.study != study.model_dump(mode="json"):
         file = journal.Journal(folder)
         file.append([provenance.session_event(study, {})])
@@ -195,20 +222,16 @@ def stop(study_name: RecordedName) -> None:
         typer.echo(f"{study.id} is not running; nothing to stop.")
         return
     (folder / "stop").touch()
-    typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {study_name}")
+    typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures anew from the journal; print where it is."""
-    folder, study, state = _recorded(study_name)
+    folder, _, _ = _recorded(study_name)
     from orchestrator import record
-    from orchestrator import report as reports
 
-    record.write_parquet(folder, state, study)
-    found = findings.read(folder, study)
-    record.write_summary(folder, found)
-    typer.echo(reports.write(folder, found, state.sessions, record.links(folder), record.outside(state, study)))
+    typer.echo(record.rewrite(folder, _aside))
 
 
 @app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")
@@ -242,14 +265,16 @@ def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
 
     uri = _tracking_uri(tracking_uri)
     try:
-        record.publish(folder, uri)
+        record.publish(folder, uri, say=_aside)
     except Exception as problem:
         reason = " ".join(str(problem).split())[:300]
         raise UsageProblem(
-            f"{study.id}: MLflow at {uri} was not brought up to date: {type(problem).__name__}: {reason}\n"
+            f"{study.id}: MLflow at {links.without_password(uri)} was not brought up to date: {type(problem).__name__}: {reason}\n"
             "The journal has everything; try again when MLflow is up."
         ) from None
-    typer.echo(f"{study.id}: tables and report in {folder}, runs in {uri}")
+    typer.echo(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")
+    if link := links.study_link(folder, uri):
+        typer.echo(f"MLflow: {link}")
 
 
 @app.command(epilog="Example: emergence ui --port 5001")
@@ -259,8 +284,8 @@ def ui(
 ) -> None:
     """Open the MLflow UI on the right store, on 127.0.0.1 only; Ctrl-C ends it."""
     uri = _tracking_uri(tracking_uri)
-    if uri.startswith(("http://", "https://")):
-        typer.echo(f"MLflow runs elsewhere: open {uri}")
+    if not links.is_local(uri):
+        typer.echo(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UsageProblem(
@@ -272,7 +297,10 @@ def ui(
             probe.bind(("127.0.0.1", port))
         except OSError as problem:
             raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
-    typer.echo(f"MLflow UI, in some ten seconds: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{port}"
+    typer.echo(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
+    for folder in links.serve_at(address, uri):
+        typer.echo(f"  {folder.name}: {links.study_link(folder, uri)}")
     command = [
         sys.executable,
         "-m",
@@ -306,7 +334,9 @@ def clean(study_name: RecordedName) -> None:
 # Showing ------------------------------------------------------------------------------------------------------------
 
 
-def _show_plan(todo: plan.Plan, folder: Path, console: Console | None = None, brief: bool = False) -> None:
+def _show_plan(
+    todo: plan.Plan, folder: Path, slots_known: str = "", console: Console | None = None, brief: bool = False
+) -> None:
     console = console or Console()
     study, any_trunk = todo.study, todo.study.trunks()[0]
     family: Any = study.family
@@ -319,12 +349,13 @@ def _show_plan(todo: plan.Plan, folder: Path, console: Console | None = None, br
     work = f"{todo.n_open} trials on {len(todo.jobs)} trunks to run" + (
         f", {done} of {todo.n_trials} have ended" if done else ""
     )
-    saved = 1 - todo.train_flops / todo.separate_flops if todo.separate_flops else 0
+    saved = 1 - (todo.train_flops + todo.kept_flops) / todo.separate_flops if todo.separate_flops else 0
+    kept = f", {number(float(todo.kept_flops))} more are done, in checkpoints" if todo.kept_flops else ""
     lines = [
         ("work", work),
-        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks), "
+        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks{kept}), "
                     f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
-        ("time", f"{time_said} on {todo.slots} slot{'s' if todo.slots > 1 else ''}" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
+        ("time", f"{time_said} on {todo.slots} slot{'s' if todo.slots > 1 else ''}{slots_known}" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
     ]  # fmt: skip
     if not brief:
         steps = [f"{number(b)} = {budget.steps_of(any_trunk, b).end} steps" for b in study.budgets]
@@ -349,21 +380,36 @@ def _show_plan(todo: plan.Plan, folder: Path, console: Console | None = None, br
     console.print(table)
 
 
-def _show_result(study: Study, folder: Path, uri: str, console: Console, tracking_uri: str | None) -> None:
+def _show_result(
+    study: Study, folder: Path, uri: str, console: Console, tracking_uri: str | None, study_name: str
+) -> None:
+    from orchestrator import record
+
     state = State.of(folder)
     surface = progress.Surface(study)
     surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
     console.print(surface.render())
-    if (folder / "results.parquet").exists():
+    page = folder / "report.html"
+    if record.report_is_current(folder, study):
         found = findings.read(folder, study)
         console.print(f"\n{found.answer}", highlight=False)
         for verdict in found.verdicts:
             console.print(f"  {findings.verdict_line(verdict)}", highlight=False)
-    if (folder / "report.html").exists():
-        console.print(f"\nReport:    {folder / 'report.html'}", highlight=False, soft_wrap=True)
-    option = f" --tracking-uri {uri}" if tracking_uri else ""
-    console.print(f"MLflow UI: {_program()} ui{option}", highlight=False, soft_wrap=True)
+        said = str(page)
+    elif record.is_publishing(folder):
+        said = f"still being written, to {page}"
+    else:
+        older = f"; what {page} shows is older" if page.exists() else ""
+        said = f"not written yet{older}. Write it with: {_program()} publish {study_name}"
+    console.print(f"\nReport:    {said}", highlight=False, soft_wrap=True)
+    if link := links.study_link(folder, uri):
+        console.print(f"MLflow:    {link}", highlight=False, soft_wrap=True)
+    if links.is_local(uri):
+        address = links.ui_address(uri)
+        option = f" --port {urlsplit(address).port}" if address != links.LOCAL_UI else ""
+        option += f" --tracking-uri {links.without_password(uri)}" if tracking_uri else ""
+        console.print(f"MLflow UI: {_program()} ui{option}", highlight=False, soft_wrap=True)
 
 
 def _show_comparison(found: Any) -> None:
@@ -431,13 +477,38 @@ def _list_studies(console: Console) -> None:
 # Checking -----------------------------------------------------------------------------------------------------------
 
 
+def _load(name: str) -> Study:
+    """A study to plan or run. Raises StudyError, and UsageProblem where the name is that of a study that ran."""
+    kept = journal.study_folder(name) / "study.yaml"
+    if "@" in name and not Path(name).exists() and kept.exists():
+        raise UsageProblem(f"{name}: a study file is needed; the one that ran is kept: {_program()} run {kept}")
+    return studies.load(name)
+
+
+def _source(name: str, folder: Path) -> str:
+    """What to call a study that ran by, so that it can be run again: as it was named, or the file that is kept."""
+    return str(folder / "study.yaml") if "@" in name and not Path(name).exists() else name
+
+
 def _recorded(name: str) -> tuple[Path, Study, State]:
-    """Folder, study and state of a study that ran. Raises UsageProblem when it has not."""
-    study_id = name if "@" in name and not Path(name).exists() else studies.load(name).id
+    """Folder, study and state of a study that ran. Raises UsageProblem when it has not, naming what comes near."""
+    known = sorted(path.parent.name for path in journal.home_folder().glob("*@*/journal.jsonl"))
+    if "@" in name and not Path(name).exists():
+        study_id = name
+    else:
+        of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
+        if of_name and not Path(name).exists() and name not in studies.shipped():
+            raise UsageProblem(
+                f"{name}: no such study file; what ran under that name is {', '.join(of_name)}: give that"
+            )
+        study_id = studies.load(name).id
     folder = journal.study_folder(study_id)
     state = State.of(folder) if folder.is_dir() else State()
     if state.study is None:
-        hint = "" if "@" in name else f"; run it with: {_program()} run {name}"
+        versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
+        near = versions or difflib.get_close_matches(study_id, known, 1)
+        hint = f"; {', '.join(near)} has" if near else ""
+        hint += "" if "@" in name else f"; run it with: {_program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     return folder, Study.from_record(state.study), state
 
@@ -479,15 +550,29 @@ def _check_device(device: str) -> None:
         raise UsageProblem(f"--device {device}: cpu or cuda is needed")
 
 
-def _default_slots(device: str, slots_per_gpu: int) -> int:
-    """One slot a core; with GPUs, their number is known only once Ray has started: one GPU is assumed for the plan."""
-    return os.cpu_count() or 1 if device == "cpu" else slots_per_gpu
+def _slots(options: Options) -> tuple[int, str]:
+    """How many trunks at once, for the plan, and what that rests on where it is not given: Ray tells only once it runs."""
+    if options.slots:
+        return options.slots, ""
+    local = options.address == "local"
+    if options.device == "cpu":
+        return os.cpu_count() or 1, "" if local else " (assumed: the cores of this machine, not those of the cluster)"
+    gpus = provenance.n_gpus() if local else None
+    if gpus:
+        return gpus * options.slots_per_gpu, f" ({gpus} GPU{'s' if gpus > 1 else ''} here)"
+    found = "; none was found here" if gpus == 0 else "; the cluster will tell" if not local else ""
+    return options.slots_per_gpu, f" (assumed: one GPU{found})"
 
 
 def _keep_copy(source: Path, target: Path) -> None:
     """The study file as run, beside its results."""
     if not (target.exists() and source.samefile(target)):
         shutil.copyfile(source, target)
+
+
+def _aside(line: str) -> None:
+    """For the person who waits: not among what the command answers."""
+    typer.echo(line, err=True)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -497,6 +582,8 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> None:
     """The `emergence` command."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except (StudyError, StudyHeldError, UsageProblem) as problem:

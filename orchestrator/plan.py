@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 from orchestrator.journal import State
 from orchestrator.provenance import cpu_name
 from orchestrator.study import Study, StudyError, differences
-from trainers import budget
+from trainers import budget, checkpoint
 from trainers.spec import TrunkSpec
 from trainers.tasks import Family
 
@@ -48,20 +48,37 @@ class Job(NamedTuple):
     trunk: TrunkSpec
     budgets: tuple[float, ...]
     price: budget.Price
+    """What is left to run."""
+    at: budget.Standing = budget.START
+    """From where its checkpoint goes on."""
 
 
-def jobs(study: Study, state: State) -> list[Job]:
+def jobs(study: Study, state: State, folder: Path | None = None) -> list[Job]:
     """The jobs still to do, largest first: within 0-3 % of the makespan bound, where arrival order lost up to 36 %.
 
-    A trial that is done or diverged is not repeated; one that failed is tried again.
+    A trial that is done or diverged is not repeated; one that failed is tried again. With the study's `folder`, a trunk is
+    priced from its checkpoint on.
     """
     ended = {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
     found = []
     for trunk in study.trunks():
         owed = tuple(b for b in study.budgets if trunk.trial(b).id not in ended)
         if owed:
-            found.append(Job(trunk, owed, budget.price(trunk, list(owed))))
+            at = standing(trunk, owed, folder) if folder else budget.START
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at))
     return sorted(found, key=lambda job: -(job.price.train_flops + job.price.eval_flops))
+
+
+def checkpoint_folder(folder: Path, trunk: TrunkSpec) -> Path:
+    """Where a trunk keeps its checkpoints: under the study's folder, by its id."""
+    return folder / "checkpoints" / trunk.id
+
+
+def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path) -> budget.Standing:
+    """From where a run for these budgets will go on: the newest checkpoint, or the start."""
+    meta = checkpoint.peek(checkpoint_folder(folder, trunk), trunk.fingerprint())
+    steps = {b: budget.steps_of(trunk, b) for b in budgets}
+    return (budget.Standing.of(meta).toward(steps) if meta else None) or budget.START
 
 
 def check_against_record(study: Study, state: State, source: str) -> None:
@@ -93,7 +110,10 @@ class Plan(NamedTuple):
     n_trials: int
     n_open: int
     train_flops: int
+    """To run now."""
     eval_flops: int
+    kept_flops: int
+    """Training FLOPs that checkpoints make unnecessary."""
     separate_flops: int
     tokens: int
     slots: int
@@ -102,32 +122,58 @@ class Plan(NamedTuple):
     source: str
 
 
-def make(study: Study, state: State, slots: int, device: str, flops_per_second: float | None = None) -> Plan:
-    """The plan of what is still to do on so many slots; times only where a throughput is known."""
-    todo = jobs(study, state)
+def make(
+    study: Study,
+    state: State,
+    slots: int,
+    device: str,
+    flops_per_second: float | None = None,
+    folder: Path | None = None,
+) -> Plan:
+    """The plan of what is still to do on so many slots; times only where a throughput is known.
+
+    With the study's `folder`, its checkpoints are counted on.
+    """
+    todo = jobs(study, state, folder)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
         speed, source = known_throughput(study, state, device)
-    family = cast(Family, study.family)
-    steps = sum(job.price.train_flops // budget.flops_per_step(job.trunk) for job in todo)
-    seconds = None
-    if speed and todo:
-        each = [(j.price.train_flops + j.price.eval_flops) / speed + TRUNK_SECONDS for j in todo]
-        seconds = START_SECONDS + makespan(each, slots)
+    train_flops = sum(job.price.train_flops for job in todo)
     return Plan(
         study=study,
         jobs=todo,
         n_trials=len(study.trials()),
         n_open=sum(len(job.budgets) for job in todo),
-        train_flops=sum(job.price.train_flops for job in todo),
+        train_flops=train_flops,
         eval_flops=sum(job.price.eval_flops for job in todo),
+        kept_flops=sum(budget.price(job.trunk, job.budgets).train_flops for job in todo) - train_flops,
         separate_flops=sum(job.price.separate_flops for job in todo),
-        tokens=steps * study.training.batch_size * family.seq_len,
+        tokens=sum(_tokens(job) for job in todo),
         slots=slots,
         flops_per_second=speed,
-        seconds=seconds if todo else 0.0,
+        seconds=_seconds(todo, slots, speed),
         source=source,
     )
+
+
+def _tokens(job: Job) -> int:
+    steps = job.price.train_flops // budget.flops_per_step(job.trunk)
+    return int(steps * job.trunk.training.batch_size * cast(Family, job.trunk.family).length(job.trunk.arm))
+
+
+def on_slots(plan: Plan, slots: int) -> Plan:
+    """The same plan on another number of slots."""
+    return plan._replace(slots=slots, seconds=_seconds(plan.jobs, slots, plan.flops_per_second))
+
+
+def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None) -> float | None:
+    """How long these jobs take from the command on; None where the speed is unknown."""
+    if not todo:
+        return 0.0
+    if not flops_per_second:
+        return None
+    each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
+    return START_SECONDS + makespan(each, slots)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import plan as plans
 from orchestrator.journal import Event, State
 from orchestrator.plan import Plan
 from orchestrator.results import of_rows
@@ -91,11 +92,14 @@ class Progress:
         self.status: Counter[str] = Counter()
         self.n_todo = plan.n_open
         self.ended_flops = 0.0
-        self.running: dict[str, float] = {}  # FLOPs of each trunk since its last trial ended
-        self.planned = {  # a trial may cost less than planned, where a checkpoint leads on; it still counts in full
+        self.running: dict[str, float] = {}  # FLOPs of each trunk in this run since its last trial ended
+        self.planned = {  # a trial counts in full, whatever became of its trunk in between
             job.trunk.trial(flops).id: float(cost)
             for job in plan.jobs
-            for flops, cost in budget.marginal_flops(job.trunk, list(job.budgets)).items()
+            for flops, cost in budget.marginal_flops(job.trunk, job.budgets, job.at).items()
+        }
+        self.before = {  # what a trunk tells of its first trial includes what an earlier run spent on it
+            job.trunk.id: float(job.at.charged_steps * budget.flops_per_step(job.trunk)) for job in plan.jobs
         }
         self.keys = set(state.keys)
         self.started = time.monotonic()
@@ -120,6 +124,13 @@ class Progress:
         """One line, above the live panel if there is one."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
+    def on_slots(self, slots: int) -> None:
+        """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""
+        if slots != self.plan.slots:
+            self.plan = plans.on_slots(self.plan, slots)
+            left = f": about {clock(self.plan.seconds)}" if self.plan.seconds else ""
+            self.say(f"Ray offers {slots} slot{'s' if slots > 1 else ''}{left}")
+
     def take(self, events: list[Event]) -> None:
         """New events from the driver."""
         fresh = [event for event in events if event["key"] not in self.keys]
@@ -127,10 +138,12 @@ class Progress:
         self.surface.take(fresh)
         for event in fresh:
             if event["kind"] == "evaluation":
-                self.running[event["trunk"]] = event["flops_run"]
+                self.running[event["trunk"]] = max(0.0, event["flops_run"] - self.before.get(event["trunk"], 0.0))
             elif event["kind"] == "trial":
                 self.running.pop(event["trunk"], None)
-                self.ended_flops += self.planned.get(event["trial"], 0.0)
+                if cost := self.planned.get(event["trial"], 0.0):  # none: it had ended before, and is only told again
+                    self.before.pop(event["trunk"], None)
+                self.ended_flops += cost
                 self.status[event["status"]] += 1
                 self._trial_line(event)
         if self.first_event is None and fresh:
@@ -139,7 +152,7 @@ class Progress:
     @property
     def flops(self) -> float:
         """Training FLOPs done in this run, of `plan.train_flops`."""
-        return self.ended_flops + sum(self.running.values())
+        return min(self.ended_flops + sum(self.running.values()), float(self.plan.train_flops))
 
     def seconds_left(self) -> float | None:
         """From the speed since the first report; before there is one, from the plan; None if that is unknown too."""
@@ -169,9 +182,7 @@ class Progress:
 
     def render(self) -> RenderableType:
         """The live panel."""
-        bar = ProgressBar(
-            total=max(self.plan.train_flops, 1), completed=min(self.flops, self.plan.train_flops), width=60
-        )
+        bar = ProgressBar(total=max(self.plan.train_flops, 1), completed=self.flops, width=60)
         return Group(Text(self.summary()), bar, Text(""), self.surface.render())
 
     def _trial_line(self, event: Event) -> None:

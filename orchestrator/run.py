@@ -36,8 +36,15 @@ REPORT_EVERY_SECONDS = 3.0
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
 
 
+ANSWER_SECONDS = 10.0
+"""A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
+
+
 class Watcher(Protocol):
     """What wants to know how a run gets on (`progress.py`)."""
+
+    def on_slots(self, slots: int) -> None:
+        """How many trunks can really run at once, now that Ray has told."""
 
     def take(self, events: list[Event]) -> None:
         """New events, already in the journal. Must return at once: the trunk that reported is waiting."""
@@ -53,18 +60,19 @@ class ClusterProblem(Exception):
     """Ray cannot be started or joined, or lacks what the options ask for. Nothing ran."""
 
 
-def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher: Watcher) -> Outcome:
-    """Run what is missing of a study and publish it. The caller holds the lock and has shown the plan.
+def run(
+    study: Study, todo: list[plan.Job], folder: Path, options: Options, tracking_uri: str, watcher: Watcher
+) -> Outcome:
+    """Run the jobs of a study and publish it. The caller holds the lock and has shown the plan.
 
-    Raises ClusterProblem before anything is written, and TuneError if Tune itself breaks; the journal then has what
-    was reported.
+    Before anything is written, raises ClusterProblem, and KeyboardInterrupt if asked to stop while Ray starts. Raises
+    TuneError if Tune itself breaks; the journal then has what was reported.
     """
-    todo = plan.jobs(study, State.of(folder))
     flag = folder / STOP_FLAG
     flag.unlink(missing_ok=True)
     failures: list[Event] = []
-    with _stop_on_signals(flag, watcher):
-        _start_ray(options)
+    watcher.on_slots(_start_unless_stopped(options))
+    with _on_signals(_stopper(flag, watcher)):
         session = session_event(study, options._asdict())
         journal = Journal(folder)
         journal.append([session])
@@ -75,7 +83,8 @@ def run(study: Study, folder: Path, options: Options, tracking_uri: str, watcher
             watcher.take(events)
 
         try:
-            failures = _run_on_ray(todo, folder, options, session["session"], sink)
+            if not flag.exists():
+                failures = _run_on_ray(todo, folder, options, session["session"], sink)
             delivered = State.of(folder).trials
             failures = [f for f in failures if f["trial"] not in delivered]
             sink([] if flag.exists() else failures)
@@ -198,28 +207,93 @@ _ENVIRONMENT = {
 }
 
 
-def _start_ray(options: Options) -> None:
-    """Start Ray on this machine, or join the cluster. A bare `ray.init` would join whatever it finds."""
+def _start_unless_stopped(options: Options) -> int:
+    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it.
+
+    (Ctrl-C reaches Ray's own processes too: its dashboard dies of it, and `ray.init` then raises what it will.)
+    """
+    asked: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        with _on_signals(leave):
+            slots = _start_ray(options)
+    except BaseException:
+        if asked:
+            raise KeyboardInterrupt from None
+        raise
+    if asked:
+        raise KeyboardInterrupt
+    return slots
+
+
+def _start_ray(options: Options) -> int:
+    """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem.
+
+    A bare `ray.init` would join whatever it finds.
+    """
     os.environ |= _ENVIRONMENT
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
     if options.address == "local":
         quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    else:
+        _ask_for_an_answer(options.address)
     try:
         ray.init(address=options.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as problem:
-        raise ClusterProblem(
-            f"--address {options.address}: Ray cannot be reached: {str(problem).splitlines()[0]}"
-        ) from None
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told in our own words
-    there = ray.cluster_resources()
-    for name, needed in _resources(options).items():
-        if there.get(name, 0) < needed:
+    except Exception as problem:  # some are bare
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(problem).__name__
+        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be reached: {reason}") from None
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    there, needed = ray.cluster_resources(), _resources(options)
+    for name, share in needed.items():
+        if there.get(name, 0) < share:
             ray.shutdown()
             raise ClusterProblem(
-                f"--device {options.device}: one slot needs {needed:g} {name}, Ray sees {there.get(name, 0):g}; "
+                f"--device {options.device}: one slot needs {share:g} {name}, Ray sees {there.get(name, 0):g}; "
                 "nothing would ever start"
             )
+    slots = min(int(there[name] / share + 1e-9) for name, share in needed.items())
+    return min(slots, options.slots or slots)
+
+
+def _ask_for_an_answer(address: str) -> None:
+    """Does a server speak to us at this address of a cluster? Raises ClusterProblem within ANSWER_SECONDS.
+
+    `auto` is looked up where Ray does: $RAY_ADDRESS, then what `ray start` left on this machine.
+    """
+    import grpc  # type: ignore[import-untyped]  # what Ray's head, and its client server, speak; ray[default] brings it
+
+    named, target = _named(address), address
+    if address == "auto":
+        left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        target = os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.exists() else "")
+        named = f"{named} ({target})"
+    if target.startswith(("http://", "https://")):
+        raise ClusterProblem(
+            f"{named}: that is where 'ray job submit' goes; give the head's host:6379 or ray://host:10001, or "
+            "'--address local' for this machine"
+        )
+    place = target.removeprefix("ray://")
+    if not place.rpartition(":")[2].isdigit() or os.environ.get("RAY_USE_TLS") == "1":
+        return  # nothing to ask: Ray says at once what is wrong with it; or only Ray has the certificates
+    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ClusterProblem(
+                f"{named}: no Ray cluster answered within {ANSWER_SECONDS:g} s; is it up, and is this its head "
+                "(host:6379, or ray://host:10001)? '--address local' runs on this machine"
+            ) from None
+
+
+def _named(address: str) -> str:
+    """An address with where it was given."""
+    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
 
 
 def _resources(options: Options) -> dict[str, float]:
@@ -230,7 +304,7 @@ def _resources(options: Options) -> dict[str, float]:
 def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict[str, Any]:
     place = {
         "device": options.device,
-        "checkpoint_folder": str(checkpoint_folder(folder, job.trunk)),
+        "checkpoint_folder": str(plan.checkpoint_folder(folder, job.trunk)),
         "checkpoint_every_seconds": options.checkpoint_seconds,
     }
     return {
@@ -240,11 +314,6 @@ def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict
         "session": session,
         "place": place,
     }
-
-
-def checkpoint_folder(folder: Path, trunk: TrunkSpec) -> Path:
-    """Where a trunk keeps its checkpoints: under the study's folder, by its id."""
-    return folder / "checkpoints" / trunk.id
 
 
 def _failure(result: Any, session: str) -> list[Event]:
@@ -273,9 +342,11 @@ def _failure(result: Any, session: str) -> list[Event]:
 # Stopping -----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _stop_on_signals(flag: Path, watcher: Watcher) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise the stop flag; a second Ctrl-C does not wait for the trunks."""
+Handler = Callable[[int, FrameType | None], None]
+
+
+def _stopper(flag: Path, watcher: Watcher) -> Handler:
+    """A handler that raises the stop flag; called again, it does not wait for the trunks."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if flag.exists():
@@ -283,9 +354,15 @@ def _stop_on_signals(flag: Path, watcher: Watcher) -> Iterator[None]:
         flag.touch()
         watcher.say("Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    return stop
+
+
+@contextmanager
+def _on_signals(handler: Handler) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to this handler meanwhile."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

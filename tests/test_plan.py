@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from orchestrator import plan
 from orchestrator.journal import State
 from orchestrator.study import Study, StudyError, load
 from trainers import budget
+from trainers.train import Place, run_trunk
 
 
 @pytest.fixture
@@ -59,6 +62,41 @@ def test_a_plan_adds_up(study: Study) -> None:
     assert made.train_flops < made.separate_flops
     alone = (made.train_flops + made.eval_flops) / 4e10
     assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + plan.START_SECONDS + 40
+
+
+SMALL: dict[str, Any] = {
+    "study": "small",
+    "version": 1,
+    "question": "What is left to do?",
+    "family": {"name": "cipher", "n_symbols": 8, "n_pairs": 8},
+    "axes": {"arm": ["answer"], "n_tasks": [4], "compute_flops": [3e8, 6e8], "replicates": 1},
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32},
+    "training": {"batch_size": 8},
+    "evaluation": {"n_sequences": 4, "first_flops": 1e8, "points_per_decade": 2},
+}
+
+
+def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_path: Path) -> None:
+    study = Study.from_record(SMALL)
+    wider = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [3e8, 6e8, 2.4e9]}})
+    trunk, state = study.trunks()[0], State()
+    folder = plan.checkpoint_folder(tmp_path, trunk)
+    run_trunk(trunk, study.budgets, Place(checkpoint_folder=str(folder)), state.feed)
+
+    left = plan.make(wider, state, 1, "cpu", 1e9, tmp_path)
+    from_start = plan.make(wider, state, 1, "cpu", 1e9)
+    stands_at = budget.steps_of(trunk, 6e8).branch
+    assert from_start.train_flops == pytest.approx(2.4e9, rel=0.01)
+    assert left.kept_flops == stands_at * budget.flops_per_step(trunk) > 0
+    assert left.train_flops + left.kept_flops == from_start.train_flops and from_start.kept_flops == 0
+    assert left.eval_flops < from_start.eval_flops and left.tokens < from_start.tokens
+    assert left.seconds is not None and from_start.seconds is not None and left.seconds < from_start.seconds - 0.4
+    assert left.separate_flops == from_start.separate_flops
+
+    smaller = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [2e8, 3e8, 6e8]}})
+    assert plan.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert plan.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
 
 
 def test_a_makespan_is_within_the_known_bound_of_the_best_possible_schedule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.journal import State
 from orchestrator.progress import Progress, clock
 from orchestrator.study import Study, load
 from trainers import budget
+from trainers.train import Place, run_trunk
 
 
 @pytest.fixture
@@ -61,6 +63,47 @@ def test_a_trial_that_a_checkpoint_made_cheaper_still_counts_in_full(study: Stud
     events = [e | {"flops_run": 1.0} for trunk in study.trunks() for e in events_of(study, trunk, 0.5)]
     progress.take(events)
     assert progress.flops == progress.plan.train_flops
+
+
+@pytest.mark.parametrize("stop_after", [30, 75, 100, 230])
+def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_after: int, tmp_path: Path) -> None:
+    """Stopped on the trunk, on a branch and behind a branch; every number against the steps that were really run."""
+    study = Study.from_record(
+        {
+            "study": "small",
+            "version": 1,
+            "question": "How far is it?",
+            "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+            "axes": {"arm": ["answer"], "n_tasks": [4], "compute_flops": [8e7, 2.4e8], "replicates": 1},
+            "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24},
+            "training": {"batch_size": 8},
+            "evaluation": {"n_sequences": 4, "first_flops": 1e7, "points_per_decade": 8},
+        }
+    )
+    trunk, state, cost = study.trunks()[0], State(), budget.flops_per_step(study.trunks()[0])
+    place = Place(checkpoint_folder=str(plan.checkpoint_folder(tmp_path, trunk)))
+    steps = [0]
+
+    def count(stop_before: int | None = None) -> bool:
+        steps[0] += 1
+        return steps[0] - 1 == stop_before
+
+    told: list[dict[str, Any]] = []
+    assert run_trunk(trunk, study.budgets, place, told.extend, lambda: count(stop_after)) == "stopped"
+    state.feed(
+        [e for e in told if e["kind"] == "evaluation"]
+    )  # how a trial ended was lost on the way: it is told again
+    made = plan.make(study, state, 1, "cpu", folder=tmp_path)
+    progress = Progress(study, state, made, Console(file=io.StringIO(), width=120))
+    steps[0] = 0
+
+    def take(events: list[dict[str, Any]]) -> None:
+        progress.take(events)
+        assert 0 <= progress.flops <= steps[0] * cost
+
+    assert run_trunk(trunk, study.budgets, place, take, count) == "finished"
+    assert progress.flops == made.train_flops == steps[0] * cost
+    assert made.kept_flops == stop_after * cost
 
 
 def test_the_surface_shows_the_mean_of_the_replicates_that_have_ended(study: Study) -> None:

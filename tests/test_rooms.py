@@ -41,7 +41,16 @@ def test_only_the_modules_that_train_import_torch_and_deepspeed():
 
 @pytest.mark.parametrize(
     "module",
-    ["trainers", "trainers.spec", "trainers.tasks", "trainers.budget", "trainers.streams", "trainers.__main__"],
+    [
+        "trainers",
+        "trainers.spec",
+        "trainers.tasks",
+        "trainers.budget",
+        "trainers.streams",
+        "trainers.checkpoint",
+        "trainers.__main__",
+        "orchestrator.cli",
+    ],
 )
 def test_loading_a_spec_loads_no_torch(module):
     script = f"import sys, {module}; print(sorted({{'torch', 'deepspeed', 'ray', 'mlflow'}} & sys.modules.keys()))"

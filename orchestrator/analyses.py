@@ -117,10 +117,10 @@ def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str =
     return f"{kind}_{measure}/{arm}/{skill}/{at}"
 
 
-def claim_of_arms(a: str, b: str, skill: str, n_tasks: int) -> str:
-    """Name of the claim that one of two arms overtakes the other, whichever of them."""
+def claim_of_arms(a: str, b: str, skill: str, n_tasks: int, kind: str = "crossover") -> str:
+    """Name of the claim that one of two arms overtakes the other, whichever of them; or that it needs more compute."""
     first, second = sorted((a, b))
-    return claim_of("crossover", first, second, skill, float(n_tasks))
+    return claim_of(kind, first, second, skill, float(n_tasks))
 
 
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
@@ -278,6 +278,32 @@ def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Ove
     return found
 
 
+class Multiplier(NamedTuple):
+    """How much more compute than `first` the arm `second` needs until the headline skill is there, at one number of tasks."""
+
+    first: str
+    second: str
+    n_tasks: int
+    ratio: stats.Drift
+    """In doublings: 2 is four times the compute, negative is less. Per replicate, paired; an end is open where one is censored."""
+
+
+def multipliers(
+    results: Results, skill: str, to_skill: dict[tuple[str, int], ToSkill], confidence: Confidence
+) -> list[Multiplier]:
+    """Every pair of arms at every number of tasks at which either is seen to come; compute to skill against compute to skill."""
+    found = []
+    for a, b in combinations(results.study.lines, 2):
+        for n in results.levels:
+            pair = [to_skill.get((arm, n)) for arm in (a, b)]
+            rows = [one.boundary.brackets if one else () for one in pair]
+            if len(rows[0]) != len(rows[1]) or all(bracket.high is None for row in rows for bracket in row):
+                continue
+            level = confidence(claim_of_arms(a, b, skill, n, "multiplier"))
+            found.append(Multiplier(a, b, n, stats.drift([1.0, 2.0], rows, level)))
+    return found
+
+
 # Breaks -------------------------------------------------------------------------------------------------------------
 
 
@@ -428,8 +454,18 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
     for n in results.levels:
         flops, loss = results.along("loss_nats", arm, skill, split, n, decayed=False)
         if len(flops) and np.isfinite(loss).any():
-            found.append((n, forecast.forecast(flops, loss, confidence=confidence)))
+            span = _span(results, arm, skill, split, n)
+            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence)))
     return found
+
+
+def _span(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> float | None:
+    """Nats from knowing nothing to the general rule: an interval as wide as that says nothing. None without references."""
+    ends = [results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1] for name in ("uniform", "generalizer")]
+    if not all(np.isfinite(end).any() for end in ends):
+        return None
+    know_nothing, rule = (float(np.nanmean(end)) for end in ends)
+    return know_nothing - rule if know_nothing > rule else None
 
 
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:

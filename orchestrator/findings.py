@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from orchestrator import analyses, claims, primary_verdict, stats
-from orchestrator.analyses import Boundaries, Cut, Midpoint, NoiseRow, Overtaking, ToSkill, claim_of, claim_of_arms
+from orchestrator.analyses import (
+    Boundaries,
+    Cut,
+    Midpoint,
+    Multiplier,
+    NoiseRow,
+    Overtaking,
+    ToSkill,
+    claim_of,
+    claim_of_arms,
+)
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import Isoflops
@@ -27,10 +37,12 @@ from orchestrator.words import (
     flops_words,
     interval_words,
     memory_words,
+    multiplier_words,
     number,
     percent,
     sure,
     times,
+    times_of,
 )
 from trainers.tasks import Family
 
@@ -79,6 +91,7 @@ class Findings:
     to_skill: dict[tuple[str, int], ToSkill] = field(default_factory=dict)
     """(arm, n_tasks) -> from how much compute on the headline skill is there."""
     crossovers: tuple[Overtaking, ...] = ()
+    multipliers: tuple[Multiplier, ...] = ()
     cuts: tuple[Cut, ...] = ()
     """Break, smooth or metric artefact: every shown skill along either axis."""
     noise: tuple[NoiseRow, ...] = ()
@@ -210,6 +223,9 @@ def judge(results: Results) -> Findings:
         dips=analyses.dips(results, skills),
         to_skill={key: told for key, told in to_skill.items() if told is not None},
         crossovers=tuple(analyses.crossovers(results, skills[0], confidence)),
+        multipliers=tuple(
+            analyses.multipliers(results, skills[0], {k: t for k, t in to_skill.items() if t is not None}, confidence)
+        ),
         cuts=tuple(cuts),
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
@@ -498,6 +514,10 @@ def summary(found: Findings) -> list[dict[str, Any]]:
             words=said,
             **ends,
         )
+    for m in found.multipliers:
+        name, (low, high) = claim_of_arms(m.first, m.second, headline, m.n_tasks, "multiplier"), times_of(m.ratio)
+        where = {"arm": m.second, "skill": headline, "n_tasks": m.n_tasks}
+        add("compute multiplier", name, **where, low=low, high=high, verdict=m.ratio.verdict, words=multiplier_words(m))
     for cut in found.cuts:
         place: dict[str, Any] = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
         said = emergence_words(cut.result)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from orchestrator import stats
 from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import MIN_SIZES, Isoflops
 from orchestrator.stats.replicates import Needed
+
+if TYPE_CHECKING:
+    from orchestrator.analyses import Multiplier
 
 
 def number(value: float) -> str:
@@ -173,6 +176,27 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
     return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
 
 
+def times_of(ratio: stats.Drift) -> tuple[float | None, float | None]:
+    """The ends of a ratio in doublings, as factors."""
+    low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
+    return low, high
+
+
+def multiplier_words(found: Multiplier) -> str:
+    """How much more compute one arm needs than another for the skill, as a sentence without its full stop."""
+    low, high = times_of(found.ratio)
+    first, second = found.first, found.second
+    if found.ratio.verdict == "missing" or (low is None and high is None):
+        return f"how the compute that {first} and {second} need compares cannot be told"
+    if high is not None and high < 1:  # said of the one that needs more
+        first, second, low, high = second, first, 1 / high, None if low is None else 1 / low
+    if low is None or high is None:
+        bound = f"at least {low:.2g}" if low is not None else f"at most {high:.2g}"
+        return f"{second} needs {bound} times the compute of {first}"
+    told = "" if low > 1 or high < 1 else ": which needs less is not shown"
+    return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
+
+
 def settles(further_scales: int | None, further_replicates: int | None, estimated: bool = False) -> str:
     """What an open question takes: the least that could settle it, or what is estimated to."""
     parts = [times(further_scales, "more scale")] if further_scales else []
@@ -250,12 +274,12 @@ def forecast_words(found: Forecast) -> str:
     if found.predicted is None:
         return f"no forecast: {found.reason}"
     interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
-    told = f"{found.predicted:.3g} nats{interval}"
+    vague = ", an interval too wide to say anything" if found.verdict == "uninformative" else ""
+    told = f"{found.predicted:.3g} nats{interval}{vague}"
     if found.measured is None:
         return f"{told}; the top is not there yet"
     hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
-    bad = "; the law does not describe even what it was fitted to" if (found.misfit_p or 1.0) < 0.05 else ""
-    return f"{told}; measured {found.measured:.3g}, {hit}{bad}"
+    return f"{told}; measured {found.measured:.3g}, {hit}"
 
 
 def frontier_words(found: Isoflops) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from orchestrator import analyses
+from orchestrator import analyses, words
 from orchestrator.findings import find
 from orchestrator.report import judged_tables
 from orchestrator.study import Study, StudyError, load
@@ -147,3 +147,32 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
 def _size(study: Study, line: str) -> int:
     family: Any = study.family_of(line)
     return budget.n_parameters(study.trunk_of(line).model, family.vocab_size, family.length("answer"))
+
+
+def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate() -> None:
+    """One variant comes at 3e11 FLOPs, the other at 1.2e12: four times the compute, within the looks."""
+    study = synthetic.made_up(
+        variant={"taught": {}, "untaught": {"model": {"conv_kernel": 2}}},
+        n_tasks=(64,),
+        compute_flops=(4e11, 4e12),
+        replicates=8,
+    )
+
+    def comes(at: float) -> synthetic.Truth:
+        shift = 2 ** (0.2 * stream("test", "comes", int(at)).standard_normal(8))
+        return lambda n, c, r: np.where(c >= at * shift[r], 0.95, 0.05)
+
+    def never(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.full(len(n), 0.05)
+
+    found = of_variant(study, {"taught": comes(3e11), "untaught": comes(1.2e12)})
+    (row,) = judged_tables.overtaking_rows(found)
+    (told,) = found.multipliers
+    low, high = words.times_of(told.ratio)
+    assert low is not None and high is not None and 1 < low < 4 < high
+    assert row["ratio"] == f"untaught needs {low:.2g} to {high:.2g} times the compute of taught"
+    reverse = of_variant(study, {"taught": comes(1.2e12), "untaught": comes(3e11)})
+    assert judged_tables.overtaking_rows(reverse)[0]["ratio"].startswith("taught needs ")
+    bound = of_variant(study, {"taught": comes(3e11), "untaught": never})
+    assert "untaught needs at least " in judged_tables.overtaking_rows(bound)[0]["ratio"]
+    assert of_variant(study, {"taught": never, "untaught": never}).multipliers == ()

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from orchestrator import claims, stats
-from orchestrator.analyses import DIFFERENCES, Cut, claim_of, claim_of_arms
+from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, claim_of, claim_of_arms
 from orchestrator.findings import Findings, primary_sentence
 from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
@@ -19,6 +19,7 @@ from orchestrator.words import (
     flops_words,
     forecast_words,
     frontier_words,
+    multiplier_words,
     needed_words,
     number,
     percent,
@@ -219,13 +220,25 @@ def overtaking_rows(found: Findings) -> list[dict[str, str]]:
             "missing": "not measured",
         }.get(met.verdict, f"undecided between {o.first} and {o.second}")
         pair = f"{o.second} against {o.first}"
-        name = claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks)
+        skill = found.study.shown_skills[0]
+        name = claim_of_arms(o.first, o.second, skill, o.n_tasks)
+        ratio = next((m for m in found.multipliers if (m.first, m.second, m.n_tasks) == _pair(o, found)), None)
+        ratio_claim = claim_of_arms(o.first, o.second, skill, o.n_tasks, "multiplier")
         confidence = sure(found.confidence(name)) if met.low is not None or met.high is not None else "—"
         n_tasks = number(o.n_tasks)
-        rows.append(
-            {"n_tasks": n_tasks, "pair": pair, "words": said, "confidence": confidence, "p": p_words(met.p_value)}
-        )
+        row = {"n_tasks": n_tasks, "pair": pair, "words": said, "confidence": confidence, "p": p_words(met.p_value)}
+        ends = ratio is not None and (ratio.ratio.low is not None or ratio.ratio.high is not None)
+        row["ratio"] = multiplier_words(ratio) if ratio is not None and ends else "—"
+        row["ratio_confidence"] = sure(found.confidence(ratio_claim)) if ends else "—"
+        rows.append(row)
     return rows
+
+
+def _pair(o: Overtaking, found: Findings) -> tuple[str, str, int]:
+    """A pair in the order of the study's lines."""
+    order = list(found.study.lines)
+    first, second = sorted((o.first, o.second), key=order.index)
+    return first, second, o.n_tasks
 
 
 def noise_rows(found: Findings) -> list[dict[str, Any]]:

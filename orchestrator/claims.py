@@ -68,6 +68,13 @@ def looked_at(
     for o in analyses.crossovers(results, skills[0], plain):
         says = f"{o.second} overtakes {o.first} at {number(o.n_tasks)} tasks"
         found.append((claim_of_arms(o.first, o.second, skills[0], o.n_tasks), says, o.result.p_value))
+    to_skill = {
+        (a, n): analyses.to_skill(results, a, skills[0], n, CONFIDENCE) for a in study.lines for n in results.levels
+    }
+    known = {place: told for place, told in to_skill.items() if told is not None}
+    for m in analyses.multipliers(results, skills[0], known, plain):
+        says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
+        found.append((claim_of_arms(m.first, m.second, skills[0], m.n_tasks, "multiplier"), says, m.ratio.p_value))
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
         of_arm = f" ({cut.arm})" if several else ""

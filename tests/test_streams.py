@@ -135,6 +135,13 @@ def test_hashed_uniforms_stay_inside_the_open_interval_at_the_extreme_words(word
 # Keyed permutations ----------------------------------------------------------------------------------------------
 
 
+@given(st.integers(1, 2**62), st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=5))
+def test_a_keyed_permutation_can_be_undone_at_every_size(size, values):
+    permutation, inside = KeyedPermutation(size, "key"), np.array(values) % size
+    assert np.array_equal(permutation.inverse(permutation(inside)), inside)
+    assert np.array_equal(permutation(permutation.inverse(inside)), inside)
+
+
 @pytest.mark.parametrize("size", [*range(1, 60), 1000, 1024, 1025, 40_320])
 def test_a_keyed_permutation_hits_every_value_exactly_once(size):
     for key in range(3):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -74,14 +75,33 @@ class KeyedPermutation:
                 right = (right + mix64(left ^ round_key) % b) % b
         return left * b + right
 
+    def _unscramble(self, values: np.ndarray) -> np.ndarray:
+        a, b = _U64(self._a), _U64(self._b)
+        left: np.ndarray = values // b
+        right: np.ndarray = values % b
+        for r in reversed(range(_FEISTEL_ROUNDS)):
+            round_key = self._round_keys[r]
+            if r % 2 == 0:
+                left = (left + (a - mix64(right ^ round_key) % a)) % a
+            else:
+                right = (right + (b - mix64(left ^ round_key) % b)) % b
+        return left * b + right
+
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Map values, int64 in [0, size), elementwise; raises ValueError outside that range."""
+        return self._walk(self._scramble, values)
+
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        """What is mapped to `values`: the place of a task in a list that was never written. Raises as the map does."""
+        return self._walk(self._unscramble, values)
+
+    def _walk(self, scramble: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, dtype=np.int64)
         if values.size and (values.min() < 0 or values.max() >= self.size):
             raise ValueError(f"values outside 0 ... {self.size - 1}")
-        out: np.ndarray = self._scramble(values.astype(_U64))
+        out: np.ndarray = scramble(values.astype(_U64))
         while (outside := out >= _U64(self.size)).any():
-            out[outside] = self._scramble(out[outside])
+            out[outside] = scramble(out[outside])
         return out.astype(np.int64)
 
 

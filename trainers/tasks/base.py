@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class Probe:
 
         `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
         each as a sum; over `n_sequences` with any scored position: `n_exact`, where every one is a greedy hit, and
-        `p_exact`, the summed probability that sampling gets every one right; references as `nll_<name>` and `correct_<name>`; None where there is nothing to sum, or a sum is
+        `p_exact`, the summed probability that sampling gets every one right; references as `nll_<name>`,
+        `correct_<name>` and, against single answers, `exact_<name>`; None where there is nothing to sum, or a sum is
         not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
         """
         n = int(self.mask.sum())
@@ -80,6 +81,9 @@ class Probe:
         for name, reference in self.references.items():
             row[f"nll_{name}"] = float(reference.nll_nats[self.mask].sum()) if n else None
             row[f"correct_{name}"] = float(reference.correct[self.mask].sum()) if n else None
+            if self.target.ndim == 2:  # a reference that guesses among ties guesses anew at each position
+                exact = np.where(self.mask, reference.correct, 1.0).prod(axis=1)[self.mask.any(axis=1)]
+                row[f"exact_{name}"] = float(exact.sum()) if n else None
         row |= self._distances(probs, logs)
         row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
         row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
@@ -162,6 +166,9 @@ class Family(Record):
     """Do its probes carry full predictions, so that the relative distance d_rel can be read?"""
     memorizer_max_tasks: ClassVar[int | None] = None
     """Longer lists of training tasks have no memoriser that could be enumerated, and so no memory; None: all have."""
+    ability_of: ClassVar[Literal["nll", "accuracy"]] = "nll"
+    """What ability is read from: log losses, (U - h) / (U - G); or, where a sequence is one answer and the generaliser never
+    errs, exact matches against the memoriser's on the same items, (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9."""
     mixture: ClassVar[str]
     """The probe that scores the training mixture itself; memory is read on its seen split."""
 

@@ -447,8 +447,11 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
-    unsound = [problem for line in study.lines for problem in _budget_meaning(study, line)]
-    yield from dict.fromkeys(unsound)
+    unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: what one line meets, others like it meet too
+    for line in study.lines:
+        for place, said in _budget_meaning(study, line):
+            unsound.setdefault(place, said)
+    yield from unsound.items()
     if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
         yield from primaries.out_of_reach(study, family, claim)
 

@@ -80,7 +80,7 @@ def test_lines_are_named_by_what_tells_them_apart() -> None:
         ("narrow: {}", "narrow: {family: {n_symbols: 4}}", 12, ["64 tasks given", "has 18 for training in narrow"]),
         ("narrow: {}", "Narrow: {}", 8, ["axes.variant"]),
         ("base_d_model: 64", "warmup_steps: 1000", 1, ["1000 steps of warm-up given", "(wide)"]),
-        ("compute_flops: [1e11", "compute_flops: [5e9", 13, ["at least 50 steps", "(wide)"]),
+        ("compute_flops: [1e11", "compute_flops: [5e10", 13, ["at least 50 steps", "(wide)"]),
     ],
 )
 def test_a_variant_that_cannot_be_run_is_refused_at_its_line(

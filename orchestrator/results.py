@@ -71,6 +71,7 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "memorizer_accuracy": _share("correct_memorizer"),
     "generalizer_accuracy": _share("correct_generalizer"),
     "oracle_accuracy": _share("correct_oracle"),
+    "uniform_loss_nats": _share("nll_uniform"),
     "generalizer_loss_nats": _share("nll_generalizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 }

@@ -1,4 +1,7 @@
-"""Power laws and forecasts: hand-computed laws, simulated truths, what nobody can know, and degenerate input."""
+"""Power laws and forecasts: hand-computed laws, simulated truths, what nobody can know, and degenerate input.
+
+The scenarios are played at 300 runs each here, three standard errors allowed, and at length by `make calibration`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import math
 import numpy as np
 import pytest
 import simulate_forecast as simulated
-from simulate_forecast import SCENARIOS, TRUTHS, UNKNOWABLE, Truth, log_compute, losses
+from simulate_forecast import FALLS, LATER, PROMISED, STOPS, Truth, log_compute, losses, turns
 from simulation import Scenario
 
-from orchestrator.stats.forecast import forecast, power_law
+from orchestrator.stats.forecast import CLEARLY, forecast, power_law
 from trainers.streams import stream
 
 X = np.geomspace(1, 1e4, 9)
@@ -87,24 +90,27 @@ def test_three_points_give_a_law_and_no_interval() -> None:
 # --- coverage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_the_interval_covers_the_measured_mean_at_the_top(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
-    assert scenario.holds(outcome), f"{outcome.share:.4f}"
+@pytest.mark.parametrize("scenario", PROMISED, ids=lambda s: s.name)
+def test_a_claimed_interval_holds_and_a_curve_that_stops_falling_gets_none(scenario: Scenario) -> None:
+    outcome = scenario.play(300)
+    missed_by = outcome.share - scenario.bound if scenario.kind == "false claims" else scenario.bound - outcome.share
+    assert missed_by <= 3 * outcome.error, f"{outcome.share:.3f} of {outcome.n_runs}"
 
 
-@pytest.mark.parametrize(
-    ("name", "n_replicates", "most"),
-    [("floor", 3, 1.7), ("floor", 10, 1.4), ("pure law", 3, 3.8), ("floor, lasting noise of the loss", 5, 1.3)],
-)
-def test_the_interval_is_not_needlessly_wide(name: str, n_replicates: int, most: float) -> None:
-    truth, n = TRUTHS[name]
-    assert simulated.width_over_oracle(truth, n, n_replicates, 150, stream("width", name)) <= most
+@pytest.mark.parametrize("name", [name for name, truth in FALLS.items() if truth.widest])
+def test_the_interval_is_not_needlessly_wide(name: str) -> None:
+    truth, n, widest = FALLS[name]
+    for n_replicates in simulated.REPLICATES:
+        ratio = simulated.of_claims(truth, n, n_replicates)(60, stream("width", name, n_replicates)).width_ratio
+        assert ratio is not None and widest is not None and ratio <= widest
 
 
 def test_two_replicates_are_covered_too_and_pay_with_width() -> None:
-    found = simulated.played(Truth(floor=1.0, lasts=0.5), 5, 2, 300, stream("two replicates"))
-    assert np.mean([f.covers for f in found]) >= 0.93
+    found = {R: simulated.played(Truth(floor=1.0, lasts=0.5), 5, R, 200, stream("replicates", R)) for R in (2, 5)}
+    claims = [f for f in found[2] if f.low is not None]
+    assert len(claims) >= 150 and np.mean([f.covers for f in claims]) >= 0.93
+    widths = {R: np.median([w for w in map(simulated.width, made) if w is not None]) for R, made in found.items()}
+    assert widths[2] > 1.2 * widths[5]
 
 
 def test_it_beats_what_costs_nothing_where_there_is_a_floor_and_loses_little_where_there_is_none() -> None:
@@ -117,57 +123,90 @@ def test_it_beats_what_costs_nothing_where_there_is_a_floor_and_loses_little_whe
         return float(np.sqrt(np.mean(np.square(own)))), float(np.sqrt(np.mean(np.square(rivals), 0)).min())
 
     own, best = error(Truth(floor=1.0))
-    assert own < 0.5 * best
+    assert own < 0.6 * best
     own, best = error(Truth())  # here the plain law is the truth
     assert own < 2.5 * best
 
 
-def test_a_forecast_of_what_emerges_later_fails_and_nothing_seen_warns_of_it() -> None:
-    """The figures in simulate_forecast.py, as they were measured: a report of what cannot be known, not a promise."""
-    for name, factor in zip(UNKNOWABLE, (2.0, 9.3), strict=False):
-        found = simulated.unknowable(UNKNOWABLE[name], 200, stream("unknowable", name))
-        assert found["coverage"] == 0
-        assert math.exp(found["median log error"]) == pytest.approx(factor, rel=0.05)
-        assert found["misfit seen"] < 0.15
+@pytest.mark.parametrize("name", list(STOPS))
+def test_a_curve_that_stops_falling_within_the_fit_is_refused(name: str) -> None:
+    found = simulated.played(*STOPS[name], 5, 100, stream("refused", name))
+    refused = [f for f in found if f.verdict == "not falling"]
+    assert len(refused) >= 85
+    for made in refused:
+        assert made.predicted is None and made.low is None and made.covers is None and not made.rivals
+        assert made.falling is not None and made.falling < CLEARLY
+        assert made.reason is not None and "does not clearly fall" in made.reason
 
 
-def test_a_bend_within_the_fit_is_reported_as_misfit_and_a_law_is_not() -> None:
-    bent = simulated.unknowable(UNKNOWABLE["the slope grows by half within the fit"], 200, stream("bent"))
-    assert bent["misfit seen"] > 0.85
-    straight = simulated.played(Truth(floor=1.0, lasts=0.5), 6, 5, 400, stream("straight"))
-    assert np.mean([f.misfit_p is not None and f.misfit_p < 0.05 for f in straight]) <= 0.09
+@pytest.mark.parametrize(("noise", "share"), [(0.02, 1.0), (0.3, 0.0)])
+def test_whether_a_fall_is_clear_depends_on_the_noise(noise: float, share: float) -> None:
+    found = simulated.played(Truth(slope=0.1, noise=noise), 6, 5, 60, stream("clear", noise))
+    assert np.mean([f.verdict != "not falling" for f in found]) == pytest.approx(share, abs=0.1)
+
+
+def test_what_begins_beyond_the_fit_is_missed_and_nothing_seen_warns_of_it() -> None:
+    """A report of what cannot be known, not a promise: the figures are those of simulate_forecast.py."""
+    for name, factor in (
+        ("a skill emerges later, half the loss", 2.0),
+        ("a skill emerges later, a tenth of the loss", 9.4),
+    ):
+        found = simulated.played(*LATER[name], 5, 100, stream("later", name))
+        assert np.mean([f.covers for f in found]) <= 0.05
+        assert math.exp(np.median([f.log_error for f in found if f.log_error is not None])) == pytest.approx(
+            factor, rel=0.06
+        )
+        assert all(f.verdict == "forecast" for f in found)
+
+
+def test_a_rise_ahead_is_held_while_it_bends_no_more_sharply_than_what_was_seen() -> None:
+    mild, sharp = (simulated.of_claims(turns(6, rises), 6, 5)(150, stream("rises", rises)).share for rises in (1, 4))
+    assert mild >= 0.93 and sharp <= 0.4
 
 
 # --- values ------------------------------------------------------------------------------------------------------------
 
 
-def test_exact_curves_are_predicted_exactly_and_scored_in_natural_logs() -> None:
+def test_exact_lines_are_predicted_exactly_and_scored_in_natural_logs() -> None:
     x = 10.0 ** np.arange(0, 3.25, 0.25)
-    y = np.stack([1 + a * x**-0.5 for a in (2, 3, 4)])
+    y = np.outer([2.0, 3.0, 4.0], x**-0.5)
     found = forecast(x, y)
-    truth = 1 + 3 * x[-1] ** -0.5
-    assert found.predicted == pytest.approx(truth, rel=1e-3) and found.measured == pytest.approx(truth)
-    assert found.fitted_floor == pytest.approx(1, rel=1e-2) and found.exponent == pytest.approx(0.5, rel=2e-2)
+    truth = 3 * x[-1] ** -0.5
+    assert found.predicted == pytest.approx(truth, rel=1e-4) and found.measured == pytest.approx(truth)
+    assert found.falling == pytest.approx(1)
     last, constant, plain = found.rivals
     assert found.last_fitted == pytest.approx(10**2.25)  # 10^2.5 is more than a quarter of 10^3
     seen = x <= 10**2.3
-    assert last.predicted == pytest.approx(1 + 3 * 10 ** (-2.25 / 2))
+    assert last.predicted == pytest.approx(3 * 10 ** (-2.25 / 2))
     assert last.log_error == pytest.approx(math.log(last.predicted / truth))
     assert constant.predicted == pytest.approx(y[:, seen].mean())
     lines = [np.exp(np.polyval(np.polyfit(np.log(x[seen]), np.log(row[seen]), 1), np.log(x[-1]))) for row in y]
     assert plain.predicted == pytest.approx(np.mean(lines))
-    assert found.winner == "forecast" and (found.n_points, found.n_replicates, found.n_measured) == (10, 3, 3)
+    assert (found.n_points, found.n_replicates, found.n_measured) == (10, 3, 3)
 
 
-def test_over_a_known_floor_the_error_is_that_of_the_excess() -> None:
-    x = 10.0 ** np.arange(0, 2.25, 0.25)
-    y = 2 + np.outer([1.0, 1.1, 0.9], x**-0.5)
-    found = forecast(x, y, floor=2.0)
-    assert found.fitted_floor == 2 and found.exponent == pytest.approx(0.5) and found.predicted == pytest.approx(2.1)
-    assert found.rivals[0].log_error == pytest.approx(math.log(10 ** (0.75 * 0.5)))
-    low = forecast(x, np.where(x == x[-1], 1.9, y), floor=2.0)
-    assert low.measured == pytest.approx(1.9) and low.log_error is None and low.winner is None
-    assert low.covers is False
+def test_a_parabola_is_continued_and_a_law_with_a_floor_nearly_so() -> None:
+    log_x = log_compute(6)
+    parabola = np.exp(0.02 * (log_x - 7) ** 2) * np.array([[1.0], [1.1], [0.9]])
+    found = forecast(np.exp(log_x), parabola)
+    assert found.predicted == pytest.approx(float(parabola[:, -1].mean()), rel=1e-3) and found.winner == "forecast"
+    law = 1 + np.exp(-0.5 * log_x) * np.array([[2.0], [3.0], [4.0]])
+    found = forecast(np.exp(log_x), law)
+    assert found.predicted == pytest.approx(float(law[:, -1].mean()), rel=0.02) and found.winner == "forecast"
+
+
+def test_an_interval_wider_than_all_the_loss_could_do_is_uninformative() -> None:
+    y = losses(Truth(floor=1.0), 6, 4, stream("span"))
+    found = forecast(COMPUTE, y)
+    assert found.verdict == "forecast" and found.low is not None and found.high is not None
+    wide = found.high - found.low
+    assert forecast(COMPUTE, y, span=0.99 * wide)._replace(verdict="forecast") == found
+    assert forecast(COMPUTE, y, span=0.99 * wide).verdict == "uninformative"
+    assert forecast(COMPUTE, y, span=1.01 * wide).verdict == "forecast"
+    short = forecast(np.exp(log_compute(3)), losses(Truth(floor=1.0), 3, 5, stream("span", 3)))
+    assert short.verdict == "uninformative" and short.low is not None and short.high is not None
+    fell = [r.predicted for r in short.rivals]
+    assert short.high - short.low > fell[1] - fell[0]
 
 
 def test_the_forecast_does_not_move_when_the_top_arrives() -> None:
@@ -208,11 +247,11 @@ def test_more_confidence_is_a_wider_interval() -> None:
 
 
 def test_one_replicate_gives_a_forecast_and_no_interval() -> None:
-    for n in (3, 4, 6):
+    for n in (5, 6):
         y = losses(Truth(floor=1.0), n, 1, stream("one", n))
         found = forecast(np.exp(log_compute(n)), y)
         assert found.predicted == pytest.approx(float(y[0, -1]), rel=0.5)
-        assert found.low is None and found.high is None and found.covers is None and found.misfit_p is None
+        assert found.low is None and found.high is None and found.covers is None and found.verdict == "forecast"
         assert found.log_error is not None and found.reason is None
 
 
@@ -235,20 +274,19 @@ def test_a_point_that_most_replicates_lack_costs_the_point_and_not_the_replicate
 
 
 @pytest.mark.parametrize(
-    ("compute", "loss", "floor", "reason"),
+    ("compute", "loss", "reason"),
     [
-        ([], np.empty((3, 0)), None, "no evaluation"),
-        ([1, 2, 8], np.ones((3, 3)), None, "2 evaluations"),
-        ([1, 2, 4, 64], np.full((3, 4), np.nan), None, "0 evaluations"),
-        ([1, 2, 4, 64], np.empty((0, 4)), None, "0 evaluations"),
-        ([1, 2, 4, 64], [[1, np.nan, 1, 1], [1, 1, np.nan, 1], [np.nan, 1, 1, 1]], None, "no replicate"),
-        ([1, 2, 4, 64], [[3, 2, 1, 1]] * 2, 1.0, "reached its floor"),
-        ([1, 2, 4, 64], [[3, 2, 0, 1]] * 2, None, "not positive"),
+        ([], np.empty((3, 0)), "no evaluation"),
+        ([1, 2, 8], np.ones((3, 3)), "2 evaluations"),
+        ([1, 2, 4, 64], np.full((3, 4), np.nan), "0 evaluations"),
+        ([1, 2, 4, 64], np.empty((0, 4)), "0 evaluations"),
+        ([1, 2, 4, 64], [[1, np.nan, 1, 1], [1, 1, np.nan, 1], [np.nan, 1, 1, 1]], "no replicate"),
+        ([1, 2, 4, 64], [[3, 2, 0, 1]] * 2, "not positive"),
     ],
 )
-def test_where_nothing_can_be_forecast_it_says_why(compute, loss, floor, reason) -> None:
-    found = forecast(compute, loss, floor)
-    assert found.predicted is None and found.low is None and found.winner is None
+def test_where_nothing_can_be_forecast_it_says_why(compute, loss, reason) -> None:
+    found = forecast(compute, loss)
+    assert found.verdict == "missing" and found.predicted is None and found.low is None and found.winner is None
     assert found.reason is not None and reason in found.reason
 
 
@@ -260,26 +298,32 @@ def test_shapes_and_compute_that_make_no_sense_are_refused() -> None:
         forecast([1, 2, 3], np.ones((2, 4)))
 
 
-@pytest.mark.parametrize("kind", ["flat", "rising", "alike", "huge", "jagged"])
-def test_odd_curves_give_finite_numbers(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("flat", "not falling"),
+        ("rising", "not falling"),
+        ("jagged", "not falling"),
+        ("wild", "not falling"),
+        ("alike", "forecast"),
+        ("steep", "forecast"),
+    ],
+)
+def test_odd_curves_give_finite_numbers_or_none(kind: str, verdict: str) -> None:
     y = losses(Truth(floor=1.0), 6, 3, stream("odd"))
     odd = {
         "flat": np.full_like(y, 2.0),
         "rising": y[:, ::-1],
-        "alike": np.repeat(y[:1], 3, 0),
-        "huge": np.exp(3 * stream("odd", 1).standard_normal(y.shape)),
         "jagged": y * np.array([1, 3] * 5)[: y.shape[1]],
+        "wild": np.exp(3 * stream("odd", 1).standard_normal(y.shape)),
+        "alike": np.repeat(y[:1], 3, 0),
+        "steep": np.exp(-3.0 * np.arange(y.shape[1]) ** 2) * y,
     }[kind]
     found = forecast(COMPUTE, odd)
-    numbers = [
-        found.predicted,
-        found.low,
-        found.high,
-        found.log_error,
-        found.exponent,
-        found.fitted_floor,
-        found.misfit_p,
-    ]
-    assert all(v is not None and math.isfinite(v) for v in numbers)
-    assert found.low is not None and found.high is not None and found.predicted is not None
-    assert 0 <= found.low <= found.predicted <= found.high
+    assert found.verdict == verdict and found.falling is not None and 0 <= found.falling <= 1
+    numbers = [found.low, found.predicted, found.high]
+    if verdict == "not falling":
+        assert numbers == [None] * 3 and found.log_error is None
+        return
+    known = [v for v in (*numbers, found.log_error) if v is not None and math.isfinite(v)]
+    assert len(known) == 4 and 0 <= known[0] <= known[1] <= known[2]

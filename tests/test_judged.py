@@ -14,6 +14,7 @@ from test_report import Page, page_of
 from orchestrator import words
 from orchestrator.findings import Findings, description, find, summary
 from orchestrator.report import judged_tables
+from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 
@@ -110,6 +111,23 @@ def test_a_forecast_that_could_be_made_is_scored_against_its_rivals() -> None:
     assert sum("inside the interval" in row["words"] for row in rows) >= 9
     assert all("last value" in row["rivals"] and "plain power law" in row["rivals"] for row in rows)
     assert not judged_tables.forecast_rows(found_of(law, compute_flops=(1e10, 2e10)))
+
+
+def test_a_loss_that_has_turned_is_not_forecast_and_the_page_says_why() -> None:
+    def turned(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 0.9 - 0.2 * np.abs(np.log10(flops / 1e11))  # best at a tenth of the largest budget
+
+    found = found_of(turned, noise=0.002, compute_flops=(1e11, 1e12))
+    assert not judged_tables.forecast_rows(found)
+    (reason,) = judged_tables.no_forecast(found)
+    assert "does not clearly fall at the end" in reason
+
+
+def test_a_forecast_that_says_nothing_is_called_so() -> None:
+    made = Forecast("uninformative", predicted=1.0, low=0.5, high=3.0, measured=1.2, covers=True)
+    assert words.forecast_words(made) == (
+        "1 nats (0.5 to 3), an interval too wide to say anything; measured 1.2, inside the interval"
+    )
 
 
 def test_one_model_size_has_no_frontier_and_says_so() -> None:

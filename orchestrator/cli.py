@@ -35,7 +35,7 @@ from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.study import Study, StudyError
-from orchestrator.words import number, signed
+from orchestrator.words import number, sure
 from trainers import budget
 
 
@@ -244,13 +244,14 @@ def compare(
     from orchestrator import record
     from orchestrator.report import compare_page
 
-    both = []
+    both, outside = [], []
     for name in (first, second):
         folder, study, state = _recorded(name)
         record.write_parquet(folder, state, study)
         both.append(findings.read(folder, study))
+        outside.append(record.outside(state, study))
     try:
-        comparison = comparing.compare(*both)
+        comparison = comparing.compare(both[0], both[1], (outside[0], outside[1]))
     except ValueError as problem:
         raise UsageProblem(f"{both[0].study.id} and {both[1].study.id} cannot be compared: {problem}") from None
     _show_comparison(comparison)
@@ -413,29 +414,30 @@ def _show_result(
 
 
 def _show_comparison(found: Any) -> None:
+    from orchestrator.compare_words import answer, difference_words, left_out
+
     console = Console()
     a, b = found.a.study.id, found.b.study.id
-    console.print(found.answer, highlight=False)
+    console.print("\n".join([" ".join(answer(found)), *left_out(found)]), highlight=False, markup=False)
     if found.settings:
         console.print(f"\n[bold]Settings that differ[/bold] ({a} -> {b})", highlight=False)
         for line in found.settings:
             console.print(f"  {line}", highlight=False, markup=False)
-    headline = found.a.study.shown_skills[0]
+    of_arm = {arms: f" ({arms[0]})" if len(found.arms) > 1 else "" for arms in found.arms}
     table = _plain_table("\nBoundaries, in tasks", ("", "FLOPs", a, b), "left")
     for pair in found.boundaries:
-        if pair.skill in (headline, "memory"):
-            table.add_row(f"K_{pair.letter} {pair.skill}", number(pair.compute_flops), pair.a, pair.b)
+        if pair.skill in (found.skill, "memory"):
+            name = f"K_{pair.letter} {pair.skill}{of_arm[pair.arms]}"
+            table.add_row(name, number(pair.compute_flops), *pair.intervals)
     console.print(table)
-    kept = [cell for cell in found.cells if cell.kept and cell.skill in (headline, "")][:MAX_CELLS_SHOWN]
-    table = _plain_table(
-        f"\nCells that differ: {b} less {a}", ("", "tasks", "FLOPs", "difference", "interval"), "right"
-    )
-    for cell in kept:
-        d = cell.difference
-        interval = "—" if d.low is None else f"{signed(d.low, 2)} to {signed(d.high, 2)}"
-        name = f"{cell.measure} {cell.skill}".strip()
-        table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), signed(d.mean, 2), interval)
+    kept = [cell for cell in found.cells if cell.kept and cell.skill in (found.skill, "")][:MAX_CELLS_SHOWN]
     if kept:
+        heads = ("", "tasks", "FLOPs", "difference", f"{sure(kept[0].claim.confidence)} interval")
+        table = _plain_table(f"\nCells that differ: {b} less {a}", heads, "right")
+        for cell in kept:
+            told, interval = difference_words(cell.difference)
+            name = f"{cell.measure} {cell.skill}".strip() + of_arm[cell.arms]
+            table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), told, interval or "—")
         console.print(table)
     rest = sum(cell.kept for cell in found.cells) - len(kept)
     if rest:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from simulate_replicates import COMPARE
+from simulate_replicates import COMPARE, lottery
 from simulation import Scenario
 
 from orchestrator.stats import compare
@@ -126,6 +126,59 @@ def test_swapping_the_arms_turns_the_interval_round_and_a_wider_confidence_holds
         assert ab is not None and ba is not None and wide is not None
         assert (ab.low, ab.high) == (pytest.approx(-ba.high), pytest.approx(-ba.low)) and ab.p == pytest.approx(ba.p)
         assert wide.low < ab.low < ab.high < wide.high
+
+
+def test_so_few_replicates_agree_by_chance_as_the_binomial_says() -> None:
+    """All of one arm on the one level and all of the other on the other, or the reverse, at the most favourable share."""
+    for n_a, n_b in ((1, 1), (3, 3), (3, 10), (8, 8)):
+        shares = np.linspace(0.001, 0.999, 999)
+        worst = max(2 * share**n_a * (1 - share) ** n_b for share in shares)
+        assert compare.by_chance(n_a, n_b) == pytest.approx(worst, rel=1e-3)
+
+
+def test_three_pairs_that_agree_are_surer_than_chance_for_t_alone_and_the_interval_reaches_back() -> None:
+    low, high = [0.10, 0.11, 0.12], [0.95, 0.97, 0.95]
+    plain = compare.paired_difference(high, low)
+    assert plain is not None and plain.p is not None and plain.p < 0.001
+    for found in (compare.guarded_difference(high, low, True), compare.guarded_difference(high, low, False)):
+        assert found is not None and found.p == 2 / 4**3 and found.low is not None and found.low > 0  # .031 < .05
+    surer = compare.guarded_difference(high, low, True, 0.99)
+    assert surer is not None and surer.low == pytest.approx(surer.mean * ((0.01 * 32) ** (1 / 6) - 1)) and surer.low < 0
+    mirrored = compare.guarded_difference(low, high, True, 0.99)
+    assert mirrored is not None and mirrored.high == pytest.approx(-surer.low)
+
+
+def test_where_chance_is_no_match_the_guarded_difference_is_the_plain_one_or_students() -> None:
+    from scipy import stats
+
+    draw = stream("test", "guarded")
+    a, b = draw.normal(0.1, 1, 12), draw.normal(0, 0.1, 6)
+    assert compare.guarded_difference(a[:6].tolist(), b.tolist(), True) == compare.paired_difference(
+        a[:6].tolist(), b.tolist()
+    )
+    for x, y in ((a, b), (b, 10 * a)):
+        found, welch = compare.guarded_difference(x.tolist(), y.tolist(), False), compare.welch_difference(x, y)
+        student = stats.ttest_ind(x, y)
+        assert found is not None and welch is not None and welch.p is not None
+        assert found.p == pytest.approx(max(welch.p, student.pvalue))
+        assert found.low == pytest.approx(min(welch.low, student.confidence_interval().low))
+    assert compare.guarded_difference([1.0], [2.0], True) == compare.paired_difference([1.0], [2.0])
+    assert compare.guarded_difference([], [2.0], False) is None
+
+
+@pytest.mark.parametrize(("in_pairs", "n_a", "n_b", "alpha"), [(True, 3, 3, 0.002), (False, 3, 10, 0.05)])
+def test_alike_lotteries_are_told_apart_no_more_often_than_said_and_by_plain_tests_they_are(
+    in_pairs: bool, n_a: int, n_b: int, alpha: float
+) -> None:
+    plain_test = compare.paired_difference if in_pairs else compare.welch_difference
+    draw, guarded, plain, n_runs = stream("test", "lotteries", n_a, n_b), 0, 0, 1500
+    one_lottery = lottery(0.5, 0.01)
+    for _ in range(n_runs):
+        a, b = one_lottery(draw, n_a).tolist(), one_lottery(draw, n_b).tolist()
+        found, naive = compare.guarded_difference(a, b, in_pairs), plain_test(a, b)
+        assert found is not None and found.p is not None and naive is not None and naive.p is not None
+        guarded, plain = guarded + (found.p <= alpha), plain + (naive.p <= alpha)
+    assert guarded / n_runs <= 1.2 * alpha and plain / n_runs > 3 * alpha
 
 
 def test_no_number_that_is_not_finite_ever_comes_out() -> None:

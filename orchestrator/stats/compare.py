@@ -11,6 +11,9 @@ chances       3 replicates 5            10    20
 
 The last row no warning from the values can save: where a mode is rare it goes unseen, and both arms look steady (of 10 replicates
 26 % of intervals miss undoubted). Who knows from elsewhere that a measure is a lottery reports how many made it instead.
+
+Two lotteries that are alike are also told apart too often: all of three replicates come out high here and low there in 3 % of
+cells, with next to no spread, and a t-test finds p < .0002 in nearly as many. Who tests many cells uses `guarded_difference`.
 """
 
 from __future__ import annotations
@@ -111,6 +114,54 @@ def welch_difference(
     part = v_a / (v_a + v_b)
     df = 1 / (part**2 / (n_a - 1) + (1 - part) ** 2 / (n_b - 1))
     return result(*_t_test(mean, math.sqrt(v_a + v_b), df, confidence), df)
+
+
+def by_chance(n_a: int, n_b: int) -> float:
+    """The largest probability with which replicates of one and the same lottery come out on two levels, those of one arm
+    all on the one and those of the other all on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b.
+
+    For n pairs 2 x 4^-n, and not only for lotteries: whatever two values are drawn alike, their difference falls between l
+    and h < 2 l with probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
+    """
+    n = n_a + n_b
+    return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)
+
+
+def guarded_difference(
+    a: Sequence[float | None], b: Sequence[float | None], in_pairs: bool, confidence: float = 0.95
+) -> Difference | None:
+    """Mean of a less mean of b, with a claim that holds where nothing is known but that equal arms are drawn alike.
+
+    `in_pairs`: as `paired_difference`. Else the less sure of Welch's test and Student's: three of a lottery that agree by
+    chance lend Welch their small variance against ten that do not (false at 5 % in 21 %), while the variance of all does not.
+    Then p is at least `by_chance`. The interval excludes zero exactly where p is at most 1 - confidence: where `by_chance`
+    forbids it, it reaches back, through zero, to the least difference of two lotteries' means that would bring so few
+    replicates to agree as often as that.
+
+    Drawn alike from normals, uniforms, lotteries and means of several lotteries, p is below alpha (.0002 to .05) in at
+    most 1.8 alpha of runs of 3 to 20 pairs, and in 2.3 alpha unpaired; worst .0007 at .0002, of 5 against 10.
+    """
+    found = paired_difference(a, b, confidence) if in_pairs else welch_difference(a, b, confidence)
+    if found is None or found.p is None:
+        return found
+    p, low, high = found.p, found.low, found.high
+    if not in_pairs and low is not None and high is not None:
+        student_low, student_high, student_p = _student(present(a), present(b), found.mean, confidence)
+        p, low, high = max(p, student_p), min(low, student_low), max(high, student_high)
+    chance, alpha = by_chance(found.n_a, found.n_b), 1 - confidence
+    if chance > p:
+        p = chance
+        if low is not None and high is not None and chance > alpha:
+            back = found.mean * ((alpha / chance) ** (1 / (found.n_a + found.n_b)) - 1)
+            low, high = min(low, back), max(high, back)
+    return found._replace(p=p, low=low, high=high)
+
+
+def _student(x: np.ndarray, y: np.ndarray, mean: float, confidence: float) -> tuple[float, float, float]:
+    """Low and high end and p-value of Student's test, with the variance of both arms together."""
+    df = len(x) + len(y) - 2
+    pooled = float(((x - x.mean()) ** 2).sum() + ((y - y.mean()) ** 2).sum()) / df
+    return _t_test(mean, math.sqrt(pooled * (1 / len(x) + 1 / len(y))), df, confidence)
 
 
 def present(values: Sequence[float | None]) -> np.ndarray:

@@ -1,0 +1,521 @@
+"""compose: its universe, sequences, references, skills and domains."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from trainers.spec import TrunkSpec
+from trainers.tasks.base import Family, ItemSet, Probe
+from trainers.tasks.compose import EPSILON, Compose
+
+HUGE = {"n_slots": 14}
+DOMAINS = {"n_slots": 4, "n_functions": 5, "n_domains": 3}
+POSITIONS = {"kind": "positions", "n_input": 4}
+FAMILIES = [{}, {"n_input": 3}, POSITIONS, DOMAINS, DOMAINS | {"share": False}, DOMAINS | {"domain": 1}]
+
+
+def trunk_of(n_tasks: int = 64, arm: str = "steps", replicate: int = 0, n_sequences: int = 64, **family: Any) -> Any:
+    """A trunk; `family` takes the parameters of Compose."""
+    return TrunkSpec.model_validate(
+        {
+            "family": {"name": "compose", **family},
+            "arm": arm,
+            "n_tasks": n_tasks,
+            "replicate": replicate,
+            "evaluation": {"n_sequences": n_sequences},
+        }
+    )
+
+
+@functools.cache
+def suite_of(trunk: Any) -> list[ItemSet]:
+    return list(trunk.family.suite(trunk))
+
+
+def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
+    """The one probe of a skill on a split, with the sequences that it is scored on."""
+    (found,) = [(i, p) for i in suite_of(trunk) for p in i.probes if (p.skill, p.split) == (skill, split)]
+    return found
+
+
+def rows_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, ...]]:
+    """The compositions that a skill is scored on, as the tokens tell them."""
+    items, probe = find(trunk, skill, split)
+    shown = items.tokens[probe.mask.any(axis=1), : trunk.family.n_slots] - trunk.family.n_letters
+    return [tuple(row) for row in shown.tolist()]
+
+
+def train_of(trunk: Any) -> np.ndarray:
+    return trunk.family.compositions(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+
+
+def by_hand(family: Compose, composition: list[int], x: list[int]) -> list[list[int]]:
+    """y1 ... yL, letter by letter."""
+    functions, y, out = family.functions().tolist(), x, []
+    for number in composition:
+        function = functions[number]
+        y = [function[letter] for letter in y] if family.kind == "letters" else [y[place] for place in function]
+        out.append(y)
+    return out
+
+
+def brute_force(family: Compose, asked: list[int], x: list[int], answer: list[int], train: list[list[int]]) -> Any:
+    """The memoriser's predictions (S, A), from the joint probability of every prefix of an answer. Slow and plain."""
+    shared = [sum(f == g for f, g in zip(asked, task, strict=True)) for task in train]
+    outputs = [by_hand(family, t, x)[-1] for t, s in zip(train, shared, strict=True) if s == max(shared)]
+    a = family.n_letters
+
+    def joint(prefix: list[int]) -> float:
+        each = [
+            np.prod([(1 - EPSILON) * (u == v) + EPSILON / a for u, v in zip(prefix, output, strict=False)])
+            for output in outputs
+        ]
+        return float(np.mean(each))
+
+    return [[joint([*answer[:s], letter]) / joint(answer[:s]) for letter in range(a)] for s in range(len(answer))]
+
+
+# The universe ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slots", "functions"), [(2, 2), (3, 8), (5, 3), (4, 6)])
+def test_the_universe_holds_every_composition_exactly_once(slots, functions):
+    family = Compose(n_slots=slots, n_functions=functions)
+    rows = family.compositions(np.arange(family.universe_size)) - np.arange(slots) * functions
+    assert sorted(map(tuple, rows.tolist())) == list(itertools.product(range(functions), repeat=slots))
+
+
+@pytest.mark.parametrize("parameters", FAMILIES)
+def test_training_and_held_out_compositions_share_out_a_small_universe(parameters):
+    family = Compose(**parameters)
+    n_train, n_held_out = family.n_train_ids, family.universe_size - family.n_train_ids
+    train = set(map(bytes, family.compositions(family.train_ids(3, np.arange(n_train)))))
+    held_out = set(map(bytes, family.compositions(family.held_out_ids(n_held_out))))
+    assert (len(train), len(held_out), len(train | held_out)) == (n_train, n_held_out, family.universe_size)
+    assert n_held_out == family.n_held_out == pytest.approx(family.universe_size / 8, rel=0.05)
+
+
+def test_the_default_universe_is_448_training_and_64_held_out_tasks():
+    assert (Compose().universe_size, Compose().n_train_ids, Compose().n_held_out) == (512, 448, 64)
+
+
+def test_no_task_of_two_replicates_is_held_out_and_none_occurs_twice():
+    """Counted by content, over 300,000 of 4.4e12 tasks."""
+    family, n = Compose(**HUGE), 100_000
+    assert family.universe_size == 8**14 == 2 * family.n_train_ids == 2 * family.n_held_out
+    sets = [family.compositions(family.train_ids(replicate, np.arange(n))) for replicate in (0, 1)]
+    sets.append(family.compositions(family.held_out_ids(n)))
+    digits = [rows - 8 * np.arange(14) for rows in sets]
+    assert all(rows.min() == 0 and rows.max() == 7 for rows in digits)
+    contents = [set(map(bytes, rows.astype(np.uint8))) for rows in digits]
+    assert [len(c) for c in contents] == [n, n, n]
+    assert len(contents[2] & (contents[0] | contents[1])) == 0
+    assert len(contents[0] | contents[1]) >= 2 * n - 5
+
+
+def test_tasks_and_functions_are_what_they_were_when_this_was_written():
+    """When this moves, raise Compose.version."""
+    huge = Compose(**HUGE)
+    rows = huge.compositions(np.array([0, 1, 2**40, 8**14 - 1])) - 8 * np.arange(14)
+    assert ["".join(map(str, row)) for row in rows] == [
+        "15545776147154",
+        "05323474523420",
+        "53734171632437",
+        "04662730103364",
+    ]
+    assert huge.train_ids(0, np.arange(3)).tolist() == [1243737393739, 1555416302112, 1729823561243]
+    assert huge.held_out_ids(2).tolist() == [2367679658926, 3228077936219]
+    assert ["".join(map(str, row)) for row in Compose().functions()[[1, 7, 9, 23]]] == [
+        "61047325",
+        "27046153",
+        "50762341",
+        "31267405",
+    ]
+    assert ["".join(map(str, row)) for row in Compose(**POSITIONS).functions()[[1, 23]]] == ["1203", "2103"]
+
+
+@pytest.mark.parametrize("parameters", [*FAMILIES, HUGE, {"n_slots": 31, "n_functions": 4}])
+def test_the_id_of_a_composition_can_be_found_again(parameters):
+    family = Compose(**parameters)
+    ids = np.array([i * (family.universe_size - 1) // 998 for i in range(999)])
+    rows = family.compositions(ids)
+    assert np.array_equal(family.ids(rows), ids)
+    for task, row in zip(ids[::100], rows[::100], strict=True):  # and each depends on its own id alone
+        assert np.array_equal(family.compositions(np.array([task]))[0], row)
+
+
+def test_neighbouring_tasks_share_no_more_functions_than_chance():
+    rows = Compose(**HUGE).compositions(np.arange(20_000))
+    shared = (rows[1:] == rows[:-1]).sum()  # one in eight expected
+    expected = 19_999 * 14 / 8
+    assert abs(shared - expected) < 5 * np.sqrt(expected * 7 / 8)
+    for slot, column in enumerate(rows.T):
+        assert stats.chisquare(np.bincount(column - 8 * slot, minlength=8)).pvalue > 1e-5
+
+
+def test_the_functions_of_a_slot_are_different_bijections_and_the_first_is_the_identity():
+    for parameters in (*FAMILIES, {"n_functions": 24, "n_letters": 4}):
+        family = Compose(**parameters)
+        table = family.functions().reshape(family.n_slots, -1, family.functions().shape[1])
+        points = np.arange(table.shape[2])
+        assert np.array_equal(np.sort(table, axis=2), np.broadcast_to(points, table.shape))
+        for slot in table:
+            identities = (slot == points).all(axis=1)
+            assert np.flatnonzero(identities).tolist() == list(range(0, len(slot), family.n_functions))
+            assert len(np.unique(slot[~identities], axis=0)) == (~identities).sum()
+    assert (Compose().functions().reshape(3, 8, 8)[0, 1:] != Compose().functions().reshape(3, 8, 8)[1, 1:]).any()
+
+
+def test_more_slots_or_functions_leave_the_others_as_they_are():
+    small, large = Compose().functions(), Compose(n_slots=5, n_functions=12).functions()
+    assert np.array_equal(small.reshape(3, 8, 8), large.reshape(5, 12, 8)[:3, :8])
+
+
+def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
+    for parameters in ({}, HUGE, DOMAINS):
+        family = Compose(**parameters)
+        large = family.train_ids(0, np.arange(200))
+        assert np.array_equal(family.train_ids(0, np.arange(64)), large[:64])
+        assert not np.array_equal(family.train_ids(1, np.arange(200)), large)
+    assert np.array_equal(Family.train_ids(Compose(), 2, np.arange(448)), Compose().train_ids(2, np.arange(448)))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"n_functions": 25, "n_letters": 4}, "a slot needs 25 different functions, but 4 letters allow only 24"),
+        ({"kind": "positions", "n_input": 3}, "a slot needs 8 different functions, but 3 positions allow only 6"),
+        ({"kind": "positions", "n_input": 6, "n_letters": 5}, "rearranged of different letters"),
+        ({"n_domains": 8}, "n_domains 8: at most 7, the functions but the identity"),
+        ({"n_domains": 4, "domain": 4}, "domain 4 is none of the 4"),
+        ({"domain": 0}, "domain 0 is none of the 0"),
+        ({"share": False}, "no difference without n_domains"),
+        ({"n_slots": 21}, r"more than 2\^62 tasks"),
+    ],
+)
+def test_what_cannot_be_is_refused(parameters, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Compose(**parameters)
+
+
+# Sequences -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", Compose.arms)
+@pytest.mark.parametrize("parameters", FAMILIES)
+def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, parameters):
+    trunk = trunk_of(24, arm, **parameters)
+    family = trunk.family
+    n_slots, s = family.n_slots, family.n_input
+    colon, filler = family.vocab_size - 2, family.vocab_size - 1
+    tasks = set(map(tuple, train_of(trunk).tolist()))
+    batch = family.batch(trunk, 7)
+    assert batch.loss_mask.shape == (32, family.length(arm)) and batch.tokens.shape == (32, family.length(arm) + 1)
+    for row, mask in zip(batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True):
+        composition = [token - family.n_letters for token in row[:n_slots]]
+        assert tuple(composition) in tasks
+        assert row[n_slots] == colon
+        x, shown = row[n_slots + 1 : n_slots + 1 + s], row[n_slots + 1 + s :]
+        assert family.kind == "letters" or len(set(x)) == s
+        *steps, answer = by_hand(family, composition, x)
+        between = {"answer": [], "latent": [filler] * (s * (n_slots - 1))}.get(arm, [*itertools.chain(*steps)])
+        assert shown == between + answer
+        scored = [token for token, counts in zip(row[1:], mask, strict=True) if counts]
+        assert scored == {"steps": between + answer, "next_token": row[1:]}.get(arm, answer)
+
+
+def test_the_longest_arm_is_the_length_of_the_family():
+    family = Compose(n_slots=5, n_input=2)
+    assert {arm: family.length(arm) for arm in family.arms} == {
+        "steps": 17,
+        "answer": 9,
+        "latent": 17,
+        "next_token": 17,
+    }
+    assert family.seq_len == 17
+
+
+def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike():
+    trunk = trunk_of(10**12, **HUGE)
+    first = trunk.family.batch(trunk, 5)
+    trunk.family.batch(trunk, 6)
+    again = trunk.family.batch(trunk_of(10**12, **HUGE), 5)
+    assert np.array_equal(first.tokens, again.tokens) and np.array_equal(first.loss_mask, again.loss_mask)
+    others = [
+        trunk_of(10**12, replicate=r, **HUGE).family.batch(trunk_of(10**12, replicate=r, **HUGE), s)
+        for r in (0, 1)
+        for s in range(40)
+    ]
+    tokens = np.concatenate([batch.tokens for batch in others])
+    assert len(np.unique(tokens[:, :14], axis=0)) == len(tokens) == 2 * 40 * 32  # each a composition of its own
+
+
+def test_training_draws_all_its_tasks_and_inputs_equally():
+    trunk = trunk_of(24)
+    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(100)])
+    which = (tokens[:, None, :3] - 8 == train_of(trunk)).all(axis=2)  # (N, K)
+    assert (which.sum(axis=1) == 1).all()
+    counts = np.zeros((24, 8))
+    np.add.at(counts, (which.argmax(axis=1), tokens[:, 4]), 1)
+    assert stats.chisquare(counts.sum(axis=1)).pvalue > 1e-3
+    assert stats.chisquare(counts.sum(axis=0)).pvalue > 1e-3
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+# References ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [{}, {"n_input": 3, "n_letters": 5}, POSITIONS, DOMAINS])
+@pytest.mark.parametrize("n_tasks", [1, 6, 40])
+def test_the_memoriser_is_the_stated_one_by_brute_force(parameters, n_tasks):
+    """On seen, unseen and out-of-order compositions, after right and after wrong letters: to 1e-9."""
+    trunk = trunk_of(n_tasks, **parameters)
+    family, train = trunk.family, train_of(trunk)
+    asked = np.concatenate([train[:5], family.compositions(family.held_out_ids(15))])
+    asked = np.concatenate([asked, np.roll(asked[-5:], 1, axis=1)])
+    rng = np.random.default_rng(0)
+    x = family._inputs(rng, len(asked))
+    answer = rng.integers(0, family.n_letters, x.shape)
+    answer[::2] = [by_hand(family, c, i)[-1] for c, i in zip(asked[::2].tolist(), x[::2].tolist(), strict=True)]
+    found = family.memorizer(asked, x, answer, train, family.maps(train))
+    assert np.allclose(found.sum(axis=2), 1, rtol=0, atol=1e-12)
+    for i in range(len(asked)):
+        rows = (asked[i].tolist(), x[i].tolist(), answer[i].tolist(), train.tolist())
+        assert np.allclose(found[i], brute_force(family, *rows), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("arm", ["steps", "answer"])
+@pytest.mark.parametrize("parameters", [{}, {"n_input": 3}, POSITIONS])
+def test_the_references_know_what_they_should(arm, parameters):
+    """By hand: a believed letter costs -log(1 - ε + ε/A); the uniform guess has one letter in A right."""
+    trunk = trunk_of(24, arm, **parameters)
+    s, a = trunk.family.n_input, trunk.family.n_letters
+    sure = -np.log(1 - EPSILON + EPSILON / a) * s
+    for items in suite_of(trunk):
+        for probe in items.probes:
+            row = probe.score(np.full((*probe.mask.shape, trunk.family.vocab_size), -np.log(trunk.family.vocab_size)))
+            n = row["n_sequences"]
+            if not n:
+                continue
+            assert row["n"] == n * s
+            assert row["nll_uniform"] == pytest.approx(n * s * np.log(a)) and row["exact_uniform"] == pytest.approx(
+                n / a**s
+            )
+            assert row["nll_generalizer"] == pytest.approx(n * sure) and row["exact_generalizer"] == n
+            if probe.split == "seen":
+                assert row["nll_memorizer"] == pytest.approx(n * sure) and row["exact_memorizer"] == n
+            else:
+                assert row["exact_memorizer"] < 0.5 * n
+
+
+def test_the_memoriser_of_nearly_all_tasks_is_right_on_the_others_as_often_as_functions_agree():
+    """By another way: its neighbours differ in one function, so it is right where two functions of a slot agree.
+
+    Over the 448 training tasks of the default universe, all 64 held-out ones, all inputs: near chance, 1/8.
+    """
+    family = Compose()
+    train, asked = (family.compositions(ids) for ids in (family.train_ids(0, np.arange(448)), family.held_out_ids(64)))
+    asked, x = np.repeat(asked, 8, axis=0), np.tile(np.arange(8), 64)[:, None]
+    *_, answer = family.steps(asked, x)
+    found = np.take_along_axis(family.memorizer(asked, x, answer, train, family.maps(train)), answer[:, :, None], 2)
+    agree = [
+        (f == g).mean() for slot in family.functions().reshape(3, 8, 8) for f, g in itertools.permutations(slot, 2)
+    ]
+    assert found.mean() == pytest.approx((1 - EPSILON) * np.mean(agree) + EPSILON / 8, abs=0.01)
+    assert np.mean(agree) == pytest.approx(1 / 8, abs=0.03)
+
+
+@pytest.mark.parametrize("n_tasks", [40, 300, 448])
+def test_looking_neighbours_up_finds_the_same_memoriser_as_going_through_the_list(n_tasks):
+    trunk = trunk_of(n_tasks)
+    family, train = trunk.family, train_of(trunk)
+    asked = np.concatenate([family.compositions(family.held_out_ids(64)), train[:30]])
+    x = family._inputs(np.random.default_rng(0), len(asked))
+    *_, answer = family.steps(asked, x)
+    near = family._looked_up(trunk, asked)
+    assert {tuple(row) for row in near.tolist()} <= {tuple(row) for row in train.tolist()}
+    through, looked_up = (family.memorizer(asked, x, answer, tasks, family.maps(tasks)) for tasks in (train, near))
+    assert np.allclose(through, looked_up, rtol=0, atol=1e-12)
+
+
+def test_a_trillion_tasks_have_a_memoriser_and_a_million_are_too_many_and_too_few():
+    _, trillion = find(trunk_of(10**12, "answer", **HUGE), "compose")
+    assert {"uniform", "generalizer", "memorizer"} == trillion.references.keys()
+    assert trillion.references["memorizer"].correct[trillion.mask].mean() < 0.4
+    for skill in ("compose", "out_of_order"):
+        _, million = find(trunk_of(10**6, "answer", **HUGE), skill)
+        assert {"uniform", "generalizer"} == million.references.keys()
+    _, out_of_order = find(trunk_of(10**12, "answer", **HUGE), "out_of_order")
+    assert "memorizer" not in out_of_order.references  # it shares nothing with any of them
+
+
+@pytest.mark.parametrize("reference", ["generalizer", "memorizer"])
+def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference):
+    trunk = trunk_of(24, "answer", n_input=2)
+    family, train = trunk.family, train_of(trunk)
+    for items in family.suite(trunk):
+        asked, x, answer = items.tokens[:, :3] - 8, items.tokens[:, 4:6], items.tokens[:, -2:]
+        probs = family.memorizer(asked, x, answer, train, family.maps(train))
+        if reference == "generalizer":
+            probs = (1 - EPSILON) * np.eye(8)[answer] + EPSILON / 8
+        log_probs = np.full((len(x), family.length("answer"), family.vocab_size), -np.inf)
+        log_probs[:, -2:, :8] = np.log(probs)
+        for probe in items.probes:
+            row = probe.score(log_probs)
+            if row["n"]:
+                assert row["nll_nats"] == pytest.approx(row[f"nll_{reference}"], rel=1e-9)
+                part = probe.references[reference].correct[probe.mask]
+                assert abs(row["n_correct"] - row[f"correct_{reference}"]) <= ((part > 0) & (part < 1)).sum()
+
+
+# Skills ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "parameters"), [(6, {}), (64, {}), (448, {}), (9, DOMAINS), (30, DOMAINS | {"share": False}), (6, HUGE)]
+)
+def test_compose_asks_unseen_compositions_of_functions_trained_where_they_stand(n_tasks, parameters):
+    trunk = trunk_of(n_tasks, n_sequences=256, **parameters)
+    family, train = trunk.family, train_of(trunk)
+    every_training_task = set(map(tuple, family.compositions(np.arange(min(family.n_train_ids, 1000))).tolist()))
+    trained = [set(column) for column in train.T.tolist()]
+    changing = {row: sum(f % family.n_functions > 0 for f in row) for row in rows_of(trunk, "compose")}
+    assert len(rows_of(trunk, "compose")) == 256
+    for row in changing:
+        assert row not in every_training_task
+        assert all(f in functions for f, functions in zip(row, trained, strict=True))
+    for k in range(2, family.n_slots + 1):
+        assert set(rows_of(trunk, f"compose_{k}")) == {row for row, n in changing.items() if n == k}
+    for row in rows_of(trunk, "single_step"):
+        assert row not in every_training_task
+        assert sum(f % family.n_functions > 0 for f in row) == 1
+        assert all(f in functions for f, functions in zip(row, trained, strict=True))
+    for row in rows_of(trunk, "out_of_order"):
+        slots = [f // family._width for f in row]
+        assert sorted(slots) == list(range(family.n_slots)) and all(s != i for i, s in enumerate(slots))
+        assert tuple(sorted(row)) in changing
+    held_out = rows_of(trunk, "mixture")
+    novel = {row for row in held_out if not all(f in fs for f, fs in zip(row, trained, strict=True))}
+    assert set(rows_of(trunk, "novel_function")) == novel
+
+
+def test_every_answer_asked_for_is_what_the_functions_make_in_the_order_written():
+    for parameters in FAMILIES:
+        trunk = trunk_of(24, "answer", **parameters)
+        s, n_slots = trunk.family.n_input, trunk.family.n_slots
+        for items in suite_of(trunk):
+            for row in items.tokens.tolist():
+                functions = [token - trunk.family.n_letters for token in row[:n_slots]]
+                assert row[-s:] == by_hand(trunk.family, functions, row[n_slots + 1 : n_slots + 1 + s])[-1]
+            for probe in items.probes:
+                assert np.array_equal(probe.target, items.tokens[:, 1:])
+                assert not probe.mask[:, :-s].any() and (probe.mask[:, -s:] == probe.mask[:, -1:]).all()
+
+
+def test_the_seen_split_shows_training_tasks_only():
+    trunk = trunk_of(24)
+    assert set(rows_of(trunk, "compose", "seen")) == set(map(tuple, train_of(trunk).tolist()))
+
+
+def test_the_model_writes_every_step_but_the_answer_itself():
+    for arm in ("steps", "next_token"):
+        trunk = trunk_of(24, arm, n_slots=4, n_input=2)
+        for items in suite_of(trunk):  # f f f f : x x y1 y1 y2 y2 y3 y3 y4 y4
+            assert [position + 1 for position in items.written] == [7, 8, 9, 10, 11, 12]
+    for arm in ("answer", "latent"):
+        assert not any(items.written for items in suite_of(trunk_of(24, arm)))
+
+
+def test_one_task_leaves_nothing_to_compose():
+    trunk = trunk_of(1)
+    for skill in ("compose", "compose_2", "single_step", "out_of_order"):
+        _, probe = find(trunk, skill)
+        row = probe.score(np.zeros((*probe.mask.shape, trunk.family.vocab_size)))
+        assert row["n"] == 0 and row["n_exact"] is None and row["exact_memorizer"] is None
+    assert len(rows_of(trunk, "novel_function")) == len(rows_of(trunk, "mixture", "seen")) == 64
+
+
+@pytest.mark.parametrize("parameters", [{}, HUGE])
+def test_the_suite_is_the_same_for_all_trials_that_were_trained_on_every_function(parameters):
+    trunks = [trunk_of(n, replicate=r, **parameters) for n, r in ((128, 0), (400, 3))]
+    suites = [suite_of(trunk) for trunk in trunks]
+    for one, other in zip(*suites, strict=True):
+        if one.probes[0].split == "held_out":
+            assert np.array_equal(one.tokens, other.tokens)
+    few = trunk_of(4, **parameters)
+    assert np.array_equal(find(few, "mixture")[0].tokens, find(trunks[0], "mixture")[0].tokens)
+
+
+def test_the_suite_has_the_size_that_its_price_assumes():
+    for arm, parameters in itertools.product(Compose.arms, FAMILIES):
+        trunk = trunk_of(2, arm, n_sequences=5, **parameters)
+        suite = suite_of(trunk)
+        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk)
+        assert all(items.tokens.shape[1] == trunk.family.length(arm) + 1 for items in suite)
+
+
+def test_every_skill_that_is_announced_is_measured_and_none_besides():
+    for parameters in ({}, HUGE, DOMAINS):
+        trunk = trunk_of(**parameters)
+        measured = [(p.skill, p.split) for items in suite_of(trunk) for p in items.probes]
+        assert {skill for skill, _ in measured} == {*trunk.family.skills, Compose.mixture}
+        assert (Compose.headline, "held_out") in measured and (Compose.mixture, "seen") in measured
+        assert len(set(measured)) == len(measured)
+    assert Compose.skills == Compose().skills
+
+
+# Domains ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_generalist_trains_on_the_tasks_of_its_specialists(share):
+    generalist = trunk_of(3 * 20, **DOMAINS, share=share)
+    specialists = [trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3)]
+    for d, specialist in enumerate(specialists):
+        tasks = train_of(specialist)
+        assert (tasks[:, 0] == 1 + d).all()
+        assert np.array_equal(tasks, train_of(generalist)[d::3])
+        assert specialist.family.vocab_size == generalist.family.vocab_size
+    tails = [set(map(bytes, train_of(s)[:, 1:])) for s in specialists]
+    assert len(tails[0] & tails[1]) < 15  # each domain has tasks of its own, of 110
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_each_domain_is_examined_alike_for_all_on_tasks_that_nobody_trains(share):
+    trunks = [trunk_of(60, **DOMAINS, share=share), *(trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3))]
+    trainable = set()
+    for trunk in trunks[1:]:
+        trainable |= set(map(bytes, trunk.family.compositions(np.arange(trunk.family.n_train_ids))))
+    assert len(trainable) == trunks[0].family.n_train_ids
+    for d in range(3):
+        found = [find(trunk, f"domain_{d}") for trunk in trunks]
+        assert len({items.tokens.tobytes() for items, _ in found}) == 1
+        asked = np.array(rows_of(trunks[0], f"domain_{d}"))
+        assert (asked[:, 0] == 1 + d).all()
+        assert not set(map(bytes, asked)) & trainable
+
+
+def test_domains_that_share_nothing_have_no_function_in_common():
+    """Neither a token nor, the identity and the first slot apart, a bijection."""
+    family = Compose(**DOMAINS, share=False)
+    rows = family.compositions(np.arange(family.universe_size))
+    used = [set(rows[rows[:, 0] == 1 + d].ravel().tolist()) for d in range(3)]
+    assert not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
+    functions = family.functions()
+    for slot in range(1, 4):
+        kinds = [{tuple(functions[f]) for f in u if f // 15 == slot and f % 5} for u in used]
+        assert [len(kind) for kind in kinds] == [4, 4, 4] and len(set().union(*kinds)) == 12
+    shared = Compose(**DOMAINS)
+    assert set(shared.compositions(np.arange(shared.universe_size))[:, 1].tolist()) == set(range(5, 10))
+
+
+def test_a_specialist_has_no_more_tasks_than_its_domain():
+    assert Compose(**DOMAINS, domain=0).n_train_ids * 3 == Compose(**DOMAINS).n_train_ids == 3 * (125 - 15)
+    with pytest.raises(ValueError, match="n_tasks 111 is beyond the 110 training tasks"):
+        trunk_of(111, **DOMAINS, domain=0)

@@ -1,0 +1,480 @@
+"""compose: function composition. A task names one function for each of L slots; 8 functions in 14 slots are 4.4e12 tasks.
+
+A sequence is f1 ... fL : x y1 ... yL with y1 = f1(x), y2 = f2(y1), ...; x and each y are S letters. It can be taught step
+by step (`steps`) or by its outcome alone (`answer`, `latent`). A model may keep whole compositions, or learn each function
+where it stands and apply one after another: that works for compositions that it never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import combinations, product
+from math import factorial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from trainers.spec import Count, Index
+from trainers.streams import KeyedPermutation, keyed_permutation, stream
+from trainers.tasks.base import SMALL_UNIVERSE, Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+EPSILON = 1e-3
+"""The references believe each letter of an answer with 1 - ε and any of the alphabet with ε, so that no loss is infinite."""
+MEMORIZER_MAX_TASKS = 2**16
+"""Longer lists are not gone through: the memoriser is then missing, unless the list is so dense that all neighbours of the
+asked compositions can be looked up in it. 65,536 tasks of 14 functions cost a trunk 0.4 s of one core, 1,024 cost 0.03 s."""
+_MAX_LOOKED_UP = 2**20
+_CANDIDATES = 64
+"""Compositions tried for each unseen one wanted. In a small universe one of eight is held out, in a large one every other."""
+
+
+class _Skills:
+    """The skills depend on the parameters; of the class itself, they are those of the default ones."""
+
+    def __get__(self, family: Compose | None, owner: type[Compose]) -> dict[str, str]:
+        return (owner() if family is None else family)._skills()
+
+
+@register
+class Compose(Family):
+    """Compositions of `n_slots` functions, one of `n_functions` in each slot, the identity among them."""
+
+    name: Literal["compose"] = "compose"
+    n_slots: Annotated[Count, Field(ge=2)] = 3
+    """L: functions applied one after another."""
+    n_functions: Annotated[Count, Field(ge=2)] = 8
+    """F: functions to choose from in each slot, the first of them the identity; the universe has F^L tasks, at most 2^62."""
+    kind: Literal["letters", "positions"] = "letters"
+    """What a function does: map each letter to another (a random bijection of the alphabet), or rearrange the positions."""
+    n_input: Annotated[Count, Field(le=6)] = 1
+    """S: letters of the input, and of every step."""
+    n_letters: Annotated[Count, Field(ge=4, le=26)] = 8
+    """Letters of the alphabet."""
+    n_domains: Index = 0
+    """Domains, each the compositions that begin with one function; 0 has none, and any function may come first."""
+    domain: Index | None = None
+    """A specialist: train on this domain alone (0 ... n_domains - 1). Left out, tasks come from all domains in turn."""
+    share: bool = True
+    """Do the domains share the functions of the later slots? `false` gives each its own: a control, nothing carries over."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("steps", "answer", "latent", "next_token")  # `reward` will be the fifth
+    headline: ClassVar[str] = "compose"
+    mixture: ClassVar[str] = "mixture"
+    ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
+    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
+    skills: ClassVar[dict[str, str]] = _Skills()  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Compose:
+        if self.kind == "positions" and self.n_input > self.n_letters:
+            raise ValueError(
+                f"n_input {self.n_input}: positions are rearranged of different letters, of n_letters {self.n_letters}"
+            )
+        if self._n_bijections > factorial(self._n_points):
+            allowed = f"{self._n_points} {self.kind} allow only {factorial(self._n_points)}"
+            raise ValueError(
+                f"n_functions {self.n_functions}: a slot needs {self._n_bijections} different functions, but {allowed}"
+            )
+        if self.n_domains >= self.n_functions:
+            raise ValueError(
+                f"n_domains {self.n_domains}: at most {self.n_functions - 1}, the functions but the identity"
+            )
+        if self.domain is not None and self.domain >= self.n_domains:
+            raise ValueError(f"domain {self.domain} is none of the {self.n_domains} of n_domains")
+        if not self.share and not self.n_domains:
+            raise ValueError("share: false makes no difference without n_domains")
+        if self.universe_size > 2**62:
+            raise ValueError(f"{self.n_functions} functions in {self.n_slots} slots are more than 2^62 tasks")
+        return self
+
+    def _skills(self) -> dict[str, str]:
+        several = range(2, self.n_slots + 1)
+        strata = {f"compose_{k}": f"those of them in which {k} functions change something" for k in several}
+        domains = {f"domain_{d}": f"unseen compositions of domain {d}" for d in range(self.n_domains)}
+        return {
+            "compose": "unseen compositions of functions that were all trained where they stand",
+            **strata,
+            "single_step": "unseen compositions in which only one function changes something",
+            "out_of_order": "control: the functions stand in slots where they were never trained",
+            "novel_function": "control: unseen compositions with a function that was never trained where it stands",
+            **domains,
+        }
+
+    # The universe ----------------------------------------------------------------------------------------------
+
+    @property
+    def _n_points(self) -> int:
+        """What a function rearranges: letters, or positions."""
+        return self.n_letters if self.kind == "letters" else self.n_input
+
+    @property
+    def _width(self) -> int:
+        """Function tokens of a slot: F, or F for each domain that has its own."""
+        return self.n_functions if self.share else self.n_functions * self.n_domains
+
+    @property
+    def _n_bijections(self) -> int:
+        """Different functions of a slot, the identity counted once."""
+        return 1 + (self._width // self.n_functions) * (self.n_functions - 1)
+
+    @property
+    def _per_domain(self) -> int:
+        """Compositions of a domain; without domains, all of them."""
+        return int(self.n_functions ** (self.n_slots - (self.n_domains > 0)))
+
+    @property
+    def _lists(self) -> int:
+        """Domains that tasks are taken from in turn: ids run through them, id = place in the domain * lists + domain."""
+        return self.n_domains if self.n_domains and self.domain is None else 1
+
+    @property
+    def universe_size(self) -> int:
+        return self._per_domain * self._lists
+
+    @property
+    def n_held_out(self) -> int:
+        per = self._per_domain
+        return self._lists * (max(1, per // 8) if per < SMALL_UNIVERSE else per - per // 2)
+
+    @property
+    def n_train_ids(self) -> int:
+        return self.universe_size - self.n_held_out
+
+    def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
+        """As in every family; with domains, n tasks of each are the n tasks of its specialist."""
+        place, domain = np.divmod(np.asarray(indices, dtype=np.int64), self._lists)
+        order = keyed_permutation(self.n_train_ids // self._lists, "compose", "training tasks", replicate)
+        return order(place) * self._lists + domain
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_letters + self.n_slots * self._width + 2
+
+    @property
+    def seq_len(self) -> int:
+        return self.length("steps")
+
+    def length(self, arm: str) -> int:
+        return self.n_slots + self.n_input * (2 if arm == "answer" else self.n_slots + 1)
+
+    def chance(self, skill: str) -> float | None:
+        return 1 / self.n_letters
+
+    def compositions(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, L), the function of each slot, numbered slot by slot: slot * width + function."""
+        place, domain = np.divmod(np.asarray(ids, dtype=np.int64), self._lists)
+        domain += self.domain or 0
+        rank = np.empty_like(place)
+        for d in np.unique(domain):
+            rank[domain == d] = self._order(int(d))(place[domain == d])
+        out = np.empty((len(rank), self.n_slots), dtype=np.int64)
+        for slot in range(self.n_slots - 1, -1, -1):
+            if slot == 0 and self.n_domains:
+                out[:, 0] = 1 + domain
+            else:
+                rank, digit = np.divmod(rank, self.n_functions)
+                out[:, slot] = slot * self._width + digit + (0 if self.share else self.n_functions * domain)
+        return out
+
+    def ids(self, compositions: np.ndarray) -> np.ndarray:
+        """The inverse of `compositions`: (n, L) -> (n,). They must be tasks of this family."""
+        functions = compositions - np.arange(self.n_slots) * self._width
+        domain = functions[:, 0] - 1 if self.n_domains else np.zeros(len(functions), dtype=np.int64)
+        rank = np.zeros(len(functions), dtype=np.int64)
+        for slot in range(self.n_domains > 0, self.n_slots):
+            rank = rank * self.n_functions + functions[:, slot] % self.n_functions
+        for d in np.unique(domain):
+            rank[domain == d] = self._order(int(d)).inverse(rank[domain == d])
+        return rank * self._lists + (domain if self._lists > 1 else 0)
+
+    def _order(self, domain: int) -> KeyedPermutation:
+        """Which composition of a domain, in order of its functions, has which place."""
+        return keyed_permutation(self._per_domain, "compose", "unrank", self.n_functions, self.n_slots, domain)
+
+    def functions(self) -> np.ndarray:
+        """Every function, numbered as in `compositions`: (L * width, n), of letters or of positions."""
+        return _bijections(self.kind, self._n_points, self.n_slots, self._width, self.n_functions)
+
+    def steps(self, compositions: np.ndarray, x: np.ndarray) -> Iterator[np.ndarray]:
+        """What each function makes of what the one before it left: (N, L), (N, S) -> y1, ..., yL, each (N, S)."""
+        functions, y = self.functions(), x
+        for slot in range(self.n_slots):
+            function = functions[compositions[:, slot]]  # (N, n)
+            table, at = (function, y) if self.kind == "letters" else (y, function)
+            y = np.take_along_axis(table, at, axis=1)
+            yield y
+
+    def maps(self, compositions: np.ndarray) -> np.ndarray:
+        """Compositions as single functions, (N, L) -> (N, n)."""
+        *_, last = self.steps(compositions, np.tile(np.arange(self._n_points), (len(compositions), 1)))
+        return last
+
+    # Sequences -------------------------------------------------------------------------------------------------
+
+    def _inputs(self, draw: np.random.Generator, n: int) -> np.ndarray:
+        """Letters (n, S); different ones where positions are rearranged, or a wrong rearrangement could pass."""
+        if self.kind == "letters":
+            return draw.integers(0, self.n_letters, (n, self.n_input))
+        return draw.random((n, self.n_letters)).argsort(axis=1)[:, : self.n_input]
+
+    def _sequences(self, arm: str, compositions: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Tokens (N, T+1): letters 0 ... A-1, then the functions slot by slot, the colon, the filler of `latent`."""
+        *before, answer = self.steps(compositions, x)
+        colon = np.full((len(x), 1), self.vocab_size - 2)
+        if arm == "answer":
+            before = []
+        elif arm == "latent":
+            before = [np.full_like(y, self.vocab_size - 1) for y in before]
+        return np.concatenate([self.n_letters + compositions, colon, x, *before, answer], axis=1)
+
+    def _loss_from(self, arm: str) -> int:
+        """First position whose prediction counts in training; the last S predict the answer, L * S the steps."""
+        if arm == "next_token":
+            return 0
+        return self.n_slots + self.n_input if arm == "steps" else self.length(arm) - self.n_input
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("compose", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size))
+        tokens = self._sequences(trunk.arm, self.compositions(ids), self._inputs(draw, size))
+        loss_mask = np.zeros((size, self.length(trunk.arm)), dtype=bool)
+        loss_mask[:, self._loss_from(trunk.arm) :] = True
+        return Batch(tokens, loss_mask)
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def _written(self, arm: str) -> tuple[int, ...]:
+        """The model writes y1 ... y(L-1) itself. yL is scored letter by letter after right ones: greedy exact match is the
+        same as if it wrote that too, and the probabilities multiply to that of the whole answer."""
+        if arm not in ("steps", "next_token"):
+            return ()
+        return tuple(range(self.n_slots + self.n_input, self.length(arm) - self.n_input))
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return (5 + self.n_domains) * trunk.evaluation.n_sequences * (1 + len(self._written(trunk.arm)))
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        n = trunk.evaluation.n_sequences
+        train = None
+        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
+            tasks = self.compositions(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+            train = (tasks, self.maps(tasks))
+        everything = np.ones(n, dtype=bool)
+        trained = self._trained(trunk)
+        seen = self.compositions(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        held_out = self.compositions(self.held_out_ids(n))
+        unseen, found = self._unseen(self._recombined(trained, _CANDIDATES * n), trained, held_out)
+        single, found_single = self._unseen(self._single_steps(), trained, held_out)
+        turn = (np.arange(self.n_slots) + 1 + np.arange(n)[:, None] % (self.n_slots - 1)) % self.n_slots
+        out_of_order = np.take_along_axis(unseen, turn, axis=1)
+        n_changing = (unseen % self.n_functions > 0).sum(axis=1)
+        strata = {f"compose_{k}": found & (n_changing == k) for k in range(2, self.n_slots + 1)}
+        novel = ~trained[held_out].all(axis=1)
+        sets = [
+            self._item_set(trunk, "compose", unseen, {"compose": found, **strata}, train),
+            self._item_set(trunk, "single step", single, {"single_step": found_single}, train),
+            self._item_set(trunk, "out of order", out_of_order, {"out_of_order": found}, train),
+            self._item_set(trunk, "held out", held_out, {self.mixture: everything, "novel_function": novel}, train),
+            self._item_set(trunk, "seen", seen, {self.mixture: everything, "compose": everything}, train, "seen"),
+        ]
+        for d in range(self.n_domains):
+            specialist = self.model_copy(update={"domain": d})
+            tasks = specialist.compositions(specialist.held_out_ids(n))
+            sets.append(self._item_set(trunk, f"domain {d}", tasks, {f"domain_{d}": everything}, train))
+        return sets
+
+    def _trained(self, trunk: TrunkSpec) -> np.ndarray:
+        """Which functions the training tasks contain, numbered as in `compositions`: (L * width,) bool."""
+        first = self._lists if self.n_domains else self.n_functions
+        possible = first + (self.n_slots - 1) * self.n_functions * (1 if self.share else self._lists)
+        trained = np.zeros(self.n_slots * self._width, dtype=bool)
+        for start in range(0, trunk.n_tasks, 1024):
+            chunk = self.train_ids(trunk.replicate, np.arange(start, min(start + 1024, trunk.n_tasks)))
+            trained[self.compositions(chunk)] = True
+            if trained.sum() == possible:
+                break
+        return trained
+
+    def _recombined(self, trained: np.ndarray, n: int) -> np.ndarray:
+        """Compositions (n, L) drawn from the trained functions of each slot: the same for all trials that trained all."""
+        uniforms = stream("compose", "recombined").random((n, self.n_slots))
+        by_slot = trained.reshape(self.n_slots, -1, self.n_functions)  # (L, blocks, F)
+        first = np.flatnonzero(by_slot[0])
+        out = np.empty((n, self.n_slots), dtype=np.int64)
+        out[:, 0] = first[(uniforms[:, 0] * len(first)).astype(np.int64)]
+        block = np.zeros(n, dtype=np.int64) if self.share else out[:, 0] - 1
+        for slot in range(1, self.n_slots):
+            there = np.cumsum(by_slot[slot], axis=1)[block]  # (n, F): trained functions up to each
+            rank = (uniforms[:, slot] * there[:, -1]).astype(np.int64)
+            function = (there <= rank[:, None]).sum(axis=1)
+            out[:, slot] = slot * self._width + block * self.n_functions + function
+        return out
+
+    def _single_steps(self) -> np.ndarray:
+        """Every task of one function and identities, (n, L), shuffled. With domains, that function comes first."""
+        identity = np.arange(self.n_slots) * self._width
+        if self.n_domains:
+            domain = np.arange(self.n_domains) if self.domain is None else np.array([self.domain])
+            rows = identity + np.where(self.share, 0, self.n_functions * domain)[:, None]
+            rows[:, 0] = 1 + domain
+        else:
+            changes = np.eye(self.n_slots, dtype=np.int64)[:, None] * np.arange(1, self.n_functions)[:, None]
+            rows = (identity + changes).reshape(-1, self.n_slots)
+        return stream("compose", "single steps").permutation(rows)
+
+    def _unseen(
+        self, candidates: np.ndarray, trained: np.ndarray, instead: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first candidates that are held out and of trained functions only, each once, then over again.
+
+        Returns as many rows as `instead` has, and which of them are such: all, or none, and then they are `instead`.
+        """
+        n = len(instead)
+        ids = self.ids(candidates)
+        _, once = np.unique(ids, return_index=True)
+        once = np.sort(once)
+        kept = candidates[once[(ids[once] >= self.n_train_ids) & trained[candidates[once]].all(axis=1)]]
+        return (kept[np.arange(n) % len(kept)], np.ones(n, bool)) if len(kept) else (instead, np.zeros(n, bool))
+
+    def _item_set(
+        self,
+        trunk: TrunkSpec,
+        purpose: str,
+        compositions: np.ndarray,
+        skills: dict[str, np.ndarray],
+        train: tuple[np.ndarray, np.ndarray] | None,
+        split: str = "held_out",
+    ) -> ItemSet:
+        """Sequences of compositions (n, L), scored on their answers; `skills` tells which rows belong to each (n,)."""
+        x = self._inputs(stream("compose", "questions", purpose), len(compositions))
+        tokens = self._sequences(trunk.arm, compositions, x)
+        answer = tokens[:, -self.n_input :]
+        if train is None and (near := self._looked_up(trunk, compositions)) is not None:
+            train = (near, self.maps(near))
+        scored = np.arange(self.length(trunk.arm)) >= self.length(trunk.arm) - self.n_input
+        references = {
+            name: self._reference(trunk.arm, p, answer)
+            for name, p in self._predictions(compositions, x, answer, train).items()
+        }
+        probes = tuple(
+            Probe(skill=skill, split=split, mask=rows[:, None] & scored, target=tokens[:, 1:], references=references)
+            for skill, rows in skills.items()
+        )
+        return ItemSet(tokens=tokens, probes=probes, written=self._written(trunk.arm))
+
+    # References ------------------------------------------------------------------------------------------------
+
+    def _predictions(
+        self,
+        compositions: np.ndarray,
+        x: np.ndarray,
+        answer: np.ndarray,
+        train: tuple[np.ndarray, np.ndarray] | None,
+    ) -> dict[str, np.ndarray]:
+        """Each reference's prediction of each letter of the answer after the right ones before it: (N, S, A)."""
+        predictions = {
+            "uniform": np.full((*answer.shape, self.n_letters), 1 / self.n_letters),
+            "generalizer": self._smooth(np.eye(self.n_letters)[answer]),
+        }
+        if train is not None:
+            predictions["memorizer"] = self.memorizer(compositions, x, answer, *train)
+        return predictions
+
+    def _smooth(self, probs: np.ndarray) -> np.ndarray:
+        return (1 - EPSILON) * probs + EPSILON / self.n_letters
+
+    def _looked_up(self, trunk: TrunkSpec, asked: np.ndarray) -> np.ndarray | None:
+        """Every training task nearest to some of the asked ones (N, L), each of whose neighbours is looked up in the list.
+
+        None if one of them has no training task within two slots, is no task itself, or there is too much to look up.
+        """
+        rest = asked - np.arange(self.n_slots) * self._width  # functions of those that are not yet served
+        if self.n_domains or rest.min() < 0 or rest.max() >= self.n_functions:
+            return None
+        order = keyed_permutation(self.n_train_ids, "compose", "training tasks", trunk.replicate)
+        found = []
+        for radius in range(3):
+            changes = _changes(self.n_slots, self.n_functions, radius)
+            if len(rest) * len(changes) > _MAX_LOOKED_UP:
+                return None
+            near = (rest[:, None] + changes) % self.n_functions + np.arange(self.n_slots) * self._width  # (n, C, L)
+            ids = self.ids(near.reshape(-1, self.n_slots))
+            listed = ids < self.n_train_ids
+            listed[listed] = order.inverse(ids[listed]) < trunk.n_tasks
+            listed = listed.reshape(near.shape[:2])
+            found.append(near[listed])
+            rest = rest[~listed.any(axis=1)]
+            if not len(rest):
+                return np.unique(np.concatenate(found), axis=0)  # each once: two may share a neighbour
+        return None
+
+    def memorizer(
+        self, compositions: np.ndarray, x: np.ndarray, answer: np.ndarray, train: np.ndarray, maps: np.ndarray
+    ) -> np.ndarray:
+        """Answers as a training task would that shares most functions with the one asked; one of them, drawn uniformly.
+
+        Exact for a training task itself. Letter by letter it is Bayes over those nearest tasks, each letter of theirs
+        believed with 1 - ε. compositions (N, L), x and answer (N, S), train (K, L) and its `maps` -> (N, S, A).
+        """
+        byte = np.min_scalar_type(self.n_slots * self._width)  # small, because this array is the costly one
+        slots = np.ascontiguousarray(train.T.astype(byte))  # (L, K)
+        out = np.empty((*answer.shape, self.n_letters))
+        for i, asked in enumerate(compositions.astype(byte)):
+            shared = np.zeros(len(train), dtype=np.uint8)  # functions in common with each training task
+            for slot, function in zip(slots, asked, strict=True):
+                shared += slot == function
+            near = maps[shared == shared.max()]
+            given = near[:, x[i]] if self.kind == "letters" else x[i][near]  # (nearest, S)
+            weight = np.ones(len(near))
+            for s, letter in enumerate(answer[i]):
+                out[i, s] = np.bincount(given[:, s], weight, self.n_letters) / weight.sum()
+                weight *= self._smooth(given[:, s] == letter)
+        return self._smooth(out)
+
+    def _reference(self, arm: str, probs: np.ndarray, answer: np.ndarray) -> Reference:
+        """Log loss, and the chance that the likeliest letter, drawn among ties, is right; lifted to positions (N, T)."""
+        p = np.take_along_axis(probs, answer[:, :, None], axis=2)[:, :, 0]
+        best = probs.max(axis=2)
+        tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
+        before = np.zeros((len(answer), self.length(arm) - self.n_input))
+        return Reference(
+            np.concatenate([before, -np.log(p)], axis=1),
+            np.concatenate([before, np.where(p >= best - 1e-12, 1 / tied, 0.0)], axis=1),
+        )
+
+
+@lru_cache(maxsize=16)
+def _bijections(kind: str, n_points: int, n_slots: int, width: int, n_functions: int) -> np.ndarray:
+    """The functions of a family, (L * width, n), drawn once: different within a slot, but that each F begin with the identity."""
+    rows: list[tuple[int, ...]] = []
+    for slot in range(n_slots):
+        draw = stream("compose", "functions", kind, n_points, slot)
+        identity = tuple(range(n_points))
+        others: dict[tuple[int, ...], None] = {}
+        while len(others) < width - width // n_functions:
+            others[tuple(draw.permutation(n_points).tolist())] = None
+            others.pop(identity, None)
+        drawn = iter(others)
+        rows += [next(drawn) if i % n_functions else identity for i in range(width)]
+    table = np.array(rows)
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=16)
+def _changes(n_slots: int, n_functions: int, radius: int) -> np.ndarray:
+    """What to add to a composition's functions, modulo F, for every other one that differs in `radius` slots: (C, L)."""
+    rows = []
+    for slots in combinations(range(n_slots), radius):
+        shifts = np.array(list(product(range(1, n_functions), repeat=radius)), dtype=np.int64)
+        block = np.zeros((len(shifts), n_slots), dtype=np.int64)
+        block[:, slots] = shifts
+        rows.append(block)
+    return np.concatenate(rows)

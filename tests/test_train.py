@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import budget, checkpoint
+from trainers import budget, checkpoint, train
 from trainers.__main__ import results_of
 from trainers.budget import flops_per_step, price, steps_of
 from trainers.model import build
 from trainers.spec import TrunkSpec
+from trainers.tasks import ItemSet
 from trainers.train import Place, _read, evaluate, parameter_groups, run_trunk
 
 Events = list[dict[str, Any]]
@@ -370,6 +371,64 @@ def test_replicates_arms_and_task_counts_give_different_results(trunk, whole):
     others = [trunk_of(replicate=1), trunk_of(n_tasks=2), trunk_of(arm="next_token")]
     losses = {keyed(run(other, flops))[f"{other.id}/{flops[0]!r}/50"]["train_loss_nats"] for other in others}
     assert len(losses | {whole[f"{trunk.id}/{flops[0]!r}/50"]["train_loss_nats"]}) == 4
+
+
+# Suites ----------------------------------------------------------------------------------------------------------
+
+
+def same_suite(one: list[ItemSet], other: list[ItemSet]) -> bool:
+    """Equal arrays, all of them."""
+
+    def arrays(suite: list[ItemSet]) -> list[Any]:
+        found = []
+        for items in suite:
+            found.append(items.tokens)
+            for probe in items.probes:
+                found += [probe.mask, probe.target, *probe.distributions.values()]
+                found += [array for reference in probe.references.values() for array in reference]
+        return found
+
+    pairs = list(zip(arrays(one), arrays(other), strict=True))
+    return all(np.array_equal(a, b) for a, b in pairs) and sum(a.nbytes for a, _ in pairs) == sum(
+        items.n_bytes for items in one
+    )
+
+
+SPECS = [{"name": "cipher", "n_symbols": 4, "n_pairs": 5}, {"name": "urns", "n_colors": 3, "n_draws": 6}]
+
+
+@pytest.mark.parametrize("family", SPECS, ids=lambda spec: spec["name"])
+def test_a_suite_is_kept_for_trunks_that_are_asked_the_same_and_for_no_others(family):
+    arm = "answer" if family["name"] == "cipher" else "next_token"
+    asked = {"family": family, "arm": arm, "n_tasks": 3}
+    trunk = trunk_of(**asked)
+    kept = train.suite_of(trunk)
+    assert same_suite(kept, trunk.family.suite(trunk))
+    wide = trunk_of(**asked, model={"d_model": 32, "n_heads": 2}, training={"batch_size": 64})
+    assert train.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide))
+    for other in ({"n_tasks": 4}, {"replicate": 1}, {"evaluation": {"n_sequences": 7}}):
+        fresh = trunk_of(**asked | other)
+        assert train.suite_of(fresh) is not kept and same_suite(train.suite_of(fresh), fresh.family.suite(fresh))
+
+
+def test_evaluating_leaves_a_kept_suite_as_it_was(trunk):
+    run(trunk, budgets_of(trunk, 50))
+    assert same_suite(train.suite_of(trunk), trunk.family.suite(trunk))
+
+
+def test_suites_are_kept_up_to_a_limit_in_bytes_the_last_used_first(monkeypatch):
+    trunks = [trunk_of(replicate=r) for r in range(5)]
+    size = sum(items.n_bytes for items in train.suite_of(trunks[0]))
+    monkeypatch.setattr(train, "_SUITES", {})
+    monkeypatch.setattr(train, "SUITES_BYTES", 3 * size)
+    kept = [train.suite_of(trunk) for trunk in trunks[:3]]
+    assert train.suite_of(trunks[0]) is kept[0]  # used again: the second is now the oldest
+    train.suite_of(trunks[3])
+    assert train.suite_of(trunks[0]) is kept[0] and train.suite_of(trunks[2]) is kept[2]
+    assert train.suite_of(trunks[1]) is not kept[1]
+    monkeypatch.setattr(train, "SUITES_BYTES", size - 1)
+    train.suite_of(trunks[4])
+    assert train._SUITES == {}
 
 
 # Budgets that come later -----------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def run_trunk(
 
     # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
     engine, adamw = _start_engine(trunk, place)
-    suite = family.suite(trunk)
+    suite = suite_of(trunk)
     exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(
         trunk.model, family.vocab_size, family.length(trunk.arm)
     )
@@ -223,6 +223,27 @@ def _step(engine: Any, adamw: torch.optim.Optimizer, trunk: TrunkSpec, step: int
         group["lr"] = rate * group["rate_share"]
     engine.step()
     return loss_nats
+
+
+SUITES_BYTES = 64 * 2**20
+"""Suites that a process keeps for trunks to come: some forty of the quickstart's, of 1.5 MB each."""
+_SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used last at the end
+
+
+def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
+    """A trunk's evaluation suite, kept for others that are asked the same: variants of it, or its trials one by one.
+
+    It is built from what it may depend on alone, so that no trunk is given the suite of another model's or optimiser's.
+    """
+    asked = ("family", "arm", "n_tasks", "replicate", "evaluation")
+    bare = TrunkSpec(**{name: getattr(trunk, name) for name in asked})
+    family: Any = bare.family
+    key = bare.fingerprint()
+    suite = _SUITES.pop(key) if key in _SUITES else family.suite(bare)
+    _SUITES[key] = suite
+    while sum(items.n_bytes for kept in _SUITES.values() for items in kept) > SUITES_BYTES:
+        del _SUITES[next(iter(_SUITES))]
+    return suite
 
 
 @torch.no_grad()

@@ -148,6 +148,15 @@ class ItemSet:
         """Forward passes that an evaluation of this set takes."""
         return 1 + len(self.written)
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of its arrays."""
+        arrays = [self.tokens]
+        for probe in self.probes:
+            arrays += [probe.mask, probe.target, *probe.distributions.values()]
+            arrays += [array for reference in probe.references.values() for array in reference]
+        return sum(array.nbytes for array in arrays)
+
 
 class Family(Record):
     """A universe of tasks. Task i is a pure function of (family, i); subclasses declare `name: Literal[...]`.

@@ -42,6 +42,9 @@ def looked_at(
     plain = lambda name: CONFIDENCE  # noqa: E731  a verdict does not depend on the confidence
     found: list[tuple[str, str, float | None]] = []
     several = len(study.lines) > 1
+    to_skill = {
+        (a, n): analyses.to_skill(results, a, skills[0], n, CONFIDENCE) for a in study.lines for n in results.levels
+    }
     for arm in study.lines:
         of_arm = f" ({arm})" if several else ""
         for measure, names in (("ability", skills), ("memory", ("",))):
@@ -59,7 +62,7 @@ def looked_at(
                     says = f"K_{letter} of {what} drifts with compute" if skill else f"K_M{of_arm} drifts with compute"
                     found.append((claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)))
         for n in results.levels:
-            told = analyses.to_skill(results, arm, skills[0], n, CONFIDENCE)
+            told = to_skill[(arm, n)]
             comes = {"crossed": "comes in the course of training", "below": "is there at the first look"}
             verdict = told.boundary.verdict if told else "missing"
             said = "does not come" if verdict == "beyond" else comes.get(verdict, "comes or does not")
@@ -68,9 +71,6 @@ def looked_at(
     for o in analyses.crossovers(results, skills[0], plain):
         says = f"{o.second} overtakes {o.first} at {number(o.n_tasks)} tasks"
         found.append((claim_of_arms(o.first, o.second, skills[0], o.n_tasks), says, o.result.p_value))
-    to_skill = {
-        (a, n): analyses.to_skill(results, a, skills[0], n, CONFIDENCE) for a in study.lines for n in results.levels
-    }
     known = {place: told for place, told in to_skill.items() if told is not None}
     for m in analyses.multipliers(results, skills[0], known, plain):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"

@@ -1,0 +1,304 @@
+"""The primary claim: what could settle it, what became of it against planted truths, and what is wanting where it is open."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import synthetic
+
+from orchestrator import analyses, findings, primary_verdict
+from orchestrator.primary_verdict import PrimaryFinding, examine, least, planned, sentences
+from orchestrator.record import RUNS
+from orchestrator.results import Results
+from orchestrator.stats.boundaries import Crossover
+from orchestrator.study import Study, load
+from trainers.streams import stream
+
+AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
+
+
+def examined(study: Study, tables: tuple[Any, Any]) -> PrimaryFinding:
+    results = Results.of_tables(study, *tables)
+    assert study.primary is not None
+    cuts = analyses.cuts(results, study.shown_skills[:1]) if study.primary.what == "emergence" else []
+    found = examine(results, cuts)
+    assert found is not None
+    return found
+
+
+def judged(primary: dict[str, Any], axes: dict[str, Any] | None = None, **tables: Any) -> PrimaryFinding:
+    """K_A at 64 tasks at 1e11 FLOPs, falling as the root of compute; K_M at 16 and rising so (synthetic.py)."""
+    study = synthetic.made_up(**(AXES | (axes or {}) | {"primary": primary}))
+    return examined(study, synthetic.tables(study, **tables))
+
+
+def nothing(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+    return np.zeros(len(n))
+
+
+# --- planted truths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("primary", "verdict"),
+    [
+        ({"what": "k_ability", "compute_flops": 1e11, "lo": 10, "hi": 300}, "consistent"),
+        ({"what": "k_ability", "compute_flops": 1e11, "lo": 300}, "inconsistent"),
+        ({"what": "k_ability", "compute_flops": 1e11, "lo": 50, "hi": 60}, "inconclusive"),
+        ({"what": "k_memory", "compute_flops": 1e11, "hi": 100}, "consistent"),
+        ({"what": "k_memory", "compute_flops": 1e11, "lo": 100}, "inconsistent"),
+        ({"what": "drift_ability", "hi": 0.5}, "consistent"),
+        ({"what": "drift_memory", "hi": -0.5}, "inconsistent"),
+        ({"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12}, "consistent"),
+        ({"what": "compute_to_skill", "n_tasks": 64, "lo": 1.5e12}, "inconsistent"),
+        ({"what": "ability", "n_tasks": 1024, "lo": 0.9}, "consistent"),
+        ({"what": "ability", "n_tasks": 4, "compute_flops": 1e11, "lo": 0.5}, "inconsistent"),
+        ({"what": "memory", "n_tasks": 4, "lo": 0.9}, "consistent"),
+        ({"what": "accuracy", "n_tasks": 1024, "lo": 0.9}, "consistent"),
+    ],
+)
+def test_a_primary_claim_meets_its_truth(primary: dict[str, Any], verdict: str) -> None:
+    found = judged(primary)
+    assert found.verdict == verdict
+    assert found.measured.startswith("measured: 95 % interval ")
+    assert bool(found.wanting) == (verdict == "inconclusive")
+
+
+def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
+    study = synthetic.made_up(**AXES, primary={"what": "k_ability", "compute_flops": 1e11, "lo": 50, "hi": 60})
+    found = findings.find(study, *synthetic.tables(study))
+    assert found.primary is not None
+    said = sentences(study, found.primary)
+    assert said in found.answer and said == findings.primary_sentence(found)
+    assert re.search(
+        r"at 1e11 FLOPs is 50 to 60: inconclusive \(measured: 95 % interval \d+ to \d+\)\. [A-Z].*\.$", said
+    )
+
+
+@pytest.mark.parametrize(
+    ("primary", "says"),
+    [
+        ({"what": "k_ability", "arm": "next_token", "lo": 16}, "recall (next_token) appears at 1.6e12 FLOPs is at least 16"),
+        ({"what": "k_memory", "lo": 16}, "up to which they are memorised (answer) at"),
+        ({"what": "drift_ability", "hi": -0.125}, "the drift of K_A of recall (answer), in doublings per doubling of compute, is at most \u22120.125"),
+        ({"what": "drift_memory", "hi": 0}, "the drift of K_M (answer), in"),
+        ({"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12}, "recall (answer) is there at 64 tasks is at most 1e12"),
+        ({"what": "memory", "n_tasks": 4, "lo": 0.9}, "the memory of the training tasks (answer) at 4 tasks"),
+        ({"what": "accuracy", "n_tasks": 4, "lo": 0.9}, "the accuracy of recall (answer) at 4 tasks and 1.6e12 FLOPs is at least 0.9"),
+        ({"what": "emergence", "n_tasks": 4, "verdict": "smooth"}, "the emergence of recall (answer) along compute at 4 tasks is smooth"),
+        ({"what": "crossover", "against": "next_token", "n_tasks": 4, "hi": 4e11}, "next_token overtakes answer in recall at 4 tasks is at most 4e11"),
+    ],
+)  # fmt: skip
+def test_the_claim_names_its_arm_where_there_are_several(primary: dict[str, Any], says: str) -> None:
+    two = synthetic.made_up(**AXES, arm=("answer", "next_token"), primary=primary)
+    assert two.primary is not None and says in primary_verdict.claim_words(two, two.primary)
+    if primary["what"] != "crossover":
+        one = synthetic.made_up(**AXES, arm=("answer",), primary=primary)
+        assert one.primary is not None and "(answer)" not in primary_verdict.claim_words(one, one.primary)
+
+
+# --- what is measured, and what is not -------------------------------------------------------------------------------
+
+
+EVERY_KIND: list[dict[str, Any]] = [
+    {"what": "k_ability", "lo": 16},
+    {"what": "k_memory", "lo": 16},
+    {"what": "drift_ability", "hi": 0},
+    {"what": "drift_memory", "hi": 0},
+    {"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12},
+    {"what": "crossover", "against": "next_token", "n_tasks": 64, "hi": 4e11},
+    {"what": "emergence", "n_tasks": 64, "verdict": "break"},
+    {"what": "ability", "n_tasks": 64, "lo": 0.5},
+    {"what": "memory", "n_tasks": 64, "lo": 0.5},
+    {"what": "accuracy", "n_tasks": 64, "lo": 0.5},
+]
+kinds = pytest.mark.parametrize("primary", EVERY_KIND, ids=lambda primary: primary["what"])
+TWO_ARMS: dict[str, Any] = AXES | {"arm": ("answer", "next_token"), "skills": ("recall",)}
+
+
+@kinds
+def test_what_was_never_recorded_is_not_measured(primary: dict[str, Any]) -> None:
+    study = synthetic.made_up(**TWO_ARMS, primary=primary)
+    results, runs = synthetic.tables(study)
+    found = examined(study, (results.slice(0, 0), runs.slice(0, 0)))
+    assert found.verdict == "not measured" and found.low is found.high is None
+    assert sentences(study, found).endswith("not measured (nothing was recorded that defines it).")
+
+
+@kinds
+def test_one_replicate_decides_no_primary_claim(primary: dict[str, Any]) -> None:
+    found = judged(primary, TWO_ARMS | {"replicates": 1})
+    assert found.verdict == "inconclusive" and found.low is found.high is None
+    assert "are the least that could" in found.wanting or primary["what"] == "emergence"
+
+
+@kinds
+def test_a_study_that_shows_nothing_at_all_was_measured_all_the_same(primary: dict[str, Any]) -> None:
+    found = judged(primary, TWO_ARMS, ability=nothing, memory=nothing)
+    assert found.verdict != "not measured" and "nan" not in found.measured + found.wanting
+
+
+def test_a_boundary_that_is_not_there_has_no_drift_to_measure() -> None:
+    found = judged({"what": "drift_ability", "hi": 0}, ability=nothing)
+    assert (found.verdict, found.measured) == ("inconclusive", "K_A is not seen at two budgets")
+
+
+def test_a_mean_waits_for_no_replicate_and_forgets_none_that_diverged() -> None:
+    primary = {"what": "ability", "n_tasks": 1024, "lo": 0.9}
+    study = synthetic.made_up(**AXES, primary=primary)
+    results, runs = synthetic.tables(study)
+    missing = [
+        n == 1024 and r < 2 for n, r in zip(*(results[k].to_pylist() for k in ("n_tasks", "replicate")), strict=True)
+    ]
+    results = results.filter(pa.array(np.logical_not(missing)))
+    for status, verdict in (("open", "consistent"), ("diverged", "inconclusive")):
+        rows = runs.to_pylist()
+        for row in rows:
+            row["status"] = status if row["n_tasks"] == 1024 and row["replicate"] < 2 else row["status"]
+        found = examined(study, (results, pa.Table.from_pylist(rows, schema=RUNS)))
+        assert found.verdict == verdict
+    assert found.measured == "only 3 of 5 replicates have a value"
+
+
+def test_a_break_that_too_few_scales_could_show_is_open_and_says_what_it_lacks() -> None:
+    found = judged({"what": "emergence", "compute_flops": 1e11, "verdict": "break"})
+    assert found.verdict == "inconclusive"
+    assert found.measured.startswith("found: undecided, 5 scales, and a break needs 8: 3 more scales are the least")
+
+
+# --- crossovers ------------------------------------------------------------------------------------------------------
+
+AHEAD, LEVEL, BEHIND = [0.3] * 5, [0.0] * 5, [-0.3] * 5
+
+
+def overtaking(gain: list[float], claim: dict[str, Any], replicates: int = 5) -> PrimaryFinding:
+    """next_token less answer at five budgets, 1e11 to 1.6e12, at 64 tasks; replicates differ by some 0.01."""
+    budgets = (1e11, 2e11, 4e11, 8e11, 1.6e12)
+    primary = {"what": "crossover", "against": "next_token", "n_tasks": 64} | claim
+    axes = {"arm": ("answer", "next_token"), "n_tasks": (64,), "compute_flops": budgets, "replicates": replicates}
+    study = synthetic.made_up(**axes, primary=primary)
+    results, runs = synthetic.tables(study)
+    second = np.array(results["arm"].to_pylist()) == "next_token"
+    at = np.interp(np.log(results["flops"].to_numpy()), np.log(budgets), gain)
+    ability = np.where(second, 0.4 + at, 0.4) + 0.01 * stream("test", "crossover").standard_normal(len(at))
+    nll = (synthetic.UNIFORM - ability * (synthetic.UNIFORM - synthetic.RULE)) * synthetic.N_ITEMS
+    return examined(study, (results.set_column(results.column_names.index("nll_nats"), "nll_nats", [nll]), runs))
+
+
+@pytest.mark.parametrize(
+    ("gain", "claim", "verdict", "said"),
+    [
+        ([-0.3, -0.2, 0.2, 0.3, 0.3], {"lo": 1e11, "hi": 8e11}, "consistent", "measured: 95 % interval "),
+        ([-0.3, -0.2, 0.2, 0.3, 0.3], {"lo": 8e11}, "inconsistent", "measured: 95 % interval "),
+        ([-0.3, -0.2, 0.2, 0.3, 0.3], {"lo": 3e11, "hi": 1e12}, "inconclusive", "measured: 95 % interval "),
+        (LEVEL, {"hi": 4e11}, "inconclusive", "the arms are not told apart at any budget"),
+        (LEVEL, {"lo": 4e11}, "inconclusive", "the arms are not told apart at any budget"),
+        (AHEAD, {"hi": 4e11}, "inconclusive", "next_token is ahead at 1e11 FLOPs and was not seen to overtake"),
+        (AHEAD, {"lo": 2e11, "hi": 8e11}, "inconsistent", "next_token is ahead at 1e11 FLOPs and was not seen to overtake"),
+        (BEHIND, {"lo": 4e11}, "consistent", "answer is ahead up to 1.6e12 FLOPs, and next_token was not seen to overtake"),
+        (BEHIND, {"lo": 2e11, "hi": 8e11}, "inconsistent", "answer is ahead up to 1.6e12 FLOPs, and"),
+        ([-0.3, -0.3, 0, 0, 0], {"lo": 2e11}, "consistent", "answer is ahead up to 2e11 FLOPs, and"),
+        ([-0.3, -0.3, 0, 0, 0], {"lo": 2e11, "hi": 8e11}, "inconclusive", "answer is ahead up to 2e11 FLOPs, and"),
+        ([0.3, 0.2, 0, -0.2, -0.3], {"hi": 8e11}, "inconclusive", "answer is ahead only at more compute than next_token"),
+    ],
+)  # fmt: skip
+def test_an_overtaking_is_consistent_only_where_it_was_seen(
+    gain: list[float], claim: dict[str, Any], verdict: str, said: str
+) -> None:
+    found = overtaking(gain, claim)
+    assert (found.verdict, found.measured[: len(said)]) == (verdict, said)
+
+
+def test_two_replicates_of_two_arms_lack_a_third() -> None:
+    found = overtaking(BEHIND, {"lo": 4e11}, replicates=2)
+    assert (found.verdict, found.measured) == ("inconclusive", "2 replicates cannot tell the arms apart")
+    assert found.wanting == "3 replicates in all should settle it, going by the spread of these 2"
+
+
+def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
+    claim = synthetic.made_up(primary={"what": "crossover", "hi": 4e11}, **TWO_ARMS).primary
+    assert claim is not None
+    for verdict in ("a ahead throughout", "b ahead throughout", "no difference shown", "undecided"):
+        met = Crossover(None, 1e11, (), verdict, None, (), (1e11,))  # type: ignore[arg-type]
+        assert primary_verdict._of_crossover(claim, met) != "consistent"
+
+
+# --- what it takes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("primary", "confirm", "refute"),
+    [
+        # Below the first level, or beyond the last, brackets are open: from 5 on agreeing is proof enough (0.5^5 < 0.05).
+        ({"what": "k_ability", "hi": 4}, 5, 2),
+        ({"what": "k_ability", "lo": 1024}, 5, 2),
+        ({"what": "emergence", "compute_flops": 1e11, "verdict": "break"}, 4, 2),
+        ({"what": "emergence", "compute_flops": 1e11, "verdict": "smooth"}, 2, 2),  # an artefact refutes it
+        ({"what": "crossover", "against": "next_token", "n_tasks": 64, "lo": 4e11}, 3, 3),
+        ({"what": "ability", "n_tasks": 4, "lo": 0.5}, 2, 2),
+    ],
+)
+def test_the_least_replicates_are_those_of_the_estimators(primary: dict[str, Any], confirm: int, refute: int) -> None:
+    study = synthetic.made_up(**TWO_ARMS, primary=primary)
+    assert study.primary is not None and least(study, study.primary) == (confirm, refute)
+
+
+@pytest.mark.parametrize(
+    ("primary", "centre"),
+    [
+        ({"what": "k_ability", "compute_flops": 1e11, "lo": 16, "hi": 64}, 30),
+        ({"what": "k_ability", "compute_flops": 1e11, "hi": 4}, 1),
+        ({"what": "k_ability", "compute_flops": 1e11, "lo": 256}, 1e5),
+        ({"what": "compute_to_skill", "n_tasks": 64, "hi": 4e11}, 40),
+    ],
+    ids=str,
+)
+def test_the_least_that_could_confirm_do_where_they_agree_and_one_fewer_do_not(
+    primary: dict[str, Any], centre: float
+) -> None:
+    study = synthetic.made_up(**AXES, primary=primary)
+    assert study.primary is not None
+    n = least(study, study.primary).confirm
+    assert n is not None
+    truth = synthetic.rising(centre, spread=0)
+    for replicates, verdict in ((n, "consistent"), (n - 1, "inconclusive")):
+        found = judged(primary, {"replicates": replicates}, ability=truth, noise=0)
+        assert found.verdict == verdict, replicates
+
+
+def test_the_plan_says_the_claim_what_settles_it_and_when_there_are_too_few_replicates() -> None:
+    rows = dict(planned(load("quickstart")))
+    assert rows["claim"].startswith(
+        "the number of tasks from which on recall appears at 6.4e11 FLOPs is 16 to 256; consistent"
+    )
+    assert rows["settled by"].endswith("This study has 3") and "warning" not in rows
+    for replicates, warning in (
+        (5, None),
+        (4, "4 replicates cannot confirm the claim, however well they agree"),
+        (1, "one replicate cannot settle the claim"),
+    ):
+        study = synthetic.made_up(**(AXES | {"replicates": replicates, "primary": {"what": "k_ability", "hi": 4}}))
+        rows = dict(planned(study))
+        assert rows["settled by"].startswith("5 replicates are the least that could confirm it, 2 that could refute it")
+        assert (rows.get("warning") or "").startswith(warning or "") and (warning is None) == ("warning" not in rows)
+    assert planned(synthetic.made_up()) == []
+
+
+def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_where_they_do_not() -> None:
+    primary = {"what": "ability", "n_tasks": 64, "compute_flops": 1e11, "lo": 0.4}
+    spread = [0.38, 0.56, 0.46, 0.5, 0.54]
+
+    def truth(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.array([spread[k] for k in r.tolist()])
+
+    found = judged(primary, ability=truth, noise=0)
+    told = re.fullmatch(r"(\d+) replicates in all should settle it, going by the spread of these 5", found.wanting)
+    assert found.verdict == "inconclusive" and told is not None and 6 <= int(told[1]) <= 100
+    edge = judged(primary | {"lo": 0.487}, ability=truth, noise=0)  # their mean, to a hair
+    assert edge.wanting == "More than 100 replicates would be needed to settle it, going by the spread of these 5"
+    few = judged({"what": "k_ability", "compute_flops": 1e11, "hi": 4}, {"replicates": 1})
+    assert few.wanting == "5 replicates are the least that could confirm it, 2 that could refute it"

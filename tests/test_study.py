@@ -78,7 +78,7 @@ REFUSALS = [
     ("an evaluation that costs too much", ("decade: 1", "decade: 200"), 14, ["at most 10%", "points_per_decade"]),
     ("a missing key", ("version: 1\n", ""), 1, ["key 'version' is required"]),
     ("widths that do not fit", ("d_model: 64", "d_model: 66"), 12, ["d_model 66", "n_heads 4"]),
-    ("a family without a name", ("name: cipher", "nam: cipher"), 4, ["'name'", "cipher, urns"]),
+    ("a family without a name", ("name: cipher", "nam: cipher"), 4, ["'name'", "cipher, "]),
     ("a billion replicates", ("replicates: 2", "replicates: 1e9"), 11, ["at most 10000", "1000000000"]),
     ("an endless name", ("study: good", "study: " + "a" * 300), 1, ["study", "80"]),
     ("a slip of the exponent", ("8e11]", "1.7e308]"), 10, ["1.7e+308 FLOPs", "at most"]),

@@ -11,9 +11,22 @@ from typing import Any
 
 from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
 from trainers.tasks.cipher import Cipher
+from trainers.tasks.markov import Markov
 from trainers.tasks.urns import Urns
 
-__all__ = ["FAMILIES", "Batch", "Cipher", "Family", "ItemSet", "Probe", "Reference", "Urns", "family_from", "register"]
+__all__ = [
+    "FAMILIES",
+    "Batch",
+    "Cipher",
+    "Family",
+    "ItemSet",
+    "Markov",
+    "Probe",
+    "Reference",
+    "Urns",
+    "family_from",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -284,6 +284,8 @@ def all_keys() -> dict[str, str]:
         if field.is_required():
             return "required"
         plain = isinstance(field.default, int | float | str)
+        if isinstance(field.default, bool):
+            return str(field.default).lower()
         return "" if not plain else field.default if isinstance(field.default, str) else f"{field.default:g}"
 
     def walk(model: type[BaseModel], prefix: str) -> dict[str, str]:

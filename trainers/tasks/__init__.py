@@ -11,6 +11,7 @@ from typing import Any
 
 from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
 from trainers.tasks.cipher import Cipher
+from trainers.tasks.compose import Compose
 from trainers.tasks.markov import Markov
 from trainers.tasks.urns import Urns
 
@@ -18,6 +19,7 @@ __all__ = [
     "FAMILIES",
     "Batch",
     "Cipher",
+    "Compose",
     "Family",
     "ItemSet",
     "Markov",

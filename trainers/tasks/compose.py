@@ -50,15 +50,15 @@ class Compose(Family):
     n_functions: Annotated[Count, Field(ge=2)] = 8
     """F: functions to choose from in each slot, the first of them the identity; the universe has F^L tasks, at most 2^62."""
     kind: Literal["letters", "positions"] = "letters"
-    """What a function does: map each letter to another (a random bijection of the alphabet), or rearrange the positions."""
+    """What a function does: map each letter to another (`letters`), or rearrange the positions (`positions`)."""
     n_input: Annotated[Count, Field(le=6)] = 1
-    """S: letters of the input, and of every step."""
+    """S: letters of the input, and of every step, up to 6."""
     n_letters: Annotated[Count, Field(ge=4, le=26)] = 8
-    """Letters of the alphabet."""
+    """Letters of the alphabet, from 4 to 26."""
     n_domains: Index = 0
     """Domains, each the compositions that begin with one function; 0 has none, and any function may come first."""
     domain: Index | None = None
-    """A specialist: train on this domain alone (0 ... n_domains - 1). Left out, tasks come from all domains in turn."""
+    """A specialist: train on this domain alone (from 0). Left out, tasks come from all domains in turn."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control, nothing carries over."""
 

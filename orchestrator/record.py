@@ -47,6 +47,7 @@ RESULTS = pa.schema(
     + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
     + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
+    + [("exact_memorizer", pa.float64())]
     + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
 """One row per (trial, step, skill, split): raw counts and sums, divide when reading. `phase`: on the way along the
@@ -92,9 +93,7 @@ def results_table(state: State, study: Study) -> pa.Table:
             rows += [
                 row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
             ]
-    rows.sort(
-        key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split"))
-    )
+    rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
@@ -284,6 +283,8 @@ class MlflowRecord:
         tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
         tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.parentRunId": parent}
         tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
+        if changes := session.get("changes"):
+            tags["emergence.changes"] = ", ".join(changes)[:5000]
         run = self._run(trial.id, trial.id, started, tags)
         metric, param = self._entities.Metric, self._entities.Param
         is_new = trial.id not in self._described
@@ -291,7 +292,7 @@ class MlflowRecord:
         points = [
             metric(key, value, round(event["time"] * 1000), event["step"])
             for _, event in evaluations[known:]
-            for key, value in trial_metrics(event).items()
+            for key, value in trial_metrics(event, cast(Family, trial.family).ability_of).items()
         ]
         for start in range(0, max(len(points), 1), 900):
             self.client.log_batch(run, metrics=points[start : start + 900], params=params if start == 0 else [])
@@ -365,14 +366,14 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
     return params
 
 
-def trial_metrics(event: Event) -> dict[str, float]:
+def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
     """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match | ability | memory`, `flops`."""
     metrics = {"flops": float(event["flops"])}
     if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
         metrics["train/loss_nats"] = event["train_loss_nats"]
     rows = [row for row in event["rows"] if row["n"]]
     for measure, name in _METRICS.items():
-        for row, value in zip(rows, results.of_rows(measure, rows), strict=True):
+        for row, value in zip(rows, results.of_rows(measure, rows, ability_of), strict=True):
             if value is not None:
                 metrics[f"{row['split']}/{row['skill']}/{name}"] = value
     return metrics
@@ -416,7 +417,7 @@ def publish(
                     target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
                 target.publish(state)
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
-                print(f"MLflow: {_one_line(problem)}", file=sys.stderr, flush=True)
+                print(f"MLflow: {one_line(problem)}", file=sys.stderr, flush=True)
                 target = None
         say("Tables ...")
         found = _write_tables(folder, state, study)
@@ -595,13 +596,14 @@ def main() -> int:
             options.folder, options.tracking_uri, options.follow, say=lambda line: print(PROGRESS + line, flush=True)
         )
     except Exception as problem:  # MLflow's, after tables and report were written; whatever it is, one line tells it
-        print(_one_line(problem), file=sys.stderr)
+        print(one_line(problem), file=sys.stderr)
         return 1
     return 0
 
 
-def _one_line(problem: Exception) -> str:
-    text = " ".join(str(problem).split())
+def one_line(problem: Exception) -> str:
+    """What went wrong, short, and without the password that MLflow quotes."""
+    text = links.without_password(" ".join(str(problem).split()))
     return f"{type(problem).__name__}: {text[:300]}"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.study import Study
+from trainers.tasks import Family
 
 Row = dict[str, Any]
 Phase = Literal["pre_decay", "final"]
@@ -35,6 +36,23 @@ def _ability(columns: Columns) -> np.ndarray:
     nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
     found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
     return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
+
+
+MAX_MEMORIZER = 0.9
+"""Where the memoriser is right more often than this, an ability read from accuracy has nothing left to show."""
+
+
+def _ability_of_matches(columns: Columns) -> np.ndarray:
+    """Exact matches beyond the memoriser's on the same items, (acc - acc_M) / (1 - acc_M); NaN if acc_M is above 0.9, or
+    with fewer than MIN_ITEMS sequences."""
+    mine, memorizer = (_share(name, "n_sequences")(columns) for name in ("n_exact", "exact_memorizer"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (mine - memorizer) / (1 - memorizer)
+    return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (memorizer <= MAX_MEMORIZER), found, np.nan)
+
+
+def _undefined(columns: Columns) -> np.ndarray:
+    return np.full(len(columns["n"]), np.nan)
 
 
 def _memory(columns: Columns) -> np.ndarray:
@@ -79,6 +97,15 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
 which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
 probabilities predict of it when decoding samples (the mean product of p)."""
 
+_OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
+"""What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
+
+
+def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
+    """A measure by its name, as a family with this `ability_of` reads it."""
+    return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
+
+
 _NUMBERS = [
     "n_tasks",
     "compute_flops",
@@ -100,6 +127,7 @@ _NUMBERS = [
     "correct_generalizer",
     "correct_memorizer",
     "correct_oracle",
+    "exact_memorizer",
     "skl_memorizer",
     "skl_generalizer",
     "skl_references",
@@ -109,15 +137,18 @@ _NUMBERS = [
 _WORDS = ("arm", "skill", "split", "phase")
 
 
-def of_rows(measure: str, rows: Sequence[Row]) -> list[float | None]:
-    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined."""
+def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
+    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined.
+
+    `ability_of`: what the family reads ability from (`Family.ability_of`).
+    """
     if not rows:
         return []
     columns: dict[str, np.ndarray] = {
         name: np.array([row.get(name) for row in rows], float) for name in _NUMBERS if name not in _AXES
     }
     columns["split"] = np.array([row.get("split") for row in rows], object)
-    return [_or_none(value) for value in MEASURES[measure](columns)]
+    return [_or_none(value) for value in measure_of(measure, ability_of)(columns)]
 
 
 _AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
@@ -236,7 +267,8 @@ class Results:
 
     def _measured(self, measure: str) -> np.ndarray:
         if measure not in self._values:
-            values = np.asarray(MEASURES[measure](self._columns), float)
+            of_family = measure_of(measure, cast(Family, self.study.family).ability_of)
+            values = np.asarray(of_family(self._columns), float)
             self._values[measure] = np.where(np.isfinite(values), values, np.nan)
         return self._values[measure]
 

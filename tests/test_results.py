@@ -88,3 +88,16 @@ def test_an_empty_table_has_empty_answers() -> None:
     flops, values = results.along("ability", "answer", "recall", "held_out", 64)
     assert len(flops) == 0 and values.shape == (4, 0)
     assert not len(results.curve("ability", "answer", "recall", "held_out", 64, 0).steps)
+
+
+def test_an_ability_of_matches_is_what_is_right_beyond_the_memoriser() -> None:
+    """Hand-computed: 60 of 100 sequences against 20 of the memoriser's is (.6 - .2) / .8."""
+    row = {"n": 100, "n_sequences": 100, "n_exact": 60, "exact_memorizer": 20.0, "split": "held_out"}
+    assert of_rows("ability", [row], "accuracy") == [pytest.approx(0.5)]
+    assert of_rows("ability", [row | {"exact_memorizer": 91.0}], "accuracy") == [None]
+    assert of_rows("ability", [row | {"n_sequences": 5}], "accuracy") == [None]
+    assert of_rows("ability", [row | {"exact_memorizer": None}], "accuracy") == [None]
+    sums = {"nll_generalizer": 50.0, "nll_memorizer": 10.0, "nll_nats": 20.0, "se_memory_gap": 0.0, "split": "seen"}
+    assert of_rows("memory", [row | sums]) == [pytest.approx(0.75)] and of_rows("memory", [row | sums], "accuracy") == [
+        None
+    ]

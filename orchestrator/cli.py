@@ -268,9 +268,8 @@ def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     try:
         record.publish(folder, uri, say=_aside)
     except Exception as problem:
-        reason = " ".join(str(problem).split())[:300]
         raise UsageProblem(
-            f"{study.id}: MLflow at {links.without_password(uri)} was not brought up to date: {type(problem).__name__}: {reason}\n"
+            f"{study.id}: MLflow at {links.without_password(uri)} was not brought up to date: {record.one_line(problem)}\n"
             "The journal has everything; try again when MLflow is up."
         ) from None
     typer.echo(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")

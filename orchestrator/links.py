@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -81,14 +82,9 @@ def store_of(tracking_uri: str) -> str:
     return hashlib.sha256(tracking_uri.encode()).hexdigest()
 
 
-def without_password(tracking_uri: str) -> str:
-    """A tracking URI as it may be shown."""
-    user, _, host = urlsplit(tracking_uri).netloc.rpartition("@")
-    return (
-        tracking_uri.replace(f"{user}@{host}", f"{user.partition(':')[0]}:***@{host}", 1)
-        if ":" in user
-        else tracking_uri
-    )
+def without_password(text: str) -> str:
+    """A tracking URI, or a message that quotes one, as it may be shown."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -269,25 +269,29 @@ def _ask_for_an_answer(address: str) -> None:
     import grpc  # type: ignore[import-untyped]  # what Ray's head, and its client server, speak; ray[default] brings it
 
     named, target = _named(address), address
+    what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
     if address == "auto":
         left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
         target = os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.exists() else "")
         named = f"{named} ({target})"
     if target.startswith(("http://", "https://")):
-        raise ClusterProblem(
-            f"{named}: that is where 'ray job submit' goes; give the head's host:6379 or ray://host:10001, or "
-            "'--address local' for this machine"
-        )
+        raise ClusterProblem(f"{named}: that is where 'ray job submit' goes; {what}")
     place = target.removeprefix("ray://")
-    if not place.rpartition(":")[2].isdigit() or os.environ.get("RAY_USE_TLS") == "1":
-        return  # nothing to ask: Ray says at once what is wrong with it; or only Ray has the certificates
+    host, _, port = place.rpartition(":")
+    if not (host and port.isdigit()):
+        return  # Ray says at once what is wrong with it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as problem:
+        raise ClusterProblem(f"{named}: nothing answers there ({problem}); {what}") from None
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return  # only Ray has the certificates
     with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError:
             raise ClusterProblem(
-                f"{named}: no Ray cluster answered within {ANSWER_SECONDS:g} s; is it up, and is this its head "
-                "(host:6379, or ray://host:10001)? '--address local' runs on this machine"
+                f"{named}: what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s; {what}"
             ) from None
 
 

@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_report import CASES, SESSION
 
 from orchestrator.provenance import source
+from orchestrator.report import tables
 
 
 def git(root: Path, *words: str) -> str:
@@ -51,3 +53,11 @@ def test_a_project_installed_inside_somebody_elses_repository_has_no_commit_of_t
     (installed / "orchestrator" / "provenance.py").write_text("installed")
     assert source(installed) == {"commit": None, "changes": []}
     assert source(project / "environment")["commit"] is None
+
+
+def test_the_report_names_what_was_not_as_committed_and_counts_the_rest() -> None:
+    found = CASES["nothing has ended"]()
+    assert "Not as committed" not in dict(tables.provenance(found, [SESSION, SESSION | {"changes": []}]))
+    sessions = [SESSION | {"changes": ["a/9.py", "a/0.py"]}, SESSION | {"changes": [f"a/{i}.py" for i in range(10)]}]
+    said = dict(tables.provenance(found, sessions))["Not as committed"]
+    assert said == "a/0.py, a/1.py, a/2.py, a/3.py, a/4.py, a/5.py, a/6.py, a/7.py and 2 more"

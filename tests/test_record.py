@@ -114,19 +114,64 @@ def test_no_number_of_a_record_is_infinite_or_not_a_number(study, events) -> Non
 
 
 def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_no(
-    study, events, tmp_path: Path
+    study, events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     log = Journal(tmp_path)
     log.append(events)
     log.close()
-    command = [sys.executable, "-m", "orchestrator.record", str(tmp_path), "--tracking-uri", "http://127.0.0.1:9"]
+    address = "http://me:secret@127.0.0.1:9"
+    command = [sys.executable, "-m", "orchestrator.record", str(tmp_path), "--tracking-uri", address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.strip()
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 1 and "me:***@127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr and "secret" not in done.stderr + done.stdout
     assert pq.read_table(tmp_path / "results.parquet").num_rows > 100
     assert (tmp_path / "report.html").exists()
-    assert not record.is_published(tmp_path, "http://127.0.0.1:9", study)
+    assert record.report_is_current(tmp_path, study) and not record.is_published(tmp_path, address, study)
 
-    uri = f"sqlite:///{tmp_path / 'm.db'}"
-    record.publish(tmp_path, uri)
+    uri, said = f"sqlite:///{tmp_path / 'm.db'}", list[str]()
+    record.publish(tmp_path, uri, say=said.append)
     assert record.is_published(tmp_path, uri, study)
+    assert said == [
+        "Tables ...",
+        "MLflow runs ...",
+        "Report and figures ...",
+        "Report, figures and tables to MLflow ...",
+    ]
+
+
+def test_tables_and_report_are_current_until_the_journal_or_the_study_moves_on(study, events, tmp_path: Path) -> None:
+    log = Journal(tmp_path)
+    log.append(events[:-2])
+    assert not record.report_is_current(tmp_path, study)
+    record.rewrite(tmp_path)
+    assert record.report_is_current(tmp_path, study)
+    assert not record.report_is_current(tmp_path, study.model_copy(update={"question": "Another one?"}))
+    log.append(events[-2:])
+    log.close()
+    assert not record.report_is_current(tmp_path, study)
+    record.rewrite(tmp_path)
+    (tmp_path / "report.html").unlink()
+    assert not record.report_is_current(tmp_path, study)
+
+
+def test_a_folder_is_being_published_while_a_publisher_holds_it(tmp_path: Path) -> None:
+    assert not record.is_publishing(tmp_path)
+    publisher = record.start_publisher(tmp_path, f"sqlite:///{tmp_path / 'm.db'}", follow=True)
+    while not record.is_publishing(tmp_path):
+        assert publisher.poll() is None
+    said: list[str] = []
+    assert record.finish_publishing(publisher, tmp_path, said.append)  # an empty journal: nothing to do
+    assert not record.is_publishing(tmp_path) and said == []
+
+
+def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one_said_is_not(tmp_path: Path) -> None:
+    (tmp_path / record.LOG_FILE).write_text("> an earlier one\n")
+    script = (
+        "import sys; sys.stdin.read(); print('> Tables ...', flush=True); print('disk full', file=sys.stderr); exit(1)"
+    )
+    with open(tmp_path / record.LOG_FILE, "ab") as log:
+        publisher = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    said: list[str] = []
+    assert not record.finish_publishing(publisher, tmp_path, said.append)
+    assert said[0] == "Tables ..." and said[1] == "The record is not up to date: disk full" and len(said) == 3

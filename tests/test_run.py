@@ -1,0 +1,131 @@
+"""Before a run: what is said of a cluster that does not answer, and that Ctrl-C is one line at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from test_cli import SMALL, emergence
+
+from orchestrator import run
+
+pytestmark = pytest.mark.end_to_end
+
+
+# A cluster that is not there ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of something that takes calls and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_cluster_that_does_not_answer_is_one_refusal_and_nothing_is_run(tmp_path: Path) -> None:
+    file, address = tmp_path / "small.yaml", f"127.0.0.1:{closed_port()}"
+    file.write_text(SMALL)
+    done = emergence("run", str(file), "--address", address, home=tmp_path / "home")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"--address {address}: nothing answers there" in done.stderr and "--address local" in done.stderr
+    assert not (tmp_path / "home" / "small@1" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("how", ["{}", "ray://{}"])
+def test_what_listens_but_does_not_speak_as_ray_does_is_refused_in_time(
+    how: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ANSWER_SECONDS", 0.3)
+    begin = time.monotonic()
+    with pytest.raises(run.ClusterProblem, match=r"did not answer as Ray does within 0\.3 s"):
+        run._ask_for_an_answer(how.format(silent))
+    assert time.monotonic() - begin < 30
+
+
+def test_a_server_that_speaks_is_not_refused() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        run._ask_for_an_answer(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None).wait()
+
+
+def test_an_address_from_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # right for 'ray job submit', and only for that
+    with pytest.raises(run.ClusterProblem, match=r"^RAY_ADDRESS=http://127.0.0.1:8265: .*ray job submit"):
+        run._ask_for_an_answer("http://127.0.0.1:8265")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port()}")
+    with pytest.raises(run.ClusterProblem, match=r"^--address auto \(127.0.0.1:\d+\): nothing answers there"):
+        run._ask_for_an_answer("auto")
+
+
+# Ctrl-C ---------------------------------------------------------------------------------------------------------------
+
+
+def descendants(home: Path) -> list[str]:
+    """Command lines of the processes that were started, through any number of others, with this home."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"EMERGENCE_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0")
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if ours and words:  # a zombie has none
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("moment", ["Ray is imported", "Ray's dashboard starts"])
+def test_ctrl_c_while_ray_starts_is_one_line_and_leaves_nothing_running(moment: str, tmp_path: Path) -> None:
+    """As a terminal does it: the signal goes to every process of the group, and Ray's dashboard dies of it."""
+    file, home = tmp_path / "small.yaml", tmp_path / "home"
+    file.write_text(SMALL)
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "run", str(file), "--slots", "1"]
+    driver = subprocess.Popen(
+        command,
+        env=environment | {"EMERGENCE_HOME": str(home), "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert driver.stdout is not None
+    while "Starting Ray" not in driver.stdout.readline():
+        assert driver.poll() is None
+    while moment == "Ray's dashboard starts" and not any("dashboard.py" in words for words in descendants(home)):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGINT)
+    out, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert out.split("\n") == ["", "Stopped; everything so far is kept, and the same command goes on.", ""]
+    deadline = time.monotonic() + 20
+    while descendants(home):
+        assert time.monotonic() < deadline, descendants(home)
+        time.sleep(0.05)
+    assert not (home / "small@1" / "journal.jsonl").exists()
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_one_line_too(tmp_path: Path) -> None:
+    stand_in = tmp_path / "typer.py"  # the first module that takes time: here it is interrupted, and says so if not
+    stand_in.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('still here')\n")
+    done = emergence("--help", home=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nStopped; nothing had begun.\n")

@@ -1,4 +1,4 @@
-"""The report in a browser: what a reader sees, points at, moves, sorts, filters, prints. Skipped where no Chromium is found."""
+"""The report in a browser: what a reader sees, points at, moves, sorts, filters, prints. What happens without Chromium: `browser.py`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import synthetic
-from simulate_claims import SCENARIOS, look, lottery
+from simulate_claims import LOTTERY_AXES, SCENARIOS, look, more_likely_with_tasks
 from simulation import Scenario
 
 from orchestrator import analyses, claims, findings
@@ -44,9 +44,19 @@ def test_the_more_fails_correction_the_wider_the_intervals_of_what_is_kept() -> 
 @pytest.mark.parametrize(
     "scenario", [s for s in SCENARIOS if s.kind == "false claims"], ids=lambda scenario: scenario.name
 )
-def test_of_a_lottery_no_more_is_claimed_than_correction_allows(scenario: Scenario) -> None:
-    outcome = scenario.play(45)  # at length: make calibration
+def test_of_lotteries_no_more_is_claimed_than_correction_allows(scenario: Scenario) -> None:
+    outcome = scenario.play(30)  # at length: make calibration
     assert outcome.share <= scenario.bound, outcome
+
+
+def test_what_the_nulls_must_not_claim_is_claimed_where_it_is_so() -> None:
+    def truth(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.where(n > np.where(c < 2e11, 500, 30), 0.95, 0.1)
+
+    study = synthetic.made_up(**LOTTERY_AXES, replicates=10)
+    kept = {claim.says for claim in look(synthetic.tables(study, truth, truth, noise=0.02), study).kept}
+    for said in ("appears", "drifts", "comes", "breaks"):
+        assert any(said in claim for claim in kept), said
 
 
 def break_said(claim: claims.Claim) -> bool:
@@ -73,7 +83,7 @@ CUTS: dict[str, Any] = {
 
 
 def test_a_break_is_claimed_only_where_the_verdict_is_one_and_then_always() -> None:
-    studies = [lottery(stream("test", "cuts", k), 6, (0.1, 0.9)) for k in range(20)]
+    studies = [more_likely_with_tasks(stream("test", "cuts", k), (4, 10)[k % 2]) for k in range(20)]
     for k, truth in enumerate([jumping, sloping, flat, synthetic.rising()] * 3):
         study = synthetic.made_up(**CUTS, replicates=(4, 6, 10)[k // 4])
         studies.append(look(synthetic.tables(study, truth, noise=0.02, draw=k), study))

@@ -65,7 +65,11 @@ def test_a_primary_claim_meets_its_truth(primary: dict[str, Any], verdict: str) 
     found = judged(primary)
     assert found.verdict == verdict
     assert found.measured.startswith("measured: 95 % interval ")
-    assert bool(found.wanting) == (verdict == "inconclusive")
+    of_five = "Should the skill come by lottery there, 5 replicates can agree by chance; 6 seldom do"
+    if verdict != "inconclusive":
+        assert found.wanting == (of_five if primary["what"] in ("ability", "memory", "accuracy") else "")
+    else:
+        assert found.wanting
 
 
 def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
@@ -285,6 +289,10 @@ def test_the_plan_says_the_claim_what_settles_it_and_when_there_are_too_few_repl
         rows = dict(planned(study))
         assert rows["settled by"].startswith("5 replicates are the least that could confirm it, 2 that could refute it")
         assert (rows.get("warning") or "").startswith(warning or "") and (warning is None) == ("warning" not in rows)
+    mean = {"what": "ability", "n_tasks": 64, "lo": 0.5}
+    for replicates, doubt in ((3, "should the skill come by lottery there, 3 replicates"), (6, None)):
+        rows = dict(planned(synthetic.made_up(**(AXES | {"replicates": replicates, "primary": mean}))))
+        assert (rows.get("warning") or "").startswith(doubt or "") and (doubt is None) == ("warning" not in rows)
     assert planned(synthetic.made_up()) == []
 
 

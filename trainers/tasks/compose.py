@@ -3,6 +3,10 @@
 A sequence is f1 ... fL : x y1 ... yL with y1 = f1(x), y2 = f2(y1), ...; x and each y are S letters. It can be taught step
 by step (`steps`) or by its outcome alone (`answer`, `latent`). A model may keep whole compositions, or learn each function
 where it stands and apply one after another: that works for compositions that it never saw.
+
+What learns it in a minute of one core: 2 layers of width 64, `positions: learned`, `embed_std: 0.1`, batch 128, rate 2e-3.
+`steps`, 400 optimizer steps, unseen compositions right (one run each): 8 tasks .20, 16 .46, 32 .74, 64 1.00. With rotary
+positions instead (3 layers, batch 256, rate 1e-3) 64 tasks end at .59, though all seen ones are right.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ GRIDS = {
     "factor 2": np.arange(2.0, 12),
     "factor 4": np.arange(2.0, 14, 2),
     "factor 16": np.arange(2.0, 20, 4),
+    "uneven": np.cumsum([1.0, *[1, 1, 1, 6, 1] * 10]),
+    "long": np.arange(1.0, 41),
 }
 BESIDE = 1e-6
 """Doublings by which a boundary lies beside a level at the worst place."""
@@ -52,9 +54,11 @@ def lottery(rng: Rng, shape: tuple[int, ...], probability: np.ndarray, noise: fl
 
 
 def places(rng: Rng, grid: np.ndarray, place: str, n_runs: int) -> np.ndarray:
-    """Where the boundary is: anywhere within the grid, or just beside a level (either side)."""
+    """Where the boundary is: anywhere within the grid, midway between two levels, or just beside one (either side)."""
     if place == "anywhere":
         return rng.uniform(grid[0], grid[-2], n_runs)
+    if place == "within a bracket":
+        return np.full(n_runs, grid[len(grid) // 2 - 1 : len(grid) // 2 + 1].mean())
     level = {"beside a level": grid[len(grid) // 2], "beside the first": grid[0], "beside the last": grid[-1]}[place]
     return level + BESIDE * rng.choice([-1, 1], n_runs)
 
@@ -68,6 +72,28 @@ def replicated(
     thresholds = truth[:, None] + step * spreads[:, None] * rng.standard_normal((n_runs, R))
     width = np.exp(rng.uniform(np.log(0.1), np.log(step), n_runs))[:, None, None]
     return curves(rng, grid, thresholds, width, noise), truth
+
+
+Shape = Literal["evenly spread", "skewed", "of two kinds"]
+
+
+def shaped(rng: Rng, grid: np.ndarray, R: int, n_runs: int, shape: Shape, spread: float) -> Tables:
+    """Thresholds of which a normal spread is a poor picture: sd `spread` in grid steps; sharp transitions, no noise."""
+    truth = rng.uniform(grid[len(grid) // 2 - 3], grid[len(grid) // 2 + 3], n_runs)
+    size = (n_runs, R)
+    drawn = {
+        "evenly spread": lambda: np.sqrt(12) * (rng.random(size) - 0.5),
+        "skewed": lambda: rng.exponential(size=size) - np.log(2),
+        "of two kinds": lambda: rng.choice([-1.0, 1.0], size) + 0.1 * rng.standard_normal(size),
+    }[shape]()
+    return curves(rng, grid, truth[:, None] + spread * step_of(grid) * drawn, 0.01, 0), truth
+
+
+def thinned(rng: Rng, tables: Tables) -> Tables:
+    """Cells missing at random, whatever they hold: at each level of a run with a probability of its own, 0 to .5."""
+    values, truth = tables
+    missing = rng.random(values.shape) < rng.uniform(0, 0.5, (len(values), 1, values.shape[2]))
+    return np.where(missing, np.nan, values), truth
 
 
 def by_lot(rng: Rng, grid: np.ndarray, R: int, n_runs: int, place: str) -> Tables:
@@ -87,10 +113,10 @@ def unsettled(rng: Rng, grid: np.ndarray, R: int, n_runs: int, probability: floa
 # Boundaries ---------------------------------------------------------------------------------------------------------
 
 
-def width_of(found: Sequence[Bracket]) -> float | None:
-    """Median of the closed ones, in log units."""
-    widths = [np.log(b.high / b.low) for b in found if b.low is not None and b.high is not None]
-    return float(np.median(widths)) if widths else None
+def width_ratio(low: float | None, high: float | None, brackets: Sequence[Bracket]) -> float:
+    """The interval's width over the mean width of its closed brackets, in log units; infinite if an end is open."""
+    widths = [np.log(b.high / b.low) for b in brackets if b.low is not None and b.high is not None]
+    return float(np.log(high / low) / np.mean(widths)) if low is not None and high is not None and widths else np.inf
 
 
 def covers(low: float | None, high: float | None, truth: float) -> bool:
@@ -100,84 +126,142 @@ def covers(low: float | None, high: float | None, truth: float) -> bool:
 def covered(
     levels: np.ndarray, tables: Tables, direction: Literal["rising", "falling"] = "rising", confidence: float = 0.95
 ) -> Outcome:
-    """How often the interval covers; its width over that of a bracket where both are closed."""
+    """How often the interval covers, and its width. Replicates without any value are left out."""
     values = tables[0] if direction == "rising" else 1 - tables[0]
-    found = [stats.boundary(2.0**levels, table, direction, confidence) for table in values]
+    there = ~np.isnan(values).all(-1)
+    found = [
+        stats.boundary(2.0**levels, table[r], direction, confidence) for table, r in zip(values, there, strict=True)
+    ]
     hits = sum(covers(b.low, b.high, k) for b, k in zip(found, 2.0 ** tables[1], strict=True))
-    whole, part = width_of([Bracket(b.low, b.high) for b in found]), width_of([x for b in found for x in b.brackets])
-    return Outcome(hits / len(found), len(found), whole / part if whole and part else None)
+    ratio = float(np.median([width_ratio(b.low, b.high, b.brackets) for b in found]))
+    return Outcome(hits / len(found), len(found), ratio)
 
 
-def boundaries() -> Iterator[Scenario]:
-    for name, grid in GRIDS.items():
-        for R in (3, 5, 10):
-            for place in ("beside a level",) if name == "factor 4" else ("anywhere", "beside a level"):
-                yield Scenario(
-                    f"boundary: {name}, {R} replicates, {place}",
-                    "coverage",
-                    0.94,
-                    lambda n, rng, g=grid, r=R, p=place: covered(g, replicated(rng, g, r, n, p, None)),
-                )
-    for R in (3, 4, 5, 10):  # all replicates on one side of the level: with three, every fourth run
-        yield Scenario(
-            f"boundary: all at one level, {R} replicates",
-            "coverage",
-            0.94,
-            lambda n, rng, r=R: covered(
-                GRIDS["factor 4"], replicated(rng, GRIDS["factor 4"], r, n, "beside a level", 0.01)
-            ),
+Draw = Callable[[Rng, np.ndarray, int], Tables]
+"""(generator, grid, runs) -> tables."""
+Widest = dict[int, float] | dict[int, None]
+"""Replicates -> the width ratio promised; None where it is the truth that leaves an end open."""
+EVEN: Widest = {3: 3.5, 5: 2.2, 10: 2.1}
+"""Of an even grid. Three replicates pay for their spread, which they hardly know: t is 4.3."""
+
+
+def covering(
+    name: str,
+    grid: str,
+    draw: Draw,
+    bound: float = 0.94,
+    widest: float | None = None,
+    direction: Literal["rising", "falling"] = "rising",
+    confidence: float = 0.95,
+) -> Scenario:
+    """Do the intervals of boundaries in the tables cover, and how wide are they for that?"""
+    levels = GRIDS[grid]
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        return covered(levels, draw(rng, levels, n_runs), direction, confidence)
+
+    return Scenario(f"boundary: {name}", "coverage", bound, run, widest)
+
+
+def apart(R: int, place: str, spread: float | None = None) -> Draw:
+    return lambda rng, grid, n: replicated(rng, grid, R, n, place, spread)
+
+
+def normal_spreads() -> Iterator[Scenario]:
+    widest: Widest
+    for grid, place, widest in (
+        ("quickstart", "anywhere", {3: 3.5, 5: 2.6, 10: 2.2}),
+        ("quickstart", "beside a level", {3: 4.0, 5: 2.6, 10: 2.4}),
+        ("factor 2", "anywhere", EVEN),
+        ("factor 2", "beside a level", EVEN),
+        ("factor 4", "beside a level", EVEN),
+        ("factor 16", "anywhere", {3: 3.5, 5: 3.1, 10: 2.1}),
+        ("factor 16", "beside a level", EVEN),
+        ("uneven", "beside a level", EVEN),
+    ):
+        for R, ratio in widest.items():
+            yield covering(f"{grid}, {R} replicates, {place}", grid, apart(R, place), widest=ratio)
+    for R, ratio in {3: 3.5, 5: 2.6, 10: 2.25}.items():
+        yield covering(
+            f"falling, {R} replicates", "quickstart", apart(R, "anywhere"), widest=ratio, direction="falling"
         )
-    for R in (3, 10):
-        yield Scenario(
-            f"boundary: falling, {R} replicates",
-            "coverage",
-            0.94,
-            lambda n, rng, r=R: covered(
-                GRIDS["quickstart"], replicated(rng, GRIDS["quickstart"], r, n, "anywhere", None), "falling"
-            ),
-        )
+    for R, bound, ratio in ((3, 0.92, 6.6), (5, 0.95, 4.2), (10, 0.97, 3.95)):
+        name = f"uneven, spread of five steps, {R} replicates"
+        yield covering(name, "uneven", apart(R, "beside a level", 5), bound, ratio)
+    for R, ratio in {2: 67.0, 3: 7.4, 5: 2.9}.items():
+        name = f"at 99 %, {R} replicates"
+        yield covering(name, "factor 4", apart(R, "beside a level"), 0.975, ratio, confidence=0.99)
+
+
+def agreeing() -> Iterator[Scenario]:
+    for R, ratio in {3: 3.5, 4: 2.4, 5: 2.1, 10: 2.1}.items():  # on one side of the level: of three, every fourth run
+        draw = apart(R, "beside a level", 0.01)
+        yield covering(f"all at one level, {R} replicates", "factor 4", draw, widest=ratio)
+    for R, ratio in {3: 1.35, 4: 1.06, 5: 1.01, 10: 1.01}.items():
+        draw = apart(R, "within a bracket", 0.01)
+        yield covering(f"all in one bracket, {R} replicates", "factor 4", draw, widest=ratio)
+
+
+def at_the_ends() -> Iterator[Scenario]:
+    for R in (3, 5, 10):
         for place in ("beside the first", "beside the last"):
-            yield Scenario(
-                f"boundary: {R} replicates, {place}",
-                "coverage",
-                0.94,
-                lambda n, rng, r=R, p=place: covered(
-                    GRIDS["factor 4"], replicated(rng, GRIDS["factor 4"], r, n, p, None)
-                ),
-            )
-        for name in ("quickstart", "factor 2"):
-            yield Scenario(
-                f"boundary: lottery, {name}, {R} replicates",
-                "coverage",
-                0.96,
-                lambda n, rng, r=R, g=GRIDS[name]: covered(g, by_lot(rng, g, r, n, "beside a level")),
-            )
-    for R, probability in ((3, 0.55), (5, 0.55), (10, 0.55), (10, 0.75), (20, 0.75)):
-        yield Scenario(
-            f"boundary: lottery that stays at {probability:g}, {R} replicates",
-            "coverage",
-            0.94,
-            lambda n, rng, r=R, p=probability: covered(GRIDS["factor 2"], unsettled(rng, GRIDS["factor 2"], r, n, p)),
-        )
-    for R in (2, 3, 5):
-        yield Scenario(
-            f"boundary: at 99 %, {R} replicates",
-            "coverage",
-            0.975,
-            lambda n, rng, r=R: covered(
-                GRIDS["factor 4"], replicated(rng, GRIDS["factor 4"], r, n, "beside a level", None), confidence=0.99
-            ),
-        )
+            yield covering(f"{R} replicates, {place}", "factor 4", apart(R, place))
+
+
+def odd_spreads() -> Iterator[Scenario]:
+    shapes: tuple[tuple[Shape, float, dict[int, tuple[float, float]]], ...] = (
+        ("evenly spread", 5.0, {3: (0.91, 24.5), 5: (0.95, 15), 10: (0.97, 12.7)}),
+        ("skewed", 1.7, {3: (0.94, 6.7), 5: (0.95, 4.6), 10: (0.97, 4.3)}),
+        # all of one kind in 2^(1 - R) of runs, and then nothing tells that there is another
+        ("of two kinds", 2.0, {3: (0.73, 12.6), 5: (0.92, 6.3), 10: (0.965, 5.3)}),
+    )
+    for shape, spread, promised in shapes:
+        for R, (bound, ratio) in promised.items():
+
+            def draw(
+                rng: Rng, grid: np.ndarray, n: int, R: int = R, shape: Shape = shape, spread: float = spread
+            ) -> Tables:
+                return shaped(rng, grid, R, n, shape, spread)
+
+            yield covering(f"thresholds {shape}, {R} replicates", "long", draw, bound, ratio)
+
+
+def lotteries() -> Iterator[Scenario]:
+    for grid, widest in (("quickstart", {3: 3.5, 5: 3.15, 10: 2.4}), ("factor 2", {3: 3.4, 5: 2.3, 10: 2.1})):
+        for R, ratio in widest.items():
+
+            def draw(rng: Rng, grid: np.ndarray, n: int, R: int = R) -> Tables:
+                return by_lot(rng, grid, R, n, "beside a level")
+
+            yield covering(f"lottery, {grid}, {R} replicates", grid, draw, 0.96, ratio)
+    for R, chance, longest in ((3, 0.55, None), (5, 0.55, None), (10, 0.55, None), (10, 0.75, None), (20, 0.75, 1.9)):
+
+        def stays(rng: Rng, grid: np.ndarray, n: int, R: int = R, chance: float = chance) -> Tables:
+            return unsettled(rng, grid, R, n, chance)
+
+        yield covering(f"lottery that stays at {chance:g}, {R} replicates", "factor 2", stays, widest=longest)
+
+
+def with_gaps() -> Iterator[Scenario]:
+    for R, ratio in {3: 3.55, 5: 2.65, 10: 2.4}.items():
+
+        def draw(rng: Rng, grid: np.ndarray, n: int, R: int = R) -> Tables:
+            return thinned(rng, replicated(rng, grid, R, n, "anywhere", None))
+
+        yield covering(f"cells missing at random, {R} replicates", "factor 2", draw, widest=ratio)
+
+    def five(rng: Rng, grid: np.ndarray, n: int) -> Tables:
+        return thinned(rng, replicated(rng, grid, 5, n, "beside a level", None))
+
+    name = "cells missing at random, falling, 5 replicates"
+    yield covering(name, "quickstart", five, widest=4.1, direction="falling")
+
+
+def invented() -> Iterator[Scenario]:
     for R in (3, 10):
-        yield Scenario(
-            f"boundary: noise around 0 to .3, {R} replicates, rising", "false claims", 0.05, noise_bounded(R, "rising")
-        )
-        yield Scenario(
-            f"boundary: noise around 0 to .3, {R} replicates, falling",
-            "false claims",
-            0.05,
-            noise_bounded(R, "falling"),
-        )
+        for direction in ("rising", "falling"):
+            name = f"boundary: noise around 0 to .3, {R} replicates, {direction}"
+            yield Scenario(name, "false claims", 0.05, noise_bounded(R, direction))
         yield Scenario(f"boundary: both ends closed, {R} replicates", "power", 0.8, closed(R))
 
 
@@ -257,21 +341,29 @@ def drifting(
         middle = rng.uniform(3, 8, n_runs) if place == "anywhere" else np.full(n_runs, grid[4] + BESIDE)
         thresholds = middle[:, None, None] + own_slope * (doublings - 1.5 * (place == "anywhere"))
         thresholds = thresholds + rng.uniform(0, 1, (n_runs, 1, 1)) * rng.standard_normal((n_runs, R, 1))
-        values = curves(rng, grid, thresholds, 0.3, 0.05)  # (runs, R, B, L)
-        hits = 0
-        for table in values:
-            rows = [stats.boundary(2.0**grid, table[:, j], "rising").brackets for j in range(n_budgets)]
+        values = curves(rng, grid, thresholds, 0.3, 0.05).swapaxes(1, 2)  # (runs, B, R, L)
+        all_rows = stats.boundary(2.0**grid, values.reshape(-1, len(grid)), "rising").brackets
+        hits, widths = 0, []
+        for k in range(0, len(all_rows), n_budgets * R):
+            rows = [all_rows[j : j + R] for j in range(k, k + n_budgets * R, R)]
             found = stats.drift(2.0**doublings, rows)
             hits += covers(found.low, found.high, slope) if wanted is None else found.verdict in wanted
-        return Outcome(hits / n_runs, n_runs)
+            closed = [b.high - b.low for b in found.slopes if b.low is not None and b.high is not None]
+            whole = found.high - found.low if found.low is not None and found.high is not None else np.inf
+            widths.append(whole / np.mean(closed) if closed else np.inf)
+        return Outcome(hits / n_runs, n_runs, float(np.median(widths)))
 
     return run
 
 
 def drifts() -> Iterator[Scenario]:
-    for R, slope, place, n_budgets in ((3, 0.0, "beside", 4), (3, -0.5, "anywhere", 2), (5, -2.0, "beside", 2)):
+    for R, slope, place, n_budgets, ratio in (
+        (3, 0.0, "beside", 4, 2.1),
+        (3, -0.5, "anywhere", 2, 1.8),
+        (5, -2.0, "beside", 2, None),  # to below the first level
+    ):
         name = f"drift: {R} replicates, {slope:g}, {place}, {n_budgets} budgets"
-        yield Scenario(name, "coverage", 0.95, drifting(R, slope, place, n_budgets=n_budgets))
+        yield Scenario(name, "coverage", 0.95, drifting(R, slope, place, n_budgets=n_budgets), ratio)
     yield Scenario("drift: none, 3 replicates", "false claims", 0.05, drifting(3, 0.0, "anywhere", "rises falls"))
     yield Scenario("drift: falls by 2, 3 replicates", "power", 0.8, drifting(3, -2.0, "beside", "falls"))
 
@@ -322,9 +414,10 @@ def alike_by_lot(rng: Rng, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.
 
 
 def crossing(
-    R: int, place: str, ask: Literal["coverage", "power"], spread: float | None
+    R: int, place: str, ask: Literal["claims", "all", "power"], spread: float | None = None
 ) -> Callable[[int, Rng], Outcome]:
-    """A learns early, up to .7, B later, up to 1; both from chance. Coverage among the claims, or the share of claims."""
+    """A learns early, up to .7, B later, up to 1; both from chance. Coverage of what is claimed to cross; of all that is
+    said, bounds included; or the share of claims."""
 
     def run(n_runs: int, rng: Rng) -> Outcome:
         grid = np.arange(10.0) if place == "anywhere" else 2 * np.arange(6.0)
@@ -338,10 +431,11 @@ def crossing(
         claimed = [(c, k) for c, k in zip(found, 2.0**truth, strict=True) if c.verdict == "crosses"]
         if ask == "power":
             return Outcome(len(claimed) / n_runs, n_runs)
-        whole = width_of([Bracket(c.low, c.high) for c, _ in claimed])
-        part = width_of([bracket for c, _ in claimed for bracket in c.brackets])
+        if ask == "all":
+            claimed = list(zip(found, 2.0**truth, strict=True))
         hits = sum(covers(c.low, c.high, k) for c, k in claimed)
-        return Outcome(hits / len(claimed), len(claimed), whole / part if whole and part else None)
+        ratio = float(np.median([width_ratio(c.low, c.high, c.brackets) for c, _ in claimed]))
+        return Outcome(hits / len(claimed), len(claimed), ratio)
 
     return run
 
@@ -356,11 +450,16 @@ def crossovers() -> Iterator[Scenario]:
         ("B always ahead", reversed_arms),
     ):
         yield Scenario(f"crossover: {name}, 3 replicates", "false claims", 0.05, falsely_crossed(draw, 3))
-    for R in (3, 5, 10):
-        for place in ("anywhere", "beside a level"):
-            yield Scenario(
-                f"crossover: {R} replicates, {place}", "coverage", 0.94, crossing(R, place, "coverage", None)
-            )
+    widest: Widest
+    for place, ask, widest in (
+        ("anywhere", "claims", {3: 3.15, 5: 2.2, 10: 2.1}),
+        ("beside a level", "claims", EVEN),
+        ("beside a level", "all", {3: 3.7, 5: 2.2, 10: 2.1}),
+        ("beside the last", "all", {3: None, 5: None, 10: None}),
+    ):
+        for R, ratio in widest.items():
+            name = f"crossover: {R} replicates, {place}" + (", claimed or not" if ask == "all" else "")
+            yield Scenario(name, "coverage", 0.94, crossing(R, place, ask), ratio)
     for R, bound in ((3, 0.5), (5, 0.9)):
         yield Scenario(
             f"crossover: found, spread of half a step, {R} replicates",
@@ -394,6 +493,17 @@ def skill_covered(per_decade: float, R: int) -> Callable[[int, Rng], Outcome]:
     return run
 
 
+def skill_met(per_decade: float, R: int) -> Callable[[int, Rng], Outcome]:
+    """As `skill_covered`, but with looks enough for every replicate to get there."""
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = looks(per_decade, 24)
+        times, median = onset_times(rng, grid[:12], R, n_runs)
+        return covered(grid, (curves(rng, grid, times, 0.1, 0.05), median))
+
+    return run
+
+
 def curve_covered(R: int, leaves: bool, ask: Literal["share", "median"]) -> Callable[[int, Rng], Outcome]:
     """Kaplan-Meier at its worst look, some replicates leaving early or none; or the interval of its median.
 
@@ -421,10 +531,38 @@ def curve_covered(R: int, leaves: bool, ask: Literal["share", "median"]) -> Call
     return run
 
 
+def reached_covered(R: int) -> Callable[[int, Rng], Outcome]:
+    """The share of those begun that get there for good, at its worst look: three in ten diverge, before or after they got
+    there; half are half done or have not begun, and of these nobody knows whether they will diverge."""
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = looks(4, 8)
+        truth = 0.7 * special.ndtr((grid - grid[4] + 0.3) / (0.8 / np.log(2)))
+        onset = grid[4] - 0.3 + 0.8 / np.log(2) * rng.standard_normal((n_runs, R))
+        diverges, under_way = np.where(
+            rng.random((2, n_runs, R)) < [[[0.3]], [[0.5]]], rng.integers(-1, 7, (2, n_runs, R)), 7
+        )  # the last look before
+        there = np.arange(8) <= np.minimum(diverges, under_way)[..., None]
+        values = np.where(there, (grid >= onset[..., None]).astype(float), np.nan)
+        hits = np.ones((n_runs, len(grid)))
+        for k, (table, lost) in enumerate(zip(values, diverges < under_way, strict=True)):
+            found = survival.kaplan_meier(*survival.onsets(2.0**grid, table, lost), 2.0**grid)
+            steps = found.steps[1:] if found else ()
+            hits[k, : len(steps)] = [s.low <= p <= s.high for s, p in zip(steps, truth[: len(steps)], strict=True)]
+        return Outcome(float(hits.mean(0).min()), n_runs)
+
+    return run
+
+
 def to_skill() -> Iterator[Scenario]:
-    for per_decade, name in ((4.0, "four looks a decade"), (1 / np.log10(2), "looks a factor 2 apart")):
-        for R in (3, 5, 10):
-            yield Scenario(f"compute to skill: {name}, {R} replicates", "coverage", 0.94, skill_covered(per_decade, R))
+    for per_decade, name, widest in (
+        (4.0, "four looks a decade", {3: 5.8, 5: 3.45, 10: 3.2}),
+        (1 / np.log10(2), "looks a factor 2 apart", {3: 3.6, 5: 3.2, 10: 3.2}),
+    ):
+        for R, ratio in widest.items():
+            named, every = f"{name}, {R} replicates", f"all get there, {name}, {R} replicates"
+            yield Scenario(f"compute to skill: {named}", "coverage", 0.94, skill_covered(per_decade, R))
+            yield Scenario(f"compute to skill: {every}", "coverage", 0.94, skill_met(per_decade, R), ratio)
 
 
 def survivals() -> Iterator[Scenario]:
@@ -437,11 +575,26 @@ def survivals() -> Iterator[Scenario]:
             0.945,
             curve_covered(R, True, "share"),
         )
+    for R in (5, 10):
+        name = f"survival: worst look, {R} replicates, some diverge, some are half done"
+        yield Scenario(name, "coverage", 0.945, reached_covered(R))
     yield Scenario(
         "survival: median, 10 replicates, some leave early", "coverage", 0.95, curve_covered(10, True, "median")
     )
 
 
 SURVIVAL = tuple(survivals())
-BOUNDARIES = (*boundaries(), *monotonicity(), *drifts(), *crossovers(), *to_skill())
+BOUNDARIES = (
+    *normal_spreads(),
+    *agreeing(),
+    *at_the_ends(),
+    *odd_spreads(),
+    *lotteries(),
+    *with_gaps(),
+    *invented(),
+    *monotonicity(),
+    *drifts(),
+    *crossovers(),
+    *to_skill(),
+)
 SCENARIOS = (*BOUNDARIES, *SURVIVAL)

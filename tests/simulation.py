@@ -22,7 +22,8 @@ class Outcome(NamedTuple):
     """Of the runs: those that covered the truth, claimed falsely, or found what was planted."""
     n_runs: int
     width_ratio: float | None = None
-    """Median width of the interval over the median width of one bracket (log units); None where there is no bracket."""
+    """Median over runs: the interval's width over the mean width of the brackets behind it, infinite if an end is open.
+    None where there is nothing to compare with."""
 
     @property
     def error(self) -> float:
@@ -39,11 +40,19 @@ class Scenario(NamedTuple):
     """The share must be at least this (coverage, power), or at most (false claims)."""
     run: Callable[[int, np.random.Generator], Outcome]
     """(number of runs, generator) -> outcome."""
+    widest: float | None = None
+    """The width ratio must be at most this, a few percent above what was measured: an interval must not cover by being
+    needlessly wide. None: nothing is promised."""
 
     def play(self, n_runs: int) -> Outcome:
         """Run with the stream named after the scenario: the same numbers every time."""
         return self.run(n_runs, stream("simulation", self.name))
 
-    def holds(self, outcome: Outcome) -> bool:
-        """Is the bound kept?"""
-        return outcome.share <= self.bound if self.kind == "false claims" else outcome.share >= self.bound
+    def holds(self, outcome: Outcome, errors_allowed: float = 0.0) -> bool:
+        """Are the bounds kept, that of the share but for so many standard errors?"""
+        missed_by = outcome.share - self.bound if self.kind == "false claims" else self.bound - outcome.share
+        return missed_by <= errors_allowed * outcome.error and not self.too_wide(outcome)
+
+    def too_wide(self, outcome: Outcome) -> bool:
+        """Is the interval wider than promised?"""
+        return self.widest is not None and (outcome.width_ratio is None or outcome.width_ratio > self.widest)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import optimize
 from scipy import stats as reference
-from simulate_boundaries import BOUNDARIES
+from simulate_boundaries import BOUNDARIES, GRIDS, replicated, thinned
 from simulation import Scenario
 
 from orchestrator import stats
@@ -56,20 +56,20 @@ def test_simulated_truths_are_covered_and_nothing_is_found_where_there_is_nothin
         ([0.1, 0.6, 0.9, 0.9, 1, 0.4], "rising", Bracket(4, None)),  # not across at the last level
         ([0.9, 0.1, None, 0.9, None, 0.1], "falling", Bracket(4, 1e12)),
         ([0.6, 1, 1, 1, 1, 0.4], "rising", Bracket(None, None)),  # says nothing
-        ([None] * 6, "rising", None),
+        ([None] * 6, "rising", Bracket(None, None)),
     ],
 )
 def test_a_bracket_runs_from_the_last_level_before_to_the_level_from_which_it_stays_across(
     values, direction, expected
 ) -> None:
-    assert stats.bracket(GRID, values, direction) == expected
+    beside_it = crossing_at(2)[0]  # or a row without values would be no table
+    assert stats.boundary(GRID, [values, beside_it], direction).brackets[0] == expected
 
 
 def test_a_replicate_that_comes_back_is_counted_as_not_monotone() -> None:
     assert stats.boundary(GRID, [[0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1]], "rising").not_monotone == 1
-    assert stats.comes_back(GRID, [1, 0, 1, 0, 0, None], "falling")
-    assert not stats.comes_back(GRID, [1, 1, None, 0, 0, None], "falling")
-    assert not stats.comes_back(GRID, [None] * 6, "rising")
+    assert stats.boundary(GRID, [[1, 0, 1, 0, 0, None]], "falling").not_monotone == 1
+    assert stats.boundary(GRID, [[1, 1, None, 0, 0, None], [None] * 6], "falling").not_monotone == 0
 
 
 # Boundaries ---------------------------------------------------------------------------------------------------------
@@ -99,9 +99,46 @@ def test_three_equal_brackets_are_widened_until_agreeing_by_chance_is_rare() -> 
 
 def test_unequal_brackets_of_few_replicates_give_the_hand_computed_t_interval() -> None:
     mixed = stats.boundary(GRID, crossing_at(1, 2, 3), "rising")
-    lows, highs, t = np.log([4, 16, 32]), np.log([16, 32, 64]), 4.302653
-    assert mixed.low == pytest.approx(math.exp(lows.mean() - t * lows.std(ddof=1) / math.sqrt(3)), rel=1e-6)
-    assert mixed.high == pytest.approx(math.exp(highs.mean() + t * highs.std(ddof=1) / math.sqrt(3)), rel=1e-6)
+    t, two = 4.302653, math.log(2)
+    inner = np.array([2.5, 4.25, 5.25]) * two  # a quarter inside brackets of 2 to 4, 4 to 5 and 5 to 6 doublings
+    assert mixed.low == pytest.approx(math.exp(inner.mean() - t * inner.std(ddof=1) / math.sqrt(3)), rel=1e-6)
+    inner = np.array([3.5, 4.75, 5.75]) * two
+    assert mixed.high == pytest.approx(math.exp(inner.mean() + t * inner.std(ddof=1) / math.sqrt(3)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "t", "brackets"), [(3, 4.302653, 0.95), (5, 2.776445, 1.2)])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+def test_reading_thresholds_from_brackets_costs_an_interval_about_one_bracket(n, t, brackets, spread) -> None:
+    rng = np.random.default_rng(11)
+    thresholds = rng.uniform(14, 15, (400, 1)) + spread * rng.standard_normal((400, n))
+    at = np.arange(1, 31)
+    found = [stats.boundary(2.0**at, (at >= row[:, None]).astype(float), "rising") for row in thresholds]
+    widths = np.array([math.log2((b.high or math.inf) / (b.low or 1e-9)) for b in found])
+    exact = np.maximum(2 * t * thresholds.std(axis=1, ddof=1) / math.sqrt(n), np.ptp(thresholds, axis=1))
+    assert 0 < (widths - exact).mean() < brackets
+
+
+@given(some.lists(some.integers(0, 6), min_size=1, max_size=7), some.integers(0, 2**42 - 1))
+def test_missing_cells_widen_the_brackets_of_monotone_replicates_and_never_move_them(crossings, mask) -> None:
+    whole = stats.boundary(GRID, crossing_at(*crossings), "rising").brackets
+    cells = [
+        [v if mask >> (6 * r + i) & 1 else None for i, v in enumerate(row)]
+        for r, row in enumerate(crossing_at(*crossings))
+    ]
+    for full, part in zip(whole, stats.boundary(GRID, cells, "rising").brackets, strict=False):
+        assert (part.low or 0.0) <= (full.low or 0.0) and (part.high or math.inf) >= (full.high or math.inf)
+
+
+def test_cells_missing_at_random_bias_an_interval_to_neither_side() -> None:
+    rng = np.random.default_rng(12)
+    grid = GRIDS["factor 2"]
+    for n in (3, 5, 10):
+        values, truth = thinned(rng, replicated(rng, grid, n, 1000, "within a bracket", None))
+        found = [stats.boundary(2.0**grid, table[~np.isnan(table).all(1)], "rising") for table in values]
+        lows, highs = (np.array([b[k] or math.nan for b in found]) for k in (0, 1))
+        assert (lows > 2.0**truth).sum() + (highs < 2.0**truth).sum() < 50
+        middle = np.nanmean(np.log2(lows * highs) / 2 - truth)  # in steps of the grid
+        assert abs(middle) < 0.12, n
 
 
 def test_enough_replicates_give_order_statistics_of_the_ends() -> None:
@@ -248,11 +285,12 @@ def test_the_drift_of_three_replicates_is_the_hand_computed_t_interval() -> None
     top = [Bracket(4, 8), Bracket(8, 16), Bracket(2, 4)]
     found = stats.drift([1.0, 4.0], [[Bracket(512, 1024)] * 3, top])
     lows, highs, t = np.array([-8, -7, -9]) / 2, np.array([-6, -5, -7]) / 2, 4.302653
-    half = t * 0.5 / math.sqrt(3)
+    inner = 0.25  # a quarter inside brackets of one doubling
+    half = t * 0.5 / math.sqrt(3) - inner
     assert (found.low, found.high) == pytest.approx((lows.mean() - half, highs.mean() + half), rel=1e-6)
     assert np.array(found.slopes) == pytest.approx(np.stack([lows, highs], 1))
     assert found.verdict == "falls"
-    wanted = 2 * reference.t(2).sf(3 / (0.5 / math.sqrt(3)))
+    wanted = 2 * reference.t(2).sf((3 + inner) / (0.5 / math.sqrt(3)))
     assert found.p_value == pytest.approx(wanted)
 
 

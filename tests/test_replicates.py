@@ -145,24 +145,12 @@ def test_replicates_needed_agrees_with_published_tables() -> None:
     assert replicates.replicates_needed(1.0, 0.2) == Needed(394, False)  # by exact power; the table's 393 gives .7996
 
 
-def test_pairs_that_move_together_need_fewer_replicates() -> None:
-    needed = [replicates.replicates_needed(0.3, 0.2, correlation=r) for r in (-0.5, 0.0, 0.5, 0.9)]
-    numbers = [one.n for one in needed if one is not None]
-    assert len(numbers) == 4 and numbers == sorted(numbers, reverse=True)
-    assert numbers[2] == 20  # a paired t-test with d = .2 / .3
-
-
 def test_a_cap_is_said_to_be_one_and_nothing_comes_of_nothing() -> None:
     assert replicates.replicates_needed(3.0, 0.01) == Needed(10_000, True)
     assert replicates.replicates_needed(None, 0.2) is None
     assert replicates.replicates_needed(0.0, 0.2) is None
     assert replicates.replicates_needed(float("nan"), 0.2) is None
-    assert replicates.replicates_needed(0.3, 0.2, correlation=1.0) is None
-    for wrong in (
-        {"relative_difference": 0.0},
-        {"relative_difference": 0.2, "power": 0.01},
-        {"relative_difference": 0.2, "correlation": 1.5},
-    ):
+    for wrong in ({"relative_difference": 0.0}, {"relative_difference": 0.2, "power": 0.01}):
         with pytest.raises(ValueError):
             replicates.replicates_needed(0.3, **wrong)
 
@@ -173,23 +161,21 @@ def test_more_noise_never_needs_fewer_replicates() -> None:
     assert len(numbers) == 60 and numbers == sorted(numbers) and numbers[0] == 3
 
 
-def test_a_correlation_comes_with_fishers_interval_or_not_at_all() -> None:
-    found = replicates.correlation([1.0, 2.0, 3.0, 4.0, 5.0, None], [1.0, 2.5, 2.0, 4.0, 6.0, 9.0])
-    assert found is not None and found.n == 5
-    r = np.corrcoef([1, 2, 3, 4, 5], [1, 2.5, 2, 4, 6])[0, 1]
-    assert found.r == pytest.approx(r)
-    assert found.low == pytest.approx(math.tanh(math.atanh(r) - 1.959964 / math.sqrt(2)), rel=1e-6)
-    assert replicates.correlation([1, 2, 3], [1, 2, 3]) is None
-    assert replicates.correlation([1, 1, 1, 1], [1, 2, 3, 4]) is None
-    same = replicates.correlation([1, 2, 3, 4], [1, 2, 3, 4])
-    assert same is not None and same.r == pytest.approx(1) and same.low <= 1
-
-
-def test_a_lost_replicate_stays_in_the_denominator_of_success() -> None:
-    found = replicates.success([0.9, 0.5, 0.4, None, 0.7], 0.5)
-    assert found is not None and (found.k, found.n, found.lost) == (3, 5, 1)
+def test_the_lost_stay_in_the_denominator_of_success_and_the_pending_do_not_enter_it() -> None:
+    values = [0.9, 0.5, 0.4, None, 0.7, math.nan, None]
+    found = replicates.success(values, 0.5, lost=[False, False, False, True, False, False, False])
+    assert found is not None and (found.k, found.n, found.lost, found.pending) == (3, 5, 1, 2)
     assert (found.low, found.high) == (pytest.approx(0.2307, abs=1e-4), pytest.approx(0.8824, abs=1e-4))
-    assert replicates.success([], 0.5) is None
+    late = replicates.success([0.9, 0.2, 0.4], 0.5, lost=[True, True, False])  # lost after the budget that is asked for
+    assert late is not None and (late.k, late.n, late.lost, late.pending) == (1, 3, 0, 0)
+    all_lost = replicates.success([None] * 3, 0.5, lost=[True] * 3)
+    assert all_lost is not None and (all_lost.k, all_lost.n, all_lost.low) == (0, 3, 0)
+
+
+def test_success_of_nobody_is_none_and_not_zero() -> None:
+    assert replicates.success([], 0.5) is None and replicates.success([None, math.nan], 0.5) is None
+    with pytest.raises(ValueError, match="same replicates"):
+        replicates.success([0.5, 0.6], 0.5, lost=[True])
 
 
 # --- the command -------------------------------------------------------------------------------------------------------
@@ -203,6 +189,15 @@ def test_a_bound_may_be_missed_by_two_errors_of_the_simulation_and_no_more() -> 
     assert calibration.Played(claims, Outcome(0.058, 2000), 0).holds
     assert not calibration.Played(claims, Outcome(0.065, 2000), 0).holds
     assert not calibration.Played(claims, None, 0, "it raised").holds
+
+
+def test_an_interval_that_covers_by_being_wide_or_open_does_not_hold() -> None:
+    narrow = Scenario("x", "coverage", 0.95, lambda n, draw: Outcome(0, n), widest=1.5)
+    assert narrow.holds(Outcome(1.0, 2000, 1.5))
+    for ratio in (1.51, math.inf, None):
+        assert not narrow.holds(Outcome(1.0, 2000, ratio))
+        assert not calibration.Played(narrow, Outcome(1.0, 2000, ratio), 0).holds
+    assert not narrow.holds(Outcome(0.9, 2000, 1.0))
 
 
 def test_every_scenario_has_a_name_of_its_own_because_names_are_streams() -> None:

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from scipy import stats as reference
 from simulate_boundaries import SURVIVAL
 from simulation import Scenario
@@ -84,11 +86,9 @@ def test_a_median_that_is_not_reached_is_none_and_so_few_replicates_leave_its_in
 
 def test_replicates_that_were_never_looked_at_say_nothing() -> None:
     assert survival.kaplan_meier([], 16) is None
-    lost = found([None, None], None)
-    assert [(s.reached, s.low, s.high) for s in lost.steps] == [(0, 0, 1)]
-    assert lost.median is None and lost.median_interval == (None, None)
+    assert survival.kaplan_meier([None, None], None) is None
     half = found([2.0, math.nan, None], [16, math.nan, 0], LOOKS)
-    assert (half.n, half.n_censored, half.steps[-1].at_risk) == (3, 2, 1)
+    assert (half.n, half.n_censored, half.steps[-1].at_risk) == (1, 0, 1)
 
 
 def test_left_out_looks_are_the_times_that_occur() -> None:
@@ -104,9 +104,72 @@ def test_times_that_cannot_be_are_refused() -> None:
         survival.kaplan_meier([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
-def test_successes_count_those_that_stay_across_and_keep_the_lost_in_the_denominator() -> None:
-    brackets = [Bracket(1, 2), Bracket(2, 4), Bracket(4, 8), Bracket(None, None), Bracket(16, None)]
-    counted = survival.successes(brackets, 4)
-    assert counted is not None and (counted.k, counted.n) == (2, 5)
-    assert (counted.low, counted.high) == stats.wilson_interval(2, 5)
-    assert survival.successes([], 4) is None
+def test_an_onset_is_the_look_from_which_a_replicate_stays_across() -> None:
+    values = [
+        [0.1, 0.2, 0.7, 0.9, 1.0],
+        [0.1, 0.7, 0.4, None, 0.5],  # it had it, lost it, and has it again
+        [0.6, 0.7, 0.8, 0.9, 0.4],  # not at the end
+        [None, None, 0.6, None, 0.9],
+        [0.6, 0.6, 0.6, 0.6, 0.6],
+    ]
+    seen, until = survival.onsets(LOOKS, values, [False] * 5)
+    assert seen.tolist() == pytest.approx([4, 16, math.nan, 4, 1], nan_ok=True)
+    assert until.tolist() == [16] * 5
+
+
+def test_the_lost_never_get_there_the_half_done_are_censored_and_those_that_have_not_begun_do_not_count() -> None:
+    values = [
+        [0.1, 0.9, 0.9, 0.9, 0.9],  # gets there at 2
+        [0.1, 0.2, 0.2, None, None],  # diverged after 4
+        [0.1, 0.2, 0.8, None, None],  # had it at 4, and diverged
+        [None] * 5,  # diverged before the first look
+        [0.1, 0.2, None, None, None],  # half done: nothing known beyond 2
+        [None] * 5,  # has not begun
+        [0.1, 0.2, 0.3, 0.4, 0.8],  # gets there at 16
+    ]
+    lost = [False, True, True, True, False, False, False]
+    seen, until = survival.onsets(LOOKS, values, lost)
+    assert seen.tolist() == pytest.approx([2, *[math.nan] * 5, 16], nan_ok=True)
+    assert until.tolist() == [16, 16, 16, 16, 2, 0, 16]
+    curve = found(seen, until, LOOKS)
+    assert (curve.n, curve.n_censored) == (6, 4)
+    assert [(s.at_risk, s.onsets) for s in curve.steps] == [(6, 0), (6, 0), (6, 1), (4, 0), (4, 0), (4, 1)]
+    assert curve.steps[-1].reached == pytest.approx(1 - 5 / 6 * 3 / 4)
+
+
+def test_where_half_diverge_and_the_others_learn_the_curve_ends_at_one_half() -> None:
+    learns, diverges = [0.1, 0.1, 0.1, 0.9, 0.9], [0.1, 0.1, None, None, None]
+    curve = found(*survival.onsets(LOOKS, [learns] * 4 + [diverges] * 4, [False] * 4 + [True] * 4), LOOKS)
+    assert curve.steps[-1].reached == 0.5 and curve.n == 8
+    exact = reference.binomtest(4, 8).proportion_ci(0.95, method="exact")
+    assert (curve.steps[-1].low, curve.steps[-1].high) == pytest.approx((exact.low, exact.high))
+    unaware = found(*survival.onsets(LOOKS, [learns] * 4 + [diverges] * 4, [False] * 8), LOOKS)
+    assert unaware.steps[-1].reached == 1
+
+
+def test_onsets_of_nobody_and_of_rows_that_do_not_fit() -> None:
+    assert survival.kaplan_meier(*survival.onsets(LOOKS, [], []), LOOKS) is None
+    assert survival.kaplan_meier(*survival.onsets([], [[], []], [False, True])) is None
+    assert survival.kaplan_meier(*survival.onsets(LOOKS, [[None] * 5], [False]), LOOKS) is None
+    for looks, values, lost in ((LOOKS, [[0.1] * 4], [False]), (LOOKS, [[0.1] * 5], []), ([2, 1], [[0, 1]], [False])):
+        with pytest.raises(ValueError, match=r"fit|ascending"):
+            survival.onsets(looks, values, lost)
+
+
+tables = some.integers(1, 6).flatmap(
+    lambda n: some.tuples(
+        some.lists(some.lists(some.none() | some.floats(-1, 2), min_size=5, max_size=5), min_size=n, max_size=n),
+        some.lists(some.booleans(), min_size=n, max_size=n),
+    )
+)
+
+
+@given(tables)
+def test_losing_one_more_replicate_never_raises_the_curve(drawn) -> None:
+    values, lost = drawn
+    gone = [True, *lost[1:]]
+    before = survival.kaplan_meier(*survival.onsets(LOOKS, values, lost), LOOKS)
+    after = survival.kaplan_meier(*survival.onsets(LOOKS, values, gone), LOOKS)
+    assert after is not None
+    for less, more in zip(after.steps, before.steps if before else (), strict=False):
+        assert less.reached <= more.reached + 1e-12

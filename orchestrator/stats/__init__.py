@@ -4,7 +4,7 @@ measures    ability and memory           boundaries  where one half is crossed, 
 intervals   means and proportions        survival    compute-to-skill with censored replicates
 replicates  two kinds? how many more?    breaks      break, smooth or metric artefact
 frontier    best size for a budget       forecast    does the bottom predict the top
-multiplicity  many claims at once
+multiplicity  many claims at once                further  replicates that would settle a claim
 
 What is light is exported here; the others take a second to import (scipy.stats, scikit-learn) and are imported by name.
 """
@@ -17,8 +17,6 @@ from orchestrator.stats.boundaries import (
     Drift,
     Monotone,
     boundary,
-    bracket,
-    comes_back,
     crossing_step,
     crossover,
     drift,
@@ -52,8 +50,6 @@ __all__ = [
     "ability",
     "agreement",
     "boundary",
-    "bracket",
-    "comes_back",
     "crossing_step",
     "crossover",
     "drift",

@@ -56,7 +56,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     z = float(special.ndtri(0.5 + confidence / 2))
     p = successes / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n)))
+    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return low if successes > 0 else 0.0, high if successes < n else 1.0  # exactly, without what rounding leaves
 
 
 def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-from orchestrator.stats.compare import is_constant, paired, present
+from orchestrator.stats.compare import is_constant, present
 from orchestrator.stats.intervals import wilson_interval
 
 MIN_FOR_KINDS = 20
@@ -215,30 +215,25 @@ def replicates_needed(
     relative_difference: float,
     power: float = 0.8,
     alpha: float = 0.05,
-    correlation: float | None = None,
 ) -> Needed | None:
     """Replicates in each arm at which a two-sided t-test finds a mean that differs by `relative_difference` (.2: 20 %).
 
     Both arms with the sd that `cv` gives the first (if the sd grows with the mean and the other is 20 % better, .8 becomes .72).
-    With `correlation` the arms are paired by replicate, the sd of a difference being cv sqrt(2 (1 - correlation)): hand in the
-    low end of `correlation`'s interval, not its lucky estimate. And hand in both ends of the cv's interval: the number from the
-    cv of 3 replicates keeps its promise in 38 % of pilots (mean power .62 to .69).
+    Hand in both ends of the cv's interval: the number from the cv of 3 replicates keeps its promise in 38 % of pilots (mean power
+    .62 to .69).
     None where there is nothing to compute from: cv undefined, or no spread at all. Power from statsmodels.
-    Raises ValueError for a difference that is not positive, a power outside (alpha, 1) and a correlation outside [-1, 1].
+    Raises ValueError for a difference that is not positive and a power outside (alpha, 1).
     """
     if relative_difference <= 0 or not alpha < power < 1:
         raise ValueError(
             f"need a positive difference and alpha < power < 1; given {relative_difference}, {alpha}, {power}"
         )
-    if correlation is not None and not -1 <= correlation <= 1:
-        raise ValueError(f"a correlation is between -1 and 1; given {correlation}")
-    spread = cv if cv is None or correlation is None else cv * math.sqrt(2 * (1 - correlation))
-    if spread is None or not 0 < spread < math.inf:
+    if cv is None or not 0 < cv < math.inf:
         return None
-    from statsmodels.stats.power import TTestIndPower, TTestPower
+    from statsmodels.stats.power import TTestIndPower
 
-    test = TTestIndPower() if correlation is None else TTestPower()
-    effect = min(relative_difference / spread, 100.0)  # two values an arm suffice by then
+    test = TTestIndPower()
+    effect = min(relative_difference / cv, 100.0)  # two values an arm suffice by then
 
     def enough(
         n: int,
@@ -253,35 +248,9 @@ def replicates_needed(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    if (
-        correlation is None and high < 4
-    ):  # power is the pooled t's; of two or three, Welch's has fewer degrees of freedom: .56 for .8
+    if high < 4:  # power is the pooled t's; of two or three, Welch's has fewer degrees of freedom: .56 for .8
         high += 1
     return Needed(high, False)
-
-
-class Correlation(NamedTuple):
-    """Pearson's correlation of two arms over the replicates they share, with Fisher's interval."""
-
-    r: float
-    low: float
-    high: float
-    n: int
-
-
-def correlation(a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95) -> Correlation | None:
-    """Do two arms (R,), paired by replicate, move together? None of fewer than four pairs or without spread.
-
-    Fisher's z; wide with few pairs (r = .5 of 10: -.19 to .86).
-    """
-    pairs = paired(a, b)
-    n = len(pairs)
-    if n < 4 or is_constant(pairs[:, 0]) or is_constant(pairs[:, 1]):
-        return None
-    r = float(np.clip(np.corrcoef(pairs.T)[0, 1], -1, 1))
-    z = math.atanh(math.copysign(min(abs(r), 1 - 1e-15), r))
-    half = float(special.ndtri(0.5 + confidence / 2)) / math.sqrt(n - 3)
-    return Correlation(r, math.tanh(z - half), math.tanh(z + half), n)
 
 
 # --- how many made it? -------------------------------------------------------------------------------------------------
@@ -295,17 +264,29 @@ class Success(NamedTuple):
     low: float
     high: float
     lost: int
-    """Of the n: without a value, counted as not having made it."""
+    """Of the n: diverged or failed before there was a value, and counted as not having made it."""
+    pending: int
+    """Besides the n: without a value, because they have yet to come so far or the measure is not defined."""
 
 
-def success(values: Sequence[float | None], threshold: float, confidence: float = 0.95) -> Success | None:
-    """How many of `values` (R,) reach the threshold? None of none.
+def success(
+    values: Sequence[float | None] | np.ndarray,
+    threshold: float,
+    lost: Sequence[bool] | np.ndarray | None = None,
+    confidence: float = 0.95,
+) -> Success | None:
+    """How many of the replicates reach the threshold? None where none can be counted.
 
-    A missing value is a replicate that ended without one: it stays in the denominator. Leave out those that did not run.
+    values (R,), None or NaN where missing; lost (R,): the replicate diverged or failed (nobody, if left out). One with a value is
+    judged by it. One that was lost without a value will never have one: it stays in the denominator. One without a value that was
+    not lost has not come so far: it is counted neither as having made it nor as not. Raises ValueError for rows of different lengths.
     """
-    n = len(values)
+    found = np.asarray(values, dtype=float)
+    gone = np.zeros(len(found), bool) if lost is None else np.asarray(lost, dtype=bool)
+    if found.shape != gone.shape:
+        raise ValueError(f"values of {found.shape} and losses of {gone.shape} are not of the same replicates")
+    missing = np.isnan(found)
+    n, k = int((~missing | gone).sum()), int((found >= threshold).sum())
     if n == 0:
         return None
-    known = present(values)
-    k = int((known >= threshold).sum())
-    return Success(k, n, *wilson_interval(k, n, confidence), n - len(known))
+    return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()), len(found) - n)

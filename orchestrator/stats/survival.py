@@ -1,4 +1,4 @@
-"""Compute to skill where not every replicate gets there: Kaplan-Meier curves, and k of n successes.
+"""Compute to skill where not every replicate gets there, and not every one has ended: Kaplan-Meier curves.
 
 A replicate's onset is seen at a look (an evaluation), having happened since the look before. Without censoring before
 the last look, `boundary` gives the same median interval from six replicates on; for fewer it leans on a normal spread
@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-from orchestrator.stats.boundaries import Bracket
-from orchestrator.stats.intervals import wilson_interval
+from orchestrator.stats.boundaries import HALF, Bracket
 
 
 class Step(NamedTuple):
@@ -41,7 +40,54 @@ class KaplanMeier(NamedTuple):
     median_interval: Bracket
     """None: open end. Both are open below six replicates (at 95 %)."""
     n: int
+    """Replicates that were looked at, or were lost before anybody could."""
     n_censored: int
+    """Of these: without onset, because they never had one or were not followed long enough."""
+
+
+class Onsets(NamedTuple):
+    """What is known of every replicate's compute to skill: what `kaplan_meier` takes."""
+
+    first_seen: np.ndarray
+    """(R,) the look from which on it stays across one half; NaN: none."""
+    censored_at: np.ndarray
+    """(R,) where there is none: until when that is known; 0: not at all."""
+
+
+def onsets(
+    looks: Sequence[float] | np.ndarray,
+    values: Sequence[Sequence[float | None]] | np.ndarray,
+    lost: Sequence[bool] | np.ndarray,
+) -> Onsets:
+    """Onsets of replicates of which some diverged or failed, some are half done, and some have not begun.
+
+    looks (P,): compute at the evaluations, ascending; values (R, P), None or NaN where a replicate was not evaluated;
+    lost (R,): its training diverged or failed (as long as that is not made good). The onset is the look from which on a
+    replicate stays at or above one half, to its last value. Without one it is followed
+    - to the last look of all if it was lost, whatever it had reached: it does not have the skill and will not. Censored
+      at its own last look it would be taken to fare as the others do from there on, and where half diverge and the
+      others learn, the curve would rise to 1;
+    - to its own last value if it is half done, or has ended without the skill;
+    - to 0, which is not at all, if it has no value: it is counted neither as having the skill nor as not.
+    The lost stay while the half done leave, so that beyond the looks of the latter the curve leans low until they have
+    ended (where three in ten diverge and three are half done, by .03 of 10 replicates); its intervals cover all the same.
+    Raises ValueError if the shapes do not fit, or looks are not positive and ascending.
+    """
+    grid, table = np.asarray(looks, dtype=float), np.asarray(values, dtype=float)
+    gone = np.asarray(lost, dtype=bool)
+    if not len(table):
+        table = table.reshape(0, len(grid))
+    if table.shape != (len(gone), len(grid)):
+        raise ValueError(f"values of {table.shape} do not fit {len(gone)} replicates and {len(grid)} looks")
+    if not ((grid > 0).all() and (np.diff(grid) > 0).all()):
+        raise ValueError("looks must be positive and ascending")
+    known = ~np.isnan(table)
+    at = np.arange(len(grid))
+    last_below = np.where(known & (table < HALF), at, -1).max(1, initial=-1)
+    stays = known & (at > last_below[:, None]) & ~gone[:, None]
+    seen = np.where(stays, grid, np.inf).min(1, initial=np.inf)
+    until = np.where(gone, grid.max(initial=0.0), np.where(known, grid, 0.0).max(1, initial=0.0))
+    return Onsets(np.where(np.isinf(seen), np.nan, seen), until)
 
 
 def kaplan_meier(
@@ -50,13 +96,12 @@ def kaplan_meier(
     looks: Sequence[float] | None = None,
     confidence: float = 0.95,
 ) -> KaplanMeier | None:
-    """Kaplan-Meier's curve of the share that has the skill, with pointwise intervals; None of no replicates.
+    """Kaplan-Meier's curve of the share that has the skill, with pointwise intervals; None if none was looked at.
 
     first_seen (R,): compute at the first look with the skill, None or NaN where it never was. censored_at (R,) or one
-    for all: the last look of those that never had it (read only there); None or 0: never looked at. A replicate that
-    diverged did not get there and will not: give it the last look of the study, not its own, which would say that it
-    might have. looks: the grid of evaluations; left out, the times that occur (lower ends of the median are then too
-    low rather than too high). Raises ValueError for onsets that are not above zero, negative looks, or rows of
+    for all: the last look of those that never had it (read only there); None or 0: never looked at, and not counted.
+    `onsets` makes both of evaluations. looks: the grid of evaluations; left out, the times that occur (lower ends of
+    the median are then too low rather than too high). Raises ValueError for onsets that are not above zero, negative looks, or rows of
     different lengths.
 
     An onset counts at the look at which it is first seen. At the looks nothing is lost by that; between two looks the
@@ -70,16 +115,16 @@ def kaplan_meier(
     """
     seen = np.asarray(first_seen, dtype=float)
     until = np.broadcast_to(np.asarray(censored_at, dtype=float), seen.shape)
-    if not len(seen):
-        return None
     event = ~np.isnan(seen)
     times = np.where(event, seen, np.nan_to_num(until))
     if (times < 0).any() or (seen[event] == 0).any():
         raise ValueError("onsets lie above zero and looks not below it")
+    event, times = event[times > 0], times[times > 0]
+    if not len(times):
+        return None
     grid = np.unique(np.append(times, [] if looks is None else np.asarray(looks, dtype=float)))
     grid = grid[(grid > 0) & (grid <= times.max())]
-    at_risk = int((times > 0).sum())
-    steps = [Step(0.0, 0.0, *_limits([], at_risk, confidence), at_risk, 0)]
+    steps = [Step(0.0, 0.0, *_limits([], len(times), confidence), len(times), 0)]
     share = _survival(times, event)
     past: list[tuple[int, int]] = []  # (at risk, onsets)
     for t in grid.tolist():
@@ -88,7 +133,7 @@ def kaplan_meier(
             past.append((risk, onsets))
         reached = 1 - share[t] if t in share else steps[-1].reached
         steps.append(Step(t, reached, *_limits(past, risk - onsets, confidence), risk, onsets))
-    return KaplanMeier(tuple(steps), *_median(steps), len(seen), int((~event).sum()))
+    return KaplanMeier(tuple(steps), *_median(steps), len(times), int((~event).sum()))
 
 
 def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
@@ -132,23 +177,3 @@ def _median(steps: Sequence[Step]) -> tuple[Bracket | None, Bracket]:
     shown = next((k for k, s in enumerate(steps) if s.low >= 0.5), None)
     median = None if passes is None else Bracket(at[passes - 1], at[passes])
     return median, Bracket(at[possible - 1] if possible else None, None if shown is None else at[shown])
-
-
-class Successes(NamedTuple):
-    """How many replicates have the skill by some compute, for good."""
-
-    k: int
-    n: int
-    low: float
-    high: float
-
-
-def successes(brackets: Sequence[Bracket], at: float, confidence: float = 0.95) -> Successes | None:
-    """k of n replicates whose bracket is closed by `at` (they stay across from there on), with Wilson's interval.
-
-    Lost and censored replicates stay in the denominator: they are no successes. None of no replicates.
-    """
-    if not brackets:
-        return None
-    k = sum(b.high is not None and b.high <= at for b in brackets)
-    return Successes(k, len(brackets), *wilson_interval(k, len(brackets), confidence))

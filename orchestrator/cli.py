@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import findings, journal, links, plan, progress, provenance
+from orchestrator import findings, journal, links, plan, primary_verdict, progress, provenance
 from orchestrator import study as studies
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
@@ -338,9 +338,8 @@ def _show_plan(
     todo: plan.Plan, folder: Path, slots_known: str = "", console: Console | None = None, brief: bool = False
 ) -> None:
     console = console or Console()
-    study, any_trunk = todo.study, todo.study.trunks()[0]
+    study = todo.study
     family: Any = study.family
-    n_parameters = budget.n_parameters(study.model, family.vocab_size, family.seq_len)
     time_said = f"about {clock(todo.seconds)}" if todo.seconds is not None else "unknown"
     console.print(
         f"[bold]{study.id}[/bold]: {study.question.strip()}", highlight=False, soft_wrap=not console.is_terminal
@@ -358,19 +357,18 @@ def _show_plan(
         ("time", f"{time_said} on {todo.slots} slot{'s' if todo.slots > 1 else ''}{slots_known}" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
     ]  # fmt: skip
     if not brief:
-        steps = [f"{number(b)} = {budget.steps_of(any_trunk, b).end} steps" for b in study.budgets]
         speed = f"{todo.flops_per_second:.3g} FLOPs/s a slot" if todo.flops_per_second else "unknown"
         lines += [
             ("speed", speed),
-            ("tokens", f"{number(float(todo.tokens))} read in training, sequences of {family.seq_len}"),
-            ("model", f"{n_parameters:,} parameters, {number(float(budget.flops_per_step(any_trunk)))} FLOPs a step"),
-            ("budgets", ", ".join(steps)),
+            ("tokens", f"{number(float(todo.tokens))} read in training"),
+            *(row for line in study.lines for row in _shape_of(study, line)),
             (
                 "tasks",
                 f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_train_ids))}",
             ),
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
+    lines += [row for row in primary_verdict.planned(study) if not brief or row[0] == "warning"]
     lines.append(("results", str(folder)))
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", justify="right")
@@ -378,6 +376,21 @@ def _show_plan(
     for name, text in lines:
         table.add_row(name, text)
     console.print(table)
+
+
+def _shape_of(study: Study, line: str) -> list[tuple[str, str]]:
+    """A line's model and what its budgets come to, in rows of the plan; named where there are several."""
+    trunk, arm = study.trunk_of(line), study.lines[line][0]
+    family: Any = trunk.family
+    length = family.length(arm)
+    n_parameters = budget.n_parameters(trunk.model, family.vocab_size, length)
+    cost = number(float(budget.flops_per_step(trunk)))
+    steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
+    which = f"{line}: " if len(study.lines) > 1 else ""
+    return [
+        ("model", f"{which}{n_parameters:,} parameters, sequences of {length}, {cost} FLOPs a step"),
+        ("budgets", f"{which}{steps} steps"),
+    ]
 
 
 def _show_result(

@@ -139,7 +139,7 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "crossover" and len(study.lines) < 2:
         yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
-    elif claim.what == "crossover" and claim.against in (None, claim.arm or next(iter(study.lines))):
+    elif claim.what == "crossover" and claim.against in (None, _line(study, claim)):
         yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
 
 
@@ -181,6 +181,10 @@ def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float
     return [float(step * budget.flops_per_step(trunk)) for step in sorted(points)]
 
 
+def _line(study: Study, claim: Primary) -> str:
+    return claim.arm or next(iter(study.lines))
+
+
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
     """The levels between which a boundary is read, ascending: numbers of tasks, looks or budgets."""
     return _grid(study, family, claim)[0]
@@ -188,7 +192,7 @@ def grid(study: Study, family: Family, claim: Primary) -> list[float]:
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
     if claim.what == "compute_to_skill":
-        return looks(study, claim.arm or next(iter(study.lines)), "end"), "evaluations"
+        return looks(study, _line(study, claim), "end"), "evaluations"
     if claim.what == "crossover":
         return study.budgets, "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
@@ -203,7 +207,7 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
             f"'emergence' along tasks is told from {MIN_SCALES} numbers of tasks on, and the study has "
             f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
         )
-    elif claim.n_tasks is not None and (n := len(looks(study, claim.arm or next(iter(study.lines)), "branch"))) < MIN_SCALES:
+    elif claim.n_tasks is not None and (n := len(looks(study, _line(study, claim), "branch"))) < MIN_SCALES:
         yield (
             ("primary",),
             f"'emergence' along compute is told from {MIN_SCALES} evaluations on, and a training run has {n} here; raise "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -310,3 +311,18 @@ def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_w
     assert edge.wanting == "More than 100 replicates would be needed to settle it, going by the spread of these 5"
     few = judged({"what": "k_ability", "compute_flops": 1e11, "hi": 4}, {"replicates": 1})
     assert few.wanting == "5 replicates are the least that could confirm it, 2 that could refute it"
+
+
+def test_the_command_shows_the_claim_in_the_plan_and_only_its_warning_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator import cli, journal, plan
+
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    study = load("control_null")
+    todo = plan.make(study, journal.State(), slots=2, device="cpu")
+    for brief in (False, True):
+        cli._show_plan(todo, tmp_path, brief=brief)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("the ability of recall at 1e12 tasks" in shown) == (not brief)
+        assert "3 replicates can agree by chance" in shown

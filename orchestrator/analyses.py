@@ -224,32 +224,23 @@ def to_skill(results: Results, arm: str, skill: str, n_tasks: int, confidence: f
     if not np.isfinite(values).any():
         return None
     level = results.levels.index(n_tasks)
-    cube, open_trials = (array[level] for array in counted(results, "ability", arm, skill))  # (compute, replicates)
-    lost = _ended(results, arm, ("diverged", "failed"))[level].any(axis=0)
+    open_trials = counted(results, "ability", arm, skill)[1][level]  # (compute, replicates)
+    lost_trials = _ended(results, arm, ("diverged", "failed"))[level]
+    lost = lost_trials.any(axis=0)
+    onsets = survival.onsets(flops, values, lost)
     looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
     after = flops > looked[:, None]  # (replicates, looks)
     values = np.where(after & lost[:, None], -1.0, values)
     counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
     boundary = stats.boundary(flops.tolist(), counting, "rising", confidence)
     successes = []
-    for c, line in zip(results.budgets, cube, strict=True):
-        made = replicates.success(line[~np.isnan(line)].tolist(), stats.HALF)
+    cube = surface(results, "ability", arm, skill)[level]
+    for c, line, gone in zip(results.budgets, cube, lost_trials, strict=True):
+        made = replicates.success(line, stats.HALF, gone) if not np.isnan(line).all() else None
         successes += [(c, made)] if made else []
     p_value = boundary_p(counting, boundary.verdict, "rising")
-    curve = _onsets(flops, values, confidence)
+    curve = survival.kaplan_meier(*onsets, flops.tolist(), confidence)
     return ToSkill(boundary, curve, tuple(successes), p_value)
-
-
-def _onsets(flops: np.ndarray, values: np.ndarray, confidence: float) -> survival.KaplanMeier | None:
-    """Kaplan-Meier of the look from which on each replicate stays across; (replicates, looks), NaN not looked at."""
-    seen, until = [], []
-    for line in values:
-        looks = flops[~np.isnan(line)]
-        below = np.flatnonzero(line < stats.HALF)
-        stays = flops[(np.arange(len(flops)) > (below[-1] if len(below) else -1)) & ~np.isnan(line)]
-        seen.append(float(stays[0]) if len(stays) else None)
-        until.append(float(looks[-1]) if len(looks) else 0.0)
-    return survival.kaplan_meier(seen, until, flops.tolist(), confidence)
 
 
 # Arms ---------------------------------------------------------------------------------------------------------------
@@ -438,8 +429,7 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     if abs(means[i, j] - stats.HALF) > NEAR:
         return None
     values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    with_the_lost = counted(results, "ability", arm, skill)[0][i, j]
-    made = replicates.success(with_the_lost[~np.isnan(with_the_lost)].tolist(), stats.HALF)
+    made = replicates.success(cube[i, j], stats.HALF, _ended(results, arm, ("diverged", "failed"))[i, j])
     where = results.levels[i], results.budgets[j], float(means[i, j])
     return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
 

@@ -93,16 +93,6 @@ def test_a_diverged_replicate_is_one_that_does_not_get_there() -> None:
     assert told.curve is not None and told.curve.steps[-1].reached == 0.75
 
 
-def test_the_onset_of_the_curve_is_the_one_that_stays() -> None:
-    flops = np.array([1.0, 2.0, 3.0, 4.0])
-    values = np.array([[0.9, 0.1, 0.9, 0.9], [0.1, 0.9, 0.9, NAN], [0.9, 0.9, 0.9, 0.1], [0.9, 0.9, 0.9, 0.9]])
-    curve = analyses._onsets(flops, values, 0.95)
-    assert curve is not None
-    onsets = {step.at: step.onsets for step in curve.steps}
-    # Replicate 0 loses it and has it to stay from 3 on; 1 from 2 on; 2 loses it in the end; 3 has it from the first look.
-    assert onsets == {0.0: 0, 1.0: 1, 2.0: 1, 3.0: 1, 4.0: 0} and curve.n_censored == 1
-
-
 def test_an_arm_that_never_ran_is_said_to_be_so_and_not_called_coinciding() -> None:
     arms = ("answer", "next_token")
     waits = found_of({("next_token", None, None, None): "open"}, arm=arms).answer

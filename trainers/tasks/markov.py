@@ -3,6 +3,12 @@
 A sequence is T states of one chain, the first from its stationary law; every next state is predicted. Four ways to do
 so compete: remember the training chains or count in the context, and look at pairs of states or at single ones.
 `decompose` says how much of each a model's predictions hold.
+
+What learns it, at 0.1 s a step of one core: two layers of width 64, 4 heads, batch 32, rate 3e-3 after 100 steps of
+warm-up, decayed over the last fifth. A billion chains: ability .22 at step 416 after a long plateau of counting single
+states, .74 at 480, .87 at the end, 600. With conv_kernel 4 the rise is at 100 to 140; after 500 steps ability is .94 for a
+billion chains and −.30 for 16, whose memory is .71. 64 chains show transience: the divergence from held-out chains falls
+to .276 nats at step 311 and is back at .297 at 800 (another replicate: .272 and .285). One run each.
 """
 
 from __future__ import annotations
@@ -162,9 +168,9 @@ class Markov(Family):
         """All ways to predict, on tokens (N, T): name -> (N, T-1, k), from what stands before each prediction alone.
 
         `generalizer` and `memorizer` look at pairs of states, `unigram_...` at single ones; `backward` is the control:
-        it counts what came before the present state, and no model that predicts forward should hold any of it. The
-        generaliser is exact but for what the first state says of the stationary law. The memorisers are missing
-        without training chains (K, k, k).
+        it counts what came before the present state, and no model that predicts forward should hold any of it (trained
+        ones held .01 or less, but up to .04 while the rule arose; .08 with five states). The generaliser is exact but
+        for what the first state says of the stationary law. The memorisers are missing without training chains (K, k, k).
         """
         before = self.transitions(tokens)  # (N, T-1, k, k)
         at = (*np.ogrid[: len(tokens), : tokens.shape[1] - 1], tokens[:, :-1])

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator import record
 from orchestrator.journal import State, read
 
 pytestmark = pytest.mark.end_to_end
@@ -51,11 +54,23 @@ class Home:
         self.environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "120"}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    def start(self, *arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder
+            [sys.executable, "-u", "-m", "orchestrator.cli", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            start_new_session=start_new_session,
         )
+
+    def copied_to(self, folder: Path) -> Home:
+        """A home of its own with the same results, but MLflow's: that store would lead back here, and is rebuilt."""
+        home = Home(folder)
+        subprocess.run(["cp", "-r", str(self.study.parent), str(folder)], check=True)
+        (folder / "runs" / "mlflow.db").unlink()
+        return home
 
     def emergence(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
@@ -76,13 +91,22 @@ class Home:
             time.sleep(0.05)
         return driver
 
-    def mlflow_runs(self) -> Counter:
+    def stored_runs(self) -> list[Any]:
+        """All runs of the study in MLflow's store."""
         from mlflow import MlflowClient
 
         client = MlflowClient(f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("tiny@1")
         assert experiment is not None
-        return Counter(r.data.tags["emergence.key"] for r in client.search_runs([experiment.experiment_id]))
+        return list(client.search_runs([experiment.experiment_id]))
+
+    def mlflow_runs(self) -> Counter:
+        return Counter(r.data.tags["emergence.key"] for r in self.stored_runs())
+
+    def parent_link(self, port: int = 5000) -> str:
+        """Where the UI shows the parent run."""
+        run = next(r for r in self.stored_runs() if r.data.tags["emergence.key"] == "study")
+        return f"http://127.0.0.1:{port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +123,7 @@ def test_a_run_ends_with_a_surface_an_answer_a_report_and_the_command_for_the_ui
     assert code == 0
     assert "1,024" in out and "2e9" in out and "recall" in out
     assert str(quiet.study / "report.html") in out.replace("\n", "")
-    assert "emergence ui" in out
+    assert "emergence ui" in out and f"MLflow:    {quiet.parent_link()}\n" in out
     assert (quiet.study / "report.html").stat().st_size > 10_000
 
 
@@ -165,6 +189,44 @@ def test_publishing_again_changes_nothing_in_mlflow_and_rebuilds_lost_tables_to_
     assert everything() == before
 
 
+def test_the_ui_on_another_port_says_where_each_study_is_and_leads_its_report_there(quiet: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert "http://127.0.0.1:5000/#/experiments/" in (quiet.study / "report.html").read_text()
+    ui = quiet.start("ui", "--port", str(port), start_new_session=True)
+    assert ui.stdout is not None
+    assert f"http://127.0.0.1:{port} " in ui.stdout.readline()
+    assert ui.stdout.readline() == f"  tiny@1: {quiet.parent_link(port)}\n"
+    page = (quiet.study / "report.html").read_text()
+    assert page.count(f"http://127.0.0.1:{port}/#/experiments/") == N_TRIALS and ":5000/" not in page
+    os.killpg(ui.pid, signal.SIGINT)  # as a terminal does: the server is still being loaded
+    ui.communicate(timeout=60)
+    code, out = quiet.run()
+    assert code == 0 and f"emergence ui --port {port}" in out and quiet.parent_link(port) in out
+
+
+def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on(quiet: Home, tmp_path: Path) -> None:
+    home = quiet.copied_to(tmp_path)
+    (home.study / "published.json").unlink()
+    driver = home.start("run", str(home.file))
+    assert driver.stdout is not None
+    said = ""
+    while "\nTables ...\n" not in said:
+        line = driver.stdout.readline()
+        assert line, said
+        said += line
+    assert "The record is behind the journal" in said
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0 and "Traceback" not in out  # nothing is left for the driver to do
+    assert "The publisher goes on by itself" in out
+    assert f"Report:    still being written, to {home.study / 'report.html'}\n" in out
+    while record.is_publishing(home.study):
+        time.sleep(0.1)
+    code, out = home.run()
+    assert code == 0 and f"Report:    {home.study / 'report.html'}\n" in out and "behind" not in out
+
+
 def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(quiet: Home, tmp_path: Path) -> None:
     home = Home(tmp_path)
 
@@ -194,9 +256,7 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(q
 
 
 def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(quiet: Home, tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    subprocess.run(["cp", "-r", str(quiet.study.parent), str(tmp_path)], check=True)
-    (tmp_path / "runs" / "mlflow.db").unlink()  # it would lead back to the home it was copied from; it is rebuilt
+    home = quiet.copied_to(tmp_path)
     wider = TINY.replace("[4, 1024]", "[4, 64, 1024]").replace("replicates: 2", "replicates: 3")
     home.file.write_text(wider.replace("2e9]", "2e9, 2.5e9]"))
     old = {event["key"] for event in home.events("trial")}
@@ -204,6 +264,8 @@ def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(
 
     code, out = home.run()
     assert code == 0, out
+    assert "6.4e9 more are done, in checkpoints" in " ".join(out.split())
+    assert "24 of 24 trials · 100% of" in out
     new = [event for event in home.events("trial") if event["key"] not in old]
     assert len(new) == 3 * 3 * 4 - N_TRIALS
     rows = pq.read_table(home.study / "results.parquet").to_pylist()

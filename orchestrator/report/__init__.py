@@ -30,15 +30,17 @@ from orchestrator.report.figures import plates_of
 from orchestrator.report.plates import (
     CIVIDIS,
     LIST,
+    MAX_SVG_BYTES,
     RULE,
     STYLE,
     TINT,
-    Inline,
+    Drawn,
     Plate,
-    coarser,
     decimal,
+    draw,
     files_of,
-    inline,
+    merged_words,
+    shown,
 )
 from orchestrator.report.surfaces import on_split
 from orchestrator.report.walk import walk_of
@@ -50,6 +52,8 @@ OPEN_TRIAL_ROWS = 40
 """A longer table of trials starts folded."""
 MAX_PICTURE_BYTES = 1_500_000
 """Panels that are larger together go on the page as coarser pictures; the files beside it keep their quality."""
+MAX_PAGE_BYTES = 5_000_000
+"""A larger page can hardly be mailed: it goes without what is also beside it, and says so."""
 
 
 class Section(NamedTuple):
@@ -99,19 +103,17 @@ def write(
     `outside`: recorded trials that the study's axes no longer hold. `links` leads from trials to their MLflow runs: {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
     """
     curves, embedded = Curves(found), Embedded(found)
-    walks = {arm: walk_of(curves, arm) for arm in found.study.axes.arm}
+    walks = {arm: walk_of(curves, arm) for arm in found.study.lines}
     plates = {arm: plates_of(curves, arm, walk) for arm, walk in walks.items()}
-    drawn = [plate for of_arm in plates.values() for plate in of_arm.values() if plate]
     with matplotlib.rc_context(STYLE):
-        files = {f"{plate.name}.{kind}": data for plate in drawn for kind, data in files_of(plate).items()}
-        pictures = _pictures(drawn)
-    for plate in drawn:
-        embedded.csv(plate.name, files[f"{plate.name}.csv"])
-    blocks = [_block(found, arm, plates[arm], pictures, embedded) for arm in plates]
-    for block, walk in zip(blocks, walks.values(), strict=True):
-        block["slider"] = walk is not None and embedded.walk(walk)
+        files, pictures = _drawn([plate for of_arm in plates.values() for plate in of_arm.values() if plate], embedded)
+    blocks = [_block(found, arm, plates[arm], pictures) for arm in plates]
+    for walk in walks.values():
+        if walk is not None:
+            embedded.walk(walk)
+    told = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
     _write_files(folder, files)
-    _replace(folder / "report.html", _page(found, sessions, blocks, embedded, links, outside).encode())
+    _replace(folder / "report.html", _fitting(told, blocks, embedded))
     return folder / "report.html"
 
 
@@ -131,41 +133,35 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _pictures(plates: Sequence[Plate]) -> dict[str, list[Inline]]:
-    """Every plate's panels for the page, by its name; coarser where they would make the page too large."""
-    fine = {plate.name: [inline(panel, f"{plate.name}{i}") for i, panel in enumerate(plate.panels)] for plate in plates}
-    if sum(len(panel.picture) for panels in fine.values() for panel in panels) <= MAX_PICTURE_BYTES:
-        return fine
-    return {
-        plate.name: [coarser(*pair) for pair in zip(fine[plate.name], plate.panels, strict=True)] for plate in plates
-    }
+Shown = dict[str, Any]
+"""A panel or a plate as the templates have it."""
 
 
-def _block(
-    found: Findings,
-    arm: str,
-    plates: Mapping[str, Plate | None],
-    pictures: Mapping[str, list[Inline]],
-    embedded: Embedded,
-) -> dict[str, Any]:
-    """One arm: its plates by their place, their panels ready for the page, and the words beside them."""
-    shown: dict[str, Any] = {"arm": arm}
-    for place, plate in plates.items():
-        shown[place] = plate and {
-            "name": plate.name,
-            "panels": [
-                {
-                    "title": panel.title,
-                    "note": panel.note,
-                    "picture": drawn.picture,
-                    "style": drawn.style,
-                    "width": panel.box[0],
-                    "number": embedded.panel(panel.box, drawn.sheet),
-                }
-                for panel, drawn in zip(plate.panels, pictures[plate.name], strict=True)
-            ],
-        }
-    return shown | tables.block_words(found, arm)
+def _drawn(plates: Sequence[Plate], embedded: Embedded) -> tuple[dict[str, bytes], dict[str, Shown]]:
+    """The plates as files, by their names; and for the page, by theirs: coarser where they would make it too large."""
+    drawn = {plate.name: [draw(panel, f"{plate.name}{i}") for i, panel in enumerate(plate.panels)] for plate in plates}
+    coarse = sum(min(len(one.svg), MAX_SVG_BYTES) for many in drawn.values() for one in many) > MAX_PICTURE_BYTES
+    files: dict[str, bytes] = {}
+    pictures: dict[str, Shown] = {}
+    for plate in plates:
+        panels = drawn[plate.name]
+        files |= {f"{plate.name}.{kind}": data for kind, data in files_of(plate, panels).items()}
+        embedded.csv(plate.name, files[f"{plate.name}.csv"])
+        told = [_panel(one, coarse, embedded) for one in panels]
+        pictures[plate.name] = {"name": plate.name, "panels": told, "merged": merged_words(panels)}
+    return files, pictures
+
+
+def _panel(drawn: Drawn, coarse: bool, embedded: Embedded) -> Shown:
+    number = embedded.panel(drawn.box, drawn.sheet)
+    about = {"title": drawn.panel.title, "note": drawn.panel.note, "width": drawn.box[0], "number": number}
+    return about | shown(drawn, coarse)._asdict()
+
+
+def _block(found: Findings, arm: str, plates: Mapping[str, Plate | None], pictures: Mapping[str, Shown]) -> Shown:
+    """One arm: its plates by their place, ready for the page, and the words beside them."""
+    by_place = {place: plate and pictures[plate.name] for place, plate in plates.items()}
+    return {"arm": arm} | by_place | tables.block_words(found, arm)
 
 
 def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
@@ -180,18 +176,37 @@ def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
     return found, place if found else ""
 
 
-def _page(
-    found: Findings,
-    sessions: list[dict[str, Any]],
-    blocks: list[dict[str, Any]],
-    embedded: Embedded,
-    links: Mapping[str, Any] | None,
-    outside: int,
-) -> str:
-    page = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
-    page["data"], page["thinned"] = embedded.json(), embedded.thinned
+def _fitting(told: dict[str, Any], blocks: list[Shown], embedded: Embedded) -> bytes:
+    """The page; where it is too large, without one part after another, and at last without its largest figures."""
+    made = _page(told, blocks, embedded)
+    more = True
+    while len(made) > MAX_PAGE_BYTES and more:
+        more = embedded.lighten()
+        made = _page(told, blocks, embedded)
+    if len(made) > MAX_PAGE_BYTES:
+        _without_figures(blocks, len(made) - MAX_PAGE_BYTES)
+        made = _page(told, blocks, embedded)
+    return made
+
+
+def _without_figures(blocks: list[Shown], excess: int) -> None:
+    """Leave figures to their files, the largest first, until so many bytes are saved."""
+    plates = [plate for block in blocks for plate in block.values() if isinstance(plate, dict) and plate.get("panels")]
+    sizes = [(sum(len(panel["picture"]) for panel in plate["panels"]), plate) for plate in plates]
+    for size, plate in sorted(sizes, key=lambda pair: -pair[0]):
+        if excess > 0:
+            plate["panels"] = []
+            excess -= size
+
+
+def _page(told: dict[str, Any], blocks: list[Shown], embedded: Embedded) -> bytes:
+    """The page as it stands."""
+    for block in blocks:
+        block["slider"] = block["arm"] in embedded.walks
+    page = told | {"data": embedded.json(), "thinned": embedded.thinned, "without": embedded.without}
+    page["most"] = f"{MAX_PAGE_BYTES / 1e6:g} MB"
     page["sections"] = [section for section in SECTIONS if section.shown(page)]
-    return templates().get_template("report.html.j2").render(page)
+    return templates().get_template("report.html.j2").render(page).encode()
 
 
 def templates() -> jinja2.Environment:
@@ -239,7 +254,7 @@ def _told(
         "status": [(name, number(status[name])) for name in ("done", "diverged", "failed", "open") if status[name]],
         "n_trials": number(len(found.runs)),
         "chance": decimal(chance) if chance is not None else "",
-        "several_arms": len(study.axes.arm) > 1,
+        "several_arms": len(study.lines) > 1,
         "first_tasks": number(levels[0]),
         "last_tasks": number(levels[-1]),
         "boundaries": tables.boundary_rows(found),
@@ -260,6 +275,7 @@ def _told(
         "ramp": ", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
         "style": Markup((PAGE / "report.css").read_text()),
         "script": Markup((PAGE / "report.js").read_text()),
+        "ability_of": family.ability_of,
         "min_gap": stats.MIN_GAP_NATS,
         "min_errors": stats.MIN_GAP_ERRORS,
     }

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.findings import Findings
-from orchestrator.report.plates import FAINT, GREY, INK, LIST, Margins, Panel, Sheet, counted, decimal, say
+from orchestrator.report.plates import (
+    FAINT,
+    GREY,
+    INK,
+    LIST,
+    Key,
+    Margins,
+    Panel,
+    Row,
+    Sheet,
+    Spoken,
+    counted,
+    decimal,
+    line_key,
+)
 from orchestrator.report.surfaces import Trials
 from orchestrator.results import Track as Along
 from orchestrator.words import number
@@ -26,6 +42,31 @@ class Series(NamedTuple):
     dashed: bool
     name: str
     """What the key calls it."""
+    unit: str = "ratio"
+    words: tuple[str, str] | None = None
+    """What a reader who points at a value is told before and after it; left out, the measure and the name."""
+
+    @property
+    def spoken(self) -> Spoken:
+        """How its values are told."""
+        named = (self.name, "") if self.name.startswith(self.measure) else (self.measure, f", {self.name}")
+        return Spoken(*(self.words or named), self.colour)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Round and filled, or square and open: nothing hangs on colour alone."""
+        shape, face = ("s", "white") if self.dashed else ("o", self.colour)
+        return {"marker": shape, "mfc": face, "color": self.colour}
+
+    @property
+    def dash(self) -> Any:
+        """The pattern of its line."""
+        return (0, (4, 2)) if self.dashed else "-"
+
+
+def key_of(series: Sequence[Series]) -> Key:
+    """The key of a plate of these."""
+    return tuple(line_key(one.colour, one.dashed, one.name) for one in series)
 
 
 Lines = Sequence[tuple[str, float]]
@@ -67,6 +108,7 @@ class Curves:
     def __init__(self, found: Findings) -> None:
         self.found = found
         self.trials = Trials(found)
+        self._spans: dict[str, tuple[float, float]] = {}
         self.diverged = {(r["arm"], r["n_tasks"], r["replicate"]) for r in found.runs if r["status"] == "diverged"}
 
     def track(self, series: Series, arm: str, n_tasks: int, replicate: int) -> Track:
@@ -92,62 +134,114 @@ class Curves:
 
     def span(self, arm: str) -> tuple[float, float]:
         """The range of training FLOPs of an arm's curves."""
-        low, high = self.found.results.span(arm) or (math.inf, 0.0)
-        budgets = self.found.study.budgets
-        return (min(low, budgets[0]) / 1.25, max(high, budgets[-1]) * 1.2)
+        if arm not in self._spans:
+            low, high = self.found.results.span(arm) or (math.inf, 0.0)
+            budgets = self.found.study.budgets
+            self._spans[arm] = min(low, budgets[0]) / 1.25, max(high, budgets[-1]) * 1.2
+        return self._spans[arm]
+
+    def row(
+        self,
+        series: Series,
+        arm: str,
+        n_tasks: int,
+        replicate: int,
+        value: float | None,
+        budget: float | None,
+        **more: Any,
+    ) -> Row:
+        """A value as a row of a CSV: that of a trial at the end of its budget, or of the trunk that several share."""
+        if budget is None:
+            trial, status = "", "diverged" if (arm, n_tasks, replicate) in self.diverged else ""
+        else:
+            trial, status = self.trials.at(arm, n_tasks, budget, replicate)
+        return {
+            "series": series.name,
+            "measure": series.measure,
+            "unit": series.unit,
+            "skill": series.skill,
+            "split": series.split,
+            "trial": trial,
+            "arm": arm,
+            "n_tasks": n_tasks,
+            "compute_flops": budget,
+            "replicate": replicate,
+            "status": status,
+            "phase": "final",
+            "value": value,
+        } | more
 
 
 def curve_panel(curves: Curves, arm: str, n_tasks: int, series: Sequence[Series], references: Lines, alt: str) -> Panel:
     """Every replicate of one number of tasks against compute, with labelled reference lines."""
-    budgets, span = curves.found.study.budgets, curves.span(arm)
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xscale("log")
-        ax.set_xlim(*span)
-        _compute_ticks(ax, budgets, span)
-        ax.set_ylim(-0.03, 1.04)
-        ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)
-        ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)
-        _draw_references(ax, references)
-        for name, value in references:
-            sheet.row(series=name, measure=series[-1].measure, unit="ratio", arm=arm, n_tasks=n_tasks, value=value)
-        for kind in series:
-            _draw_tracks(sheet, curves, kind, arm, n_tasks)
-
-    margins = Margins(28, 84 if references else 14, 34, 8)
-    return Panel(title=counted(n_tasks, "task"), alt=alt, width=190, height=140, margins=margins, draw=draw)
+    return Panel(
+        title=counted(n_tasks, "task"),
+        alt=alt,
+        width=190,
+        height=140,
+        margins=Margins(28, 84 if references else 14, 34, 8),
+        draw=partial(_draw_curves, curves, arm, n_tasks, series, references),
+    )
 
 
-def _compute_ticks(ax: Axes, budgets: Sequence[float], span: tuple[float, float]) -> None:
-    """A tick at every budget; labels as far as they do not touch, from the largest down."""
+def _draw_curves(
+    curves: Curves, arm: str, n_tasks: int, series: Sequence[Series], references: Lines, sheet: Sheet
+) -> None:
+    """The panel's axes, references and tracks."""
+    ax = sheet.axes
+    compute_axis(ax, curves.span(arm), curves.found.study.budgets)
+    ax.set_ylim(-0.03, 1.04)
+    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)
+    _draw_references(sheet, references, series[-1].measure, arm, n_tasks)
+    for kind in series:
+        _draw_tracks(sheet, curves, kind, arm, n_tasks)
+
+
+def compute_axis(ax: Axes, span: tuple[float, float], places: Sequence[float]) -> None:
+    """Training compute across, with a tick at these places; names as far as they do not touch, from the largest down."""
+    ax.set_xscale("log")
+    ax.set_xlim(*span)
+    ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)
     pixels = ax.get_window_extent().width / (ax.figure.dpi / 72)
-    last, labels = math.inf, []
-    for budget in sorted(budgets, reverse=True):
-        place = math.log(budget / span[0]) / math.log(span[1] / span[0]) * pixels
-        fits = last - place >= 5.6 * len(number(budget)) + 6
-        labels.append(number(budget) if fits else "")
-        last = place if fits else last
-    ax.set_xticks(sorted(budgets), labels[::-1], fontsize=9)
+    places = sorted(set(places))
+    at = [math.log(place / span[0]) / math.log(span[1] / span[0]) * pixels for place in places]
+    ax.set_xticks(places, thinned([number(place) for place in places], at), fontsize=9)
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _draw_references(ax: Axes, references: Lines) -> None:
+def tasks_axis(ax: Axes, levels: Sequence[float]) -> None:
+    """A column for each number of training tasks; names as far as they do not touch."""
+    ax.set_xlim(-0.5, len(levels) - 0.5)
+    pitch = ax.get_window_extent().width / (ax.figure.dpi / 72) / len(levels)
+    names = thinned([number(n) for n in levels], [i * pitch for i in range(len(levels))])
+    ax.set_xticks(range(len(levels)), names, fontsize=9)
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlabel("number of training tasks", fontsize=9, labelpad=2)
+
+
+def thinned(names: Sequence[str], at: Sequence[float]) -> list[str]:
+    """As many names, centred on these ascending pixels, as do not touch; the last one always, the others are blank."""
+    kept, free = [""] * len(names), math.inf
+    for i in range(len(names) - 1, -1, -1):
+        half = 2.9 * len(names[i])  # a figure of 9 pixels is 5.7 wide
+        if at[i] + half <= free:
+            kept[i], free = names[i], at[i] - half - 5
+    return kept
+
+
+_DASHES: dict[str, Any] = {"generaliser": "-", "memoriser": (0, (6, 2, 1, 2)), "chance": (0, (1, 2))}
+
+
+def _draw_references(sheet: Sheet, references: Lines, measure: str, arm: str, n_tasks: int | None = None) -> None:
     """Thin lines across, named at the right; names that would touch are moved apart."""
-    dashes: dict[str, Any] = {"generaliser": "-", "memoriser": (0, (6, 2, 1, 2)), "chance": (0, (1, 2))}
+    ax = sheet.axes
     places = spread([value for _, value in references], 0.085)
     for (name, value), place in zip(references, places, strict=True):
-        ax.axhline(value, color="#8a8a8a", lw=0.9, ls=dashes[name], zorder=1)
-        ax.annotate(
-            f"{name} {decimal(value)}",
-            (1, value),
-            xycoords=ax.get_yaxis_transform(),
-            xytext=(1.02, place),
-            textcoords=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=9,
-            color=GREY,
-        )
+        ax.axhline(value, color="#8a8a8a", lw=0.9, ls=_DASHES[name], zorder=1)
+        right: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "textcoords": ax.get_yaxis_transform()}
+        words = f"{name} {decimal(value)}"
+        ax.annotate(words, (1, value), xytext=(1.02, place), va="center", fontsize=9, color=GREY, **right)
+        sheet.row(series=name, measure=measure, unit="ratio", arm=arm, n_tasks=n_tasks, value=value)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
@@ -161,64 +255,24 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _draw_tracks(sheet: Sheet, curves: Curves, series: Series, arm: str, n_tasks: int) -> None:
     """All replicates of one kind: trunks and branches in one go, because hundreds of artists are slow and heavy."""
-    ax = sheet.axes
     tracks = [curves.track(series, arm, n_tasks, r) for r in range(curves.found.study.axes.replicates)]
     many = len(tracks) > 5
-    dash: Any = (0, (4, 2)) if series.dashed else "-"
+    style: dict[str, Any] = {"color": series.colour, "lw": 0.7 if many else 1.1, "ls": series.dash, "zorder": 3}
     trunks = _joined([track.trunk for track in tracks])
     branches = _joined([branch for track in tracks for branch in track.branches if len(branch) > 1])
     for lines in (trunks, branches):
-        ax.plot(*lines, color=series.colour, lw=0.7 if many else 1.1, ls=dash, zorder=3, solid_capstyle="round")
+        sheet.axes.plot(*lines, solid_capstyle="round", **style)
     ends = [branch[-1] for track in tracks for branch in track.branches]
-    ax.plot(
-        [look.flops for look in ends],
-        [look.value for look in ends],
-        ls="",
-        marker="s" if series.dashed else "o",
-        ms=2.4 if many else 3.4,
-        mew=0.9,
-        mfc="white" if series.dashed else series.colour,
-        color=series.colour,
-        zorder=4,
-    )
+    lost = [track.trunk[-1] for track in tracks if track.diverged and track.trunk]
+    _mark(sheet, ends, ms=2.4 if many else 3.4, mew=0.9, zorder=4, **series.mark)
+    _mark(sheet, lost, marker="x", color=INK, ms=6, mew=1.4, zorder=6)
+    sheet.series[series.name] = series.spoken
     for replicate, track in enumerate(tracks):
-        if track.diverged and track.trunk:
-            last = track.trunk[-1]
-            ax.plot(last.flops, last.value, marker="x", color=INK, ms=6, mew=1.4, zorder=6)
         _note_track(sheet, curves, track, series, arm, n_tasks, replicate)
 
 
-def _note_track(
-    sheet: Sheet, curves: Curves, track: Track, series: Series, arm: str, n_tasks: int, replicate: int
-) -> None:
-    """Every look of a replicate as a row and a place to point at; its trunk and branches as one stroke."""
-    stroke, index = len(sheet.strokes), {}
-    sheet.colours[series.name] = series.colour
-    looks = dict.fromkeys(look for look in (*track.trunk, *(look for branch in track.branches for look in branch)))
-    for look in looks:
-        trial, status = "", "diverged" if track.diverged else ""
-        if look.budget is not None:
-            trial, status = curves.trials.at(arm, n_tasks, look.budget, replicate)
-        row = sheet.row(
-            series=series.name,
-            measure=series.measure,
-            unit="ratio",
-            skill=series.skill,
-            split=series.split,
-            trial=trial,
-            arm=arm,
-            n_tasks=n_tasks,
-            compute_flops=look.budget,
-            replicate=replicate,
-            status=status,
-            phase=look.phase,
-            step=look.step,
-            flops=look.flops,
-            value=look.value,
-        )
-        index[look] = sheet.point(look.flops, look.value, row, stroke=stroke)
-    lines = [track.trunk, *(branch for branch in track.branches if len(branch) > 1)]
-    sheet.strokes.append([[index[look] for look in line] for line in lines if line])
+def _mark(sheet: Sheet, looks: Sequence[Look], **style: Any) -> None:
+    sheet.marks([look.flops for look in looks], [look.value for look in looks], **style)
 
 
 def _joined(lines: Sequence[Sequence[Look]]) -> tuple[list[float], list[float]]:
@@ -227,183 +281,199 @@ def _joined(lines: Sequence[Sequence[Look]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
+def _note_track(
+    sheet: Sheet, curves: Curves, track: Track, series: Series, arm: str, n_tasks: int, replicate: int
+) -> None:
+    """Every look of a replicate as a row and a place to point at; its trunk and branches as one stroke."""
+    stroke, index = len(sheet.strokes), {}
+    for look in dict.fromkeys((*track.trunk, *(look for branch in track.branches for look in branch))):
+        along = {"phase": look.phase, "step": look.step, "flops": look.flops}
+        row = sheet.row(**curves.row(series, arm, n_tasks, replicate, look.value, look.budget, **along))
+        index[look] = sheet.point(look.flops, look.value, row, stroke=stroke)
+    lines = [track.trunk, *(branch for branch in track.branches if len(branch) > 1)]
+    sheet.strokes.append([[index[look] for look in line] for line in lines if line])
+
+
 # At one budget ------------------------------------------------------------------------------------------------------
 
 
 def dots_panel(curves: Curves, arm: str, flops: float, series: Sequence[Series], references: Lines, alt: str) -> Panel:
     """Two series at one budget against the number of tasks: a mark is a replicate, a bar their mean."""
-    found = curves.found
-    levels = sorted(found.study.axes.n_tasks)
-    pitch = 62.0 if len(levels) <= 8 else 52.0
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xlim(-0.5, len(levels) - 0.5)
-        ax.set_ylim(-0.03, 1.04)
-        ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        ax.set_xticks(range(len(levels)), [number(n) for n in levels], fontsize=9.5)
-        ax.tick_params(axis="x", length=0)
-        ax.set_xlabel("number of training tasks", fontsize=9.5)
-        ax.set_ylabel(series[0].measure, fontsize=9.5, labelpad=2)
-        for name, value in references:
-            ax.axhline(value, color="#8a8a8a", lw=0.9, ls=(0, (1, 2)), zorder=1)
-            say(ax, f"{name} {decimal(value)}", (1, (value + 0.03) / 1.07), (3, 0), va="center", fontsize=9)
-            sheet.row(series=name, measure=series[0].measure, unit="ratio", arm=arm, value=value)
-        for kind, side in zip(series, (-0.2, 0.2), strict=True):
-            sheet.colours[kind.name] = kind.colour
-            for i, n in enumerate(levels):
-                cell = found.values(kind.measure, arm, kind.skill, kind.split, n, flops)
-                mean = found.mean(kind.measure, arm, kind.skill, kind.split, n, flops)
-                draw_dots(ax, i + side, cell, mean, kind)
-                _note_dots(sheet, curves, i + side, cell, kind, arm, n, flops)
-
+    levels = curves.found.results.levels
     return Panel(
         title=f"At {number(flops)} FLOPs",
         note="a mark is a replicate, a bar their mean",
         alt=alt,
-        width=pitch * len(levels),
+        width=(62.0 if len(levels) <= 8 else 52.0) * len(levels),
         height=190,
         margins=Margins(42, 78, 40, 8),
-        draw=draw,
+        draw=partial(_draw_both, curves, arm, flops, series, references),
     )
 
 
-def _note_dots(
-    sheet: Sheet,
-    curves: Curves,
-    x: float,
-    values: Sequence[float | None],
-    series: Series,
-    arm: str,
-    n_tasks: int,
-    flops: float,
+def _draw_both(
+    curves: Curves, arm: str, flops: float, series: Sequence[Series], references: Lines, sheet: Sheet
 ) -> None:
-    for replicate, value in enumerate(values):
-        trial, status = curves.trials.at(arm, n_tasks, flops, replicate)
-        row = sheet.row(
-            series=series.name,
-            measure=series.measure,
-            unit="ratio",
-            skill=series.skill,
-            split=series.split,
-            trial=trial,
-            arm=arm,
-            n_tasks=n_tasks,
-            compute_flops=flops,
-            replicate=replicate,
-            status=status,
-            phase="final",
-            value=value,
-        )
-        if value is not None:
-            sheet.point(x + beside(replicate, len(values)), value, row)
+    """The panel's axes, references and dots."""
+    ax, results = sheet.axes, curves.found.results
+    tasks_axis(ax, results.levels)
+    ax.set_ylim(-0.03, 1.04)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    ax.set_ylabel(series[0].measure, fontsize=9.5, labelpad=2)
+    _draw_references(sheet, references, series[0].measure, arm)
+    for kind, side in zip(series, (-0.2, 0.2), strict=True):
+        values = results.cube(kind.measure, arm, kind.skill, kind.split)[:, results.budgets.index(flops)]
+        draw_dots(sheet, values, side, kind)
+        note_dots(sheet, curves, values, side, kind, arm, flops)
 
 
-def beside(replicate: int, n: int) -> float:
+def draw_dots(
+    sheet: Sheet,
+    values: np.ndarray,
+    side: float,
+    series: Series,
+    size: float = 4.5,
+    within: tuple[float, float] = (-math.inf, math.inf),
+    bars: bool = True,
+) -> None:
+    """Replicates side by side, in order, with their mean as a bar; (n_tasks, replicates), NaN is missing.
+
+    `side`: how far from the middle of a column, in columns. What lies outside `within` is left to the caller.
+    """
+    low, high = within
+    columns, replicates = np.nonzero((values >= low) & (values <= high))
+    n = values.shape[1]
+    x = columns + side + beside(replicates, n)
+    sheet.marks(x, values[columns, replicates], ms=size if n < 8 else 0.67 * size, mew=1, zorder=4, **series.mark)
+    if not bars:
+        return
+    mean = means(values)
+    barred = np.flatnonzero((np.isfinite(values).sum(1) > 1) & (mean >= low) & (mean <= high))
+    x = np.stack([barred + side - 0.17, barred + side + 0.17, np.full(len(barred), np.nan)], 1)  # a gap after each
+    sheet.axes.plot(x.ravel(), np.repeat(mean[barred], 3), color=series.colour, lw=1.2, zorder=3)
+
+
+def note_dots(
+    sheet: Sheet, curves: Curves, values: np.ndarray, side: float, series: Series, arm: str, flops: float
+) -> None:
+    """Every replicate at the end of a budget as a row, and as a place to point at where it has a value."""
+    sheet.series[series.name] = series.spoken
+    n = values.shape[1]
+    for i, (n_tasks, cell) in enumerate(zip(curves.found.results.levels, values.tolist(), strict=True)):
+        for replicate, value in enumerate(cell):
+            known = not math.isnan(value)
+            row = sheet.row(**curves.row(series, arm, n_tasks, replicate, value if known else None, flops))
+            if known:
+                sheet.point(i + side + float(beside(replicate, n)), value, row)
+
+
+def beside(replicate: Any, n: int) -> Any:
     """How far a replicate's mark lies from the middle of its column, in columns: side by side, in order."""
     return (replicate - (n - 1) / 2) * min(0.09, 0.3 / max(n, 1))
 
 
-def draw_dots(
-    ax: Axes, x: float, values: Sequence[float | None], mean: float | None, series: Series, size: float = 4.5
-) -> None:
-    """Replicates side by side, in order, with their mean as a bar."""
-    known = [(r, v) for r, v in enumerate(values) if v is not None]
-    ax.plot(
-        [x + beside(r, len(values)) for r, _ in known],
-        [v for _, v in known],
-        ls="",
-        marker="s" if series.dashed else "o",
-        ms=size if len(values) < 8 else 0.67 * size,
-        mfc="white" if series.dashed else series.colour,
-        color=series.colour,
-        mew=1,
-        zorder=4,
-    )
-    if mean is not None and len(known) > 1:
-        ax.plot([x - 0.17, x + 0.17], [mean, mean], color=series.colour, lw=1.2, zorder=3)
+def means(values: np.ndarray) -> np.ndarray:
+    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN where none has."""
+    known = ~np.isnan(values)
+    n = known.sum(-1)
+    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
 
 
 # The relative distance ----------------------------------------------------------------------------------------------
 
+DISTANCE = Series("d_rel", "", "", LIST, False, "relative distance", words=("relative distance", ""))
+NAMED_CROSSINGS = 5
+"""More crossings than this are told as their range."""
 
-def distance_panel(
-    curves: Curves,
-    arm: str,
-    n_tasks: int,
-    tracks: list[Along],
-    crossings: list[float | None],
-    span: tuple[float, float],
-    heights: tuple[float, float],
-) -> Panel:
+
+class Distances(NamedTuple):
+    """What a panel of the relative distance shows."""
+
+    arm: str
+    n_tasks: int
+    tracks: list[Along]
+    crossings: list[float | None]
+    """Optimizer step at which each replicate rises through one half; None where it is not seen to."""
+
+    @property
+    def words(self) -> str:
+        """The crossings, in a clause."""
+        seen, n = sorted(step for step in self.crossings if step is not None), len(self.crossings)
+        if not seen:
+            return "no crossing of ½ seen"
+        if len(seen) > NAMED_CROSSINGS:
+            return f"{len(seen)} of {n} cross ½, at step {number(round(seen[0]))} to {number(round(seen[-1]))}"
+        named = ", ".join(number(round(step)) for step in self.crossings if step is not None)
+        return f"crosses ½ at step {named}" + (f"; {n - len(seen)} of {n} not seen to" if len(seen) < n else "")
+
+
+def distance_panel(curves: Curves, shown: Distances, span: tuple[float, float], heights: tuple[float, float]) -> Panel:
     """d_rel of every replicate along optimizer steps, and where each rises through one half."""
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xscale("log")
-        ax.set_xlim(*span)
-        ax.set_ylim(*heights)
-        ax.set_yticks([0, 0.5, 1], ["0", "½", "1"])
-        decades = [10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)]
-        ticks = decades if len(decades) > 1 else sorted({float(f"{s:.1g}") for s in (span[0] * 1.2, span[1] / 1.2)})
-        ax.set_xticks(ticks, [number(t) for t in ticks], fontsize=9)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlabel("optimizer step", fontsize=9, labelpad=2)
-        for value in (0, 0.5, 1):
-            ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
-        for replicate, one in enumerate(tracks):
-            if len(one.steps):
-                ax.plot(one.steps, one.values, color=LIST, lw=1.1, zorder=3)
-                _note_distance(sheet, curves, one, arm, n_tasks, replicate, heights)
-        for replicate, step in enumerate(crossings):
-            if step is not None:
-                ax.plot(step, 0.5, marker="D", ms=5, mfc="white", mec=LIST, mew=1.3, zorder=5)
-                sheet.point(
-                    step, 0.5, says=f"crosses ½ at step {number(round(step))}\nreplicate {replicate}, {sheet.panel}"
-                )
-                shared: dict[str, Any] = {"arm": arm, "n_tasks": n_tasks, "replicate": replicate}
-                sheet.row(series="crossing of one half", measure="step", unit="steps", value=step, **shared)
-
-    seen = [number(round(step)) for step in crossings if step is not None]
-    missed = len(crossings) - len(seen)
-    note = f"crosses ½ at step {', '.join(seen)}" if seen else "no crossing of ½ seen"
-    if seen and missed:
-        note += f"; {missed} of {len(crossings)} not seen to"
-    title = counted(n_tasks, "task")
+    title = counted(shown.n_tasks, "task")
     return Panel(
         title=title,
-        note=note,
-        alt=f"Relative distance along training, {title}: {note}.",
+        note=shown.words,
+        alt=f"Relative distance along training, {title}: {shown.words}.",
         width=230,
         height=150,
         margins=Margins(28, 12, 34, 8),
-        draw=draw,
+        draw=partial(_draw_distance, curves, shown, span, heights),
     )
 
 
-def _note_distance(
-    sheet: Sheet, curves: Curves, along: Along, arm: str, n_tasks: int, replicate: int, heights: tuple[float, float]
+def _draw_distance(
+    curves: Curves, shown: Distances, span: tuple[float, float], heights: tuple[float, float], sheet: Sheet
 ) -> None:
+    """The panel's axes, lines and diamonds."""
+    ax = sheet.axes
+    _steps_axis(ax, span)
+    ax.set_ylim(*heights)
+    halves(ax)
+    sheet.series[DISTANCE.name] = DISTANCE.spoken
+    joined = [np.concatenate([np.append(part, math.nan) for part in (one[k] for one in shown.tracks)]) for k in (0, 2)]
+    ax.plot(*joined, color=LIST, lw=1.1, zorder=3)
+    for replicate, one in enumerate(shown.tracks):
+        _note_distance(sheet, curves, one, shown, replicate)
+    crossed = [(replicate, step) for replicate, step in enumerate(shown.crossings) if step is not None]
+    at = [step for _, step in crossed]
+    sheet.marks(at, [0.5] * len(at), marker="D", ms=5, mfc="white", mec=LIST, mew=1.3, zorder=5)
+    for replicate, step in crossed:
+        sheet.point(step, 0.5, says=f"crosses ½ at step {number(round(step))}\nreplicate {replicate}, {sheet.panel}")
+        shared: dict[str, Any] = {"arm": shown.arm, "n_tasks": shown.n_tasks, "replicate": replicate}
+        sheet.row(series="crossing of one half", measure="step", unit="steps", value=step, **shared)
+
+
+def _steps_axis(ax: Axes, span: tuple[float, float]) -> None:
+    """Optimizer steps across, a tick at each power of ten, or near both ends where there is but one."""
+    ax.set_xscale("log")
+    ax.set_xlim(*span)
+    decades = [10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)]
+    ticks = decades if len(decades) > 1 else sorted({float(f"{s:.1g}") for s in (span[0] * 1.2, span[1] / 1.2)})
+    ax.set_xticks(ticks, [number(t) for t in ticks], fontsize=9)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("optimizer step", fontsize=9, labelpad=2)
+
+
+def halves(ax: Axes) -> None:
+    """Lines and names at 0, ½ and 1, and at −½ where it is in sight."""
+    low = ax.get_ylim()[0]
+    ticks = [(at, words) for at, words in ((-0.5, "−½"), (0, "0"), (0.5, "½"), (1, "1")) if at >= low]
+    ax.set_yticks([at for at, _ in ticks], [words for _, words in ticks], fontsize=9.5)
+    for value in (0, 0.5, 1):
+        ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
+
+
+def _note_distance(sheet: Sheet, curves: Curves, along: Along, shown: Distances, replicate: int) -> None:
+    """Every look of a replicate as a row; as a place to point at where it is in sight."""
     stroke: list[int] = []
-    sheet.colours["relative distance"] = LIST
+    low, high = sheet.axes.get_ylim()
     for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
-        final = phase == "final"
-        trial, status = curves.trials.at(arm, n_tasks, budget, replicate) if final else ("", "")
+        ended = budget if phase == "final" else None
         row = sheet.row(
-            series="relative distance",
-            measure="d_rel",
-            unit="ratio",
-            trial=trial,
-            arm=arm,
-            n_tasks=n_tasks,
-            compute_flops=budget if final else None,
-            replicate=replicate,
-            status=status,
-            phase=phase,
-            step=int(step),
-            flops=flops,
-            value=value,
+            **curves.row(
+                DISTANCE, shown.arm, shown.n_tasks, replicate, value, ended, phase=phase, step=int(step), flops=flops
+            )
         )
-        if step > 0 and heights[0] <= value <= heights[1]:
+        if step > 0 and low <= value <= high:
             stroke.append(sheet.point(step, value, row, stroke=len(sheet.strokes)))
     sheet.strokes.append([stroke])

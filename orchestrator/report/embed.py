@@ -25,6 +25,10 @@ MAX_WALK_VALUES = 100_000
 
 MAX_CSV_BYTES = 400_000
 """CSVs beyond this, packed, are found beside the page only."""
+DENSEST = 25
+"""How many times smaller packing makes a CSV at most (measured: 5 to 20 times in base64)."""
+PARTS = ("single values to point at", "numbers to save", "cells and boundaries to point at", "the slider along compute")
+"""What a page that is still too large does without, in this order."""
 
 
 class Embedded:
@@ -41,7 +45,9 @@ class Embedded:
         self._walks: dict[str, Walk] = {}
         self._csv: dict[str, bytes] = {}
         self.thinned = ""
-        """What a reader cannot point at, in words, where that is so."""
+        """What alone a reader can point at, in words, where that is not all."""
+        self.without: tuple[str, ...] = ()
+        """Of PARTS, what was given up."""
 
     def panel(self, box: tuple[float, float], sheet: Sheet) -> int | None:
         """Take a panel up; returns the number that the page knows it by, None where there is nothing to point at."""
@@ -50,13 +56,21 @@ class Embedded:
         self._sheets.append((box, sheet))
         return len(self._sheets) - 1
 
-    def walk(self, walk: Walk) -> bool:
-        """Take an arm's walk up; False where it is too large for the page."""
+    def walk(self, walk: Walk) -> None:
+        """Take an arm's walk up, if it is not too large for the page."""
         so_far = [values for other in self._walks.values() for values in other.values]
-        if sum(values.size for values in (*so_far, *walk.values)) > MAX_WALK_VALUES:
-            return False
-        self._walks[walk.arm] = walk
-        return True
+        if sum(values.size for values in (*so_far, *walk.values)) <= MAX_WALK_VALUES:
+            self._walks[walk.arm] = walk
+
+    @property
+    def walks(self) -> dict[str, Walk]:
+        """By their arms, what the page has a slider for."""
+        return {} if PARTS[3] in self.without else self._walks
+
+    def lighten(self) -> bool:
+        """Do without the next of PARTS; False where that was all."""
+        self.without = PARTS[: len(self.without) + 1]
+        return len(self.without) < len(PARTS)
 
     def csv(self, name: str, data: bytes) -> None:
         """Take a figure's CSV up, for readers who have the page alone."""
@@ -64,50 +78,53 @@ class Embedded:
 
     def json(self) -> Markup:
         """All of it, safe between <script> tags."""
+        self._runs, self._told = {}, []
         panels = self._panels()
-        walks = {arm: self._walk(walk) for arm, walk in self._walks.items()}
-        return script_json({"runs": self._told, "panels": panels, "walks": walks, "csv": self._packed()})
+        walks = {arm: self._walk(walk) for arm, walk in self.walks.items()}
+        packed = {} if PARTS[1] in self.without else self._packed()
+        return script_json({"runs": self._told, "panels": panels, "walks": walks, "csv": packed})
 
     def _packed(self) -> dict[str, str]:
         """The CSVs in base64 of gzip, the small ones first, as far as they fit."""
-        packed, size = {}, 0
+        packed: dict[str, str] = {}
+        left = MAX_CSV_BYTES
         for name, data in sorted(self._csv.items(), key=lambda item: (len(item[1]), item[0])):
+            if len(data) > DENSEST * left:
+                break  # packing tens of megabytes to find that they are too many takes seconds
             text = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
-            size += len(text)
-            if size <= MAX_CSV_BYTES:
+            if len(text) <= left:
                 packed[name] = text
+                left -= len(text)
         return packed
 
     def _panels(self) -> list[dict[str, Any]]:
         total = sum(len(sheet.points) for _, sheet in self._sheets)
         ends = sum(not _on_the_way(point) for _, sheet in self._sheets for point in sheet.points)
         least = 0 if total <= MAX_POINTS else 1 if ends <= MAX_POINTS else 2
-        self.thinned = ("", "the ends of budgets", "cells and boundaries")[least]
+        least = 3 if PARTS[2] in self.without else 2 if PARTS[0] in self.without else least
+        self.thinned = ("", "the ends of budgets", "cells and boundaries", "")[least]
         return [self._panel(box, sheet, least) for box, sheet in self._sheets]
 
     def _panel(self, box: tuple[float, float], sheet: Sheet, least: int) -> dict[str, Any]:
-        series: dict[tuple[str, str], int] = {}
-        kept = [
-            i for i, p in enumerate(sheet.points) if _rank(p) >= least and math.isfinite(p.x) and math.isfinite(p.y)
-        ]
+        series: dict[str, int] = {}
+        kept = [i for i, p in enumerate(sheet.points) if _rank(p) >= least and all(map(math.isfinite, sheet.places[i]))]
         index = {i: k for k, i in enumerate(kept)}
         points = []
-        for point in (sheet.points[i] for i in kept):
-            place = [round(point.x, 1), round(point.y, 1)]
+        for point, place in ((sheet.points[i], [round(v, 1) for v in sheet.places[i]]) for i in kept):
             if point.says:
                 points.append([*place, point.says])
                 continue
             row = point.row
-            name = series.setdefault((row["series"], row["measure"]), len(series))
+            name = series.setdefault(row["series"], len(series))
             run = self._run(row["arm"], row["n_tasks"], row["replicate"], row.get("compute_flops"))
             told = [name, run, _short(row["value"]), _short(row.get("flops")), row.get("step")]
             points.append([*place, *told, point.stroke])
         strokes = [[[index[i] for i in line if i in index] for line in lines] for lines in sheet.strokes]
         return {
             "box": [round(side, 1) for side in box],
-            "series": [[*name, sheet.colours.get(name[0])] for name in series],
+            "series": [sheet.series[name] for name in series],
             "points": points,
-            "areas": [[*(round(v, 1) for v in area[:4]), area.says] for area in sheet.areas],
+            "areas": [[*(round(v, 1) for v in area[:4]), area.says] for area in sheet.areas if least < 3],
             "strokes": strokes if not least else [],
         }
 
@@ -134,7 +151,7 @@ class Embedded:
             "levels": [number(n) for n in self._levels],
             "low": round(walk.low, 3),
             "high": round(walk.high, 3),
-            "series": [[s.name, s.measure, s.colour] for s in walk.series],
+            "series": [[*s.spoken, s.measure] for s in walk.series],
             "stops": [
                 {
                     "flops": stop.words,

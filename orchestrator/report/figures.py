@@ -10,10 +10,29 @@ from typing import cast
 
 from orchestrator import findings
 from orchestrator.findings import Findings
-from orchestrator.report.curves import Curves, Lines, Series, curve_panel, decays, distance_panel, dots_panel
+from orchestrator.report.curves import (
+    Curves,
+    Distances,
+    Lines,
+    Series,
+    curve_panel,
+    decays,
+    distance_panel,
+    dots_panel,
+    key_of,
+)
 from orchestrator.report.judged_figures import forecast_plate, scores_plate, to_skill_plate
-from orchestrator.report.plates import LIST, RULE, Key, Plate, decimal, line_key
-from orchestrator.report.surfaces import SURFACE_KEY, ability_band, grid, has_values, memory_band, on_split, surface
+from orchestrator.report.plates import LIST, RULE, Plate, decimal
+from orchestrator.report.surfaces import (
+    SURFACE_KEY,
+    ability_band,
+    grid,
+    has_values,
+    memory_band,
+    of_arm,
+    on_split,
+    surface,
+)
 from orchestrator.report.walk import Walk, rows_of, stop_panel
 from orchestrator.words import number
 from trainers.tasks import Family
@@ -35,12 +54,8 @@ def plates_of(curves: Curves, arm: str, walk: Walk | None) -> dict[str, Plate | 
         "to_skill": to_skill_plate(curves, arm),
         "forecast": forecast_plate(curves, arm),
     }
-    suffix = f"_{arm}" if len(found.study.axes.arm) > 1 else ""
+    suffix = f"_{arm.replace(', ', '_')}" if len(found.study.lines) > 1 else ""
     return {name: replace(plate, name=name + suffix) if plate else None for name, plate in plates.items()}
-
-
-def _of_arm(found: Findings, arm: str) -> str:
-    return f", arm {arm}" if len(found.study.axes.arm) > 1 else ""
 
 
 # Surfaces -----------------------------------------------------------------------------------------------------------
@@ -51,8 +66,8 @@ def _headline_plate(found: Findings, arm: str) -> Plate:
     split = found.skill_split(skill)
     bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
     about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Ability on {on_split(split)}, mean of up to {found.study.axes.replicates} "
-        "replicates: 0 knows nothing, 1 the general rule; colour clipped to 0 ... 1. Bars: intervals of the "
+        f"{found.study.id}{of_arm(found, arm)}. Ability on {on_split(split)}, mean of up to {found.study.axes.replicates} "
+        "replicates: 0 knows nothing, 1 the general rule; colour clipped to 0 … 1. Bars: intervals of the "
         "boundaries; marks: where each replicate crosses. Triangles: beyond the grid."
     )
     return Plate(
@@ -74,7 +89,7 @@ def _skills_plate(found: Findings, arm: str) -> Plate | None:
     if not panels:
         return None
     about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Ability, mean over replicates; colour clipped to 0 ... 1. Hatched: "
+        f"{found.study.id}{of_arm(found, arm)}. Ability, mean over replicates; colour clipped to 0 … 1. Hatched: "
         "ability is not defined there."
     )
     return Plate(
@@ -92,8 +107,8 @@ def _memory_plate(found: Findings, arm: str) -> Plate | None:
     band = memory_band(found, arm)
     before = " before the decay" if decays(found) else ""
     about = (
-        f"{found.study.id}{_of_arm(found, arm)}. Memory of the training tasks{before}, mean over replicates: "
-        "0 no better than the general rule, 1 perfect memory; colour clipped to 0 ... 1. Hatched: not defined there."
+        f"{found.study.id}{of_arm(found, arm)}. Memory of the training tasks{before}, mean over replicates: "
+        "0 no better than the general rule, 1 perfect memory; colour clipped to 0 … 1. Hatched: not defined there."
     )
     return Plate(
         heading="Memory: tasks × compute",
@@ -114,9 +129,9 @@ def _walk_plate(curves: Curves, arm: str, walk: Walk) -> Plate | None:
     when = ", ability after the decay and memory before it" if decays(found) else ""
     return Plate(
         heading=f"{found.study.shown_skills[0]}: ability and memory at every budget",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Against the number of training tasks{when}. A mark is a replicate, a bar "
+        about=f"{found.study.id}{of_arm(found, arm)}. Against the number of training tasks{when}. A mark is a replicate, a bar "
         "their mean; a triangle at the edge lies beyond it.",
-        key=tuple(line_key(s.colour, s.dashed, s.name) for s in walk.series),
+        key=key_of(walk.series),
         panels=tuple(stop_panel(curves, walk, k) for k in at),
         rows=rows_of(curves, walk),
     )
@@ -141,15 +156,11 @@ def _curves_plate(curves: Curves, arm: str) -> Plate | None:
         panels.append(curve_panel(curves, arm, n_tasks, series, references, alt))
     return Plate(
         heading=f"{skill}: accuracy along training",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Every replicate is a line; a mark is the end of a budget"
+        about=f"{found.study.id}{of_arm(found, arm)}. Every replicate is a line; a mark is the end of a budget"
         f"{', after its decay' if decays(found) else ''}. Reference values are those on {on_split(split)}.",
-        key=_key(series[::-1]),
+        key=key_of(series[::-1]),
         panels=tuple(panels),
     )
-
-
-def _key(series: list[Series] | tuple[Series, ...]) -> Key:
-    return tuple(line_key(one.colour, one.dashed, one.name) for one in series)
 
 
 def _references(found: Findings, arm: str, skill: str, split: str, n_tasks: int) -> Lines:
@@ -182,9 +193,9 @@ def _override_plate(curves: Curves, arm: str) -> Plate | None:
     alt = f"Probability of the context's answer and of the memorised answer at {number(flops)} FLOPs: {words}."
     return Plate(
         heading="Does the context win, or the memory?",
-        about=f"{found.study.id}{_of_arm(found, arm)}, at {number(flops)} FLOPs. Two answers of a training task are "
+        about=f"{found.study.id}{of_arm(found, arm)}, at {number(flops)} FLOPs. Two answers of a training task are "
         "swapped in the context. A mark is a replicate, a bar their mean.",
-        key=_key(_OVERRIDE),
+        key=key_of(_OVERRIDE),
         panels=(dots_panel(curves, arm, flops, _OVERRIDE, _chance(found), alt),),
     )
 
@@ -216,9 +227,9 @@ def _override_compute_plate(curves: Curves, arm: str) -> Plate | None:
         panels.append(curve_panel(curves, arm, n, _OVERRIDE, _chance(found), alt))
     return Plate(
         heading="Context against memory along training",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Probability of the two answers; every replicate is a line, a mark "
+        about=f"{found.study.id}{of_arm(found, arm)}. Probability of the two answers; every replicate is a line, a mark "
         "is the end of a budget.",
-        key=_key(_OVERRIDE),
+        key=key_of(_OVERRIDE),
         panels=tuple(panels),
     )
 
@@ -243,11 +254,11 @@ def _distance_plate(curves: Curves, arm: str) -> Plate | None:
     heights = (max(min(*values, -0.05), -0.5), min(max(*values, 1.05), 1.5)) if len(values) > 1 else (-0.05, 1.05)
     panels = []
     for n, many in tracks.items():
-        crossings = [findings.crossing(found, arm, n, r) for r in replicates]
-        panels.append(distance_panel(curves, arm, n, many, crossings, span, heights))
+        shown = Distances(arm, n, many, [findings.crossing(found, arm, n, r) for r in replicates])
+        panels.append(distance_panel(curves, shown, span, heights))
     return Plate(
         heading="From counting to remembering",
-        about=f"{found.study.id}{_of_arm(found, arm)}. Relative distance along training: 0 predicts like the generaliser, "
+        about=f"{found.study.id}{of_arm(found, arm)}. Relative distance along training: 0 predicts like the generaliser, "
         "1 like the memoriser. Every replicate is a line; a diamond is its crossing of one half.",
         panels=tuple(panels),
     )

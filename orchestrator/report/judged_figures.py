@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import NullLocator
+from matplotlib.lines import Line2D
 
-from orchestrator.analyses import ToSkill
-from orchestrator.report.curves import Curves, beside, decays
-from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal, line_key
-from orchestrator.report.surfaces import on_split
+from orchestrator.analyses import ToSkill, claim_of
+from orchestrator.findings import Findings
+from orchestrator.report.curves import (
+    Curves,
+    Series,
+    compute_axis,
+    decays,
+    draw_dots,
+    key_of,
+    means,
+    note_dots,
+    tasks_axis,
+)
+from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal
+from orchestrator.report.surfaces import of_arm, on_split
 from orchestrator.stats.forecast import Forecast
-from orchestrator.words import flops_words, forecast_words, number
+from orchestrator.words import figure, flops_words, forecast_words, number, sure
 
 # Four scores --------------------------------------------------------------------------------------------------------
 
@@ -26,16 +36,38 @@ class Score(NamedTuple):
     title: str
     note: str
     unit: str
-    beside: tuple[str, str] | None = None
-    """(measure, what the key calls it): open squares."""
+    words: tuple[str, str]
+    """What a reader who points at a value is told before and after it."""
+    beside: tuple[str, str, tuple[str, str]] | None = None
+    """(measure, name, words): open squares."""
+
+    def series(self, skill: str, split: str) -> list[Series]:
+        """What is drawn, the measured values last."""
+        drawn = [Series(self.measure, skill, split, RULE, False, self.title, self.unit, self.words)]
+        if self.beside:
+            measure, name, words = self.beside
+            drawn.insert(0, Series(measure, skill, split, LIST, True, name, self.unit, words))
+        return drawn
 
 
 SCORES = (
-    Score("loss_nats", "Log loss", "continuous", "nats"),
-    Score("brier", "Brier score", "continuous", "1"),
-    Score("accuracy", "Accuracy of an answer", "greedy; squares: sampled", "ratio", ("probability", "sampled")),
+    Score("loss_nats", "Log loss", "continuous, in nats", "nats", ("log loss", " nats")),
+    Score("brier", "Brier score", "continuous", "1", ("Brier score", "")),
     Score(
-        "exact_match", "Exact match", "all answers; squares: predicted", "ratio", ("predicted_exact_match", "predicted")
+        "accuracy",
+        "Accuracy of an answer",
+        "greedy; squares: sampled",
+        "ratio",
+        ("accuracy", ", greedy"),
+        ("probability", "sampled", ("accuracy", ", sampled")),
+    ),
+    Score(
+        "exact_match",
+        "Exact match",
+        "all answers; squares: predicted",
+        "ratio",
+        ("exact match", ", greedy"),
+        ("predicted_exact_match", "predicted", ("exact match", ", predicted for sampling")),
     ),
 )
 
@@ -48,158 +80,148 @@ def scores_plate(curves: Curves, arm: str) -> Plate | None:
     shown = [s for s in SCORES if np.isfinite(found.results.cube(s.measure, arm, skill, split)[:, -1]).any()]
     if not shown:
         return None
-    arms = f", arm {arm}" if len(found.study.axes.arm) > 1 else ""
     after = " after the decay" if decays(found) else ""
     return Plate(
         heading=f"{skill}: one change, four scores",
-        about=f"{found.study.id}{arms}, at {number(flops)} FLOPs{after}, on {on_split(split)}. A mark is a replicate, the line "
-        "joins their means. Squares: what the probabilities predict for sampled decoding.",
-        panels=tuple(_score_panel(curves, arm, skill, split, flops, score) for score in shown),
+        about=f"{found.study.id}{of_arm(found, arm)}, at {number(flops)} FLOPs{after}, on {on_split(split)}. A mark is a "
+        "replicate, the line joins their means. Squares: what the probabilities predict for sampled decoding.",
+        panels=tuple(_score_panel(curves, arm, score, skill, split) for score in shown),
         columns=2,
     )
 
 
-def _score_panel(curves: Curves, arm: str, skill: str, split: str, flops: float, score: Score) -> Panel:
-    found = curves.found
-    levels = found.results.levels
-    lines = found.results.cube(score.measure, arm, skill, split)[:, -1]  # (n_tasks, replicates)
-    second = (
-        found.results.cube(score.beside[0], arm, skill, split)[:, -1] if score.beside else np.full(lines.shape, np.nan)
-    )
-    ratio = score.unit != "nats"
-    highest = max(1.0, np.nanmax(lines) * 1.08) if ratio else np.nanmax(lines) * 1.08 or 1.0
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xlim(-0.5, len(levels) - 0.5)
-        ax.set_ylim(-0.04 * highest, highest * 1.02)
-        ax.set_xticks(range(len(levels)), _thinned([number(n) for n in levels], 230), fontsize=9)
-        ax.tick_params(axis="x", length=2)
-        ax.tick_params(axis="y", labelsize=9)
-        ax.locator_params(axis="y", nbins=4)
-        ax.set_xlabel("number of training tasks", fontsize=9, labelpad=2)
-        for table, colour, marker, face, name in (
-            (second, LIST, "s", "white", score.beside[1] if score.beside else ""),
-            (lines, RULE, "o", RULE, score.title),
-        ):
-            known = ~np.isnan(table).all(axis=1)
-            if not known.any():
-                continue
-            means = np.nanmean(table[known], axis=1)
-            ax.plot(
-                np.flatnonzero(known),
-                means,
-                color=colour,
-                lw=1,
-                alpha=0.55,
-                zorder=2,
-                ls="-" if marker == "o" else "--",
-            )
-            sheet.colours[name] = colour
-            for i, r in zip(*np.nonzero(~np.isnan(table)), strict=True):
-                x, value = i + 0.6 * beside(int(r), table.shape[1]), float(table[i, r])
-                ax.plot(x, value, marker=marker, ms=3.6, color=colour, mfc=face, mew=0.9, zorder=4)
-                place = {"skill": skill, "split": split, "arm": arm, "n_tasks": levels[i], "compute_flops": flops}
-                measure = score.measure if marker == "o" else score.beside[0] if score.beside else ""
-                row = sheet.row(
-                    series=name,
-                    measure=measure,
-                    unit=score.unit,
-                    replicate=int(r),
-                    value=value,
-                    trial=curves.trials.at(arm, levels[i], flops, int(r))[0],
-                    **place,
-                )
-                sheet.point(x, value, row)
-
-    means = [decimal(float(np.nanmean(line))) if not np.isnan(line).all() else "—" for line in lines]
-    alt = "; ".join(f"{number(n)} tasks {mean}" for n, mean in zip(levels, means, strict=True))
+def _score_panel(curves: Curves, arm: str, score: Score, skill: str, split: str) -> Panel:
+    results = curves.found.results
+    mean = means(results.cube(score.measure, arm, skill, split)[:, -1]).tolist()
+    said = "; ".join(f"{counted(n, 'task')} {decimal(value)}" for n, value in zip(results.levels, mean, strict=True))
     return Panel(
         title=score.title,
         note=score.note,
-        alt=f"{score.title} of {skill} by number of tasks: {alt}.",
+        alt=f"{score.title} of {skill} by number of tasks: {said}.",
         width=230,
         height=140,
         margins=Margins(36, 12, 36, 8),
-        draw=draw,
+        draw=partial(_draw_score, curves, arm, score.series(skill, split)),
     )
 
 
-def _thinned(labels: Sequence[str], pixels: float) -> list[str]:
-    """As many labels as do not touch, the last one always."""
-    pitch = pixels / max(len(labels), 1)
-    kept, last = [""] * len(labels), math.inf
-    for i in range(len(labels) - 1, -1, -1):
-        if (last - i) * pitch >= 5.4 * (len(labels[i]) + 1):
-            kept[i], last = labels[i], i
-    return kept
+def _draw_score(curves: Curves, arm: str, series: list[Series], sheet: Sheet) -> None:
+    """The panel's axes, and each series with the line through its means."""
+    ax, results = sheet.axes, curves.found.results
+    drawn = [
+        results.cube(one.measure, arm, one.skill, one.split)[:, -1] for one in series
+    ]  # (n_tasks, replicates) each
+    largest = float(np.nanmax(drawn[-1]))
+    highest = (largest * 1.08 or 1.0) if series[-1].unit == "nats" else max(1.0, largest * 1.08)
+    tasks_axis(ax, results.levels)
+    ax.set_ylim(-0.04 * highest, highest * 1.02)
+    ax.locator_params(axis="y", nbins=4)
+    ax.tick_params(axis="y", labelsize=9)
+    for one, values in zip(series, drawn, strict=True):
+        mean = means(values)
+        known = np.flatnonzero(np.isfinite(mean))
+        ax.plot(known, mean[known], color=one.colour, lw=1, alpha=0.55, zorder=2, ls=one.dash)
+        draw_dots(sheet, values, 0, one, 3.6, bars=False)
+        note_dots(sheet, curves, values, 0, one, arm, results.budgets[-1])
 
 
 # Compute to skill ---------------------------------------------------------------------------------------------------
 
+SHARE = Series("share with the skill to stay", "", "", RULE, False, "share of replicates that have it to stay")
+BAR: dict[str, Any] = {"color": GREY, "lw": 4, "alpha": 0.55, "solid_capstyle": "butt"}
+
 
 def to_skill_plate(curves: Curves, arm: str) -> Plate | None:
-    """Kaplan and Meier's curve at every number of tasks: the share of replicates that have had the skill by then."""
+    """Kaplan and Meier's curve at every number of tasks: the share of replicates that have the skill to stay by then."""
     found = curves.found
     told = {n: t for (a, n), t in found.to_skill.items() if a == arm and t.curve is not None and len(t.curve.steps) > 1}
     if not told:
         return None
-    arms = f", arm {arm}" if len(found.study.axes.arm) > 1 else ""
     skill = found.study.shown_skills[0]
     return Plate(
         heading=f"{skill}: from how much compute on",
-        about=f"{found.study.id}{arms}. Share of replicates with an ability of one half by then (Kaplan and Meier), with its "
-        "pointwise interval. An onset counts at the look that first sees it.",
-        key=(line_key(RULE, False, "share of replicates"),),
-        panels=tuple(_to_skill_panel(curves, arm, n, t) for n, t in sorted(told.items())),
+        about=f"{found.study.id}{of_arm(found, arm)}. Share of replicates that have an ability of one half, and keep it, from a "
+        "look up to then on (Kaplan and Meier; shaded: pointwise interval). Bar at ½: interval for the compute at which "
+        "half of the replicates have it to stay; a bar with an arrow goes on.",
+        key=(*key_of([SHARE]), (Line2D([], [], **BAR), "interval: half of them")),
+        panels=tuple(_to_skill_panel(found, arm, n, t) for n, t in sorted(told.items())),
     )
 
 
-def _to_skill_panel(curves: Curves, arm: str, n_tasks: int, told: ToSkill) -> Panel:
-    assert told.curve is not None
-    steps, looks = told.curve.steps[1:], curves.found.looks(arm, n_tasks)
-    span = (min(looks) / 1.25, max(looks) * 1.2)
-    words = flops_words(told.boundary, looks)
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xscale("log")
-        ax.set_xlim(*span)
-        ax.set_ylim(-0.04, 1.06)
-        ax.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=9.5)
-        ends = [looks[0], looks[-1]] if len(looks) > 1 else looks
-        ax.set_xticks(ends, [number(c) for c in ends], fontsize=9)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=-4)
-        at = [s.at for s in steps] + [span[1]]
-        for low, high, face in (([s.low for s in steps], [s.high for s in steps], TINT[RULE]),):
-            ax.fill_between(at, [*low, low[-1]], [*high, high[-1]], step="post", color=face, alpha=0.55, lw=0, zorder=1)
-        ax.step(at, [*(s.reached for s in steps), steps[-1].reached], where="post", color=RULE, lw=1.4, zorder=3)
-        ax.axhline(0.5, color="#8a8a8a", lw=0.8, ls=(0, (1, 2)), zorder=1)
-        sheet.colours["share"] = RULE
-        for s in steps:
-            ax.plot(s.at, s.reached, marker="o", ms=3.4, color=RULE, zorder=4)
-            values = {"low_share": s.low, "high_share": s.high, "at_risk": s.at_risk, "onsets": s.onsets}
-            row = sheet.row(
-                series="share", measure="share with the skill", unit="ratio", arm=arm, n_tasks=n_tasks, flops=s.at,
-                value=s.reached, **values,
-            )  # fmt: skip
-            onsets = counted(s.onsets, "onset") + f" among {s.at_risk} at risk"
-            says = f"{decimal(s.reached)} of the replicates\n{decimal(s.low)} to {decimal(s.high)}\nby {number(s.at)} FLOPs, {onsets}"
-            sheet.point(s.at, s.reached, row, says)
-
+def _to_skill_panel(found: Findings, arm: str, n_tasks: int, told: ToSkill) -> Panel:
+    words = flops_words(told.boundary, found.looks(arm, n_tasks))
     return Panel(
         title=counted(n_tasks, "task"),
         note=words,
-        alt=f"Share of replicates with the skill against compute, {counted(n_tasks, 'task')}: {words}.",
+        alt=f"Share of replicates that have the skill to stay against compute, {counted(n_tasks, 'task')}: {words}.",
         width=220,
         height=110,
-        margins=Margins(28, 20, 32, 8),
-        draw=draw,
+        margins=Margins(28, 20, 34, 8),
+        draw=partial(_draw_to_skill, found, arm, n_tasks, told),
     )
 
 
+def _draw_to_skill(found: Findings, arm: str, n_tasks: int, told: ToSkill, sheet: Sheet) -> None:
+    """The panel's axes, the curve with its shade, and the interval of the boundary."""
+    assert told.curve is not None
+    ax, steps, looks = sheet.axes, told.curve.steps[1:], found.looks(arm, n_tasks)
+    span = (min(looks) / 1.25, max(looks) * 1.2)
+    compute_axis(ax, span, [looks[0], looks[-1]])
+    ax.set_ylim(-0.04, 1.06)
+    ax.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=9.5)
+    ax.axhline(0.5, color="#8a8a8a", lw=0.8, ls=(0, (1, 2)), zorder=1)
+    at, reached = [s.at for s in steps], [s.reached for s in steps]
+    on, low, high = [*at, span[1]], [s.low for s in steps], [s.high for s in steps]
+    ax.fill_between(on, [*low, low[-1]], [*high, high[-1]], step="post", color=TINT[RULE], alpha=0.55, lw=0, zorder=1)
+    ax.step(on, [*reached, reached[-1]], where="post", color=RULE, lw=1.4, zorder=3)
+    sheet.marks(at, reached, ms=3.4, zorder=4, **SHARE.mark)
+    _draw_median(found, arm, n_tasks, told, span, sheet)
+    for s in steps:
+        values = {"low_share": s.low, "high_share": s.high, "at_risk": s.at_risk, "onsets": s.onsets}
+        shared: dict[str, Any] = {"measure": SHARE.measure, "unit": "ratio", "arm": arm, "n_tasks": n_tasks}
+        row = sheet.row(series="share", flops=s.at, value=s.reached, **shared, **values)
+        onsets = f"{counted(s.onsets, 'onset')} among {s.at_risk} at risk"
+        lines = [f"{decimal(s.reached)} of the replicates", f"have it to stay by {number(s.at)} FLOPs", onsets]
+        if s.at == looks[-1]:
+            lines += _at_the_end(told)
+        sheet.point(s.at, s.reached, row, "\n".join(lines))
+
+
+def _at_the_end(told: ToSkill) -> list[str]:
+    """The last entry of the table beside the figure: k of n at the end of the largest budget, with its interval."""
+    if not told.successes:
+        return []
+    _, made = told.successes[-1]
+    return [
+        f"{made.k} of {made.n} at the end of the budget (95 % interval {decimal(made.low)} to {decimal(made.high)})"
+    ]
+
+
+def _draw_median(
+    found: Findings, arm: str, n_tasks: int, told: ToSkill, span: tuple[float, float], sheet: Sheet
+) -> None:
+    """The interval that the words tell, as a bar at one half; an arrow where it is open or goes on beyond the looks."""
+    low, high = told.boundary.low, told.boundary.high
+    if told.boundary.verdict == "missing" or (low is None and high is None):
+        return
+    looks = found.looks(arm, n_tasks)
+    ends = [span[0] if low is None or low < looks[0] else low, span[1] if high is None or high > looks[-1] else high]
+    sheet.axes.plot(ends, [0.5, 0.5], zorder=2, **BAR)
+    for mark, edge, end in zip("<>", span, ends, strict=True):
+        if end == edge:
+            sheet.marks([edge], [0.5], marker=mark, ms=6, color=GREY, mew=0, clip_on=False, zorder=2)
+    confidence = sure(found.confidence(claim_of("to", "skill", arm, found.study.shown_skills[0], float(n_tasks))))
+    n = len(told.boundary.brackets)
+    kind = "one bracket, no interval" if n == 1 else f"{confidence} interval for half of {counted(n, 'replicate')}"
+    sheet.area(ends[0], 0.46, ends[1], 0.54, f"{flops_words(told.boundary, looks)}\n{kind}")
+    shared: dict[str, Any] = {"measure": "compute to skill", "unit": "FLOPs", "arm": arm, "n_tasks": n_tasks}
+    sheet.row(series="interval", low_flops=low, high_flops=high, verdict=told.boundary.verdict, **shared)
+
+
 # Forecast -----------------------------------------------------------------------------------------------------------
+
+MEASURED = Series("loss", "", "", RULE, False, "measured", "nats")
+FORECAST = Series("loss", "", "", LIST, True, "forecast", "nats")
 
 
 def forecast_plate(curves: Curves, arm: str) -> Plate | None:
@@ -208,62 +230,101 @@ def forecast_plate(curves: Curves, arm: str) -> Plate | None:
     made = {n: f for (a, n), f in found.forecasts.items() if a == arm and f.predicted is not None}
     if not made:
         return None
-    arms = f", arm {arm}" if len(found.study.axes.arm) > 1 else ""
     skill = found.study.shown_skills[0]
+    before = " before the decay" if decays(found) else ""
     return Plate(
         heading=f"{skill}: does the bottom predict the top?",
-        about=f"{found.study.id}{arms}. Mean log loss on {on_split(found.skill_split(skill))}: a law fitted to the filled marks, "
-        "up to a quarter of the largest budget; its 95 % interval there, and what was measured.",
-        key=(line_key(RULE, False, "measured"), line_key(LIST, True, "forecast")),
-        panels=tuple(_forecast_panel(curves, arm, n, f) for n, f in sorted(made.items())),
+        about=f"{found.study.id}{of_arm(found, arm)}. Mean log loss on {on_split(found.skill_split(skill))}{before}: the "
+        "curve of the filled marks, up to a quarter of the largest budget, continued; its 95 % interval, which allows for "
+        "no sharper bend than was seen, and what was measured. Axes are those of what was measured: an arrow is where an interval or a forecast goes on.",
+        key=key_of([MEASURED, FORECAST]),
+        panels=tuple(_forecast_panel(found, arm, n, f) for n, f in sorted(made.items())),
     )
 
 
-def _forecast_panel(curves: Curves, arm: str, n_tasks: int, made: Forecast) -> Panel:
-    found = curves.found
+class _Losses(NamedTuple):
+    """Mean log loss of the replicates along training, in nats."""
+
+    flops: list[float]
+    values: list[float]
+    sight: tuple[float, float]
+    """What the vertical axis shows."""
+
+
+def _losses(found: Findings, arm: str, n_tasks: int, made: Forecast) -> _Losses:
+    """What the forecast was made from, and the top as it was scored.
+
+    In sight is what was measured, and of the forecast what lies no further from that than it is wide itself: an interval
+    that is honest about a bad fit can be a hundred times as wide, and would press all that was measured into a line.
+    """
     skill = found.study.shown_skills[0]
-    split = found.skill_split(skill)
-    flops, values = found.results.along("loss_nats", arm, skill, split, n_tasks)
-    means = np.nanmean(values, axis=0)
-    assert made.predicted is not None and made.top is not None and made.last_fitted is not None
-    predicted, top, last = made.predicted, made.top, made.last_fitted
+    flops, values = found.results.along("loss_nats", arm, skill, found.skill_split(skill), n_tasks, decayed=False)
+    mean = dict(zip(flops.tolist(), means(values.T).tolist(), strict=True))
+    if made.measured is not None and made.top is not None:
+        mean[made.top] = made.measured  # over the replicates that were fitted, as in the table
+    low, high = min(mean.values()), max(mean.values())
+    reach = (high - low) or 0.1 * abs(high) or 0.1
+    told = [v for v in (made.low, made.high, made.predicted) if v is not None and low - reach <= v <= high + reach]
+    low, high = min(low, *told), max(high, *told)
+    room = 0.08 * (high - low or reach)
+    return _Losses(list(mean), list(mean.values()), (low - room, high + room))
 
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xscale("log")
-        ax.set_xlim(flops[0] / 1.3, top * 1.5)
-        ax.set_xticks([flops[0], last, top], [number(c) for c in (flops[0], last, top)], fontsize=9)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ends = [v for v in (made.low, made.high, predicted) if v is not None]
-        low, high = min(*ends, *means.tolist()), max(*ends, *means.tolist())
-        room = 0.08 * (high - low) or 0.1
-        ax.set_ylim(low - room, high + room)
-        ax.locator_params(axis="y", nbins=4)
-        ax.tick_params(axis="y", labelsize=9)
-        ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)
-        ax.axvspan(flops[0] / 1.3, last, color="#f1f1f1", lw=0, zorder=0)
-        ax.plot(flops, means, color=RULE, lw=1, alpha=0.6, zorder=2)
-        sheet.colours |= {"measured": RULE, "forecast": LIST}
-        where = {"measure": "loss", "unit": "nats", "arm": arm, "n_tasks": n_tasks}
-        for c, mean in zip(flops.tolist(), means.tolist(), strict=True):
-            seen = c <= last
-            ax.plot(c, mean, marker="o", ms=3.6, color=RULE, mfc=RULE if seen else "white", mew=0.9, zorder=4)
-            row = sheet.row(series="measured", flops=c, value=mean, fitted=int(seen), **where)
-            sheet.point(c, mean, row, f"{mean:.3g} nats\nat {number(c)} FLOPs{', fitted' if seen else ''}")
-        if made.low is not None and made.high is not None:
-            ax.plot(
-                [top * 1.12] * 2, [made.low, made.high], color=LIST, lw=3, alpha=0.4, zorder=2, solid_capstyle="butt"
-            )
-        ax.plot(top * 1.12, predicted, marker="s", ms=4.5, color=LIST, mfc="white", mew=1, zorder=5)
-        row = sheet.row(series="forecast", flops=top, value=predicted, low_nats=made.low, high_nats=made.high, **where)
-        sheet.point(top * 1.12, predicted, row, forecast_words(made).replace("; ", "\n"))
 
+def _forecast_panel(found: Findings, arm: str, n_tasks: int, made: Forecast) -> Panel:
+    losses = _losses(found, arm, n_tasks, made)
+    note = f"{'inside' if made.covers else 'outside'} the interval" if made.covers is not None else ""
+    low, high = made.low, made.high
+    if made.verdict == "uninformative":
+        note = "an interval too wide to say anything"
+    elif low is not None and high is not None and (low < losses.sight[0] or high > losses.sight[1]):
+        note = f"{note or 'the interval'}, which goes on: {figure(low)} to {figure(high)} nats"
     return Panel(
         title=counted(n_tasks, "task"),
-        note=f"{'inside' if made.covers else 'outside'} the interval" if made.covers is not None else "",
+        note=note,
         alt=f"Loss against compute and its forecast, {counted(n_tasks, 'task')}: {forecast_words(made)}.",
         width=220,
         height=130,
         margins=Margins(36, 16, 34, 8),
-        draw=draw,
+        draw=partial(_draw_forecast, arm, n_tasks, made, losses),
     )
+
+
+def _draw_forecast(arm: str, n_tasks: int, made: Forecast, losses: _Losses, sheet: Sheet) -> None:
+    """The panel's axes, what was measured, and the forecast at the right."""
+    assert made.top is not None and made.last_fitted is not None
+    ax, first, last = sheet.axes, losses.flops[0], made.last_fitted
+    compute_axis(ax, (first / 1.3, made.top * 1.5), [first, last, made.top])
+    ax.set_ylim(*losses.sight)
+    ax.locator_params(axis="y", nbins=4)
+    ax.tick_params(axis="y", labelsize=9)
+    ax.axvspan(first / 1.3, last, color="#f1f1f1", lw=0, zorder=0)
+    ax.plot(losses.flops, losses.values, color=RULE, lw=1, alpha=0.6, zorder=2)
+    both = list(zip(losses.flops, losses.values, strict=True))
+    for face, shown in ((RULE, [p for p in both if p[0] <= last]), ("white", [p for p in both if p[0] > last])):
+        style = MEASURED.mark | {"mfc": face}
+        sheet.marks([c for c, _ in shown], [mean for _, mean in shown], ms=3.6, mew=0.9, zorder=4, **style)
+    where: dict[str, Any] = {"measure": "loss", "unit": "nats", "arm": arm, "n_tasks": n_tasks}
+    for c, mean in both:
+        row = sheet.row(series="measured", flops=c, value=mean, fitted=int(c <= last), **where)
+        sheet.point(c, mean, row, f"{figure(mean)} nats\nat {number(c)} FLOPs{', fitted' if c <= last else ''}")
+    row = sheet.row(
+        series="forecast", flops=made.top, value=made.predicted, low_nats=made.low, high_nats=made.high, **where
+    )
+    _draw_told(sheet, made, made.top * 1.12, row)
+
+
+def _draw_told(sheet: Sheet, made: Forecast, x: float, row: dict[str, Any]) -> None:
+    """The forecast and its interval at x, each cut off with an arrow where it leaves the axes."""
+    assert made.predicted is not None
+    low, high = sheet.axes.get_ylim()
+    arrows: dict[str, Any] = {"ms": 5, "color": LIST, "mew": 0, "clip_on": False, "zorder": 5}
+    if made.low is not None and made.high is not None and made.verdict != "uninformative":
+        ends = [min(max(end, low), high) for end in (made.low, made.high)]
+        sheet.axes.plot([x, x], ends, color=LIST, lw=3, alpha=0.4, zorder=2, solid_capstyle="butt")
+        for mark, edge, beyond in (("v", low, made.low < low), ("^", high, made.high > high)):
+            if beyond:
+                sheet.marks([x], [edge], marker=mark, **arrows)
+    place = min(max(made.predicted, low), high)
+    if place == made.predicted:
+        sheet.marks([x], [place], ms=4.5, mew=1, zorder=5, **FORECAST.mark)
+    sheet.point(x, place, row, forecast_words(made).replace("; ", "\n"))

@@ -1,9 +1,9 @@
 """What every figure is made of: panels on plates, as inline SVG, as files, as numbers. Knows no study.
 
-A panel is drawn on a Sheet, which notes what is drawn on it: the page's script shows these notes where a reader points, and
-the CSV beside a figure is their numbers. On the page each panel is an SVG of its own, so that plates can wrap on a narrow
-screen; as a file (for MLflow, for a README) a plate is one picture that explains itself. Lengths are CSS pixels, which are
-points of the figure.
+A panel is drawn once, on a Sheet, which notes what is drawn on it: the page's script shows these notes where a reader
+points, and the CSV beside a figure is their numbers. On the page each panel is a picture of its own, so that plates can wrap
+on a narrow screen; as a file (for MLflow, for a README) a plate is these same pictures on one sheet that explains itself.
+Lengths are CSS pixels, which are points of the figure.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from orchestrator.words import number
@@ -56,11 +58,12 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: small, selectable, set in the reader's own font
     "legend.frameon": False,
 }
-PNG_DPI = 200
+PNG_DPI = 144
+"""Two pixels for one of CSS."""
 MAX_SVG_BYTES = 60_000
 """A panel with more marks than this holds goes on the page as PNG, if that is smaller (assumed: 1,500 marks)."""
-COARSE_BYTES, COARSE_DPI, COARSE_COLOURS = 12_000, 130, 32
-"""Where a page has very many panels, larger SVGs become small PNGs: 5 to 10 kB each (measured)."""
+COARSE_BYTES, COARSE_COLOURS = 12_000, 32
+"""Where a page has very many panels, larger SVGs become PNGs of few colours: XX kB each (measured)."""
 
 
 # What is drawn, noted -----------------------------------------------------------------------------------------------
@@ -78,9 +81,6 @@ COLUMNS = (
 class Point(NamedTuple):
     """A mark that a reader can point at: a row of the CSV, or words where it stands for more than one value."""
 
-    x: float
-    y: float
-    """In CSS pixels from the panel's upper left corner, once the sheet is settled."""
     row: Row
     says: str
     stroke: int | None
@@ -97,6 +97,18 @@ class Area(NamedTuple):
     says: str
 
 
+class Spoken(NamedTuple):
+    """How the values of a series are told where a reader points: `before` 0.982 `after`; and its colour."""
+
+    before: str
+    after: str
+    colour: str
+
+
+MANY = 400
+"""A series with more marks than this in a panel draws those on the same pixel once (assumed; a panel is some 200 pixels wide)."""
+
+
 @dataclass(kw_only=True)
 class Sheet:
     """What a panel is drawn on: its axes, and notes of what is there. Set the limits of the axes before noting places."""
@@ -105,43 +117,60 @@ class Sheet:
     panel: str
     rows: list[Row] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    places: list[tuple[float, float]] = field(default_factory=list)
+    """Where the points are: in the units of the axes, once the sheet is settled in CSS pixels from the upper left corner."""
     areas: list[Area] = field(default_factory=list)
     strokes: list[list[list[int]]] = field(default_factory=list)
     """Each is one replicate's lines, as runs of indices of points."""
-    colours: dict[str, str] = field(default_factory=dict)
-    """Of the series whose strokes are shown."""
+    series: dict[str, Spoken] = field(default_factory=dict)
+    """By their name in the rows: those whose points have no words of their own."""
+    merged: int = 0
+    """Marks that are not drawn, because another one of their series is on the same pixel."""
 
     def row(self, **values: Any) -> Row:
         """Note a row of the CSV; its columns are COLUMNS, and any others that this figure needs."""
-        self.rows.append({"panel": self.panel} | values)
-        return self.rows[-1]
+        values["panel"] = self.panel
+        self.rows.append(values)
+        return values
 
     def point(self, x: float, y: float, row: Row | None = None, says: str = "", stroke: int | None = None) -> int:
         """Note a mark at (x, y) in the units of the axes, and what it is: a row, or words. Returns its index."""
-        self.points.append(Point(x, y, row or {}, says, stroke))
+        self.points.append(Point(row or {}, says, stroke))
+        self.places.append((x, y))
         return len(self.points) - 1
 
     def area(self, left: float, bottom: float, right: float, top: float, says: str) -> None:
         """Note a rectangle, in the units of the axes, and its words."""
         self.areas.append(Area(left, bottom, right - left, top - bottom, says))
 
-    def settle(self) -> None:
-        """Turn the units of the axes into pixels, all at once: one at a time is slow. Nothing is drawn after it."""
-        across, down = self._pixels([(point.x, point.y) for point in self.points])
-        self.points = [p._replace(x=x, y=y) for p, x, y in zip(self.points, across, down, strict=True)]
-        left, bottom = self._pixels([(area.x, area.y) for area in self.areas])
-        right, top = self._pixels([(area.x + area.width, area.y + area.height) for area in self.areas])
-        self.areas = [
-            Area(x, y, end - x, foot - y, area.says)
-            for area, x, y, end, foot in zip(self.areas, left, top, right, bottom, strict=True)
-        ]
+    def marks(self, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, **style: Any) -> None:
+        """Draw the marks of a series as one artist: an artist each is what took a minute for 10,000 trials."""
+        places = np.column_stack([np.asarray(x, float), np.asarray(y, float)])  # (marks, 2)
+        if len(places) > MANY:
+            _, first = np.unique(np.round(self.axes.transData.transform(places)), axis=0, return_index=True)
+            self.merged += len(places) - len(first)
+            places = places[np.sort(first)]
+        if len(places):
+            self.axes.plot(*places.T, ls="", **style)
 
-    def _pixels(self, places: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    def settle(self) -> None:
+        """Turn the units of the axes into pixels, all at once: one at a time is slow. Then the axes are let go, because a
+        hundred figures are a gigabyte: nothing is drawn after it."""
+        self.places = self._pixels(self.places)
+        corners = self._pixels([(area.x, area.y) for area in self.areas])
+        others = self._pixels([(area.x + area.width, area.y + area.height) for area in self.areas])
+        self.areas = [
+            Area(left, top, right - left, bottom - top, area.says)
+            for area, (left, bottom), (right, top) in zip(self.areas, corners, others, strict=True)
+        ]
+        del self.axes
+
+    def _pixels(self, places: list[tuple[float, float]]) -> list[tuple[float, float]]:
         figure = cast(Figure, self.axes.figure)
         if not places:
-            return [], []
+            return []
         across, up = self.axes.transData.transform(places).T * 72 / figure.dpi
-        return across.tolist(), (figure.bbox.height * 72 / figure.dpi - up).tolist()
+        return list(zip(across.tolist(), (figure.bbox.height * 72 / figure.dpi - up).tolist(), strict=True))
 
 
 # Plates and panels --------------------------------------------------------------------------------------------------
@@ -168,15 +197,10 @@ class Panel:
     width: float
     height: float
     margins: Margins
+    """At least: they grow where words stick out."""
     draw: Callable[[Sheet], None]
     least: float = 0.88
     """How far a narrow screen may shrink the panel before it scrolls: no text below 8 pixels."""
-
-    @property
-    def box(self) -> tuple[float, float]:
-        """Width and height with margins."""
-        m = self.margins
-        return self.width + m.left + m.right, self.height + m.bottom + m.top
 
 
 Key = tuple[tuple[Line2D, str], ...]
@@ -204,28 +228,66 @@ def _blank(width: float, height: float) -> Figure:
     return figure
 
 
-def _place(figure: Figure, panel: Panel, x: float, y: float) -> Sheet:
-    """Draw a panel with the lower left corner of its box at (x, y) pixels."""
-    width, height = figure.get_size_inches() * 72
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A panel that has been drawn, once: every form in which it is shown is made of these."""
+
+    panel: Panel
+    sheet: Sheet
+    box: tuple[float, float]
+    """Width and height with margins."""
+    svg: str
+    image: Image.Image
+    """See-through around its axes."""
+
+
+def draw(panel: Panel, salt: str) -> Drawn:
+    """Draw a panel; `salt` sets its marks apart from those of the other drawings on a page."""
     m = panel.margins
-    axes = figure.add_axes(((x + m.left) / width, (y + m.bottom) / height, panel.width / width, panel.height / height))
-    axes.tick_params(length=3, width=0.8, pad=3)
-    sheet = Sheet(axes=axes, panel=panel.title)
+    figure = _blank(panel.width + m.left + m.right, panel.height + m.bottom + m.top)
+    figure.patch.set_alpha(0)
+    sheet = Sheet(axes=figure.add_axes((0, 0, 1, 1)), panel=panel.title)
+    _margins(sheet.axes, panel, m)
+    sheet.axes.tick_params(length=3, width=0.8, pad=3)
     panel.draw(sheet)
+    _margins(sheet.axes, panel, _roomier(sheet.axes, m))
     sheet.settle()
-    return sheet
+    width, height = (figure.get_size_inches() * 72).tolist()
+    return Drawn(panel=panel, sheet=sheet, box=(width, height), svg=_svg(figure, salt), image=_image(figure))
 
 
-def _together(plate: Plate) -> tuple[Figure, list[Row]]:
-    """The plate as one picture: heading, sentence, key, panels in a grid with their titles; and its rows."""
-    columns = min(plate.columns, len(plate.panels))
-    cell_w = max(max(p.box[0] for p in plate.panels), 460 / columns)
-    titled = len(plate.panels) > 1
-    cell_h = max(p.box[1] for p in plate.panels) + titled * (36 if any(p.note for p in plate.panels) else 22)
-    lines = math.ceil(len(plate.panels) / columns)
+def _margins(axes: Axes, panel: Panel, m: Margins) -> None:
+    """Give the figure its size and its axes their place in it."""
+    width, height = panel.width + m.left + m.right, panel.height + m.bottom + m.top
+    cast(Figure, axes.figure).set_size_inches(width / 72, height / 72)
+    axes.set_position((m.left / width, m.bottom / height, panel.width / width, panel.height / height))
+
+
+def _roomier(axes: Axes, m: Margins) -> Margins:
+    """The margins, grown where an axis title, a tick's name or a label would be cut off: a figure of one cell is narrower
+    than the words below it."""
+    figure = cast(Figure, axes.figure)
+    renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]  # other texts lie within the axes
+    words = axes.get_tightbbox(renderer, bbox_extra_artists=cast(Any, labels))
+    if words is None:
+        return m
+    frame = cast(Bbox, figure.bbox)
+    out = (-words.x0, words.x1 - frame.width, -words.y0, words.y1 - frame.height)
+    return Margins(*(side + max(0.0, math.ceil(by + 1)) for side, by in zip(m, out, strict=True)))
+
+
+def _frame(plate: Plate, drawn: Sequence[Drawn]) -> tuple[Figure, list[tuple[float, float]]]:
+    """All of a plate but its panels: heading, sentence, key, titles; and each panel's upper left corner."""
+    columns = min(plate.columns, len(drawn))
+    cell_w = max(max(one.box[0] for one in drawn), 460 / columns)
+    titled = len(drawn) > 1
+    cell_h = max(one.box[1] for one in drawn) + titled * (36 if any(p.note for p in plate.panels) else 22)
+    lines = math.ceil(len(drawn) / columns)
     width = columns * cell_w + 24
     per_line = int((width - 24) / 5.6)
-    about, heading = textwrap.wrap(plate.about, per_line), textwrap.wrap(plate.heading, int(per_line * 0.74))
+    about = textwrap.wrap(f"{plate.about} {merged_words(drawn)}", per_line)
+    heading = textwrap.wrap(plate.heading, int(per_line * 0.74))
     head = 16 + 19 * len(heading) + 14 * len(about) + (24 if plate.key else 8)
     height = head + lines * cell_h + 8
     figure = _blank(width, height)
@@ -249,20 +311,50 @@ def _together(plate: Plate) -> tuple[Figure, list[Row]]:
             handlelength=2.2,
             columnspacing=1.6,
         )
-    rows: list[Row] = []
-    for i, panel in enumerate(plate.panels):
+    corners = []
+    for i, one in enumerate(drawn):
         x, y = 12 + (i % columns) * cell_w, head + (i // columns) * cell_h
         if titled:
-            say(x + 2, y + 4, panel.title, fontsize=11, fontweight="bold")
-            say(x + 2, y + 19, panel.note, fontsize=9, color=GREY)
-        rows += _place(figure, panel, x, height - y - cell_h).rows
-    return figure, [*rows, *plate.rows]
+            say(x + 2, y + 4, one.panel.title, fontsize=11, fontweight="bold")
+            say(x + 2, y + 19, one.panel.note, fontsize=9, color=GREY)
+        corners.append((x, y + cell_h - one.box[1]))
+    return figure, corners
 
 
-def files_of(plate: Plate) -> dict[str, bytes]:
-    """The plate as files, by their ending: what MLflow shows, and the numbers."""
-    figure, rows = _together(plate)
-    return {"svg": _svg(figure, plate.name).encode(), "png": _png(figure), "csv": csv_of(rows)}
+def merged_words(drawn: Sequence[Drawn]) -> str:
+    """What is not drawn of these panels, as a sentence; nothing where all is."""
+    merged = sum(one.sheet.merged for one in drawn)
+    return f"Of marks on the same pixel one is drawn, {number(merged)} are not; the CSV has all." if merged else ""
+
+
+def files_of(plate: Plate, drawn: Sequence[Drawn]) -> dict[str, bytes]:
+    """The plate as files, by their ending: what MLflow shows, and the numbers. `drawn` are its panels."""
+    frame, corners = _frame(plate, drawn)
+    rows = [row for one in drawn for row in one.sheet.rows]
+    svg = _svg(frame, plate.name)
+    inner = "".join(_nested(one, *corner) for one, corner in zip(drawn, corners, strict=True))
+    whole, scale = _image(frame), PNG_DPI / 72
+    for one, (x, y) in zip(drawn, corners, strict=True):
+        whole.alpha_composite(one.image, (round(x * scale), round(y * scale)))
+    return {
+        "svg": svg.replace("</svg>", inner + "</svg>").encode(),
+        "png": _png(whole.convert("RGB")),
+        "csv": csv_of([*rows, *plate.rows]),
+    }
+
+
+def _nested(drawn: Drawn, x: float, y: float) -> str:
+    """A panel's drawing within another one, at a place."""
+    width, height = drawn.box
+    shape = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
+    return _reopened(drawn.svg, f'{shape} overflow="visible"')
+
+
+def _reopened(svg: str, attributes: str) -> str:
+    """A drawing whose first tag has only its box, the reader's font and these attributes."""
+    root = re.match(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', svg)
+    assert root is not None
+    return f'<svg font-family="{FONTS}" viewBox="{root[1]}" {attributes}>{svg[root.end() :]}'
 
 
 def csv_of(rows: Sequence[Row]) -> bytes:
@@ -277,13 +369,23 @@ def csv_of(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _png(figure: Figure, dpi: int = PNG_DPI) -> bytes:
-    buffer = io.BytesIO()
-    texts = [t for t in figure.findobj(Text) if re.search(r"K_[AM]", t.get_text())]
-    for text in texts:
-        text.set_text(re.sub(r"K_([AM])", r"$K_\1$", text.get_text()))
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+def _image(figure: Figure) -> Image.Image:
+    """A figure as a picture, in which K_A and K_M have their letter below the line."""
+    plain = {text: text.get_text() for text in figure.findobj(Text) if re.search(r"K_[AM]", text.get_text())}
+    for text, words in plain.items():
+        text.set_text(re.sub(r"K_([AM])", r"$K_\1$", words))
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="rgba", dpi=PNG_DPI)
+    for text, words in plain.items():
+        text.set_text(words)
+    width, height = (figure.get_size_inches() * PNG_DPI).astype(int).tolist()  # rounded as the renderer does
+    return Image.frombytes("RGBA", (width, height), pixels.getvalue())
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "png", optimize=image.mode == "P")
+    return data.getvalue()
 
 
 def _svg(figure: Figure, salt: str) -> str:
@@ -331,51 +433,38 @@ class Inline(NamedTuple):
     """Inline SVG, or a PNG where that is much smaller."""
     style: str
     """Its width, and how far it may shrink."""
-    sheet: Sheet
 
 
 def inline(panel: Panel, salt: str) -> Inline:
-    """A panel for the page: a picture that shrinks with its box."""
-    width, height = panel.box
-    figure = _blank(width, height)
-    sheet = _place(figure, panel, 0, 0)
-    figure.patch.set_alpha(0)
+    """A panel for a page: a picture that shrinks with its box."""
+    return shown(draw(panel, salt))
+
+
+def shown(drawn: Drawn, coarse: bool = False) -> Inline:
+    """A drawn panel for a page; `coarse`: as a small PNG, if it is large."""
+    panel, (width, _) = drawn.panel, drawn.box
     style = f"width:{width * 1.15:.0f}px;min-width:{width * panel.least:.0f}px"
-    svg = _svg(figure, salt)
-    if len(svg) > MAX_SVG_BYTES:
-        png = _png(figure)
-        if 4 / 3 * len(png) < len(svg):
-            return Inline(_image(png, panel), style, sheet)
-    root = re.match(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', svg)
-    assert root is not None
-    opening = f'<svg font-family="{FONTS}" viewBox="{root[1]}" role="img" aria-label="{html.escape(panel.alt)}">'
-    return Inline(Markup(opening + svg[root.end() :]), style, sheet)
+    if len(drawn.svg) > (COARSE_BYTES if coarse else MAX_SVG_BYTES):
+        png = _png(_coarser(drawn.image) if coarse else drawn.image)
+        if 4 / 3 * len(png) < len(drawn.svg):  # in base64
+            return Inline(_picture(png, drawn), style)
+    return Inline(Markup(_reopened(drawn.svg, f'role="img" aria-label="{html.escape(panel.alt)}"')), style)
 
 
-def coarser(drawn: Inline, panel: Panel) -> Inline:
-    """The same panel as a small PNG, if it is large."""
-    if len(drawn.picture) <= COARSE_BYTES:
-        return drawn
-    fine = Image.open(io.BytesIO(_png(cast(Figure, drawn.sheet.axes.figure), COARSE_DPI))).convert("RGBA")
-    paper = Image.new("RGBA", fine.size, "white")
-    small = io.BytesIO()
-    Image.alpha_composite(paper, fine).convert("RGB").quantize(COARSE_COLOURS).save(small, "png", optimize=True)
-    return drawn._replace(picture=_image(small.getvalue(), panel))
+def _coarser(image: Image.Image) -> Image.Image:
+    """The same picture on paper, with few colours."""
+    paper = Image.new("RGBA", image.size, "white")
+    paper.alpha_composite(image)
+    return paper.convert("RGB").quantize(COARSE_COLOURS)
 
 
-def _image(png: bytes, panel: Panel) -> Markup:
-    width, height = panel.box
-    shape = f'alt="{html.escape(panel.alt)}" width="{width:.0f}" height="{height:.0f}"'
+def _picture(png: bytes, drawn: Drawn) -> Markup:
+    width, height = drawn.box
+    shape = f'alt="{html.escape(drawn.panel.alt)}" width="{width:.0f}" height="{height:.0f}"'
     return Markup(f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" {shape}>')
 
 
 # Small things that figures share ------------------------------------------------------------------------------------
-
-
-def say(ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Small grey text, `offset` pixels off a place given in fractions of the axes."""
-    style = cast(dict[str, Any], {"fontsize": 9.5, "color": GREY}) | style
-    ax.annotate(text, xy, xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)
 
 
 def decimal(value: float | None, digits: int = 2) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
-from orchestrator import stats
+from orchestrator import analyses, stats
 from orchestrator.findings import Findings
 from orchestrator.report.plates import (
     CIVIDIS,
@@ -23,18 +26,23 @@ from orchestrator.report.plates import (
     TINT,
     Margins,
     Panel,
+    Row,
     Sheet,
     counted,
     decimal,
-    say,
 )
 from orchestrator.results import Phase
-from orchestrator.words import interval_words, number
+from orchestrator.words import interval_words, number, sure
 
 
 def on_split(split: str) -> str:
     """A split as people call it."""
     return "held-out tasks" if split == "held_out" else "training tasks"
+
+
+def of_arm(found: Findings, arm: str) -> str:
+    """The arm, to follow a study's name; nothing where there is only one."""
+    return f", arm {arm}" if len(found.study.lines) > 1 else ""
 
 
 # Cells --------------------------------------------------------------------------------------------------------------
@@ -76,20 +84,23 @@ class Trials:
 
 def grid(found: Findings, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> list[list[Cell]]:
     """Rows by ascending number of tasks, columns by ascending budget."""
-    study, trials = found.study, Trials(found)
-    present = found.results.present(arm, skill, split, phase)
+    results, trials = found.results, Trials(found)
+    present = results.present(arm, skill, split, phase)
+    values = results.cube(measure, arm, skill, split, phase).tolist()
 
-    def cell(i: int, n_tasks: int, j: int, flops: float) -> Cell:
-        values = found.values(measure, arm, skill, split, n_tasks, flops, phase)
-        those = tuple(Replicate(*trials.at(arm, n_tasks, flops, r), v) for r, v in enumerate(values))
-        known = sum(v is not None for v in values)
+    def cell(i: int, j: int) -> Cell:
+        n_tasks, flops = results.levels[i], results.budgets[j]
+        those = tuple(
+            Replicate(*trials.at(arm, n_tasks, flops, r), None if math.isnan(v) else v)
+            for r, v in enumerate(values[i][j])
+        )
+        known = [r.value for r in those if r.value is not None]
         if known:
-            mean = found.mean(measure, arm, skill, split, n_tasks, flops, phase)
-            return Cell(mean, known, "value", n_tasks, flops, those)
+            return Cell(sum(known) / len(known), len(known), "value", n_tasks, flops, those)
         state = "undefined" if present[i, j].any() else Counter(r.status for r in those).most_common(1)[0][0]
         return Cell(None, 0, state, n_tasks, flops, those)
 
-    return [[cell(i, n, j, c) for j, c in enumerate(study.budgets)] for i, n in enumerate(sorted(study.axes.n_tasks))]
+    return [[cell(i, j) for j in range(len(results.budgets))] for i in range(len(results.levels))]
 
 
 def has_values(cells: list[list[Cell]]) -> bool:
@@ -107,33 +118,58 @@ def alt_cells(cells: list[list[Cell]]) -> str:
 # Boundaries ---------------------------------------------------------------------------------------------------------
 
 
+class Edge(NamedTuple):
+    """A boundary at one budget."""
+
+    found: stats.Boundary
+    replicates: tuple[int, ...]
+    """Whose brackets these are: a replicate that has not come so far has none."""
+    confidence: float
+
+
 class Band(NamedTuple):
     """A boundary to draw: its colour, and per budget what stats found (None: nothing to draw there)."""
 
     colour: str
     side: Literal[-1, 1]
-    boundaries: tuple[stats.Boundary | None, ...]
+    edges: tuple[Edge | None, ...]
 
     @property
     def name(self) -> str:
         """K_A or K_M."""
         return "K_A" if self.colour == RULE else "K_M"
 
+    @property
+    def boundaries(self) -> tuple[stats.Boundary | None, ...]:
+        """Per budget."""
+        return tuple(edge.found if edge else None for edge in self.edges)
+
 
 def ability_band(found: Findings, arm: str, skill: str) -> Band | None:
     """K_A as drawn; None where no replicate reaches the skill at any budget: there is no boundary then."""
-    boundaries = [b for _, b in found.k_ability[(arm, skill)]]
-    if all(b.verdict in ("beyond", "missing") for b in boundaries):
+    if all(b.verdict in ("beyond", "missing") for _, b in found.k_ability[(arm, skill)]):
         return None
-    return Band(RULE, -1, tuple(b if b.verdict != "missing" else None for b in boundaries))
+    return Band(RULE, -1, _edges(found, "ability", arm, skill, found.k_ability[(arm, skill)]))
 
 
 def memory_band(found: Findings, arm: str) -> Band | None:
     """K_M as drawn; None where nothing is memorised at any budget."""
-    boundaries = [b for _, b in found.k_memory[arm]]
-    if all(b.verdict in ("below", "missing") for b in boundaries):
+    if all(b.verdict in ("below", "missing") for _, b in found.k_memory[arm]):
         return None
-    return Band(LIST, 1, tuple(b if b.verdict != "missing" else None for b in boundaries))
+    return Band(LIST, 1, _edges(found, "memory", arm, "", found.k_memory[arm]))
+
+
+def _edges(
+    found: Findings, measure: Literal["ability", "memory"], arm: str, skill: str, boundaries: analyses.Boundaries
+) -> tuple[Edge | None, ...]:
+    edges = []
+    for (flops, boundary), (_, which) in zip(
+        boundaries, analyses.judged(found.results, measure, arm, skill), strict=True
+    ):
+        confidence = found.confidence(analyses.claim_of("k", measure, arm, skill, flops))
+        edge = Edge(boundary, tuple(int(r) for r in which), confidence)
+        edges.append(edge if boundary.verdict != "missing" else None)
+    return tuple(edges)
 
 
 SURFACE_KEY = {
@@ -148,6 +184,37 @@ SURFACE_KEY = {
 # Drawing ------------------------------------------------------------------------------------------------------------
 
 
+class _Layout(NamedTuple):
+    """Where the cells of a surface and the lanes beside them lie; lengths in pixels."""
+
+    cell: float
+    lane: float
+    gap: float
+    row: float
+    font: float
+    sides: frozenset[int]
+    """-1: there is a lane left of a cell, 1: right of it."""
+
+    @property
+    def pitch(self) -> float:
+        """From one budget to the next."""
+        return self.cell + self.gap + self.lane * len(self.sides)
+
+    @property
+    def first(self) -> float:
+        """The left edge of a cell, from the middle of its column; in columns."""
+        return -0.5 + (self.gap / 2 + (self.lane if -1 in self.sides else 0)) / self.pitch
+
+    @property
+    def width(self) -> float:
+        """Of a cell, in columns."""
+        return self.cell / self.pitch
+
+    def middle(self, side: int) -> float:
+        """Of a lane, from the middle of its column; in columns."""
+        return self.first + (self.width if side > 0 else 0) + side * self.lane / self.pitch / 2
+
+
 def surface(
     found: Findings, arm: str, measure: str, skill: str, split: str, bands: Sequence[Band], small: bool = False
 ) -> Panel:
@@ -155,106 +222,133 @@ def surface(
 
     Memory is that of the training mixture, before the decay.
     """
-    study = found.study
     memory = measure == "memory"
-    cells = grid(found, measure, arm, skill, split, "pre_decay" if memory else "final")
+    phase: Phase = "pre_decay" if memory else "final"
+    cells = grid(found, measure, arm, skill, split, phase)
+    n_rows, n_columns = len(cells), len(cells[0])
+    narrow = small or n_columns > 6
+    layout = _Layout(
+        cell=38.0 if narrow else 58.0,
+        lane=17.0 if narrow else 20.0,
+        gap=8.0 if narrow else 16.0,
+        row=24.0 if small or n_rows > 14 else 37.0,
+        font=9.5 if narrow else 11.5,
+        sides=frozenset(band.side for band in bands),
+    )
     title = "memory" if memory else skill
-    levels, budgets = [float(n) for n in sorted(study.axes.n_tasks)], study.budgets
-    narrow = small or len(budgets) > 6
-    cell, lane, gap = (38.0 if narrow else 58.0), (17.0 if narrow else 20.0), (8.0 if narrow else 16.0)
-    sides = {band.side for band in bands}
-    pitch = cell + gap + lane * len(sides)
-    row = 24.0 if small or len(levels) > 14 else 37.0
-    font = 9.5 if narrow else 11.5
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xlim(-0.5, len(budgets) - 0.5)
-        ax.set_ylim(-0.5, len(levels) - 0.5)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0, pad=4)
-        first = -0.5 + (gap / 2 + (lane if -1 in sides else 0)) / pitch
-        ax.set_xticks(
-            [j + first + cell / pitch / 2 for j in range(len(budgets))], [number(c) for c in budgets], fontsize=font
-        )
-        ax.set_yticks(range(len(levels)), [number(n) for n in levels], fontsize=font)
-        ax.tick_params(axis="x", pad=15 if bands else 4)
-        ax.set_xlabel("training compute (FLOPs)", fontsize=font - 0.5, labelpad=3)
-        say(ax, "tasks", (0, 1), (-5, 3), ha="right", va="bottom", fontsize=font - 0.5)
-        for edge in range(len(levels) + 1):
-            ax.axhline(edge - 0.5, color=FAINT, lw=0.8, zorder=0)
-        for i, line in enumerate(cells):
-            for j, one in enumerate(line):
-                _draw_cell(ax, one, j + first, i, cell / pitch, 1.5 / row, study.axes.replicates, font)
-                sheet.area(j + first, i - 0.5, j + first + cell / pitch, i + 0.5, _cell_words(one, measure))
-                for r, each in enumerate(one.replicates):
-                    sheet.row(
-                        series="cell",
-                        measure=measure,
-                        unit="ratio",
-                        trial=each.trial,
-                        arm=arm,
-                        n_tasks=one.n_tasks,
-                        compute_flops=one.flops,
-                        replicate=r,
-                        status=each.status,
-                        phase="pre_decay" if memory else "final",
-                        value=each.value,
-                        skill=skill,
-                        split=split,
-                    )
-        for band in bands:
-            beside = (cell / pitch if band.side > 0 else 0) + band.side * lane / pitch / 2
-            for j, boundary in enumerate(band.boundaries):
-                if boundary is not None:
-                    at = _Lane(band, levels, j + first + beside, pitch, row, f"{number(budgets[j])} FLOPs")
-                    _draw_boundary(sheet, at, boundary)
-                    _note_boundary(sheet, at, boundary, arm, budgets[j], skill)
-
-    longest = max(len(number(n)) for n in levels)
+    longest = max(len(number(line[0].n_tasks)) for line in cells)
     on = "training mixture" if memory else on_split(split)
+    where = {"measure": measure, "unit": "ratio", "arm": arm, "skill": skill, "split": split, "phase": phase}
     return Panel(
         title=title,
         alt=f"Surface of {title} on {on} by number of tasks and compute. {alt_cells(cells)}",
-        width=pitch * len(budgets),
-        height=row * len(levels),
-        margins=Margins(8 + 0.66 * font * max(longest, 5), 10, 52 if bands else 40, 20),
-        draw=draw,
+        width=layout.pitch * n_columns,
+        height=layout.row * n_rows,
+        margins=Margins(8 + 0.66 * layout.font * max(longest, 5), 10, 52 if bands else 40, 20),
+        draw=partial(_draw_surface, cells, layout, tuple(bands), where),
         least=0.85 if narrow else 0.7,
     )
+
+
+def _draw_surface(cells: list[list[Cell]], layout: _Layout, bands: Sequence[Band], where: Row, sheet: Sheet) -> None:
+    """The panel's axes, cells and lanes."""
+    levels, budgets = [float(line[0].n_tasks) for line in cells], [cell.flops for cell in cells[0]]
+    _draw_axes(sheet.axes, levels, budgets, layout, bool(bands))
+    placed = [_Placed(one, j + layout.first, i) for i, line in enumerate(cells) for j, one in enumerate(line)]
+    _draw_cells(sheet.axes, placed, layout)
+    for one, left, i in placed:
+        sheet.area(left, i - 0.5, left + layout.width, i + 0.5, _cell_words(one, where["measure"]))
+        place = where | {"series": "cell", "n_tasks": one.n_tasks, "compute_flops": one.flops}
+        for r, each in enumerate(one.replicates):
+            sheet.row(**place, trial=each.trial, replicate=r, status=each.status, value=each.value)
+    shared = {"unit": "tasks", "arm": where["arm"], "skill": where["skill"]}
+    for band in bands:
+        at = [(j + layout.middle(band.side), budgets[j], edge) for j, edge in enumerate(band.edges) if edge is not None]
+        lanes = [_Lane(band, levels, x, layout.pitch, layout.row, flops, edge) for x, flops, edge in at]
+        _draw_bars(sheet.axes, lanes)
+        for lane in lanes:
+            _note_interval(sheet, lane)
+            _draw_brackets(sheet, lane)
+            _note_boundary(sheet, lane, shared | {"compute_flops": lane.flops})
+
+
+def _draw_axes(ax: Axes, levels: list[float], budgets: list[float], layout: _Layout, lanes: bool) -> None:
+    """Names and lines of rows and columns."""
+    font = layout.font
+    ax.set_xlim(-0.5, len(budgets) - 0.5)
+    ax.set_ylim(-0.5, len(levels) - 0.5)
+    ax.spines[:].set_visible(False)
+    middle = layout.first + layout.width / 2
+    ax.set_xticks([j + middle for j in range(len(budgets))], [number(c) for c in budgets], fontsize=font)
+    ax.set_yticks(range(len(levels)), [number(n) for n in levels], fontsize=font)
+    ax.tick_params(length=0, pad=4)
+    ax.tick_params(axis="x", pad=15 if lanes else 4)
+    ax.set_xlabel("training compute (FLOPs)", fontsize=font - 0.5, labelpad=3)
+    words: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": font - 0.5, "color": GREY}
+    ax.annotate("tasks", (0, 1), xycoords="axes fraction", xytext=(-5, 3), textcoords="offset points", **words)
+    ax.hlines(np.arange(len(levels) + 1) - 0.5, -0.5, len(budgets) - 0.5, color=FAINT, lw=0.8, zorder=0)
 
 
 _EMPTY = {"open": "open", "failed": "failed", "diverged": "div.", "done": "no item"}
 
 
-def _draw_cell(
-    ax: Axes, cell: Cell, x: float, i: int, width: float, inset: float, replicates: int, font: float
-) -> None:
-    """One cell with its left edge at x, in row i."""
-    box: dict[str, Any] = {"xy": (x, i - 0.5 + inset), "width": width, "height": 1 - 2 * inset, "zorder": 1}
-    centre = x + width / 2
+class _Placed(NamedTuple):
+    """A cell, its left edge and its row."""
+
+    cell: Cell
+    left: float
+    row: int
+
+
+_LOOKS: dict[str, dict[str, Any]] = {
+    "value": {"linewidths": 0},
+    "undefined": {"facecolors": "#f1f1f1", "hatch": "////", "edgecolors": "#c4c4c4", "linewidths": 0},
+    "blank": {"facecolors": "white", "edgecolors": "#b5b5b5", "linewidths": 0.8, "linestyles": [(0, (2, 2))]},
+}
+
+
+def _draw_cells(ax: Axes, placed: list[_Placed], layout: _Layout) -> None:
+    """Cells of a kind as one artist, and what is written on each."""
+    inset = 0.5 - 1.5 / layout.row
+    kinds: dict[str, list[_Placed]] = {}
+    for one in placed:
+        kinds.setdefault(one.cell.state if one.cell.state in _LOOKS else "blank", []).append(one)
+    for kind, those in kinds.items():
+        boxes = [(left, row - inset, left + layout.width, row + inset) for _, left, row in those]
+        filled = {"facecolors": [_colour(one.cell) for one in those]} if kind == "value" else {}
+        _draw_boxes(ax, boxes, zorder=1, **_LOOKS[kind], **filled)
+    for one in placed:
+        _write_on(ax, one, layout)
+
+
+def _draw_boxes(ax: Axes, boxes: Sequence[tuple[float, float, float, float]], **style: Any) -> None:
+    """Rectangles (left, bottom, right, top) as one artist: one each takes seconds where there are hundreds of cells."""
+    left, bottom, right, top = np.array(boxes, float).reshape(-1, 4).T
+    corners = np.stack([left, bottom, right, bottom, right, top, left, top], 1).reshape(-1, 4, 2)
+    ax.add_collection(PolyCollection(list(corners), **style), autolim=False)
+
+
+def _colour(cell: Cell) -> Any:
+    return CIVIDIS(min(max(cell.value or 0.0, 0.0), 1.0))
+
+
+def _write_on(ax: Axes, placed: _Placed, layout: _Layout) -> None:
+    """The value of a cell, or why it has none; and how many replicates it is of, where some are missing."""
+    cell, i, font = placed.cell, placed.row, layout.font
+    centre = placed.left + layout.width / 2
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
     if cell.value is None:
         undefined = cell.state == "undefined"
-        hatch: dict[str, Any] = {"facecolor": "#f1f1f1", "hatch": "////", "edgecolor": "#c4c4c4", "linewidth": 0}
-        blank: dict[str, Any] = {
-            "facecolor": "white",
-            "edgecolor": "#b5b5b5",
-            "linewidth": 0.8,
-            "linestyle": (0, (2, 2)),
-        }
-        ax.add_patch(Rectangle(**box, **(hatch if undefined else blank)))
         words = "—" if undefined else _EMPTY.get(cell.state, cell.state)
         around = {"facecolor": "#f1f1f1", "edgecolor": "none", "pad": 1.5} if undefined else None
-        ax.text(centre, i, words, ha="center", va="center", fontsize=font - 1.5, color=GREY, bbox=around)
+        ax.text(centre, i, words, fontsize=font - 1.5, color=GREY, bbox=around, **middle)
         return
-    colour = CIVIDIS(min(max(cell.value, 0.0), 1.0))
-    ax.add_patch(Rectangle(**box, facecolor=colour, linewidth=0))
-    ink = ink_on(colour)
-    some = cell.known < replicates
-    ax.text(centre, i + (0.16 if some else 0), decimal(cell.value), ha="center", va="center", fontsize=font, color=ink)
+    ink = ink_on(_colour(cell))
+    some = cell.known < len(cell.replicates)
+    ax.text(centre, i + (0.16 if some else 0), decimal(cell.value), fontsize=font, color=ink, **middle)
     if some:
-        words = f"{cell.known} of {replicates}"
-        ax.text(centre, i - 0.27, words, ha="center", va="center", fontsize=font - 3, color=ink)
+        words = f"{cell.known} of {len(cell.replicates)}"
+        ax.text(centre, i - 0.27, words, fontsize=font - 3, color=ink, **middle)
 
 
 def ink_on(colour: Sequence[float]) -> str:
@@ -313,65 +407,84 @@ class _Lane(NamedTuple):
     """Pixels between two budgets."""
     row: float
     """Pixels between two numbers of tasks."""
-    budget: str
+    flops: float
+    edge: Edge
+
+    @property
+    def ends(self) -> tuple[tuple[float, bool], tuple[float, bool]]:
+        """Of the interval, in rows; False where it is open, or ends beyond the grid."""
+        boundary, last = self.edge.found, len(self.levels) - 0.5
+        return _rank(self.levels, boundary.low, -0.5), _rank(self.levels, boundary.high, last)
 
 
-def _draw_boundary(sheet: Sheet, lane: _Lane, boundary: stats.Boundary) -> None:
-    """The interval of a boundary at one budget, fading out where it is open, and where each replicate crosses."""
-    ax, x, row, levels, colour = sheet.axes, lane.x, lane.row, lane.levels, lane.band.colour
-    width = 11 / lane.pitch
-    (low, low_closed), (high, high_closed) = (
-        _rank(levels, boundary.low, -0.5),
-        _rank(levels, boundary.high, len(levels) - 0.5),
-    )
-    shape: dict[str, Any] = {"facecolor": TINT[colour], "linewidth": 0, "clip_on": False}
-    ax.add_patch(Rectangle((x - width / 2, low), width, high - low, zorder=3, **shape))
-    for end, closed, sign in ((low, low_closed, -1), (high, high_closed, 1)):
-        if closed:
-            ax.plot([x - width / 2, x + width / 2], [end, end], color=colour, lw=1.6, zorder=4, clip_on=False)
-            continue
-        for k in range(5):  # fades over 10 pixels
-            bottom = end + sign * k * 2 / row - (2 / row if sign < 0 else 0)
-            ax.add_patch(Rectangle((x - width / 2, bottom), width, 2 / row, zorder=3, alpha=1 - (k + 1) / 6, **shape))
-    _note_interval(sheet, lane, boundary, (low, high))
+FADE = 5
+"""Steps of two pixels over which an open end fades out."""
+
+
+def _draw_bars(ax: Axes, lanes: Sequence[_Lane]) -> None:
+    """Intervals as bars, each end with a line across it if it is closed, else fading out."""
+    boxes, shades, across = [], [], []
+    for lane in lanes:
+        left, right = lane.x - 5.5 / lane.pitch, lane.x + 5.5 / lane.pitch
+        boxes.append((left, lane.ends[0][0], right, lane.ends[1][0]))
+        shades.append(1.0)
+        for (end, closed), sign in zip(lane.ends, (-1, 1), strict=True):
+            if closed:
+                across.append((left, end, right, end))
+                continue
+            for k in range(FADE):
+                near, far = (end + sign * step * 2 / lane.row for step in (k, k + 1))
+                boxes.append((left, min(near, far), right, max(near, far)))
+                shades.append(1 - (k + 1) / (FADE + 1))
+    if lanes:
+        colour = lanes[0].band.colour
+        tints = [to_rgba(TINT[colour], shade) for shade in shades]
+        _draw_boxes(ax, boxes, facecolors=tints, linewidths=0, clip_on=False, zorder=3)
+        lines = np.array(across, float).reshape(-1, 2, 2)
+        ax.add_collection(LineCollection(list(lines), colors=colour, lw=1.6, zorder=4, clip_on=False), autolim=False)
+
+
+def _draw_brackets(sheet: Sheet, lane: _Lane) -> None:
+    """Where each replicate crosses."""
+    levels, x, colour = lane.levels, lane.x, lane.band.colour
     at: dict[tuple[float, str], list[int]] = {}
-    for replicate, bracket in enumerate(boundary.brackets):
+    for k, bracket in enumerate(lane.edge.found.brackets):
         if bracket.low is None and bracket.high is None:
             continue  # lost, or it says nothing
         if bracket.high is None:
-            place = (len(levels) - 0.5 + 7 / row, "^")
+            place = (len(levels) - 0.5 + 7 / lane.row, "^")
         elif bracket.low is None:
-            place = (-0.5 - 7 / row, "v")
+            place = (-0.5 - 7 / lane.row, "v")
         else:
-            ends = _rank(levels, bracket.low, 0)[0], _rank(levels, bracket.high, 0)[0]
-            place = (sum(ends) / 2, "o" if colour == RULE else "s")
-            if ends[1] - ends[0] > 1.001:  # it goes back and forth over several rows
-                ax.plot([x, x], ends, color=colour, lw=0.9, zorder=4, solid_capstyle="butt")
-        at.setdefault(place, []).append(replicate)
-    for (y, mark), replicates in at.items():
-        _draw_marks(sheet, lane, y, mark, replicates, boundary)
+            between = _rank(levels, bracket.low, 0)[0], _rank(levels, bracket.high, 0)[0]
+            place = (sum(between) / 2, "o" if colour == RULE else "s")
+            if between[1] - between[0] > 1.001:  # it goes back and forth over several rows
+                sheet.axes.plot([x, x], between, color=colour, lw=0.9, zorder=4, solid_capstyle="butt")
+        at.setdefault(place, []).append(k)
+    for (y, mark), those in at.items():
+        _draw_marks(sheet, lane, y, mark, those)
 
 
-def _draw_marks(sheet: Sheet, lane: _Lane, y: float, mark: str, replicates: list[int], found: stats.Boundary) -> None:
-    """Replicates that cross at one place: side by side up to three, else one mark and their number."""
-    ax, x, colour, count = sheet.axes, lane.x, lane.band.colour, len(replicates)
+def _draw_marks(sheet: Sheet, lane: _Lane, y: float, mark: str, those: list[int]) -> None:
+    """Brackets that lie at one place: side by side up to three, else one mark and their number."""
+    ax, x, colour, count = sheet.axes, lane.x, lane.band.colour, len(those)
     style: dict[str, Any] = {"marker": mark, "ls": "", "color": colour, "zorder": 5, "clip_on": False, "mew": 0}
     if mark in "^v":
         style |= {"mfc": "white", "mew": 0.9}
-    said = [(r, f"replicate {r}: {_bracket_words(found.brackets[r])}") for r in replicates]
-    head = f"{lane.band.name} at {lane.budget}\n"
+    said = [f"replicate {lane.edge.replicates[k]}: {_bracket_words(lane.edge.found.brackets[k])}" for k in those]
+    head = f"{lane.band.name} at {number(lane.flops)} FLOPs\n"
     if count <= 3:
         step = 4.9 / lane.pitch
         xs = [x + (k - (count - 1) / 2) * step for k in range(count)]
         ax.plot(xs, [y] * count, ms={"o": 4.0, "s": 3.5}.get(mark, 3.7), **style)
-        for at, (_, words) in zip(xs, said, strict=True):
+        for at, words in zip(xs, said, strict=True):
             sheet.point(at, y, says=head + words)
         return
     ax.plot([x], [y], ms=10, **style)
     ink = colour if mark in "^v" else "white"
     ax.text(x, y, str(count), ha="center", va="center_baseline", fontsize=7, color=ink, zorder=6)
     more = [f"and {count - TOLD_REPLICATES} more in the CSV"] if count > TOLD_REPLICATES else []
-    sheet.point(x, y, says=head + "\n".join([words for _, words in said[:TOLD_REPLICATES]] + more))
+    sheet.point(x, y, says=head + "\n".join(said[:TOLD_REPLICATES] + more))
 
 
 def _bracket_words(bracket: stats.Bracket) -> str:
@@ -382,36 +495,34 @@ def _bracket_words(bracket: stats.Bracket) -> str:
     return f"crosses between {number(cast(float, bracket.low))} and {number(cast(float, bracket.high))} tasks"
 
 
-def _note_interval(sheet: Sheet, lane: _Lane, boundary: stats.Boundary, ends: tuple[float, float]) -> None:
-    """The bar as something to point at."""
+def interval_in_tasks(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """The interval as the table has it, with its unit: 14 to 36 tasks, beyond 1e12 tasks in all 3 replicates."""
+    words = interval_words(boundary, levels)
+    words = re.sub(r"(?:\d| or fewer)(?= in all | \(|$)", r"\g<0> tasks", words, count=1)
+    words = re.sub(r"(?<![\d.,])1 tasks", "1 task", words)
+    return words + (" replicates" if " in all " in words else "")
+
+
+def _note_interval(sheet: Sheet, lane: _Lane) -> None:
+    """The bar as something to point at, in the words and numbers of the table of boundaries."""
+    boundary = lane.edge.found
     known = sum(b != (None, None) for b in boundary.brackets)
-    words = interval_words(boundary, lane.levels)
-    head = f"{lane.band.name}: {words}{' tasks' if words[-1].isdigit() or words.endswith('fewer') else ''}"
-    says = f"{head}\ninterval at {lane.budget}, {counted(known, 'replicate')}\nverdict: {boundary.verdict}"
-    half = 7 / lane.pitch
-    sheet.area(lane.x - half, ends[0] - 0.2, lane.x + half, ends[1] + 0.2, says)
+    sided = len(boundary.brackets) > 1 and boundary.verdict in ("crossed", "undecided")
+    kind = f"{sure(lane.edge.confidence)} interval" if sided else "interval" if known > 1 else "bracket"
+    head = f"{lane.band.name}: {interval_in_tasks(boundary, lane.levels)}"
+    says = f"{head}\n{kind} at {number(lane.flops)} FLOPs, {counted(known, 'replicate')}\nverdict: {boundary.verdict}"
+    half, ((low, _), (high, _)) = 7 / lane.pitch, lane.ends
+    sheet.area(lane.x - half, low - 0.2, lane.x + half, high + 0.2, says)
 
 
-def _note_boundary(sheet: Sheet, lane: _Lane, boundary: stats.Boundary, arm: str, flops: float, skill: str) -> None:
+def _note_boundary(sheet: Sheet, lane: _Lane, shared: Row) -> None:
     """Rows of the CSV: the interval as drawn, ends beyond the grid left open, and every replicate's bracket."""
-    inside = [
+    boundary, name = lane.edge.found, lane.band.name
+    low, high = (
         end if end is not None and _rank(lane.levels, end, 0)[1] else None for end in (boundary.low, boundary.high)
-    ]
-    shared: dict[str, Any] = {"unit": "tasks", "arm": arm, "compute_flops": flops, "skill": skill}
-    sheet.row(
-        series=f"{lane.band.name} interval",
-        measure="boundary",
-        low_tasks=inside[0],
-        high_tasks=inside[1],
-        verdict=boundary.verdict,
-        **shared,
     )
-    for replicate, bracket in enumerate(boundary.brackets):
-        sheet.row(
-            series=f"{lane.band.name} of a replicate",
-            measure="boundary",
-            replicate=replicate,
-            low_tasks=bracket.low,
-            high_tasks=bracket.high,
-            **shared,
-        )
+    shared = shared | {"measure": "boundary"}
+    sheet.row(series=f"{name} interval", low_tasks=low, high_tasks=high, verdict=boundary.verdict, **shared)
+    for replicate, bracket in zip(lane.edge.replicates, boundary.brackets, strict=True):
+        ends = {"low_tasks": bracket.low, "high_tasks": bracket.high}
+        sheet.row(series=f"{name} of a replicate", replicate=replicate, **ends, **shared)

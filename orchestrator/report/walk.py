@@ -6,13 +6,13 @@ same figure at every budget. Both are read off the same Walk.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots
-from orchestrator.report.plates import FAINT, LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
+from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots, halves, means, tasks_axis
+from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
 from orchestrator.report.surfaces import on_split
 from orchestrator.results import Track
 from orchestrator.words import number
@@ -117,27 +117,13 @@ def rows_of(curves: Curves, walk: Walk) -> tuple[Row, ...]:
             stop, n_tasks = walk.stops[k], curves.found.results.levels[i]
             ended = stop.budget is not None
             before = ended and decays(curves.found) and series.measure == "memory"
-            trial, status = curves.trials.at(walk.arm, n_tasks, stop.budget, r) if stop.budget is not None else ("", "")
-            rows.append(
-                {
-                    "panel": f"{stop.words} FLOPs",
-                    "series": series.name,
-                    "measure": series.measure,
-                    "unit": "ratio",
-                    "skill": series.skill,
-                    "split": series.split,
-                    "trial": trial,
-                    "arm": walk.arm,
-                    "n_tasks": n_tasks,
-                    "compute_flops": stop.budget,
-                    "replicate": r,
-                    "status": status,
-                    "phase": "pre_decay" if before else "final" if ended else "trunk",
-                    "step": None if before else stop.step,
-                    "flops": None if before else stop.flops,
-                    "value": float(values[k, i, r]),
-                }
-            )
+            along = {
+                "panel": f"{stop.words} FLOPs",
+                "phase": "pre_decay" if before else "final" if ended else "trunk",
+                "step": None if before else stop.step,
+                "flops": None if before else stop.flops,
+            }
+            rows.append(curves.row(series, walk.arm, n_tasks, r, float(values[k, i, r]), stop.budget, **along))
     return tuple(rows)
 
 
@@ -147,55 +133,33 @@ def rows_of(curves: Curves, walk: Walk) -> tuple[Row, ...]:
 def stop_panel(curves: Curves, walk: Walk, k: int) -> Panel:
     """The figure at one stop. Its numbers are in `rows_of`."""
     levels, stop = curves.found.results.levels, walk.stops[k]
-    few = len(levels) <= 8
-
-    def draw(sheet: Sheet) -> None:
-        ax = sheet.axes
-        ax.set_xlim(-0.5, len(levels) - 0.5)
-        ax.set_ylim(walk.low, walk.high)
-        ticks = [(at, words) for at, words in ((-0.5, "−½"), (0, "0"), (0.5, "½"), (1, "1")) if at >= walk.low]
-        ax.set_yticks([at for at, _ in ticks], [words for _, words in ticks], fontsize=9.5)
-        named = [number(n) if few or i % 2 == 0 else "" for i, n in enumerate(levels)]
-        ax.set_xticks(range(len(levels)), named, fontsize=9)
-        ax.tick_params(axis="x", length=0)
-        ax.set_xlabel("number of training tasks", fontsize=9, labelpad=2)
-        for value in (0, 0.5, 1):
-            ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
-        for series, values, side in zip(walk.series, walk.values, (-0.2, 0.2), strict=True):
-            at = [i + side for i in range(len(levels))]
-            ax.plot(at, means(values[k]), color=TINT[series.colour], lw=1.3, zorder=2)
-            for x, cell, mean in zip(at, values[k], means(values[k]), strict=True):
-                inside = (cell >= walk.low) & (cell <= walk.high)
-                shown = [float(v) if ok else None for v, ok in zip(cell, inside, strict=True)]
-                draw_dots(ax, x, shown, mean if walk.low <= mean <= walk.high else None, series, 3.4)
-                _draw_beyond(ax, x, cell, walk, series.colour)
-
+    at_stop = [means(values[k]).tolist() for values in walk.values]
     said = [
-        f"{counted(n, 'task')} " + " and ".join(decimal(float(means(values[k])[i])) for values in walk.values)
-        for i, n in enumerate(levels)
+        f"{counted(n, 'task')} " + " and ".join(decimal(mean) for mean in pair)
+        for n, *pair in zip(levels, *at_stop, strict=True)
     ]
     return Panel(
         title=f"{stop.words} FLOPs",
-        note=f"{number(stop.step)} steps",
+        note=counted(stop.step, "step"),
         alt=f"Mean ability and memory at {stop.words} FLOPs: {'; '.join(said)}.",
-        width=(38.0 if few else 27.0) * len(levels),
+        width=(38.0 if len(levels) <= 8 else 27.0) * len(levels),
         height=150,
         margins=Margins(24, 8, 34, 8),
-        draw=draw,
+        draw=partial(_draw_stop, levels, walk, k),
     )
 
 
-def means(values: np.ndarray) -> np.ndarray:
-    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN where none has."""
-    known = ~np.isnan(values)
-    n = known.sum(-1)
-    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
-
-
-def _draw_beyond(ax: Axes, x: float, cell: np.ndarray, walk: Walk, colour: str) -> None:
-    """Open triangles at the edge for what lies beyond it."""
-    for mark, beyond, y in (("v", cell < walk.low, walk.low), ("^", cell > walk.high, walk.high)):
-        at = [x + beside(int(r), len(cell)) for r in np.flatnonzero(beyond)]
-        ax.plot(
-            at, [y] * len(at), ls="", marker=mark, ms=3.6, mfc="white", color=colour, mew=0.9, clip_on=False, zorder=5
-        )
+def _draw_stop(levels: list[int], walk: Walk, k: int, sheet: Sheet) -> None:
+    """The panel's axes, means and dots; open triangles at the edge for what lies beyond it."""
+    ax = sheet.axes
+    tasks_axis(ax, levels)
+    ax.set_ylim(walk.low, walk.high)
+    halves(ax)
+    for series, values, side in zip(walk.series, walk.values, (-0.2, 0.2), strict=True):
+        ax.plot(np.arange(len(levels)) + side, means(values[k]), color=TINT[series.colour], lw=1.3, zorder=2)
+        draw_dots(sheet, values[k], side, series, 3.4, (walk.low, walk.high))
+        for mark, beyond, edge in (("v", values[k] < walk.low, walk.low), ("^", values[k] > walk.high, walk.high)):
+            columns, replicates = np.nonzero(beyond)
+            x = columns + side + beside(replicates, values.shape[2])
+            style = {"marker": mark, "ms": 3.6, "mfc": "white", "color": series.colour, "mew": 0.9}
+            sheet.marks(x, np.full(len(x), edge), **style, clip_on=False, zorder=5)

@@ -36,10 +36,9 @@ const tip = document.getElementById("tip");
 function wordsOf(told, target) {
   if (typeof target.at(-1) === "string") return target.at(-1).split("\n");
   const [, , which, run, value, flops, step] = target;
-  const [series, measure] = told.series[which];
+  const [before, after] = told.series[which];
   const [name, tasks, replicate, budget, status] = data.runs[run];
-  const named = series.startsWith(measure) || measure === "d_rel";
-  const head = named ? `${series} ${decimal(value, 3)}` : `${measure} ${decimal(value, 3)}, ${series}`;
+  const head = `${before} ${decimal(value, 3)}${after}`;
   const compute = budget || (flops === null ? told.compute : number(flops));
   const where = `${counted(tasks, "task")}, ${compute} FLOPs, replicate ${replicate}`;
   const along = budget ? status : `along the trunk${status ? `, which ${status}` : ""}`;
@@ -172,7 +171,7 @@ const MARKS = {
   below: "M-3.6,-2h7.2l-3.6,5.6z",
   above: "M-3.6,2h7.2l-3.6,-5.6z",
 };
-const HEIGHT = 270, MARGIN = { left: 30, right: 8, top: 12, bottom: 42 };
+const HEIGHT = 270, NARROWEST = 270, MARGIN = { left: 30, right: 8, top: 12, bottom: 42 };
 
 class Walk {
   constructor(root, told) {
@@ -197,7 +196,7 @@ class Walk {
   /* The frame, for the width there is. */
   draw() {
     const { levels, series, values } = this.told, available = this.stage.parentElement.clientWidth;
-    const width = Math.min(available, MARGIN.left + MARGIN.right + 116 * levels.length);
+    const width = Math.min(available, Math.max(NARROWEST, MARGIN.left + MARGIN.right + 116 * levels.length));
     if (!width || width === this.width) return;
     this.width = width;
     this.pitch = (width - MARGIN.left - MARGIN.right) / levels.length;
@@ -219,7 +218,7 @@ class Walk {
     make("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, "number of training tasks");
     const [w, h] = [right - MARGIN.left, bottom - MARGIN.top];
     const inside = make("svg", { x: MARGIN.left, y: MARGIN.top, width: w, height: h, viewBox: `${MARGIN.left} ${MARGIN.top} ${w} ${h}` }, svg);
-    this.marks = series.map(([, measure, colour], s) => {
+    this.marks = series.map(([, , colour, measure], s) => {
       const means = make("path", { fill: "none", stroke: colour, "stroke-opacity": 0.35, "stroke-width": 1.5 }, inside);
       return { means, colour, one: levels.map((_, i) => ({
         bar: make("line", { stroke: colour, "stroke-width": 1.6 }, svg),

@@ -261,6 +261,8 @@ def _changes(variant: Variant) -> str:
 
 
 def _setting(value: Any) -> str:
+    if value is None:
+        return "—"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:g}" if abs(value) < 1000 else number(value)

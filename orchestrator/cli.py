@@ -9,6 +9,7 @@ them, never by loading, `plan` or `--help`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
@@ -301,23 +302,40 @@ def ui(
     typer.echo(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
     for folder in links.serve_at(address, uri):
         typer.echo(f"  {folder.name}: {links.study_link(folder, uri)}")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    _serve(port, uri)
+
+
+def _serve(port: int, uri: str) -> None:
+    """Run MLflow's UI until Ctrl-C, or until we are ended. Raises UsageProblem when it ends by itself.
+
+    In a session of its own, and its many words in a file: it answers Ctrl-C with a page of traces from each of its processes.
+    One worker serves one person, and nobody sends it jobs.
+    """
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    settings["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments: it may hold a password
+    path = journal.home_folder() / "mlflow_ui.log"
+    with open(path, "ab") as log:
+        server = subprocess.Popen(
+            command, env=os.environ | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     try:
-        raise typer.Exit(subprocess.run(command, env=os.environ | quiet, check=False).returncode)
+        code = server.wait()
     except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+        return
+    finally:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, ending)
+                server.wait(5)
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    raise UsageProblem(f"MLflow's UI ended with code {code}: {lines[-1] if lines else ''}\nAll it said: {path}")
 
 
 @app.command(epilog="Example: emergence clean quickstart")

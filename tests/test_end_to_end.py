@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from test_run import descendants
 
 from orchestrator import record
 from orchestrator.journal import State, read
@@ -199,8 +200,11 @@ def test_the_ui_on_another_port_says_where_each_study_is_and_leads_its_report_th
     assert ui.stdout.readline() == f"  tiny@1: {quiet.parent_link(port)}\n"
     page = (quiet.study / "report.html").read_text()
     assert page.count(f"http://127.0.0.1:{port}/#/experiments/") == N_TRIALS and ":5000/" not in page
+    while not any("mlflow" in words for words in descendants(quiet.study.parent)):
+        assert ui.poll() is None
     os.killpg(ui.pid, signal.SIGINT)  # as a terminal does: the server is still being loaded
-    ui.communicate(timeout=60)
+    assert ui.communicate(timeout=60)[0] == "" and ui.returncode == 0
+    assert descendants(quiet.study.parent) == []
     code, out = quiet.run()
     assert code == 0 and f"emergence ui --port {port}" in out and quiet.parent_link(port) in out
 

@@ -189,8 +189,10 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 def shape_key(study: Study, device: str) -> str:
     """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""
-    family = cast(Family, study.family)
-    facts = [study.model.model_dump(), study.training.batch_size, family.vocab_size, family.seq_len]
+    facts = []
+    for line, (arm, _) in study.lines.items():
+        trunk, family = study.trunk_of(line), study.family_of(line)
+        facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

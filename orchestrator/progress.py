@@ -49,17 +49,18 @@ class Surface:
             trunk = self._place.get(event.get("trunk", ""))
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
+            line = self.study.line_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
             row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
             value = of_rows("accuracy", [row])[0] if row else None
             if value is not None:
-                self.cells.setdefault((trunk.arm, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
+                self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
 
     def render(self) -> RenderableType:
         """Rows are numbers of tasks, columns are budgets; one block per arm."""
         blocks: list[RenderableType] = []
-        for arm in self.study.axes.arm:
-            of_arm = f", arm {arm}" if len(self.study.axes.arm) > 1 else ""
+        for arm in self.study.lines:
+            of_arm = f", arm {arm}" if len(self.study.lines) > 1 else ""
             blocks.append(Text(f"{self.title}{of_arm}; columns: training FLOPs", style="bold"))
             table = Table(box=None, padding=(0, 1))
             table.add_column("tasks", justify="right")

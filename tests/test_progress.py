@@ -106,6 +106,20 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
     assert made.kept_flops == stop_after * cost
 
 
+def test_when_ray_offers_other_slots_than_planned_the_time_is_counted_anew_and_told(study: Study) -> None:
+    out = io.StringIO()
+    made = plan.make(study, State(), 1, "cuda", 4e10)
+    progress = Progress(study, State(), made, Console(file=out, width=120))
+    progress.on_slots(1)
+    assert out.getvalue() == "" and progress.plan is made
+    progress.on_slots(4)
+    assert progress.plan == plan.make(study, State(), 4, "cuda", 4e10)
+    assert (
+        progress.plan.seconds is not None
+        and out.getvalue() == f"Ray offers 4 slots: about {clock(progress.plan.seconds)}\n"
+    )
+
+
 def test_the_surface_shows_the_mean_of_the_replicates_that_have_ended(study: Study) -> None:
     progress, _ = watch(study)
     trunks = [t for t in study.trunks() if t.n_tasks == 64]

@@ -7,6 +7,8 @@ here. numpy only: the orchestrator asks families for their names and sizes witho
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import entry_points
 from typing import Any
 
 from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
@@ -29,6 +31,24 @@ __all__ = [
     "family_from",
     "register",
 ]
+
+
+def _load_others() -> None:
+    """Families of other packages: whatever they name as entry points of the group `emergence.families`.
+
+    One that cannot be imported is named on stderr and passed over: a study that does not use it still runs.
+    """
+    for point in entry_points(group="emergence.families"):
+        try:
+            point.load()
+        except Exception as problem:
+            print(
+                f"family '{point.name}' of {point.value} is left out: {type(problem).__name__}: {problem}",
+                file=sys.stderr,
+            )
+
+
+_load_others()
 
 
 def __getattr__(name: str) -> Any:

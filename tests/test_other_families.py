@@ -1,0 +1,122 @@
+"""A family from another package: one file and an entry point, and studies use it like the ones that come along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FAMILY = '''
+"""echo: a task is a symbol, said over and over. The rule: say the last one again."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from trainers.streams import keyed_permutation, stream
+from trainers.tasks import Batch, Family, ItemSet, Probe, Reference, register
+
+TINY = 1e-6
+
+
+@register
+class Echo(Family):
+    name: Literal["echo"] = "echo"
+    n_symbols: int = 32
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("next_token",)
+    headline: ClassVar[str] = "again"
+    mixture: ClassVar[str] = "mixture"
+    skills: ClassVar[dict[str, str]] = {"again": "say the last symbol again"}
+    universe_size = property(lambda self: self.n_symbols)
+    n_held_out = property(lambda self: self.n_symbols // 2)
+    vocab_size = property(lambda self: self.n_symbols)
+    seq_len = property(lambda self: 6)
+
+    def _sequences(self, ids):
+        symbols = keyed_permutation(self.n_symbols, "echo", "symbols")(ids)
+        return np.repeat(symbols[:, None], self.seq_len + 1, axis=1)
+
+    def batch(self, trunk, step):
+        draw = stream("echo", "batch", trunk.replicate, step)
+        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, trunk.training.batch_size))
+        return Batch(self._sequences(ids), np.ones((len(ids), self.seq_len), dtype=bool))
+
+    def suite_size(self, trunk):
+        return 2 * trunk.evaluation.n_sequences
+
+    def suite(self, trunk):
+        n = trunk.evaluation.n_sequences
+        seen = self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks)
+        return [self._set("held_out", self.held_out_ids(n)), self._set("seen", seen)]
+
+    def _set(self, split, ids):
+        tokens = self._sequences(ids)
+        target = tokens[:, 1:]
+        mask = np.ones(target.shape, dtype=bool)
+        references = {
+            "uniform": Reference(np.full(target.shape, np.log(self.n_symbols)), np.full(target.shape, 1 / self.n_symbols)),
+            "generalizer": Reference(np.full(target.shape, TINY), np.ones(target.shape)),
+        }
+        parts = {"skill": "again", "split": split, "mask": mask, "target": target, "references": references}
+        return ItemSet(tokens=tokens, probes=(Probe(**parts), Probe(**(parts | {"skill": "mixture"}))))
+'''
+
+STUDY = """\
+study: echoes
+version: 1
+question: Does it say it again?
+family: {name: echo, n_symbols: 24}
+axes: {arm: [next_token], n_tasks: [4, 12], compute_flops: [2e9], replicates: 1}
+model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32}
+evaluation: {first_flops: 1e9, points_per_decade: 1, n_sequences: 16}
+"""
+
+
+def installed(folder: Path, module: str) -> dict[str, str]:
+    """The environment of a machine on which another package brings the family."""
+    (folder / "echo_family.py").write_text(module)
+    info = folder / "echo_family-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-family\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[emergence.families]\necho = echo_family\n")
+    (folder / "echoes.yaml").write_text(STUDY)
+    project = str(Path(__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), project]), "EMERGENCE_HOME": str(folder / "home")}
+
+
+def call(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_family_of_another_package_is_planned_trained_and_examined(tmp_path: Path) -> None:
+    environment = installed(tmp_path, FAMILY)
+    planned = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
+    assert planned.returncode == 0 and "4, 12 of 12" in planned.stdout, planned.stderr
+    from orchestrator.study import YAML
+
+    record = YAML(typ="safe").load(STUDY)
+    trial = {key: record[key] for key in ("family", "model", "evaluation")}
+    trial |= {"arm": "next_token", "n_tasks": 12, "replicate": 0, "compute_flops": 2e9}
+    (tmp_path / "trial.json").write_text(json.dumps(trial))
+    trained = call(environment, "trainers", str(tmp_path / "trial.json"))
+    assert trained.returncode == 0 and "again" in trained.stdout, trained.stderr
+
+
+def test_a_family_that_cannot_be_imported_is_named_and_stops_nothing_else(tmp_path: Path) -> None:
+    environment = installed(tmp_path, "import no_such_module\n")
+    other = call(environment, "orchestrator.cli", "plan", "quickstart")
+    assert other.returncode == 0 and "family 'echo' of echo_family is left out" in other.stderr
+    mine = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
+    assert mine.returncode == 2 and "unknown family 'echo'" in mine.stderr
+
+
+def test_a_family_from_elsewhere_misses_an_arm_like_any_other(tmp_path: Path) -> None:
+    environment = installed(tmp_path, FAMILY)
+    (tmp_path / "echoes.yaml").write_text(STUDY.replace("next_token", "steps"))
+    refused = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
+    assert refused.returncode == 2 and "has no arm 'steps'" in refused.stderr and "next_token" in refused.stderr

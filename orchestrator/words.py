@@ -73,7 +73,9 @@ def _told(end: float | None, levels: Sequence[float]) -> float | None:
     if end is None:
         return None
     step_down, step_up = (levels[1] / levels[0], levels[-1] / levels[-2]) if len(levels) > 1 else (1.0, 1.0)
-    return end if levels[0] / step_down <= end <= levels[-1] * step_up else None
+    if not levels[0] / step_down <= end <= levels[-1] * step_up:
+        return None
+    return end if end in levels else float(f"{end:.3g}")
 
 
 def _edge(boundary: stats.Boundary) -> float:

@@ -420,8 +420,11 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
 
 
 def _fewer_sentences(found: Findings) -> list[str]:
-    """Which arm needs fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to."""
-    skill, said = found.study.shown_skills[0], []
+    """Which arm needs fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to.
+
+    And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
+    """
+    skill, said, overlap = found.study.shown_skills[0], [], 0
     for a, b in combinations(found.study.lines, 2):
         (flops, first), (_, second) = found.k_ability[(a, skill)][-1], found.k_ability[(b, skill)][-1]
         if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
@@ -434,8 +437,14 @@ def _fewer_sentences(found: Findings) -> list[str]:
                 said.append(f"{fewer} needs fewer tasks than {more} {at}: their intervals do not touch.")
                 break
         else:
-            said.append(f"Which of {a} and {b} needs fewer tasks is not shown {at}: their intervals overlap.")
-    return said
+            overlap += 1
+    if overlap and not said:
+        at = f"at {number(found.study.budgets[-1])} FLOPs"
+        said.append(f"Which arm needs fewer tasks is not shown {at}: their intervals overlap.")
+    shown = {(m.first, m.second): m for m in found.multipliers if m.ratio.verdict in ("rises", "falls")}
+    return said + [
+        f"Until {skill} is there to stay, {multiplier_words(m)} at {number(m.n_tasks)} tasks." for m in shown.values()
+    ]
 
 
 def _overtaking_sentence(o: Overtaking) -> str:

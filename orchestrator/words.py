@@ -193,6 +193,8 @@ def multiplier_words(found: Multiplier) -> str:
     if high is not None and high < 1:  # said of the one that needs more
         first, second, low, high = second, first, 1 / high, None if low is None else 1 / low
     if low is None or high is None:
+        if (low or 0.0) < 1 < (high or math.inf):
+            return f"which of {first} and {second} needs less compute is not shown"
         bound = f"at least {low:.2g}" if low is not None else f"at most {high:.2g}"
         return f"{second} needs {bound} times the compute of {first}"
     told = "" if low > 1 or high < 1 else ": which needs less is not shown"

@@ -171,6 +171,7 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
     low, high = words.times_of(told.ratio)
     assert low is not None and high is not None and 1 < low < 4 < high
     assert row["ratio"] == f"untaught needs {low:.2g} to {high:.2g} times the compute of taught"
+    assert f"Until recall is there to stay, {row['ratio']} at 64 tasks." in found.answer
     reverse = of_variant(study, {"taught": comes(1.2e12), "untaught": comes(3e11)})
     assert judged_tables.overtaking_rows(reverse)[0]["ratio"].startswith("taught needs ")
     bound = of_variant(study, {"taught": comes(3e11), "untaught": never})

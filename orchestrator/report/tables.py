@@ -107,6 +107,7 @@ EVIDENCE = {
 
 
 def expected_rows(found: Findings) -> list[dict[str, Any]]:
+    """Every expected value beside what was measured, in the words of the table."""
     rows = []
     for verdict in found.verdicts:
         expected, measured = verdict.expected, verdict.measured
@@ -136,6 +137,7 @@ def expected_rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def trial_rows(found: Findings, links: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row a trial: what became of it, what it measured and what it cost."""
     study = found.study
     skill = study.shown_skills[0]
     split = found.skill_split(skill)

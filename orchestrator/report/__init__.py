@@ -144,7 +144,7 @@ def _drawn(plates: Sequence[Plate], embedded: Embedded) -> tuple[dict[str, bytes
     files: dict[str, bytes] = {}
     pictures: dict[str, Shown] = {}
     for plate in plates:
-        panels = drawn[plate.name]
+        panels = drawn.pop(plate.name)  # hundreds of pictures would be a gigabyte
         files |= {f"{plate.name}.{kind}": data for kind, data in files_of(plate, panels).items()}
         embedded.csv(plate.name, files[f"{plate.name}.csv"])
         told = [_panel(one, coarse, embedded) for one in panels]

@@ -304,7 +304,7 @@ def dots_panel(curves: Curves, arm: str, flops: float, series: Sequence[Series],
         title=f"At {number(flops)} FLOPs",
         note="a mark is a replicate, a bar their mean",
         alt=alt,
-        width=(62.0 if len(levels) <= 8 else 52.0) * len(levels),
+        width=54.0 * len(levels),  # five of them fit on a phone
         height=190,
         margins=Margins(42, 78, 40, 8),
         draw=partial(_draw_both, curves, arm, flops, series, references),
@@ -325,6 +325,10 @@ def _draw_both(
         values = results.cube(kind.measure, arm, kind.skill, kind.split)[:, results.budgets.index(flops)]
         draw_dots(sheet, values, side, kind)
         note_dots(sheet, curves, values, side, kind, arm, flops)
+
+
+CROWD = 20
+"""From so many replicates on, their marks touch."""
 
 
 def draw_dots(
@@ -350,7 +354,8 @@ def draw_dots(
     mean = means(values)
     barred = np.flatnonzero((np.isfinite(values).sum(1) > 1) & (mean >= low) & (mean <= high))
     x = np.stack([barred + side - 0.17, barred + side + 0.17, np.full(len(barred), np.nan)], 1)  # a gap after each
-    sheet.axes.plot(x.ravel(), np.repeat(mean[barred], 3), color=series.colour, lw=1.2, zorder=3)
+    colour = series.colour if n < CROWD else INK  # on top of a crowd that hides it
+    sheet.axes.plot(x.ravel(), np.repeat(mean[barred], 3), color=colour, lw=1.2, zorder=3 if n < CROWD else 5)
 
 
 def note_dots(

@@ -234,9 +234,9 @@ def forecast_plate(curves: Curves, arm: str) -> Plate | None:
     before = " before the decay" if decays(found) else ""
     return Plate(
         heading=f"{skill}: does the bottom predict the top?",
-        about=f"{found.study.id}{of_arm(found, arm)}. Mean log loss on {on_split(found.skill_split(skill))}{before}: the "
-        "curve of the filled marks, up to a quarter of the largest budget, continued; its 95 % interval, which allows for "
-        "no sharper bend than was seen, and what was measured. Axes are those of what was measured: an arrow is where an interval or a forecast goes on.",
+        about=f"{found.study.id}{of_arm(found, arm)}. Mean log loss on {on_split(found.skill_split(skill))}{before}: the curve of "
+        "the filled marks, up to a quarter of the largest budget, continued to that budget with its 95 % interval, and what "
+        "was measured. Axes are those of what was measured: an arrow is where an interval or a forecast goes on.",
         key=key_of([MEASURED, FORECAST]),
         panels=tuple(_forecast_panel(found, arm, n, f) for n, f in sorted(made.items())),
     )
@@ -254,8 +254,8 @@ class _Losses(NamedTuple):
 def _losses(found: Findings, arm: str, n_tasks: int, made: Forecast) -> _Losses:
     """What the forecast was made from, and the top as it was scored.
 
-    In sight is what was measured, and of the forecast what lies no further from that than it is wide itself: an interval
-    that is honest about a bad fit can be a hundred times as wide, and would press all that was measured into a line.
+    In sight is what was measured, and of the forecast what lies no further from that than it is wide itself: an honest
+    interval can be many times as wide, and would press all that was measured into a line.
     """
     skill = found.study.shown_skills[0]
     flops, values = found.results.along("loss_nats", arm, skill, found.skill_split(skill), n_tasks, decayed=False)
@@ -264,20 +264,27 @@ def _losses(found: Findings, arm: str, n_tasks: int, made: Forecast) -> _Losses:
         mean[made.top] = made.measured  # over the replicates that were fitted, as in the table
     low, high = min(mean.values()), max(mean.values())
     reach = (high - low) or 0.1 * abs(high) or 0.1
-    told = [v for v in (made.low, made.high, made.predicted) if v is not None and low - reach <= v <= high + reach]
+    told = [v for v in (*(_interval(made) or ()), made.predicted) if v is not None and low - reach <= v <= high + reach]
     low, high = min(low, *told), max(high, *told)
     room = 0.08 * (high - low or reach)
     return _Losses(list(mean), list(mean.values()), (low - room, high + room))
 
 
+def _interval(made: Forecast) -> tuple[float, float] | None:
+    """The interval to draw; None where there is none, or it is too wide to say anything."""
+    if made.low is None or made.high is None or made.verdict == "uninformative":
+        return None
+    return made.low, made.high
+
+
 def _forecast_panel(found: Findings, arm: str, n_tasks: int, made: Forecast) -> Panel:
     losses = _losses(found, arm, n_tasks, made)
     note = f"{'inside' if made.covers else 'outside'} the interval" if made.covers is not None else ""
-    low, high = made.low, made.high
-    if made.verdict == "uninformative":
-        note = "an interval too wide to say anything"
-    elif low is not None and high is not None and (low < losses.sight[0] or high > losses.sight[1]):
-        note = f"{note or 'the interval'}, which goes on: {figure(low)} to {figure(high)} nats"
+    if made.verdict == "uninformative" and made.low is not None and made.high is not None:
+        note = f"not drawn: an interval that says nothing, {figure(made.low)} to {figure(made.high)} nats"
+    interval, sight = _interval(made), losses.sight
+    if interval and (interval[0] < sight[0] or interval[1] > sight[1]):
+        note = f"{note or 'an interval'}, cut off here: {figure(interval[0])} to {figure(interval[1])} nats"
     return Panel(
         title=counted(n_tasks, "task"),
         note=note,
@@ -318,13 +325,15 @@ def _draw_told(sheet: Sheet, made: Forecast, x: float, row: dict[str, Any]) -> N
     assert made.predicted is not None
     low, high = sheet.axes.get_ylim()
     arrows: dict[str, Any] = {"ms": 5, "color": LIST, "mew": 0, "clip_on": False, "zorder": 5}
-    if made.low is not None and made.high is not None and made.verdict != "uninformative":
-        ends = [min(max(end, low), high) for end in (made.low, made.high)]
+    if interval := _interval(made):
+        ends = [min(max(end, low), high) for end in interval]
         sheet.axes.plot([x, x], ends, color=LIST, lw=3, alpha=0.4, zorder=2, solid_capstyle="butt")
-        for mark, edge, beyond in (("v", low, made.low < low), ("^", high, made.high > high)):
+        for mark, edge, beyond in (("v", low, interval[0] < low), ("^", high, interval[1] > high)):
             if beyond:
                 sheet.marks([x], [edge], marker=mark, **arrows)
     place = min(max(made.predicted, low), high)
-    if place == made.predicted:
-        sheet.marks([x], [place], ms=4.5, mew=1, zorder=5, **FORECAST.mark)
+    style = {"ms": 4.5, "mew": 1, "zorder": 5} | FORECAST.mark
+    sheet.marks(
+        [x], [place], **(style if place == made.predicted else arrows | {"marker": "v" if place == low else "^"})
+    )
     sheet.point(x, place, row, forecast_words(made).replace("; ", "\n"))

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import html
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -58,12 +59,13 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: small, selectable, set in the reader's own font
     "legend.frameon": False,
 }
-PNG_DPI = 144
-"""Two pixels for one of CSS."""
+PNG_DPI, FINE_COLOURS = 144, 256
+"""Two pixels for one of CSS. So many colours cannot be told from all, and take a third of the bytes (measured)."""
 MAX_SVG_BYTES = 60_000
 """A panel with more marks than this holds goes on the page as PNG, if that is smaller (assumed: 1,500 marks)."""
-COARSE_BYTES, COARSE_COLOURS = 12_000, 32
-"""Where a page has very many panels, larger SVGs become PNGs of few colours: XX kB each (measured)."""
+COARSE_BYTES, COARSE_COLOURS = 12_000, 64
+"""Where a page has very many panels, larger SVGs become PNGs of few colours: 6 to 13 kB each, surfaces of 480 cells 60
+(measured). With fewer colours, or by median cut, vermilion on a yellow surface turned brown."""
 
 
 # What is drawn, noted -----------------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def _frame(plate: Plate, drawn: Sequence[Drawn]) -> tuple[Figure, list[tuple[flo
     """All of a plate but its panels: heading, sentence, key, titles; and each panel's upper left corner."""
     columns = min(plate.columns, len(drawn))
     cell_w = max(max(one.box[0] for one in drawn), 460 / columns)
-    titled = len(drawn) > 1
+    titled = len(drawn) > 1 or bool(drawn[0].panel.note)
     cell_h = max(one.box[1] for one in drawn) + titled * (36 if any(p.note for p in plate.panels) else 22)
     lines = math.ceil(len(drawn) / columns)
     width = columns * cell_w + 24
@@ -324,7 +326,9 @@ def _frame(plate: Plate, drawn: Sequence[Drawn]) -> tuple[Figure, list[tuple[flo
 def merged_words(drawn: Sequence[Drawn]) -> str:
     """What is not drawn of these panels, as a sentence; nothing where all is."""
     merged = sum(one.sheet.merged for one in drawn)
-    return f"Of marks on the same pixel one is drawn, {number(merged)} are not; the CSV has all." if merged else ""
+    return (
+        f"Of marks that share a pixel only one is drawn ({number(merged)} are not); the CSV has all." if merged else ""
+    )
 
 
 def files_of(plate: Plate, drawn: Sequence[Drawn]) -> dict[str, bytes]:
@@ -338,7 +342,7 @@ def files_of(plate: Plate, drawn: Sequence[Drawn]) -> dict[str, bytes]:
         whole.alpha_composite(one.image, (round(x * scale), round(y * scale)))
     return {
         "svg": svg.replace("</svg>", inner + "</svg>").encode(),
-        "png": _png(whole.convert("RGB")),
+        "png": _png(_of_colours(whole.convert("RGB"), FINE_COLOURS)),
         "csv": csv_of([*rows, *plate.rows]),
     }
 
@@ -359,13 +363,13 @@ def _reopened(svg: str, attributes: str) -> str:
 
 def csv_of(rows: Sequence[Row]) -> bytes:
     """Rows as CSV: the columns that any of them uses, floats to their last digit, nothing where a value is missing."""
-    used = {name for row in rows for name, value in row.items() if value is not None and value != ""}
-    others = dict.fromkeys(name for row in rows for name in row if name in used and name not in COLUMNS)
-    columns = [*(name for name in COLUMNS if name in used), *others]
+    named = dict.fromkeys(itertools.chain.from_iterable(rows))
+    used = {name for name in named if any(row.get(name) not in (None, "") for row in rows)}
+    columns = [name for name in (*COLUMNS, *(name for name in named if name not in COLUMNS)) if name in used]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([row.get(name) for name in columns] for row in rows)
+    writer.writerows(list(map(row.get, columns)) for row in rows)
     return text.getvalue().encode()
 
 
@@ -384,7 +388,7 @@ def _image(figure: Figure) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    image.save(data, "png", optimize=image.mode == "P")
+    image.save(data, "png")
     return data.getvalue()
 
 
@@ -445,17 +449,21 @@ def shown(drawn: Drawn, coarse: bool = False) -> Inline:
     panel, (width, _) = drawn.panel, drawn.box
     style = f"width:{width * 1.15:.0f}px;min-width:{width * panel.least:.0f}px"
     if len(drawn.svg) > (COARSE_BYTES if coarse else MAX_SVG_BYTES):
-        png = _png(_coarser(drawn.image) if coarse else drawn.image)
+        png = _png(_of_colours(_on_paper(drawn.image), COARSE_COLOURS if coarse else FINE_COLOURS))
         if 4 / 3 * len(png) < len(drawn.svg):  # in base64
             return Inline(_picture(png, drawn), style)
     return Inline(Markup(_reopened(drawn.svg, f'role="img" aria-label="{html.escape(panel.alt)}"')), style)
 
 
-def _coarser(image: Image.Image) -> Image.Image:
-    """The same picture on paper, with few colours."""
+def _of_colours(image: Image.Image, colours: int) -> Image.Image:
+    """The same picture with so many colours."""
+    return image.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
     paper = Image.new("RGBA", image.size, "white")
     paper.alpha_composite(image)
-    return paper.convert("RGB").quantize(COARSE_COLOURS)
+    return paper.convert("RGB")
 
 
 def _picture(png: bytes, drawn: Drawn) -> Markup:

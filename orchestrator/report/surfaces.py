@@ -480,9 +480,15 @@ def _draw_marks(sheet: Sheet, lane: _Lane, y: float, mark: str, those: list[int]
         for at, words in zip(xs, said, strict=True):
             sheet.point(at, y, says=head + words)
         return
-    ax.plot([x], [y], ms=10, **style)
     ink = colour if mark in "^v" else "white"
-    ax.text(x, y, str(count), ha="center", va="center_baseline", fontsize=7, color=ink, zorder=6)
+    written: dict[str, Any] = {"ha": "center", "va": "center_baseline", "color": ink, "zorder": 6}
+    if count < 100:
+        ax.plot([x], [y], ms=10, **style)
+        aside = {"^": -1.2, "v": 1.2}.get(mark, 0.0) / lane.row  # where a triangle is wide
+        ax.text(x, y + aside, str(count), fontsize=7, **written)
+    else:
+        box = {"boxstyle": "square,pad=0.15", "fc": "white" if mark in "^v" else colour, "ec": colour, "lw": 0.9}
+        ax.text(x, y, number(count), fontsize=6.5, bbox=box, **written)
     more = [f"and {count - TOLD_REPLICATES} more in the CSV"] if count > TOLD_REPLICATES else []
     sheet.point(x, y, says=head + "\n".join(said[:TOLD_REPLICATES] + more))
 

@@ -131,6 +131,7 @@ def execute(config: dict[str, Any]) -> None:
     job = config["job"]
     flag = Path(job["folder"]) / STOP_FLAG
     if flag.exists():
+        tune.report({"events": "[]"})  # of a trial that never reported Tune prints a line of its own
         return
     facts = {"session": job["session"], "host": socket.gethostname(), "device": job["place"]["device"]}
 
@@ -139,8 +140,7 @@ def execute(config: dict[str, Any]) -> None:
 
     def report() -> None:
         nonlocal reported
-        if waiting:
-            tune.report({"events": json.dumps(waiting)})  # returns once the driver has it
+        tune.report({"events": json.dumps(waiting)})  # returns once the driver has it
         waiting.clear()
         reported = time.monotonic()
 

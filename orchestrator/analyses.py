@@ -17,6 +17,7 @@ from orchestrator import stats
 from orchestrator.results import Results
 from orchestrator.stats import breaks, forecast, frontier, multiplicity, replicates, survival
 from trainers import budget
+from trainers.streams import stream
 from trainers.tasks import Family
 
 Axis = Literal["n_tasks", "compute_flops"]
@@ -458,10 +459,22 @@ def _span(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> f
     return know_nothing - rule if know_nothing > rule else None
 
 
-def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Which model size is best at which compute, over all variants of an arm (`axes.arm`), at the largest number of tasks."""
+class Sized(NamedTuple):
+    """Trials of an arm at the largest number of tasks, over all its variants; arrays of one length."""
+
+    n_parameters: np.ndarray
+    n_tokens: np.ndarray
+    loss_nats: np.ndarray
+    compute_flops: np.ndarray
+    replicates: np.ndarray
+    trunks: np.ndarray
+    """Trials along one training run share their noise."""
+
+
+def sized(results: Results, arm: str, skill: str) -> Sized:
+    """The trials of an arm (`axes.arm`) by the size of their model."""
     study, parts = results.study, []
-    for line, (of_arm, _) in study.lines.items():
+    for k, (line, (of_arm, _)) in enumerate(study.lines.items()):
         if of_arm != arm:
             continue
         loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
@@ -471,6 +484,22 @@ def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
         compute, replicate = np.meshgrid(results.budgets, np.arange(loss.shape[1]), indexing="ij")
         size = np.full(loss.size, float(budget.n_parameters(trunk.model, family.vocab_size, length)))
         tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
-        parts.append((size, tokens, loss.ravel(), compute.ravel(), replicate.ravel()))
-    sizes, tokens, losses, compute, replicate = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return frontier.isoflop(sizes, tokens, losses, compute, [int(r) for r in replicate])
+        trunks = k * results.n_replicates + replicate.ravel()
+        parts.append((size, tokens, loss.ravel(), compute.ravel(), replicate.ravel(), trunks))
+    return Sized(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
+    """Which model size is best at which compute, over all variants of an arm, at the largest number of tasks."""
+    of = sized(results, arm, skill)
+    replicate = [int(r) for r in of.replicates]
+    return frontier.isoflop(of.n_parameters, of.n_tokens, of.loss_nats, of.compute_flops, replicate)
+
+
+def law(results: Results, arm: str, skill: str) -> tuple[frontier.Chinchilla, frontier.Optimum | None]:
+    """The parametric law of loss in size and tokens over the same trials, and the best size that it gives for the largest budget."""
+    of = sized(results, arm, skill)
+    draws = stream("report", "frontier", arm)
+    found = frontier.chinchilla(of.n_parameters, of.n_tokens, of.loss_nats, of.trunks.tolist(), draws)
+    per = float(np.median(of.compute_flops / (of.n_parameters * of.n_tokens)))  # these models' own FLOPs, not 6 N D
+    return found, frontier.optimum(found, results.budgets[-1], per)

@@ -27,7 +27,7 @@ from orchestrator.analyses import (
 )
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
-from orchestrator.stats.frontier import Isoflops
+from orchestrator.stats.frontier import Chinchilla, Isoflops, Optimum
 from orchestrator.study import Expected, Study
 from orchestrator.words import (
     ability_words,
@@ -101,6 +101,8 @@ class Findings:
     """(arm, n_tasks) -> the loss at the largest budget, told from a quarter of it."""
     frontier: dict[str, Isoflops] = field(default_factory=dict)
     """arm -> the best model size at each compute."""
+    laws: dict[str, tuple[Chinchilla, Optimum | None]] = field(default_factory=dict)
+    """arm -> the parametric law of loss in size and tokens, and its best size at the largest budget."""
     verdicts: tuple[Verdict, ...] = ()
     answer: str = ""
 
@@ -230,6 +232,7 @@ def judge(results: Results) -> Findings:
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
         forecasts={(a, n): f for a in arms for n, f in analyses.forecasts(results, a, skills[0], claims.CONFIDENCE)},
+        laws={a: analyses.law(results, a, skills[0]) for a in study.axes.arm if len(study.axes.variant) > 2},
         frontier={a: analyses.isoflops(results, a, skills[0]) for a in study.axes.arm},
     )
     found = replace(found, verdicts=tuple(_verdict(found, expected) for expected in study.expected))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from orchestrator import stats
 from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
 from orchestrator.stats.forecast import Forecast
-from orchestrator.stats.frontier import MIN_SIZES, Isoflops
+from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum
 from orchestrator.stats.replicates import Needed
 
 if TYPE_CHECKING:
@@ -310,6 +310,26 @@ def frontier_words(found: Isoflops) -> str:
     elif found.reason:
         said.append(f"No exponent: {found.reason}.")
     return " ".join(said)
+
+
+def law_words(found: Chinchilla, best: Optimum | None) -> str:
+    """The parametric law and what it says of the best size, as sentences."""
+    if found.law is None or best is None:
+        return f"No parametric law: {found.reason}." if found.reason else ""
+    fit = found.law
+    said = (
+        f"Parametric law over {times(found.n_trials, 'trial')}: loss = {figure(fit.floor)} + A / N^{fit.alpha:.2f} + "
+        f"B / D^{fit.beta:.2f}, within {percent(found.rms_log_error or 0.0)} of what was measured; at {number(best.compute)} FLOPs its best "
+        f"size is {number(best.n_parameters)} parameters"
+    )
+    if best.n_parameters_interval:
+        said += f" ({number(best.n_parameters_interval[0])} to {number(best.n_parameters_interval[1])} at 95 %)"
+    said += f", {figure(best.tokens_per_parameter)} tokens a parameter."
+    if best.extrapolated:
+        said += " That is outside the sizes that were tried: an extrapolation."
+    if found.edge:
+        said += f" The loss hardly depends on {found.edge}: read the law with care."
+    return said
 
 
 def _open_range(low: float | None, high: float | None) -> str:

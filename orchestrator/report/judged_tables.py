@@ -19,6 +19,7 @@ from orchestrator.words import (
     flops_words,
     forecast_words,
     frontier_words,
+    law_words,
     multiplier_words,
     needed_words,
     number,
@@ -332,4 +333,6 @@ def no_forecast(found: Findings) -> list[str]:
 
 def frontiers(found: Findings) -> list[str]:
     """What can be said of the best model size, an entry an arm; the same is said once."""
-    return list(dict.fromkeys(frontier_words(one) for one in found.frontier.values()))
+    said = [frontier_words(one) for one in found.frontier.values()]
+    said += [law_words(*one) for one in found.laws.values()]
+    return [words for words in dict.fromkeys(said) if words]

@@ -12,21 +12,25 @@ import math
 import re
 import xml.etree.ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pytest
+import synthetic
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from orchestrator import findings, report, stats
 from orchestrator.findings import Findings
 from orchestrator.record import RESULTS, RUNS
-from orchestrator.report import curves, embed, plates, surfaces, tables
+from orchestrator.report import curves, embed, figures, plates, surfaces, tables, walk
 from orchestrator.study import Study
-from orchestrator.words import ability_words, interval_words, memory_words, number
+from orchestrator.words import ability_words, flops_words, interval_words, memory_words, number
 from trainers.tasks import Family, family_from
 
 Value = Callable[[int, float, int], float | None]  # (n_tasks, budget, replicate) -> value
@@ -390,6 +394,76 @@ def test_a_page_that_would_grow_too_large_gives_up_what_is_also_beside_it(
         assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes()
 
 
+def plate_of(found: Findings, name: str, arm: str = "answer") -> plates.Plate:
+    """A plate as the report draws it."""
+    lines = curves.Curves(found)
+    plate = figures.plates_of(lines, arm, walk.walk_of(lines, arm))[name]
+    assert plate is not None
+    return plate
+
+
+def blank_sheet() -> plates.Sheet:
+    """A sheet of 200 by 100 pixels, whose axes are all of it and go from 0 to 1."""
+    figure = plates._blank(200, 100)
+    return plates.Sheet(axes=figure.add_axes((0, 0, 1, 1)), panel="a panel")
+
+
+def test_more_replicates_are_not_more_artists() -> None:
+    counts = []
+    for replicates in (3, 12):
+        found, drawn = found_of(study_of(replicates=replicates)), {}
+        for name in ("walk", "curves", "override", "override_compute", "scores", "to_skill"):
+            panels, sheets = plate_of(found, name).panels, []
+            with matplotlib.rc_context(plates.STYLE):
+                for panel in panels:
+                    sheets.append(blank_sheet())
+                    panel.draw(sheets[-1])
+            drawn[name] = [len(sheet.axes.get_children()) for sheet in sheets]
+        counts.append(drawn)
+    assert counts[0] == counts[1]
+
+
+def test_of_marks_that_share_a_pixel_one_is_drawn_and_none_that_stands_alone_is_lost() -> None:
+    places = [(0.25 + 1e-6 * k, 0.5) for k in range(plates.MANY)] + [(0.75, 0.1)]
+    few, many = blank_sheet(), blank_sheet()
+    few.marks(*zip(*places[1:], strict=True), marker="o")
+    many.marks(*zip(*places, strict=True), marker="o")
+    assert len(np.asarray(few.axes.lines[0].get_xdata())) == plates.MANY and few.merged == 0
+    drawn = np.column_stack(many.axes.lines[0].get_data()).tolist()
+    assert drawn == [[0.25, 0.5], [0.75, 0.1]] and many.merged == plates.MANY - 1
+
+
+def test_a_figure_that_leaves_marks_out_says_so_beside_it_and_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
+) -> None:
+    assert "share a pixel" not in written("as usual").page.text
+    monkeypatch.setattr(plates, "MANY", 2)
+    page = page_of(tmp_path, found_of(study_of(), lambda n, c, r: 0.9))
+    assert re.search(r"Of marks that share a pixel only one is drawn \(\d+ are not\); the CSV has all\.", page.text)
+    svg = "".join(xml.etree.ElementTree.parse(tmp_path / "figures" / "curves.svg").getroot().itertext())
+    assert "share a pixel" in svg
+    assert len(rows_in(tmp_path, "curves")) == len(rows_in(written("as usual").folder, "curves"))
+
+
+@pytest.mark.parametrize(("share", "given_up"), [(0.97, 1), (0.1, 4)])
+def test_a_page_beyond_its_limit_goes_without_what_is_beside_it_and_says_so(
+    share: float, given_up: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
+) -> None:
+    size = (written("as usual").folder / "report.html").stat().st_size
+    monkeypatch.setattr(report, "MAX_PAGE_BYTES", int(share * size))
+    page = page_of(tmp_path, CASES["as usual"]())
+    said = re.search(r"To stay below [\d.]+ MB this page goes without (.*?): all of it is in", page.text)
+    assert said is not None and tuple(said[1].split(", ")) == embed.PARTS[:given_up]
+    data = data_of(page)
+    assert [not data["csv"], not any(p["areas"] for p in data["panels"]), not data["walks"]] == [
+        given_up > k for k in (1, 2, 3)
+    ]
+    left = page.text.count("This figure is left to its files")
+    assert (left > 0) == (given_up == len(embed.PARTS))
+    if left < len(list((tmp_path / "figures").glob("*.png"))):
+        assert (tmp_path / "report.html").stat().st_size <= share * size
+
+
 def test_halfway_to_that_the_ends_of_budgets_can_still_be_pointed_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
 ) -> None:
@@ -400,6 +474,154 @@ def test_halfway_to_that_the_ends_of_budgets_can_still_be_pointed_at(
     budgets = [runs[p[3]][3] for panel in panels for p in panel["points"] if not isinstance(p[-1], str)]
     assert len(budgets) > 50 and set(budgets) == {"1e11", "8e11"}
     assert "only the ends of budgets can be pointed at" in page.text
+
+
+# Looks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["one of everything", "one number of tasks"])
+def test_nothing_of_a_panel_sticks_out_of_it(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, svg_of = [], plates._svg
+
+    def look(figure: Figure, salt: str) -> str:
+        for axes in figure.axes:
+            box, whole = axes.get_tightbbox(), figure.bbox
+            assert box is not None
+            out.append((salt, max(-box.x0, -box.y0, box.x1 - whole.x1, box.y1 - whole.y1)))
+        return svg_of(figure, salt)
+
+    monkeypatch.setattr(plates, "_svg", look)
+    page_of(tmp_path, CASES[case]())
+    assert len(out) >= 12 and not [one for one in out if one[1] > 0.5]
+
+
+@pytest.fixture(scope="module")
+def forecast_found() -> Findings:
+    """A study whose loss is a power law of compute, so that it can be forecast."""
+    study = synthetic.made_up(n_tasks=(4, 64), compute_flops=(1e11, 1e12), replicates=3)
+    return findings.find(study, *synthetic.tables(study, lambda n, c, r: 1 - 0.9 * (c / 1e10) ** -0.4, noise=0.002))
+
+
+def forecast_as(found: Findings, **changes: Any) -> Findings:
+    """The same, with its forecast at 4 tasks changed."""
+    made = found.forecasts["answer", 4]
+    assert made.predicted is not None and made.low is not None and made.measured is not None
+    return replace(found, forecasts={("answer", 4): made._replace(**changes)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "note", "arrows"),
+    [
+        ({}, "inside the interval", 0),
+        ({"high": 1e6}, "inside the interval, cut off here: 1.18 to 1e6 nats", 1),
+        ({"low": -70.0, "high": 1e6}, "inside the interval, cut off here: −70 to 1e6 nats", 2),
+        ({"predicted": 55.0, "high": 1e6, "covers": False}, "outside the interval, cut off here: 1.18 to 1e6 nats", 2),
+        ({"high": 1e6, "verdict": "uninformative"}, "not drawn: an interval that says nothing, 1.18 to 1e6 nats", 0),
+    ],
+)
+def test_a_forecast_that_leaves_what_was_measured_is_cut_off_and_does_not_stretch_the_axis(
+    changes: dict[str, Any], note: str, arrows: int, forecast_found: Findings
+) -> None:
+    found = forecast_as(forecast_found, **({"low": 1.18, "verdict": "forecast", "covers": True} | changes))
+    (panel,) = plate_of(found, "forecast").panels
+    sheet = blank_sheet()
+    panel.draw(sheet)
+    low, high = sheet.axes.get_ylim()
+    measured = [row["value"] for row in sheet.rows if row["series"] == "measured"]
+    assert panel.note == note
+    assert low > min(measured) - 2 and high < max(measured) + 2  # what was measured goes from 2.6 to 1.2 nats
+    assert sum(line.get_marker() in ("^", "v") for line in sheet.axes.lines) == arrows
+    (told,) = [row for row in sheet.rows if row["series"] == "forecast"]
+    assert [told["low_nats"], told["high_nats"]] == [changes.get("low", 1.18), found.forecasts["answer", 4].high]
+
+
+def test_the_curve_of_compute_to_skill_is_of_what_is_there_to_stay_as_its_words_are(tmp_path: Path) -> None:
+    def lost_again(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return np.where((replicate == 0) == (flops < 1e11), 0.9, 0.1)  # 0 has it and loses it when the others get it
+
+    study = synthetic.made_up(n_tasks=(64,))
+    found = findings.find(study, *synthetic.tables(study, lost_again))
+    page_of(tmp_path, found)
+    rows = rows_in(tmp_path, "to_skill")
+    shares = [float(row["value"]) for row in rows if row["series"] == "share"]
+    assert shares[0] == 0 and shares[-1] == pytest.approx(2 / 3)
+    told = found.to_skill["answer", 64]
+    assert "is there to stay in 2 of 3 replicates" in flops_words(told.boundary, found.looks("answer", 64))
+    (interval,) = [row for row in rows if row["series"] == "interval"]
+    ends = [float(interval[name]) if interval.get(name) else None for name in ("low_flops", "high_flops")]
+    assert ends == [told.boundary.low, told.boundary.high] and interval["verdict"] == told.boundary.verdict
+
+
+# What a reader who points at something is told --------------------------------------------------------------------
+
+
+def pointed_words(page: Page) -> list[str]:
+    """All words that the page has for marks and areas."""
+    panels = data_of(page)["panels"]
+    return [t[-1] for panel in panels for t in (*panel["points"], *panel["areas"]) if isinstance(t[-1], str)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("14 to 36", "14 to 36 tasks"),
+        ("7.5 or fewer", "7.5 or fewer tasks"),
+        ("above 1e12", "above 1e12 tasks"),
+        ("beyond 1e12 in all 3", "beyond 1e12 tasks in all 3 replicates"),
+        ("below 1 in all 12", "below 1 task in all 12 replicates"),
+        ("4 to 64 (one bracket)", "4 to 64 tasks (one bracket)"),
+        ("open at both ends", "open at both ends"),
+    ],
+)
+def test_an_interval_is_told_with_its_unit(words: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfaces, "interval_words", lambda boundary, levels: words)
+    assert surfaces.interval_in_tasks(stats.Boundary(None, None, (), "missing", 0), []) == told
+
+
+@pytest.mark.parametrize("case", ["as usual", "one replicate", "replicates disagree", "replicates are missing"])
+def test_intervals_are_told_where_pointed_at_as_in_the_tables(case: str, written: Reports) -> None:
+    found, _, page = written(case)
+    levels, said = [float(n) for n in sorted(found.study.axes.n_tasks)], pointed_words(page)
+    bars = [words.split("\n") for words in said if "\nverdict: " in words]
+    headline = {"K_A": found.k_ability["answer", "recall"], "K_M": found.k_memory["answer"]}
+    for name, boundaries in headline.items():
+        for flops, boundary in boundaries:
+            told = f"{name}: {surfaces.interval_in_tasks(boundary, levels)}"
+            assert boundary.verdict == "missing" or [told, f"verdict: {boundary.verdict}"] in [
+                [bar[0], bar[2]] for bar in bars if f"at {number(flops)} FLOPs" in bar[1]
+            ]
+    section = page.text[page.text.index("From how much compute on: recall") :]
+    for words in said:
+        if "FLOPs" in words and ("interval for half" in words or "one bracket, no interval" in words):
+            assert words.split("\n")[0] in section
+        if "at the end of the budget" in words:
+            share, low, high = re.search(r"(\d of \d) at .*interval ([\d.]+) to ([\d.]+)", words).groups()  # type: ignore[union-attr]
+            assert f"{share} {low} to {high}" in section
+
+
+def test_single_values_are_told_by_what_they_are_with_their_units(written: Reports) -> None:
+    named = {tuple(one[:2]) for panel in data_of(written("as usual").page)["panels"] for one in panel["series"]}
+    assert named == {
+        ("accuracy", ", held-out tasks"),
+        ("accuracy", ", training tasks"),
+        ("probability", ", the context's answer"),
+        ("probability", ", the memorised answer"),
+        ("log loss", " nats"),
+        ("Brier score", ""),
+        ("accuracy", ", greedy"),
+        ("accuracy", ", sampled"),
+    }
+    assert not [
+        words for words in pointed_words(written("as usual").page) if re.search(r"\d_|_\w*\d|(?<=\s)-\d", words)
+    ]
+
+
+def test_a_bracket_is_told_of_the_replicate_that_it_is_of(tmp_path: Path) -> None:
+    page = page_of(tmp_path, found_of(study_of(), status=lambda n, c, r: "open" if r == 0 else "done"))
+    brackets = [words for words in pointed_words(page) if re.match(r"K_[AM] at ", words)]
+    assert {r for words in brackets for r in re.findall(r"replicate (\d)", words)} == {"1", "2"}
+    rows = [row for row in rows_in(tmp_path, "surface") if row["series"].endswith("of a replicate")]
+    assert {row["replicate"] for row in rows} == {"1", "2"}
 
 
 # Numbers of the figures ---------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def _draw_median(
 ) -> None:
     """The interval that the words tell, as a bar at one half; an arrow where it is open or goes on beyond the looks."""
     low, high = told.boundary.low, told.boundary.high
-    if told.boundary.verdict == "missing" or (low is None and high is None):
+    if told.boundary.verdict == "missing":
         return
     looks = found.looks(arm, n_tasks)
     ends = [span[0] if low is None or low < looks[0] else low, span[1] if high is None or high > looks[-1] else high]
@@ -213,6 +213,7 @@ def _draw_median(
     confidence = sure(found.confidence(claim_of("to", "skill", arm, found.study.shown_skills[0], float(n_tasks))))
     n = len(told.boundary.brackets)
     kind = "one bracket, no interval" if n == 1 else f"{confidence} interval for half of {counted(n, 'replicate')}"
+    kind += ", open at both ends" if low is None and high is None else ""
     sheet.area(ends[0], 0.46, ends[1], 0.54, f"{flops_words(told.boundary, looks)}\n{kind}")
     shared: dict[str, Any] = {"measure": "compute to skill", "unit": "FLOPs", "arm": arm, "n_tasks": n_tasks}
     sheet.row(series="interval", low_flops=low, high_flops=high, verdict=told.boundary.verdict, **shared)

@@ -222,6 +222,12 @@ def test_the_arrow_keys_go_from_cell_to_cell(real: Written, open_page: Open) -> 
         page.keyboard.press(key)
         seen.append(tip(page)[1])
     assert seen == ["16 tasks, 8e10 FLOPs", "32 tasks, 8e10 FLOPs", "16 tasks, 8e10 FLOPs"]
+    before = page.locator("#tip").bounding_box()["y"]
+    page.evaluate("scrollBy(0, 60)")  # as the window does a moment after a panel was given the focus
+    page.wait_for_timeout(100)
+    assert tip(page)[1] == "16 tasks, 8e10 FLOPs" and page.locator("#tip").bounding_box()["y"] == pytest.approx(
+        before - 60, abs=2
+    )
     page.keyboard.press("Escape")
     assert tip(page) == []
 

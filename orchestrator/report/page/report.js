@@ -66,6 +66,7 @@ function showTip(lines, x, y) {
 
 const panels = new Map();  // element -> what is on it: box, series, points, areas, strokes
 let pointed = null;  // the panel whose tip is shown
+let keyed = false;  // whether the arrow keys chose what is shown, rather than a pointer
 const NEAR = 14, ON = 6;  // pixels
 
 function hide() {
@@ -121,6 +122,7 @@ function show(element, target) {
 function pointAt(element, event) {
   const box = element.getBoundingClientRect(), told = panels.get(element), scale = box.width / told.box[0];
   const target = targetAt(told, (event.clientX - box.left) / scale, (event.clientY - box.top) / scale, scale);
+  keyed = false;
   if (target) show(element, target);
   else hide();
   told.current = target;
@@ -154,6 +156,7 @@ function listen(element, told) {
     if (!(event.key in ARROWS)) return;
     event.preventDefault();
     const next = at.current ? neighbour(at, at.current, ARROWS[event.key]) : at.areas[0] || at.points[0];
+    keyed = true;
     if (next) show(element, (at.current = next));
   });
 }
@@ -161,7 +164,10 @@ function listen(element, told) {
 for (const element of document.querySelectorAll("[data-panel]")) listen(element, data.panels[element.dataset.panel]);
 document.addEventListener("pointerdown", (event) => pointed && !pointed.contains(event.target) && hide());
 document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
-document.addEventListener("scroll", hide, { capture: true, passive: true });
+/* Scrolled away from under a pointer, a tip would be about something else; what the keys chose is still chosen, wherever it
+   now stands (a panel that is given the focus scrolls into view a moment later). */
+const scrolled = () => (keyed && pointed ? show(pointed, panels.get(pointed).current) : hide());
+document.addEventListener("scroll", scrolled, { capture: true, passive: true });
 
 // The walk along compute ---------------------------------------------------------------------------------------------
 

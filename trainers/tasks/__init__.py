@@ -14,7 +14,9 @@ from typing import Any
 from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
 from trainers.tasks.cipher import Cipher
 from trainers.tasks.compose import Compose
+from trainers.tasks.grok import Grok
 from trainers.tasks.markov import Markov
+from trainers.tasks.regression import Regression
 from trainers.tasks.urns import Urns
 
 __all__ = [
@@ -23,10 +25,12 @@ __all__ = [
     "Cipher",
     "Compose",
     "Family",
+    "Grok",
     "ItemSet",
     "Markov",
     "Probe",
     "Reference",
+    "Regression",
     "Urns",
     "family_from",
     "register",

@@ -1,0 +1,211 @@
+"""grok: its pairs, batches, references and skills."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from orchestrator.results import measure_of, of_rows
+from orchestrator.stats import measures
+from trainers.spec import TrunkSpec
+from trainers.tasks import Grok, ItemSet, Probe
+from trainers.tasks.grok import EPSILON
+
+
+def trunk_of(n_tasks: int = 600, replicate: int = 0, n_sequences: int = 256, modulus: int = 47) -> Any:
+    return TrunkSpec.model_validate(
+        {
+            "family": {"name": "grok", "modulus": modulus},
+            "arm": "answer",
+            "n_tasks": n_tasks,
+            "replicate": replicate,
+            "evaluation": {"n_sequences": n_sequences},
+        }
+    )
+
+
+def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
+    """The one probe of a skill on a split, with the sequences that it is scored on."""
+    (found,) = [(i, p) for i in trunk.family.suite(trunk) for p in i.probes if (p.skill, p.split) == (skill, split)]
+    return found
+
+
+def pairs_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, int]]:
+    """The pairs that a skill is scored on, as the tokens tell them."""
+    items, probe = find(trunk, skill, split)
+    return [(a, b) for a, b in items.tokens[probe.mask.any(axis=1), :2].tolist()]
+
+
+def train_of(trunk: Any) -> set[tuple[int, int]]:
+    ids = trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks))
+    return {(a, b) for a, b in trunk.family.pairs(ids).tolist()}
+
+
+def score(probe: Probe, p: int) -> dict[str, Any]:
+    """The row of a model that finds all tokens equally likely."""
+    return probe.score(np.full((*probe.mask.shape, p + 1), -np.log(p + 1)))
+
+
+# The universe ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modulus", [5, 12, 47])
+def test_the_universe_holds_every_pair_exactly_once_and_ids_can_be_found_again(modulus):
+    family = Grok(modulus=modulus)
+    ids = np.arange(modulus**2)
+    pairs = family.pairs(ids)
+    assert sorted(map(tuple, pairs.tolist())) == list(itertools.product(range(modulus), repeat=2))
+    assert np.array_equal(family.ids(pairs), ids)
+
+
+def test_no_pair_both_trains_and_is_held_out():
+    """Counted by content, over all 109,561 pairs of p = 331 and two replicates; the rest is all held out."""
+    family = Grok(modulus=331)
+    train = [family.train_ids(replicate, np.arange(family.n_train_ids)) for replicate in (0, 1)]
+    held_out = family.held_out_ids(family.n_held_out)
+    contents = [np.unique(family.pairs(ids) @ [331, 1]) for ids in (*train, held_out)]
+    assert [len(found) for found in contents] == [82_171, 82_171, 27_390]
+    assert np.array_equal(contents[0], contents[1])
+    assert not np.intersect1d(contents[0], contents[2]).size
+
+
+def test_the_published_number_of_training_pairs_fits():
+    """Nanda et al. 2023: p = 113, 30 % of 12,769 pairs."""
+    assert Grok(modulus=113).n_train_ids == 12_769 - 3_192 > 3_830
+
+
+def test_pairs_are_what_they_were_when_this_was_written():
+    """When this moves, raise Grok.version."""
+    family = Grok()
+    assert family.pairs(np.array([0, 1, 2208])).tolist() == [[14, 7], [7, 9], [43, 12]]
+    assert family.train_ids(0, np.arange(3)).tolist() == [1085, 1106, 1455]
+    assert family.held_out_ids(2).tolist() == [2072, 1923]
+
+
+def test_neighbouring_tasks_share_no_more_numbers_than_chance():
+    pairs = Grok(modulus=997).pairs(np.arange(100_000))
+    shared = (pairs[1:] == pairs[:-1]).sum()  # one in 997 expected, of each of two
+    expected = 2 * 99_999 / 997
+    assert abs(shared - expected) < 5 * np.sqrt(expected)
+    for column in pairs.T:
+        assert stats.chisquare(np.bincount(column, minlength=997)).pvalue > 1e-5
+
+
+def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
+    for smaller in (1, 40, 599):
+        assert train_of(trunk_of(smaller)) < train_of(trunk_of(600))
+    assert len(train_of(trunk_of(600)) & train_of(trunk_of(600, replicate=1))) == pytest.approx(600**2 / 1657, abs=50)
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_is_a_training_pair_an_equals_sign_and_the_sum():
+    trunk = trunk_of(40)
+    train = train_of(trunk)
+    batch = trunk.family.batch(trunk, 3)
+    assert batch.tokens.shape == (32, 4) and batch.loss_mask.shape == (32, 3)
+    for a, b, equals, c in batch.tokens.tolist():
+        assert (a, b) in train and equals == 47 and c == (a + b) % 47
+    assert batch.loss_mask[:, 2].all() and batch.loss_mask.sum() == 32  # the answer alone
+
+
+def test_training_draws_all_its_pairs_equally_and_no_step_twice():
+    trunk = trunk_of(40)
+    batches = [trunk.family.batch(trunk, step).tokens for step in range(100)]
+    numbers = np.concatenate(batches)[:, :2] @ [47, 1]
+    counts = np.unique(numbers, return_counts=True)[1]
+    assert len(counts) == 40 and stats.chisquare(counts).pvalue > 1e-3
+    assert len({batch.tobytes() for batch in batches}) == 100
+    assert np.array_equal(batches[7], trunk_of(40).family.batch(trunk_of(40), 7).tokens)
+
+
+# References ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_tasks", [1, 10, 18])
+def test_the_references_are_the_stated_ones_by_enumeration(n_tasks):
+    """All 25 pairs of p = 5, one at a time: to 1e-9."""
+    trunk = trunk_of(n_tasks, replicate=2, modulus=5)
+    family, train = trunk.family, train_of(trunk)
+    everything = list(itertools.product(range(5), repeat=2))
+    pairs = np.array(everything)
+    found = family.predictions(pairs, family.trained(trunk, pairs))
+    for i, (a, b) in enumerate(everything):
+        rule = [1 - EPSILON + EPSILON / 5 if c == (a + b) % 5 else EPSILON / 5 for c in range(5)]
+        assert np.allclose(found["uniform"][i], [0.2] * 5, rtol=0, atol=1e-9)
+        assert np.allclose(found["generalizer"][i], rule, rtol=0, atol=1e-9)
+        assert np.allclose(found["memorizer"][i], rule if (a, b) in train else [0.2] * 5, rtol=0, atol=1e-9)
+    for probs in found.values():
+        assert np.allclose(probs.sum(axis=1), 1, rtol=0, atol=1e-12)
+
+
+def test_the_references_know_what_they_should():
+    """By hand: a known sum costs -log(1 - ε + ε/p) nats, a guess log p; a guess is right once in p."""
+    known, guess = -np.log(1 - EPSILON + EPSILON / 47), np.log(47)
+    for items in trunk_of().family.suite(trunk_of()):
+        for probe in items.probes:
+            row, n = score(probe, 47), int(probe.mask.sum())
+            assert n >= 50 and row["n_sequences"] == n
+            assert (row["nll_uniform"], row["exact_uniform"]) == (pytest.approx(n * guess), pytest.approx(n / 47))
+            assert (row["nll_generalizer"], row["exact_generalizer"]) == (pytest.approx(n * known), n)
+            of_memory = (n * known, n) if probe.split == "seen" else (n * guess, n / 47)
+            assert (row["nll_memorizer"], row["exact_memorizer"]) == pytest.approx(of_memory)
+
+
+def test_of_memory_nothing_is_said_because_the_references_coincide():
+    """And of ability all: 1 for the rule, 0 for the list."""
+    trunk = trunk_of()
+    _, mixture = find(trunk, Grok.mixture, "seen")
+    row = score(mixture, 47)
+    n = row["n"]
+    per_item = [row[f"nll_{name}"] / n for name in ("nats", "generalizer", "memorizer")]
+    assert measures.memory(*per_item, row["se_memory_gap"]) is None
+    assert of_rows("memory", [row], Grok.ability_of) == of_rows("memory", [row]) == [None]
+    items, add = find(trunk, "add")
+    assert measure_of("ability", "accuracy") is not measure_of("ability", "nll")
+    for name, ability in (("generalizer", 1.0), ("memorizer", 0.0)):
+        told = trunk.family.predictions(items.tokens[:, :2], np.zeros(len(items.tokens), dtype=bool))[name]
+        log_probs = np.full((*add.mask.shape, 48), -np.inf)
+        log_probs[:, 2, :47] = np.log(told)
+        found = (
+            add.score(log_probs) if name == "generalizer" else score(add, 47) | {"n_exact": score(add, 47)["n"] / 47}
+        )
+        assert of_rows("ability", [found], Grok.ability_of) == [pytest.approx(ability, abs=1e-12)]
+
+
+# Skills ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_tasks", [1, 221, 1657])
+def test_skills_tell_apart_what_symmetry_can_answer(n_tasks):
+    trunk = trunk_of(n_tasks, replicate=1)
+    train = train_of(trunk)
+    asked = pairs_of(trunk, "add_any")
+    assert len(asked) == len(set(asked)) == 256 and not set(asked) & train
+    assert pairs_of(trunk, "commuted") == [(a, b) for a, b in asked if (b, a) in train]
+    assert pairs_of(trunk, "add") == [(a, b) for a, b in asked if (b, a) not in train]
+    assert pairs_of(trunk, Grok.mixture) == asked
+    assert set(pairs_of(trunk, "add", "seen")) <= train and len(pairs_of(trunk, "add", "seen")) == 256
+    for items in trunk.family.suite(trunk):
+        assert np.array_equal(items.tokens[:, 3], items.tokens[:, :2].sum(axis=1) % 47)
+        assert all(np.array_equal(probe.target, items.tokens[:, 1:]) for probe in items.probes)
+
+
+def test_held_out_sequences_are_the_same_for_all_trials():
+    suites = [trunk_of(n, replicate=r).family.suite(trunk_of(n, replicate=r)) for n, r in ((10, 0), (1657, 3))]
+    held_out = [next(i.tokens for i in suite if i.probes[0].split == "held_out") for suite in suites]
+    assert np.array_equal(*held_out)
+
+
+def test_the_suite_has_the_size_that_its_price_assumes_and_measures_every_skill():
+    trunk = trunk_of(7, n_sequences=5)
+    suite = trunk.family.suite(trunk)
+    assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk)
+    measured = [(p.skill, p.split) for items in suite for p in items.probes]
+    assert {skill for skill, _ in measured} == {*Grok.skills, Grok.mixture}
+    assert len(set(measured)) == len(measured) and {("add", "seen"), (Grok.mixture, "seen")} <= set(measured)

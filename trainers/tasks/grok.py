@@ -1,0 +1,153 @@
+"""grok: addition modulo p, on which models generalise long after they remember (Power et al. 2022, arXiv 2201.02177).
+
+A task is one pair (a, b), and a sequence is a b = c with c = (a + b) mod p. So the number of tasks is the share of the p²
+pairs that train; published are p = 97 and 113, there with 30 % of the pairs (Nanda et al. 2023, arXiv 2301.05217). A model
+may keep the pairs, or learn to add.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from trainers.spec import Count
+from trainers.streams import KeyedPermutation, keyed_permutation, stream
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+EPSILON = 1e-3
+"""The references believe an answer with 1 - ε and any of the p numbers with ε, so that no loss is infinite."""
+
+
+@register
+class Grok(Family):
+    """Pairs of numbers below `modulus`, to be added."""
+
+    name: Literal["grok"] = "grok"
+    modulus: Annotated[Count, Field(ge=5, le=1000)] = 47
+    """p: numbers 0 ... p - 1; the universe has p² pairs, of which a quarter is held out."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("answer",)
+    headline: ClassVar[str] = "add"
+    mixture: ClassVar[str] = "mixture"
+    ability_of: ClassVar[Literal["nll", "accuracy"]] = (
+        "accuracy"  # log losses of wrong answers soar before it generalises
+    )
+    skills: ClassVar[dict[str, str]] = {
+        "add": "pairs that were trained in neither order",
+        "commuted": "untrained pairs (a, b) of which (b, a) was trained: that the order is no matter is enough",
+        "add_any": "all untrained pairs, as published: both kinds together",
+    }
+
+    @property
+    def universe_size(self) -> int:
+        return self.modulus**2
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size // 4
+
+    @property
+    def vocab_size(self) -> int:
+        return self.modulus + 1
+
+    @property
+    def seq_len(self) -> int:
+        return 3
+
+    def chance(self, skill: str) -> float | None:
+        return 1 / self.modulus
+
+    # Pairs -----------------------------------------------------------------------------------------------------
+
+    def pairs(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, 2), a and b. A keyed permutation, so that neighbouring ids share no number."""
+        return np.stack(np.divmod(self._order()(ids), self.modulus), axis=1)
+
+    def ids(self, pairs: np.ndarray) -> np.ndarray:
+        """The inverse of `pairs`: (n, 2) -> (n,)."""
+        return self._order().inverse(pairs @ np.array([self.modulus, 1]))
+
+    def _order(self) -> KeyedPermutation:
+        return keyed_permutation(self.universe_size, "grok", "unrank", self.modulus)
+
+    def trained(self, trunk: TrunkSpec, pairs: np.ndarray) -> np.ndarray:
+        """Which pairs (n, 2) are among the training tasks: (n,) bool. Looked up in the list, which is never written."""
+        ids = self.ids(pairs)
+        listed = ids < self.n_train_ids
+        order = keyed_permutation(self.n_train_ids, "grok", "training tasks", trunk.replicate)
+        listed[listed] = order.inverse(ids[listed]) < trunk.n_tasks
+        return listed
+
+    def _sequences(self, pairs: np.ndarray) -> np.ndarray:
+        """Tokens (N, 4): the numbers are 0 ... p - 1, the equals sign is p."""
+        equals = np.full(len(pairs), self.modulus)
+        return np.column_stack([pairs, equals, pairs.sum(axis=1) % self.modulus])
+
+    def _scored(self, rows: np.ndarray) -> np.ndarray:
+        """Only the answer counts: rows (N,) -> (N, 3)."""
+        return rows[:, None] & (np.arange(3) == 2)
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("grok", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size))
+        return Batch(self._sequences(self.pairs(ids)), self._scored(np.ones(size, dtype=bool)))
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return 2 * trunk.evaluation.n_sequences
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        n = trunk.evaluation.n_sequences
+        seen = self.pairs(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        held_out = self.pairs(self.held_out_ids(n))
+        everything = np.ones(n, dtype=bool)
+        mirrored = self.trained(trunk, held_out[:, ::-1])
+        asked = {"add": ~mirrored, "commuted": mirrored, "add_any": everything, self.mixture: everything}
+        return [
+            self._item_set(trunk, "held_out", held_out, asked),
+            self._item_set(trunk, "seen", seen, {"add": everything, self.mixture: everything}),
+        ]
+
+    def _item_set(self, trunk: TrunkSpec, split: str, pairs: np.ndarray, skills: dict[str, np.ndarray]) -> ItemSet:
+        """The sums of pairs (N, 2); `skills` tells which of them belong to each (N,)."""
+        tokens = self._sequences(pairs)
+        references = {
+            name: _reference(probs, tokens[:, -1])
+            for name, probs in self.predictions(pairs, self.trained(trunk, pairs)).items()
+        }
+        probes = tuple(
+            Probe(skill=skill, split=split, mask=self._scored(rows), target=tokens[:, 1:], references=references)
+            for skill, rows in skills.items()
+        )
+        return ItemSet(tokens=tokens, probes=probes)
+
+    def predictions(self, pairs: np.ndarray, trained: np.ndarray) -> dict[str, np.ndarray]:
+        """Each reference's prediction of the sum: pairs (N, 2), and which of them were trained (N,) -> (N, p) each.
+
+        The generaliser knows all sums. The memoriser knows those of its list, however long, and guesses all others; on
+        the list the two are one, so that there is no memory to tell apart from ability.
+        """
+        p = self.modulus
+        uniform = np.full((len(pairs), p), 1 / p)
+        known = (1 - EPSILON) * np.eye(p)[pairs.sum(axis=1) % p] + EPSILON / p
+        return {"uniform": uniform, "generalizer": known, "memorizer": np.where(trained[:, None], known, uniform)}
+
+
+def _reference(probs: np.ndarray, answer: np.ndarray) -> Reference:
+    """Log loss, and the chance that the likeliest number, drawn among ties, is right: (N, p), (N,) -> positions (N, 3)."""
+    p = np.take_along_axis(probs, answer[:, None], axis=1)[:, 0]
+    best = probs.max(axis=1)
+    tied = (probs >= best[:, None] - 1e-12).sum(axis=1)
+    before = np.zeros((len(answer), 2))
+    return Reference(
+        np.column_stack([before, -np.log(p)]),
+        np.column_stack([before, np.where(p >= best - 1e-12, 1 / tied, 0.0)]),
+    )

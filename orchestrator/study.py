@@ -429,6 +429,12 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
                 said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_train_ids:,} for training{which}"
                 yield ("axes", "n_tasks", i), said
                 break
+    objections = {
+        ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
+        for line in study.lines
+        if (why := study.family_of(line).objection(study.settings(line)["training"])) is not None
+    }
+    yield from objections.items()
     for i, skill in enumerate(study.skills):
         if skill in study.skills[:i]:
             yield ("skills", i), f"'{skill}' is given twice"
@@ -441,7 +447,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     yield from wrong
     least = min(study.family_of(line).n_train_ids for line in study.lines)
-    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least:
+    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
     n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:

@@ -42,7 +42,7 @@ class Echo(Family):
 
     def batch(self, trunk, step):
         draw = stream("echo", "batch", trunk.replicate, step)
-        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, trunk.training.batch_size))
+        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, trunk.training.batch_size))
         return Batch(self._sequences(ids), np.ones((len(ids), self.seq_len), dtype=bool))
 
     def suite_size(self, trunk):
@@ -50,7 +50,7 @@ class Echo(Family):
 
     def suite(self, trunk):
         n = trunk.evaluation.n_sequences
-        seen = self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks)
+        seen = self.train_ids(trunk.replicate, self.seen_tasks(trunk, n))
         return [self._set("held_out", self.held_out_ids(n)), self._set("seen", seen)]
 
     def _set(self, split, ids):

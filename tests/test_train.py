@@ -406,7 +406,8 @@ def test_a_suite_is_kept_for_trunks_that_are_asked_the_same_and_for_no_others(fa
     assert same_suite(kept, trunk.family.suite(trunk))
     wide = trunk_of(**asked, model={"d_model": 32, "n_heads": 2}, training={"batch_size": 64})
     assert train.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide))
-    for other in ({"n_tasks": 4}, {"replicate": 1}, {"evaluation": {"n_sequences": 7}}):
+    mixed = {"training": {"task_exponent": 1.0}}
+    for other in ({"n_tasks": 4}, {"replicate": 1}, {"evaluation": {"n_sequences": 7}}, mixed):
         fresh = trunk_of(**asked | other)
         assert train.suite_of(fresh) is not kept and same_suite(train.suite_of(fresh), fresh.family.suite(fresh))
 

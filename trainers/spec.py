@@ -93,6 +93,9 @@ class Training(Record):
     """Linear warm-up of the learning rate over this many optimizer steps."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a budget's steps that decay (`wsd` only); it belongs to the budget."""
+    task_exponent: NotNegative = 0.0
+    """How often training task number r (from 1) is drawn: in proportion to r^-task_exponent; 0 draws all alike. Zipf's law
+    is 1."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> Training:
@@ -118,7 +121,10 @@ def _family(value: Any) -> Any:
     return family_from(value)
 
 
-_NEUTRAL: dict[str, dict[str, Any]] = {"model": {"attention_window": 0}, "training": {"base_d_model": None}}
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "model": {"attention_window": 0},
+    "training": {"base_d_model": None, "task_exponent": 0.0},
+}
 """Fields younger than the first fingerprints: at these values they change nothing and stay out of a fingerprint."""
 
 
@@ -158,6 +164,8 @@ class TrunkSpec(Record):
             raise ValueError(
                 f"n_tasks {self.n_tasks} is beyond the {family.n_train_ids} training tasks of family '{family.name}'"
             )
+        if (objection := family.objection(self.training)) is not None:
+            raise ValueError(objection)
         return self
 
     @property

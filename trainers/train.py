@@ -26,7 +26,7 @@ from pydantic import Field
 
 from trainers import budget, checkpoint
 from trainers.model import build
-from trainers.spec import NotNegative, Record, TrunkSpec
+from trainers.spec import NotNegative, Record, Training, TrunkSpec
 from trainers.tasks import ItemSet
 
 Event = dict[str, Any]
@@ -233,10 +233,12 @@ _SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used l
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
     """A trunk's evaluation suite, kept for others that are asked the same: variants of it, or its trials one by one.
 
-    It is built from what it may depend on alone, so that no trunk is given the suite of another model's or optimiser's.
+    It is built from what it may depend on alone, so that no trunk is given the suite of another model's or optimiser's;
+    of those it knows only the mixture in which the tasks are drawn.
     """
     asked = ("family", "arm", "n_tasks", "replicate", "evaluation")
-    bare = TrunkSpec(**{name: getattr(trunk, name) for name in asked})
+    mixture = Training(task_exponent=trunk.training.task_exponent)
+    bare = TrunkSpec(**{name: getattr(trunk, name) for name in asked}, training=mixture)
     family: Any = bare.family
     key = bare.fingerprint()
     suite = _SUITES.pop(key) if key in _SUITES else family.suite(bare)

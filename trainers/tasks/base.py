@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from trainers.spec import Record
-from trainers.streams import keyed_permutation
+from trainers.streams import keyed_permutation, stream
 
 if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
+    from trainers.spec import Training, TrunkSpec
 
 SMALL_UNIVERSE = 2**20
 """Below this many tasks all but a declared number train; from here on one half trains and the other is held out."""
@@ -221,6 +221,10 @@ class Family(Record):
         """Accuracy of a uniform guess on a skill, None where it has no meaning."""
         return None
 
+    def objection(self, training: Training) -> str | None:
+        """Why this family cannot be trained so, in a sentence; None where it can."""
+        return None
+
     @property
     def n_train_ids(self) -> int:
         """Ids 0 ... n_train_ids - 1 may train."""
@@ -232,11 +236,63 @@ class Family(Record):
         name: Any = self
         return keyed_permutation(self.n_train_ids, name.name, "training tasks", replicate)(indices)
 
+    def draw_tasks(self, trunk: TrunkSpec, draw: np.random.Generator, size: int) -> np.ndarray:
+        """The training mixture: which training tasks, 0 ... n_tasks - 1, `size` sequences show. (size,) int64.
+
+        Number i is drawn in proportion to (i + 1)^-task_exponent; at 0 with the very draws of a uniform mixture.
+        """
+        if not trunk.training.task_exponent:
+            return draw.integers(0, trunk.n_tasks, size)
+        return zipf_ranks(draw, trunk.training.task_exponent, trunk.n_tasks, size) - 1
+
+    def log_shares(self, trunk: TrunkSpec) -> np.ndarray | None:
+        """Natural logs of how often each training task is drawn, (n_tasks,): a memoriser's prior. None: all alike."""
+        if not trunk.training.task_exponent:
+            return None
+        logs: np.ndarray = -trunk.training.task_exponent * np.log(np.arange(1, trunk.n_tasks + 1))
+        return logs - np.logaddexp.reduce(logs)
+
+    def seen_tasks(self, trunk: TrunkSpec, n: int) -> np.ndarray:
+        """Which training tasks `n` sequences of the seen split show, (n,): each in turn, or drawn from their mixture."""
+        if not trunk.training.task_exponent:
+            return np.arange(n) % trunk.n_tasks
+        name: Any = self
+        return self.draw_tasks(trunk, stream(name.name, "seen tasks", trunk.replicate), n)
+
     def held_out_ids(self, n: int) -> np.ndarray:
         """The first `n` held-out ids (repeating where the universe has fewer), the same for all trials."""
         size = self.universe_size - self.n_train_ids
         name: Any = self
         return self.n_train_ids + keyed_permutation(size, name.name, "held-out tasks")(np.arange(n) % size)
+
+
+def zipf_ranks(draw: np.random.Generator, exponent: float, n: int, size: int) -> np.ndarray:
+    """Ranks 1 ... n, each in proportion to r^-exponent, exponent > 0: (size,) int64, a pure function of the stream.
+
+    Rejection-inversion (Hörmann and Derflinger 1996, ACM TOMACS 6, 169): invert the integral of x^-exponent, round, and
+    reject what rounding adds to the exact shares. No table: n may be 2^61. Of a hundred draws 98 or more were kept, at any exponent tried.
+    """
+    q = 1.0 - exponent
+
+    def integral(x: Any) -> Any:  # from 1 to x
+        return np.expm1(q * np.log(x)) / q if q else np.log(x)
+
+    def inverse(u: Any) -> Any:
+        return np.exp(np.log1p(q * u) / q) if q else np.exp(u)
+
+    ranks = np.empty(size, dtype=np.int64)
+    left = np.arange(size)
+    with np.errstate(divide="ignore"):  # a share that rounds to nothing has its edge at infinity
+        low, high = integral(1.5) - 1.0, integral(n + 0.5)
+        kept_below = 2.0 - inverse(integral(2.5) - 2.0**-exponent)  # a rank so little above its x needs no second look
+        while len(left):
+            u = high + draw.random(len(left)) * (low - high)
+            x = np.minimum(inverse(u), n + 0.5)
+            rank = np.clip(np.rint(x), 1, n)
+            kept = (rank - x <= kept_below) | (u >= integral(rank + 0.5) - rank**-exponent)
+            ranks[left[kept]] = rank[kept]
+            left = left[~kept]
+    return np.minimum(ranks, n)  # beyond 2^53 a float may round upwards
 
 
 FAMILIES: dict[str, type[Family]] = {}

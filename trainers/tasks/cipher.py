@@ -23,6 +23,8 @@ EPSILON = 1e-3
 """The memoriser believes each shown answer with 1 - ε and any of the V with ε: its stated uniform fallback."""
 MEMORIZER_MAX_TASKS = 4096
 """Longer lists are not enumerated: the memoriser is then missing, not guessed. 1,024 tasks cost 0.1 s a trunk, so 4,096 some 0.4 s (assumed)."""
+Trained = tuple[np.ndarray, np.ndarray | None]
+"""The training permutations (K, V), and the logs of how often each is drawn (K,) or None where all are drawn alike."""
 
 
 @register
@@ -90,7 +92,7 @@ class Cipher(Family):
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
         draw = stream("cipher", "batch", trunk.replicate, step)
         size = trunk.training.batch_size
-        maps = self.permutations(self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size)))
+        maps = self.permutations(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
         tokens = self._sequences(maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
         if self.answers == "noise":
             tokens[:, 1::2] = self.n_symbols + draw.integers(0, self.n_symbols, (size, self.n_pairs))
@@ -108,9 +110,10 @@ class Cipher(Family):
         n, v = trunk.evaluation.n_sequences, self.n_symbols
         train = None
         if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.permutations(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+            tasks = self.permutations(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+            train = (tasks, self.log_shares(trunk))
         # The replicate's first tasks serve as its seen tasks where there are more tasks than sequences.
-        seen = self.permutations(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        seen = self.permutations(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
         held_out = self.permutations(self.held_out_ids(n))
         functions = stream("cipher", "functions").integers(0, v, (n, v))
         questions = stream("cipher", "questions").integers(0, v, (4, n, self.n_pairs))
@@ -132,7 +135,7 @@ class Cipher(Family):
         return novel
 
     def _plain_set(
-        self, split: str, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None, novel: np.ndarray | None
+        self, split: str, maps: np.ndarray, x: np.ndarray, train: Trained | None, novel: np.ndarray | None
     ) -> ItemSet:
         tokens = self._sequences(maps, x)
         y = tokens[:, 1::2] - self.n_symbols
@@ -146,7 +149,7 @@ class Cipher(Family):
             probes=tuple(self._probe(s, split, mask, y, references) for s, mask in masks.items()),
         )
 
-    def _override_set(self, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None) -> ItemSet:
+    def _override_set(self, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
         """Swap the answers of two questions a, b; show each early, ask both again at the end."""
         n, p = x.shape
         draw = stream("cipher", "override")
@@ -168,7 +171,7 @@ class Cipher(Family):
         )
         return ItemSet(tokens=tokens, probes=probes)
 
-    def _function_set(self, maps: np.ndarray, x: np.ndarray, train: np.ndarray | None) -> ItemSet:
+    def _function_set(self, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
         tokens = self._sequences(maps, x)
         y = tokens[:, 1::2] - self.n_symbols
         references = self._references(x, y, train)
@@ -202,14 +205,14 @@ class Cipher(Family):
 
     # References ------------------------------------------------------------------------------------------------
 
-    def _references(self, x: np.ndarray, y: np.ndarray, train: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _references(self, x: np.ndarray, y: np.ndarray, train: Trained | None) -> dict[str, np.ndarray]:
         """Each reference's predictions (N, P, V) over the V answers; no memoriser where the list is too long."""
         references = {
             "uniform": np.full((*x.shape, self.n_symbols), 1 / self.n_symbols),
             "generalizer": self.generalizer(x, y),
         }
         if train is not None:
-            references["memorizer"] = self.memorizer(x, y, train)
+            references["memorizer"] = self.memorizer(x, y, *train)
         return references
 
     def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -232,10 +235,12 @@ class Cipher(Family):
             used[rows, y[:, i]] = True
         return out
 
-    def memorizer(self, x: np.ndarray, y: np.ndarray, train: np.ndarray) -> np.ndarray:
-        """Bayes over exactly the training permutations, uniform prior, answers believed with 1 - ε.
+    def memorizer(
+        self, x: np.ndarray, y: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Bayes over exactly the training permutations, answers believed with 1 - ε.
 
-        x, y (N, P), train (K, V) -> (N, P, V).
+        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform -> (N, P, V).
         """
         v, (n, p) = self.n_symbols, x.shape
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
@@ -245,7 +250,11 @@ class Cipher(Family):
         before = np.cumsum(matches, axis=1, dtype=byte)  # agreements in the context, this pair included
         before -= matches
         behind = before.max(axis=2, keepdims=True) - before
-        weight = np.exp(-surprise * np.arange(p + 1))[behind]  # (N, P, K), unnormalised posterior
+        if log_shares is None:
+            weight = np.exp(-surprise * np.arange(p + 1))[behind]  # (N, P, K), unnormalised posterior
+        else:
+            weight = log_shares - surprise * behind
+            weight = np.exp(weight - weight.max(axis=2, keepdims=True))
         out = np.empty((n, p, v))
         for question in range(v):  # one matmul per question: posterior (m, K) @ one-hot answers (K, V)
             at = x == question

@@ -246,7 +246,7 @@ class Compose(Family):
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
         draw = stream("compose", "batch", trunk.replicate, step)
         size = trunk.training.batch_size
-        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size))
+        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size))
         tokens = self._sequences(trunk.arm, self.compositions(ids), self._inputs(draw, size))
         loss_mask = np.zeros((size, self.length(trunk.arm)), dtype=bool)
         loss_mask[:, self._loss_from(trunk.arm) :] = True
@@ -272,7 +272,7 @@ class Compose(Family):
             train = (tasks, self.maps(tasks))
         everything = np.ones(n, dtype=bool)
         trained = self._trained(trunk)
-        seen = self.compositions(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        seen = self.compositions(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
         held_out = self.compositions(self.held_out_ids(n))
         unseen, found = self._unseen(self._recombined(trained, _CANDIDATES * n), trained, held_out)
         single, found_single = self._unseen(self._single_steps(), trained, held_out)

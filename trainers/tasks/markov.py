@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count
+from trainers.spec import Count, Training
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
 
@@ -42,7 +42,8 @@ class Markov(Family):
     n_tokens: Annotated[Count, Field(ge=4)] = 128
     """T: states per sequence; the model reads T - 1 and predicts as many."""
     prior: Literal["ranked", "uniform"] = "ranked"
-    """How often each training chain is drawn: chain r of n in (1/n) Σ_{i=r..n} 1/i (`ranked`) or 1/n (`uniform`)."""
+    """How often each training chain is drawn: chain r of n in (1/n) Σ_{i=r..n} 1/i (`ranked`) or 1/n (`uniform`), which
+    `training.task_exponent` may change."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("next_token",)
@@ -73,6 +74,14 @@ class Markov(Family):
     def chance(self, skill: str) -> float | None:
         return 1 / self.n_states
 
+    def objection(self, training: Training) -> str | None:
+        if not training.task_exponent or self.prior == "uniform":
+            return None
+        return (
+            f"task_exponent {training.task_exponent:g} and prior '{self.prior}' of family 'markov' both say how often a "
+            "chain is drawn; keep one, with prior: uniform or task_exponent: 0"
+        )
+
     # Chains ----------------------------------------------------------------------------------------------------
 
     def chains(self, ids: np.ndarray) -> np.ndarray:
@@ -92,6 +101,11 @@ class Markov(Family):
         if self.prior == "uniform":
             return draw.integers(0, n_tasks, size)
         return draw.integers(0, 1 + draw.integers(0, n_tasks, size))
+
+    def draw_tasks(self, trunk: TrunkSpec, draw: np.random.Generator, size: int) -> np.ndarray:
+        if trunk.training.task_exponent:
+            return super().draw_tasks(trunk, draw, size)
+        return self.ranks(draw, trunk.n_tasks, size)
 
     def shares(self, n_tasks: int) -> np.ndarray:
         """How often each of the training chains is drawn: (n_tasks,), summing to 1."""
@@ -123,7 +137,7 @@ class Markov(Family):
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
         draw = stream("markov", "batch", trunk.replicate, step)
         size = trunk.training.batch_size
-        chains = self.chains(self.train_ids(trunk.replicate, self.ranks(draw, trunk.n_tasks, size)))
+        chains = self.chains(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
         tokens = self._walk(chains, draw.random((size, self.n_tokens)))
         return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
 
@@ -138,8 +152,10 @@ class Markov(Family):
         draw = stream("markov", "evaluation", trunk.replicate)
         train = None
         if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.chains(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
-        seen = self.chains(self.train_ids(trunk.replicate, self.ranks(draw, trunk.n_tasks, n)))
+            logs = self.log_shares(trunk)
+            shares = self.shares(trunk.n_tasks) if logs is None else np.exp(logs)
+            train = (self.chains(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks))), shares)
+        seen = self.chains(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, n)))
         held_out = self.chains(self.held_out_ids(n))
         fixed = stream("markov", "evaluation").random((n, self.n_tokens))
         return [
@@ -147,10 +163,12 @@ class Markov(Family):
             self._item_set("seen", seen, draw.random((n, self.n_tokens)), train),
         ]
 
-    def _item_set(self, split: str, chains: np.ndarray, uniforms: np.ndarray, train: np.ndarray | None) -> ItemSet:
+    def _item_set(
+        self, split: str, chains: np.ndarray, uniforms: np.ndarray, train: tuple[np.ndarray, np.ndarray] | None
+    ) -> ItemSet:
         tokens = self._walk(chains, uniforms)
         truth = chains[np.arange(len(chains))[:, None], tokens[:, :-1]]  # (N, T-1, k)
-        predictors = self.predictors(tokens, train)
+        predictors = self.predictors(tokens, *(train or (None, None)))
         scored = {name: predictors[name] for name in ("uniform", "generalizer", "memorizer") if name in predictors}
         probe = Probe(
             skill="induct",
@@ -164,13 +182,16 @@ class Markov(Family):
 
     # References ------------------------------------------------------------------------------------------------
 
-    def predictors(self, tokens: np.ndarray, train: np.ndarray | None) -> dict[str, np.ndarray]:
+    def predictors(
+        self, tokens: np.ndarray, train: np.ndarray | None, shares: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """All ways to predict, on tokens (N, T): name -> (N, T-1, k), from what stands before each prediction alone.
 
         `generalizer` and `memorizer` look at pairs of states, `unigram_...` at single ones; `backward` is the control:
         it counts what came before the present state, and no model that predicts forward should hold any of it (trained
         ones held .01 or less, but up to .04 while the rule arose; .08 with five states). The generaliser is exact but
-        for what the first state says of the stationary law. The memorisers are missing without training chains (K, k, k).
+        for what the first state says of the stationary law. The memorisers are missing without training chains (K, k, k);
+        `shares` (K,) is how often each is drawn, left out as the prior has it.
         """
         before = self.transitions(tokens)  # (N, T-1, k, k)
         at = (*np.ogrid[: len(tokens), : tokens.shape[1] - 1], tokens[:, :-1])
@@ -183,8 +204,9 @@ class Markov(Family):
         }
         if train is not None:
             laws = stationary(train)
-            found["memorizer"] = self.memorizer(tokens, train, laws)
-            found["unigram_memorizer"] = self.memorizer(tokens, np.repeat(laws[:, None], self.n_states, axis=1), laws)
+            alone = np.repeat(laws[:, None], self.n_states, axis=1)
+            found["memorizer"] = self.memorizer(tokens, train, laws, shares)
+            found["unigram_memorizer"] = self.memorizer(tokens, alone, laws, shares)
         return found
 
     def transitions(self, tokens: np.ndarray) -> np.ndarray:
@@ -194,17 +216,19 @@ class Markov(Family):
         np.put_along_axis(steps[:, 1:], (k * tokens[:, :-2] + tokens[:, 1:-1])[:, :, None], 1.0, axis=2)
         return np.cumsum(steps, axis=1).reshape(*steps.shape[:2], k, k)
 
-    def memorizer(self, tokens: np.ndarray, train: np.ndarray, laws: np.ndarray) -> np.ndarray:
+    def memorizer(
+        self, tokens: np.ndarray, train: np.ndarray, laws: np.ndarray, shares: np.ndarray | None = None
+    ) -> np.ndarray:
         """Bayes over exactly the training chains, each weighing its share: tokens (N, T) -> (N, T-1, k).
 
-        train (K, k, k), laws (K, k) of the first state. Step by step, as each posterior is the last one times a
-        look-up, and no logarithm or exponential is needed. A chain's weight is not let fall below 1e-300: one that was
-        out of the running can return.
+        train (K, k, k), laws (K, k) of the first state, shares (K,) or those of the prior. Step by step, as each posterior
+        is the last one times a look-up, and no logarithm or exponential is needed. A chain's weight is not let fall below
+        1e-300: one that was out of the running can return.
         """
         k, (n, length) = self.n_states, tokens.shape
         likelihood = np.ascontiguousarray(train.reshape(-1, k * k).T)  # (k*k, K)
         rows = np.ascontiguousarray(train.swapaxes(0, 1))  # (k, K, k)
-        weight = self.shares(len(train)) * laws.T[tokens[:, 0]]  # (N, K)
+        weight = (self.shares(len(train)) if shares is None else shares) * laws.T[tokens[:, 0]]  # (N, K)
         out = np.empty((n, length - 1, k))
         for t in range(length - 1):
             weight /= weight.sum(axis=1, keepdims=True)

@@ -16,13 +16,16 @@ from trainers.tasks import Grok, ItemSet, Probe
 from trainers.tasks.grok import EPSILON
 
 
-def trunk_of(n_tasks: int = 600, replicate: int = 0, n_sequences: int = 256, modulus: int = 47) -> Any:
+def trunk_of(
+    n_tasks: int = 600, replicate: int = 0, n_sequences: int = 256, modulus: int = 47, exponent: float = 0.0
+) -> Any:
     return TrunkSpec.model_validate(
         {
             "family": {"name": "grok", "modulus": modulus},
             "arm": "answer",
             "n_tasks": n_tasks,
             "replicate": replicate,
+            "training": {"task_exponent": exponent},
             "evaluation": {"n_sequences": n_sequences},
         }
     )
@@ -122,6 +125,16 @@ def test_training_draws_all_its_pairs_equally_and_no_step_twice():
     assert len(counts) == 40 and stats.chisquare(counts).pvalue > 1e-3
     assert len({batch.tobytes() for batch in batches}) == 100
     assert np.array_equal(batches[7], trunk_of(40).family.batch(trunk_of(40), 7).tokens)
+
+
+def test_pairs_are_drawn_by_their_rank_where_a_study_says_so():
+    """Three of them, as 1 : 1/2 : 1/3, in training and among the seen ones."""
+    trunk = trunk_of(3, exponent=1.0)
+    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(60)])
+    ranked = trunk.family.pairs(trunk.family.train_ids(0, np.arange(3))) @ [47, 1]
+    for shown in (tokens, find(trunk, "add", "seen")[0].tokens):
+        counts = (shown[:, :2] @ [47, 1] == ranked[:, None]).sum(axis=1)
+        assert stats.chisquare(counts, len(shown) * np.array([6, 3, 2]) / 11).pvalue > 1e-3
 
 
 # References ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,12 @@
 A task is one pair (a, b), and a sequence is a b = c with c = (a + b) mod p. So the number of tasks is the share of the p²
 pairs that train; published are p = 97 and 113, there with 30 % of the pairs (Nanda et al. 2023, arXiv 2301.05217). A model
 may keep the pairs, or learn to add.
+
+Seen at p = 47 with the recipe of `sweeps/grokking.yaml` (1 layer of width 64, learned positions, batch 256, rate 1e-3, weight
+decay 1; 9 ms a step of one core): trained pairs are all known by step 309. Pairs of neither order pass one half at step 250
+to 309 where 75 % of all pairs train, 550 to 734 where 45 % do, 3,093 to 4,000 where 30 % do (two runs, else one each), and are
+at .00 after 4,125 where 20 % do. Mirror images come first: .96 at step 309 where 45 % train. Without weight decay 45 % are at
+.14 after 3,093 steps, with it at 1.00 after 1,740.
 """
 
 from __future__ import annotations
@@ -96,7 +102,7 @@ class Grok(Family):
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
         draw = stream("grok", "batch", trunk.replicate, step)
         size = trunk.training.batch_size
-        ids = self.train_ids(trunk.replicate, draw.integers(0, trunk.n_tasks, size))
+        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size))
         return Batch(self._sequences(self.pairs(ids)), self._scored(np.ones(size, dtype=bool)))
 
     # Evaluation ------------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ class Grok(Family):
 
     def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
         n = trunk.evaluation.n_sequences
-        seen = self.pairs(self.train_ids(trunk.replicate, np.arange(n) % trunk.n_tasks))
+        seen = self.pairs(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
         held_out = self.pairs(self.held_out_ids(n))
         everything = np.ones(n, dtype=bool)
         mirrored = self.trained(trunk, held_out[:, ::-1])

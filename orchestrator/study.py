@@ -215,6 +215,12 @@ class Study(Record):
         """The family of a line."""
         return cast(Family, self.settings(line)["family"])
 
+    @property
+    def comparable(self) -> list[tuple[str, str]]:
+        """Pairs of lines of which it makes sense to ask who is ahead: not of those that learn different domains."""
+        domains = {line: self.family_of(line).domains for line in self.lines}
+        return [(a, b) for a, b in itertools.combinations(self.lines, 2) if domains[a] == domains[b]]
+
     def settings(self, line: str) -> dict[str, Any]:
         """What all trunks of a line share. Raises pydantic's ValidationError for a variant that its record refuses."""
         arm, variant = self.lines[line]
@@ -424,9 +430,9 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     for i, n_tasks in enumerate(axes.n_tasks):
         for line in study.lines:
             of_line = study.family_of(line)
-            if n_tasks > of_line.n_train_ids:
+            if n_tasks > of_line.n_tasks_max:
                 which = f" in {line}" if axes.variant else ""
-                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_train_ids:,} for training{which}"
+                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{which}"
                 yield ("axes", "n_tasks", i), said
                 break
     objections = {
@@ -446,7 +452,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     yield from wrong
-    least = min(study.family_of(line).n_train_ids for line in study.lines)
+    least = min(study.family_of(line).n_tasks_max for line in study.lines)
     if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
     n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates

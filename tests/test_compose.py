@@ -52,7 +52,9 @@ def rows_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, 
 
 
 def train_of(trunk: Any) -> np.ndarray:
-    return trunk.family.compositions(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+    return trunk.family.compositions(
+        trunk.family.train_ids(trunk.replicate, np.arange(trunk.family.n_distinct(trunk.n_tasks)))
+    )
 
 
 def by_hand(family: Compose, composition: list[int], x: list[int]) -> list[list[int]]:
@@ -196,6 +198,11 @@ def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates()
         ({"n_domains": 4, "domain": 4}, "domain 4 is none of the 4"),
         ({"domain": 0}, "domain 0 is none of the 0"),
         ({"share": False}, "no difference without n_domains"),
+        ({"n_domains": 3, "domain_shares": (1.0, 2.0)}, "domain_shares: 2 given, but n_domains is 3"),
+        (
+            {"n_domains": 2, "domain": 1, "domain_shares": (1.0, 2.0)},
+            "domain_shares: 2 given, but a specialist has one",
+        ),
         ({"n_slots": 21}, r"more than 2\^62 tasks"),
     ],
 )
@@ -378,7 +385,7 @@ def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference)
 
 
 @pytest.mark.parametrize(
-    ("n_tasks", "parameters"), [(6, {}), (64, {}), (448, {}), (9, DOMAINS), (30, DOMAINS | {"share": False}), (6, HUGE)]
+    ("n_tasks", "parameters"), [(6, {}), (64, {}), (448, {}), (3, DOMAINS), (10, DOMAINS | {"share": False}), (6, HUGE)]
 )
 def test_compose_asks_unseen_compositions_of_functions_trained_where_they_stand(n_tasks, parameters):
     trunk = trunk_of(n_tasks, n_sequences=256, **parameters)
@@ -475,7 +482,8 @@ def test_every_skill_that_is_announced_is_measured_and_none_besides():
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_generalist_trains_on_the_tasks_of_its_specialists(share):
-    generalist = trunk_of(3 * 20, **DOMAINS, share=share)
+    generalist = trunk_of(20, **DOMAINS, share=share)
+    assert len(train_of(generalist)) == 3 * 20
     specialists = [trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3)]
     for d, specialist in enumerate(specialists):
         tasks = train_of(specialist)
@@ -488,7 +496,7 @@ def test_a_generalist_trains_on_the_tasks_of_its_specialists(share):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_each_domain_is_examined_alike_for_all_on_tasks_that_nobody_trains(share):
-    trunks = [trunk_of(60, **DOMAINS, share=share), *(trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3))]
+    trunks = [trunk_of(20, **DOMAINS, share=share), *(trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3))]
     trainable = set()
     for trunk in trunks[1:]:
         trainable |= set(map(bytes, trunk.family.compositions(np.arange(trunk.family.n_train_ids))))
@@ -515,7 +523,30 @@ def test_domains_that_share_nothing_have_no_function_in_common():
     assert set(shared.compositions(np.arange(shared.universe_size))[:, 1].tolist()) == set(range(5, 10))
 
 
-def test_a_specialist_has_no_more_tasks_than_its_domain():
+def test_nobody_has_more_tasks_of_a_domain_than_it_holds():
     assert Compose(**DOMAINS, domain=0).n_train_ids * 3 == Compose(**DOMAINS).n_train_ids == 3 * (125 - 15)
-    with pytest.raises(ValueError, match="n_tasks 111 is beyond the 110 training tasks"):
-        trunk_of(111, **DOMAINS, domain=0)
+    for parameters in ({"domain": 0}, {}):
+        trunk_of(110, **DOMAINS, **parameters)
+        with pytest.raises(ValueError, match="n_tasks 111 is beyond the 110 training tasks of each domain"):
+            trunk_of(111, **DOMAINS, **parameters)
+
+
+@pytest.mark.parametrize(("shares", "exponent"), [((), 0.0), ((2.0, 1.0, 5.0), 0.0), ((2.0, 1.0, 5.0), 1.0)])
+def test_domains_are_drawn_by_their_shares_and_tasks_alike_within_each(shares, exponent):
+    trunk = trunk_of(4, **DOMAINS, domain_shares=shares)
+    trunk = trunk.model_copy(update={"training": trunk.training.model_copy(update={"task_exponent": exponent})})
+    drawn = trunk.family.draw_tasks(trunk, np.random.default_rng(0), 40_000)
+    by_domain = np.array(shares or (1, 1, 1)) / sum(shares or (1, 1, 1))
+    within = np.arange(1, 5) ** -exponent / (np.arange(1, 5) ** -exponent).sum()
+    expected = 40_000 * (within[:, None] * by_domain).ravel()  # task i of domain d is number 3 i + d
+    assert stats.chisquare(np.bincount(drawn, minlength=12), expected).pvalue > 1e-3
+    assert trunk.family.draws_alike(trunk.training) == (not shares)
+    seen = trunk.family.seen_tasks(trunk, 1200)
+    assert abs(np.bincount(seen % 3) / 1200 - by_domain).max() < 0.05
+
+
+def test_what_a_specialist_is_compared_with():
+    generalist, specialist = Compose(**DOMAINS), Compose(**DOMAINS, domain=2)
+    assert (generalist.domains, specialist.domains) == (("domain_0", "domain_1", "domain_2"), ("domain_2",))
+    assert specialist.whole == generalist.whole == generalist and Compose().domains == ()
+    assert set(generalist.domains) <= set(generalist.skills)

@@ -160,10 +160,9 @@ class TrunkSpec(Record):
         family: Any = self.family
         if self.arm not in family.arms:
             raise ValueError(f"family '{family.name}' has no arm '{self.arm}'; it has {', '.join(family.arms)}")
-        if self.n_tasks > family.n_train_ids:
-            raise ValueError(
-                f"n_tasks {self.n_tasks} is beyond the {family.n_train_ids} training tasks of family '{family.name}'"
-            )
+        if self.n_tasks > family.n_tasks_max:
+            of = f"training tasks of {'each domain of ' if family.domains else ''}family '{family.name}'"
+            raise ValueError(f"n_tasks {self.n_tasks} is beyond the {family.n_tasks_max} {of}")
         if (objection := family.objection(self.training)) is not None:
             raise ValueError(objection)
         return self

@@ -225,6 +225,29 @@ class Family(Record):
         """Why this family cannot be trained so, in a sentence; None where it can."""
         return None
 
+    def n_distinct(self, n_tasks: int) -> int:
+        """Distinct tasks that a stream of `n_tasks` draws from: as many, or as many of each of its domains."""
+        return n_tasks
+
+    def draws_alike(self, training: Training) -> bool:
+        """Is every training task drawn as often as every other?"""
+        return not training.task_exponent
+
+    @property
+    def n_tasks_max(self) -> int:
+        """The most that `n_tasks` may say."""
+        return self.n_train_ids
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Skills, each measured on one of the domains that this family trains on; none where it knows no domains."""
+        return ()
+
+    @property
+    def whole(self) -> Family:
+        """Of a specialist in one domain the generalist to compare it with: the same family with all of its domains."""
+        return self
+
     @property
     def n_train_ids(self) -> int:
         """Ids 0 ... n_train_ids - 1 may train."""
@@ -255,7 +278,7 @@ class Family(Record):
     def seen_tasks(self, trunk: TrunkSpec, n: int) -> np.ndarray:
         """Which training tasks `n` sequences of the seen split show, (n,): each in turn, or drawn from their mixture."""
         if not trunk.training.task_exponent:
-            return np.arange(n) % trunk.n_tasks
+            return np.arange(n) % self.n_distinct(trunk.n_tasks)
         name: Any = self
         return self.draw_tasks(trunk, stream(name.name, "seen tasks", trunk.replicate), n)
 

@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, product
 from math import factorial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.spec import Count, Index
+from trainers.spec import Count, Index, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.base import SMALL_UNIVERSE, Batch, Family, ItemSet, Probe, Reference, register
 
 if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
+    from trainers.spec import Training, TrunkSpec
 
 EPSILON = 1e-3
 """The references believe each letter of an answer with 1 - ε and any of the alphabet with ε, so that no loss is infinite."""
@@ -35,6 +35,11 @@ asked compositions can be looked up in it. 65,536 tasks of 14 functions cost a t
 _MAX_LOOKED_UP = 2**20
 _CANDIDATES = 64
 """Compositions tried for each unseen one wanted. In a small universe one of eight is held out, in a large one every other."""
+
+
+def _tuple(given: Any) -> Any:
+    """YAML and JSON know lists only."""
+    return tuple(given) if isinstance(given, list) else given
 
 
 class _Skills:
@@ -62,11 +67,13 @@ class Compose(Family):
     n_domains: Index = 0
     """Domains, each the compositions that begin with one function; 0 has none, and any function may come first."""
     domain: Index | None = None
-    """A specialist: train on this domain alone (from 0). Left out, tasks come from all domains in turn."""
+    """A specialist: train on this domain alone (from 0). Left out, a generalist: on n_tasks compositions of each domain."""
+    domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
+    """How often a generalist is shown each domain, in proportion, one number a domain; left out: all alike."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control, nothing carries over."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     arms: ClassVar[tuple[str, ...]] = ("steps", "answer", "latent", "next_token")  # `reward` will be the fifth
     headline: ClassVar[str] = "compose"
     mixture: ClassVar[str] = "mixture"
@@ -91,6 +98,9 @@ class Compose(Family):
             )
         if self.domain is not None and self.domain >= self.n_domains:
             raise ValueError(f"domain {self.domain} is none of the {self.n_domains} of n_domains")
+        if self.domain_shares and (self.domain is not None or len(self.domain_shares) != self.n_domains):
+            allowed = "a specialist has one" if self.domain is not None else f"n_domains is {self.n_domains}"
+            raise ValueError(f"domain_shares: {len(self.domain_shares)} given, but {allowed}")
         if not self.share and not self.n_domains:
             raise ValueError("share: false makes no difference without n_domains")
         if self.universe_size > 2**62:
@@ -155,6 +165,39 @@ class Compose(Family):
         place, domain = np.divmod(np.asarray(indices, dtype=np.int64), self._lists)
         order = keyed_permutation(self.n_train_ids // self._lists, "compose", "training tasks", replicate)
         return order(place) * self._lists + domain
+
+    def n_distinct(self, n_tasks: int) -> int:
+        return n_tasks * self._lists
+
+    def draws_alike(self, training: Training) -> bool:
+        return super().draws_alike(training) and len(set(self.domain_shares)) < 2
+
+    @property
+    def n_tasks_max(self) -> int:
+        return self.n_train_ids // self._lists
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        there = range(self.n_domains) if self.domain is None else (self.domain,)
+        return tuple(f"domain_{d}" for d in there)
+
+    @property
+    def whole(self) -> Family:
+        return self.model_copy(update={"domain": None})
+
+    def draw_tasks(self, trunk: TrunkSpec, draw: np.random.Generator, size: int) -> np.ndarray:
+        """As in every family, within a domain; which domain is drawn apart."""
+        place = super().draw_tasks(trunk, draw, size)
+        if self._lists == 1:
+            return place
+        shares = np.array(self.domain_shares or (1.0,) * self._lists)
+        edges = np.cumsum(shares / shares.sum())[:-1]
+        return place * self._lists + np.searchsorted(edges, draw.random(size), side="right")
+
+    def seen_tasks(self, trunk: TrunkSpec, n: int) -> np.ndarray:
+        if not self.domain_shares:
+            return super().seen_tasks(trunk, n)
+        return self.draw_tasks(trunk, stream("compose", "seen tasks", trunk.replicate), n)
 
     @property
     def vocab_size(self) -> int:
@@ -267,8 +310,9 @@ class Compose(Family):
     def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
         n = trunk.evaluation.n_sequences
         train = None
-        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            tasks = self.compositions(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+        n_distinct = self.n_distinct(trunk.n_tasks)
+        if n_distinct <= MEMORIZER_MAX_TASKS:
+            tasks = self.compositions(self.train_ids(trunk.replicate, np.arange(n_distinct)))
             train = (tasks, self.maps(tasks))
         everything = np.ones(n, dtype=bool)
         trained = self._trained(trunk)
@@ -299,8 +343,9 @@ class Compose(Family):
         first = self._lists if self.n_domains else self.n_functions
         possible = first + (self.n_slots - 1) * self.n_functions * (1 if self.share else self._lists)
         trained = np.zeros(self.n_slots * self._width, dtype=bool)
-        for start in range(0, trunk.n_tasks, 1024):
-            chunk = self.train_ids(trunk.replicate, np.arange(start, min(start + 1024, trunk.n_tasks)))
+        n_distinct = self.n_distinct(trunk.n_tasks)
+        for start in range(0, n_distinct, 1024):
+            chunk = self.train_ids(trunk.replicate, np.arange(start, min(start + 1024, n_distinct)))
             trained[self.compositions(chunk)] = True
             if trained.sum() == possible:
                 break

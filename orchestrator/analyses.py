@@ -482,7 +482,7 @@ def sized(results: Results, arm: str, skill: str) -> Sized:
         family = cast(Family, trunk.family)
         length = family.length(arm)
         compute, replicate = np.meshgrid(results.budgets, np.arange(loss.shape[1]), indexing="ij")
-        size = np.full(loss.size, float(budget.n_parameters(trunk.model, family.vocab_size, length)))
+        size = np.full(loss.size, float(budget.n_parameters(*budget.shape_of(trunk))))
         tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
         trunks = k * results.n_replicates + replicate.ravel()
         parts.append((size, tokens, loss.ravel(), compute.ravel(), replicate.ravel(), trunks))

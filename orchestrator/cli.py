@@ -401,7 +401,7 @@ def _shape_of(study: Study, line: str) -> list[tuple[str, str]]:
     trunk, arm = study.trunk_of(line), study.lines[line][0]
     family: Any = trunk.family
     length = family.length(arm)
-    n_parameters = budget.n_parameters(trunk.model, family.vocab_size, length)
+    n_parameters = budget.n_parameters(*budget.shape_of(trunk))
     cost = number(float(budget.flops_per_step(trunk)))
     steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
     which = f"{line}: " if len(study.lines) > 1 else ""

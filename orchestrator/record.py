@@ -360,8 +360,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "variant": trial.variant,
         "replicate": trial.replicate,
     }
-    family = cast(Family, trial.family)
-    params["model.n_parameters"] = budget.n_parameters(trial.model, family.vocab_size, family.length(trial.arm))
+    params["model.n_parameters"] = budget.n_parameters(*budget.shape_of(trial))
     for part in ("family", "model", "training"):
         params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
     return params

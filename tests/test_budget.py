@@ -25,7 +25,7 @@ from trainers.budget import (
     steps_of,
 )
 from trainers.model import Attention, CausalConvolution, build
-from trainers.spec import Model, Training, TrunkSpec
+from trainers.spec import Model, Numbers, Training, TrunkSpec
 
 SHAPES = [
     Model(
@@ -55,14 +55,15 @@ def trunk_of(**changes: Any) -> TrunkSpec:
 
 
 def test_parameters_are_those_of_the_model_that_is_built():
-    for model, vocab_size, seq_len in itertools.product(SHAPES, (5, 32), (7,)):
-        built = sum(p.numel() for p in build(model, vocab_size, seq_len, replicate=0).parameters())
-        assert n_parameters(model, vocab_size, seq_len) == built, model
+    for model, vocab_size, seq_len, numbers in itertools.product(SHAPES, (5, 32), (7,), (None, Numbers(6, 0.25))):
+        net = build(model, vocab_size, seq_len, replicate=0, numbers=numbers)
+        assert n_parameters(model, vocab_size, seq_len, numbers) == sum(p.numel() for p in net.parameters()), model
 
 
 def test_forward_flops_are_the_multiply_adds_that_a_forward_pass_makes():
     """Counted from the shapes that really pass through: linear layers, attention over all T x T, convolutions."""
-    for model, (vocab_size, seq_len) in itertools.product(SHAPES, ((5, 7), (33, 12))):
+    shapes = ((5, 7, None), (33, 12, None), (1, 12, Numbers(6, 0.25)))
+    for model, (vocab_size, seq_len, numbers) in itertools.product(SHAPES, shapes):
         counted = 0
 
         def count(module, inputs, output):
@@ -75,11 +76,11 @@ def test_forward_flops_are_the_multiply_adds_that_a_forward_pass_makes():
             elif isinstance(module, CausalConvolution):
                 counted += 2 * tokens * width * module.weight.shape[0]
 
-        net = build(model, vocab_size, seq_len, replicate=0)
+        net = build(model, vocab_size, seq_len, replicate=0, numbers=numbers)
         for module in net.modules():
             module.register_forward_hook(count)
-        net(torch.zeros(1, seq_len, dtype=torch.int64))
-        assert forward_flops_per_sequence(model, vocab_size, seq_len) == counted, model
+        net(torch.zeros(1, seq_len, numbers.width) if numbers else torch.zeros(1, seq_len, dtype=torch.int64))
+        assert forward_flops_per_sequence(model, vocab_size, seq_len, numbers) == counted, model
 
 
 def test_the_quickest_model_by_hand():
@@ -87,6 +88,16 @@ def test_the_quickest_model_by_hand():
     model = Model(n_layers=1, d_model=4, n_heads=1, d_mlp=8, conv_kernel=2)
     assert forward_flops_per_sequence(model, 5, 3) == 2 * 3 * (64 + 64 + 20 + 24 + 8)
     assert n_parameters(model, 5, 3) == 2 * 20 + 64 + 64 + 8 + 3 * 4
+
+
+def test_numbers_cost_the_matrix_that_embeds_them_and_a_head_of_one():
+    """As above with tokens of 9 numbers: 4·9 and 4·1 multiply-adds for 4·5; the bias adds parameters only."""
+    model = Model(n_layers=1, d_model=4, n_heads=1, d_mlp=8, conv_kernel=2)
+    assert forward_flops_per_sequence(model, 1, 3, Numbers(9, 0.25)) == 2 * 3 * (36 + 64 + 64 + 4 + 24 + 8)
+    assert n_parameters(model, 1, 3, Numbers(9, 0.25)) == 36 + 4 + 4 + 64 + 64 + 8 + 3 * 4
+    family = {"name": "regression", "n_dims": 8, "n_pairs": 2}
+    trunk = trunk_of(family=family, model=model.model_dump(), training={"batch_size": 7})
+    assert flops_per_step(trunk) == 3 * 7 * 2 * 3 * (36 + 64 + 64 + 4 + 24 + 8)
 
 
 def test_a_training_step_costs_three_forward_passes_of_the_batch():
@@ -205,7 +216,8 @@ def test_the_price_is_what_the_schedule_does(ends, decay_share, schedule):
     cost, family = flops_per_step(trunk), trunk.family
     budgets = [float(end * cost) for end in ends]
     n_steps, n_evaluations = simulated(trunk, budgets)
-    exam = family.suite_size(trunk) * forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+    length = family.length(trunk.arm)
+    exam = family.suite_size(trunk) * forward_flops_per_sequence(trunk.model, family.vocab_size, length)
     assert price(trunk, budgets) == (n_steps * cost, n_evaluations * exam, sum(ends) * cost)
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy import special, stats
 
 from trainers.model import CausalConvolution, Transformer, build, rotate
-from trainers.spec import Model
+from trainers.spec import Model, Numbers
 
 V, T = 11, 9
 OPTIONS = list(itertools.product(("rms", "layer"), ("rotary", "learned"), (0, 3)))
@@ -186,6 +186,55 @@ def test_every_parameter_learns(norm, positions, conv_kernel):
     net(tokens_of(20), tokens_of(20, seed=1), torch.ones(20, T, dtype=torch.bool)).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+# Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def net_of_numbers(norm: str = "rms", positions: str = "rotary", conv_kernel: int = 0) -> Transformer:
+    shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_mlp": 24}
+    return build(Model(norm=norm, positions=positions, conv_kernel=conv_kernel, **shape), 1, T, 0, None, NUMBERS)
+
+
+NUMBERS = Numbers(V, 0.3)
+of_numbers = pytest.mark.parametrize(("norm", "positions", "conv_kernel"), OPTIONS[::3])
+
+
+@of_numbers
+@torch.no_grad()
+def test_numbers_that_are_a_one_at_an_id_are_read_as_the_id(norm, positions, conv_kernel):
+    """Given the weights of a model of ids, its predictions are the first of that model's logits."""
+    net, ids, tokens = net_of_numbers(norm, positions, conv_kernel), net_of(norm, positions, conv_kernel), tokens_of()
+    weights = ids.state_dict()
+    weights |= {"embed.weight": weights["embed.weight"].T, "embed.bias": torch.zeros(16)}
+    net.load_state_dict(weights | {"unembed.weight": weights["unembed.weight"][:1]})
+    found = net(torch.nn.functional.one_hot(tokens, V).float())
+    torch.testing.assert_close(found, ids(tokens)[:, :, :1])
+
+
+@of_numbers
+def test_the_loss_of_numbers_is_the_mean_log_density_of_a_normal_law_and_teaches_every_parameter(
+    norm, positions, conv_kernel
+):
+    net, draw = net_of_numbers(norm, positions, conv_kernel), np.random.default_rng(0)
+    numbers = torch.from_numpy(draw.normal(size=(20, T + 1, V)).astype("float32"))
+    mask = torch.from_numpy(draw.random((20, T)) < 0.4)
+    loss = net(numbers[:, :-1], numbers[:, 1:], mask)
+    predicted, truth = net(numbers[:, :-1]).detach()[:, :, 0].numpy(), numbers[:, 1:, 0].numpy()
+    densities = stats.norm(predicted, math.sqrt(0.3)).logpdf(truth)[mask.numpy()]
+    assert loss.item() == pytest.approx(-densities.mean(), rel=1e-5)
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_a_first_block_tells_a_number_from_its_double():
+    """Without a bias its norm would leave the sign alone."""
+    net, tokens = net_of_numbers(), torch.zeros(2, 1, V)
+    tokens[:, 0, 0] = torch.tensor([1.0, 2.0])
+    one, other = net.blocks[0].norm_attention(net.embed(tokens))
+    assert (one - other).abs().max() > 0.1
 
 
 # Weights at the start --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from trainers.tasks import FAMILIES, Cipher, Family, Probe, Reference, Urns, family_from, register
+from trainers.tasks.base import normal_loss_nats
 
 # Probes ----------------------------------------------------------------------------------------------------------
 
@@ -80,6 +82,56 @@ def test_a_sequence_is_an_exact_match_when_every_scored_position_is_right():
     row = Probe(skill="s", split="seen", mask=mask, target=target).score(np.log(np.stack([p, 1 - p], axis=-1)))
     assert (row["n_sequences"], row["n_exact"]) == (3, 1)
     assert row["p_exact"] == pytest.approx(0.9 * 0.8 + 0.9 * 0.2 + 0.3)
+
+
+def numbers_by_hand() -> tuple[Probe, np.ndarray]:
+    """Two sequences, three of four positions scored, noise of variance 4; a model's predictions."""
+    mask = np.array([[True, True], [False, True]])
+    target = np.array([[1.0, -2.0], [9.0, 0.0]])
+    memorizer, generalizer = np.array([[1.0, 0.0], [9.0, 0.0]]), np.array([[0.0, 0.0], [9.0, 3.0]])
+    ones = np.ones((2, 2))
+    references = {
+        "uniform": Reference(ones * 3, ones * 0),
+        "generalizer": Reference(ones * 2, ones),
+        "memorizer": Reference(ones, ones),
+    }
+    both = {"memorizer": memorizer, "generalizer": generalizer}
+    parts = {"mask": mask, "target": target, "references": references, "distributions": both}
+    return Probe(skill="s", split="seen", noise_variance=4.0, **parts), np.array([[3.0, 0.5], [0.0, 1.0]])
+
+
+def test_a_score_of_numbers_is_the_sum_that_one_makes_by_hand():
+    probe, predicted = numbers_by_hand()
+    row = probe.score(predicted.astype(np.float32))
+    assert (row["n"], row["n_correct"]) == (3, 2)  # off by 2, the standard deviation itself, by 2.5 and by 1
+    assert row["nll_nats"] == pytest.approx((4 + 6.25 + 1) / 8 + 3 * (0.5 + 0.5 * np.log(8 * np.pi)))
+    simulated = -stats.norm(3.0, 2.0).logpdf(np.random.default_rng(0).normal(1.0, 2.0, 100_000)).mean()
+    assert normal_loss_nats(np.array(3.0), np.array(1.0), 4.0) == pytest.approx(simulated, abs=0.01)
+    assert row["skl_memorizer"] == pytest.approx((4 + 0.25 + 1) / 4)
+    assert row["skl_generalizer"] == pytest.approx((9 + 0.25 + 4) / 4)
+    assert row["skl_references"] == pytest.approx((1 + 0 + 9) / 4)
+    assert [row[f"nll_{name}"] for name in ("uniform", "generalizer", "memorizer")] == [9, 6, 3]
+    assert row["se_ability_gap"] == row["se_memory_gap"] == 0
+    assert [row.get(k) for k in ("p_correct", "brier", "n_exact", "exact_memorizer")] == [None] * 4
+    json.dumps(row, allow_nan=False)
+
+
+def test_numbers_that_are_not_finite_or_not_there_score_nothing():
+    probe, predicted = numbers_by_hand()
+    found = probe.score(np.where(probe.mask, np.nan, predicted))
+    assert [found[k] for k in ("n", "n_correct", "nll_nats", "skl_memorizer", "nll_uniform")] == [
+        3,
+        None,
+        None,
+        None,
+        9,
+    ]
+    huge = probe.score(np.full((2, 2), np.inf, np.float32))
+    assert (huge["n_correct"], huge["nll_nats"]) == (0, None)
+    empty = dataclasses.replace(probe, mask=np.zeros((2, 2), dtype=bool)).score(predicted)
+    assert {value for key, value in empty.items() if key not in ("skill", "split", "n")} == {None}
+    assert probe.score(np.where(probe.mask, predicted, np.nan)) == probe.score(predicted)
+    json.dumps([found, huge, empty], allow_nan=False)
 
 
 def test_an_empty_probe_has_no_number_but_its_count():

@@ -191,6 +191,11 @@ KINDS = {
         "training": {"batch_size": 4, "schedule": "constant"},
         "evaluation": {"first_flops": 1e6, "n_sequences": 6},
     },
+    "regression": {
+        "family": {"name": "regression", "n_dims": 2, "n_pairs": 5},
+        "training": {"batch_size": 4},
+        "evaluation": {"first_flops": 1e6, "n_sequences": 6},
+    },
     "all_decay": {"training": {"batch_size": 4, "decay_share": 0.99}},
 }
 
@@ -394,12 +399,16 @@ def same_suite(one: list[ItemSet], other: list[ItemSet]) -> bool:
     )
 
 
-SPECS = [{"name": "cipher", "n_symbols": 4, "n_pairs": 5}, {"name": "urns", "n_colors": 3, "n_draws": 6}]
+SPECS = [
+    {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+    {"name": "urns", "n_colors": 3, "n_draws": 6},
+    {"name": "regression", "n_dims": 2, "n_pairs": 3},
+]
 
 
 @pytest.mark.parametrize("family", SPECS, ids=lambda spec: spec["name"])
 def test_a_suite_is_kept_for_trunks_that_are_asked_the_same_and_for_no_others(family):
-    arm = "answer" if family["name"] == "cipher" else "next_token"
+    arm = "next_token" if family["name"] == "urns" else "answer"
     asked = {"family": family, "arm": arm, "n_tasks": 3}
     trunk = trunk_of(**asked)
     kept = train.suite_of(trunk)
@@ -539,9 +548,10 @@ def test_weights_that_are_not_finite_from_the_start_are_a_result_too():
     assert (end["status"], end["step"], end["flops_run"]) == ("diverged", 0, 0)
 
 
-def test_an_exam_of_weights_that_are_not_finite_reports_missing_numbers():
+@pytest.mark.parametrize("kind", ["cipher", "regression"])
+def test_an_exam_of_weights_that_are_not_finite_reports_missing_numbers(kind):
     """One update of 1e39, beyond float32: the next exam comes before the next loss."""
-    trunk = trunk_of(training={"batch_size": 8, "learning_rate": 1e39})
+    trunk = trunk_of(**KINDS[kind] | {"training": {"batch_size": 8, "learning_rate": 1e39}})
     events = run(trunk, budgets_of(trunk, 50))
     (exam,) = [e for e in events if e["kind"] == "evaluation"]
     assert exam["step"] == 1
@@ -663,6 +673,27 @@ def test_urns_rows_are_what_one_counts_from_the_final_weights(tmp_path):
         assert rows[split]["nll_nats"] == pytest.approx(-(urns[split][:, None] * log_probs).sum(), rel=1e-5)
 
 
+def test_regression_rows_are_what_one_counts_from_the_final_weights(tmp_path):
+    trunk = trunk_of(**KINDS["regression"] | {"training": {"batch_size": 8, "schedule": "constant"}})
+    events = run(trunk, budgets_of(trunk, 80), place_of(tmp_path))
+    rows = {row["split"]: row for row in events[-3]["rows"]}
+    net = build(trunk.model, 1, 9, replicate=99, numbers=trunk.family.numbers)
+    net.load_state_dict({k: v for k, v in live_weights(trunk, tmp_path).items() if "//" not in k})
+    for items, split, ids in zip(
+        trunk.family.suite(trunk),
+        ("held_out", "seen"),
+        (trunk.family.held_out_ids(6), trunk.family.train_ids(0, np.arange(6))),
+        strict=True,
+    ):
+        x = items.tokens[:, 0::2, 1:]
+        truth = np.einsum("nkd,nd->nk", x, trunk.family.weights(ids))
+        predicted = net(torch.from_numpy(items.tokens[:, :-1])).detach().double().numpy()[:, 0::2, 0]
+        loss = (predicted - truth) ** 2 / 0.5 + 0.5 + 0.5 * math.log(0.5 * math.pi)  # ½ log 2πσ², σ² = ¼
+        assert rows[split]["n"] == 30
+        assert rows[split]["nll_nats"] == pytest.approx(loss.sum(), rel=1e-5)
+        assert rows[split]["n_correct"] == (np.abs(predicted - truth) < 0.5).sum()
+
+
 def test_the_generaliser_and_the_memoriser_can_be_told_apart_after_a_little_training():
     """Simulated truth at the smallest scale: one task is memorised within 200 steps, and is no general rule."""
     trunk = trunk_of(n_tasks=1, training={"batch_size": 16, "learning_rate": 0.01})
@@ -673,13 +704,15 @@ def test_the_generaliser_and_the_memoriser_can_be_told_apart_after_a_little_trai
     assert held_out["nll_nats"] > held_out["nll_uniform"]
 
 
-def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as_that_of_narrow_ones():
+@pytest.mark.parametrize("kind", ["cipher", "regression"])
+def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as_that_of_narrow_ones(kind):
     """Output of one AdamW step, at the same rate: without the rule it grows with the width, with it it does not."""
 
     def change(width: int, base: int | None) -> float:
         model = {"n_layers": 1, "d_model": width, "n_heads": width // 16, "d_mlp": 4 * width, "init_gain": 1.0}
-        trunk = trunk_of(model=model, training={"batch_size": 8, "learning_rate": 0.01, "base_d_model": base})
-        net = build(trunk.model, trunk.family.vocab_size, trunk.family.seq_len, 0, base)
+        training = {"batch_size": 8, "learning_rate": 0.01, "base_d_model": base}
+        trunk = trunk_of(**KINDS[kind] | {"model": model, "training": training})
+        net = build(trunk.model, trunk.family.vocab_size, trunk.family.seq_len, 0, base, trunk.family.numbers)
         adamw = torch.optim.AdamW(parameter_groups(net, trunk), lr=1e-2)
         for group in adamw.param_groups:
             group["lr"] = 1e-2 * group["rate_share"]
@@ -688,7 +721,7 @@ def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as
         before = net(tokens[:, :-1]).detach()
         net(tokens[:, :-1], tokens[:, 1:], mask).backward()
         adamw.step()
-        return float((net(tokens[:, :-1]) - before).detach().std())
+        return float((net(tokens[:, :-1]) - before).detach().square().mean().sqrt())
 
     grown = change(512, None) / change(32, None)
     kept = change(512, 32) / change(32, 32)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainers.spec import Model, Training, TrunkSpec
+from trainers.spec import Model, Numbers, Training, TrunkSpec
 
 MIN_STEPS = 50
 """A smaller budget is refused: rounding to whole steps would exceed 1 % of it, and warm-up would be all there is."""
@@ -21,19 +21,30 @@ class BudgetTooSmall(ValueError):
     """A budget of fewer than MIN_STEPS optimizer steps."""
 
 
-def n_parameters(model: Model, vocab_size: int, seq_len: int) -> int:
+def shape_of(trunk: TrunkSpec) -> tuple[Model, int, int, Numbers | None]:
+    """What parameters and FLOPs are counted from: the model, outputs a position, positions, and what a token is."""
+    family: Any = trunk.family
+    return trunk.model, family.vocab_size, family.length(trunk.arm), family.numbers
+
+
+def n_parameters(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
     """Trainable parameters, embeddings included. A test counts the built model against this."""
     d, f = model.d_model, model.d_mlp
     norm = d if model.norm == "rms" else 2 * d
     block = 4 * d * d + 2 * d * f + 2 * norm + model.conv_kernel * d
     learned = seq_len * d if model.positions == "learned" else 0
-    return 2 * vocab_size * d + learned + model.n_layers * block + norm
+    embed = vocab_size * d if numbers is None else (numbers.width + 1) * d  # a table, or a matrix and its bias
+    return embed + vocab_size * d + learned + model.n_layers * block + norm
 
 
-def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int) -> int:
-    """Matmuls (2 per weight and token), attention (QK^T and AV, 2 T d each a token), depthwise convolution (2 k d)."""
+def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
+    """Matmuls (2 per weight and token), attention (QK^T and AV, 2 T d each a token), depthwise convolution (2 k d).
+
+    Tokens that are numbers are embedded by a matmul, where ids are looked up for nothing.
+    """
     d, t = model.d_model, seq_len
     matmul = model.n_layers * (4 * d * d + 2 * d * model.d_mlp) + d * vocab_size
+    matmul += d * numbers.width if numbers else 0
     attention = model.n_layers * 2 * t * d
     convolution = model.n_layers * model.conv_kernel * d
     return 2 * t * (matmul + attention + convolution)
@@ -41,12 +52,7 @@ def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int) -> i
 
 def flops_per_step(trunk: TrunkSpec) -> int:
     """Training FLOPs of one optimizer step: forward and backward of one global batch."""
-    family: Any = trunk.family
-    return (
-        3
-        * trunk.training.batch_size
-        * forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
-    )
+    return 3 * trunk.training.batch_size * forward_flops_per_sequence(*shape_of(trunk))
 
 
 class Steps(NamedTuple):
@@ -164,7 +170,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     last = max(s.branch for s in steps.values())
     points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps.values() if s.end > s.branch}
     ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
-    forward = forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
+    forward = forward_flops_per_sequence(*shape_of(trunk))
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
         len(ahead - at.exams) * family.suite_size(trunk) * forward,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.spec import Model
+from trainers.spec import Model, Numbers
 from trainers.streams import stream
 
 ROTARY_BASE = 10_000.0
@@ -95,12 +95,19 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, T) int64 -> logits (B, T, vocab_size); with targets and a mask -> mean loss, a scalar in nats."""
+    """Tokens (B, T) int64 -> logits (B, T, vocab_size); with targets and a mask -> mean loss, a scalar in nats.
 
-    def __init__(self, model: Model, vocab_size: int, seq_len: int) -> None:
+    With `numbers`, tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token; the targets
+    are those next tokens, and the loss is minus the log density of a normal law of the stated variance: the squared
+    error, but for a factor and a constant. The embedding then has a bias, or the norm of the first block would leave
+    no more of a token with a single number than its sign.
+    """
+
+    def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:
         super().__init__()
         norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
-        self.embed = nn.Embedding(vocab_size, model.d_model)
+        self.numbers = numbers
+        self.embed = nn.Linear(numbers.width, model.d_model) if numbers else nn.Embedding(vocab_size, model.d_model)
         self.position = nn.Parameter(torch.empty(seq_len, model.d_model)) if model.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
         self.norm = norm(model.d_model)
@@ -125,21 +132,31 @@ class Transformer(nn.Module):
         x = self.norm(x)
         if targets is None or loss_mask is None:
             return self.unembed(x)  # (B, T, V)
+        if self.numbers is not None:
+            predicted, variance = self.unembed(x[loss_mask])[:, 0], x.new_tensor(self.numbers.noise_variance)
+            return F.gaussian_nll_loss(predicted, targets[loss_mask][:, 0], variance.expand_as(predicted), full=True)
         return F.cross_entropy(self.unembed(x[loss_mask]), targets[loss_mask])
 
 
-def build(model: Model, vocab_size: int, seq_len: int, replicate: int, base_d_model: int | None = None) -> Transformer:
+def build(
+    model: Model,
+    vocab_size: int,
+    seq_len: int,
+    replicate: int,
+    base_d_model: int | None = None,
+    numbers: Numbers | None = None,
+) -> Transformer:
     """A transformer with the weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²).
 
     With `base_d_model` the output matrix is N(0, init_gain²/fan_in * base_d_model/d_model): the maximal update rule.
     """
-    net = Transformer(model, vocab_size, seq_len)
+    net = Transformer(model, vocab_size, seq_len, numbers)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "norm" in name:
                 continue  # ones and zeros, as built
             if name.startswith(("embed", "position")):
-                std = model.embed_std
+                std = model.embed_std  # of numbers, too: what a one would be looked up as
             else:  # (out, in) matrices, and the convolution's (kernel, width), which sums over the kernel
                 fan_in = parameter.shape[0] if name.endswith("conv.weight") else parameter.shape[1]
                 std = model.init_gain / math.sqrt(fan_in)

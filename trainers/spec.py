@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
@@ -119,6 +119,15 @@ def _family(value: Any) -> Any:
     from trainers.tasks import family_from  # here: tasks build on this module
 
     return family_from(value)
+
+
+class Numbers(NamedTuple):
+    """Tokens that are vectors of numbers instead of ids; the first number of the next one is what is predicted."""
+
+    width: int
+    """Numbers a token."""
+    noise_variance: float
+    """Of the normal law around a prediction; its log density is the loss."""
 
 
 _NEUTRAL: dict[str, dict[str, Any]] = {

@@ -75,9 +75,7 @@ def run_trunk(
     # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
     engine, adamw = _start_engine(trunk, place)
     suite = suite_of(trunk)
-    exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(
-        trunk.model, family.vocab_size, family.length(trunk.arm)
-    )
+    exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(*budget.shape_of(trunk))
 
     # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
@@ -254,29 +252,29 @@ def evaluate(model: torch.nn.Module, suite: list[ItemSet]) -> list[dict[str, Any
     rows = []
     for items in suite:
         parts = [_read(model, part, items.written) for part in torch.from_numpy(items.tokens[:, :-1]).split(256)]
-        log_probs = torch.cat(parts).numpy()  # (N, T, V)
-        rows += [probe.score(log_probs) for probe in items.probes]
+        predicted = torch.cat(parts).numpy()  # (N, T, V), or (N, T) numbers
+        rows += [probe.score(predicted) for probe in items.probes]
     return rows
 
 
 def _read(model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
     """Log-probabilities (B, T, V) for tokens (B, T); at the positions `written` the model's likeliest token is what it
-    goes on from, so that an early mistake is carried along as it would be in use."""
+    goes on from, so that an early mistake is carried along as it would be in use. Numbers (B, T) for tokens (B, T, W)."""
     device = next(model.parameters()).device
     tokens = tokens.to(device, copy=True)
     for position in written:
         if position + 1 < tokens.shape[1]:
             tokens[:, position + 1] = model(tokens)[:, position].argmax(-1)
-    return torch.Tensor(model(tokens).float().log_softmax(-1).cpu())
+    out = model(tokens).float()
+    return torch.Tensor((out[:, :, 0] if tokens.is_floating_point() else out.log_softmax(-1)).cpu())
 
 
 def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
     """The model under DeepSpeed, ZeRO stage 0: everything here fits. Returns the engine and its AdamW."""
     deepspeed = _deepspeed(place.device)
-    family: Any = trunk.family
     training = trunk.training
-    net = build(trunk.model, family.vocab_size, family.length(trunk.arm), trunk.replicate, training.base_d_model)
-    net = net.to(place.device)
+    model, vocab_size, length, numbers = budget.shape_of(trunk)
+    net = build(model, vocab_size, length, trunk.replicate, training.base_d_model, numbers).to(place.device)
     adamw = torch.optim.AdamW(
         parameter_groups(net, trunk),
         lr=training.learning_rate,

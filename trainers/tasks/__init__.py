@@ -16,6 +16,7 @@ from trainers.tasks.cipher import Cipher
 from trainers.tasks.compose import Compose
 from trainers.tasks.grok import Grok
 from trainers.tasks.markov import Markov
+from trainers.tasks.regression import Regression
 from trainers.tasks.urns import Urns
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Markov",
     "Probe",
     "Reference",
+    "Regression",
     "Urns",
     "family_from",
     "register",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from trainers.spec import Record
+from trainers.spec import Numbers, Record
 from trainers.streams import keyed_permutation, stream
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SMALL_UNIVERSE = 2**20
 class Batch(NamedTuple):
     """One optimizer step's data. The model reads tokens[:, :-1] and predicts tokens[:, 1:] where the mask is set."""
 
-    tokens: np.ndarray  # (B, T+1) int64
+    tokens: np.ndarray  # (B, T+1) int64, or (B, T+1, W) float32 where tokens are numbers
     loss_mask: np.ndarray  # (B, T) bool
 
 
@@ -43,19 +43,34 @@ class Probe:
     target: np.ndarray  # (N, T) int64 token ids, or (N, T, V) probabilities: the true distribution of the next token
     references: dict[str, Reference] = field(default_factory=dict)  # uniform, memorizer, generalizer, oracle
     distributions: dict[str, np.ndarray] = field(default_factory=dict)  # (N, T, V): full predictions, for distances
+    noise_variance: float | None = None
+    """Given, numbers are predicted: target and distributions are (N, T) floats, the target free of noise."""
 
-    def score(self, log_probs: np.ndarray) -> dict[str, Any]:
-        """Raw counts and sums over the scored positions; divide when reading. log_probs (N, T, V), natural log.
+    def score(self, predicted: np.ndarray) -> dict[str, Any]:
+        """Raw counts and sums over the scored positions; divide when reading. predicted (N, T, V), log-probabilities
+        (natural log); or (N, T), numbers.
 
         `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
         each as a sum; over `n_sequences` with any scored position: `n_exact`, where every one is a greedy hit, and
         `p_exact`, the summed probability that sampling gets every one right; references as `nll_<name>`,
         `correct_<name>` and, against single answers, `exact_<name>`; None where there is nothing to sum, or a sum is
         not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
+
+        A number is a hit within one standard deviation of the noise around the target, and its log loss is that of
+        normal laws of this variance, expected over the noise; it has no probability, Brier score or exact match.
         """
         n = int(self.mask.sum())
         row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": n}
-        logs = log_probs[self.mask].astype(np.float64)  # (n, V)
+        scored = predicted[self.mask].astype(np.float64)  # (n, V), or (n,)
+        row |= self._of_log_probs(scored) if self.noise_variance is None else self._of_numbers(scored)
+        row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
+        row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
+        return row
+
+    def _of_log_probs(self, logs: np.ndarray) -> dict[str, Any]:
+        """Scores of log-probabilities, of the references, and distances to them: (n, V), scored positions alone."""
+        n = len(logs)
+        row: dict[str, Any] = {}
         probs = np.exp(logs)
         if self.target.ndim == 2:
             target = self.target[self.mask]
@@ -78,15 +93,33 @@ class Probe:
             }
         row |= {k: _number(v, n) for k, v in sums.items()}
         row["n_correct"] = int(sums["n_correct"]) if n and not np.isnan(logs).any() else None
+        return row | self._of_references(exact=self.target.ndim == 2) | self._distances(probs, logs)
+
+    def _of_numbers(self, numbers: np.ndarray) -> dict[str, Any]:
+        """Scores of numbers, of the references, and distances to them: (n,), scored positions alone."""
+        assert self.noise_variance is not None
+        n, target, variance = len(numbers), self.target[self.mask], self.noise_variance
+        hits = (np.abs(numbers - target) <= np.sqrt(variance)).sum()
+        row: dict[str, Any] = {"n_correct": int(hits) if n and not np.isnan(numbers).any() else None}
+        row["nll_nats"] = _number(normal_loss_nats(numbers, target, variance).sum(), n)
+        row |= {"p_correct": None, "brier": None} | self._of_references(exact=False)
+        if {"memorizer", "generalizer"} <= self.distributions.keys():
+            memorizer, generalizer = (self.distributions[k][self.mask] for k in ("memorizer", "generalizer"))
+            pairs = {"memorizer": (numbers, memorizer), "generalizer": (numbers, generalizer)}
+            pairs["references"] = (memorizer, generalizer)
+            row |= {f"skl_{k}": _number(((a - b) ** 2).sum() / variance, n) for k, (a, b) in pairs.items()}
+        return row
+
+    def _of_references(self, exact: bool) -> dict[str, Any]:
+        """What each reference scores, whole sequences included if `exact`."""
+        row: dict[str, Any] = {}
+        n = self.mask.sum()
         for name, reference in self.references.items():
             row[f"nll_{name}"] = float(reference.nll_nats[self.mask].sum()) if n else None
             row[f"correct_{name}"] = float(reference.correct[self.mask].sum()) if n else None
-            if self.target.ndim == 2:  # a reference that guesses among ties guesses anew at each position
-                exact = np.where(self.mask, reference.correct, 1.0).prod(axis=1)[self.mask.any(axis=1)]
-                row[f"exact_{name}"] = float(exact.sum()) if n else None
-        row |= self._distances(probs, logs)
-        row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
-        row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
+            if exact:  # a reference that guesses among ties guesses anew at each position
+                right = np.where(self.mask, reference.correct, 1.0).prod(axis=1)[self.mask.any(axis=1)]
+                row[f"exact_{name}"] = float(right.sum()) if n else None
         return row
 
     def _exact(self, hits: np.ndarray, log_p: np.ndarray) -> dict[str, Any]:
@@ -126,6 +159,15 @@ class Probe:
         return {name: _number(value, len(probs)) for name, value in sums.items()}
 
 
+def normal_loss_nats(predicted: np.ndarray, mean: np.ndarray, variance: float) -> np.ndarray:
+    """Expected minus log density of a draw of N(mean, variance) under N(predicted, variance), in nats; elementwise.
+
+    That is (predicted - mean)² / (2 variance) and a constant: ratios of its differences are those of squared errors.
+    """
+    loss: np.ndarray = ((predicted - mean) ** 2 / variance + 1 + np.log(2 * np.pi * variance)) / 2
+    return loss
+
+
 def _number(value: float, n: int) -> float | None:
     """A sum over n positions as plain JSON: None over none, or where a diverged model predicts nothing finite."""
     return float(value) if n and np.isfinite(value) else None
@@ -139,7 +181,7 @@ class ItemSet:
     that follows, in place of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
     """
 
-    tokens: np.ndarray  # (N, T+1) int64
+    tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 where tokens are numbers
     probes: tuple[Probe, ...]
     written: tuple[int, ...] = ()  # in 0 ... T-1; position j predicts tokens[:, j + 1]
 
@@ -200,6 +242,11 @@ class Family(Record):
     @abstractmethod
     def seq_len(self) -> int:
         """Positions the model reads, T; of the longest arm where arms differ."""
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """What a token is where it is no id but a vector of numbers; `vocab_size` is then 1, the number predicted."""
+        return None
 
     def length(self, arm: str) -> int:
         """Positions the model reads in an arm, T."""

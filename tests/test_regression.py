@@ -1,0 +1,285 @@
+"""regression: its universe, sequences, references, scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from trainers.spec import TrunkSpec
+from trainers.tasks import Probe, Regression
+
+D, K = 8, 16
+
+
+def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **family: Any) -> TrunkSpec:
+    return TrunkSpec.model_validate(
+        {
+            "family": {"name": "regression", **family},
+            "arm": "answer",
+            "n_tasks": n_tasks,
+            "replicate": replicate,
+            "evaluation": {"n_sequences": n_sequences},
+        }
+    )
+
+
+def tasks_of(trunk: TrunkSpec) -> np.ndarray:
+    return trunk.family.weights(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+
+
+def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
+    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk) for p in i.probes if p.split == split]
+    return tokens, probe
+
+
+def pairs_of(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x (N, K, D) and y (N, K)."""
+    return tokens[:, 0::2, 1:].astype(float), tokens[:, 1::2, 0].astype(float)
+
+
+# The universe ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_dims", [1, 3, 8])
+def test_tasks_are_independent_standard_normals_over_neighbouring_ids(n_dims):
+    n = 40_000
+    w = Regression(n_dims=n_dims).weights(np.arange(n))
+    assert w.shape == (n, n_dims)
+    for column in w.T[:3]:
+        assert stats.kstest(column, "norm").pvalue > 1e-4
+    assert np.abs(np.cov(w.T) - np.eye(n_dims)).max() < 5 * math.sqrt(2 / n)
+    assert stats.kstest((w**2).sum(axis=1), stats.chi2(n_dims).cdf).pvalue > 1e-4  # Box and Muller's pairs, too
+    assert abs(np.corrcoef(w[:-1, 0], w[1:, 0])[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_a_task_depends_on_its_id_alone():
+    ids = np.array([3, 2**61, 0, 3, 2**40])
+    for task, row in zip(ids, Regression().weights(ids), strict=True):
+        assert np.array_equal(Regression().weights(np.array([task]))[0], row)
+
+
+def test_tasks_are_what_they_were_when_this_was_written():
+    """When this moves, raise Regression.version."""
+    found = Regression(n_dims=2).weights(np.array([0, 2**60]))
+    assert found.ravel().tolist() == pytest.approx(GOLDEN, rel=1e-12)
+    trunk = trunk_of(n_dims=2, n_pairs=2)
+    batch = trunk.family.batch(trunk, 3)
+    assert batch.tokens[0, :3].ravel().tolist() == pytest.approx(GOLDEN_TOKENS, rel=1e-6)
+
+
+GOLDEN = [-0.07917555753290632, 0.06301277328756992, 1.7281878407031532, -0.31914645551652765]
+GOLDEN_TOKENS = [0.0, 0.8458295, -1.0545775, -1.111095, 0.0, 0.0, 0.0, 2.0357888, -0.0022189915]
+
+
+def test_no_task_is_both_trained_and_held_out_by_content():
+    family, n = Regression(), 60_000
+    ids = [family.train_ids(replicate, np.arange(n)) for replicate in range(3)] + [family.held_out_ids(n)]
+    contents = np.concatenate([np.round(family.weights(i)[:, :4], 9) for i in ids])
+    assert len(np.unique(contents, axis=0)) == 4 * n
+
+
+def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
+    large = tasks_of(trunk_of(1024))
+    assert np.array_equal(tasks_of(trunk_of(16)), large[:16])
+    other = tasks_of(trunk_of(1024, replicate=1))
+    assert len(np.unique(np.concatenate([large, other]), axis=0)) == 2048
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_x_and_y_take_turns_and_only_y_is_scored():
+    trunk = trunk_of()
+    tokens, mask = trunk.family.batch(trunk, 7)
+    assert tokens.shape == (32, 2 * K, D + 1) and tokens.dtype == np.float32 and mask.shape == (32, 2 * K - 1)
+    assert not tokens[:, 0::2, 0].any() and not tokens[:, 1::2, 1:].any()
+    assert (tokens[:, 0::2, 1:] != 0).all() and (tokens[:, 1::2, 0] != 0).all()
+    assert mask[:, 0::2].all() and not mask[:, 1::2].any()  # what follows an x is its y
+
+
+def test_a_batch_is_a_pure_function_of_step_and_replicate():
+    trunk = trunk_of()
+    first = trunk.family.batch(trunk, 7).tokens
+    trunk.family.batch(trunk, 0)
+    assert np.array_equal(trunk_of().family.batch(trunk_of(), 7).tokens, first)
+    others = [trunk_of(replicate=r).family.batch(trunk_of(replicate=r), s).tokens for r in (0, 1) for s in range(40)]
+    assert len(np.unique(np.concatenate(others)[:, 0], axis=0)) == 80 * 32
+
+
+def test_answers_are_a_training_task_applied_to_normal_x_plus_normal_noise():
+    trunk = trunk_of(4, noise_variance=0.09)
+    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(40)]))
+    errors = y[:, None] - np.einsum("nkd,md->nmk", x, tasks_of(trunk))  # (N, 4, K)
+    which = (errors**2).sum(axis=2).argmin(axis=1)
+    assert stats.chisquare(np.bincount(which, minlength=4)).pvalue > 1e-4
+    noise = errors[np.arange(len(x)), which] / 0.3
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-4
+    assert stats.kstest(x.ravel(), "norm").pvalue > 1e-4
+    assert abs(np.corrcoef(noise.ravel(), x[:, :, 0].ravel())[0, 1]) < 5 / math.sqrt(noise.size)
+
+
+# References ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [None, "zipf"])
+def test_the_memoriser_is_bayes_over_the_training_tasks(prior):
+    family = Regression(n_dims=2, n_pairs=6, noise_variance=0.5)
+    train = family.weights(np.arange(5))
+    shares = np.full(5, 0.2) if prior is None else np.array([60, 30, 20, 15, 12]) / 137
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 6, 2)), 2 * rng.normal(size=(20, 6))
+    found = family.memorizer(x, y, train, None if prior is None else np.log(shares))
+    for row in range(20):
+        weights = list(shares)
+        for i in range(6):
+            mean = sum(p * (w @ x[row, i]) for p, w in zip(weights, train, strict=True)) / sum(weights)
+            assert found[row, i] == pytest.approx(mean, abs=1e-9)
+            weights = [
+                p * math.exp(-((y[row, i] - w @ x[row, i]) ** 2) / (2 * 0.5))
+                for p, w in zip(weights, train, strict=True)
+            ]
+
+
+def test_the_memoriser_survives_answers_that_no_training_task_gives():
+    family = Regression()
+    predicted = family.memorizer(np.ones((1, K, D)), np.full((1, K), 1e6), family.weights(np.arange(3)))
+    assert np.isfinite(predicted).all()
+
+
+def test_the_generaliser_is_the_posterior_mean_under_the_normal_prior():
+    """One dimension, by numerical integration over w."""
+    family = Regression(n_dims=1, n_pairs=5, noise_variance=0.4)
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(4, 5, 1)), rng.normal(size=(4, 5))
+    found = family.generalizer(x, y)
+    w = np.linspace(-9, 9, 20_001)
+    for row in range(4):
+        posterior = stats.norm.pdf(w)
+        for i in range(5):
+            assert found[row, i] == pytest.approx((posterior @ w) / posterior.sum() * x[row, i, 0], abs=1e-9)
+            posterior = posterior * stats.norm(w * x[row, i, 0], math.sqrt(0.4)).pdf(y[row, i])
+
+
+def test_in_many_dimensions_the_generaliser_is_least_squares_with_the_prior_as_further_data():
+    """Ridge: D more rows, σ on the diagonal, answered 0."""
+    family = Regression(n_dims=3, n_pairs=6)
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(5, 6, 3)), rng.normal(size=(5, 6))
+    found = family.generalizer(x, y)
+    for row in range(5):
+        for i in range(6):
+            rows, answers = np.vstack([x[row, :i], 0.5 * np.eye(3)]), np.append(y[row, :i], np.zeros(3))
+            assert found[row, i] == pytest.approx(x[row, i] @ np.linalg.lstsq(rows, answers)[0], abs=1e-9)
+
+
+def test_the_memoriser_of_very_many_tasks_becomes_the_generaliser():
+    family = Regression(n_dims=2, n_pairs=5)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(10, 5, 2))
+    y = x @ rng.normal(size=2) + 0.5 * rng.normal(size=(10, 5))
+
+    def gap(n: int) -> float:
+        return float(np.abs(family.memorizer(x, y, family.weights(np.arange(n))) - family.generalizer(x, y)).max())
+
+    assert gap(100_000) < 0.05 < 0.3 < gap(8)
+
+
+def test_references_see_only_the_pairs_before():
+    family = Regression()
+    rng = np.random.default_rng(4)
+    x, y, train = rng.normal(size=(3, K, D)), rng.normal(size=(3, K)), family.weights(np.arange(8))
+    for predict in (family.generalizer, lambda x, y: family.memorizer(x, y, train)):
+        before = predict(x, y)
+        for i in (0, 6, K - 1):
+            others = y.copy()
+            others[:, i] += 1
+            after = predict(x, others)
+            assert np.array_equal(after[:, : i + 1], before[:, : i + 1])
+            assert (after[:, i + 1 :] != before[:, i + 1 :]).all()
+
+
+def test_on_held_out_tasks_the_references_lose_what_theory_says():
+    """In units of 2σ²: 0 is off by |x|², D on average; ridge by its posterior variance, tr σ² (XᵀX + σ² I)^-1, from
+    designs drawn here; the oracle by nothing. The log loss has the entropy of the noise besides."""
+    _, probe = probe_of(trunk_of(10**6, n_sequences=2048), "held_out")
+    designs = np.random.default_rng(5).normal(size=(1000, K, D))
+    variance = [
+        0.25
+        * np.trace(np.linalg.inv(np.einsum("nkd,nke->nde", designs[:, :i], designs[:, :i]) + 0.25 * np.eye(D)), 0, 1, 2)
+        for i in range(K)
+    ]
+    expected = {"uniform": D, "generalizer": np.mean(variance), "oracle": 0.0}
+    assert set(probe.references) == set(expected)  # a million tasks are not enumerated
+    for name, squared in expected.items():
+        per_sequence = probe.references[name].nll_nats[:, 0::2].mean(axis=1)
+        error = per_sequence.std(ddof=1) / math.sqrt(len(per_sequence))
+        assert per_sequence.mean() == pytest.approx(
+            2 * squared + stats.norm(0, 0.5).entropy(), abs=5 * error + 0.05 * (name == "generalizer") + 1e-9
+        )
+
+
+@pytest.mark.parametrize(("n_dims", "variance"), [(1, 0.25), (8, 0.25), (3, 2.0)])
+def test_chance_is_how_often_zero_is_near_enough(n_dims, variance):
+    family = Regression(n_dims=n_dims, noise_variance=variance)
+    rng = np.random.default_rng(6)
+    products = (rng.normal(size=(200_000, n_dims)) * rng.normal(size=(200_000, n_dims))).sum(axis=1)
+    share = (np.abs(products) <= math.sqrt(variance)).mean()
+    assert family.chance("regress") == pytest.approx(share, abs=5 * math.sqrt(0.25 / 200_000))
+    if n_dims == 1:  # the density of a product of two normals is K_0(|t|) / π
+        from scipy.special import k0
+
+        assert family.chance("regress") == pytest.approx(2 / math.pi * integrate.quad(k0, 0, 0.5)[0], abs=1e-3)
+
+
+# Scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
+    trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
+    for trunk in trunks:
+        assert sum(len(items.tokens) for items in trunk.family.suite(trunk)) == trunk.family.suite_size(trunk) == 128
+    assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
+    assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
+
+
+def test_seen_sequences_come_from_the_training_tasks_and_targets_are_free_of_noise():
+    trunk = trunk_of(4)
+    tokens, probe = probe_of(trunk, "seen")
+    x, y = pairs_of(tokens)
+    truth = np.einsum("nkd,nd->nk", x, tasks_of(trunk)[np.arange(64) % 4])
+    assert np.allclose(probe.target[:, 0::2], truth, rtol=0, atol=1e-6)
+    assert stats.kstest(((y - truth) / 0.5).ravel(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("split", ["seen", "held_out"])
+def test_a_model_that_is_a_reference_scores_what_the_reference_scores(split):
+    trunk = trunk_of(4, n_sequences=16)
+    tokens, probe = probe_of(trunk, split)
+    x, y = pairs_of(tokens)
+    family = trunk.family
+    models = {"memorizer": family.memorizer(x, y, tasks_of(trunk)), "generalizer": family.generalizer(x, y)}
+    for name, other in (("memorizer", "generalizer"), ("generalizer", "memorizer")):
+        predicted = np.full((16, 2 * K - 1), np.nan)
+        predicted[:, 0::2] = models[name]
+        row = probe.score(predicted)
+        assert row["n"] == 16 * K
+        assert row["nll_nats"] == pytest.approx(row[f"nll_{name}"], rel=1e-6)
+        assert row["n_correct"] == row[f"correct_{name}"]
+        assert row[f"skl_{name}"] == 0 and row[f"skl_{other}"] == row["skl_references"] > 0
+
+
+def test_ability_from_log_losses_is_the_ratio_of_squared_errors():
+    trunk = trunk_of(4)
+    _, probe = probe_of(trunk, "held_out")
+    predicted = 0.7 * probe.distributions["generalizer"]
+    row = probe.score(predicted)
+    u, h, g = (
+        ((p - probe.target)[probe.mask] ** 2).mean() for p in (0.0, predicted, probe.distributions["generalizer"])
+    )
+    ability = (row["nll_uniform"] - row["nll_nats"]) / (row["nll_uniform"] - row["nll_generalizer"])
+    assert ability == pytest.approx((u - h) / (u - g), rel=1e-9)
+    assert 0.5 < ability < 1

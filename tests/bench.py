@@ -137,7 +137,8 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     engine.destroy()
     steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
     n_evaluations = budget.price(trunk, budgets).eval_flops / (
-        family.suite_size(trunk) * budget.forward_flops_per_sequence(trunk.model, family.vocab_size, family.seq_len)
+        family.suite_size(trunk)
+        * budget.forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
     )
     return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from typing import Any
 
@@ -322,6 +323,103 @@ def test_a_list_too_long_to_enumerate_has_no_memoriser():
         assert set(probe.references) == {"uniform", "generalizer"}
 
 
+# Told the task ---------------------------------------------------------------------------------------------------
+
+
+def told_and_pairs(tokens: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The table, questions and answers of sequences of `task_id`, all 0 ... V-1."""
+    return tokens[:, :v] - v, *pairs_of(tokens[:, v:], v)
+
+
+def test_told_the_task_a_sequence_begins_with_its_table_and_the_loss_sees_the_answers():
+    trunk, plain = trunk_of(8, "task_id"), trunk_of(8)
+    family = trunk.family
+    batch = family.batch(trunk, 3)
+    assert batch.tokens.shape == (32, 16 + 48) and family.length("task_id") == family.seq_len == 63
+    assert family.length("answer") == family.length("next_token") == 47
+    assert np.array_equal(batch.tokens[:, 16:], plain.family.batch(plain, 3).tokens)  # the same pairs, after it
+    table, x, y = told_and_pairs(batch.tokens, 16)
+    tasks = set(map(tuple, family.permutations(family.train_ids(0, np.arange(8))).tolist()))
+    assert set(map(tuple, table.tolist())) <= tasks
+    assert np.array_equal(np.take_along_axis(table, x, axis=1), y)
+    assert not batch.loss_mask[:, :16].any() and batch.loss_mask[:, 16::2].all() and not batch.loss_mask[:, 17::2].any()
+
+
+def test_noise_answers_are_drawn_anew_under_any_table():
+    trunk, plain = (trunk_of(8, arm, answers="noise") for arm in ("task_id", "answer"))
+    told, pairs = trunk.family.batch(trunk, 3).tokens, plain.family.batch(plain, 3).tokens
+    assert np.array_equal(told[:, 16:], pairs)
+    table, x, y = told_and_pairs(told, 16)
+    assert np.array_equal(np.sort(table, axis=1), np.tile(np.arange(16), (32, 1)))
+    assert abs((np.take_along_axis(table, x, axis=1) == y).mean() - 1 / 16) < 0.05
+
+
+@pytest.mark.parametrize("n_tasks", [1, 12])
+def test_told_the_task_every_item_can_be_looked_up_and_the_memoriser_reads_the_table_as_more_pairs(n_tasks):
+    """Both by plain enumeration: V pairs stand before the others. To 1e-9."""
+    trunk = trunk_of(n_tasks, "task_id", n_sequences=12, n_symbols=5, n_pairs=8)
+    family = trunk.family
+    tasks = [tuple(t) for t in family.permutations(family.train_ids(0, np.arange(n_tasks))).tolist()]
+    plain = suite_of(trunk_of(n_tasks, n_sequences=12, n_symbols=5, n_pairs=8))
+    for items, untold in zip(suite_of(trunk), plain, strict=True):
+        assert np.array_equal(items.tokens[:, 5:], untold.tokens)
+        table, x, y = told_and_pairs(items.tokens, 5)
+        assert np.array_equal(np.take_along_axis(table, x, axis=1), y)
+        for probe, same in zip(items.probes, untold.probes, strict=True):
+            assert np.array_equal(probe.mask[:, 5:], same.mask) and not probe.mask[:, :5].any()
+            assert np.array_equal(probe.target[:, 5:], same.target)
+            if (rule := probe.references.get("generalizer")) is not None:
+                assert (rule.nll_nats[probe.mask] == 0).all() and (rule.correct[probe.mask] == 1).all()
+            for row in range(12):
+                xs, ys = [*range(5), *x[row].tolist()], [*table[row].tolist(), *y[row].tolist()]
+                expected = np.array(bayes(tasks, xs, ys, EPSILON))[5:]
+                target = probe.target[row, 5::2] - 5
+                nll = np.where(probe.mask[row, 5::2], -np.log(expected[np.arange(8), target]), 0)
+                assert np.allclose(probe.references["memorizer"].nll_nats[row, 5::2], nll, rtol=0, atol=1e-9)
+
+
+def test_told_the_task_the_references_coincide_on_training_tasks_and_not_on_others():
+    trunk = trunk_of(64, "task_id")
+    assert per_token(trunk, "mixture", "seen", "memorizer")[0] == pytest.approx(EPSILON * 15 / 16, rel=0.01)
+    assert per_token(trunk, "mixture", "seen", "generalizer") == (0.0, 1.0)
+    assert per_token(trunk, "recall", "held_out", "memorizer")[1] < 0.5
+
+
+def test_the_arms_that_tell_nothing_are_to_the_bit_what_they_were_before_one_told():
+    """Batches, evaluation sequences and references, with tasks drawn alike and not, and of noise."""
+    few = {"n_tasks": 40, "replicate": 1, "evaluation": {"n_sequences": 24}}
+    small = {"name": "cipher", "n_symbols": 8, "n_pairs": 10}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"training": {"task_exponent": 1.0}},
+        {"n_tasks": 10_000},
+        {"family": {"name": "cipher", "n_symbols": 8, "answers": "noise"}},
+    ]
+    found = {
+        arm: [digest(TrunkSpec.model_validate({"family": small, "arm": arm} | few | change)) for change in changes]
+        for arm in ("answer", "next_token")
+    }
+    assert found == {
+        "answer": ["10ab1ecc5011daa3", "7a187ea3a9e88873", "62720e7905610b32", "226676e52222b9d8"],
+        "next_token": ["9be4442bf4bc8497", "4851c88b34d6fc1f", "e40ca66b7fe407f0", "9f0a269aa2151b56"],
+    }
+
+
+def digest(trunk: TrunkSpec) -> str:
+    """Of two batches and the whole suite; references to six digits."""
+    h = hashlib.sha256()
+    for step in (0, 7):
+        batch = trunk.family.batch(trunk, step)
+        h.update(batch.tokens.tobytes() + batch.loss_mask.tobytes())
+    for items in suite_of(trunk):
+        h.update(items.tokens.tobytes())
+        for probe in items.probes:
+            h.update((probe.skill + probe.split).encode() + probe.mask.tobytes() + probe.target.tobytes())
+            for name, (nll, correct) in probe.references.items():
+                h.update(name.encode() + np.round(nll, 6).tobytes() + np.round(correct, 6).tobytes())
+    return h.hexdigest()[:16]
+
+
 # Skills ----------------------------------------------------------------------------------------------------------
 
 
@@ -343,9 +441,9 @@ def test_held_out_sequences_show_no_training_task_and_seen_ones_only_training_ta
 
 
 def test_the_suite_has_the_size_that_its_price_assumes():
-    for trunk in (trunk_of(n_sequences=5), trunk_of(10**9, n_sequences=17, n_symbols=14)):
+    for trunk in (trunk_of(n_sequences=5), trunk_of(10**9, n_sequences=17, n_symbols=14), trunk_of(5, "task_id")):
         assert sum(len(items.tokens) for items in suite_of(trunk)) == trunk.family.suite_size(trunk)
-        assert all(items.tokens.shape[1] == trunk.family.seq_len + 1 for items in suite_of(trunk))
+        assert all(items.tokens.shape[1] == trunk.family.length(trunk.arm) + 1 for items in suite_of(trunk))
 
 
 @pytest.mark.parametrize("split", ["seen", "held_out"])
@@ -422,7 +520,7 @@ def test_functions_are_many_to_one_and_asked_where_the_question_stood_before():
 
 def log_probs_of(predictions: np.ndarray, family: Cipher) -> np.ndarray:
     """Predictions over the answers (N, P, V) as a model's log-probabilities over all tokens (N, T, 2V)."""
-    out = np.full((len(predictions), family.seq_len, family.vocab_size), -np.inf)
+    out = np.full((len(predictions), family.length("answer"), family.vocab_size), -np.inf)
     with np.errstate(divide="ignore"):
         out[:, ::2, family.n_symbols :] = np.log(predictions)
     return out

@@ -2,6 +2,10 @@
 
 A sequence is x1 π(x1) x2 π(x2) ... xP π(xP), x uniform with replacement; x and y symbols are separate tokens (x: 0..V-1,
 y: V..2V-1). A model may memorise the training permutations, or learn the rule "copy the answer from the context".
+
+Told the task (`task_id`), a sequence begins with the table π(0) ... π(V-1) of the map that it shows, of the swapped or random
+one where a skill shows such. The rule is then to look answers up there: nothing is left to infer, not even where a question
+is new, and on training tasks the rule and the memoriser know the same.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ class Cipher(Family):
     """`noise` trains on answers drawn independently of everything: a null, on which no skill can be learned."""
 
     version: ClassVar[int] = 1
-    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token")
+    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token", "task_id")
     headline: ClassVar[str] = "recall"
     mixture: ClassVar[str] = "mixture"
     memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
@@ -67,7 +71,14 @@ class Cipher(Family):
 
     @property
     def seq_len(self) -> int:
-        return 2 * self.n_pairs - 1
+        return self.length("task_id")
+
+    def length(self, arm: str) -> int:
+        return self._first(arm) + 2 * self.n_pairs - 1
+
+    def _first(self, arm: str) -> int:
+        """Where the first question stands: after the table of all answers, where it is told."""
+        return self.n_symbols if arm == "task_id" else 0
 
     def chance(self, skill: str) -> float | None:
         return 1 / self.n_symbols
@@ -84,22 +95,30 @@ class Cipher(Family):
             out[:, position] = digit
         return out
 
-    def _sequences(self, maps: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Interleave questions and answers: maps (N, V), x (N, P) -> tokens (N, 2P)."""
+    def _sequences(self, arm: str, maps: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Interleave questions and answers, after the map itself where it is told: maps (N, V), x (N, P) -> (N, T+1)."""
         y = np.take_along_axis(maps, x, axis=1) + self.n_symbols
-        return np.stack([x, y], axis=2).reshape(len(x), -1)
+        pairs = np.stack([x, y], axis=2).reshape(len(x), -1)
+        return np.concatenate([maps + self.n_symbols, pairs], axis=1) if arm == "task_id" else pairs
+
+    def _lift(self, arm: str, pairs: np.ndarray) -> np.ndarray:
+        """Arrays over pairs (N, P) to positions (N, T): an answer is predicted where its question stands."""
+        positions = np.zeros((len(pairs), self.length(arm)), dtype=pairs.dtype)
+        positions[:, self._first(arm) :: 2] = pairs
+        return positions
 
     def batch(self, trunk: TrunkSpec, step: int) -> Batch:
         draw = stream("cipher", "batch", trunk.replicate, step)
         size = trunk.training.batch_size
         maps = self.permutations(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
-        tokens = self._sequences(maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
+        tokens = self._sequences(trunk.arm, maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
         if self.answers == "noise":
-            tokens[:, 1::2] = self.n_symbols + draw.integers(0, self.n_symbols, (size, self.n_pairs))
-        loss_mask = np.ones((size, self.seq_len), dtype=bool)
-        if trunk.arm == "answer":
-            loss_mask[:, 1::2] = False  # the next token there is a question: irreducible noise
-        return Batch(tokens, loss_mask)
+            noise = draw.integers(0, self.n_symbols, (size, self.n_pairs))
+            tokens[:, self._first(trunk.arm) + 1 :: 2] = self.n_symbols + noise
+        if trunk.arm == "next_token":
+            return Batch(tokens, np.ones((size, self.length(trunk.arm)), dtype=bool))
+        answers = np.ones((size, self.n_pairs), dtype=bool)  # the questions are irreducible noise, and so is the table
+        return Batch(tokens, self._lift(trunk.arm, answers))
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
@@ -118,10 +137,10 @@ class Cipher(Family):
         functions = stream("cipher", "functions").integers(0, v, (n, v))
         questions = stream("cipher", "questions").integers(0, v, (4, n, self.n_pairs))
         return [
-            self._plain_set("held_out", held_out, questions[0], train, self._novel_pairs(trunk)),
-            self._plain_set("seen", seen, questions[1], train, None),
-            self._override_set(seen, questions[2], train),
-            self._function_set(functions, questions[3], train),
+            self._plain_set(trunk.arm, "held_out", held_out, questions[0], train, self._novel_pairs(trunk)),
+            self._plain_set(trunk.arm, "seen", seen, questions[1], train, None),
+            self._override_set(trunk.arm, seen, questions[2], train),
+            self._function_set(trunk.arm, functions, questions[3], train),
         ]
 
     def _novel_pairs(self, trunk: TrunkSpec) -> np.ndarray:
@@ -135,21 +154,20 @@ class Cipher(Family):
         return novel
 
     def _plain_set(
-        self, split: str, maps: np.ndarray, x: np.ndarray, train: Trained | None, novel: np.ndarray | None
+        self, arm: str, split: str, maps: np.ndarray, x: np.ndarray, train: Trained | None, novel: np.ndarray | None
     ) -> ItemSet:
-        tokens = self._sequences(maps, x)
-        y = tokens[:, 1::2] - self.n_symbols
+        y = np.take_along_axis(maps, x, axis=1)
         in_context = _occurred_before(x)
-        references = self._references(x, y, train)
+        references = self._references(arm, maps, x, train)
         masks = {"recall": in_context, "elimination": ~in_context, self.mixture: np.ones_like(in_context)}
         if novel is not None:
             masks["recall_novel_pair"] = in_context & novel[x, y]
         return ItemSet(
-            tokens=tokens,
-            probes=tuple(self._probe(s, split, mask, y, references) for s, mask in masks.items()),
+            tokens=self._sequences(arm, maps, x),
+            probes=tuple(self._probe(arm, s, split, mask, y, references) for s, mask in masks.items()),
         )
 
-    def _override_set(self, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
+    def _override_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
         """Swap the answers of two questions a, b; show each early, ask both again at the end."""
         n, p = x.shape
         draw = stream("cipher", "override")
@@ -160,59 +178,57 @@ class Cipher(Family):
         x[:, -2:] = draw.permuted(pair, axis=1)
         swapped = maps.copy()
         np.put_along_axis(swapped, pair, np.take_along_axis(maps, pair[:, ::-1], axis=1), axis=1)
-        tokens = self._sequences(swapped, x)
-        shown, remembered = tokens[:, 1::2] - self.n_symbols, np.take_along_axis(maps, x, axis=1)
+        shown, remembered = np.take_along_axis(swapped, x, axis=1), np.take_along_axis(maps, x, axis=1)
         mask = _occurred_before(x) & (x[:, :, None] == pair[:, None, :]).any(2)
-        references = self._references(x, shown, train)
+        references = self._references(arm, swapped, x, train)
         finite = {name: probs for name, probs in references.items() if name != "generalizer"}  # it gives memory 0
         probes = (
-            self._probe("override", "seen", mask, shown, references),
-            self._probe("override_memory", "seen", mask, remembered, finite),
+            self._probe(arm, "override", "seen", mask, shown, references),
+            self._probe(arm, "override_memory", "seen", mask, remembered, finite),
         )
-        return ItemSet(tokens=tokens, probes=probes)
+        return ItemSet(tokens=self._sequences(arm, swapped, x), probes=probes)
 
-    def _function_set(self, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
-        tokens = self._sequences(maps, x)
-        y = tokens[:, 1::2] - self.n_symbols
-        references = self._references(x, y, train)
-        probe = self._probe("recall_function", "held_out", _occurred_before(x), y, references)
-        return ItemSet(tokens=tokens, probes=(probe,))
+    def _function_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
+        y = np.take_along_axis(maps, x, axis=1)
+        references = self._references(arm, maps, x, train)
+        probe = self._probe(arm, "recall_function", "held_out", _occurred_before(x), y, references)
+        return ItemSet(tokens=self._sequences(arm, maps, x), probes=(probe,))
 
     def _probe(
-        self, skill: str, split: str, mask: np.ndarray, y: np.ndarray, references: dict[str, np.ndarray]
+        self, arm: str, skill: str, split: str, mask: np.ndarray, y: np.ndarray, references: dict[str, np.ndarray]
     ) -> Probe:
-        """Lift arrays over pairs (N, P) to positions (N, T): pair p is answered at position 2p."""
-
-        def lift(pairs: np.ndarray) -> np.ndarray:
-            positions = np.zeros((len(pairs), self.seq_len), dtype=pairs.dtype)
-            positions[:, ::2] = pairs
-            return positions
+        """Arrays over pairs (N, P) are lifted to positions (N, T)."""
 
         def reference(probs: np.ndarray) -> Reference:  # (N, P, V) predictions
             p = np.take_along_axis(probs, y[:, :, None], axis=2)[:, :, 0]
             best = probs.max(axis=2)
             tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
-            nll = -np.log(np.maximum(p, 1e-300))
-            return Reference(lift(np.where(mask, nll, 0.0)), lift(np.where(p >= best - 1e-12, 1 / tied, 0.0)))
+            nll = np.where(mask, -np.log(np.maximum(p, 1e-300)), 0.0)
+            return Reference(self._lift(arm, nll), self._lift(arm, np.where(p >= best - 1e-12, 1 / tied, 0.0)))
 
         return Probe(
             skill=skill,
             split=split,
-            mask=lift(mask),
-            target=lift(y + self.n_symbols),
+            mask=self._lift(arm, mask),
+            target=self._lift(arm, y + self.n_symbols),
             references={name: reference(probs) for name, probs in references.items()},
         )
 
     # References ------------------------------------------------------------------------------------------------
 
-    def _references(self, x: np.ndarray, y: np.ndarray, train: Trained | None) -> dict[str, np.ndarray]:
-        """Each reference's predictions (N, P, V) over the V answers; no memoriser where the list is too long."""
+    def _references(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> dict[str, np.ndarray]:
+        """Each reference's predictions (N, P, V) over the V answers; no memoriser where the list is too long.
+
+        Told the map, the generaliser looks answers up; to the memoriser the table is V more pairs to find its task by.
+        """
+        y = np.take_along_axis(maps, x, axis=1)
+        told = maps if arm == "task_id" else None
         references = {
             "uniform": np.full((*x.shape, self.n_symbols), 1 / self.n_symbols),
-            "generalizer": self.generalizer(x, y),
+            "generalizer": self.generalizer(x, y) if told is None else np.eye(self.n_symbols)[y],
         }
         if train is not None:
-            references["memorizer"] = self.memorizer(x, y, *train)
+            references["memorizer"] = self.memorizer(x, y, *train, told=told)
         return references
 
     def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -236,22 +252,29 @@ class Cipher(Family):
         return out
 
     def memorizer(
-        self, x: np.ndarray, y: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        train: np.ndarray,
+        log_shares: np.ndarray | None = None,
+        told: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bayes over exactly the training permutations, answers believed with 1 - ε.
+        """Bayes over exactly the training permutations, answers believed with 1 - ε, those of the table `told` too.
 
-        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform -> (N, P, V).
+        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform, told (N, V) -> (N, P, V).
         """
         v, (n, p) = self.n_symbols, x.shape
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
         table = np.ascontiguousarray(train.T.astype(np.uint8))  # (V, K); bytes, because this is the costly array
         matches = table[x] == y.astype(np.uint8)[:, :, None]  # (N, P, K)
-        byte = np.min_scalar_type(p)  # two from 256 pairs on
+        byte = np.min_scalar_type(p + v)  # two from 256 pairs on
         before = np.cumsum(matches, axis=1, dtype=byte)  # agreements in the context, this pair included
         before -= matches
+        if told is not None:
+            before += (told.astype(np.uint8)[:, :, None] == table).sum(axis=1, dtype=byte)[:, None]
         behind = before.max(axis=2, keepdims=True) - before
         if log_shares is None:
-            weight = np.exp(-surprise * np.arange(p + 1))[behind]  # (N, P, K), unnormalised posterior
+            weight = np.exp(-surprise * np.arange(p + v + 1))[behind]  # (N, P, K), unnormalised posterior
         else:
             weight = log_shares - surprise * behind
             weight = np.exp(weight - weight.max(axis=2, keepdims=True))

@@ -7,7 +7,6 @@ Every interval takes a confidence, because what is not the primary claim is corr
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -259,7 +258,7 @@ class Overtaking(NamedTuple):
 def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Overtaking]:
     """Every pair of arms at every number of tasks; the order in which one is seen to overtake, if either is."""
     found = []
-    for a, b in combinations(results.study.lines, 2):
+    for a, b in results.study.comparable:
         for i, n in enumerate(results.levels):
             first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
             level = confidence(claim_of_arms(a, b, skill, n))
@@ -285,7 +284,7 @@ def multipliers(
 ) -> list[Multiplier]:
     """Every pair of arms at every number of tasks at which either is seen to come; compute to skill against compute to skill."""
     found = []
-    for a, b in combinations(results.study.lines, 2):
+    for a, b in results.study.comparable:
         for n in results.levels:
             pair = [to_skill.get((arm, n)) for arm in (a, b)]
             rows = [one.boundary.brackets if one else () for one in pair]

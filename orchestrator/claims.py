@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, cast
 
-from orchestrator import analyses, stats
+from orchestrator import analyses, generalists, stats
 from orchestrator.analyses import claim_of, claim_of_arms
 from orchestrator.primary import Primary
 from orchestrator.results import Results
@@ -75,6 +75,16 @@ def looked_at(
     for m in analyses.multipliers(results, skills[0], known, plain):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
         found.append((claim_of_arms(m.first, m.second, skills[0], m.n_tasks, "multiplier"), says, m.ratio.p_value))
+    for contest in generalists.contests(results, plain):
+        of = contest.domain if contest.domain == generalists.ALL else f"the specialist of {contest.domain}"
+        spent = (
+            f"{contest.against}, {number(contest.specialist_flops)} FLOPs"
+            if contest.specialist_flops
+            else contest.against
+        )
+        says = f"{contest.generalist} overtakes {of} at {number(contest.n_tasks)} tasks ({spent})"
+        where = contest.generalist, contest.domain, contest.n_tasks, contest.against, contest.specialist_flops
+        found.append((generalists.claim_of_contest(*where), says, contest.result.p_value))
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
         of_arm = f" ({cut.arm})" if several else ""

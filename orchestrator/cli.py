@@ -379,10 +379,10 @@ def _show_plan(
         lines += [
             ("speed", speed),
             ("tokens", f"{number(float(todo.tokens))} read in training"),
-            *(row for line in study.lines for row in _shape_of(study, line)),
+            *_shapes(study),
             (
                 "tasks",
-                f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_train_ids))}",
+                f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_tasks_max))}{' in each domain' if len(family.domains) > 1 else ''}",
             ),
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
@@ -396,19 +396,21 @@ def _show_plan(
     console.print(table)
 
 
-def _shape_of(study: Study, line: str) -> list[tuple[str, str]]:
-    """A line's model and what its budgets come to, in rows of the plan; named where there are several."""
-    trunk, arm = study.trunk_of(line), study.lines[line][0]
-    family: Any = trunk.family
-    length = family.length(arm)
-    n_parameters = budget.n_parameters(*budget.shape_of(trunk))
-    cost = number(float(budget.flops_per_step(trunk)))
-    steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
-    which = f"{line}: " if len(study.lines) > 1 else ""
-    return [
-        ("model", f"{which}{n_parameters:,} parameters, sequences of {length}, {cost} FLOPs a step"),
-        ("budgets", f"{which}{steps} steps"),
-    ]
+def _shapes(study: Study) -> list[tuple[str, str]]:
+    """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for line, (arm, _) in study.lines.items():
+        trunk = study.trunk_of(line)
+        length, cost = study.family_of(line).length(arm), float(budget.flops_per_step(trunk))
+        n_parameters = budget.n_parameters(*budget.shape_of(trunk))
+        model = f"{n_parameters:,} parameters, sequences of {length}, {number(cost)} FLOPs a step"
+        steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
+        alike.setdefault((model, f"{steps} steps"), []).append(line)
+    rows = []
+    for (model, steps), lines in alike.items():
+        which = f"{', '.join(lines)}: " if len(alike) > 1 else ""
+        rows += [("model", f"{which}{model}"), ("budgets", f"{which}{steps}")]
+    return rows
 
 
 def _show_result(

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator import analyses, claims, primary_verdict, stats
+from orchestrator import analyses, claims, generalists, primary_verdict, stats
 from orchestrator.analyses import (
     Boundaries,
     Cut,
@@ -25,12 +24,14 @@ from orchestrator.analyses import (
     claim_of,
     claim_of_arms,
 )
+from orchestrator.generalists import Contest, claim_of_contest
 from orchestrator.results import Phase, Results, Row
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import Chinchilla, Isoflops, Optimum
 from orchestrator.study import Expected, Study
 from orchestrator.words import (
     ability_words,
+    contest_words,
     drift_words,
     emergence_words,
     figure,
@@ -92,6 +93,8 @@ class Findings:
     """(arm, n_tasks) -> from how much compute on the headline skill is there."""
     crossovers: tuple[Overtaking, ...] = ()
     multipliers: tuple[Multiplier, ...] = ()
+    contests: tuple[Contest, ...] = ()
+    """A generalist against the specialists of its domains."""
     cuts: tuple[Cut, ...] = ()
     """Break, smooth or metric artefact: every shown skill along either axis."""
     noise: tuple[NoiseRow, ...] = ()
@@ -228,6 +231,7 @@ def judge(results: Results) -> Findings:
         multipliers=tuple(
             analyses.multipliers(results, skills[0], {k: t for k, t in to_skill.items() if t is not None}, confidence)
         ),
+        contests=tuple(generalists.contests(results, confidence)),
         cuts=tuple(cuts),
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
@@ -303,17 +307,18 @@ def _answer(found: Findings) -> str:
         return "Nothing can be said yet: no trial has ended."
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
-    for arm in study.lines:
+    for arm in study.lines if not found.contests else ():  # else who wins is what was asked, and each line a paragraph
         sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
-    sentences += _fewer_sentences(found)
+    sentences += _fewer_sentences(found) if not found.contests else []
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
+    sentences += _contest_sentences(found)
     if found.primary is not None:
         sentences.append(primary_sentence(found))
     shown = {claims.name_of(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
     headline = {
         claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
     }
-    if study.axes.replicates > 1 and not headline <= shown:
+    if study.axes.replicates > 1 and not headline <= shown and not found.contests:
         few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
         sentences.append(f"Where the skill appears is not kept after correction for all that was looked at{few}.")
     if study.axes.replicates < 2:
@@ -428,7 +433,7 @@ def _fewer_sentences(found: Findings) -> list[str]:
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
     skill, said, overlap = found.study.shown_skills[0], [], 0
-    for a, b in combinations(found.study.lines, 2):
+    for a, b in found.study.comparable:
         (flops, first), (_, second) = found.k_ability[(a, skill)][-1], found.k_ability[(b, skill)][-1]
         if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
             continue  # nothing to compare, or both beyond (or below) all that was tried
@@ -453,6 +458,16 @@ def _fewer_sentences(found: Findings) -> list[str]:
 def _overtaking_sentence(o: Overtaking) -> str:
     where = claims.range_words(o.result.low, o.result.high)
     return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs."
+
+
+def _contest_sentences(found: Findings) -> list[str]:
+    """Each generalist against its specialists together (or the one that it has) at their best, number of tasks by number of
+    tasks; and from which multiple of their smallest budget on it is ahead of what they had then."""
+    several = {c.generalist for c in found.contests if c.pooled}
+    shown = [c for c in found.contests if c.pooled or c.generalist not in several]
+    smallest = found.study.budgets[0]
+    said = [c for c in shown if c.against == "its best" or c.specialist_flops == smallest]
+    return [f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)}." for c in said]
 
 
 def primary_sentence(found: Findings) -> str:
@@ -530,6 +545,12 @@ def summary(found: Findings) -> list[dict[str, Any]]:
         name, (low, high) = claim_of_arms(m.first, m.second, headline, m.n_tasks, "multiplier"), times_of(m.ratio)
         where = {"arm": m.second, "skill": headline, "n_tasks": m.n_tasks}
         add("compute multiplier", name, **where, low=low, high=high, verdict=m.ratio.verdict, words=multiplier_words(m))
+    for met in found.contests:
+        name = claim_of_contest(met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops)
+        where = {"arm": met.generalist, "skill": met.domain, "n_tasks": met.n_tasks}
+        (low, high), said = met.multiples, contest_words(met, found.study.budgets)
+        ends = {"low": low, "high": high, "compute_flops": met.specialist_flops}
+        add(f"generalist against {met.against}", name, **where, **ends, verdict=met.result.verdict, words=said)
     for cut in found.cuts:
         place: dict[str, Any] = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
         said = emergence_words(cut.result)

@@ -122,7 +122,8 @@ def runs_table(state: State, study: Study) -> pa.Table:
         origin = by_id.get(event.get("session", ""), session)
         steps = event.get("step")
         sequences = steps * trial.training.batch_size if steps is not None else None
-        alike = sequences if not trial.training.task_exponent else None  # drawn unequally: their number is not told
+        family = cast(Family, trial.family)
+        alike = sequences if family.draws_alike(trial.training) else None  # else their number is not told
         ended = event.get("time")
         rows.append(
             _axes(trial)
@@ -131,7 +132,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
                 for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
             }
             | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
-            | {"sequences": sequences, "distinct_tasks": distinct_tasks(trial.n_tasks, alike)}
+            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), alike)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
             | {"host": event.get("host"), "device": event.get("device")}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}

@@ -14,6 +14,7 @@ from orchestrator.stats.replicates import Needed
 
 if TYPE_CHECKING:
     from orchestrator.analyses import Multiplier
+    from orchestrator.generalists import Contest
 
 
 def number(value: float) -> str:
@@ -199,6 +200,39 @@ def multiplier_words(found: Multiplier) -> str:
         return f"{second} needs {bound} times the compute of {first}"
     told = "" if low > 1 or high < 1 else ": which needs less is not shown"
     return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
+
+
+def contest_words(found: Contest, budgets: Sequence[float]) -> str:
+    """What can be said of a generalist against a specialist, as a sentence without its full stop."""
+    spent, verdict = found.specialist_flops, found.result.verdict
+    whose = "the mean specialist" if found.pooled else f"the specialist of {found.domain}"
+    state = {
+        "its budget": f"of {number(spent or 0.0)} FLOPs",
+        "the same": "of equal compute",
+        "its best": "at its best",
+    }
+    rival = f"{whose} {state[found.against]}"
+
+    def amount(*ends: float | None) -> str:
+        known = [end for end in ends if end is not None]
+        if spent is None:
+            return " to ".join(map(number, known)) + " FLOPs"
+        return (
+            " to ".join(f"{end / spent:.2g}" if end < 100 * spent else f"{end / spent:.0f}" for end in known)
+            + " times its compute"
+        )
+
+    low, high = found.result.low, found.result.high
+    if verdict == "crosses":
+        bound = "" if low and high else "at most " if high else "more than "
+        return f"{found.generalist} overtakes {rival} at {bound}{amount(low, high)}"
+    told = {
+        "a ahead throughout": f"{found.generalist} stays behind {rival}, up to {amount(budgets[-1])}",
+        "b ahead throughout": f"{found.generalist} is ahead of {rival}, from {amount(high)} on",
+        "no difference shown": f"no difference is shown between {found.generalist} and {rival}, up to {amount(budgets[-1])}",
+        "missing": f"{found.generalist} and {rival} were not both measured",
+    }
+    return told.get(verdict, f"whether {found.generalist} overtakes {rival} is undecided")
 
 
 def settles(further_scales: int | None, further_replicates: int | None, estimated: bool = False) -> str:

@@ -194,7 +194,7 @@ def _draw_curves(
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)
     _draw_references(sheet, references, series[-1].measure, arm, n_tasks)
     for kind in series:
-        _draw_tracks(sheet, curves, kind, arm, n_tasks)
+        draw_tracks(sheet, curves, kind, arm, n_tasks)
 
 
 def compute_axis(ax: Axes, span: tuple[float, float], places: Sequence[float]) -> None:
@@ -253,7 +253,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return places
 
 
-def _draw_tracks(sheet: Sheet, curves: Curves, series: Series, arm: str, n_tasks: int) -> None:
+def draw_tracks(sheet: Sheet, curves: Curves, series: Series, arm: str, n_tasks: int) -> None:
     """All replicates of one kind: trunks and branches in one go, because hundreds of artists are slow and heavy."""
     tracks = [curves.track(series, arm, n_tasks, r) for r in range(curves.found.study.axes.replicates)]
     many = len(tracks) > 5

@@ -10,6 +10,7 @@ from typing import cast
 
 from orchestrator import findings
 from orchestrator.findings import Findings
+from orchestrator.report.contest_figures import contest_plate
 from orchestrator.report.curves import (
     Curves,
     Distances,
@@ -53,6 +54,7 @@ def plates_of(curves: Curves, arm: str, walk: Walk | None) -> dict[str, Plate | 
         "scores": scores_plate(curves, arm),
         "to_skill": to_skill_plate(curves, arm),
         "forecast": forecast_plate(curves, arm),
+        "generalist": contest_plate(curves, arm),
     }
     suffix = f"_{arm.replace(', ', '_')}" if len(found.study.lines) > 1 else ""
     return {name: replace(plate, name=name + suffix) if plate else None for name, plate in plates.items()}

@@ -9,11 +9,13 @@ from typing import Any
 from orchestrator import claims, stats
 from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, claim_of, claim_of_arms
 from orchestrator.findings import Findings, primary_sentence
+from orchestrator.generalists import claim_of_contest
 from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
 from orchestrator.stats.replicates import Needed
 from orchestrator.words import (
     break_words,
+    contest_words,
     drift_words,
     emergence_words,
     flops_words,
@@ -47,6 +49,7 @@ def told(found: Findings) -> dict[str, Any]:
         "cuts_undecided": undecided(found),
         "min_scales": MIN_SCALES,
         "overtaking": overtaking_rows(found),
+        "contests": contest_rows(found),
         "noise": noise_rows(found),
         "differences": [percent(d) for d in DIFFERENCES],
         "midpoints": midpoint_rows(found),
@@ -232,6 +235,27 @@ def overtaking_rows(found: Findings) -> list[dict[str, str]]:
         row["ratio"] = multiplier_words(ratio) if ratio is not None and ends else "—"
         row["ratio_confidence"] = sure(found.confidence(ratio_claim)) if ends else "—"
         rows.append(row)
+    return rows
+
+
+def contest_rows(found: Findings) -> list[dict[str, str]]:
+    """Every generalist against its specialists, number of tasks by number of tasks."""
+    rows = []
+    for met in found.contests:
+        name = claim_of_contest(met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops)
+        interval = met.result.low is not None or met.result.high is not None
+        spent = f"{number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
+        rows.append(
+            {
+                "n_tasks": number(met.n_tasks),
+                "generalist": met.generalist,
+                "domain": "mean of them" if met.pooled else met.domain,
+                "rival": {"its budget": spent, "the same": "equal compute", "its best": "its best"}[met.against],
+                "words": contest_words(met, found.study.budgets),
+                "confidence": sure(found.confidence(name)) if interval else "—",
+                "p": p_words(met.result.p_value),
+            }
+        )
     return rows
 
 

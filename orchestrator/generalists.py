@@ -1,0 +1,133 @@
+"""A generalist against the specialists of its domains: from which multiple of their compute on is it at least as good?
+
+SCIENCE asks for three comparisons, so that none of them flatters: the generalist at a multiple of what the specialist has
+spent, both at the same compute, and the generalist against the specialist at its best stopping time. Which lines of a study
+are specialists, and of which generalist, follows from their families (`Family.domains`, `Family.whole`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.analyses import Confidence, claim_of, counted
+from orchestrator.results import Results
+from orchestrator.study import Study
+from trainers.tasks import Family
+
+Against = Literal["its budget", "the same", "its best"]
+ALL = "all domains"
+"""The mean over the domains that have a specialist: of one replicate, so that it is still paired."""
+
+
+class Pair(NamedTuple):
+    """Two lines of a study: a specialist, the generalist that it belongs to, and the domain that both know."""
+
+    generalist: str
+    specialist: str
+    domain: str
+    """The skill that is measured on it."""
+
+
+class Contest(NamedTuple):
+    """A generalist against one specialist, or the mean over all of them, at one number of tasks of each domain."""
+
+    generalist: str
+    domain: str
+    """A skill, or `ALL`."""
+    n_tasks: int
+    against: Against
+    """What the specialist had spent: one of its budgets, as much as the generalist, or whatever was best for it."""
+    specialist_flops: float | None
+    """For `its budget`."""
+    result: stats.Crossover
+    """Along the generalist's training FLOPs: where it overtakes the specialist."""
+
+    @property
+    def pooled(self) -> bool:
+        """Against the mean over all specialists?"""
+        return self.domain == ALL
+
+    @property
+    def multiples(self) -> tuple[float | None, float | None]:
+        """The interval as multiples of the specialist's compute; as FLOPs where that is not one amount."""
+        per = self.specialist_flops or 1.0
+        low, high = self.result.low, self.result.high
+        return low and low / per, high and high / per
+
+
+def pairs(study: Study) -> list[Pair]:
+    """Every specialist with its generalist, in the order of the study's lines; none where there are no domains."""
+    families = {line: study.family_of(line) for line in study.lines}
+    return [
+        Pair(g, s, special.domains[0])
+        for g, general in families.items()
+        for s, special in families.items()
+        if len(special.domains) == 1
+        and len(general.domains) > 1
+        and study.lines[g][0] == study.lines[s][0]
+        and _same(special.whole, general)
+        and study.trunk_of(g).model == study.trunk_of(s).model
+    ]
+
+
+def _same(a: Family, b: Family) -> bool:
+    """Shares of the domains are the generalist's own affair."""
+    return a.model_dump(exclude={"domain_shares"}) == b.model_dump(exclude={"domain_shares"})
+
+
+def contests(results: Results, confidence: Confidence) -> list[Contest]:
+    """All comparisons, generalist by generalist: of the mean over its specialists, then of each domain."""
+    found = []
+    of_generalist: dict[str, list[Pair]] = {}
+    for pair in pairs(results.study):
+        of_generalist.setdefault(pair.generalist, []).append(pair)
+    for generalist, many in of_generalist.items():
+        sides = {p.domain: _sides(results, p) for p in many}
+        if len(many) > 1:
+            whole = (np.mean([side[k] for side in sides.values()], axis=0) for k in (0, 1))
+            sides = {ALL: cast(tuple[np.ndarray, np.ndarray], tuple(whole))} | sides
+        for domain, (special, general) in sides.items():
+            for i, n in enumerate(results.levels):
+                found += at_one_level(results.budgets, generalist, domain, n, special[i].T, general[i].T, confidence)
+    return found
+
+
+def _sides(results: Results, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Ability on a domain's held-out tasks, specialist and generalist: (n_tasks, compute, replicates) each."""
+    special, general = (
+        counted(results, "ability", line, pair.domain)[0] for line in (pair.specialist, pair.generalist)
+    )
+    return special, general
+
+
+def at_one_level(
+    budgets: list[float],
+    generalist: str,
+    domain: str,
+    n_tasks: int,
+    special: np.ndarray,
+    general: np.ndarray,
+    confidence: Confidence,
+) -> list[Contest]:
+    """The three comparisons at one number of tasks; special and general (replicates, budgets)."""
+    best = np.full(len(special), np.nan)
+    known = ~np.isnan(special).all(axis=1)
+    best[known] = np.nanmax(special[known], axis=1)
+    sides: list[tuple[Against, float | None, np.ndarray]] = [
+        *(("its budget", c, np.repeat(special[:, [j]], len(budgets), axis=1)) for j, c in enumerate(budgets[:-1])),
+        ("the same", None, special),
+        ("its best", None, np.repeat(best[:, None], len(budgets), axis=1)),
+    ]
+    out = []
+    for against, spent, side in sides:
+        level = confidence(claim_of_contest(generalist, domain, n_tasks, against, spent))
+        out.append(Contest(generalist, domain, n_tasks, against, spent, stats.crossover(budgets, side, general, level)))
+    return out
+
+
+def claim_of_contest(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:
+    """Name of the claim that the generalist overtakes."""
+    return claim_of("generalist", generalist, domain, against, f"{n_tasks}/{spent!r}")

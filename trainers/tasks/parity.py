@@ -1,0 +1,195 @@
+"""parity: a sum of emergences (Michaud et al. 2023, arXiv 2303.13506; Nam et al. 2024, arXiv 2404.17563).
+
+A task is the parity of k of n bits. A sequence is b1 ... bn c a: random bits, a control that says which task is asked, and
+the answer, which alone is predicted. Nothing about one subset of bits helps to find another, so every task is a skill of
+its own; with `training.task_exponent` = α + 1 they are shown in proportion to rank^-(α + 1), and should be learned one
+after another, each suddenly, while the mean loss falls smoothly.
+
+What is generalised to is new data. A control that never trained has no meaning, so that nobody can be asked an unseen task:
+the held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
+correlation of answer and truth: 2 accuracy - 1, as a table of what was trained can only guess there. (One that looked up
+the nearest trained string, where all others trained, would be right in 1 - k/n.) Memory of tasks has no meaning here.
+"""
+
+from __future__ import annotations
+
+from math import comb
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from trainers.spec import Count
+from trainers.streams import key_of, keyed_permutation, mix64, stream
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+HELD_OUT_SHARE = 8
+"""Of the bit strings one in so many is kept from training, by a hash of its bits."""
+
+
+class _Skills:
+    """The skills depend on the parameters; of the class itself, they are those of the default ones."""
+
+    def __get__(self, family: Parity | None, owner: type[Parity]) -> dict[str, str]:
+        ranks = (owner() if family is None else family).ranks
+        of_rank = {f"task_{r}": f"the task drawn {_ordinal(r)}most often, on new data" for r in ranks}
+        return {"mean": "all tasks, as often as they are drawn, on new data: its loss is the mean loss"} | of_rank
+
+
+@register
+class Parity(Family):
+    """Parities of `n_summed` of `n_bits` bits, one for each of `n_controls` controls."""
+
+    name: Literal["parity"] = "parity"
+    n_bits: Annotated[Count, Field(ge=8, le=60)] = 16
+    """n: bits of the data, from 8 to 60."""
+    n_summed: Count = 3
+    """k: bits whose parity a task asks for."""
+    n_controls: Count = 64
+    """Controls, and so the most tasks there can be; the model has a token for each, in use or not."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("answer",)
+    headline: ClassVar[str] = "mean"
+    mixture: ClassVar[str] = "mean"
+    ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
+    memorizer_max_tasks: ClassVar[int | None] = None
+    skills: ClassVar[dict[str, str]] = _Skills()  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Parity:
+        if not self.n_summed < self.n_bits:
+            raise ValueError(f"n_summed {self.n_summed}: fewer than the n_bits {self.n_bits} are needed")
+        if self.universe_size <= self.n_controls:
+            raise ValueError(
+                f"n_controls {self.n_controls}: {self.n_summed} of {self.n_bits} bits can be chosen in "
+                f"{self.universe_size} ways, and there must be fewer controls"
+            )
+        return self
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks of the tasks that are skills of their own: 1, 2, 4, ... up to the controls."""
+        return [2**i for i in range(self.n_controls.bit_length())]
+
+    @property
+    def universe_size(self) -> int:
+        return comb(self.n_bits, self.n_summed)
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size - self.n_controls
+
+    @property
+    def n_train_ids(self) -> int:
+        return self.n_controls
+
+    @property
+    def vocab_size(self) -> int:
+        return 2 + self.n_controls
+
+    @property
+    def seq_len(self) -> int:
+        return self.n_bits + 1
+
+    def chance(self, skill: str) -> float | None:
+        return 0.5
+
+    def subsets(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, k), the bits that are summed, descending.
+
+        The combinatorial number system: rank = Σ C(c_j, j) over the chosen c_k > ... > c_1 >= 0, of a keyed permutation.
+        """
+        rank = keyed_permutation(self.universe_size, "parity", "unrank", self.n_bits, self.n_summed)(ids)
+        out = np.empty((len(rank), self.n_summed), dtype=np.int64)
+        for column, j in enumerate(range(self.n_summed, 0, -1)):
+            ways = np.array([comb(c, j) for c in range(self.n_bits)])
+            out[:, column] = np.searchsorted(ways, rank, side="right") - 1
+            rank = rank - ways[out[:, column]]
+        return out
+
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def is_held_out(self, codes: np.ndarray) -> np.ndarray:
+        """Which bit strings never train: codes (n,), bit i of a code being bit i of the data -> (n,) bool."""
+        key = np.uint64(key_of("parity", "held-out data", self.n_bits) & (2**64 - 1))
+        held_out: np.ndarray = mix64(codes.astype(np.uint64) ^ key) % np.uint64(HELD_OUT_SHARE) == 0
+        return held_out
+
+    def _codes(self, draw: np.random.Generator, n: int, held_out: bool) -> np.ndarray:
+        """Bit strings that train, or such that never do, as codes (n,)."""
+        codes = draw.integers(0, 2**self.n_bits, n)
+        while (wrong := self.is_held_out(codes) != held_out).any():
+            codes[wrong] = draw.integers(0, 2**self.n_bits, int(wrong.sum()))
+        return codes
+
+    def _sequences(self, ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Tokens (N, n+2): the bits 0 and 1, then the control 2 + id, then the answer.
+
+        The control stands last, where the answer is predicted: one layer of attention can then look up its bits.
+        """
+        bits = codes[:, None] >> np.arange(self.n_bits) & 1  # (N, n)
+        answer = np.take_along_axis(bits, self.subsets(ids), axis=1).sum(axis=1) % 2
+        return np.concatenate([bits, 2 + ids[:, None], answer[:, None]], axis=1)
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("parity", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size))
+        loss_mask = np.zeros((size, self.seq_len), dtype=bool)
+        loss_mask[:, -1] = True
+        return Batch(self._sequences(ids, self._codes(draw, size, held_out=False)), loss_mask)
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return (2 + sum(r <= trunk.n_tasks for r in self.ranks)) * trunk.evaluation.n_sequences
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        """The mixture on new data and on data that may have trained, then each rank on new data.
+
+        Tasks of the mixture are not drawn but dealt out by their shares, so that no lucky draw moves the mean loss.
+        """
+        n = trunk.evaluation.n_sequences
+        mixed = self._dealt(trunk, n)
+        absent = [r for r in self.ranks if r > trunk.n_tasks]
+        sets = [
+            self._item_set(trunk, "mean", mixed, absent=[f"task_{r}" for r in absent]),
+            self._item_set(trunk, "mean", mixed, split="seen"),
+        ]
+        present = [r for r in self.ranks if r <= trunk.n_tasks]
+        return sets + [self._item_set(trunk, f"task_{r}", np.full(n, r - 1)) for r in present]
+
+    def _dealt(self, trunk: TrunkSpec, n: int) -> np.ndarray:
+        """The training mixture without chance: the tasks at the quantiles (i + 1/2) / n of their shares, (n,)."""
+        logs = self.log_shares(trunk)
+        shares = np.full(trunk.n_tasks, 1 / trunk.n_tasks) if logs is None else np.exp(logs)
+        return np.searchsorted(np.cumsum(shares)[:-1], (np.arange(n) + 0.5) / n)
+
+    def _item_set(
+        self, trunk: TrunkSpec, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
+    ) -> ItemSet:
+        """Sequences of training tasks number `tasks` (N,); `absent` names skills of which this trial has no item."""
+        codes = self._codes(stream("parity", "questions", skill, split), len(tasks), held_out=split == "held_out")
+        tokens = self._sequences(self.train_ids(trunk.replicate, tasks), codes)
+        mask = np.zeros((len(tasks), self.seq_len), dtype=bool)
+        mask[:, -1] = True
+        guess = Reference(mask * np.log(2), mask * 0.5)
+        references = {"uniform": guess, "generalizer": Reference(mask * 0.0, mask * 1.0)}
+        if split == "held_out":
+            references["memorizer"] = guess  # it has stored sequences, none of these, and knows of nothing else
+        probes = [Probe(skill=skill, split=split, mask=mask, target=tokens[:, 1:], references=references)]
+        nothing = np.zeros_like(mask)
+        probes += [
+            Probe(skill=name, split=split, mask=nothing, target=tokens[:, 1:], references=references)
+            for name in absent or ()
+        ]
+        return ItemSet(tokens=tokens, probes=tuple(probes))
+
+
+def _ordinal(rank: int) -> str:
+    """A power of two in words, before "most": "", "2nd ", "64th "."""
+    return "" if rank == 1 else f"{rank}{'nd' if rank % 10 == 2 and rank % 100 != 12 else 'th'} "

@@ -36,7 +36,7 @@ from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.study import Study, StudyError
-from orchestrator.words import number, sure
+from orchestrator.words import model_words, number, sure
 from trainers import budget
 
 
@@ -399,11 +399,9 @@ def _show_plan(
 def _shapes(study: Study) -> list[tuple[str, str]]:
     """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for line, (arm, _) in study.lines.items():
+    for line in study.lines:
         trunk = study.trunk_of(line)
-        length, cost = study.family_of(line).length(arm), float(budget.flops_per_step(trunk))
-        n_parameters = budget.n_parameters(*budget.shape_of(trunk))
-        model = f"{n_parameters:,} parameters, sequences of {length}, {number(cost)} FLOPs a step"
+        model = model_words(trunk)
         steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
         alike.setdefault((model, f"{steps} steps"), []).append(line)
     rows = []

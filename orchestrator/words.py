@@ -11,6 +11,9 @@ from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum
 from orchestrator.stats.replicates import Needed
+from trainers import budget
+from trainers.spec import TrunkSpec
+from trainers.tasks import Family
 
 if TYPE_CHECKING:
     from orchestrator.analyses import Multiplier
@@ -233,6 +236,14 @@ def contest_words(found: Contest, budgets: Sequence[float]) -> str:
         "missing": f"{found.generalist} and {rival} were not both measured",
     }
     return told.get(verdict, f"whether {found.generalist} overtakes {rival} is undecided")
+
+
+def model_words(trunk: TrunkSpec) -> str:
+    """A model's size, the length of its sequences, what a step costs and, beside any budget, what an answer does."""
+    family = cast(Family, trunk.family)
+    step, answer = float(budget.flops_per_step(trunk)), float(budget.answer_flops(trunk))
+    size = f"{budget.n_parameters(*budget.shape_of(trunk)):,} parameters, sequences of {family.length(trunk.arm)}"
+    return f"{size}, {number(step)} FLOPs a step, {number(answer)} to answer"
 
 
 def settles(further_scales: int | None, further_replicates: int | None, estimated: bool = False) -> str:

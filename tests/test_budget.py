@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trainers import budget
 from trainers.budget import (
+    answer_flops,
     MIN_STEPS,
     BudgetTooSmall,
     evaluation_steps,
@@ -103,6 +104,7 @@ def test_numbers_cost_the_matrix_that_embeds_them_and_a_head_of_one():
 def test_a_training_step_costs_three_forward_passes_of_the_batch():
     trunk = trunk_of(training={"batch_size": 7})
     assert flops_per_step(trunk) == 3 * 7 * forward_flops_per_sequence(trunk.model, 12, 9)
+    assert answer_flops(trunk) == forward_flops_per_sequence(trunk.model, 12, 9)
 
 
 # Steps -----------------------------------------------------------------------------------------------------------

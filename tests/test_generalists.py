@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import claims, findings, generalists
+from orchestrator import claims, cli, findings, generalists
 from orchestrator.generalists import ALL, Pair
 from orchestrator.record import RESULTS, RUNS
 from orchestrator.results import Results
@@ -157,3 +157,9 @@ def test_what_was_not_measured_is_said_so():
     )
     for one in generalists.contests(nothing, lambda name: 0.95):
         assert one.result.verdict == "missing" and "were not both measured" in contest_words(one, list(BUDGETS))
+
+
+def test_the_plan_tells_a_model_once_and_names_all_lines_that_have_it():
+    rows = [row for name, row in cli._shapes(study_of()) if name == "model"]
+    assert [row.split(":")[0] for row in rows] == ["generalist, special_0, special_2", "apart, apart_1"]
+    assert all(row.endswith(" to answer") for row in rows)

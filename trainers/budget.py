@@ -50,6 +50,12 @@ def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int, numb
     return 2 * t * (matmul + attention + convolution)
 
 
+def answer_flops(trunk: TrunkSpec) -> int:
+    """What it takes to read a question and write its answer, steps included, nothing computed twice: one forward pass over a
+    whole sequence. It is no part of any budget, and is told beside it."""
+    return forward_flops_per_sequence(*shape_of(trunk))
+
+
 def flops_per_step(trunk: TrunkSpec) -> int:
     """Training FLOPs of one optimizer step: forward and backward of one global batch."""
     return 3 * trunk.training.batch_size * forward_flops_per_sequence(*shape_of(trunk))

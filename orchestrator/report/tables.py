@@ -17,7 +17,7 @@ from orchestrator.progress import clock
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import PARTS, Study, Variant
-from orchestrator.words import ability_words, figure, interval_words, memory_words, number, sure
+from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -253,7 +253,8 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
         ("replicates", str(axes.replicates)),
     ]
-    return [("axes", crossed), *groups]
+    models = [(line, model_words(study.trunk_of(line))) for line in study.lines]
+    return [("axes", crossed), *groups, ("models", models)]
 
 
 def _changes(variant: Variant) -> str:

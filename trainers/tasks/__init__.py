@@ -16,6 +16,7 @@ from trainers.tasks.cipher import Cipher
 from trainers.tasks.compose import Compose
 from trainers.tasks.grok import Grok
 from trainers.tasks.markov import Markov
+from trainers.tasks.modular import Modular
 from trainers.tasks.parity import Parity
 from trainers.tasks.regression import Regression
 from trainers.tasks.urns import Urns
@@ -29,6 +30,7 @@ __all__ = [
     "Grok",
     "ItemSet",
     "Markov",
+    "Modular",
     "Parity",
     "Probe",
     "Reference",

@@ -8,7 +8,7 @@ Seen at p = 47 with the recipe of `sweeps/grokking.yaml` (1 layer of width 64, l
 decay 1; 9 ms a step of one core): trained pairs are all known by step 309. Pairs of neither order pass one half at step 250
 to 309 where 75 % of all pairs train, 550 to 734 where 45 % do, 3,093 to 4,000 where 30 % do (two runs, else one each), and are
 at .00 after 4,125 where 20 % do. Mirror images come first: .96 at step 309 where 45 % train. Without weight decay 45 % are at
-.14 after 3,093 steps, with it at 1.00 after 1,740.
+.18 after 4,000 steps, with it at 1.00 after 1,740.
 """
 
 from __future__ import annotations

@@ -1,0 +1,268 @@
+"""modular: linear functions modulo p, to be read off the context (after He et al. 2024, arXiv 2406.02550).
+
+A task is D coefficients modulo the prime p, and a sequence is x1 z1 x2 z2 ... xP zP, where each x is D numbers, not all of
+them 0, and z = (c · x) mod p. Numbers are tokens 0 ... p - 1, results p ... 2p - 1. A model may keep the training functions, copy
+what it has seen, or solve for what it has not: an x that is a combination of earlier ones has a result that they decide.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from trainers.spec import Count
+from trainers.streams import keyed_permutation, stream
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+
+if TYPE_CHECKING:
+    from trainers.spec import TrunkSpec
+
+EPSILON = 1e-3
+"""The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""
+MEMORIZER_MAX_TASKS = 4096
+"""Longer lists are not enumerated: the memoriser is then missing."""
+
+
+class Solved(NamedTuple):
+    """What the examples before each x say of it, whatever the coefficients are."""
+
+    known: np.ndarray  # (N, P) bool: x is a combination of earlier ones
+    result: np.ndarray  # (N, P) its result, where it is known
+
+
+@register
+class Modular(Family):
+    """Linear functions of `n_inputs` numbers modulo `modulus`, shown as `n_examples` examples."""
+
+    name: Literal["modular"] = "modular"
+    modulus: Annotated[Count, Field(ge=2, le=127)] = 5
+    """p: a prime, at most 127."""
+    n_inputs: Annotated[Count, Field(ge=2, le=16)] = 2
+    """D: numbers that a function takes, from 2 to 16; the universe has p^D tasks, at most 2^62."""
+    n_examples: Annotated[Count, Field(ge=2)] = 8
+    """P: examples in a sequence."""
+
+    version: ClassVar[int] = 1
+    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token", "task_id")
+    headline: ClassVar[str] = "solve_new"
+    mixture: ClassVar[str] = "mixture"
+    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
+    skills: ClassVar[dict[str, str]] = {
+        "solve_new": "an x that is a combination of several earlier ones, and a multiple of none: solve for its result",
+        "scale": "an x that did not occur, but is a multiple of one that did",
+        "recall": "an x that occurred earlier in the sequence: copy its result",
+        "undecided": "an x of which the examples so far say nothing: chance, unless the task was told",
+    }
+
+    @model_validator(mode="after")
+    def _fits(self) -> Modular:
+        p = self.modulus
+        if any(p % factor == 0 for factor in range(2, int(p**0.5) + 1)):
+            raise ValueError(f"modulus {p} is no prime: not every number has an inverse, so that examples decide less")
+        if self.universe_size > 2**62:
+            raise ValueError(f"{self.n_inputs} coefficients modulo {p} are more than 2^62 tasks")
+        return self
+
+    # The universe ----------------------------------------------------------------------------------------------
+
+    @property
+    def universe_size(self) -> int:
+        return int(self.modulus**self.n_inputs)
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size // 4
+
+    @property
+    def vocab_size(self) -> int:
+        return 2 * self.modulus
+
+    @property
+    def seq_len(self) -> int:
+        return self.length("task_id")
+
+    def length(self, arm: str) -> int:
+        return self._first(arm) + self.n_examples * (self.n_inputs + 1) - 1
+
+    def _first(self, arm: str) -> int:
+        """Where the first example begins: after the coefficients, where they are told."""
+        return self.n_inputs if arm == "task_id" else 0
+
+    def chance(self, skill: str) -> float | None:
+        return 1 / self.modulus
+
+    def coefficients(self, ids: np.ndarray) -> np.ndarray:
+        """Tasks as rows: ids (n,) -> (n, D). Through a keyed permutation, so that neighbours share no coefficient."""
+        size = self.universe_size
+        return self._digits(keyed_permutation(size, "modular", "unrank", self.modulus, self.n_inputs)(ids))
+
+    def _digits(self, ranks: np.ndarray) -> np.ndarray:
+        """Numbers to base p: (...,) -> (..., D)."""
+        return ranks[..., None] // self.modulus ** np.arange(self.n_inputs) % self.modulus
+
+    def _inputs(self, draw: np.random.Generator, n: int) -> np.ndarray:
+        """(n, P, D), uniform over all but D zeros, whose result is 0 in every task."""
+        return self._digits(draw.integers(1, self.universe_size, (n, self.n_examples)))
+
+    def _sequences(self, arm: str, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Tokens: tasks (N, D), x (N, P, D) -> (N, T+1)."""
+        examples = np.concatenate([x, self.modulus + self.results(tasks, x)[:, :, None]], axis=2)
+        told = tasks if arm == "task_id" else tasks[:, :0]
+        return np.concatenate([told, examples.reshape(len(x), -1)], axis=1)
+
+    def results(self, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """c · x mod p: tasks (N, D), x (N, P, D) -> (N, P)."""
+        return (x * tasks[:, None]).sum(axis=2) % self.modulus
+
+    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+        draw = stream("modular", "batch", trunk.replicate, step)
+        size = trunk.training.batch_size
+        tasks = self.coefficients(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
+        tokens = self._sequences(trunk.arm, tasks, self._inputs(draw, size))
+        if trunk.arm == "next_token":
+            return Batch(tokens, np.ones((size, self.length(trunk.arm)), dtype=bool))
+        return Batch(tokens, self._lift(trunk.arm, np.ones((size, self.n_examples), dtype=bool)))
+
+    def _lift(self, arm: str, examples: np.ndarray) -> np.ndarray:
+        """Arrays over examples (N, P) to positions (N, T): a result is predicted where the last number of its x stands."""
+        positions = np.zeros((len(examples), self.length(arm)), dtype=examples.dtype)
+        positions[:, self._first(arm) + self.n_inputs - 1 :: self.n_inputs + 1] = examples
+        return positions
+
+    # Evaluation ------------------------------------------------------------------------------------------------
+
+    def suite_size(self, trunk: TrunkSpec) -> int:
+        return 2 * trunk.evaluation.n_sequences
+
+    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+        n = trunk.evaluation.n_sequences
+        seen = self.coefficients(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
+        held_out = self.coefficients(self.held_out_ids(n))
+        return [
+            self._item_set(trunk, "held_out", held_out, self._inputs(stream("modular", "held out"), n)),
+            self._item_set(trunk, "seen", seen, self._inputs(stream("modular", "seen"), n)),
+        ]
+
+    def _item_set(self, trunk: TrunkSpec, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
+        arm, z = trunk.arm, self.results(tasks, x)
+        solved = self.solve(x, z)
+        occurred, multiple = _occurred_before(x), _occurred_before(self._directions(x))
+        masks = {
+            "solve_new": solved.known & ~multiple,
+            "scale": multiple & ~occurred,
+            "recall": occurred,
+            "undecided": ~solved.known,
+            self.mixture: np.ones_like(occurred),
+        }
+        references = {
+            name: self._reference(arm, probs, z) for name, probs in self.predictions(trunk, tasks, x, z).items()
+        }
+        target = self._lift(arm, z + self.modulus)
+        probes = tuple(
+            Probe(skill=skill, split=split, mask=self._lift(arm, mask), target=target, references=references)
+            for skill, mask in masks.items()
+        )
+        return ItemSet(tokens=self._sequences(arm, tasks, x), probes=probes)
+
+    # References ------------------------------------------------------------------------------------------------
+
+    def predictions(self, trunk: TrunkSpec, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
+        """Each reference's prediction of every result: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
+
+        Told the coefficients (`task_id`), the generaliser computes; the memoriser looks them up in its list, so that on
+        training tasks the two are one.
+        """
+        told = tasks if trunk.arm == "task_id" else None
+        found = {
+            "uniform": np.full((*z.shape, self.modulus), 1 / self.modulus),
+            "generalizer": np.eye(self.modulus)[z] if told is not None else self.generalizer(x, z),
+        }
+        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.coefficients(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(trunk))
+        return found
+
+    def generalizer(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Bayes over all p^D functions, alike: what the examples decide, else uniform. (N, P, D), (N, P) -> (N, P, p).
+
+        There is nothing between: the functions that fit the examples give a new x either one result or all equally often.
+        """
+        known, result = self.solve(x, z)
+        return np.where(known[:, :, None], np.eye(self.modulus)[result], 1 / self.modulus)
+
+    def _inverses(self) -> np.ndarray:
+        """a -> 1/a modulo p, and 0 -> 0: (p,)."""
+        return np.array([pow(a, -1, self.modulus) if a else 0 for a in range(self.modulus)])
+
+    def _directions(self, x: np.ndarray) -> np.ndarray:
+        """The multiple of each x whose first number, but for zeros, is 1: (N, P, D) -> (N, P, D)."""
+        first = np.take_along_axis(x, (x > 0).argmax(axis=2)[:, :, None], axis=2)
+        return x * self._inverses()[first] % self.modulus
+
+    def solve(self, x: np.ndarray, z: np.ndarray) -> Solved:
+        """Elimination modulo p, an example at a time: x (N, P, D), z (N, P) of one function a sequence."""
+        p, (n, n_examples, d) = self.modulus, x.shape
+        inverse = self._inverses()
+        basis = np.zeros((n, d, d), dtype=np.int64)  # row i, if any, has its first number, a 1, in place i
+        results = np.zeros((n, d), dtype=np.int64)
+        known = np.zeros((n, n_examples), dtype=bool)
+        found = np.zeros((n, n_examples), dtype=np.int64)
+        for e in range(n_examples):
+            rest, due = x[:, e].copy(), 0 * z[:, e]
+            new = np.zeros(n, dtype=bool)  # does it bring a row?
+            for i in range(d):
+                there = basis[:, i, i] == 1
+                times = np.where(there & ~new, rest[:, i], 0)
+                rest = (rest - times[:, None] * basis[:, i]) % p
+                due = (due + times * results[:, i]) % p
+                brings = ~there & ~new & (rest[:, i] != 0)
+                scale = inverse[rest[brings, i]]
+                basis[brings, i] = rest[brings] * scale[:, None] % p
+                results[brings, i] = (z[brings, e] - due[brings]) * scale % p
+                new |= brings
+            known[:, e], found[:, e] = ~new, due
+        return Solved(known, found)
+
+    def memorizer(
+        self,
+        x: np.ndarray,
+        z: np.ndarray,
+        train: np.ndarray,
+        told: np.ndarray | None = None,
+        log_shares: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Bayes over exactly the training functions, results believed with 1 - ε, and so the coefficients told, if any.
+
+        x (N, P, D), z (N, P), train (K, D), told (N, D), the prior `log_shares` (K,) or uniform -> (N, P, p).
+        """
+        p, (n, n_examples) = self.modulus, z.shape
+        surprise = np.log1p(-EPSILON + EPSILON / p) - np.log(EPSILON / p)  # log odds of a match
+        prior = np.zeros((n, len(train))) if log_shares is None else np.tile(log_shares, (n, 1))
+        if told is not None:
+            prior += surprise * (told[:, None] == train).sum(axis=2)
+        out = np.empty((n, n_examples, p))
+        columns = train.T.astype(np.float32)  # (D, K); exact: numbers stay below 2^24, and matmuls of floats are fast
+        for i in range(n):  # one sequence at a time stays in the cache
+            given = (x[i].astype(np.float32) @ columns).astype(np.int64) % p  # (P, K)
+            matches = given == z[i][:, None]
+            logs = surprise * (np.cumsum(matches, axis=0) - matches) + prior[i]
+            weight = np.exp(logs - logs.max(axis=1, keepdims=True))
+            cells = given + p * np.arange(n_examples)[:, None]
+            out[i] = np.bincount(cells.ravel(), weight.ravel(), n_examples * p).reshape(n_examples, p)
+        out /= out.sum(axis=2, keepdims=True)
+        return (1 - EPSILON) * out + EPSILON / p
+
+    def _reference(self, arm: str, probs: np.ndarray, z: np.ndarray) -> Reference:
+        """Log loss, and the chance that the likeliest result, drawn among ties, is right; lifted to positions (N, T)."""
+        p = np.take_along_axis(probs, z[:, :, None], axis=2)[:, :, 0]
+        best = probs.max(axis=2)
+        tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
+        return Reference(self._lift(arm, -np.log(p)), self._lift(arm, np.where(p >= best - 1e-12, 1 / tied, 0.0)))
+
+
+def _occurred_before(x: np.ndarray) -> np.ndarray:
+    """(N, P, D) -> (N, P) bool: did the same x occur earlier in its sequence?"""
+    same = (x[:, :, None] == x[:, None, :]).all(axis=3)
+    return np.tril(same, k=-1).any(axis=2)

@@ -29,6 +29,7 @@ from orchestrator.study import Study
 from trainers import budget
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
+from trainers.tasks.decomposition import PREDICTORS
 
 Say = Callable[[str], None]
 """Takes one line for the person who waits."""
@@ -48,9 +49,11 @@ RESULTS = pa.schema(
     + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
     + [("exact_memorizer", pa.float64())]
+    + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
     + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
-"""One row per (trial, step, skill, split): raw counts and sums, divide when reading. `phase`: on the way along the
+"""One row per (trial, step, skill, split): raw counts and sums, divide when reading; but for `weight_<predictor>` and
+`unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
 `trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
 
 RUNS = pa.schema(

@@ -7,6 +7,7 @@ more than a million evaluations. Missing is NaN here and becomes None where sing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,6 +16,7 @@ import numpy as np
 from orchestrator import stats
 from orchestrator.study import Study
 from trainers.tasks import Family
+from trainers.tasks.decomposition import PREDICTORS
 
 Row = dict[str, Any]
 Phase = Literal["pre_decay", "final"]
@@ -74,6 +76,8 @@ def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
     return measure
 
 
+_WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
+
 MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "accuracy": _share("n_correct"),
     "probability": _share("p_correct"),
@@ -92,10 +96,11 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "uniform_loss_nats": _share("nll_uniform"),
     "generalizer_loss_nats": _share("nll_generalizer"),
     "oracle_loss_nats": _share("nll_oracle"),
-}
+} | {name: itemgetter(name) for name in _WEIGHTS}
 """Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
 which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
-probabilities predict of it when decoding samples (the mean product of p)."""
+probabilities predict of it when decoding samples (the mean product of p); `weight_<predictor>`: its share in the mixture of
+known predictors nearest to the model, and `unexplained_nats` what that leaves, where a family offers them."""
 
 _OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
 """What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
@@ -131,6 +136,7 @@ _NUMBERS = [
     "skl_memorizer",
     "skl_generalizer",
     "skl_references",
+    *_WEIGHTS,
     "se_ability_gap",
     "se_memory_gap",
 ]

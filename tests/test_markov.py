@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -14,7 +15,8 @@ from scipy import special, stats
 
 from trainers.spec import TrunkSpec
 from trainers.tasks import Markov, Probe
-from trainers.tasks.markov import decompose, stationary
+from trainers.tasks.decomposition import decompose
+from trainers.tasks.markov import stationary
 
 K, T = 8, 128
 SMALL = Markov(n_states=3, n_tokens=12)
@@ -444,3 +446,27 @@ def test_what_cannot_be_decomposed_has_no_weights(known):
     assert decompose(logs[:0], {name: probs[:0] for name, probs in known.items()}) is None
     assert decompose(logs, {}) is None
     assert decompose(logs, {"never": np.where(np.arange(K) == 1, 0.0, 1 / (K - 1)) + 0 * logs}) is None
+
+
+def test_a_score_records_how_the_model_decomposes_where_all_predictors_are_on_offer():
+    trunk = trunk_of(64)
+    _, probe = probe_of(trunk, "held_out")
+    known = probe.distributions
+    row = probe.score(np.log(0.6 * known["generalizer"] + 0.4 * known["unigram_memorizer"]).astype(np.float32))
+    weights = {name: row[f"weight_{name}"] for name in PREDICTORS}
+    assert weights["generalizer"] == pytest.approx(0.6, abs=0.002)
+    assert weights["unigram_memorizer"] == pytest.approx(0.4, abs=0.002)
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-12) and row["unexplained_nats"] < 1e-5
+    json.dumps(row, allow_nan=False)
+    broken = probe.score(np.full(probe.target.shape, np.nan))
+    assert {broken[f"weight_{name}"] for name in PREDICTORS} | {broken["unexplained_nats"]} == {None}
+    _, many = probe_of(trunk_of(10**6), "held_out")  # not enumerated: no memorisers
+    assert not [name for name in many.score(np.log(many.distributions["generalizer"])) if "weight" in name]
+
+
+@pytest.mark.parametrize("sharpness", [30.0, 1000.0])
+def test_a_model_of_no_doubt_at_all_is_decomposed_too(known, sharpness):
+    """Logits of a thousand, as a model that diverges may give: weights, or none, but never an error on the way."""
+    logits = sharpness * np.random.default_rng(0).normal(size=known["uniform"].shape)
+    found = decompose((logits - special.logsumexp(logits, axis=2, keepdims=True)).astype(np.float32), known)
+    assert sum(found.weights.values()) == pytest.approx(1) and found.residual_nats > 0.5

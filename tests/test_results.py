@@ -101,3 +101,10 @@ def test_an_ability_of_matches_is_what_is_right_beyond_the_memoriser() -> None:
     assert of_rows("memory", [row | sums]) == [pytest.approx(0.75)] and of_rows("memory", [row | sums], "accuracy") == [
         None
     ]
+
+
+def test_how_a_model_decomposes_is_read_as_it_was_recorded_and_missing_elsewhere() -> None:
+    rows = [{"n": 8, "split": "seen", "weight_memorizer": 0.25, "unexplained_nats": 0.5}, {"n": 8, "split": "seen"}]
+    assert of_rows("weight_memorizer", rows) == [0.25, None]
+    assert of_rows("unexplained_nats", rows) == [0.5, None]
+    assert {"weight_memorizer", "weight_backward", "unexplained_nats"} <= set(RESULTS.names)

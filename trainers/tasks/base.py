@@ -11,6 +11,7 @@ import numpy as np
 
 from trainers.spec import Numbers, Record
 from trainers.streams import keyed_permutation, stream
+from trainers.tasks.decomposition import PREDICTORS, decompose
 
 if TYPE_CHECKING:
     from trainers.spec import Training, TrunkSpec
@@ -56,6 +57,9 @@ class Probe:
         `correct_<name>` and, against single answers, `exact_<name>`; None where there is nothing to sum, or a sum is
         not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
 
+        Where a probe offers all of `decomposition.PREDICTORS`, `weight_<name>` is the share of each in the mixture nearest to
+        the model, and `unexplained_nats` the divergence left per position: of the whole, no sums.
+
         A number is a hit within one standard deviation of the noise around the target, and its log loss is that of
         normal laws of this variance, expected over the noise; it has no probability, Brier score or exact match.
         """
@@ -93,7 +97,8 @@ class Probe:
             }
         row |= {k: _number(v, n) for k, v in sums.items()}
         row["n_correct"] = int(sums["n_correct"]) if n and not np.isnan(logs).any() else None
-        return row | self._of_references(exact=self.target.ndim == 2) | self._distances(probs, logs)
+        row |= self._of_references(exact=self.target.ndim == 2) | self._distances(probs, logs)
+        return row | self._weights(logs)
 
     def _of_numbers(self, numbers: np.ndarray) -> dict[str, Any]:
         """Scores of numbers, of the references, and distances to them: (n,), scored positions alone."""
@@ -157,6 +162,14 @@ class Probe:
             "skl_references": ((memorizer - generalizer) * (log_m - log_g)).sum(),
         }
         return {name: _number(value, len(probs)) for name, value in sums.items()}
+
+    def _weights(self, logs: np.ndarray) -> dict[str, float | None]:
+        """How much of each predictor the model holds, and what no mixture of them explains, where all are on offer."""
+        if not set(PREDICTORS) <= self.distributions.keys():
+            return {}
+        found = decompose(logs, {name: self.distributions[name][self.mask] for name in PREDICTORS})
+        weights = {f"weight_{name}": found.weights[name] if found else None for name in PREDICTORS}
+        return weights | {"unexplained_nats": found.residual_nats if found else None}
 
 
 def normal_loss_nats(predicted: np.ndarray, mean: np.ndarray, variance: float) -> np.ndarray:

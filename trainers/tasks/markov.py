@@ -2,7 +2,7 @@
 
 A sequence is T states of one chain, the first from its stationary law; every next state is predicted. Four ways to do
 so compete: remember the training chains or count in the context, and look at pairs of states or at single ones.
-`decompose` says how much of each a model's predictions hold.
+`decompose` says how much of each a model's predictions hold; `Probe.score` records it.
 
 What learns it, at 0.1 s a step of one core: two layers of width 64, 4 heads, batch 32, rate 3e-3 after 100 steps of
 warm-up, decayed over the last fifth. A billion chains: ability .22 at step 416 after a long plateau of counting single
@@ -13,8 +13,7 @@ to .276 nats at step 311 and is back at .297 at 800 (another replicate: .272 and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 MEMORIZER_MAX_TASKS = 4096
 """Longer lists are not enumerated: both memorisers are then missing."""
-INTERIOR_STEPS = 24
-"""Of `decompose`, each some three times nearer: a model that is one predictor has .96, .996, .9996 after 12, 16, 20."""
 
 
 @register
@@ -263,53 +260,3 @@ def _reference(truth: np.ndarray, probs: np.ndarray) -> Reference:
     best = probs >= probs.max(axis=2, keepdims=True) - 1e-12
     hit = np.take_along_axis(best, truth.argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
     return Reference(nll, hit / best.sum(axis=2))
-
-
-# Decomposition ---------------------------------------------------------------------------------------------------
-
-
-class Decomposition(NamedTuple):
-    """A model's predictions as a mixture of known ways to predict."""
-
-    weights: dict[str, float]
-    """Name of a predictor -> its share, summing to 1."""
-    residual_nats: float
-    """KL divergence of the mixture from the model, per position: what no mixture of these explains."""
-
-
-def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> Decomposition | None:
-    """The non-negative weights, summing to 1, whose mixture of predictors is nearest to a model.
-
-    log_probs (N, T, V), natural log; predictors (N, T, V) each. Minimises KL(model || mixture), which is convex. Left to
-    itself, with the sum of the weights added to it, it has the same minimum, so that only w >= 0 remains to be kept: by
-    a primal-dual interior point (Nocedal and Wright 2006, chapter 19). Expectation-maximisation does not get there: a
-    model equal to one predictor had a weight of .65 to .95 after 400 steps. Predictors that say the same share what they
-    explain between them. None where there is nothing to decompose, a log-probability of the model is not finite, or no
-    predictor allows what the model does.
-    """
-    logs = log_probs.astype(np.float64).reshape(-1)  # (N T V,)
-    if not len(predictors) or not logs.size or not np.isfinite(logs).all():
-        return None
-    known = np.stack([p.reshape(-1) for p in predictors.values()])  # (P, N T V)
-    if not (known.max(axis=0) > 0).all():  # no mixture allows what the model does
-        return None
-    n_positions = logs.size / log_probs.shape[-1]
-    model = np.exp(logs) / n_positions
-    weights = np.full(len(known), 1 / len(known))
-    prices = np.ones(len(known))  # multipliers of w >= 0
-    for centering in 0.3 ** np.arange(INTERIOR_STEPS):
-        ratio = model / (weights @ known)
-        curvature = (known * (ratio / (weights @ known))) @ known.T
-        pull = known @ ratio - 1 + centering / weights
-        move = np.linalg.solve(curvature + np.diag(prices / weights), pull)
-        reprice = (centering - prices * move) / weights - prices
-        weights += move * _stay_positive(weights, move)
-        prices += reprice * _stay_positive(prices, reprice)
-    weights /= weights.sum()
-    residual = float(model @ (logs - np.log(weights @ known)))
-    return Decomposition(dict(zip(predictors, weights.tolist(), strict=True)), residual)
-
-
-def _stay_positive(values: np.ndarray, move: np.ndarray) -> float:
-    """The share of a move, at most 1, that takes none of the values further than 95 % of the way to zero."""
-    return float(min(1.0, 0.95 / max((-move / values).max(), 1e-9)))

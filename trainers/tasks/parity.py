@@ -9,6 +9,10 @@ What is generalised to is new data. A control that never trained has no meaning,
 the held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
 correlation of answer and truth: 2 accuracy - 1, as a table of what was trained can only guess there. (One that looked up
 the nearest trained string, where all others trained, would be right in 1 - k/n.) Memory of tasks has no meaning here.
+
+What learns it in a minute of one core: 3 of 10 bits, 16 tasks, 1 layer of width 32 with 4 heads, `positions: learned`,
+`embed_std: 0.3`, batch 128, a constant 4e-3: with task_exponent 1.6 task 1 is there after 700 steps, task 4 after 1,700,
+all but one of those asked for after 4,400 (one run). 16 bits and width 64: task 1 after 380 steps, no other by 1,145.
 """
 
 from __future__ import annotations

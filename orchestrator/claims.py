@@ -6,6 +6,7 @@ the primary one go through Benjamini and Hochberg's procedure, and their interva
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, NamedTuple, cast
 
 from orchestrator import analyses, generalists, stats
@@ -43,7 +44,10 @@ def looked_at(
     found: list[tuple[str, str, float | None]] = []
     several = len(study.lines) > 1
     to_skill = {
-        (a, n): analyses.to_skill(results, a, skills[0], n, CONFIDENCE) for a in study.lines for n in results.levels
+        (a, s, n): analyses.to_skill(results, a, s, n, CONFIDENCE)
+        for a in study.lines
+        for s in skills
+        for n in results.levels
     }
     for arm in study.lines:
         of_arm = f" ({arm})" if several else ""
@@ -61,17 +65,19 @@ def looked_at(
                     letter = "A" if skill else "M"
                     says = f"K_{letter} of {what} drifts with compute" if skill else f"K_M{of_arm} drifts with compute"
                     found.append((claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)))
-        for n in results.levels:
-            told = to_skill[(arm, n)]
+        for skill, n in itertools.product(skills, results.levels):
+            told = to_skill[(arm, skill, n)]
+            if told is None and skill != skills[0]:
+                continue
             comes = {"crossed": "comes in the course of training", "below": "is there at the first look"}
             verdict = told.boundary.verdict if told else "missing"
             said = "does not come" if verdict == "beyond" else comes.get(verdict, "comes or does not")
-            says = f"{skills[0]}{of_arm} {said} at {number(n)} tasks"
-            found.append((claim_of("to", "skill", arm, skills[0], float(n)), says, told.p_value if told else None))
+            says = f"{skill}{of_arm} {said} at {number(n)} tasks"
+            found.append((claim_of("to", "skill", arm, skill, float(n)), says, told.p_value if told else None))
     for o in analyses.crossovers(results, skills[0], plain):
         says = f"{o.second} overtakes {o.first} at {number(o.n_tasks)} tasks"
         found.append((claim_of_arms(o.first, o.second, skills[0], o.n_tasks), says, o.result.p_value))
-    known = {place: told for place, told in to_skill.items() if told is not None}
+    known = {(a, n): told for (a, s, n), told in to_skill.items() if told is not None and s == skills[0]}
     for m in analyses.multipliers(results, skills[0], known, plain):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
         found.append((claim_of_arms(m.first, m.second, skills[0], m.n_tasks, "multiplier"), says, m.ratio.p_value))

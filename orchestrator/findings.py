@@ -91,6 +91,8 @@ class Findings:
     """(arm, skill; "" is memory) -> per budget: is the mean monotone along the numbers of tasks? p-values are adjusted."""
     to_skill: dict[tuple[str, int], ToSkill] = field(default_factory=dict)
     """(arm, n_tasks) -> from how much compute on the headline skill is there."""
+    onsets: dict[tuple[str, str, int], ToSkill] = field(default_factory=dict)
+    """(arm, skill, n_tasks) -> the same for the other skills shown."""
     crossovers: tuple[Overtaking, ...] = ()
     multipliers: tuple[Multiplier, ...] = ()
     contests: tuple[Contest, ...] = ()
@@ -122,9 +124,9 @@ class Findings:
         """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
         return analyses.split_of(self.results, skill)
 
-    def looks(self, arm: str, n_tasks: int) -> list[float]:
-        """Training FLOPs at which the headline skill was looked at along the training runs of one number of tasks."""
-        skill = self.study.shown_skills[0]
+    def looks(self, arm: str, n_tasks: int, skill: str = "") -> list[float]:
+        """Training FLOPs at which a skill, or the headline skill, was looked at along the training runs of one number of tasks."""
+        skill = skill or self.study.shown_skills[0]
         return self.results.along("ability", arm, skill, self.skill_split(skill), n_tasks)[0].tolist()
 
     def values(
@@ -204,11 +206,14 @@ def judge(results: Results) -> Findings:
 
     k_ability = {(a, s): analyses.boundaries(results, "ability", a, s, confidence) for a in arms for s in skills}
     k_memory = {a: analyses.boundaries(results, "memory", a, "", confidence) for a in arms}
-    to_skill = {
-        (a, n): analyses.to_skill(results, a, skills[0], n, confidence(claim_of("to", "skill", a, skills[0], float(n))))
+    onsets = {
+        (a, s, n): analyses.to_skill(results, a, s, n, confidence(claim_of("to", "skill", a, s, float(n))))
         for a in arms
+        for s in skills
         for n in results.levels
     }
+    known = {place: told for place, told in onsets.items() if told is not None}
+    to_skill = {(a, n): told for (a, s, n), told in known.items() if s == skills[0]}
     midpoints = {a: analyses.midpoint(results, a, skills[0]) for a in arms}
     found = Findings(
         study=study,
@@ -226,11 +231,10 @@ def judge(results: Results) -> Findings:
             for a, b in k_memory.items()
         },
         dips=analyses.dips(results, skills),
-        to_skill={key: told for key, told in to_skill.items() if told is not None},
+        to_skill=to_skill,
+        onsets={place: told for place, told in known.items() if place[1] != skills[0]},
         crossovers=tuple(analyses.crossovers(results, skills[0], confidence)),
-        multipliers=tuple(
-            analyses.multipliers(results, skills[0], {k: t for k, t in to_skill.items() if t is not None}, confidence)
-        ),
+        multipliers=tuple(analyses.multipliers(results, skills[0], to_skill, confidence)),
         contests=tuple(generalists.contests(results, confidence)),
         cuts=tuple(cuts),
         noise=tuple(analyses.noise_table(results, skills)),
@@ -522,11 +526,12 @@ def summary(found: Findings) -> list[dict[str, Any]]:
         name, said = claim_of("drift", "memory", arm, ""), drift_words(d, "M")
         add("drift of K_M", name, arm=arm, low=d.low, high=d.high, verdict=d.verdict, words=said)
     headline = found.study.shown_skills[0]
-    for (arm, n), told in found.to_skill.items():
-        b, name = told.boundary, claim_of("to", "skill", arm, headline, float(n))
-        said = flops_words(b, found.looks(arm, n))
+    every = {(arm, headline, n): told for (arm, n), told in found.to_skill.items()} | found.onsets
+    for (arm, skill, n), told in every.items():
+        b, name = told.boundary, claim_of("to", "skill", arm, skill, float(n))
+        said = flops_words(b, found.looks(arm, n, skill))
         ends = {"low": b.low, "high": b.high}
-        add("compute to skill", name, arm=arm, skill=headline, n_tasks=n, verdict=b.verdict, words=said, **ends)
+        add("compute to skill", name, arm=arm, skill=skill, n_tasks=n, verdict=b.verdict, words=said, **ends)
     for o in found.crossovers:
         said = f"{o.second} over {o.first}: {o.result.verdict}"
         ends = {"low": o.result.low, "high": o.result.high}

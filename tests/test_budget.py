@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from trainers import budget
 from trainers.budget import (
-    answer_flops,
     MIN_STEPS,
     BudgetTooSmall,
+    answer_flops,
     evaluation_steps,
     flops_per_step,
     forward_flops_per_sequence,

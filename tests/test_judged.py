@@ -12,6 +12,7 @@ import synthetic
 from test_report import Page, page_of
 
 from orchestrator import words
+from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings, description, find, summary
 from orchestrator.report import judged_tables
 from orchestrator.stats.forecast import Forecast
@@ -192,3 +193,17 @@ def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, s
     from orchestrator import stats
 
     assert said in words.drift_words(stats.Drift(low, high, (), verdict, None), "A")
+
+
+def test_the_other_skills_have_their_own_compute_to_skill_counted_among_the_claims() -> None:
+    """They rise together here, so each is told what the headline skill is; memory is no skill."""
+    study = synthetic.made_up(skills=("recall", "elimination"))
+    found = find(study, *synthetic.tables(study, noise=0.0))
+    assert {place[1] for place in found.onsets} == {"elimination"}
+    headline, others = judged_tables.to_skill_rows(found), judged_tables.onset_rows(found)
+    assert [row["n_tasks"] for row in others] == [row["n_tasks"] for row in headline]
+    assert [row["words"] for row in others] == [row["words"] for row in headline]
+    names = [claim.name for claim in found.claims]
+    assert all(claim_of("to", "skill", *place[:2], float(place[2])) in names for place in found.onsets)
+    told = [row for row in summary(found) if row["quantity"] == "compute to skill"]
+    assert sorted(row["skill"] for row in told) == ["elimination"] * 3 + ["recall"] * 3

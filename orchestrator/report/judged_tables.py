@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from orchestrator import claims, stats
-from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, claim_of, claim_of_arms
+from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
 from orchestrator.findings import Findings, primary_sentence
 from orchestrator.generalists import claim_of_contest
 from orchestrator.report.plates import decimal
@@ -45,6 +45,7 @@ def told(found: Findings) -> dict[str, Any]:
         "drifts": drift_rows(found),
         "dips": dip_rows(found),
         "to_skill": to_skill_rows(found),
+        "onsets": onset_rows(found),
         "cuts": cut_rows(found),
         "cuts_undecided": undecided(found),
         "min_scales": MIN_SCALES,
@@ -136,25 +137,39 @@ def dip_rows(found: Findings) -> list[dict[str, str]]:
 
 def to_skill_rows(found: Findings) -> list[dict[str, Any]]:
     """From how much compute on, at each number of tasks: the interval, and k of n at each budget."""
-    rows = []
-    for (arm, n), one in found.to_skill.items():
-        successes = [
-            {"flops": number(c), "share": f"{s.k} of {s.n}", "interval": f"{decimal(s.low)} to {decimal(s.high)}"}
-            for c, s in one.successes
-        ]
-        words = flops_words(one.boundary, found.looks(arm, n))
-        interval = one.boundary.verdict in ("crossed", "undecided") and len(one.boundary.brackets) > 1
-        name = claim_of("to", "skill", arm, found.study.shown_skills[0], float(n))
-        rows.append(
-            {
-                "arm": arm,
-                "n_tasks": number(n),
-                "words": words,
-                "confidence": sure(found.confidence(name)) if interval else "—",
-                "successes": successes,
-            }
-        )
-    return rows
+    headline = found.study.shown_skills[0]
+    return _to_skill_rows(found, {(arm, headline, n): one for (arm, n), one in found.to_skill.items()})
+
+
+def onset_rows(found: Findings) -> list[dict[str, Any]]:
+    """The same for the other skills shown."""
+    return _to_skill_rows(found, found.onsets)
+
+
+def _to_skill_rows(found: Findings, told: dict[tuple[str, str, int], ToSkill]) -> list[dict[str, Any]]:
+    """Rows with the same budgets, of those that any of them has come to."""
+    budgets = sorted({c for one in told.values() for c, _ in one.successes})
+    return [_to_skill_row(found, *place, one, budgets) for place, one in told.items()]
+
+
+def _to_skill_row(
+    found: Findings, arm: str, skill: str, n_tasks: int, one: ToSkill, budgets: list[float]
+) -> dict[str, Any]:
+    made = dict(one.successes)
+    successes = [{"flops": number(c), "share": "—", "interval": ""} for c in budgets]
+    for cell, c in zip(successes, budgets, strict=True):
+        if (s := made.get(c)) is not None:
+            cell |= {"share": f"{s.k} of {s.n}", "interval": f"{decimal(s.low)} to {decimal(s.high)}"}
+    interval = one.boundary.verdict in ("crossed", "undecided") and len(one.boundary.brackets) > 1
+    confidence = found.confidence(claim_of("to", "skill", arm, skill, float(n_tasks)))
+    return {
+        "arm": arm,
+        "skill": skill,
+        "n_tasks": number(n_tasks),
+        "words": flops_words(one.boundary, found.looks(arm, n_tasks, skill)),
+        "confidence": sure(confidence) if interval else "—",
+        "successes": successes,
+    }
 
 
 # Breaks -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,13 @@
 A task is D coefficients modulo the prime p, and a sequence is x1 z1 x2 z2 ... xP zP, where each x is D numbers, not all of
 them 0, and z = (c · x) mod p. Numbers are tokens 0 ... p - 1, results p ... 2p - 1. A model may keep the training functions, copy
 what it has seen, or solve for what it has not: an x that is a combination of earlier ones has a result that they decide.
+
+What learns it: 2 layers of width 64, 4 heads, `conv_kernel: 4`, init_gain 1, embed_std 0.1, batch 32, rate 3e-3 after 50 steps
+of warm-up, decayed over the last fifth; 23 ms a step of one core. `solve_new` on held-out functions, modulo 5, two numbers, one
+run each: 19 of the 25 functions .60 right after 2,500 steps and .89 after 5,000 (ability .84; the memoriser: .00); 10 and 4 of
+them .08 and .09 after 2,500 (ability −3 and −6; with 4 all seen ones are right, memory .98). `scale` and `recall` come first.
+Told the coefficients, 19 functions are at .89 after 1,500 steps at a constant rate. What does not learn: three numbers and 94
+of 125 functions, with 10 examples, are at chance after 4,000 steps, on training functions too.
 """
 
 from __future__ import annotations

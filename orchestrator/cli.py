@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import findings, journal, links, plan, primary_verdict, progress, provenance
+from orchestrator import answer, findings, journal, links, plan, primary_verdict, progress, provenance
 from orchestrator import study as studies
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
@@ -426,7 +426,7 @@ def _show_result(
         found = findings.read(folder, study)
         console.print(f"\n{found.answer}", highlight=False)
         for verdict in found.verdicts:
-            console.print(f"  {findings.verdict_line(verdict)}", highlight=False)
+            console.print(f"  {answer.verdict_line(verdict)}", highlight=False)
         said = str(page)
     elif record.is_publishing(folder):
         said = f"still being written, to {page}"

@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings, links, results
+from orchestrator import findings, links, results, summary
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.study import Study
 from trainers import budget
@@ -162,15 +162,15 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
 
 
 SUMMARY_FILE = "summary.csv"
-"""Every boundary, verdict and claim of a study, a row each; see `findings.summary`."""
+"""Every boundary, verdict and claim of a study, a row each; see `summary.rows`."""
 
 
 def write_summary(folder: Path, found: findings.Findings) -> None:
     """Write the summary table, in one rename. Raises OSError."""
-    rows = findings.summary(found)
+    rows = summary.rows(found)
     temporary = folder / f".{SUMMARY_FILE}.{os.getpid()}"
     with open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=findings.SUMMARY)
+        table = csv.DictWriter(file, fieldnames=summary.COLUMNS)
         table.writeheader()
         table.writerows(rows)
     os.replace(temporary, folder / SUMMARY_FILE)
@@ -439,7 +439,7 @@ def publish(
             raise unpublished
         assert target is not None
         say("Report, figures and tables to MLflow ...")
-        target.publish_study(folder, findings.description(found), found.metrics(), state.last_time)
+        target.publish_study(folder, summary.description(found), found.metrics(), state.last_time)
         _mark(folder, {"journal_bytes": position, "tracking_uri": links.store_of(tracking_uri), "study": state.study})
 
 

@@ -11,7 +11,8 @@ import pytest
 import synthetic
 
 from orchestrator import analyses, words
-from orchestrator.findings import Findings, description, find
+from orchestrator.findings import Findings, find
+from orchestrator.summary import description
 
 NAN = np.nan
 LEVELS = (4, 16, 64, 256)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from orchestrator import findings, results, words
+from orchestrator import answer, findings, results, words
 from orchestrator.record import RESULTS, RUNS
 from orchestrator.study import Study
 
@@ -157,7 +157,7 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     rows = [r for i, at in enumerate(crossings) for r in curve_rows(at, i)]
     (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
-    assert verdict in findings.verdict_line(found) and "made up" in findings.verdict_line(found)
+    assert verdict in answer.verdict_line(found) and "made up" in answer.verdict_line(found)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import claims, cli, findings, generalists
+from orchestrator import claims, cli, findings, generalists, summary
 from orchestrator.generalists import ALL, Pair
 from orchestrator.record import RESULTS, RUNS
 from orchestrator.results import Results
@@ -127,7 +127,7 @@ def test_the_answer_and_the_summary_say_who_wins_and_the_control_apart():
     found = findings.judge(results)
     assert "With 20 tasks of a domain generalist overtakes the mean specialist at its best at" in found.answer
     assert "apart stays behind the specialist of domain_1 at its best, up to 6.4e12 FLOPs." in found.answer
-    rows = [row for row in findings.summary(found) if row["quantity"].startswith("generalist")]
+    rows = [row for row in summary.rows(found) if row["quantity"].startswith("generalist")]
     assert len(rows) == (3 + 1) * 5  # two domains, their mean and the control; three budgets, equal compute, the best
     assert {claim.name for claim in found.claims if claim.name.startswith("generalist")} == {
         generalists.claim_of_contest(c.generalist, c.domain, c.n_tasks, c.against, c.specialist_flops)

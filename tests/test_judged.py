@@ -11,12 +11,13 @@ import pytest
 import synthetic
 from test_report import Page, page_of
 
-from orchestrator import words
+from orchestrator import summary, words
 from orchestrator.analyses import claim_of
-from orchestrator.findings import Findings, description, find, summary
+from orchestrator.findings import Findings, find
 from orchestrator.report import judged_tables
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.replicates import Needed
+from orchestrator.summary import description
 from trainers.streams import stream
 
 LEVELS = tuple(2**k for k in range(2, 12))  # ten numbers of tasks
@@ -164,7 +165,7 @@ def test_the_page_shows_the_claims_the_scores_and_what_would_settle_the_rest(tmp
 
 def test_the_summary_and_the_description_say_what_the_page_says() -> None:
     found = found_of(jump)
-    rows = summary(found)
+    rows = summary.rows(found)
     assert {row["quantity"] for row in rows} >= {
         "K_A",
         "K_M",
@@ -205,5 +206,5 @@ def test_the_other_skills_have_their_own_compute_to_skill_counted_among_the_clai
     assert [row["words"] for row in others] == [row["words"] for row in headline]
     names = [claim.name for claim in found.claims]
     assert all(claim_of("to", "skill", *place[:2], float(place[2])) in names for place in found.onsets)
-    told = [row for row in summary(found) if row["quantity"] == "compute to skill"]
+    told = [row for row in summary.rows(found) if row["quantity"] == "compute to skill"]
     assert sorted(row["skill"] for row in told) == ["elimination"] * 3 + ["recall"] * 3

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator import analyses, findings, primary_verdict
+from orchestrator import analyses, answer, findings, primary_verdict
 from orchestrator.primary_verdict import PrimaryFinding, examine, least, planned, sentences
 from orchestrator.record import RUNS
 from orchestrator.results import Results
@@ -78,7 +78,7 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
     found = findings.find(study, *synthetic.tables(study))
     assert found.primary is not None
     said = sentences(study, found.primary)
-    assert said in found.answer and said == findings.primary_sentence(found)
+    assert said in found.answer and said == answer.primary_sentence(found)
     assert re.search(
         r"at 1e11 FLOPs is 50 to 60: inconclusive \(measured: 95 % interval \d+ to \d+\)\. [A-Z].*\.$", said
     )

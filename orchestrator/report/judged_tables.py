@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator import claims, stats
 from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
-from orchestrator.findings import Findings, primary_sentence
+from orchestrator.answer import primary_sentence
+from orchestrator.findings import Findings
 from orchestrator.generalists import claim_of_contest
 from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES

@@ -8,6 +8,16 @@ The loss is minus the log density of y under a normal law of the noise's varianc
 (y - ŷ)² / 2σ² and a constant. So ability and memory, ratios of differences of log losses, are the very ratios of excess
 squared errors. Scores are against w·x, the noise averaged out: the oracle's log loss is that constant, 0.726 at σ² = ¼.
 Distances, symmetrised divergences of these normal laws, are squared differences over σ²: the paper's, but for that factor.
+
+Checked small, D = 4 and K = 8, one run each. After the decay of 1,500 and 3,000 steps held-out ability is .95 and .97 with
+1e9 tasks (ridge has 1), .90 and .93 with 64, −.69 and −.69 with 4; memory is −.02 and .15 with 64 tasks, .94 and .97 with 4
+(dMMSE has 1). Two layers instead of four have ability .83 and .88 with 1e9 tasks, .89 after 6,000 steps. To see it again:
+
+    {"family": {"name": "regression", "n_dims": 4, "n_pairs": 8}, "arm": "answer", "n_tasks": 1e9, "replicate": 0,
+     "model": {"n_layers": 4}, "training": {"batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 200},
+     "evaluation": {"first_flops": 1e11, "n_sequences": 128}, "compute_flops": [1.7684e12, 3.5367e12]}
+
+as trial.json, python -m trainers trial.json --events events.jsonl; ability and memory are ratios of the sums in its rows.
 """
 
 from __future__ import annotations
@@ -165,7 +175,7 @@ class Regression(Family):
     # References ------------------------------------------------------------------------------------------------
 
     def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Ridge, the posterior mean of w·x under w ~ N(0, I): x (N, K, D), y (N, K) -> (N, K), from the pairs before."""
+        """Ridge, the posterior mean of w·x under w ~ N(0, I); U is its prior mean, 0: x (N, K, D), y (N, K) -> (N, K)."""
         moments = _before(x[:, :, :, None] * x[:, :, None, :])  # (N, K, D, D)
         posterior = np.linalg.solve(
             moments + self.noise_variance * np.eye(self.n_dims), _before(x * y[:, :, None])[..., None]

@@ -5,7 +5,8 @@ y: V..2V-1). A model may memorise the training permutations, or learn the rule "
 
 Told the task (`task_id`), a sequence begins with the table π(0) ... π(V-1) of the map that it shows, of the swapped or random
 one where a skill shows such. The rule is then to look answers up there: nothing is left to infer, not even where a question
-is new, and on training tasks the rule and the memoriser know the same.
+is new, and on training tasks the rule and the memoriser know the same. `elimination` is what only the table answers: with the
+quickstart's recipe and 1e12 tasks recall is .97 and elimination .03 after 379 steps, 1.00 and .81 after 1,483 (one run each).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def paragraph(found: Findings) -> str:
     sentences += _contest_sentences(found)
     if found.primary is not None:
         sentences.append(primary_sentence(found))
-    shown = {claims.nameof_line(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
+    shown = {claims.name_of(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
     headline = {
         claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
     }

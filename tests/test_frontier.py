@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.stats import frontier
-from orchestrator.stats.frontier import Law, chinchilla, interval, isoflop, optimum, pareto, tokens_per_parameter
+from orchestrator.stats.frontier import Law, chinchilla, interval, isoflop, optimum
 from trainers.streams import stream
 
 KNOWN = Law(floor=1.69, size_factor=406.4, data_factor=410.7, alpha=0.34, beta=0.28)
@@ -190,7 +190,7 @@ def test_what_cannot_be_fitted_has_a_reason(rows, reason) -> None:
     assert (found.reason is None) == (reason is None) == (found.law is not None)
     assert reason is None or (found.reason is not None and reason in found.reason)
     if reason is not None:
-        assert optimum(found, 1e20) is None and tokens_per_parameter(found, [1e20]) == ()
+        assert optimum(found, 1e20) is None
 
 
 def test_one_size_missing_losses_and_losses_of_zero_do_not_crash() -> None:
@@ -233,9 +233,8 @@ def test_a_parabola_gives_back_its_vertex_tokens_and_exponent() -> None:
         assert budget.brackets_minimum and budget.n_optimal == pytest.approx(1e7 * (C / 1e17) ** 0.6)
         assert budget.loss == pytest.approx(2) and budget.compute == C
         assert budget.tokens_per_parameter == pytest.approx(C / 7 / budget.n_optimal**2, rel=1e-6)
-    ratios = tokens_per_parameter(found)
-    assert [r.ratio for r in ratios] == [b.tokens_per_parameter for b in found.budgets]
-    assert all(r.low is not None and r.high is not None and r.low <= r.ratio <= r.high for r in ratios)
+        assert budget.ratio_low is not None and budget.ratio_high is not None
+        assert budget.ratio_low <= budget.tokens_per_parameter <= budget.ratio_high
 
 
 def test_fiellers_interval_is_the_hand_computed_one() -> None:
@@ -346,7 +345,6 @@ def test_fewer_than_three_sizes_say_nothing(n_sizes: int) -> None:
     found = isoflop(*(data[:4] if n_sizes else np.empty((4, 0))))
     assert found.exponent is None and found.reason is not None
     assert all(b.verdict == "missing" and b.n_optimal is None for b in found.budgets)
-    assert tokens_per_parameter(found) == ()
 
 
 def test_three_sizes_once_have_a_minimum_and_no_interval() -> None:
@@ -377,23 +375,3 @@ def test_lengths_and_signs_that_make_no_sense_are_refused() -> None:
         isoflop([1, 2], [1, 2], [1, 2], [1])
     with pytest.raises(ValueError, match="positive"):
         isoflop([1, 2], [1, 2], [1, 2], [1, -1])
-
-
-# --- the envelope ------------------------------------------------------------------------------------------------------
-
-
-def test_the_envelope_keeps_what_no_cheaper_trial_matches() -> None:
-    found = pareto([4, 1, 2, 2, 8, 16, 32], [2.0, 3.0, 2.5, 2.6, 2.2, 1.0, np.nan])
-    assert found.compute == (1, 2, 4, 16) and found.loss == (3.0, 2.5, 2.0, 1.0) and found.rows == (1, 2, 0, 5)
-    assert pareto([], []).rows == () and pareto([1.0], [np.nan]).rows == ()
-    with pytest.raises(ValueError, match="one length"):
-        pareto([1, 2], [1])
-
-
-def test_the_envelope_is_monotone_and_nothing_lies_below_it() -> None:
-    draw = stream("envelope")
-    C, L = np.exp(draw.normal(size=300)), draw.normal(size=300)
-    found = pareto(C, L)
-    assert np.all(np.diff(found.compute) > 0) and np.all(np.diff(found.loss) < 0)
-    for c, value in zip(C, L, strict=True):
-        assert value >= min(v for k, v in zip(found.compute, found.loss, strict=True) if k <= c)

@@ -74,13 +74,13 @@ def counted(
     Diverged and failed trials are as far below one half as need be, wherever the quantity is defined for another replicate.
     """
     cube = surface(results, measure, arm, skill)
-    ended = _ended(results, arm, ("done", "diverged", "failed"))
-    lost = _ended(results, arm, ("diverged", "failed"))
+    ended = ended_trials(results, arm, ("done", "diverged", "failed"))
+    lost = ended_trials(results, arm, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
     return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube)
 
 
-def _ended(results: Results, arm: str, how: tuple[str, ...]) -> np.ndarray:
+def ended_trials(results: Results, arm: str, how: tuple[str, ...]) -> np.ndarray:
     """Trials of an arm that ended so, (n_tasks, compute, replicates) bool."""
     found = np.zeros((len(results.levels), len(results.budgets), results.n_replicates), bool)
     for run in results.runs:
@@ -225,7 +225,7 @@ def to_skill(results: Results, arm: str, skill: str, n_tasks: int, confidence: f
         return None
     level = results.levels.index(n_tasks)
     open_trials = counted(results, "ability", arm, skill)[1][level]  # (compute, replicates)
-    lost_trials = _ended(results, arm, ("diverged", "failed"))[level]
+    lost_trials = ended_trials(results, arm, ("diverged", "failed"))[level]
     lost = lost_trials.any(axis=0)
     onsets = survival.onsets(flops, values, lost)
     looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
@@ -429,7 +429,7 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     if abs(means[i, j] - stats.HALF) > NEAR:
         return None
     values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    made = replicates.success(cube[i, j], stats.HALF, _ended(results, arm, ("diverged", "failed"))[i, j])
+    made = replicates.success(cube[i, j], stats.HALF, ended_trials(results, arm, ("diverged", "failed"))[i, j])
     where = results.levels[i], results.budgets[j], float(means[i, j])
     return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
 

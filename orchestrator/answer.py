@@ -208,13 +208,21 @@ def _overtaking_sentence(o: Overtaking) -> str:
 
 
 def _contest_sentences(found: Findings) -> list[str]:
-    """Each generalist against its specialists together (or the one that it has) at their best, number of tasks by number of
-    tasks; and from which multiple of their smallest budget on it is ahead of what they had then."""
+    """Each generalist against its specialists together (or the one that it has), number of tasks by number of tasks: as they
+    were when they had learned half of their domain, and at their best."""
     several = {c.generalist for c in found.contests if c.pooled}
     shown = [c for c in found.contests if c.pooled or c.generalist not in several]
-    smallest = found.study.budgets[0]
-    said = [c for c in shown if c.against == "its best" or c.specialist_flops == smallest]
-    return [f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)}." for c in said]
+    said = []
+    for place in dict.fromkeys((c.generalist, c.n_tasks) for c in shown):
+        here = [c for c in shown if (c.generalist, c.n_tasks) == place]
+        taught = [c for c in here if c.against == "its budget" and (c.rival or 0.0) >= stats.HALF]
+        said += [*taught[:1], *(c for c in here if c.against == "its best")]
+    return [
+        f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)} ({figure(c.rival)} right)."
+        if c.rival is not None
+        else f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)}."
+        for c in said
+    ]
 
 
 def primary_sentence(found: Findings) -> str:

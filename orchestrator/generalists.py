@@ -7,16 +7,17 @@ are specialists, and of which generalist, follows from their families (`Family.d
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analyses import Confidence, claim_of, counted
+from orchestrator.analyses import Confidence, claim_of, ended_trials
 from orchestrator.results import Results
 from orchestrator.study import Study
 from trainers.tasks import Family
 
+Measure = Literal["ability", "exact_match"]
 Against = Literal["its budget", "the same", "its best"]
 ALL = "all domains"
 """The mean over the domains that have a specialist: of one replicate, so that it is still paired."""
@@ -42,6 +43,8 @@ class Contest(NamedTuple):
     """What the specialist had spent: one of its budgets, as much as the generalist, or whatever was best for it."""
     specialist_flops: float | None
     """For `its budget`."""
+    rival: float | None
+    """What the specialist had there (`measure_of`), mean over replicates; None for `the same`, or where nothing is known."""
     result: stats.Crossover
     """Along the generalist's training FLOPs: where it overtakes the specialist."""
 
@@ -78,8 +81,26 @@ def _same(a: Family, b: Family) -> bool:
     return a.model_dump(exclude={"domain_shares"}) == b.model_dump(exclude={"domain_shares"})
 
 
+def measure_of(study: Study) -> Measure:
+    """What is compared: ability; or, where that is read from exact matches beyond the memoriser's, the exact matches themselves,
+    because every line has a memoriser of its own and so another zero."""
+    return "exact_match" if study.family_of(next(iter(study.lines))).ability_of == "accuracy" else "ability"
+
+
+class Sides(NamedTuple):
+    """(n_tasks, compute, replicates) each."""
+
+    special: np.ndarray
+    best: np.ndarray
+    """Of the specialist over all its budgets, at every one of them."""
+    general: np.ndarray
+
+
 def contests(results: Results, confidence: Confidence) -> list[Contest]:
-    """All comparisons, generalist by generalist: of the mean over its specialists, then of each domain."""
+    """All comparisons, generalist by generalist: of the mean over its specialists, then of each domain.
+
+    A specialist's best is the largest of noisy values, which flatters it: a generalist that is ahead of it is ahead all the more.
+    """
     found = []
     of_generalist: dict[str, list[Pair]] = {}
     for pair in pairs(results.study):
@@ -87,44 +108,46 @@ def contests(results: Results, confidence: Confidence) -> list[Contest]:
     for generalist, many in of_generalist.items():
         sides = {p.domain: _sides(results, p) for p in many}
         if len(many) > 1:
-            whole = (np.mean([side[k] for side in sides.values()], axis=0) for k in (0, 1))
-            sides = {ALL: cast(tuple[np.ndarray, np.ndarray], tuple(whole))} | sides
-        for domain, (special, general) in sides.items():
+            sides = {ALL: Sides(*(np.mean(side, axis=0) for side in zip(*sides.values(), strict=True)))} | sides
+        for domain, of_domain in sides.items():
             for i, n in enumerate(results.levels):
-                found += at_one_level(results.budgets, generalist, domain, n, special[i].T, general[i].T, confidence)
+                at_n = Sides(*(side[i].T for side in of_domain))
+                found += at_one_level(results.budgets, generalist, domain, n, at_n, confidence)
     return found
 
 
-def _sides(results: Results, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Ability on a domain's held-out tasks, specialist and generalist: (n_tasks, compute, replicates) each."""
-    special, general = (
-        counted(results, "ability", line, pair.domain)[0] for line in (pair.specialist, pair.generalist)
-    )
-    return special, general
+def _sides(results: Results, pair: Pair) -> Sides:
+    special, general = (_surface(results, line, pair.domain) for line in (pair.specialist, pair.generalist))
+    known = ~np.isnan(special).all(axis=1, keepdims=True)
+    largest = np.where(known, np.where(np.isnan(special), -np.inf, special).max(axis=1, keepdims=True), np.nan)
+    return Sides(special, np.broadcast_to(largest, special.shape), general)
+
+
+def _surface(results: Results, line: str, domain: str) -> np.ndarray:
+    """One line on a domain's held-out tasks, (n_tasks, compute, replicates); lost trials know nothing of it."""
+    measure = measure_of(results.study)
+    cube = results.cube(measure, line, domain, "held_out")
+    lost = ended_trials(results, line, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
+    return np.where(lost & np.isnan(cube), 0.0 if measure == "exact_match" else -1.0, cube)
 
 
 def at_one_level(
-    budgets: list[float],
-    generalist: str,
-    domain: str,
-    n_tasks: int,
-    special: np.ndarray,
-    general: np.ndarray,
-    confidence: Confidence,
+    budgets: list[float], generalist: str, domain: str, n_tasks: int, sides: Sides, confidence: Confidence
 ) -> list[Contest]:
-    """The three comparisons at one number of tasks; special and general (replicates, budgets)."""
-    best = np.full(len(special), np.nan)
-    known = ~np.isnan(special).all(axis=1)
-    best[known] = np.nanmax(special[known], axis=1)
-    sides: list[tuple[Against, float | None, np.ndarray]] = [
+    """The three comparisons at one number of tasks; sides of (replicates, budgets)."""
+    special, best, general = sides
+    rivals: list[tuple[Against, float | None, np.ndarray]] = [
         *(("its budget", c, np.repeat(special[:, [j]], len(budgets), axis=1)) for j, c in enumerate(budgets[:-1])),
         ("the same", None, special),
-        ("its best", None, np.repeat(best[:, None], len(budgets), axis=1)),
+        ("its best", None, best),
     ]
     out = []
-    for against, spent, side in sides:
+    for against, spent, rival in rivals:
         level = confidence(claim_of_contest(generalist, domain, n_tasks, against, spent))
-        out.append(Contest(generalist, domain, n_tasks, against, spent, stats.crossover(budgets, side, general, level)))
+        known = rival[~np.isnan(rival[:, 0]), 0] if against != "the same" else np.array([])
+        mean = float(known.mean()) if len(known) else None
+        met = stats.crossover(budgets, rival, general, level)
+        out.append(Contest(generalist, domain, n_tasks, against, spent, mean, met))
     return out
 
 

@@ -217,9 +217,15 @@ class Study(Record):
 
     @property
     def comparable(self) -> list[tuple[str, str]]:
-        """Pairs of lines of which it makes sense to ask who is ahead: not of those that learn different domains."""
-        domains = {line: self.family_of(line).domains for line in self.lines}
-        return [(a, b) for a, b in itertools.combinations(self.lines, 2) if domains[a] == domains[b]]
+        """Pairs of lines of which it makes sense to ask who is ahead: all, but for those that learn different domains, or
+        domains made of different functions, and so are asked different things."""
+
+        def asked(line: str) -> Any:
+            family = self.family_of(line)
+            return family.model_dump(exclude={"domain_shares"}) if family.domains else None
+
+        of_line = {line: asked(line) for line in self.lines}
+        return [(a, b) for a, b in itertools.combinations(self.lines, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
         """What all trunks of a line share. Raises pydantic's ValidationError for a variant that its record refuses."""

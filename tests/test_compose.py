@@ -199,10 +199,6 @@ def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates()
         ({"domain": 0}, "domain 0 is none of the 0"),
         ({"share": False}, "no difference without n_domains"),
         ({"n_domains": 3, "domain_shares": (1.0, 2.0)}, "domain_shares: 2 given, but n_domains is 3"),
-        (
-            {"n_domains": 2, "domain": 1, "domain_shares": (1.0, 2.0)},
-            "domain_shares: 2 given, but a specialist has one",
-        ),
         ({"n_slots": 21}, r"more than 2\^62 tasks"),
     ],
 )

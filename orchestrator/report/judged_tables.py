@@ -10,7 +10,7 @@ from orchestrator import claims, stats
 from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
 from orchestrator.answer import primary_sentence
 from orchestrator.findings import Findings
-from orchestrator.generalists import claim_of_contest
+from orchestrator.generalists import claim_of_contest, measure_of
 from orchestrator.report.plates import decimal
 from orchestrator.stats.breaks import MIN_SCALES
 from orchestrator.stats.replicates import Needed
@@ -52,6 +52,7 @@ def told(found: Findings) -> dict[str, Any]:
         "min_scales": MIN_SCALES,
         "overtaking": overtaking_rows(found),
         "contests": contest_rows(found),
+        "contest_measure": "Exact match" if measure_of(found.study) == "exact_match" else "Ability",
         "noise": noise_rows(found),
         "differences": [percent(d) for d in DIFFERENCES],
         "midpoints": midpoint_rows(found),
@@ -268,6 +269,7 @@ def contest_rows(found: Findings) -> list[dict[str, str]]:
                 "domain": "mean of them" if met.pooled else met.domain,
                 "rival": {"its budget": spent, "the same": "equal compute", "its best": "its best"}[met.against],
                 "words": contest_words(met, found.study.budgets),
+                "has": decimal(met.rival),
                 "confidence": sure(found.confidence(name)) if interval else "—",
                 "p": p_words(met.result.p_value),
             }

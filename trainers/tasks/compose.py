@@ -69,7 +69,7 @@ class Compose(Family):
     domain: Index | None = None
     """A specialist: train on this domain alone (from 0). Left out, a generalist: on n_tasks compositions of each domain."""
     domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
-    """How often a generalist is shown each domain, in proportion, one number a domain; left out: all alike."""
+    """How often a generalist is shown each domain, in proportion, one number a domain; left out: all alike. A specialist does not heed it."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control, nothing carries over."""
 
@@ -98,9 +98,8 @@ class Compose(Family):
             )
         if self.domain is not None and self.domain >= self.n_domains:
             raise ValueError(f"domain {self.domain} is none of the {self.n_domains} of n_domains")
-        if self.domain_shares and (self.domain is not None or len(self.domain_shares) != self.n_domains):
-            allowed = "a specialist has one" if self.domain is not None else f"n_domains is {self.n_domains}"
-            raise ValueError(f"domain_shares: {len(self.domain_shares)} given, but {allowed}")
+        if self.domain_shares and len(self.domain_shares) != self.n_domains:
+            raise ValueError(f"domain_shares: {len(self.domain_shares)} given, but n_domains is {self.n_domains}")
         if not self.share and not self.n_domains:
             raise ValueError("share: false makes no difference without n_domains")
         if self.universe_size > 2**62:
@@ -170,7 +169,7 @@ class Compose(Family):
         return n_tasks * self._lists
 
     def draws_alike(self, training: Training) -> bool:
-        return super().draws_alike(training) and len(set(self.domain_shares)) < 2
+        return super().draws_alike(training) and (self._lists == 1 or len(set(self.domain_shares)) < 2)
 
     @property
     def n_tasks_max(self) -> int:
@@ -195,7 +194,7 @@ class Compose(Family):
         return place * self._lists + np.searchsorted(edges, draw.random(size), side="right")
 
     def seen_tasks(self, trunk: TrunkSpec, n: int) -> np.ndarray:
-        if not self.domain_shares:
+        if not self.domain_shares or self._lists == 1:
             return super().seen_tasks(trunk, n)
         return self.draw_tasks(trunk, stream("compose", "seen tasks", trunk.replicate), n)
 

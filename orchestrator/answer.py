@@ -217,12 +217,7 @@ def _contest_sentences(found: Findings) -> list[str]:
         here = [c for c in shown if (c.generalist, c.n_tasks) == place]
         taught = [c for c in here if c.against == "its budget" and (c.rival or 0.0) >= stats.HALF]
         said += [*taught[:1], *(c for c in here if c.against == "its best")]
-    return [
-        f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)} ({figure(c.rival)} right)."
-        if c.rival is not None
-        else f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets)}."
-        for c in said
-    ]
+    return [f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets, True)}." for c in said]
 
 
 def primary_sentence(found: Findings) -> str:

@@ -42,10 +42,13 @@ class Primary(Record):
         "accuracy",
         "ability",
         "memory",
+        "change_accuracy",
+        "change_ability",
     ]
     """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
     compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `emergence` the verdict along
-    the axis that is not given, the others a mean over replicates at a cell."""
+    the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
+    others a mean over replicates at a cell."""
     arm: str | None = None
     """Arm; left out: the first."""
     against: str | None = None
@@ -56,6 +59,8 @@ class Primary(Record):
     """Number of training tasks, for what is read at one (not `k_*`, `drift_*`)."""
     compute_flops: Positive | None = None
     """Budget, for what is read at one (`k_*` and means; left out: the largest. `emergence` along tasks)."""
+    from_flops: Positive | None = None
+    """The smaller budget (`change_*` only)."""
     lo: Finite | None = None
     """The claim: not below this."""
     hi: Finite | None = None
@@ -75,10 +80,18 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "accuracy": ("arm", "skill", "n_tasks", "compute_flops"),
     "ability": ("arm", "skill", "n_tasks", "compute_flops"),
     "memory": ("arm", "n_tasks", "compute_flops"),
+    "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
+    "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
 """The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
 
-BOUNDS = {"accuracy": (0.0, 1.0), "ability": (-100.0, 1.0), "memory": (-100.0, 1.0)}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "ability": (-100.0, 1.0),
+    "memory": (-100.0, 1.0),
+    "change_accuracy": (-1.0, 1.0),
+    "change_ability": (-101.0, 101.0),
+}
 """What a mean can be. The exact references are beaten by chance only; below, the worst seen so far is -15 (elimination after
 training on 4 tasks), and -100 assumed to be out of reach."""
 
@@ -102,7 +115,7 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
 
 def _ignored(claim: Primary) -> Iterator[Problem]:
     read = _PLACE[claim.what]
-    for key in ("arm", "against", "skill", "n_tasks", "compute_flops"):
+    for key in ("arm", "against", "skill", "n_tasks", "from_flops", "compute_flops"):
         if getattr(claim, key) is not None and key not in read:
             yield (
                 ("primary", key),
@@ -119,6 +132,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
         ("against", tuple(study.lines)),
         ("n_tasks", axes.n_tasks),
         ("compute_flops", axes.compute_flops),
+        ("from_flops", axes.compute_flops),
         ("skill", tuple(study.shown_skills)),
     ):
         value = getattr(claim, key)
@@ -137,6 +151,10 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
             )
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
+    if claim.what.startswith("change"):
+        last = claim.compute_flops or max(study.axes.compute_flops)
+        if claim.from_flops is None or claim.from_flops >= last:
+            yield ("primary",), f"'{claim.what}' is between two budgets; give from_flops, below {number(last)}"
     if claim.what == "crossover" and len(study.lines) < 2:
         yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
     elif claim.what == "crossover" and claim.against in (None, _line(study, claim)):

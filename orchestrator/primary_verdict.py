@@ -56,6 +56,8 @@ _QUANTITIES = {
     "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
     "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
     "memory": "the memory of the training tasks{of_arm} at {n} tasks and {flops} FLOPs",
+    "change_accuracy": "what the accuracy of {skill} at {n} tasks gains from {from_flops} to {flops} FLOPs",
+    "change_ability": "what the ability of {skill} at {n} tasks gains from {from_flops} to {flops} FLOPs",
 }
 
 
@@ -70,6 +72,7 @@ def claim_words(study: Study, claim: Primary) -> str:
         "arm": arm,
         "against": claim.against,
         "flops": number(claim.compute_flops or study.budgets[-1]),
+        "from_flops": number(claim.from_flops) if claim.from_flops else "",
         "n": number(claim.n_tasks) if claim.n_tasks else "",
     }
     if claim.what == "emergence":
@@ -388,7 +391,7 @@ def _crossover_words(met: stats.Crossover, arm: str, against: str, n: int) -> st
 
 
 def _examine_mean(results: Results, claim: Primary) -> PrimaryFinding:
-    """A mean over replicates. A replicate that is yet to end is not counted; of one that ended without a value, by diverging,
+    """A mean over replicates, of a value or of what it gains between two budgets. A replicate that is yet to end is not counted; of one that ended without a value, by diverging,
     nobody knows what it would have added to the mean."""
     study = results.study
     arm, skill = _arm(study, claim), claim.skill or study.shown_skills[0]
@@ -397,7 +400,10 @@ def _examine_mean(results: Results, claim: Primary) -> PrimaryFinding:
     if claim.what == "memory":
         values = results.cube("memory", arm, cast(Family, study.family).mixture, "seen", "pre_decay")[cell]
     else:
-        values = results.cube(claim.what, arm, skill, analyses.split_of(results, skill))[cell]
+        cube = results.cube(claim.what.removeprefix("change_"), arm, skill, analyses.split_of(results, skill))
+        values = cube[cell]
+        if claim.from_flops is not None:
+            values = values - cube[cell[0], results.budgets.index(claim.from_flops)]
     ended = {
         run["replicate"]
         for run in results.runs

@@ -205,8 +205,8 @@ def multiplier_words(found: Multiplier) -> str:
     return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
 
 
-def contest_words(found: Contest, budgets: Sequence[float]) -> str:
-    """What can be said of a generalist against a specialist, as a sentence without its full stop."""
+def contest_words(found: Contest, budgets: Sequence[float], level: bool = False) -> str:
+    """What can be said of a generalist against a specialist, as a sentence without its full stop; `level`: with what it has."""
     spent, verdict = found.specialist_flops, found.result.verdict
     whose = "the mean specialist" if found.pooled else f"the specialist of {found.domain}"
     state = {
@@ -215,6 +215,7 @@ def contest_words(found: Contest, budgets: Sequence[float]) -> str:
         "its best": "at its best",
     }
     rival = f"{whose} {state[found.against]}"
+    rival += f" (at {found.rival:.2f})" if level and found.rival is not None else ""
 
     def amount(*ends: float | None) -> str:
         known = [end for end in ends if end is not None]

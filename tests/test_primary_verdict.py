@@ -94,6 +94,7 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
         ({"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12}, "recall (answer) is there at 64 tasks is at most 1e12"),
         ({"what": "memory", "n_tasks": 4, "lo": 0.9}, "the memory of the training tasks (answer) at 4 tasks"),
         ({"what": "accuracy", "n_tasks": 4, "lo": 0.9}, "the accuracy of recall (answer) at 4 tasks and 1.6e12 FLOPs is at least 0.9"),
+        ({"what": "change_accuracy", "n_tasks": 4, "from_flops": 4e11, "hi": 0}, "what the accuracy of recall (answer) at 4 tasks gains from 4e11 to 1.6e12 FLOPs is at most 0"),
         ({"what": "emergence", "n_tasks": 4, "verdict": "smooth"}, "the emergence of recall (answer) along compute at 4 tasks is smooth"),
         ({"what": "crossover", "against": "next_token", "n_tasks": 4, "hi": 4e11}, "next_token overtakes answer in recall at 4 tasks is at most 4e11"),
     ],
@@ -104,6 +105,20 @@ def test_the_claim_names_its_arm_where_there_are_several(primary: dict[str, Any]
     if primary["what"] != "crossover":
         one = synthetic.made_up(**AXES, arm=("answer",), primary=primary)
         assert one.primary is not None and "(answer)" not in primary_verdict.claim_words(one, one.primary)
+
+
+@pytest.mark.parametrize(("hi", "verdict"), [(-0.1, "consistent"), (-0.3, "inconsistent"), (-0.2, "inconclusive")])
+def test_a_change_is_that_of_each_replicate_however_much_they_differ_in_level(hi: float, verdict: str) -> None:
+    """Levels from .45 to .85, and every replicate loses .2: the means of the two budgets overlap, the changes do not."""
+
+    def loses(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 0.45 + 0.1 * replicate - 0.2 * (flops > 1e12) + 0.01 * (-1.0) ** replicate * (flops > 1e12)
+
+    primary = {"what": "change_ability", "n_tasks": 64, "from_flops": 1e11, "hi": hi}
+    study = synthetic.made_up(**AXES, primary=primary)
+    found = findings.find(study, *synthetic.tables(study, loses, noise=0.0)).primary
+    assert found is not None and found.verdict == verdict
+    assert found.low is not None and found.high is not None and -0.22 < found.low < -0.2 < found.high < -0.18
 
 
 # --- what is measured, and what is not -------------------------------------------------------------------------------
@@ -120,6 +135,8 @@ EVERY_KIND: list[dict[str, Any]] = [
     {"what": "ability", "n_tasks": 64, "lo": 0.5},
     {"what": "memory", "n_tasks": 64, "lo": 0.5},
     {"what": "accuracy", "n_tasks": 64, "lo": 0.5},
+    {"what": "change_ability", "n_tasks": 64, "from_flops": 1e11, "lo": 0},
+    {"what": "change_accuracy", "n_tasks": 64, "from_flops": 1e11, "lo": 0},
 ]
 kinds = pytest.mark.parametrize("primary", EVERY_KIND, ids=lambda primary: primary["what"])
 TWO_ARMS: dict[str, Any] = AXES | {"arm": ("answer", "next_token"), "skills": ("recall",)}

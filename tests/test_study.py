@@ -124,7 +124,10 @@ CLAIMS = [
     ("any drift", "{what: drift_ability, hi: 9}", "a drift of \u22126 to 6 doublings of tasks per doubling of compute"),
     ("any accuracy", "{what: accuracy, n_tasks: 4, lo: 0, hi: 1}", "give lo above 0, or hi below 1"),
     ("any ability", "{what: ability, n_tasks: 4, lo: -100}", "give lo above \u2212100, or hi below 1"),
+    ("any change", "{what: change_accuracy, n_tasks: 4, from_flops: 1e11, lo: -1}", "give lo above \u22121, or hi below 1"),
     # Nothing could confirm it.
+    ("a change from nowhere", "{what: change_accuracy, n_tasks: 4, hi: 0}", "is between two budgets; give from_flops, below 8e11"),
+    ("a change backwards", "{what: change_ability, n_tasks: 4, from_flops: 8e11, compute_flops: 2e11, hi: 0}", "give from_flops, below 2e11"),
     ("too much ability", "{what: ability, n_tasks: 4, lo: 7}", "cannot turn out true: 'ability' lies between \u2212100 and 1"),
     ("more tasks than there are", "{what: k_ability, lo: 2e4}", "give a lo of at most 10,000"),
     ("fewer tasks than there are", "{what: k_ability, hi: 2}", "give a hi of at least 4"),

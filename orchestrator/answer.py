@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,8 +55,14 @@ def paragraph(found: Findings) -> str:
         return "Nothing can be said yet: no trial has ended."
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
-    for arm in study.lines if not found.contests else ():  # else who wins is what was asked, and each line a paragraph
-        sentences += _ability_sentences(found, arm) + _memory_sentences(found, arm)
+    lines = study.lines if not found.contests else ()  # else who wins is what was asked, and each line a paragraph
+    memories = [_memory_sentences(found, arm) for arm in lines]
+    nowhere = len(memories) > 1 and all(
+        of_arm[:1] == [_no_memory(found, arm)] for arm, of_arm in zip(lines, memories, strict=True)
+    )
+    for arm, of_arm in zip(lines, memories, strict=True):
+        sentences += _ability_sentences(found, arm) + ([] if nowhere else of_arm)
+    sentences += ["Memory is not defined here."] if nowhere else []
     sentences += _fewer_sentences(found) if not found.contests else []
     sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
     sentences += _contest_sentences(found)
@@ -151,12 +158,16 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
     return sentences
 
 
+def _no_memory(found: Findings, arm: str) -> str:
+    return f"Memory is not defined here{of_line(found, arm)}."
+
+
 def _memory_sentences(found: Findings, arm: str) -> list[str]:
     levels, known = _ended_levels(found, arm), _known(found, arm, found.k_memory[arm])
     if _nothing_to_tell(found, arm):
         return []
     if all(b.verdict == "missing" for _, b in known):
-        return [f"Memory is not defined here{of_line(found, arm)}."]
+        return [_no_memory(found, arm)]
     if all(b.verdict in ("below", "missing") for _, b in known):
         return [f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{of_line(found, arm)}."]
     defined = [(c, b) for c, b in known if b.verdict != "missing"]
@@ -175,31 +186,46 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
 
 
 def _fewer_sentences(found: Findings) -> list[str]:
-    """Which arm needs fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to.
+    """Which arms need fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to.
 
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
-    skill, said, overlap = found.study.shown_skills[0], [], 0
+    skill, overlap = found.study.shown_skills[0], 0
+    fewer: dict[str, list[str]] = {}
+    at = f"at {number(found.study.budgets[-1])} FLOPs"
     for a, b in found.study.comparable:
-        (flops, first), (_, second) = found.k_ability[(a, skill)][-1], found.k_ability[(b, skill)][-1]
+        first, second = found.k_ability[(a, skill)][-1][1], found.k_ability[(b, skill)][-1][1]
         if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
             continue  # nothing to compare, or both beyond (or below) all that was tried
         if min(len(first.brackets), len(second.brackets)) < 2:
             continue
-        at = f"at {number(flops)} FLOPs"
-        for fewer, more, low, high in ((a, b, first, second), (b, a, second, first)):
+        for less, more, low, high in ((a, b, first, second), (b, a, second, first)):
             if low.high is not None and high.low is not None and low.high <= high.low:
-                said.append(f"{fewer} needs fewer tasks than {more} {at}: their intervals do not touch.")
+                fewer.setdefault(less, []).append(more)
                 break
         else:
             overlap += 1
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for less, those in fewer.items():
+        alike.setdefault(tuple(those), []).append(less)
+    said = [
+        f"{listed(these)} {'needs' if len(these) == 1 else 'need'} fewer tasks than {listed(those)} {at}: their intervals do not touch."
+        for those, these in alike.items()
+    ]
     if overlap and not said:
-        at = f"at {number(found.study.budgets[-1])} FLOPs"
         said.append(f"Which arm needs fewer tasks is not shown {at}: their intervals overlap.")
     shown = {(m.first, m.second): m for m in found.multipliers if m.ratio.verdict in ("rises", "falls")}
+    by_level: dict[int, list[str]] = {}
+    for m in shown.values():
+        by_level.setdefault(m.n_tasks, []).append(multiplier_words(m))
     return said + [
-        f"Until {skill} is there to stay, {multiplier_words(m)} at {number(m.n_tasks)} tasks." for m in shown.values()
+        f"Until {skill} is there to stay, {'; '.join(many)} at {number(n)} tasks." for n, many in by_level.items()
     ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _overtaking_sentence(o: Overtaking) -> str:

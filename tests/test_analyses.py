@@ -12,6 +12,7 @@ import synthetic
 
 from orchestrator import analyses, words
 from orchestrator.findings import Findings, find
+from orchestrator.study import Variant
 from orchestrator.summary import description
 
 NAN = np.nan
@@ -148,3 +149,27 @@ def test_which_arm_needs_fewer_tasks_is_said_where_it_is_shown_and_not_elsewhere
     nll = np.where(second, later["nll_nats"].to_numpy(), same["nll_nats"].to_numpy())
     mixed = same.set_column(same.column_names.index("nll_nats"), "nll_nats", [nll])
     assert "Answer needs fewer tasks than next_token at 4e11 FLOPs" in find(study, mixed, runs).answer
+
+
+def test_arms_that_are_alike_share_a_sentence_and_what_holds_of_all_is_said_once() -> None:
+    """Two arms from 16 tasks on, two from 1,024 on; memory defined for none of them."""
+    arms = ("answer", "next_token")
+    study = synthetic.made_up(
+        **(AXES | {"n_tasks": (4, 16, 64, 256, 1024, 4096), "arm": arms, "replicates": 8}),
+    )
+    study = study.model_copy(
+        update={
+            "axes": study.axes.model_copy(update={"variant": {"one": Variant(), "two": Variant(model={"n_layers": 3})}})
+        }
+    )
+
+    def at(where: float) -> synthetic.Truth:
+        return lambda n, flops, r: np.where(n > where, 0.95, 0.05)
+
+    truths = {line: at(10 if line.startswith("answer") else 500) for line in study.lines}
+    results, runs = synthetic.of_variants(study, truths)
+    nothing = pa.nulls(results.num_rows, pa.float64())
+    results = results.set_column(results.column_names.index("nll_memorizer"), "nll_memorizer", nothing)
+    said = find(study, results, runs).answer
+    assert "Answer, one and answer, two need fewer tasks than next_token, one and next_token, two at 4e11 FLOPs" in said
+    assert said.count("Memory is not defined here.") == 1 and "Memory is not defined here (" not in said

@@ -73,6 +73,8 @@ class Axes(Record):
         default_factory=dict
     )
     """Named variants, each with what it changes of model, training or family; left out: one, as stated."""
+    training_of_arm: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Keys of `training` that an arm changes, by its name: a learning rate tuned for each, say; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed()]
     """Numbers of distinct training tasks."""
     compute_flops: Annotated[tuple[Positive, ...], _listed()]
@@ -135,6 +137,9 @@ PARTS = ("model", "training", "family")
 """What a variant may change."""
 
 
+_MODELS: dict[str, type[Record]] = {"model": Model, "training": Training}
+
+
 def _changed(record: Record, changes: dict[str, Any]) -> Record:
     """A record with some keys changed. Raises pydantic's ValidationError."""
     return type(record).model_validate(record.model_dump() | changes) if changes else record
@@ -158,7 +163,7 @@ class Study(Record):
     model: Model = Model()
     """The transformer; the same for all trials, but for what variants change."""
     training: Training = Training()
-    """Optimiser and schedule; the same for all trials, but for what variants change."""
+    """Optimiser and schedule; the same for all trials, but for what arms and variants change."""
     evaluation: Evaluation = Evaluation()
     """What is measured along the way."""
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -233,7 +238,8 @@ class Study(Record):
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())
         for part in PARTS:
-            shared[part] = _changed(getattr(self, part), getattr(changes, part))
+            of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
+            shared[part] = _changed(getattr(self, part), of_arm | getattr(changes, part))
         return shared
 
     def trials(self) -> list[TrialSpec]:
@@ -340,6 +346,7 @@ class _Reader:
                     self._pydantic(e, (), Study)
         if study and family:
             self._variants(study)
+            self._arms(study)
             for loc, message in _meaning(study, family) if not self.problems else ():
                 self._say(loc, message)
         if self.problems or study is None:
@@ -376,6 +383,20 @@ class _Reader:
                     for e in error.errors():
                         self._pydantic(e, place, type(base))
 
+    def _arms(self, study: Study) -> None:
+        """Every change of every arm against the training that it changes."""
+        for arm, changes in study.axes.training_of_arm.items():
+            place = ("axes", "training_of_arm", arm)
+            if arm not in study.axes.arm:
+                allowed = ", ".join(study.axes.arm)
+                self._say(place, f"no arm of this study{_nearest(arm, study.axes.arm)}; it has {allowed}")
+                continue
+            try:
+                _changed(study.training, changes)
+            except ValidationError as error:
+                for e in error.errors():
+                    self._pydantic(e, place, Training)
+
     def _pydantic(self, error: Any, prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
         """Put one of pydantic's errors into our words."""
         loc, given, context = tuple(error["loc"]), error["input"], error.get("ctx", {})
@@ -387,6 +408,9 @@ class _Reader:
             allowed = list(parent.model_fields) if parent else []
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
             text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
+            of = next((part for part in ("model", "training") if loc[-1] in _MODELS[part].model_fields), None)
+            if prefix + loc[:-1] == ("axes",) and of is not None:
+                text = f"axes: '{loc[-1]}' is a key of {of}: vary it by name, as in axes.variant: {{one: {{{of}: {{{loc[-1]}: ...}}}}}}"
             self._say(prefix + loc, text, named=False)
             self._suggested |= {(*prefix, *loc[:-1], near) for near in _close(str(loc[-1]), allowed)}
         elif kind == "missing" and prefix + loc in self._suggested:
@@ -429,9 +453,10 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = _nearest(arm, family.arms)
+            later = " (arm 'reward' is to come)" if arm == "reward" else ""
             yield (
                 ("axes", "arm", i),
-                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
+                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
             )
     for i, n_tasks in enumerate(axes.n_tasks):
         for line in study.lines:

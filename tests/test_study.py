@@ -88,6 +88,25 @@ REFUSALS = [
         12,
         ["99999 steps", "largest"],
     ),
+    ("an arm to come", ("[answer]", "[reward]"), 8, ["has no arm 'reward'", "task_id (arm 'reward' is to come)"]),
+    (
+        "a setting for an axis",
+        ("n_tasks:", "d_model: [64, 128]\n  n_tasks:"),
+        9,
+        ["'d_model' is a key of model", "axes.variant: {one: {model: {d_model: ...}}}"],
+    ),
+    (
+        "a rate for no arm",
+        ("n_tasks:", "training_of_arm: {anser: {learning_rate: 1e-3}}\n  n_tasks:"),
+        9,
+        ["axes.training_of_arm.anser: no arm of this study", "did you mean 'answer'"],
+    ),
+    (
+        "no key of training",
+        ("n_tasks:", "training_of_arm: {answer: {learning_rat: 1e-3}}\n  n_tasks:"),
+        9,
+        ["unknown key 'learning_rat'", "did you mean 'learning_rate'"],
+    ),
     ("no YAML", ("axes:", "axes: ["), 9, ["not YAML"]),
 ]
 
@@ -313,3 +332,17 @@ def test_the_readme_of_sweeps_shows_a_study_that_loads(tmp_path: Path) -> None:
     example = re.search(r"```yaml\n(study:.*?)```", text, flags=re.DOTALL)
     assert example and YAML(typ="safe").load(example[1])["study"]
     assert load(written(tmp_path, example[1])).trials()
+
+
+def test_an_arm_may_have_a_rate_of_its_own_and_a_variant_goes_before_it(tmp_path: Path) -> None:
+    """The others keep the study's, and their trials are the same with and without it."""
+    plain = GOOD.replace("[answer]", "[answer, next_token]")
+    tuned = plain.replace("n_tasks:", "training_of_arm: {next_token: {learning_rate: 1e-3}}\n  n_tasks:", 1)
+    before, after = load(written(tmp_path, plain)), load(written(tmp_path, tuned))
+    rates = {line: after.trunk_of(line).training.learning_rate for line in after.lines}
+    assert rates == {"answer": before.training.learning_rate, "next_token": 1e-3}
+    same = {a.id for a, b in zip(before.trials(), after.trials(), strict=True) if a.fingerprint() == b.fingerprint()}
+    assert same == {trial.id for trial in before.trials() if trial.arm == "answer"}
+    varied = tuned.replace("n_tasks:", "variant: {fast: {training: {learning_rate: 5e-3}}}\n  n_tasks:", 1)
+    assert {t.training.learning_rate for t in load(written(tmp_path, varied)).trunks()} == {5e-3}
+    assert Study.from_record(after.model_dump(mode="json")) == after

@@ -248,6 +248,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     axes = study.axes
     crossed = [
         ("arm", ", ".join(axes.arm)),
+        *((f"arm {arm}", _pairs(changes)) for arm, changes in axes.training_of_arm.items()),
         *((f"variant {name}", _changes(variant)) for name, variant in axes.variant.items()),
         ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
@@ -259,8 +260,11 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _changes(variant: Variant) -> str:
     """What a variant changes: d_model 128, d_mlp 512."""
-    parts = [f"{key} {_setting(value)}" for part in PARTS for key, value in getattr(variant, part).items()]
-    return ", ".join(parts) or "as stated"
+    return ", ".join(_pairs(changes) for part in PARTS if (changes := getattr(variant, part))) or "as stated"
+
+
+def _pairs(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_setting(value)}" for key, value in changes.items()) or "as stated"
 
 
 def _setting(value: Any) -> str:

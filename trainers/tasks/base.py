@@ -34,6 +34,16 @@ class Reference(NamedTuple):
     correct: np.ndarray  # (N, T) in [0, 1]
 
 
+def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
+    """What predictions (..., V) score on single answers (...): log loss, and the chance that the likeliest one, drawn among
+    ties, is right. Infinite where an answer was given no probability."""
+    p = np.take_along_axis(probs, answer[..., None], axis=-1)[..., 0]
+    best = probs.max(axis=-1)
+    tied = (probs >= best[..., None] - 1e-12).sum(axis=-1)
+    with np.errstate(divide="ignore"):
+        return Reference(-np.log(p), np.where(p >= best - 1e-12, 1 / tied, 0.0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """One skill on one item set: which positions count, against what, and what the references score there."""

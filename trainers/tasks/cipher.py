@@ -19,7 +19,7 @@ from pydantic import Field
 
 from trainers.spec import Count
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
 
 if TYPE_CHECKING:
     from trainers.spec import TrunkSpec
@@ -201,11 +201,9 @@ class Cipher(Family):
         """Arrays over pairs (N, P) are lifted to positions (N, T)."""
 
         def reference(probs: np.ndarray) -> Reference:  # (N, P, V) predictions
-            p = np.take_along_axis(probs, y[:, :, None], axis=2)[:, :, 0]
-            best = probs.max(axis=2)
-            tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
-            nll = np.where(mask, -np.log(np.maximum(p, 1e-300)), 0.0)
-            return Reference(self._lift(arm, nll), self._lift(arm, np.where(p >= best - 1e-12, 1 / tied, 0.0)))
+            nll, right = graded(probs, y)
+            nll = np.where(mask, np.minimum(nll, -np.log(1e-300)), 0.0)
+            return Reference(self._lift(arm, nll), self._lift(arm, right))
 
         return Probe(
             skill=skill,

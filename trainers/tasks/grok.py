@@ -20,7 +20,7 @@ from pydantic import Field
 
 from trainers.spec import Count
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
 
 if TYPE_CHECKING:
     from trainers.spec import TrunkSpec
@@ -126,7 +126,7 @@ class Grok(Family):
         """The sums of pairs (N, 2); `skills` tells which of them belong to each (N,)."""
         tokens = self._sequences(pairs)
         references = {
-            name: _reference(probs, tokens[:, -1])
+            name: Reference(*(np.pad(scores[:, None], ((0, 0), (2, 0))) for scores in graded(probs, tokens[:, -1])))
             for name, probs in self.predictions(pairs, self.trained(trunk, pairs)).items()
         }
         probes = tuple(
@@ -145,15 +145,3 @@ class Grok(Family):
         uniform = np.full((len(pairs), p), 1 / p)
         known = (1 - EPSILON) * np.eye(p)[pairs.sum(axis=1) % p] + EPSILON / p
         return {"uniform": uniform, "generalizer": known, "memorizer": np.where(trained[:, None], known, uniform)}
-
-
-def _reference(probs: np.ndarray, answer: np.ndarray) -> Reference:
-    """Log loss, and the chance that the likeliest number, drawn among ties, is right: (N, p), (N,) -> positions (N, 3)."""
-    p = np.take_along_axis(probs, answer[:, None], axis=1)[:, 0]
-    best = probs.max(axis=1)
-    tied = (probs >= best[:, None] - 1e-12).sum(axis=1)
-    before = np.zeros((len(answer), 2))
-    return Reference(
-        np.column_stack([before, -np.log(p)]),
-        np.column_stack([before, np.where(p >= best - 1e-12, 1 / tied, 0.0)]),
-    )

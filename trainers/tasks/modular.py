@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from trainers.spec import Count
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
 
 if TYPE_CHECKING:
     from trainers.spec import TrunkSpec
@@ -164,7 +164,8 @@ class Modular(Family):
             self.mixture: np.ones_like(occurred),
         }
         references = {
-            name: self._reference(arm, probs, z) for name, probs in self.predictions(trunk, tasks, x, z).items()
+            name: Reference(*(self._lift(arm, scores) for scores in graded(probs, z)))
+            for name, probs in self.predictions(trunk, tasks, x, z).items()
         }
         target = self._lift(arm, z + self.modulus)
         probes = tuple(
@@ -260,13 +261,6 @@ class Modular(Family):
             out[i] = np.bincount(cells.ravel(), weight.ravel(), n_examples * p).reshape(n_examples, p)
         out /= out.sum(axis=2, keepdims=True)
         return (1 - EPSILON) * out + EPSILON / p
-
-    def _reference(self, arm: str, probs: np.ndarray, z: np.ndarray) -> Reference:
-        """Log loss, and the chance that the likeliest result, drawn among ties, is right; lifted to positions (N, T)."""
-        p = np.take_along_axis(probs, z[:, :, None], axis=2)[:, :, 0]
-        best = probs.max(axis=2)
-        tied = (probs >= best[:, :, None] - 1e-12).sum(axis=2)
-        return Reference(self._lift(arm, -np.log(p)), self._lift(arm, np.where(p >= best - 1e-12, 1 / tied, 0.0)))
 
 
 def _occurred_before(x: np.ndarray) -> np.ndarray:

@@ -170,6 +170,12 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
         return claim_of("to", "skill", arm, skill, float(cast(int, primary.n_tasks)))
     if primary.what == "crossover":
         return claim_of_arms(cast(str, primary.against), arm, skill, cast(int, primary.n_tasks))
+    if primary.what == "overtakes":
+        domain = primary.skill or next(
+            (c.domain for c in generalists.contests(results, lambda name: CONFIDENCE) if c.generalist == arm), ""
+        )
+        against: generalists.Against = "its budget" if primary.from_flops else "its best"
+        return generalists.claim_of_contest(arm, domain, cast(int, primary.n_tasks), against, primary.from_flops)
     if primary.what == "emergence":
         along = "n_tasks" if primary.n_tasks is None else "compute_flops"
         fixed = primary.compute_flops if primary.n_tasks is None else primary.n_tasks

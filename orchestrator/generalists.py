@@ -102,13 +102,7 @@ def contests(results: Results, confidence: Confidence) -> list[Contest]:
     A specialist's best is the largest of noisy values, which flatters it: a generalist that is ahead of it is ahead all the more.
     """
     found = []
-    of_generalist: dict[str, list[Pair]] = {}
-    for pair in pairs(results.study):
-        of_generalist.setdefault(pair.generalist, []).append(pair)
-    for generalist, many in of_generalist.items():
-        sides = {p.domain: _sides(results, p) for p in many}
-        if len(many) > 1:
-            sides = {ALL: Sides(*(np.mean(side, axis=0) for side in zip(*sides.values(), strict=True)))} | sides
+    for generalist, sides in _sides(results).items():
         for domain, of_domain in sides.items():
             for i, n in enumerate(results.levels):
                 at_n = Sides(*(side[i].T for side in of_domain))
@@ -116,7 +110,20 @@ def contests(results: Results, confidence: Confidence) -> list[Contest]:
     return found
 
 
-def _sides(results: Results, pair: Pair) -> Sides:
+def _sides(results: Results) -> dict[str, dict[str, Sides]]:
+    """Generalist -> domain -> both sides, the mean over several specialists first."""
+    found: dict[str, dict[str, Sides]] = {}
+    for pair in pairs(results.study):
+        found.setdefault(pair.generalist, {})[pair.domain] = _of_pair(results, pair)
+    return {
+        generalist: {ALL: Sides(*(np.mean(side, axis=0) for side in zip(*many.values(), strict=True)))} | many
+        if len(many) > 1
+        else many
+        for generalist, many in found.items()
+    }
+
+
+def _of_pair(results: Results, pair: Pair) -> Sides:
     special, general = (_surface(results, line, pair.domain) for line in (pair.specialist, pair.generalist))
     known = ~np.isnan(special).all(axis=1, keepdims=True)
     largest = np.where(known, np.where(np.isnan(special), -np.inf, special).max(axis=1, keepdims=True), np.nan)
@@ -131,24 +138,38 @@ def _surface(results: Results, line: str, domain: str) -> np.ndarray:
     return np.where(lost & np.isnan(cube), 0.0 if measure == "exact_match" else -1.0, cube)
 
 
+def rivals(sides: Sides, budgets: list[float]) -> dict[tuple[Against, float | None], np.ndarray]:
+    """What a generalist is compared with at its every budget, (replicates, budgets) each."""
+    special = sides.special
+    of_budget: dict[tuple[Against, float | None], np.ndarray] = {
+        ("its budget", c): np.repeat(special[:, [j]], len(budgets), axis=1) for j, c in enumerate(budgets[:-1])
+    }
+    return of_budget | {("the same", None): special, ("its best", None): sides.best}
+
+
 def at_one_level(
     budgets: list[float], generalist: str, domain: str, n_tasks: int, sides: Sides, confidence: Confidence
 ) -> list[Contest]:
     """The three comparisons at one number of tasks; sides of (replicates, budgets)."""
-    special, best, general = sides
-    rivals: list[tuple[Against, float | None, np.ndarray]] = [
-        *(("its budget", c, np.repeat(special[:, [j]], len(budgets), axis=1)) for j, c in enumerate(budgets[:-1])),
-        ("the same", None, special),
-        ("its best", None, best),
-    ]
     out = []
-    for against, spent, rival in rivals:
+    for (against, spent), rival in rivals(sides, budgets).items():
         level = confidence(claim_of_contest(generalist, domain, n_tasks, against, spent))
         known = rival[~np.isnan(rival[:, 0]), 0] if against != "the same" else np.array([])
         mean = float(known.mean()) if len(known) else None
-        met = stats.crossover(budgets, rival, general, level)
+        met = stats.crossover(budgets, rival, sides.general, level)
         out.append(Contest(generalist, domain, n_tasks, against, spent, mean, met))
     return out
+
+
+def claimed(
+    results: Results, generalist: str, domain: str | None, n_tasks: int, spent: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rival and generalist, (replicates, budgets) each, of a claim that the one overtakes the other (`primary.py`)."""
+    of_domain = _sides(results)[generalist]
+    sides = of_domain[domain if domain is not None else next(iter(of_domain))]
+    i = results.levels.index(n_tasks)
+    at_n = Sides(*(side[i].T for side in sides))
+    return rivals(at_n, results.budgets)[("its best" if spent is None else "its budget", spent)], at_n.general
 
 
 def claim_of_contest(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:

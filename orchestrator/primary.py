@@ -38,6 +38,7 @@ class Primary(Record):
         "drift_memory",
         "compute_to_skill",
         "crossover",
+        "overtakes",
         "emergence",
         "accuracy",
         "ability",
@@ -46,7 +47,8 @@ class Primary(Record):
         "change_ability",
     ]
     """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
-    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `emergence` the verdict along
+    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `overtakes` the FLOPs from which on `arm`, a generalist, is ahead of the
+    specialists of its domains as they were at `from_flops`, or at their best, `emergence` the verdict along
     the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
     others a mean over replicates at a cell."""
     arm: str | None = None
@@ -54,13 +56,13 @@ class Primary(Record):
     against: str | None = None
     """The arm that overtakes (`crossover` only)."""
     skill: str | None = None
-    """Skill; left out: the headline skill. Not for memory, which has none."""
+    """Skill; left out: the headline skill. Not for memory, which has none. For `overtakes` a domain; left out: their mean."""
     n_tasks: Count | None = None
     """Number of training tasks, for what is read at one (not `k_*`, `drift_*`)."""
     compute_flops: Positive | None = None
     """Budget, for what is read at one (`k_*` and means; left out: the largest. `emergence` along tasks)."""
     from_flops: Positive | None = None
-    """The smaller budget (`change_*` only)."""
+    """The smaller budget of a `change_*`; for `overtakes` what the specialists had spent, left out: whatever was best for each."""
     lo: Finite | None = None
     """The claim: not below this."""
     hi: Finite | None = None
@@ -76,6 +78,7 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "drift_memory": ("arm",),
     "compute_to_skill": ("arm", "skill", "n_tasks"),
     "crossover": ("arm", "against", "skill", "n_tasks"),
+    "overtakes": ("arm", "skill", "n_tasks", "from_flops"),
     "emergence": ("arm", "skill", "n_tasks", "compute_flops"),
     "accuracy": ("arm", "skill", "n_tasks", "compute_flops"),
     "ability": ("arm", "skill", "n_tasks", "compute_flops"),
@@ -84,6 +87,9 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
 """The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
+
+OVERTAKING = ("crossover", "overtakes")
+"""What is read off where one line goes past another along the budgets."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -133,13 +139,20 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
         ("n_tasks", axes.n_tasks),
         ("compute_flops", axes.compute_flops),
         ("from_flops", axes.compute_flops),
-        ("skill", tuple(study.shown_skills)),
+        ("skill", tuple(study.shown_skills) if claim.what != "overtakes" else _domains(study, claim)),
     ):
         value = getattr(claim, key)
         if value is not None and key in _PLACE[claim.what] and value not in allowed:
             listed = ", ".join(a if isinstance(a, str) else number(a) for a in allowed)
             given = value if isinstance(value, str) else number(value)
             yield ("primary", key), f"{given} is not in the study; it has {listed}"
+
+
+def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
+    """The domains in which a line of the study has a specialist beside it."""
+    from orchestrator.generalists import pairs  # here: it reads results, which know studies
+
+    return tuple(pair.domain for pair in pairs(study) if pair.generalist == _line(study, claim))
 
 
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
@@ -151,6 +164,13 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
             )
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
+    if claim.what == "overtakes" and not _domains(study, claim):
+        yield ("primary",), f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none"
+    if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):
+        yield (
+            ("primary", "from_flops"),
+            "nothing is left to the generalist beyond the largest budget; give a smaller one",
+        )
     if claim.what.startswith("change"):
         last = claim.compute_flops or max(study.axes.compute_flops)
         if claim.from_flops is None or claim.from_flops >= last:
@@ -211,7 +231,7 @@ def grid(study: Study, family: Family, claim: Primary) -> list[float]:
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
     if claim.what == "compute_to_skill":
         return looks(study, _line(study, claim), "end"), "evaluations"
-    if claim.what == "crossover":
+    if claim.what in OVERTAKING:
         return study.budgets, "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
     known = [float(n) for n in sorted(study.axes.n_tasks) if n <= longest or not claim.what.endswith("memory")]
@@ -255,7 +275,7 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
     flops = "" if unit == "numbers of tasks" else " FLOPs"
     ends = f"the {unit} of the study end at {number(first)} and {number(last)}{flops}"
     # Before the second budget no overtaking is seen: an arm that is ahead from the first on was not seen to overtake.
-    earliest = levels[1] if claim.what == "crossover" and len(levels) > 1 else first
+    earliest = levels[1] if claim.what in OVERTAKING and len(levels) > 1 else first
     if lo <= first and hi >= last:
         yield (
             ("primary",),

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator import analyses, stats
+from orchestrator import analyses, generalists, stats
 from orchestrator.claims import CONFIDENCE, range_words
-from orchestrator.primary import BOUNDS, Primary, grid
+from orchestrator.primary import BOUNDS, OVERTAKING, Primary, grid
 from orchestrator.results import Results
 from orchestrator.stats import further
 from orchestrator.stats.boundaries import MIN_TESTED
@@ -53,6 +53,7 @@ _QUANTITIES = {
     "drift_memory": "the drift of K_M{of_arm}, in doublings per doubling of compute,",
     "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
     "crossover": "the FLOPs at which {against} overtakes {arm} in {bare_skill} at {n} tasks",
+    "overtakes": "the FLOPs at which {arm} overtakes {rivals} at {n} tasks of a domain",
     "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
     "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
     "memory": "the memory of the training tasks{of_arm} at {n} tasks and {flops} FLOPs",
@@ -71,6 +72,7 @@ def claim_words(study: Study, claim: Primary) -> str:
         "of_arm": of_arm,
         "arm": arm,
         "against": claim.against,
+        "rivals": _rivals(claim),
         "flops": number(claim.compute_flops or study.budgets[-1]),
         "from_flops": number(claim.from_flops) if claim.from_flops else "",
         "n": number(claim.n_tasks) if claim.n_tasks else "",
@@ -83,6 +85,11 @@ def claim_words(study: Study, claim: Primary) -> str:
     else:
         asked = f"at least {_exactly(claim.lo)}" if claim.lo is not None else f"at most {_exactly(claim.hi or 0.0)}"
     return f"{_QUANTITIES[claim.what].format(**names)} is {asked}"
+
+
+def _rivals(claim: Primary) -> str:
+    whose = f"the specialist of {claim.skill}" if claim.skill else "its mean specialist"
+    return f"{whose} of {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
 
 
 def sentences(study: Study, found: PrimaryFinding) -> str:
@@ -145,7 +152,7 @@ def _if_they_agree(study: Study, claim: Primary, n: int) -> Iterator[Verdict]:
         return
     for first in range(len(levels) + 1):  # across from the first level on, from the second, ... nowhere
         line = (np.arange(len(levels)) >= first).astype(float)
-        if claim.what == "crossover":
+        if claim.what in OVERTAKING:
             gain = np.tile(2 * line - 1, (n, 1))
             yield _of_crossover(claim, stats.crossover(levels, np.zeros_like(gain), gain, CONFIDENCE))
         else:
@@ -228,6 +235,7 @@ def examine(results: Results, cuts: list[analyses.Cut]) -> PrimaryFinding | None
     examined: dict[str, Callable[[Results, Primary], PrimaryFinding]] = {
         "compute_to_skill": _examine_to_skill,
         "crossover": _examine_crossover,
+        "overtakes": _examine_crossover,
     }
     if claim.what == "emergence":
         return _examine_emergence(results.study, cuts, claim)
@@ -350,10 +358,15 @@ def _examine_drift(results: Results, claim: Primary) -> PrimaryFinding:
 
 
 def _examine_crossover(results: Results, claim: Primary) -> PrimaryFinding:
-    study, against = results.study, cast(str, claim.against)
-    arm, skill = _arm(study, claim), claim.skill or study.shown_skills[0]
-    i = results.levels.index(cast(int, claim.n_tasks))
-    first, second = (analyses.surface(results, "ability", a, skill)[i].T for a in (arm, against))
+    study = results.study
+    arm, n_tasks = _arm(study, claim), cast(int, claim.n_tasks)
+    if claim.what == "overtakes":
+        behind, ahead = _rivals(claim), arm
+        first, second = generalists.claimed(results, arm, claim.skill, n_tasks, claim.from_flops)
+    else:
+        behind, ahead = arm, cast(str, claim.against)
+        skill, i = claim.skill or study.shown_skills[0], results.levels.index(n_tasks)
+        first, second = (analyses.surface(results, "ability", line, skill)[i].T for line in (behind, ahead))
     met = stats.crossover(results.budgets, first, second, CONFIDENCE)
     if met.verdict == "missing":
         return _not_measured(claim)
@@ -363,7 +376,7 @@ def _examine_crossover(results: Results, claim: Primary) -> PrimaryFinding:
         return further.for_crossover(results.budgets, first, second, settles, draw, CONFIDENCE)
 
     n = int((~np.isnan(second - first).all(axis=1)).sum())
-    instead = _crossover_words(met, arm, against, n)
+    instead = _crossover_words(met, behind, ahead, n)
     return _finding(results, claim, n, (met.low, met.high), _of_crossover(claim, met), estimate, instead)
 
 

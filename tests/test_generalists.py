@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import claims, cli, findings, generalists, summary
+from orchestrator import claims, cli, findings, generalists, primary, primary_verdict, summary
 from orchestrator.generalists import ALL, Pair
 from orchestrator.record import RESULTS, RUNS
 from orchestrator.results import Results
@@ -26,10 +26,10 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-def study_of(variants: dict[str, Any] = VARIANTS, **axes: Any) -> Study:
+def study_of(variants: dict[str, Any] = VARIANTS, primary: dict[str, Any] | None = None, **axes: Any) -> Study:
     axes = {"arm": ["answer"], "variant": variants, "n_tasks": [20], "compute_flops": BUDGETS, "replicates": 4} | axes
     record = {"study": "made_up", "version": 1, "question": "Who wins?", "axes": axes}
-    return Study.from_record(record | {"family": {"name": "compose", "n_domains": 3}})
+    return Study.from_record(record | {"family": {"name": "compose", "n_domains": 3}, "primary": primary})
 
 
 def results_of(study: Study, ability: dict[str, list[float]], spread: float = 0.0, seed: int = 0) -> Results:
@@ -166,6 +166,54 @@ def test_what_was_not_measured_is_said_so():
     )
     for one in generalists.contests(nothing, lambda name: 0.95):
         assert one.result.verdict == "missing" and "were not both measured" in contest_words(one, list(BUDGETS))
+
+
+GROWS = {"generalist": [0.2, 0.4, 0.7, 0.8]}  # past .55, the mean specialist, between the second budget and the third
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict", "says"),
+    [
+        (
+            {"hi": 1.8e12},
+            "consistent",
+            "generalist overtakes its mean specialist at its best at 20 tasks of a domain is",
+        ),
+        ({"hi": 1.8e12, "from_flops": 1e11}, "consistent", "its mean specialist of 1e11 FLOPs at 20 tasks"),
+        ({"lo": 3e12}, "inconsistent", "is at least 3e12"),
+        ({"skill": "domain_2", "hi": 1.8e12}, "consistent", "overtakes the specialist of domain_2 at its best"),
+        ({"arm": "apart", "hi": 1.8e12}, "inconsistent", "apart overtakes its mean specialist"),
+    ],
+)
+def test_a_study_may_claim_that_its_generalist_overtakes(claim: dict[str, Any], verdict: str, says: str) -> None:
+    study = study_of(primary={"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim)
+    assert study.primary is not None and says in primary_verdict.claim_words(study, study.primary)
+    found = findings.judge(results_of(study, LEVEL | GROWS, spread=0.01))
+    assert found.primary is not None and found.primary.verdict == verdict
+    everything = len(findings.judge(results_of(study_of(), LEVEL | GROWS, spread=0.01)).claims)
+    assert len(found.claims) == everything - 1  # the primary claim is not among those that are corrected
+
+
+@pytest.mark.parametrize(
+    ("claim", "says"),
+    [
+        (
+            {"arm": "special_0", "hi": 1.6e12},
+            "'overtakes' is of a generalist with specialists beside it; special_0 has none",
+        ),
+        ({"skill": "domain_1", "hi": 1.6e12}, "domain_1 is not in the study; it has domain_0, domain_2"),
+        ({"from_flops": 6.4e12, "hi": 1.6e12}, "nothing is left to the generalist beyond the largest budget"),
+        ({"hi": 1e11}, "an overtaking is seen from the second budget on"),
+        ({"against": "special_0", "hi": 1.6e12}, "'overtakes' does not take 'against'"),
+    ],
+)
+def test_a_claim_of_overtaking_that_cannot_be_decided_is_refused(claim: dict[str, Any], says: str) -> None:
+    study = study_of(primary={"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim)
+    assert study.primary is not None
+    family = study.family_of("generalist")
+    problems = list(primary.problems(study, family, study.primary))
+    problems = problems or list(primary.out_of_reach(study, family, study.primary))
+    assert any(says in said for _, said in problems), problems
 
 
 def test_the_plan_tells_a_model_once_and_names_all_lines_that_have_it():

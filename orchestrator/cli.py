@@ -35,6 +35,7 @@ from orchestrator import study as studies
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
+from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study import Study, StudyError
 from orchestrator.words import model_words, number, sure
 from trainers import budget
@@ -387,6 +388,8 @@ def _show_plan(
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
     lines += [row for row in primary_verdict.planned(study) if not brief or row[0] == "warning"]
+    if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
+        lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
     lines.append(("results", str(folder)))
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", justify="right")

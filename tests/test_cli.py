@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator.journal import Journal
 from orchestrator.provenance import session_event
-from orchestrator.study import load
+from orchestrator.study import find, load
 
 COMMANDS = ("plan", "run", "status", "stop", "report", "compare", "publish", "ui", "clean")
 SMALL = """
@@ -51,6 +52,17 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert all(word in done.stderr for word in said), done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(("replicates", "warned"), [(3, True), (4, False)])
+def test_a_plan_warns_where_many_numbers_of_tasks_have_too_few_replicates_for_a_break(
+    tmp_path: Path, replicates: int, warned: bool
+) -> None:
+    text = find("tasks_by_compute").read_text()
+    study = tmp_path / "x.yaml"
+    study.write_text(re.sub(r"replicates: \d+", f"replicates: {replicates}", text))
+    said = " ".join(emergence("plan", str(study), home=tmp_path).stdout.split())
+    assert ("whether a skill breaks or slopes takes 4 replicates or more to tell" in said) == warned
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "stop", "report", "publish", "clean"])

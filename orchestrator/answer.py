@@ -72,7 +72,8 @@ def paragraph(found: Findings) -> str:
     headline = {
         claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
     }
-    if study.axes.replicates > 1 and not headline <= shown and not found.contests:
+    defined = any(b.verdict != "missing" for a in study.lines for _, b in found.k_ability[(a, study.shown_skills[0])])
+    if study.axes.replicates > 1 and defined and not headline <= shown and not found.contests:
         few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
         sentences.append(f"Where the skill appears is not kept after correction for all that was looked at{few}.")
     if study.axes.replicates < 2:

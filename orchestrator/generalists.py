@@ -72,7 +72,7 @@ def pairs(study: Study) -> list[Pair]:
         and len(general.domains) > 1
         and study.lines[g][0] == study.lines[s][0]
         and _same(special.whole, general)
-        and study.trunk_of(g).model == study.trunk_of(s).model
+        and study.settings(g)["model"] == study.settings(s)["model"]
     ]
 
 

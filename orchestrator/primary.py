@@ -52,7 +52,7 @@ class Primary(Record):
     the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
     others a mean over replicates at a cell."""
     arm: str | None = None
-    """Arm; left out: the first."""
+    """Arm, or the name of a variant; left out: the first."""
     against: str | None = None
     """The arm that overtakes (`crossover` only)."""
     skill: str | None = None
@@ -111,6 +111,12 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
     yield from _notnumber(claim)
+    if claim.what.endswith("memory") and family.ability_of == "accuracy":
+        name: Any = family
+        yield (
+            ("primary", "what"),
+            f"memory has no meaning in family '{name.name}': its exact memoriser knows no more of the list than the rule does",
+        )
     longest = family.memorizer_max_tasks
     if claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
         yield (
@@ -165,7 +171,11 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
-        yield ("primary",), f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none"
+        from orchestrator.generalists import pairs
+
+        those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs(study))) or "none"
+        said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"
+        yield ("primary",), said
     if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):
         yield (
             ("primary", "from_flops"),
@@ -269,6 +279,9 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
     """Every interval of a boundary holds two neighbouring levels, or all beyond the last, or all below the first."""
     if not levels:
         yield ("primary",), f"'{claim.what}' can be measured at none of the study's numbers of tasks; add smaller ones"
+        return
+    if len(levels) < 2:
+        yield ("primary",), f"'{claim.what}' is told between two {unit}, and can use one here; add some"
         return
     first, last = levels[0], levels[-1]
     lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi

@@ -346,7 +346,7 @@ class _Reader:
                     self._pydantic(e, (), Study)
         if study and family:
             self._variants(study)
-            self._arms(study)
+            self._arms(study, family)
             for loc, message in _meaning(study, family) if not self.problems else ():
                 self._say(loc, message)
         if self.problems or study is None:
@@ -383,10 +383,12 @@ class _Reader:
                     for e in error.errors():
                         self._pydantic(e, place, type(base))
 
-    def _arms(self, study: Study) -> None:
+    def _arms(self, study: Study, family: Family) -> None:
         """Every change of every arm against the training that it changes."""
         for arm, changes in study.axes.training_of_arm.items():
             place = ("axes", "training_of_arm", arm)
+            if arm not in study.axes.arm and not set(study.axes.arm) <= set(family.arms):
+                continue  # the arm of the axes may be the misspelt one, and is refused
             if arm not in study.axes.arm:
                 allowed = ", ".join(study.axes.arm)
                 self._say(place, f"no arm of this study{_nearest(arm, study.axes.arm)}; it has {allowed}")
@@ -409,6 +411,8 @@ class _Reader:
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
             text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
             of = next((part for part in ("model", "training") if loc[-1] in _MODELS[part].model_fields), None)
+            if not prefix + loc[:-1] and loc[-1] in Axes.model_fields:
+                text = f"'{loc[-1]}' is a key of axes: write it there"
             if prefix + loc[:-1] == ("axes",) and of is not None:
                 text = f"axes: '{loc[-1]}' is a key of {of}: vary it by name, as in axes.variant: {{one: {{{of}: {{{loc[-1]}: ...}}}}}}"
             self._say(prefix + loc, text, named=False)
@@ -426,6 +430,7 @@ class _Reader:
                 "too_short": "at least one value is needed",
                 "finite_number": "a finite number is needed",
                 "model_type": "a mapping of keys is needed",
+                "dict_type": "a mapping of keys is needed",
                 "string_pattern_mismatch": "small letters, digits and underscores only",
                 "greater_than": f"a number greater than {context.get('gt')} is needed",
                 "greater_than_equal": f"a number of at least {context.get('ge')} is needed",
@@ -463,9 +468,19 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
             of_line = study.family_of(line)
             if n_tasks > of_line.n_tasks_max:
                 which = f" in {line}" if axes.variant else ""
-                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{which}"
+                each = " in each domain" if of_line.domains else ""
+                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{each}{which}"
                 yield ("axes", "n_tasks", i), said
                 break
+    alike: dict[str, str] = {}
+    for line, (_, of) in study.lines.items():
+        settings = {k: v for k, v in study.settings(line).items() if k != "variant"}
+        same = alike.setdefault(repr(settings), line)
+        if same != line:
+            yield (
+                ("axes", "variant", of),
+                f"'{line}' is the same as '{same}': nothing that it changes differs; leave one out",
+            )
     objections = {
         ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
         for line in study.lines

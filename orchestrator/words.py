@@ -211,7 +211,7 @@ def contest_words(found: Contest, budgets: Sequence[float], level: bool = False)
     whose = "the mean specialist" if found.pooled else f"the specialist of {found.domain}"
     state = {
         "its budget": f"of {number(spent or 0.0)} FLOPs",
-        "the same": "of equal compute",
+        "the same": "with as much compute",
         "its best": "at its best",
     }
     rival = f"{whose} {state[found.against]}"

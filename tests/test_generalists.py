@@ -199,7 +199,7 @@ def test_a_study_may_claim_that_its_generalist_overtakes(claim: dict[str, Any], 
     [
         (
             {"arm": "special_0", "hi": 1.6e12},
-            "'overtakes' is of a generalist with specialists beside it; special_0 has none",
+            "'overtakes' is of a generalist with specialists beside it; special_0 has none, the study's generalists: generalist, apart",
         ),
         ({"skill": "domain_1", "hi": 1.6e12}, "domain_1 is not in the study; it has domain_0, domain_2"),
         ({"from_flops": 6.4e12, "hi": 1.6e12}, "nothing is left to the generalist beyond the largest budget"),

@@ -107,6 +107,20 @@ REFUSALS = [
         9,
         ["unknown key 'learning_rat'", "did you mean 'learning_rate'"],
     ),
+    (
+        "an arm misspelt where it is varied",
+        ("[answer]", "[anser]\n  training_of_arm: {answer: {learning_rate: 1e-3}}"),
+        8,
+        ["has no arm 'anser'", "did you mean 'answer'"],
+    ),
+    ("a key of axes elsewhere", ("model:", "training_of_arm: {}\nmodel:"), 12, ["'training_of_arm' is a key of axes"]),
+    ("a list of variants", ("n_tasks:", "variant: [a, b]\n  n_tasks:"), 9, ["axes.variant", "a mapping of keys"]),
+    (
+        "two variants that are one",
+        ("n_tasks:", "variant: {a: {}, b: {model: {n_layers: 2}}}\n  n_tasks:"),
+        9,
+        ["'b' is the same as 'a'", "leave one out"],
+    ),
     ("no YAML", ("axes:", "axes: ["), 9, ["not YAML"]),
 ]
 
@@ -188,7 +202,11 @@ def test_a_primary_claim_must_be_one_that_this_study_can_decide(tmp_path: Path, 
     [
         ("[1e11, 2e11, 4e11, 8e11]", "{what: drift_ability, hi: 0}", "takes 2 budgets or more to tell, and can use 1"),
         ("[4, 16, 64, 256, 1e4]", "{what: drift_ability, hi: 0}", "takes 3 numbers of tasks or more"),
-        ("[4, 16, 64, 256, 1e4]", "{what: k_memory, hi: 64}", "cannot turn out false"),
+        (
+            "[4, 16, 64, 256, 1e4]",
+            "{what: k_memory, hi: 64}",
+            "is told between two numbers of tasks, and can use one here",
+        ),
         ("[answer, next_token]", "{what: crossover, n_tasks: 4, hi: 2e11}", "add an arm to axes.arm"),
         (
             "decade: 4",
@@ -346,3 +364,12 @@ def test_an_arm_may_have_a_rate_of_its_own_and_a_variant_goes_before_it(tmp_path
     varied = tuned.replace("n_tasks:", "variant: {fast: {training: {learning_rate: 5e-3}}}\n  n_tasks:", 1)
     assert {t.training.learning_rate for t in load(written(tmp_path, varied)).trunks()} == {5e-3}
     assert Study.from_record(after.model_dump(mode="json")) == after
+
+
+def test_a_claim_on_memory_is_refused_where_memory_has_no_meaning(tmp_path: Path) -> None:
+    for what, more in (("memory", ", n_tasks: 4"), ("k_memory", "")):
+        text = GOOD.replace("name: cipher", "name: compose").replace("[4, 1e12]", "[4, 64]")
+        text = re.sub(r"\n  n_symbols.*", "", re.sub(r"\n  n_pairs.*", "", text))
+        path = written(tmp_path, text + f"primary: {{what: {what}{more}, hi: 0.5}}\n")
+        with pytest.raises(StudyError, match="memory has no meaning in family 'compose'"):
+            load(path)

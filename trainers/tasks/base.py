@@ -388,6 +388,14 @@ def zipf_ranks(draw: np.random.Generator, exponent: float, n: int, size: int) ->
     return np.minimum(ranks, n)  # beyond 2^53 a float may round upwards
 
 
+class SkillsOfParameters:
+    """For a family whose parameters decide its skills (`_skills()`); of the class itself, they are those of the default ones."""
+
+    def __get__(self, family: Any, owner: Any) -> dict[str, str]:
+        skills: dict[str, str] = (owner() if family is None else family)._skills()
+        return skills
+
+
 FAMILIES: dict[str, type[Family]] = {}
 _F = TypeVar("_F", bound=type[Family])
 

@@ -23,7 +23,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.spec import Count, Index, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
-from trainers.tasks.base import SMALL_UNIVERSE, Batch, Family, ItemSet, Probe, Reference, graded, register
+from trainers.tasks.base import (
+    SMALL_UNIVERSE,
+    Batch,
+    Family,
+    ItemSet,
+    Probe,
+    Reference,
+    SkillsOfParameters,
+    graded,
+    register,
+)
 
 if TYPE_CHECKING:
     from trainers.spec import Training, TrunkSpec
@@ -41,13 +51,6 @@ _CANDIDATES = 64
 def _tuple(given: Any) -> Any:
     """YAML and JSON know lists only."""
     return tuple(given) if isinstance(given, list) else given
-
-
-class _Skills:
-    """The skills depend on the parameters; of the class itself, they are those of the default ones."""
-
-    def __get__(self, family: Compose | None, owner: type[Compose]) -> dict[str, str]:
-        return (owner() if family is None else family)._skills()
 
 
 @register
@@ -80,7 +83,7 @@ class Compose(Family):
     mixture: ClassVar[str] = "mixture"
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
     memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
-    skills: ClassVar[dict[str, str]] = _Skills()  # type: ignore[assignment]
+    skills: ClassVar[dict[str, str]] = SkillsOfParameters()  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _fits(self) -> Compose:

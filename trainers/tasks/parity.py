@@ -25,22 +25,13 @@ from pydantic import Field, model_validator
 
 from trainers.spec import Count
 from trainers.streams import key_of, keyed_permutation, mix64, stream
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, SkillsOfParameters, register
 
 if TYPE_CHECKING:
     from trainers.spec import TrunkSpec
 
 HELD_OUT_SHARE = 8
 """Of the bit strings one in so many is kept from training, by a hash of its bits."""
-
-
-class _Skills:
-    """The skills depend on the parameters; of the class itself, they are those of the default ones."""
-
-    def __get__(self, family: Parity | None, owner: type[Parity]) -> dict[str, str]:
-        ranks = (owner() if family is None else family).ranks
-        of_rank = {f"task_{r}": f"the task drawn {_ordinal(r)}most often, on new data" for r in ranks}
-        return {"mean": "all tasks, as often as they are drawn, on new data: its loss is the mean loss"} | of_rank
 
 
 @register
@@ -61,7 +52,7 @@ class Parity(Family):
     mixture: ClassVar[str] = "mean"
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
     memorizer_max_tasks: ClassVar[int | None] = None
-    skills: ClassVar[dict[str, str]] = _Skills()  # type: ignore[assignment]
+    skills: ClassVar[dict[str, str]] = SkillsOfParameters()  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _fits(self) -> Parity:
@@ -73,6 +64,10 @@ class Parity(Family):
                 f"{self.universe_size} ways, and there must be fewer controls"
             )
         return self
+
+    def _skills(self) -> dict[str, str]:
+        of_rank = {f"task_{r}": f"the task drawn {_ordinal(r)}most often, on new data" for r in self.ranks}
+        return {"mean": "all tasks, as often as they are drawn, on new data: its loss is the mean loss"} | of_rank
 
     @property
     def ranks(self) -> list[int]:

@@ -1,0 +1,132 @@
+"""Models by size: against counts made by hand, and the ratio of tokens to parameters that a budget is turned into."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.budget import flops_per_step, n_parameters
+from trainers.presets import PRESETS, depth_for, of_depth, tokens_per_parameter
+from trainers.spec import Model, TrunkSpec
+
+
+def count(model: Model, vocab_size: int = 256, seq_len: int = 1024) -> int:
+    return n_parameters(model, vocab_size, seq_len)
+
+
+# Shapes and names ------------------------------------------------------------------------------------------------
+
+
+def test_124m_is_gpt2_small_and_depth_12():
+    small = PRESETS["124m"]
+    assert (small.n_layers, small.d_model, small.n_heads, small.d_mlp) == (12, 768, 12, 3072)
+    assert small == of_depth(12)
+
+
+def test_350m_is_24_blocks_of_1024_with_16_heads():
+    medium = PRESETS["350m"]
+    assert (medium.n_layers, medium.d_model, medium.n_heads, medium.d_mlp) == (24, 1024, 16, 4096)
+
+
+def test_counts_agree_with_those_made_by_hand():
+    """A block: 4 d² of attention, 8 d² of MLP, two norms of d. Outside: a table in, a table out, a norm."""
+    assert count(PRESETS["0.1m"]) == 2 * (12 * 64 * 64 + 2 * 64) + 2 * 256 * 64 + 64 == 131_392
+    assert count(of_depth(1)) == 12 * 64 * 64 + 2 * 64 + 2 * 256 * 64 + 64 == 82_112
+    assert count(PRESETS["124m"]) == 12 * (12 * 768 * 768 + 2 * 768) + 2 * 256 * 768 + 768 == 85_347_072
+
+
+def test_the_two_known_shapes_have_the_size_of_their_name_with_gpt2s_vocabulary_in_one_shared_table():
+    for name, millions in (("124m", 124), ("350m", 350)):
+        model = PRESETS[name]
+        one_table = count(model, 50_257) - 50_257 * model.d_model
+        assert one_table / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+def test_the_other_names_say_the_parameters_at_256_tokens():
+    for name, model in PRESETS.items():
+        if name not in ("124m", "350m"):
+            said = float(name.removesuffix("m"))
+            assert abs(count(model) / 1e6 - said) <= 0.05 * max(1.0, said), name
+
+
+def test_sizes_rise_by_two_to_three_a_step_at_256_tokens_and_little_more_at_the_last():
+    steps = [count(b) / count(a) for a, b in itertools.pairwise(PRESETS.values())]
+    assert all(1.9 < step < 3 for step in steps[:-1])
+    assert steps[-1] < 3.6
+
+
+def test_a_wider_vocabulary_costs_its_two_tables_and_nothing_else():
+    for model in PRESETS.values():
+        assert count(model, 1256) - count(model, 256) == 2 * 1000 * model.d_model
+
+
+@given(st.integers(1, 60))
+def test_every_depth_is_a_valid_model_larger_than_the_one_before(depth):
+    model = of_depth(depth)
+    assert (model.n_layers, model.d_model, model.d_mlp) == (depth, 64 * depth, 256 * depth)
+    assert (model.d_model // model.n_heads) % 16 == 0
+    assert depth < 4 or model.d_model // model.n_heads == 64
+    assert count(model) < count(of_depth(depth + 1))
+
+
+def test_a_model_without_a_block_is_refused():
+    with pytest.raises(ValueError, match="at least one block"):
+        of_depth(0)
+
+
+# From a budget to a depth ----------------------------------------------------------------------------------------
+
+
+@given(st.floats(1e12, 1e22), st.sampled_from([0.5, 3.0, 20.0]), st.sampled_from([16, 256, 50_257]))
+def test_the_depth_found_reads_enough_tokens_and_the_next_one_does_not(flops, least, vocab_size):
+    shape = (vocab_size, 128)
+    if tokens_per_parameter(of_depth(1), flops, *shape) < least:
+        with pytest.raises(ValueError, match="smallest model"):
+            depth_for(flops, least, *shape)
+        return
+    depth = depth_for(flops, least, *shape)
+    assert tokens_per_parameter(of_depth(depth), flops, *shape) >= least
+    assert tokens_per_parameter(of_depth(depth + 1), flops, *shape) < least
+
+
+@given(st.floats(1e15, 1e20), st.floats(1, 50), st.floats(1, 4))
+def test_more_compute_or_fewer_tokens_never_make_a_smaller_model(flops, least, factor):
+    depth = depth_for(flops, least, 256, 256)
+    assert depth_for(flops * factor, least, 256, 256) >= depth
+    assert depth_for(flops, least / factor, 256, 256) >= depth
+
+
+def test_the_ratio_is_that_of_the_steps_that_a_trunk_is_charged_for():
+    trunk = TrunkSpec(family={"name": "cipher"}, arm="answer", n_tasks=8, replicate=0, model=of_depth(2))
+    family = trunk.family
+    seq_len, n_steps = family.length(trunk.arm), 1234
+    n_tokens = n_steps * trunk.training.batch_size * seq_len
+    expected = n_tokens / n_parameters(trunk.model, family.vocab_size, seq_len)
+    found = tokens_per_parameter(trunk.model, n_steps * flops_per_step(trunk), family.vocab_size, seq_len)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_budget_that_a_refusal_names_is_enough():
+    with pytest.raises(ValueError, match="times the compute") as refusal:
+        depth_for(1e9, 20, 256, 256)
+    factor = float(str(refusal.value).split("give ")[1].split(" times")[0])
+    assert depth_for(1e9 * factor * 1.01, 20, 256, 256) == 1
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0, float("nan")])
+def test_a_ratio_that_is_not_positive_is_refused(least):
+    with pytest.raises(ValueError, match="more than 0"):
+        depth_for(1e15, least, 256, 256)
+
+
+def test_loading_loads_no_torch():
+    script = "import sys, trainers.presets; print(sorted({'torch', 'deepspeed', 'ray'} & sys.modules.keys()))"
+    root = Path(__file__).parent.parent
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,87 @@
+"""Models by size: one dial, the depth, and names for sizes from 0.1 to 350 million parameters. No torch here.
+
+A model of `depth` is `depth` blocks deep and 64 x depth wide, so that a name, a ladder of sizes or a budget needs no more than
+one number. The rule is in common use (nanochat's `depth`); at 12 it is the shape of GPT-2 small (Radford et al. 2019).
+"""
+
+from __future__ import annotations
+
+from trainers import budget
+from trainers.spec import Model, Numbers
+
+WIDTH_PER_DEPTH = 64
+"""Also the width of a head, where there are enough of them."""
+MIN_HEADS = 4
+"""A model with one or two heads cannot look at several places at once: below 4 x 64 wide the heads get narrower instead."""
+
+
+def _shape(n_layers: int, d_model: int) -> Model:
+    n_heads = max(MIN_HEADS, d_model // WIDTH_PER_DEPTH)
+    return Model(n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_mlp=4 * d_model)
+
+
+def of_depth(depth: int) -> Model:
+    """`depth` blocks, 64 x depth wide, the MLP four times that; heads 64 wide from depth 4 on, below it four narrower ones."""
+    if depth < 1:
+        raise ValueError(f"depth {depth}: a model has at least one block")
+    return _shape(depth, WIDTH_PER_DEPTH * depth)
+
+
+PRESETS: dict[str, Model] = {
+    "0.1m": _shape(2, 64),
+    "0.3m": _shape(2, 96),
+    "0.7m": _shape(3, 128),
+    "1.4m": of_depth(3),
+    "3.3m": of_depth(4),
+    "7.5m": _shape(6, 320),
+    "17m": of_depth(7),
+    "45m": _shape(9, 640),
+    "124m": of_depth(12),
+    "350m": _shape(24, 1024),
+}
+"""By the parameters that `budget.n_parameters` counts for a vocabulary of 256 and 1,024 positions (rotary ones cost nothing),
+each step a factor of 2 to 3. The last two keep the names under which the shapes are known, GPT-2 small and GPT-3's medium
+(Brown et al. 2020, table 2.1), counted with GPT-2's vocabulary of 50,257 in a table that input and output share; here they
+have one each, so that 256 tokens make them 85 and 303 million, and 50,257 tokens 162 and 405 million."""
+
+
+def tokens_per_parameter(
+    model: Model, compute_flops: float, vocab_size: int, seq_len: int, numbers: Numbers | None = None
+) -> float:
+    """Tokens that a budget of training FLOPs reads, for each parameter of the model: all tokens of all sequences, seen by the
+    loss or not. Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 to use compute best, for text."""
+    sequence_flops = 3 * budget.forward_flops_per_sequence(
+        model, vocab_size, seq_len, numbers
+    )  # backward costs twice that
+    n_tokens = compute_flops / sequence_flops * seq_len
+    return n_tokens / budget.n_parameters(model, vocab_size, seq_len, numbers)
+
+
+def depth_for(
+    compute_flops: float,
+    tokens_per_parameter_min: float,
+    vocab_size: int,
+    seq_len: int,
+    numbers: Numbers | None = None,
+) -> int:
+    """The largest depth of which the budget still reads that many tokens a parameter.
+
+    Raises ValueError if that is not a positive number, or if not even depth 1 gets them. Deeper models have more parameters and read fewer tokens of a budget, so
+    the first depth that falls short ends the search.
+    """
+
+    def ratio(depth: int) -> float:
+        return tokens_per_parameter(of_depth(depth), compute_flops, vocab_size, seq_len, numbers)
+
+    if not tokens_per_parameter_min > 0:
+        raise ValueError(f"{tokens_per_parameter_min:g} tokens a parameter: ask for more than 0")
+    depth = 0
+    while ratio(depth + 1) >= tokens_per_parameter_min:
+        depth += 1
+    if depth == 0:
+        raise ValueError(
+            f"{compute_flops:.4g} FLOPs read {ratio(1):.3g} tokens for each parameter of the smallest model, depth 1; "
+            f"{tokens_per_parameter_min:g} are asked for: give {tokens_per_parameter_min / ratio(1):.3g} times the compute, "
+            "or ask for fewer tokens a parameter"
+        )
+    return depth

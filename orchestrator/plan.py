@@ -245,7 +245,8 @@ def _throughputs() -> dict[str, float]:
 
 def calibrate(study: Study, device: str) -> float:
     """FLOPs per second of one slot, from one short trial: 50 steps, some 5 s with loading. Imports torch."""
-    from trainers.train import Place, run_trunk
+    from trainers.place import Place
+    from trainers.train import run_trunk
 
     trunk = study.trunks()[0]
     events: list[dict[str, Any]] = []

@@ -125,8 +125,9 @@ class Scribe(tune.Callback):
 
 def execute(config: dict[str, Any]) -> None:
     """One Ray Tune trial: one trunk with the budgets it owes. Runs inside a reused actor, off its main thread."""
+    from trainers.place import Place
     from trainers.spec import TrunkSpec
-    from trainers.train import Place, run_trunk
+    from trainers.train import run_trunk
 
     job = config["job"]
     flag = Path(job["folder"]) / STOP_FLAG

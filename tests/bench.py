@@ -6,7 +6,6 @@ weather on them.
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import statistics
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -28,10 +27,12 @@ from orchestrator import findings
 from orchestrator.journal import read
 from orchestrator.study import load
 from trainers import budget, checkpoint
+from trainers.engine import Engine
 from trainers.model import build
+from trainers.place import Place
 from trainers.spec import Model, Training, TrunkSpec
 from trainers.tasks import FAMILIES
-from trainers.train import Place, _snapshot, _start_engine, _step, evaluate, run_trunk
+from trainers.train import evaluate, run_trunk
 
 ROUNDS = 15
 
@@ -66,14 +67,14 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int =
 def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     """(speed of our loop / speed of the plain loop, milliseconds of a plain step)."""
     family: Any = trunk.family
-    engine, ours = _start_engine(trunk, Place())
+    engine = Engine(trunk, Place())
     net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
     theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     at = [0, 0]
 
     def run_ours() -> None:
         for _ in range(steps_per_round):
-            _step(engine, ours, trunk, at[0], 1e-3, "cpu")
+            engine.step(family.batch(trunk, at[0]), 1e-3, at[0])
             at[0] += 1
 
     def run_theirs() -> None:
@@ -125,17 +126,17 @@ def overhead_of_a_trunk() -> float:
 def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     """(batch making / step, evaluation / training of the whole trunk), as shares of time."""
     family: Any = trunk.family
-    engine, adamw = _start_engine(trunk, Place())
+    engine = Engine(trunk, Place())
     suite = family.suite(trunk)
     step = [0]
 
     def train() -> None:
         for _ in range(10):
-            _step(engine, adamw, trunk, step[0], 1e-3, "cpu")
+            engine.step(family.batch(trunk, step[0]), 1e-3, step[0])
             step[0] += 1
 
     train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk, i) for i in range(10)])
-    eval_seconds = alternate(lambda: evaluate(engine.module, suite), lambda: None)[0]
+    eval_seconds = alternate(lambda: evaluate(engine, suite), lambda: None)[0]
     engine.destroy()
     steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
     n_evaluations = budget.price(trunk, budgets).eval_flops / (
@@ -242,16 +243,16 @@ def statistics_seconds() -> tuple[float, int]:
 
 def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:
     """Median seconds of a checkpoint and of a step."""
-    engine, adamw = _start_engine(trunk, Place())
+    engine = Engine(trunk, Place())
+    batch = cast(Any, trunk.family).batch(trunk, 0)
     with tempfile.TemporaryDirectory() as folder:
         number = iter(range(1, 1000))
 
         def save() -> None:
-            checkpoint.save(Path(folder), next(number), "x", {}, {"live": _snapshot(engine.module, adamw)})
+            checkpoint.save(Path(folder), next(number), "x", {}, {"live": engine.snapshot()})
 
-        seconds = alternate(save, lambda: _step(engine, adamw, trunk, 0, 1e-3, "cpu"))
+        seconds = alternate(save, lambda: engine.step(batch, 1e-3, 0))
     engine.destroy()
-    gc.collect()
     return seconds[0], seconds[1]
 
 

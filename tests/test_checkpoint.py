@@ -48,7 +48,7 @@ def same(one: dict[str, checkpoint.Tensors], other: dict[str, checkpoint.Tensors
 
 
 def save(folder: Path, number: int, fingerprint: str = "f") -> Path:
-    return checkpoint.save(folder, number, fingerprint, meta_of(number), tensors_of(number))
+    return folder / checkpoint.save(folder, number, fingerprint, meta_of(number), tensors_of(number))
 
 
 def number_loaded(folder: Path, fingerprint: str = "f") -> int | None:
@@ -66,7 +66,7 @@ def test_a_peek_is_the_meta_of_what_would_be_loaded_without_its_tensors(tmp_path
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     assert checkpoint.peek(tmp_path, "f") == meta_of(2) and checkpoint.peek(tmp_path, "g") is None
-    (newest / "live.pt").write_bytes(b"x")  # another size: this one would not be loaded
+    (newest / "live.safetensors").write_bytes(b"x")  # another size: this one would not be loaded
     assert checkpoint.peek(tmp_path, "f") == meta_of(1)
 
 
@@ -133,7 +133,7 @@ DAMAGES = {"flipped": flip, "halved": halve, "emptied": lambda p: p.write_bytes(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["live.pt", "left.pt", "meta.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["live.safetensors", "left.safetensors", "meta.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(tmp_path, name, damage):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(tmp_path, name, d
     assert number_loaded(tmp_path) == 1
 
 
-@pytest.mark.parametrize("name", ["live.pt", "meta.json"])
+@pytest.mark.parametrize("name", ["live.safetensors", "meta.json"])
 def test_a_file_that_grew_is_not_trusted(tmp_path, name):
     save(tmp_path, 1)
     lengthen(save(tmp_path, 2) / name)
@@ -158,7 +158,7 @@ def test_a_manifest_that_is_none_is_passed_over(tmp_path, manifest):
 def test_two_damaged_checkpoints_load_as_nothing_and_a_new_start_is_safe_beside_them(tmp_path):
     """A run that starts again numbers from 1 again: what it saves must not be thrown out as the oldest."""
     for number in (7, 8):
-        halve(save(tmp_path, number) / "live.pt")
+        halve(save(tmp_path, number) / "live.safetensors")
     assert checkpoint.load(tmp_path, "f") is None
     for number in (1, 2, 3):
         save(tmp_path, number)
@@ -183,14 +183,14 @@ def test_a_tampered_pickle_is_never_opened(tmp_path):
     pickle.loads(pickle.dumps(Trap(sprung)))
     assert sprung.exists()  # the trap works
     sprung.unlink()
-    (newest / "live.pt").write_bytes(pickle.dumps(Trap(sprung)))
+    (newest / "live.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
     assert number_loaded(tmp_path / "c") == 1
     assert not sprung.exists()
 
 
 def test_a_file_that_the_manifest_does_not_name_is_never_opened(tmp_path):
     newest = save(tmp_path, 1)
-    (newest / "extra.pt").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    (newest / "extra.safetensors").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     assert number_loaded(tmp_path) == 1
     assert not (tmp_path / "sprung").exists()
 
@@ -270,3 +270,63 @@ def test_a_kill_in_the_middle_of_a_save_costs_that_save_alone(tmp_path):
     assert [loaded for _, _, loaded in rows] == sorted(loaded for _, _, loaded in rows)
     assert rows[0][2] == "1"
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["000000000001", "000000000002"]  # nothing torn stays
+
+
+# Elsewhere -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uri(tmp_path) -> str:
+    """Storage by URI: pyarrow's own local file system, which takes the way that an object store takes."""
+    return f"file://{tmp_path}/bucket/prefix"
+
+
+def test_storage_named_by_a_uri_keeps_two_to_the_bit(uri, tmp_path):
+    assert checkpoint.load(uri, "f") is None and checkpoint.newest(uri, "f") is None
+    for number in (1, 2, 3):
+        checkpoint.save(uri, number, "f", meta_of(number), tensors_of(number))
+        meta, tensors = checkpoint.load(uri, "f")
+        assert meta == meta_of(number) == checkpoint.peek(uri, "f") and same(tensors, tensors_of(number))
+    folder = tmp_path / "bucket/prefix"
+    assert sorted(int(p.name) for p in folder.iterdir()) == [2, 3]
+    assert number_loaded(folder) == 3  # and the same by its path
+    assert checkpoint.load(uri, "g") is None and checkpoint.newest(uri, "f") == 3
+    checkpoint.clear(uri)
+    assert checkpoint.load(uri, "f") is None and not folder.exists()
+
+
+@pytest.mark.parametrize("n_written", range(4))
+def test_by_uri_a_save_that_was_cut_off_does_not_count(uri, tmp_path, monkeypatch, n_written):
+    """There is no rename: what was written before the manifest stays and is passed over, and the number can be used again."""
+    checkpoint.save(uri, 1, "f", meta_of(1), tensors_of(1))
+    original, left = checkpoint.Remote._write, n_written
+
+    def cut(self: Any, path: str, data: bytes) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError("connection lost")
+        left -= 1
+        original(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Remote, "_write", cut)
+        with pytest.raises(OSError, match="connection lost"):
+            checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
+    assert len(list((tmp_path / "bucket/prefix/000000000002").iterdir())) == n_written
+    assert checkpoint.newest(uri, "f") == 1
+    checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
+    assert checkpoint.newest(uri, "f") == 2
+
+
+def test_a_uri_that_no_storage_answers_to_is_refused_by_name():
+    with pytest.raises(ValueError, match="gopher://x: no storage"):
+        checkpoint.newest("gopher://x", "f")
+
+
+def test_weights_are_written_whole_with_facts_in_their_header(uri, tmp_path):
+    from safetensors import safe_open
+
+    for where, folder in ((uri, tmp_path / "bucket/prefix"), (str(tmp_path / "here"), tmp_path / "here")):
+        checkpoint.save_weights(where, "answer/n64/r0", {"w": torch.arange(3.0)}, {"trial": "a"})
+        with safe_open(folder / "answer/n64/r0.safetensors", "pt") as file:
+            assert file.metadata() == {"trial": "a"} and torch.equal(file.get_tensor("w"), torch.arange(3.0))

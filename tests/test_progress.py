@@ -14,7 +14,8 @@ from orchestrator.journal import State
 from orchestrator.progress import Progress, clock
 from orchestrator.study import Study, load
 from trainers import budget
-from trainers.train import Place, run_trunk
+from trainers.place import Place
+from trainers.train import run_trunk
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from orchestrator.journal import Journal, State
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
 from trainers import budget
-from trainers.train import Place, run_trunk
+from trainers.place import Place
+from trainers.train import run_trunk
 
 SMALL: dict[str, Any] = {
     "study": "small",

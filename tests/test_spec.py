@@ -30,6 +30,7 @@ PAIRS = [
     ("rms", "layer"),
     ("rotary", "learned"),
     ("wsd", "constant"),
+    ("fp32", "bf16"),
     ("answer", "next_token"),
 ]
 OTHER_WORDS = dict(PAIRS) | {there: here for here, there in PAIRS}
@@ -136,7 +137,7 @@ def test_the_same_spec_written_differently_has_one_fingerprint():
 
 
 def test_a_place_never_enters_a_spec():
-    from trainers.train import Place
+    from trainers.place import Place
 
     in_the_spec = {key for path in leaves(TrunkSpec.model_validate(CIPHER).trial(1e12).model_dump()) for key in path}
     assert not in_the_spec & Place.model_fields.keys()

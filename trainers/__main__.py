@@ -3,6 +3,7 @@
     python -m trainers trial.json                     # {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, ...}
     python -m trainers trial.json --prove             # each trial also by itself: must agree with the trunk to the bit
     python -m trainers trial.json --events out.jsonl --checkpoints folder
+    python -m trainers trial.json --workers 2 --zero-stage 2          # two processes, each with its half of the batch
 
 `compute_flops` in the file is a number or a list of numbers. Bad input: one line, exit code 2.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import budget
+from trainers.place import Place, shares
 from trainers.spec import TrunkSpec
 
 
@@ -29,14 +31,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints; the same call then resumes")
     parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
+    parser.add_argument("--keep-weights", type=Path, help="folder for the weights of every trial, as safetensors")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the batch (default 1)")
+    parser.add_argument(
+        "--zero-stage", type=int, default=0, choices=(0, 1, 2, 3), help="what ZeRO shares out (default 0)"
+    )
+    parser.add_argument("--micro-batch", type=int, help="sequences a worker takes at once (default: its whole share)")
+    parser.add_argument("--recompute", action="store_true", help="activation checkpointing, by the block")
+    parser.add_argument("--offload", action="store_true", help="optimiser state in the host's memory (ZeRO 1 to 3)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks (not with ZeRO 3)")
     parser.add_argument("--prove", action="store_true", help="run every trial by itself too, and compare to the bit")
     options = parser.parse_args(argv)
     try:
         trunk, budgets = read(options.spec)
         for flops in budgets:
             budget.steps_of(trunk, flops)
-        if options.threads < 1:
-            raise ValueError(f"--threads {options.threads}: at least 1 is needed")
+        for name in ("threads", "workers", "micro_batch"):
+            if (given := getattr(options, name)) is not None and given < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {given}: at least 1 is needed")
+        if options.offload and not options.zero_stage:
+            raise ValueError("--offload: needs --zero-stage 1, 2 or 3")
+        if options.prove and options.workers > 1:
+            raise ValueError("--prove: compares to the bit, and so with one worker alone")
+        shares(trunk.training.batch_size, options.workers, options.micro_batch)
         if options.checkpoints:
             options.checkpoints.mkdir(parents=True, exist_ok=True)
         if options.events:
@@ -45,19 +62,32 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
         return 2
 
-    from trainers.train import Place, run_trunk  # here: a bad file is refused before torch is loaded
+    from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
 
-    folder = str(options.checkpoints) if options.checkpoints else None
-    place = Place(device=options.device, threads=options.threads, checkpoint_folder=folder)
-    together: list[dict[str, Any]] = []
+    place = Place(
+        device=options.device,
+        threads=options.threads,
+        checkpoint_folder=str(options.checkpoints) if options.checkpoints else None,
+        weights_folder=str(options.keep_weights) if options.keep_weights else None,
+        zero_stage=options.zero_stage,
+        micro_batch=options.micro_batch,
+        recompute=options.recompute,
+        offload=options.offload,
+        compiled=options.compile,
+    )
+    if options.workers > 1:
+        from trainers import (
+            __main__ as here,
+        )  # run by `-m` this module goes by a name that another process cannot import
+        from trainers.workers import together
+
+        together(options.workers, options.device == "cuda", here._one_of_several, trunk, budgets, place, options.events)
+        return 0
+    told: list[dict[str, Any]] = []
 
     def emit(events: list[dict[str, Any]]) -> None:
-        together.extend(events)
-        for event in events:
-            _show(event)
-        if options.events:
-            with options.events.open("a") as file:
-                file.writelines(json.dumps(event) + "\n" for event in events)
+        told.extend(events)
+        _tell(events, options.events)
 
     run_trunk(trunk, budgets, place, emit)
     if not options.prove:
@@ -66,10 +96,26 @@ def main(argv: list[str] | None = None) -> int:
     for flops in budgets:
         alone: list[dict[str, Any]] = []
         run_trunk(trunk, [flops], place.model_copy(update={"checkpoint_folder": None}), alone.extend)
-        same = results_of(alone, trunk, flops) == results_of(together, trunk, flops)
+        same = results_of(alone, trunk, flops) == results_of(told, trunk, flops)
         agree = agree and same
         print(f"{trunk.trial(flops).id}: by itself {'equals' if same else 'DIFFERS FROM'} the trunk, to the bit")
     return 0 if agree else 1
+
+
+def _one_of_several(rank: int, trunk: TrunkSpec, budgets: list[float], place: Place, events: Path | None) -> None:
+    from trainers.train import run_trunk
+
+    if place.device == "cuda":
+        place = place.model_copy(update={"device": f"cuda:{rank}"})
+    run_trunk(trunk, budgets, place, lambda told: _tell(told, events))
+
+
+def _tell(events: list[dict[str, Any]], file: Path | None) -> None:
+    for event in events:
+        _show(event)
+    if file:
+        with file.open("a") as out:
+            out.writelines(json.dumps(event) + "\n" for event in events)
 
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:

@@ -1,8 +1,9 @@
-"""Checkpoints: atomic save, validated load.
+"""Checkpoints: atomic save, validated load, in a folder of this machine or wherever pyarrow.fs can write.
 
-DeepSpeed's own `latest` file can name a half-written checkpoint, so atomicity is ours: write into a temporary folder,
-fsync, write the manifest with sizes and hashes last, rename. A load takes the newest folder whose manifest holds and
-unpickles nothing before its hash was checked. Two are kept. torch is imported where tensors are touched: a plan looks at
+DeepSpeed's own `latest` file can name a half-written checkpoint, so atomicity is ours: write everything, the manifest with
+sizes and hashes last. On a local file system that happens in a temporary folder, synced and then renamed; an object store
+has no rename, and there a folder without its manifest does not count. A load takes the newest checkpoint whose manifest
+holds. Two are kept. Tensors are safetensors, which hold no code; torch is imported where they are touched: a plan looks at
 checkpoints too.
 """
 
@@ -13,110 +14,221 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 KEEP = 2
+TENSORS = ".safetensors"
 Tensors = dict[str, "torch.Tensor"]
+Meta = dict[str, Any]
 
 
-def save(folder: Path, number: int, fingerprint: str, meta: dict[str, Any], tensors: dict[str, Tensors]) -> Path:
-    """Write checkpoint `number` under `folder`; returns its path once it is safely there.
+def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors: dict[str, Tensors]) -> str:
+    """Write checkpoint `number` under `folder`; returns its name there once it is safe.
 
     `meta` is JSON; `tensors` maps a name to a flat dictionary of tensors, a file each. Raises OSError (disk full, no
     permission): an older checkpoint is then still whole.
     """
-    import torch
+    from safetensors.torch import save as as_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{number:012d}"
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write(temporary / "meta.json", json.dumps(meta).encode())
-        for name, part in tensors.items():
-            with open(temporary / f"{name}.pt", "wb") as file:
-                torch.save(part, file)
-                _sync(file)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
-        manifest = {"fingerprint": fingerprint, "number": number, "files": files}
-        _write(temporary / "manifest.json", json.dumps(manifest).encode())
-        if target.exists():
-            shutil.rmtree(target)  # only ever the same number again, after a resume
-        os.rename(temporary, target)
-        _sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for other in _numbered(folder):  # a higher number is left from a run that did not count: load found it invalid
-        if not number - KEEP < int(other.name) <= number:
-            shutil.rmtree(other, ignore_errors=True)
-    for torn in folder.glob(".[0-9]*"):  # left by a kill in mid-write
-        shutil.rmtree(torn, ignore_errors=True)
-    return target
+    store, name = store_of(folder), f"{number:012d}"
+    files = {"meta.json": json.dumps(meta).encode()}
+    files |= {f"{part}{TENSORS}": as_bytes(of_part) for part, of_part in tensors.items()}
+    facts = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+    manifest = {"fingerprint": fingerprint, "number": number, "files": facts}
+    store.put(name, files | {"manifest.json": json.dumps(manifest).encode()})
+    for other in _numbered(store):  # a higher number is left from a run that did not count: load found it invalid
+        if not number - KEEP < int(other) <= number:
+            store.remove(other)
+    return name
 
 
-def load(folder: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
-    """The newest valid checkpoint of this fingerprint, as (meta, tensors); None when there is none."""
-    import torch
+def load(folder: str | Path, fingerprint: str, number: int | None = None) -> tuple[Meta, dict[str, Tensors]] | None:
+    """The newest valid checkpoint of this fingerprint, or that number, as (meta, tensors); None when there is none."""
+    from safetensors.torch import load as from_bytes
 
-    path = _newest(folder, fingerprint)
-    if path is None:
+    store = store_of(folder)
+    name = _newest(store, fingerprint) if number is None else f"{number:012d}"
+    if name is None or (number is not None and not valid(store, name, fingerprint)):
         return None
-    names = json.loads((path / "manifest.json").read_bytes())["files"]  # no other file here was checked
-    files = [path / name for name in names if name.endswith(".pt")]
-    parts = {p.stem: torch.load(p, map_location="cpu", weights_only=True) for p in files}
-    return json.loads((path / "meta.json").read_bytes()), parts
+    files = json.loads(store.read(name, "manifest.json"))["files"]  # no other file here was checked
+    parts = {file.removesuffix(TENSORS): store.read(name, file) for file in files if file.endswith(TENSORS)}
+    return json.loads(store.read(name, "meta.json")), {part: from_bytes(data) for part, data in parts.items()}
 
 
-def peek(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+def newest(folder: str | Path, fingerprint: str) -> int | None:
+    """The number of the checkpoint that `load` would take."""
+    name = _newest(store_of(folder), fingerprint)
+    return int(name) if name else None
+
+
+def peek(folder: str | Path, fingerprint: str) -> Meta | None:
     """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked."""
-    path = _newest(folder, fingerprint, tensors=False)
-    return json.loads((path / "meta.json").read_bytes()) if path else None
+    store = store_of(folder)
+    name = _newest(store, fingerprint, tensors=False)
+    return json.loads(store.read(name, "meta.json")) if name else None
 
 
-def _newest(folder: Path, fingerprint: str, tensors: bool = True) -> Path | None:
-    return next((path for path in reversed(_numbered(folder)) if valid(path, fingerprint, tensors)), None)
+def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
+    """Weights alone, `name`.safetensors under `folder`, with facts about them in its header. Raises OSError."""
+    from safetensors.torch import save as as_bytes
+
+    above, _, leaf = name.rpartition("/")
+    store = store_of(f"{folder}/{above}" if above else folder)
+    store.put_file(f"{leaf}{TENSORS}", as_bytes(tensors, metadata=facts))
 
 
-def valid(path: Path, fingerprint: str, tensors: bool = True) -> bool:
-    """Does every file have the size and hash that the manifest states, for this fingerprint? The hash of tensors on demand."""
+def clear(folder: str | Path) -> None:
+    """Delete every checkpoint under `folder`, whatever is there."""
+    store_of(folder).remove("")
+
+
+def _newest(store: Store, fingerprint: str, tensors: bool = True) -> str | None:
+    return next((name for name in reversed(_numbered(store)) if valid(store, name, fingerprint, tensors)), None)
+
+
+def valid(store: Store, name: str, fingerprint: str, tensors: bool = True) -> bool:
+    """Does every file have the size and hash that the manifest states, for this fingerprint? Tensors' hash on demand."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json.loads(store.read(name, "manifest.json"))
         return manifest["fingerprint"] == fingerprint and all(
-            (path / name).stat().st_size == facts["bytes"]
-            and ((name.endswith(".pt") and not tensors) or _sha256(path / name) == facts["sha256"])
-            for name, facts in manifest["files"].items()
+            store.size(name, file) == facts["bytes"]
+            if file.endswith(TENSORS) and not tensors
+            else hashlib.sha256(store.read(name, file)).hexdigest() == facts["sha256"]
+            for file, facts in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def clear(folder: Path) -> None:
-    """Delete every checkpoint under `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _numbered(store: Store) -> list[str]:
+    return sorted(name for name in store.names() if name[:1].isdigit() and name.isdigit())
 
 
-def _numbered(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+# Where ---------------------------------------------------------------------------------------------------------------
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Store(Protocol):
+    """A folder of checkpoints, each a folder of files."""
+
+    def names(self) -> list[str]:
+        """Folders in it; none where it does not exist."""
+
+    def read(self, name: str, file: str) -> bytes:
+        """A file's content. Raises OSError."""
+
+    def size(self, name: str, file: str) -> int:
+        """A file's bytes. Raises OSError."""
+
+    def put(self, name: str, files: dict[str, bytes]) -> None:
+        """Write a folder: whole, or not so that it counts. The last file is the one that makes it count. Raises OSError."""
+
+    def put_file(self, file: str, data: bytes) -> None:
+        """Write one file beside the folders, whole or not at all. Raises OSError."""
+
+    def remove(self, name: str) -> None:
+        """Delete a folder and what is in it; "" is the whole store. Silent where there is none."""
+
+
+def store_of(folder: str | Path) -> Store:
+    """The store at a path, or at a URI: file:///..., s3://bucket/..., gs://bucket/... Raises ValueError for another."""
+    return Remote(str(folder)) if "://" in str(folder) else Local(Path(folder))
+
+
+class Local:
+    """On a file system of this machine, NFS included: synced, then renamed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        return [p.name for p in self.folder.glob("*") if p.is_dir()]
+
+    def read(self, name: str, file: str) -> bytes:
+        return (self.folder / name / file).read_bytes()
+
+    def size(self, name: str, file: str) -> int:
+        return (self.folder / name / file).stat().st_size
+
+    def put(self, name: str, files: dict[str, bytes]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".[0-9]*"):  # left by a kill in mid-write
+            shutil.rmtree(torn, ignore_errors=True)
+        target, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        temporary.mkdir()
+        try:
+            for file, data in files.items():
+                _write(temporary / file, data)
+            if target.exists():
+                shutil.rmtree(target)  # only ever the same number again, after a resume
+            os.rename(temporary, target)
+            _sync_folder(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def put_file(self, file: str, data: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{file}.{os.getpid()}"
+        _write(temporary, data)
+        os.replace(temporary, self.folder / file)
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.folder / name if name else self.folder, ignore_errors=True)
+
+
+class Remote:
+    """Wherever pyarrow.fs can write. A put of one object is atomic there; what makes a checkpoint count is its manifest."""
+
+    def __init__(self, uri: str) -> None:
+        from pyarrow import ArrowInvalid, fs
+
+        self._fs = fs
+        try:
+            self.system, self.root = fs.FileSystem.from_uri(uri.rstrip("/"))
+        except ArrowInvalid as problem:
+            raise ValueError(f"{uri}: no storage that can be written to: {str(problem).splitlines()[0]}") from None
+
+    def names(self) -> list[str]:
+        found = self.system.get_file_info(self._fs.FileSelector(self.root, allow_not_found=True))
+        return [info.base_name for info in found if info.type == self._fs.FileType.Directory]
+
+    def read(self, name: str, file: str) -> bytes:
+        with self.system.open_input_stream(f"{self.root}/{name}/{file}") as stream:
+            return bytes(stream.read())
+
+    def size(self, name: str, file: str) -> int:
+        info = self.system.get_file_info(f"{self.root}/{name}/{file}")
+        if info.type != self._fs.FileType.File:
+            raise FileNotFoundError(info.path)
+        return int(info.size)
+
+    def put(self, name: str, files: dict[str, bytes]) -> None:
+        self.remove(name)
+        self.system.create_dir(f"{self.root}/{name}", recursive=True)
+        for file, data in files.items():
+            self._write(f"{self.root}/{name}/{file}", data)
+
+    def put_file(self, file: str, data: bytes) -> None:
+        self.system.create_dir(self.root, recursive=True)
+        self._write(f"{self.root}/{file}", data)
+
+    def _write(self, path: str, data: bytes) -> None:
+        with self.system.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def remove(self, name: str) -> None:
+        path = f"{self.root}/{name}" if name else self.root
+        if self.system.get_file_info(path).type == self._fs.FileType.Directory:
+            self.system.delete_dir(path)
 
 
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
-        _sync(file)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

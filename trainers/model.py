@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainers.spec import Model, Numbers
 from trainers.streams import stream
@@ -107,6 +108,9 @@ class Transformer(nn.Module):
         super().__init__()
         norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
         self.numbers = numbers
+        self.recompute = (
+            False  # keep each block's input alone for the backward pass: a matter of place, set by the engine
+        )
         self.embed = nn.Linear(numbers.width, model.d_model) if numbers else nn.Embedding(vocab_size, model.d_model)
         self.position = nn.Parameter(torch.empty(seq_len, model.d_model)) if model.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
@@ -128,14 +132,16 @@ class Transformer(nn.Module):
             x = x + self.position[:T]
         angles = (self.cos[:T], self.sin[:T]) if self.position is None else None
         for block in self.blocks:
-            x = block(x, angles)
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, angles, use_reentrant=False) if again else block(x, angles)
         x = self.norm(x)
         if targets is None or loss_mask is None:
-            return self.unembed(x)  # (B, T, V)
+            return self.unembed(x).float()  # (B, T, V)
         if self.numbers is not None:
-            predicted, variance = self.unembed(x[loss_mask])[:, 0], x.new_tensor(self.numbers.noise_variance)
+            predicted = self.unembed(x[loss_mask]).float()[:, 0]
+            variance = predicted.new_tensor(self.numbers.noise_variance)
             return F.gaussian_nll_loss(predicted, targets[loss_mask][:, 0], variance.expand_as(predicted), full=True)
-        return F.cross_entropy(self.unembed(x[loss_mask]), targets[loss_mask])
+        return F.cross_entropy(self.unembed(x[loss_mask]).float(), targets[loss_mask])
 
 
 def build(

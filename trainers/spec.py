@@ -1,6 +1,6 @@
 """TrialSpec: everything that decides the result of one trial, and nothing that does not.
 
-Machine, device, number of workers and output folder are a *place* (`train.Place`), never part of a spec. No torch here.
+Machine, device, number of workers and output folder are a *place* (`place.Place`), never part of a spec. No torch here.
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ class Training(Record):
     """Linear warm-up of the learning rate over this many optimizer steps."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a budget's steps that decay (`wsd` only); it belongs to the budget."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of what is multiplied: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
+    is part of the question and not of the place."""
     task_exponent: NotNegative = 0.0
     """How often training task number r (from 1) is drawn: in proportion to r^-task_exponent; 0 draws all alike. Zipf's law
     is 1."""
@@ -132,7 +135,7 @@ class Numbers(NamedTuple):
 
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
-    "training": {"base_d_model": None, "task_exponent": 0.0},
+    "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
 }
 """Fields younger than the first fingerprints: at these values they change nothing and stay out of a fingerprint."""
 

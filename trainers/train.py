@@ -9,45 +9,21 @@ contains every event emitted before it, so a killed run continues bit for bit an
 
 from __future__ import annotations
 
-import gc
-import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed
-from pydantic import Field
 
 from trainers import budget, checkpoint
-from trainers.model import build
-from trainers.spec import NotNegative, Record, Training, TrunkSpec
+from trainers.engine import Diverged, Engine, Tensors
+from trainers.place import Place
+from trainers.spec import Training, TrialSpec, TrunkSpec
 from trainers.tasks import ItemSet
 
 Event = dict[str, Any]
 Status = Literal["finished", "stopped"]
-
-
-class Place(Record):
-    """Where a trunk runs. Nothing here may change a result, so nothing here enters a fingerprint."""
-
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of torch on the CPU; one a slot, because results are promised to the bit only for the same number."""
-    checkpoint_folder: str | None = None
-    """Where this trunk's checkpoints live; none are written without it."""
-    checkpoint_every_seconds: NotNegative = 30.0
-    """What a kill may cost. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
-
-
-class Diverged(Exception):
-    """A loss or gradient that is not finite, met before the update that it would have spoilt."""
 
 
 def run_trunk(
@@ -60,8 +36,10 @@ def run_trunk(
     """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
 
     Returns "stopped" when `should_stop` asked for it: a checkpoint then holds everything, and the same call goes on from
-    there. Budgets that ended in an earlier call are simply left out. Raises BudgetTooSmall, and OSError when a
-    checkpoint cannot be written.
+    there. Budgets that ended in an earlier call are simply left out. Raises BudgetTooSmall, ValueError for a batch that the
+    workers cannot share, and OSError when a checkpoint cannot be written.
+
+    In a process group every rank makes this call, and does the same; rank 0 alone emits, saves and is asked to stop.
     """
     # 1. The plan: at which steps something happens. All of it follows from the spec.
     started = time.time()
@@ -73,7 +51,8 @@ def run_trunk(
     grid = set(budget.evaluation_steps(trunk, last))
 
     # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
-    engine, adamw = _start_engine(trunk, place)
+    engine = Engine(trunk, place)
+    leads = engine.rank == 0
     suite = suite_of(trunk)
     exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(*budget.shape_of(trunk))
 
@@ -82,30 +61,32 @@ def run_trunk(
     now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
     now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}  # since a trial ended
     left: dict[str, Any] = {}  # while on a branch: where the trunk was left, step and loss
-    left_state: checkpoint.Tensors = {}  # and its weights and moments
-    folder = Path(place.checkpoint_folder) if place.checkpoint_folder else None
-    found = checkpoint.load(folder, trunk.fingerprint()) if folder else None
+    left_state: Tensors = {}  # and its weights and moments
+    folder = place.checkpoint_folder
+    found = _newest_checkpoint(trunk, folder, engine) if folder else None
     if found and budget.Standing.of(found[0]).toward(steps):
         now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
-        _restore(engine.module, adamw, found[1]["live"])
+        engine.restore(found[1]["live"])
         now["resumed"] += 1
-        if now["events"]:
+        if now["events"] and leads:
             emit(now["events"])
-    elif found and folder:
+    elif found and folder and leads:
         checkpoint.clear(folder)  # it has passed a budget that is wanted now: train again from the start
     saved_at = time.monotonic()
 
     def say(kind: str, key: str, **facts: Any) -> None:
         event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time(), **facts}
         now["events"].append(event)
-        emit([event])
+        if leads:
+            emit([event])
 
     def save() -> None:
         nonlocal saved_at
         if folder:
-            tensors = {"live": _snapshot(engine.module, adamw)} | ({"left": left_state} if left_state else {})
+            tensors = {"live": engine.snapshot()} | ({"left": left_state} if left_state else {})
             now["saves"] += 1
-            checkpoint.save(folder, now["saves"], trunk.fingerprint(), {"now": now, "left": left}, tensors)
+            if leads:
+                checkpoint.save(folder, now["saves"], trunk.fingerprint(), {"now": now, "left": left}, tensors)
         saved_at = time.monotonic()
 
     def examine(on: str, **facts: Any) -> bool:
@@ -114,7 +95,7 @@ def run_trunk(
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine.module, suite)
+            rows = evaluate(engine, suite)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
@@ -129,13 +110,14 @@ def run_trunk(
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
         facts |= {"eval_flops": now["exams_charged"] * exam_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
+        facts |= {"workers": engine.world}
         trial = trunk.trial(budget_flops)
         say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
         now["ended"].append(budget_flops)
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
 
     def return_to_trunk() -> None:
-        _restore(engine.module, adamw, left_state)
+        engine.restore(left_state)
         now.update(left, branch=None)
         left.clear()
         left_state.clear()
@@ -151,6 +133,8 @@ def run_trunk(
             # 4. A branch is at its end: examine it, close its trial, return to the trunk where it was left.
             if branch is not None and step == steps[branch].end:
                 if examine(repr(branch)):
+                    if place.weights_folder:
+                        _keep_weights(place.weights_folder, trunk.trial(branch), engine)
                     end_trial(branch, "done")
                 else:
                     end_trial(branch, "diverged", reason=f"step {step}: weights not finite after the last update")
@@ -165,25 +149,25 @@ def run_trunk(
                 if step in grid or decays:  # without a decay the final look is this one
                     examine("trunk", grid=step in grid)
                 left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
-                left_state |= _snapshot(engine.module, adamw)
+                left_state |= engine.snapshot()
                 now.update(loss, branch=here[0])
                 continue
             if branch is None and step in grid:
                 examine("trunk", grid=True)
 
             # 6. Between two steps: is somebody asking us to stop, is it time to save?
-            if should_stop():
+            asked, due = engine.agreed(should_stop(), time.monotonic() - saved_at > place.checkpoint_every_seconds)
+            if asked or due:
                 save()
+            if asked:
                 return "stopped"
-            if time.monotonic() - saved_at > place.checkpoint_every_seconds:
-                save()
 
             # 7. One optimizer step; a loss or gradient that is not finite ends what is under way, before the update.
             decay_from, end = steps[branch] if branch is not None else (None, last)
             rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = _step(engine, adamw, trunk, step, rate, place.device)
+                    loss_nats = engine.step(family.batch(trunk, step), rate, step)
             except Diverged as reason:
                 for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
                     end_trial(lost, "diverged", reason=str(reason))
@@ -200,27 +184,6 @@ def run_trunk(
         return "finished"
     finally:
         engine.destroy()
-        engine = adamw = None
-        _collect_garbage()
-
-
-def _step(engine: Any, adamw: torch.optim.Optimizer, trunk: TrunkSpec, step: int, rate: float, device: str) -> float:
-    """Batch, forward, backward, finite?, clip, update. Returns the loss in nats; raises Diverged before any update."""
-    family: Any = trunk.family
-    batch = family.batch(trunk, step)
-    tokens = torch.from_numpy(batch.tokens).to(device)  # (B, T+1)
-    loss_mask = torch.from_numpy(batch.loss_mask).to(device)  # (B, T)
-    loss = engine(tokens[:, :-1], tokens[:, 1:], loss_mask)
-    engine.backward(loss)
-    norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), trunk.training.clip_norm)
-    loss_nats, length = loss.item(), norm.item()
-    if not (math.isfinite(loss_nats) and math.isfinite(length)):
-        adamw.zero_grad(set_to_none=True)
-        raise Diverged(f"step {step}: loss {loss_nats:g} nats, gradient norm {length:g}")
-    for group in adamw.param_groups:
-        group["lr"] = rate * group["rate_share"]
-    engine.step()
-    return loss_nats
 
 
 SUITES_BYTES = 64 * 2**20
@@ -247,12 +210,21 @@ def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, suite: list[ItemSet]) -> list[dict[str, Any]]:
-    """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream."""
+def evaluate(engine: Engine, suite: list[ItemSet]) -> list[dict[str, Any]]:
+    """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream.
+
+    Every rank reads its part of the sequences, and all score them.
+    """
     rows = []
     for items in suite:
-        parts = [_read(model, part, items.written) for part in torch.from_numpy(items.tokens[:, :-1]).split(256)]
-        predicted = torch.cat(parts).numpy()  # (N, T, V), or (N, T) numbers
+        tokens = torch.from_numpy(items.tokens[:, :-1])
+        n_here = -(-len(tokens) // engine.world)
+        mine = tokens.roll(-engine.rank * n_here, 0)[
+            :n_here
+        ]  # the last rank may begin again: what is too much is cut off
+        with engine.autocast():
+            parts = [_read(engine.model, part, items.written) for part in mine.split(256)]
+        predicted = engine.gathered(torch.cat(parts))[: len(tokens)].cpu().numpy()  # (N, T, V), or (N, T) numbers
         rows += [probe.score(predicted) for probe in items.probes]
     return rows
 
@@ -266,118 +238,27 @@ def _read(model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int]) 
         if position + 1 < tokens.shape[1]:
             tokens[:, position + 1] = model(tokens)[:, position].argmax(-1)
     out = model(tokens).float()
-    return torch.Tensor((out[:, :, 0] if tokens.is_floating_point() else out.log_softmax(-1)).cpu())
+    return torch.Tensor(out[:, :, 0] if tokens.is_floating_point() else out.log_softmax(-1))
 
 
-def _start_engine(trunk: TrunkSpec, place: Place) -> tuple[Any, Any]:
-    """The model under DeepSpeed, ZeRO stage 0: everything here fits. Returns the engine and its AdamW."""
-    deepspeed = _deepspeed(place.device)
-    training = trunk.training
-    model, vocab_size, length, numbers = budget.shape_of(trunk)
-    net = build(model, vocab_size, length, trunk.replicate, training.base_d_model, numbers).to(place.device)
-    adamw = torch.optim.AdamW(
-        parameter_groups(net, trunk),
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        fused=True,
-    )
-    config = {
-        "train_batch_size": training.batch_size,
-        "train_micro_batch_size_per_gpu": training.batch_size,
-        "steps_per_print": 10**12,
-        "gradient_clipping": 0.0,  # its default is 1, on top of our own
-        "zero_optimization": {"stage": 0},
-        "zero_allow_untested_optimizer": True,
-    }
-    engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
-    return engine, adamw
+def _newest_checkpoint(
+    trunk: TrunkSpec, folder: str, engine: Engine
+) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
+    """What rank 0 finds, read by every rank; raises OSError on one that cannot."""
+    found = checkpoint.newest(folder, trunk.fingerprint()) if engine.rank == 0 else None
+    (number,) = engine.agreed(-1 if found is None else found)
+    if number < 0:
+        return None
+    read = checkpoint.load(folder, trunk.fingerprint(), int(number))
+    if read is None:
+        raise OSError(f"{folder}: checkpoint {int(number)} cannot be read on rank {engine.rank}; do all nodes see it?")
+    return read
 
 
-def parameter_groups(net: torch.nn.Module, trunk: TrunkSpec) -> list[dict[str, Any]]:
-    """Weights by what AdamW does to them: decay on matrices only; `rate_share` is their part of the learning rate, less
-    than one for the matrices of a model wider than the one for which the rate was tuned (`Training.base_d_model`)."""
-    training, share = trunk.training, 1.0
-    if training.base_d_model is not None:
-        share = training.base_d_model / trunk.model.d_model
-    inner: list[torch.nn.Parameter] = []
-    outer: list[torch.nn.Parameter] = []
-    vectors: list[torch.nn.Parameter] = []
-    for name, parameter in net.named_parameters():
-        of_width = parameter.ndim >= 2 and not name.startswith(("embed", "position")) and "conv" not in name
-        (vectors if parameter.ndim < 2 else inner if of_width and share != 1.0 else outer).append(parameter)
-    groups = [
-        {"params": outer, "weight_decay": training.weight_decay, "rate_share": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "rate_share": 1.0},
-        {"params": inner, "weight_decay": training.weight_decay, "rate_share": share},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _deepspeed(device: str) -> Any:
-    """DeepSpeed, imported quietly, its process group of one in memory: no port but gloo's on loopback, no compiler."""
-    on_gpu = device.startswith("cuda")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo listens even when it is alone
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.utils import logger
-
-    logger.setLevel("WARNING")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it compiles a C++ op at its first start, 22 s
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if on_gpu else "gloo"
-        torch.distributed.init_process_group(
-            backend,
-            store=torch.distributed.HashStore(),  # type: ignore[attr-defined]
-            rank=0,
-            world_size=1,
-        )
-        deepspeed.init_distributed(backend, dist_init_required=False, auto_mpi_discovery=False, verbose=False)
-    return deepspeed
-
-
-def _snapshot(model: torch.nn.Module, adamw: torch.optim.Optimizer) -> checkpoint.Tensors:
-    """Clones of weights, moments and step counts, by name. What DeepSpeed counts itself need not be copied."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[name] = parameter.detach().clone()
-        tensors |= {f"{name}//{k}": v.detach().clone() for k, v in adamw.state.get(parameter, {}).items()}
-    return tensors
-
-
-@torch.no_grad()
-def _restore(model: torch.nn.Module, adamw: torch.optim.Optimizer, tensors: checkpoint.Tensors) -> None:
-    """The inverse of `_snapshot`, in place: bit for bit."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[name])
-        prefix = f"{name}//"
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if not state:
-            adamw.state.pop(parameter, None)  # before the first step AdamW has none
-        for key, value in state.items():
-            old = adamw.state[parameter].get(key)
-            if old is None:
-                adamw.state[parameter][key] = value.to(parameter.device).clone()
-            else:
-                old.copy_(value)
-
-
-@cache
-def _freeze_what_stays() -> None:
-    gc.collect()
-    gc.freeze()
-
-
-def _collect_garbage() -> None:
-    """Free the engine: `destroy()` leaves reference cycles that hold the weights (636 -> 1,432 MB after five models).
-
-    The first time torch's and DeepSpeed's modules are put out of the collector's sight: 0.3 ms a trunk then, not 170.
-    """
-    _freeze_what_stays()
-    gc.collect()
+def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:
+    weights = {name: tensor for name, tensor in engine.snapshot().items() if "//" not in name}
+    if engine.rank == 0:
+        checkpoint.save_weights(folder, trial.id, weights, {"trial": trial.model_dump_json()})
 
 
 @contextmanager

@@ -1,0 +1,242 @@
+"""Several workers on one trunk: ZeRO 0 to 3, turns, recomputation, offloading, and checkpoints that change hands.
+
+Two processes are started once for all cases; what they told is compared with one worker alone, in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainers import checkpoint
+from trainers.budget import flops_per_step
+from trainers.place import Place, shares
+from trainers.spec import TrunkSpec
+from trainers.train import run_trunk
+from trainers.workers import together
+
+Events = list[dict[str, Any]]
+
+
+def trunk_of(**training: Any) -> TrunkSpec:
+    """A trunk of odd sizes: 15 wide, so that no tensor divides by two without a rest."""
+    record: dict[str, Any] = {
+        "family": {"name": "cipher", "n_symbols": 5, "n_pairs": 6},
+        "arm": "answer",
+        "n_tasks": 8,
+        "replicate": 0,
+        "model": {
+            "n_layers": 2, "d_model": 15, "n_heads": 3, "d_mlp": 21, "conv_kernel": 3, "positions": "learned", "norm": "layer"
+        },
+        "training": {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5, "weight_decay": 0.1, "clip_norm": 0.3} | training,
+        "evaluation": {"first_flops": 1e6, "n_sequences": 5},
+    }  # fmt: skip
+    return TrunkSpec.model_validate(record)
+
+
+def budgets_of(trunk: TrunkSpec) -> list[float]:
+    """50 and 60 steps: two branches, two returns to the trunk."""
+    return [float(end * flops_per_step(trunk)) for end in (50, 60)]
+
+
+EARLY, BRANCH = 30, 47
+"""Steps at which a run is stopped: on the trunk, and on the first branch, which leaves the trunk at step 40."""
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ZeRO 0": ({}, {}),
+    "ZeRO 1": ({}, {"zero_stage": 1, "micro_batch": 2}),
+    "ZeRO 2": ({}, {"zero_stage": 2}),
+    "ZeRO 3": ({}, {"zero_stage": 3}),
+    "ZeRO 0 in turns": ({}, {"micro_batch": 1}),
+    "ZeRO 2 in turns": ({}, {"zero_stage": 2, "micro_batch": 2}),
+    "ZeRO 3 in turns, recomputing": ({}, {"zero_stage": 3, "micro_batch": 2, "recompute": True}),
+    "ZeRO 1 offloading": ({}, {"zero_stage": 1, "offload": True}),
+    "ZeRO 2 offloading": ({}, {"zero_stage": 2, "offload": True}),
+}
+"""Training and place of each case that must come to the same as one worker alone."""
+EXPLODING = {"learning_rate": 1e30, "warmup_steps": 30}
+
+
+class StopBefore:
+    """A `should_stop` that asks to stop instead of step number `n`."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def play(rank: int, folder: Path) -> None:
+    """Every case, on one of two ranks; rank 0 writes down what was told."""
+
+    def told(name: str, training: dict[str, Any], stop: Callable[[], bool] = lambda: False, **place: Any) -> None:
+        events: Events = []
+        trunk = trunk_of(**training)
+        run_trunk(trunk, budgets_of(trunk), Place(**place), events.extend, stop)
+        if rank:
+            assert not events  # a rank that tells too would count everything twice
+        else:
+            (folder / f"{name}.json").write_text(json.dumps(events))
+
+    for name, (training, place) in CASES.items():
+        told(name, training, **place)
+    for stage in range(4):
+        told(f"exploding {stage}", EXPLODING, zero_stage=stage, micro_batch=2)
+        for name, at in (("early", EARLY), ("branch", BRANCH)):
+            left = f"{folder}/left {name} {stage}"
+            told(f"left {name} {stage}", {}, StopBefore(at), zero_stage=stage, checkpoint_folder=left)
+            told(f"taken {name} {stage}", {}, zero_stage=stage, checkpoint_folder=f"{folder}/given {name} {stage}")
+    told("weights", {}, zero_stage=3, weights_folder=f"{folder}/weights")
+    told("bf16", {"precision": "bf16"}, zero_stage=2)
+    told("bf16 whole", {"precision": "bf16"}, zero_stage=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers told, a file a case; and checkpoints that one worker left for them, and they for one."""
+    folder = tmp_path_factory.mktemp("told")
+    for stage in range(4):
+        for name, at in (("early", EARLY), ("branch", BRANCH)):
+            place = Place(checkpoint_folder=f"{folder}/given {name} {stage}")
+            assert run_trunk(trunk_of(), budgets_of(trunk_of()), place, lambda _: None, StopBefore(at)) == "stopped"
+    together(2, False, play, folder)
+    return folder
+
+
+def told(folder: Path, name: str) -> Events:
+    return json.loads((folder / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def alone(training: dict[str, Any], **place: Any) -> Events:
+    events: Events = []
+    trunk = trunk_of(**training)
+    run_trunk(trunk, budgets_of(trunk), Place(**place), events.extend)
+    return events
+
+
+@pytest.fixture(scope="module")
+def reference() -> Events:
+    return alone({})
+
+
+def compare(these: Events, those: Events, tolerance: float) -> None:
+    """The same keys in the same order; losses and sums within a tolerance for each that was summed; counts equal."""
+    assert [e["key"] for e in these if e["kind"] != "trunk"] == [e["key"] for e in those if e["kind"] != "trunk"]
+    n_losses = 0
+    for one, other in zip(these, those, strict=True):
+        if one["kind"] != "evaluation":
+            continue
+        if one["train_loss_nats"] is not None:
+            assert one["train_loss_nats"] == pytest.approx(other["train_loss_nats"], abs=tolerance, rel=0)
+            n_losses += 1
+        assert len(one["rows"]) == len(other["rows"])
+        for row, same in zip(one["rows"], other["rows"], strict=True):
+            assert (row["skill"], row["split"], row["n"]) == (same["skill"], same["split"], same["n"])
+            if row["n"]:
+                assert row["nll_nats"] == pytest.approx(same["nll_nats"], abs=tolerance * row["n"], rel=0)
+    assert n_losses >= 10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_come_to_what_one_comes_to(folder, reference, case):
+    compare(told(folder, case), reference, 1e-5)
+
+
+def test_a_trial_says_how_many_workers_it_had(folder, reference):
+    assert {e["workers"] for e in told(folder, "ZeRO 2") if e["kind"] == "trial"} == {2}
+    assert {e["workers"] for e in reference if e["kind"] == "trial"} == {1}
+
+
+def test_turns_and_recomputation_change_nothing_for_one_worker_either(reference):
+    compare(alone({}, micro_batch=2), reference, 1e-5)
+    assert [e.get("rows") for e in alone({}, recompute=True)] == [e.get("rows") for e in reference]  # to the bit
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("where", ["early", "branch"])
+def test_what_two_workers_left_one_goes_on_with_to_the_same_losses(folder, reference, where, stage):
+    place = f"{folder}/left {where} {stage}"
+    before = told(folder, f"left {where} {stage}")
+    seen = {e["key"] for e in before}
+    after = [e for e in alone({}, checkpoint_folder=place) if e["key"] not in seen]
+    assert seen and after and not any(e["kind"] == "trunk" for e in before)
+    compare(before + after, reference, 1e-6)
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("where", ["early", "branch"])
+def test_what_one_worker_left_two_go_on_with_to_the_same_losses(folder, reference, where, stage):
+    compare(told(folder, f"taken {where} {stage}"), reference, 1e-6)
+
+
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_a_checkpoint_is_the_same_whoever_left_it(folder, stage):
+    """Whole tensors by the same names and of the same shapes, and equal within what the order of sums may do."""
+    mine = checkpoint.load(f"{folder}/left early {stage}", trunk_of().fingerprint())
+    plain = checkpoint.load(f"{folder}/given early {stage}", trunk_of().fingerprint())
+    assert mine is not None and plain is not None
+    ours, theirs = mine[1]["live"], plain[1]["live"]
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    assert sum("//" in name for name in ours) == 3 * sum("//" not in name for name in ours)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_divergence_is_met_at_the_same_step_and_ends_the_same_trials(folder, stage):
+    ends = [[(e["trial"], e["status"], e["step"]) for e in of if e["kind"] == "trial"] for of in (
+        told(folder, f"exploding {stage}"), alone(EXPLODING)
+    )]  # fmt: skip
+    assert ends[0] == ends[1]
+    assert len(ends[0]) == 2 and {status for _, status, _ in ends[0]} == {"diverged"}
+
+
+def test_weights_are_kept_whole_as_each_trial_ended(folder, reference, tmp_path):
+    alone({}, weights_folder=str(tmp_path))
+    trunk = trunk_of()
+    for flops in budgets_of(trunk):
+        name = f"{trunk.trial(flops).id}.safetensors"
+        ours, theirs = load_file(folder / "weights" / name), load_file(tmp_path / name)
+        assert ours.keys() == theirs.keys() and "blocks.0.up.weight" in ours
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-5)
+    first, last = (load_file(tmp_path / f"{trunk.trial(b).id}.safetensors") for b in budgets_of(trunk))
+    assert not torch.equal(first["embed.weight"], last["embed.weight"])
+
+
+def losses(events: Events) -> list[float]:
+    return [e["train_loss_nats"] for e in events if e["kind"] == "evaluation" and e["train_loss_nats"] is not None]
+
+
+def test_bf16_is_near_fp32_and_not_the_same(folder, reference):
+    exact, plain = losses(reference), losses(alone({"precision": "bf16"}))
+    for rounded in (losses(told(folder, "bf16")), losses(told(folder, "bf16 whole")), plain):
+        assert len(rounded) == len(exact)
+        gaps = [abs(a - b) for a, b in zip(rounded, exact, strict=True)]
+        assert 1e-5 < max(gaps) < 0.02
+
+
+def test_every_sequence_of_a_batch_is_taken_once():
+    for batch in (1, 2, 12, 32):
+        for world in (n for n in range(1, batch + 1) if batch % n == 0):
+            for micro in (n for n in range(1, batch // world + 1) if batch // world % n == 0):
+                size, turns = shares(batch, world, micro)
+                rows = [(r * turns + t) * size + i for r in range(world) for t in range(turns) for i in range(size)]
+                assert sorted(rows) == list(range(batch))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_who_can():
+    with pytest.raises(ValueError, match="12 sequences cannot be shared by 5 workers; 1, 2, 3, 4, 6, 12 can"):
+        shares(12, 5, None)
+    with pytest.raises(ValueError, match="micro_batch 4 does not divide a worker's share of 6"):
+        shares(12, 2, 4)
+    assert shares(12, 2, None) == (6, 1) and math.prod(shares(12, 2, 3)) == 6

@@ -1,0 +1,50 @@
+"""Where and how a trunk runs, none of which may change what a result means: machine, workers, and how it is fitted to them.
+
+No torch here: a plan and a study speak of places too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainers.spec import Count, NotNegative, Record
+
+
+class Place(Record):
+    """Where a trunk runs. Nothing here enters a fingerprint. Workers are counted where they are started: every rank is given
+    the same place."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda`, or one of several: `cuda:1`."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of torch on the CPU; one a slot, because results are promised to the bit only for the same number."""
+    checkpoint_folder: str | None = None
+    """Where this trunk's checkpoints live, a folder or a URI that pyarrow.fs knows; none are written without it."""
+    checkpoint_every_seconds: NotNegative = 30.0
+    """What a kill may cost. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
+    weights_folder: str | None = None
+    """Where the weights that a trial ends with are kept, as safetensors, a file each; none are without it."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """What ZeRO shares out between workers (Rajbhandari et al. 2020): 0 nothing, 1 the moments, 2 gradients, 3 weights too."""
+    micro_batch: Count | None = None
+    """Sequences that a worker takes at once; it takes as many turns as its share of the batch needs. None: its whole share."""
+    recompute: bool = False
+    """Keep only each block's input for the backward pass, and compute the rest again."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's memory; needs a ZeRO stage of at least 1."""
+    compiled: bool = False
+    """Compile the blocks (torch.compile). Not with ZeRO 3, whose hooks inside a block would break every graph."""
+
+
+def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
+    """How a worker takes its share of the global batch: sequences a turn, and turns. Raises ValueError if it does not add up."""
+    share, rest = divmod(batch_size, world)
+    if rest or not share:
+        able = ", ".join(str(n) for n in range(1, min(batch_size, 64) + 1) if batch_size % n == 0)
+        raise ValueError(f"a batch of {batch_size} sequences cannot be shared by {world} workers; {able} can")
+    turn = micro_batch or share
+    if share % turn:
+        raise ValueError(f"micro_batch {turn} does not divide a worker's share of {share} sequences")
+    return turn, share // turn

@@ -1,0 +1,40 @@
+"""Several workers on this machine without Ray: one process each, which meet through a file. No port but gloo's on loopback.
+
+    python -m trainers trial.json --workers 2 --zero-stage 2
+
+On a cluster Ray Train starts the workers instead (`orchestrator/together.py`); what each of them runs is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+
+def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any) -> None:
+    """Run `main(rank, *given)` in so many processes that form a process group; `main` and `given` must pickle.
+
+    Raises torch's ProcessRaisedException with the traceback of the first that fails, after ending the others.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)
+        spawn(_rank, args=given, nprocs=workers)
+
+
+def _rank(rank: int, workers: int, on_gpu: bool, meet: str, main: Callable[..., None], given: tuple[Any, ...]) -> None:
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(workers)}
+    store = dist.FileStore(meet, workers)  # type: ignore[attr-defined]
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=workers)
+    try:
+        main(rank, *given)
+    finally:
+        dist.destroy_process_group()

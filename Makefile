@@ -4,13 +4,16 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check bench calibration format clean install
+.PHONY: quickstart test test-cluster check bench calibration format clean install
 
 quickstart: install  ## a real study in about five minutes: a skill emerges
 	$(BIN)/emergence run quickstart
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
+
+test-cluster: install  ## ray up, submit, job and down for real, between machines that the test makes; needs root, sshd, rsync
+	$(BIN)/python -m pytest -s tests/cluster/on_machines.py
 
 check: install  ## style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,240 @@
+"""`ray up`, `ray submit`, `ray job submit` and `ray down` for real, over SSH, between three machines that the test makes.
+
+    make test-cluster
+
+A laptop, a head and a worker (machines.py). The cluster is that of cluster.local.yaml, with three edits: the addresses; the
+environment that is here in place of `make install`, so that nothing is downloaded; and its folder for checkpoints. Not
+collected by plain `pytest`: needs root and an sshd, and takes minutes. The tests follow one another as a day would.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml  # type: ignore[import-untyped]  # as Ray reads it
+from machines import ROOT, Machine, Network, missing, wait_until
+
+from orchestrator.journal import State, lock_holder, read
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+STUDY = """
+study: {name}
+version: 1
+question: Does a tiny model learn anything?
+family: {{name: cipher, n_symbols: 8, n_pairs: 8}}
+axes:
+  arm: [answer]
+  n_tasks: [4, 1024]
+  compute_flops: {budgets}
+  replicates: 1
+model: {{n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32, conv_kernel: 4}}
+training: {{batch_size: 8, warmup_steps: 10}}
+evaluation: {{points_per_decade: 4, first_flops: 1e8, n_sequences: 8}}
+"""
+STUDIES = {"tiny": ("[3e8]", 2), "longer": ("[1e9, 8e9]", 4)}
+"""Budgets and number of trials."""
+NODES = """
+import json, ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+print(json.dumps([[n["NodeManagerAddress"], n["Alive"], n["Resources"].get("CPU", 0)] for n in ray.nodes()]))
+"""
+
+
+class Site:
+    """The three machines, a copy of the project on the laptop, and the cluster's file there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.project, self.shared = folder, folder / "project", folder / "shared"
+        self.shared.mkdir()
+        self._copy_project()
+        for name in ("key", "host_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+        self.network = Network(folder)
+        keep = [Path(sys.prefix), Path(sys.base_prefix), ROOT, folder]
+        self.laptop, self.head, self.worker = (
+            Machine(name, number, folder / name, keep) for number, name in enumerate(("laptop", "head", "worker"), 1)
+        )
+        for machine in (self.laptop, self.head, self.worker):
+            self.network.plug(machine)
+        for machine in (self.head, self.worker):
+            machine.serve_ssh(folder / "host_key", folder / "key.pub")
+        self.laptop.at = self.project
+        (self.laptop.own_home / ".ssh").mkdir()
+        shutil.copy(folder / "key", self.laptop.own_home / ".ssh" / "id_ed25519")
+        self.laptop.run("ray get-auth-token --generate")
+
+    def _copy_project(self) -> None:
+        self.project.mkdir()
+        for source in yaml.safe_load((ROOT / "cluster.local.yaml").read_text())["file_mounts"].values():
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, self.project / source, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (ROOT / source).is_file():
+                shutil.copy2(ROOT / source, self.project / source)
+        text = (ROOT / "cluster.local.yaml").read_text()
+        for old, new in {
+            "HEAD_ADDRESS": "10.77.0.2",
+            "WORKER_ADDRESS": "10.77.0.3",
+            "USER": "root",
+            "SHARED_FOLDER": f"{self.shared}/checkpoints",
+            "make install": f"ln -sfn {sys.prefix} .venv",
+            'bin:$PATH"': 'bin:$PATH" PYTHONPATH="$HOME/emergence-lab"',
+            '"$HOME/emergence"': f'"{self.shared}/results"',
+        }.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (self.project / "mine.yaml").write_text(text)
+
+    def write(self, study: str) -> None:
+        """Write a study on the laptop."""
+        text = STUDY.format(name=study, budgets=STUDIES[study][0])
+        (self.project / "sweeps" / f"{study}.yaml").write_text(text)
+
+    def alone(self, study: str) -> Path:
+        """The folder of a study that ran on the laptop alone."""
+        home = self.folder / "alone"
+        if not (home / f"{study}@1" / "results.parquet").exists():
+            self.write(study)
+            line = f"EMERGENCE_HOME={home} PYTHONPATH={self.project} emergence run sweeps/{study}.yaml --address local"
+            self.laptop.run(line, timeout=600)
+        return home / f"{study}@1"
+
+    def nodes(self) -> list[tuple[str, bool, float]]:
+        """Address, alive, cores of every node that the cluster has had."""
+        said = self.head.run(f". ~/.emergence_env && python -c '{NODES}'")
+        return [(address, alive, cores) for address, alive, cores in json.loads(said.splitlines()[-1])]
+
+    def end(self) -> None:
+        for machine in (self.laptop, self.head, self.worker):
+            machine.end()
+        self.network.end()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The cluster, up."""
+    here = Site(tmp_path_factory.mktemp("site"))
+    try:
+        took(here.laptop, "ray up --disable-usage-stats --yes mine.yaml")
+        wait_until(lambda: len(here.nodes()) == 2, 240, "the worker has joined")
+        yield here
+    finally:
+        here.end()
+
+
+@pytest.fixture(scope="module")
+def tunnel(site: Site) -> Iterator[None]:
+    """The dashboard's port on the laptop, which `ray job` talks to."""
+    process = site.laptop.start("exec ray dashboard mine.yaml", site.folder / "tunnel.log")
+    connect = "python -c 'import socket; socket.create_connection((\"127.0.0.1\", 8265))' 2>/dev/null && echo yes"
+    wait_until(lambda: "yes" in site.laptop.run(connect, expect=None), 60, "the tunnel is there", process)
+    yield
+    process.terminate()
+    process.wait(20)
+
+
+def took(machine: Machine, line: str, timeout: float = 400) -> str:
+    """Run a line and print how long it took (`pytest -s` shows it)."""
+    began = time.monotonic()
+    said = machine.run(line, timeout)
+    print(f"{time.monotonic() - began:6.1f} s  {line}")
+    return said
+
+
+def assert_equal_to_one_alone(site: Site, study: str, folder: Path) -> None:
+    """Every trial once, trained on the worker only, and the table the same to the bit."""
+    events = read(folder)[0]
+    # A resumed trunk tells again what it had told: the same event by its key.
+    ended = Counter(trial for trial, _ in {(e["trial"], e["key"]) for e in events if e["kind"] == "trial"})
+    assert len(ended) == STUDIES[study][1] and set(ended.values()) == {1}
+    assert [r["status"] for r in pq.read_table(folder / "runs.parquet").to_pylist()] == ["done"] * len(ended)
+    assert {e["host"] for e in events if e["kind"] == "evaluation"} == {"m3"}
+    assert (folder / "results.parquet").read_bytes() == (site.alone(study) / "results.parquet").read_bytes()
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def n_evaluations(folder: Path) -> int:
+    return sum(e["kind"] == "evaluation" for e in read(folder)[0])
+
+
+JOB = "RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job"
+
+
+def test_ray_up_starts_a_head_that_trains_nothing_and_a_worker_that_does(site: Site) -> None:
+    cores = {address: n for address, _, n in site.nodes()}
+    assert cores[site.head.address] == 0 and cores[site.worker.address] > 0
+
+
+def test_a_machine_without_the_token_is_refused(site: Site) -> None:
+    asked = f"ray status --address {site.head.address}:6379"
+    assert "CPU" in site.worker.run(asked)
+    site.laptop.run(f"RAY_AUTH_TOKEN={'0' * 64} {asked}", expect=1)
+    site.laptop.run(f"RAY_AUTH_MODE=disabled {asked}", expect=1)
+
+
+def test_ray_submit_runs_an_edited_study_on_the_worker_and_leaves_its_report_on_the_head(site: Site) -> None:
+    site.write("tiny")
+    took(site.laptop, "ray rsync-up mine.yaml sweeps/ '~/emergence-lab/sweeps/'")
+    said = took(site.laptop, "ray submit mine.yaml orchestrator/cli.py run sweeps/tiny.yaml")
+    assert "2 of 2 trials" in said and "\x1b[2K" not in said.partition("Joining Ray")[2]  # lines, no moving picture
+    assert_equal_to_one_alone(site, "tiny", site.shared / "results" / "tiny@1")
+
+
+def test_a_job_that_is_stopped_saves_and_goes_on_when_submitted_again(site: Site, tunnel: None) -> None:
+    site.write("longer")
+    folder = site.shared / "results" / "longer@1"
+    run = f"{JOB} submit --submission-id {{}} --working-dir . {{}} -- emergence run sweeps/longer.yaml"
+    site.laptop.run(run.format("first", "--no-wait"))
+    wait_until(lambda: n_evaluations(folder) >= 2, 120, "the job has begun")
+    took(site.laptop, f"{JOB} stop first")
+    assert len(State.of(folder).trials) < STUDIES["longer"][1]  # stopped before it was through
+    lines = (folder / "journal.jsonl").read_text()
+    assert lines.endswith("\n") and all(json.loads(line) for line in lines.splitlines())
+    assert lock_holder(folder) is None and not (folder / "stop").exists()  # it left by itself: a kill leaves both
+
+    took(site.laptop, run.format("second", ""))
+    assert len(State.of(folder).sessions) == 2
+    assert_equal_to_one_alone(site, "longer", folder)
+
+
+def test_a_worker_cut_off_for_as_long_as_ray_waits_changes_no_result(site: Site, tunnel: None) -> None:
+    """Ray's autoscaler on the head starts Ray on the worker again, as any supervisor of machines would."""
+    site.write("longer")
+    home, checkpoints = site.shared / "cut", site.shared / "cut_checkpoints"
+    folder = home / "longer@1"
+    job = site.laptop.start(
+        f"{JOB} submit --submission-id cut --working-dir . -- env EMERGENCE_HOME={home} EMERGENCE_STORAGE={checkpoints}"
+        " emergence run sweeps/longer.yaml --checkpoint-seconds 1",
+        site.folder / "cut.log",
+    )
+    wait_until(lambda: n_evaluations(folder) >= 2, 120, "the job has begun", job)
+    site.network.cable(site.worker, "down")
+    began, before = time.monotonic(), State.of(folder)
+    assert len(before.trials) < STUDIES["longer"][1]
+    wait_until(
+        lambda: (site.worker.address, False) in {n[:2] for n in site.nodes()}, 240, "Ray has given the worker up"
+    )
+    print(f"{time.monotonic() - began:6.1f} s  until Ray gave up a worker that was cut off")
+    site.network.cable(site.worker, "up")
+    began = time.monotonic()
+    wait_until(lambda: (site.worker.address, True) in {n[:2] for n in site.nodes()}, 240, "the worker is back")
+    print(f"{time.monotonic() - began:6.1f} s  until the worker was back, from the cable on")
+    assert job.wait(600) == 0, (site.folder / "cut.log").read_text()
+    assert len(State.of(folder).sessions) == 1  # the driver never noticed more than a slow trunk
+    assert_equal_to_one_alone(site, "longer", folder)
+
+
+def test_ray_down_leaves_no_ray_on_any_machine(site: Site) -> None:
+    assert site.head.runs("raylet") and site.worker.runs("raylet")
+    took(site.laptop, "ray down --yes mine.yaml")
+    assert not site.head.runs("raylet") and not site.head.runs("gcs_server")
+    assert not site.worker.runs("raylet")

@@ -109,7 +109,9 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if (
+            self.console.is_terminal and not self.console.is_dumb_terminal
+        ):  # TERM=dumb: for `ray submit`, which always gives one
             self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
             self._live.__enter__()
         return self

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # as Ray reads them
 from ray.autoscaler._private.updater import NodeUpdater
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.command_runner import CommandRunnerInterface

@@ -168,7 +168,7 @@ def test_on_aws_the_head_is_on_demand_and_trains_nothing_and_gpu_workers_are_spo
     assert head["resources"] == {"CPU": 0, "GPU": 0} and "InstanceMarketOptions" not in head["node_config"]
     assert head["max_workers"] == 0
     assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} and gpu["resources"]["GPU"] >= 1
-    assert gpu["min_workers"] <= 1 < gpu["max_workers"] == config["max_workers"]
+    assert gpu["min_workers"] == 0 < gpu["max_workers"] == config["max_workers"]
     assert config["idle_timeout_minutes"] > 0
 
 

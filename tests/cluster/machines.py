@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "nsenter", "unshare", "setpriv", "mount", "make")
+NEEDED = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "nsenter", "unshare", "setpriv", "mount", "script")
 
 
 def missing() -> str:
@@ -95,13 +96,14 @@ class Machine:
         """A shell line as a command that runs on this machine, in the folder `at`."""
         return ["nsenter", "-t", str(self.pid), "-n", "-p", "-m", "-u", "--", "bash", "-c", f"cd {self.at} && {line}"]
 
-    def start(self, line: str, log: Path | None = None) -> subprocess.Popen[str]:
-        """Start a shell line here, its output to a file or, without one, to a pipe."""
+    def start(self, line: str, log: Path | None = None, at_terminal: bool = False) -> subprocess.Popen[str]:
+        """Start a shell line here, its output to a file or, without one, to a pipe. `at_terminal` gives it a terminal, at which
+        `press_ctrl_c` works."""
         out = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600) if log else subprocess.PIPE
         process = subprocess.Popen(
-            self.command(line),
+            self.command(f"exec script -qefc {shlex.quote(line)} /dev/null" if at_terminal else line),
             env=self.environment(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if at_terminal else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
@@ -144,14 +146,19 @@ class Machine:
         """Is a process of this name alive here?"""
         return bool(self.run(f"pgrep -x {name}", expect=None).strip())
 
+    def runs_with(self, word: str) -> bool:
+        """Is a process alive here that has this word in its command?"""
+        return bool(self.run(f"pgrep -f '[{word[0]}]{word[1:]}'", expect=None).strip())
+
     def end(self) -> None:
         """End the machine with every process on it."""
         self.first.send_signal(signal.SIGKILL)
         self.first.wait()
         for process in self.started:
             process.wait(timeout=20)
-            if process.stdout:
-                process.stdout.close()
+            for end in (process.stdin, process.stdout):
+                if end:
+                    end.close()
 
 
 class Network:
@@ -183,6 +190,13 @@ class Network:
     def end(self) -> None:
         self.switch.kill()
         self.switch.wait()
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> None:
+    """What a person does at the terminal that a process was started at."""
+    assert process.stdin is not None
+    process.stdin.write("\x03")
+    process.stdin.flush()
 
 
 def _do(*command: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml  # type: ignore[import-untyped]  # as Ray reads it
-from machines import ROOT, Machine, Network, missing, wait_until
+from machines import ROOT, Machine, Network, missing, press_ctrl_c, wait_until
 
 from orchestrator.journal import State, lock_holder, read
 
@@ -46,7 +46,7 @@ STUDIES = {"tiny": ("[3e8]", 2), "longer": ("[1e9, 8e9]", 4)}
 NODES = """
 import json, ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-print(json.dumps([[n["NodeManagerAddress"], n["Alive"], n["Resources"].get("CPU", 0)] for n in ray.nodes()]))
+print("nodes", json.dumps([[n["NodeManagerAddress"], n["Alive"], n["Resources"].get("CPU", 0)] for n in ray.nodes()]))
 """
 
 
@@ -111,7 +111,8 @@ class Site:
     def nodes(self) -> list[tuple[str, bool, float]]:
         """Address, alive, cores of every node that the cluster has had."""
         said = self.head.run(f". ~/.emergence_env && python -c '{NODES}'")
-        return [(address, alive, cores) for address, alive, cores in json.loads(said.splitlines()[-1])]
+        (line,) = (line for line in said.splitlines() if line.startswith("nodes "))
+        return [(address, alive, cores) for address, alive, cores in json.loads(line.removeprefix("nodes "))]
 
     def end(self) -> None:
         for machine in (self.laptop, self.head, self.worker):
@@ -184,17 +185,51 @@ def test_a_machine_without_the_token_is_refused(site: Site) -> None:
 def test_ray_submit_runs_an_edited_study_on_the_worker_and_leaves_its_report_on_the_head(site: Site) -> None:
     site.write("tiny")
     took(site.laptop, "ray rsync-up mine.yaml sweeps/ '~/emergence-lab/sweeps/'")
-    said = took(site.laptop, "ray submit mine.yaml orchestrator/cli.py run sweeps/tiny.yaml")
+    said = took(site.laptop, "ray submit mine.yaml orchestrator/cli.py run sweeps/tiny.yaml -- --checkpoint-seconds 5")
     assert "2 of 2 trials" in said and "\x1b[2K" not in said.partition("Joining Ray")[2]  # lines, no moving picture
     assert_equal_to_one_alone(site, "tiny", site.shared / "results" / "tiny@1")
+
+
+def test_the_mlflow_ui_on_the_head_is_seen_on_the_laptop_and_ends_at_ctrl_c(site: Site) -> None:
+    ui = site.laptop.start("exec ray exec mine.yaml --port-forward 5000 'emergence ui'", site.folder / "ui.log", True)
+    fetch = "python -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:5000/health\").status)' 2>&1"
+    wait_until(lambda: "200" in site.laptop.run(fetch, expect=None), 120, "the UI answers on the laptop", ui)
+    assert site.head.runs_with("mlflow.server")
+    press_ctrl_c(ui)
+    ui.wait(60)
+    wait_until(lambda: not site.head.runs_with("mlflow.server"), 60, "the UI has ended on the head")
+
+
+def test_results_carried_off_and_brought_to_a_new_disk_need_no_trial_again(site: Site) -> None:
+    results, before = site.shared / "results", (site.shared / "results" / "tiny@1" / "results.parquet").read_bytes()
+    took(site.laptop, f"ray rsync-down mine.yaml '{results}/' kept/")
+    shutil.rmtree(results)
+    took(site.laptop, f"ray rsync-up mine.yaml kept/ '{results}/'")
+    said = site.laptop.run("ray submit mine.yaml orchestrator/cli.py run sweeps/tiny.yaml")
+    assert "nothing to run" in said
+    assert (results / "tiny@1" / "results.parquet").read_bytes() == before
+
+
+def test_ctrl_c_at_ray_submit_lets_the_trunks_save(site: Site) -> None:
+    site.write("longer")
+    folder = site.shared / "results" / "longer@1"
+    site.laptop.run("ray rsync-up mine.yaml sweeps/ '~/emergence-lab/sweeps/'")
+    run = "ray submit mine.yaml orchestrator/cli.py run sweeps/longer.yaml"
+    submitted = site.laptop.start(run, site.folder / "ctrl_c.log", at_terminal=True)
+    wait_until(lambda: n_evaluations(folder) >= 1, 120, "the study has begun", submitted)
+    press_ctrl_c(submitted)
+    submitted.wait(120)
+    assert len(State.of(folder).trials) < STUDIES["longer"][1]  # stopped before it was through
+    assert lock_holder(folder) is None and not (folder / "stop").exists()  # it left by itself: a kill leaves both
 
 
 def test_a_job_that_is_stopped_saves_and_goes_on_when_submitted_again(site: Site, tunnel: None) -> None:
     site.write("longer")
     folder = site.shared / "results" / "longer@1"
     run = f"{JOB} submit --submission-id {{}} --working-dir . {{}} -- emergence run sweeps/longer.yaml"
+    sessions, evaluations = len(State.of(folder).sessions), n_evaluations(folder)
     site.laptop.run(run.format("first", "--no-wait"))
-    wait_until(lambda: n_evaluations(folder) >= 2, 120, "the job has begun")
+    wait_until(lambda: n_evaluations(folder) >= evaluations + 2, 120, "the job has begun")
     took(site.laptop, f"{JOB} stop first")
     assert len(State.of(folder).trials) < STUDIES["longer"][1]  # stopped before it was through
     lines = (folder / "journal.jsonl").read_text()
@@ -202,7 +237,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on_when_submitted_again(site: Site
     assert lock_holder(folder) is None and not (folder / "stop").exists()  # it left by itself: a kill leaves both
 
     took(site.laptop, run.format("second", ""))
-    assert len(State.of(folder).sessions) == 2
+    assert len(State.of(folder).sessions) == sessions + 2
     assert_equal_to_one_alone(site, "longer", folder)
 
 

@@ -38,7 +38,7 @@ from orchestrator.progress import clock
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study import Study, StudyError
 from orchestrator.words import model_words, number, sure
-from trainers import budget
+from trainers import budget, checkpoint
 
 
 class Commands(TyperGroup):
@@ -66,7 +66,21 @@ RecordedName = Annotated[
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Slots = Annotated[int | None, typer.Option(min=1, help="Trunks at once; default: one per core, or per GPU share.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Workers at once; default: one per core, or per GPU share.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Workers that share each trial; default: as the study says, or as few as it fits on."),
+]
+SlotsPerGpu = Annotated[int, typer.Option(min=1, help="Trunks of one worker that share one GPU.")]
+GpuMemory = Annotated[
+    float | None, typer.Option(min=0.1, help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where checkpoints go: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
+    ),
+]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
 ]
@@ -91,6 +105,10 @@ def plan_command(
     study_name: StudyName,
     slots: Slots = None,
     device: Device = "cpu",
+    workers: Workers = None,
+    slots_per_gpu: SlotsPerGpu = 1,
+    gpu_memory_gb: GpuMemory = None,
+    storage: Storage = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the speed with one short trial first.")
     ] = False,
@@ -101,10 +119,13 @@ def plan_command(
     folder = journal.study_folder(study.id)
     state = State.of(folder)
     plan.check_against_record(study, state, study_name)
-    speed = plan.calibrate(study, device) if calibrate else None
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    n_slots, known = _slots(Options(address=address, slots=slots, device="cuda" if device == "cuda" else "cpu"))
-    _show_plan(plan.make(study, state, n_slots, device, speed, folder), folder, known)
+    options = _options("", slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    n_slots, known = _slots(options)
+    todo = plan.make(study, state, n_slots, device, None, folder, options)
+    _check_room(todo, options)
+    if calibrate:
+        todo = plan.make(study, state, n_slots, device, plan.calibrate(study, device), folder, options)
+    _show_plan(todo, folder, known)
 
 
 @app.command(epilog="Example: emergence run quickstart --slots 2")
@@ -113,7 +134,13 @@ def run(
     address: Annotated[str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to.")] = "",
     slots: Slots = None,
     device: Device = "cpu",
-    slots_per_gpu: Annotated[int, typer.Option(min=1, help="Trunks that share one GPU.")] = 1,
+    workers: Workers = None,
+    slots_per_gpu: SlotsPerGpu = 1,
+    gpu_memory_gb: GpuMemory = None,
+    storage: Storage = None,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep the weights that each trial ends with, as safetensors.")
+    ] = False,
     tracking_uri: TrackingUri = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="What a kill may cost, per trunk.")] = 30.0,
 ) -> None:
@@ -122,13 +149,8 @@ def run(
     study = _load(study_name)
     uri = _tracking_uri(tracking_uri)
     folder = _writable(journal.study_folder(study.id))
-    options = Options(
-        address=address or os.environ.get("RAY_ADDRESS") or "local",
-        slots=slots,
-        device="cuda" if device == "cuda" else "cpu",
-        slots_per_gpu=slots_per_gpu,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights)
     console = Console()
     with StudyLock(folder, study.id):
         state = State.of(folder)
@@ -155,7 +177,8 @@ def run(
 def _run_missing(study: Study, state: State, folder: Path, options: Options, uri: str, console: Console) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
-    todo = plan.make(study, state, slots, options.device, folder=folder)
+    todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
+    _check_room(todo, options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
         _publish_if_needed(study, state, folder, uri)
@@ -340,13 +363,12 @@ def _serve(port: int, uri: str) -> None:
 
 
 @app.command(epilog="Example: emergence clean quickstart")
-def clean(study_name: RecordedName) -> None:
+def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
     folder, study, _ = _recorded(study_name)
     with StudyLock(folder, study.id):
-        checkpoints = folder / "checkpoints"
-        n_bytes = sum(p.stat().st_size for p in checkpoints.rglob("*") if p.is_file())
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        checkpoints = plan.checkpoints_of(folder, storage or os.environ.get("EMERGENCE_STORAGE"))
+        n_bytes = checkpoint.clear(checkpoints)
     typer.echo(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
 
 
@@ -583,6 +605,54 @@ def _tracking_uri(given: str | None) -> str:
 def _check_device(device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise UsageProblem(f"--device {device}: cpu or cuda is needed")
+
+
+def _options(
+    address: str,
+    slots: int | None,
+    device: str,
+    workers: int | None,
+    slots_per_gpu: int,
+    gpu_memory_gb: float | None,
+    storage: str | None,
+) -> Options:
+    """What the options of `plan` and `run` come to."""
+    storage = storage or os.environ.get("EMERGENCE_STORAGE") or None
+    if storage:
+        try:
+            checkpoint.store_of(storage)
+        except ValueError as problem:
+            raise UsageProblem(f"--storage {problem}; give a folder, or a URI such as s3://bucket/prefix") from None
+        storage = storage if "://" in storage else str(Path(storage).resolve())
+    if device == "cuda" and gpu_memory_gb is None:
+        gpu_bytes = provenance.gpu_bytes()
+    else:
+        gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else None
+    return Options(
+        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        slots=slots,
+        device="cuda" if device == "cuda" else "cpu",
+        slots_per_gpu=slots_per_gpu,
+        workers=workers,
+        storage=storage,
+        gpu_bytes=gpu_bytes,
+    )
+
+
+def _check_room(todo: plan.Plan, options: Options) -> None:
+    """Refuse a trial that can never start, where that is known before Ray is asked: on this machine, or under --slots."""
+    if not todo.jobs or (options.address != "local" and not options.slots):
+        return
+    job = todo.jobs[0]  # they come widest first
+    workers, each = job.laid.workers, options.slots_per_gpu if job.laid.workers > 1 and options.device == "cuda" else 1
+    room = todo.slots // each
+    if workers > room:
+        what = "GPUs" if options.device == "cuda" else "cores"
+        have = f"--slots {options.slots}" if options.slots else f"{room} {what} here"
+        raise UsageProblem(
+            f"{job.trunk.id}: needs {workers} workers, one on each of as many {what}; given are {have}, so it would never start. "
+            "Give more, fewer --workers, or the --address of a cluster"
+        )
 
 
 def _slots(options: Options) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 from orchestrator.journal import State
 from orchestrator.provenance import cpu_name
 from orchestrator.study import Study, StudyError, differences
-from trainers import budget, checkpoint
+from trainers import budget, checkpoint, memory
 from trainers.spec import TrunkSpec
 from trainers.tasks import Family
 
@@ -25,6 +25,8 @@ START_SECONDS = 15.0
 """From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
 TRUNK_SECONDS = 0.1
 """Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
+GROUP_SECONDS = 20.0
+"""What it takes Ray Train to start a group of workers and to end it; seen 18 to 23 s on two cores."""
 
 
 class Options(NamedTuple):
@@ -33,13 +35,33 @@ class Options(NamedTuple):
     address: Literal["local", "auto"] | str = "local"
     """`local` starts Ray on this machine, `auto` joins the cluster this machine belongs to."""
     slots: int | None = None
-    """Trunks at once; None: one per core (local), or as many as the cluster takes."""
+    """Workers at once, one a trunk unless it needs more; None: one per core (local), or as many as the cluster takes."""
     device: Literal["cpu", "cuda"] = "cpu"
     slots_per_gpu: int = 1
     """Trunks that share one GPU (`cuda` only)."""
     checkpoint_seconds: float = 30.0
     retries: int = 2
     """How often Ray starts a trunk again whose actor or machine died; it goes on from its checkpoint."""
+    storage: str | None = None
+    """Where checkpoints go, if not to the study's folder: a folder that every node sees, or a URI of pyarrow.fs."""
+    workers: int | None = None
+    """Workers a trial, whatever the study says; None: as the study says, or as few as it fits on."""
+    gpu_bytes: int | None = None
+    """Memory of one GPU (`cuda` only); None: not known, and nothing is made to fit."""
+    keep_weights: bool = False
+    """Keep the weights that each trial ends with, beside its checkpoints."""
+
+
+class Laid(NamedTuple):
+    """How a trunk is laid on workers: place, not science."""
+
+    workers: int
+    fit: memory.Fit | None
+    """None: whole, as on one worker of a CPU."""
+    compiled: bool = False
+
+
+ONE_WORKER = Laid(1, None)
 
 
 class Job(NamedTuple):
@@ -51,32 +73,65 @@ class Job(NamedTuple):
     """What is left to run."""
     at: budget.Standing = budget.START
     """From where its checkpoint goes on."""
+    laid: Laid = ONE_WORKER
+    """The workers that share it, and how it is fitted to them."""
 
 
-def jobs(study: Study, state: State, folder: Path | None = None) -> list[Job]:
-    """The jobs still to do, largest first: within 0-3 % of the makespan bound, where arrival order lost up to 36 %.
+def jobs(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
+    """The jobs still to do, those of most workers first, then largest first: within 0-3 % of the makespan bound, where arrival
+    order lost up to 36 %.
 
     A trial that is done or diverged is not repeated; one that failed is tried again. With the study's `folder`, a trunk is
-    priced from its checkpoint on.
+    priced from its checkpoint on. Raises StudyError for what cannot be laid on the workers.
     """
+    laid = {study.lines[line]: lay(study, line, options) for line in study.lines}
     ended = {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
     found = []
     for trunk in study.trunks():
         owed = tuple(b for b in study.budgets if trunk.trial(b).id not in ended)
         if owed:
-            at = standing(trunk, owed, folder) if folder else budget.START
-            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at))
-    return sorted(found, key=lambda job: -(job.price.train_flops + job.price.eval_flops))
+            at = standing(trunk, owed, folder, options.storage) if folder else budget.START
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, laid[trunk.arm, trunk.variant]))
+    return sorted(found, key=lambda job: (-job.laid.workers, -(job.price.train_flops + job.price.eval_flops)))
 
 
-def checkpoint_folder(folder: Path, trunk: TrunkSpec) -> Path:
-    """Where a trunk keeps its checkpoints: under the study's folder, by its id."""
-    return folder / "checkpoints" / trunk.id
+def lay(study: Study, line: str, options: Options) -> Laid:
+    """The workers of a line's trials, and how they are fitted to a device's memory where that is known.
+
+    Raises StudyError with the arithmetic where nothing fits, and for a batch that cannot be shared so.
+    """
+    trunk, asked = study.trunk_of(line), study.fitting(line)
+    given = {name: getattr(asked, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
+    room = options.gpu_bytes if options.device == "cuda" else None
+    workers = options.workers or asked.workers
+    source = f"--workers {options.workers}" if options.workers else "place"
+    try:
+        workers = workers or memory.workers_needed(trunk, room, trunk.training.batch_size)
+        fit = memory.fit(trunk, workers, room, **given)
+    except ValueError as problem:
+        raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
+    pays = options.device == "cuda" and fit.zero_stage < 3  # assumed: measured on no GPU yet
+    return Laid(workers, fit, pays if asked.compiled is None else asked.compiled)
 
 
-def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path) -> budget.Standing:
+def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None) -> str:
+    """Where a trunk keeps its checkpoints: by its id, under the study's folder or under the storage's."""
+    return f"{checkpoints_of(folder, storage)}/{trunk.id}"
+
+
+def checkpoints_of(folder: Path, storage: str | None = None) -> str:
+    """Where a study's checkpoints are: a folder, or a URI."""
+    return f"{storage.rstrip('/')}/{folder.name}/checkpoints" if storage else str(folder / "checkpoints")
+
+
+def weights_of(folder: Path, storage: str | None = None) -> str:
+    """Where the weights of a study's trials are kept, if they are."""
+    return f"{storage.rstrip('/')}/{folder.name}/weights" if storage else str(folder / "weights")
+
+
+def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: str | None = None) -> budget.Standing:
     """From where a run for these budgets will go on: the newest checkpoint, or the start."""
-    meta = checkpoint.peek(checkpoint_folder(folder, trunk), trunk.fingerprint())
+    meta = checkpoint.peek(checkpoint_folder(folder, trunk, storage), trunk.fingerprint())
     steps = {b: budget.steps_of(trunk, b) for b in budgets}
     return (budget.Standing.of(meta).toward(steps) if meta else None) or budget.START
 
@@ -129,12 +184,13 @@ def make(
     device: str,
     flops_per_second: float | None = None,
     folder: Path | None = None,
+    options: Options = Options(),  # noqa: B008
 ) -> Plan:
     """The plan of what is still to do on so many slots; times only where a throughput is known.
 
-    With the study's `folder`, its checkpoints are counted on.
+    With the study's `folder`, its checkpoints are counted on. Raises StudyError for what cannot be laid on the workers.
     """
-    todo = jobs(study, state, folder)
+    todo = jobs(study, state, folder, options)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
         speed, source = known_throughput(study, state, device)
@@ -173,14 +229,18 @@ def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None) ->
     if not flops_per_second:
         return None
     each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
-    return START_SECONDS + makespan(each, slots)
+    each = [seconds / j.laid.workers for seconds, j in zip(each, todo, strict=True)]  # assumed: no time for talk
+    each = [s + (GROUP_SECONDS if j.laid.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
+    return START_SECONDS + makespan(each, slots, [j.laid.workers for j in todo])
 
 
-def makespan(seconds: Sequence[float], slots: int) -> float:
-    """When the last of these jobs ends, started in order on the first free slot."""
+def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:
+    """When the last of these jobs ends, started in order on the slots that are free first, one for each of its workers."""
     free = [0.0] * max(1, slots)
-    for job in seconds:
-        heapq.heappush(free, heapq.heappop(free) + job)
+    for job, n in zip(seconds, workers or [1] * len(seconds), strict=True):
+        taken = [heapq.heappop(free) for _ in range(min(n, len(free)))]
+        for _ in taken:
+            heapq.heappush(free, taken[-1] + job)
     return max(free)
 
 

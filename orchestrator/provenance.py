@@ -91,3 +91,13 @@ def n_gpus() -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else None
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this machine's smallest GPU; None where nothing tells."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        return min(int(line) for line in done.stdout.split()) * 2**20 if done.returncode == 0 else None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

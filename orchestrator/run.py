@@ -1,4 +1,4 @@
-"""Running a study: Ray Tune executes trunks on reused actors, one slot each. The only file that imports ray.
+"""Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `together.py`).
 
 The driver holds the study's lock, writes the journal (a Tune callback that only appends) and starts the publisher, which
 is a process of its own. Ctrl-C raises a stop flag that every training loop looks at between two steps.
@@ -12,9 +12,11 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -22,7 +24,8 @@ from typing import Any, Literal, Protocol
 import ray
 from ray import tune
 
-from orchestrator import plan, record
+from orchestrator import plan, record, together
+from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
 from orchestrator.plan import Options
 from orchestrator.provenance import session_event
@@ -31,10 +34,6 @@ from trainers.spec import TrunkSpec
 
 STOP_FLAG = "stop"
 """A file of this name in a study's folder asks its driver and every trunk to stop; `emergence stop` makes it."""
-
-REPORT_EVERY_SECONDS = 3.0
-"""Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
-
 
 ANSWER_SECONDS = 10.0
 """A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
@@ -71,7 +70,7 @@ def run(
     flag = folder / STOP_FLAG
     flag.unlink(missing_ok=True)
     failures: list[Event] = []
-    watcher.on_slots(_start_unless_stopped(options))
+    watcher.on_slots(_start_unless_stopped(options, max(job.laid.workers for job in todo)))
     with _on_signals(_stopper(flag, watcher)):
         session = session_event(study, options._asdict())
         journal = Journal(folder)
@@ -84,7 +83,7 @@ def run(
 
         try:
             if not flag.exists():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink)
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say)
             delivered = State.of(folder).trials
             failures = [f for f in failures if f["trial"] not in delivered]
             sink([] if flag.exists() else failures)
@@ -123,64 +122,28 @@ class Scribe(tune.Callback):
             _SINKS[self.session](json.loads(result["events"]))
 
 
-def execute(config: dict[str, Any]) -> None:
-    """One Ray Tune trial: one trunk with the budgets it owes. Runs inside a reused actor, off its main thread."""
-    from trainers.place import Place
-    from trainers.spec import TrunkSpec
-    from trainers.train import run_trunk
-
-    job = config["job"]
-    flag = Path(job["folder"]) / STOP_FLAG
-    if flag.exists():
-        tune.report({"events": "[]"})  # of a trial that never reported Tune prints a line of its own
-        return
-    facts = {"session": job["session"], "host": socket.gethostname(), "device": job["place"]["device"]}
-
-    waiting: list[Event] = []
-    reported = time.monotonic()
-
-    def report() -> None:
-        nonlocal reported
-        tune.report({"events": json.dumps(waiting)})  # returns once the driver has it
-        waiting.clear()
-        reported = time.monotonic()
-
-    def emit(events: list[Event]) -> None:
-        waiting.extend(facts | event for event in events)
-        if time.monotonic() - reported > REPORT_EVERY_SECONDS:
-            report()
-
-    trunk = TrunkSpec.model_validate_json(job["trunk"])
-    try:
-        run_trunk(trunk, job["budgets"], Place(**job["place"]), emit, _throttled(flag.exists))
-    finally:
-        report()
-
-
-def _throttled(look: Callable[[], bool], every_seconds: float = 0.2) -> Callable[[], bool]:
-    """Ask the file system at most five times a second, not at every step."""
-    asked, answer = 0.0, False
-
-    def ask() -> bool:
-        nonlocal asked, answer
-        if time.monotonic() - asked > every_seconds:
-            asked, answer = time.monotonic(), look()
-        return answer
-
-    return ask
-
-
 def _run_on_ray(
-    todo: list[plan.Job], folder: Path, options: Options, session: str, sink: Callable[[list[Event]], None]
+    todo: list[plan.Job],
+    folder: Path,
+    options: Options,
+    session: str,
+    sink: Callable[[list[Event]], None],
+    say: Callable[[str], None],
 ) -> list[Event]:
     """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
     _SINKS[session] = sink
     scratch = folder / ".tune"
+    desk = together.Desk.options(name=f"desk-{session}").remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+    watching = threading.Thread(target=together.watch, args=(folder / STOP_FLAG, desk, done), daemon=True)
+    asks = [Ask({"job": _config(job, folder, options, session)}, _slots_of(job, options), job.trunk.id) for job in todo]
+    admission = Admission(asks, partial(_slots_there, options), partial(_want, options), say)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, _slots_there(options)))  # admission lets in no more than fit
     try:
+        watching.start()
         tuner = tune.Tuner(
-            tune.with_resources(execute, _resources(options)),
-            param_space={"job": tune.grid_search([_config(job, folder, options, session) for job in todo])},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=options.slots),
+            tune.with_resources(together.execute, partial(_resources_of, options)),
+            tune_config=tune.TuneConfig(reuse_actors=True, search_alg=admission, num_samples=len(asks)),
             run_config=tune.RunConfig(
                 name=session,
                 storage_path=str(scratch),
@@ -193,6 +156,8 @@ def _run_on_ray(
         lost = [failure for i in range(len(grid)) if (failure := _failure(grid[i], session))]
         return [event for events in lost for event in events]
     finally:
+        done.set()
+        _want(options, 0)
         del _SINKS[session]
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -208,7 +173,7 @@ _ENVIRONMENT = {
 }
 
 
-def _start_unless_stopped(options: Options) -> int:
+def _start_unless_stopped(options: Options, widest: int) -> int:
     """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it.
 
     (Ctrl-C reaches Ray's own processes too: its dashboard dies of it, and `ray.init` then raises what it will.)
@@ -221,7 +186,7 @@ def _start_unless_stopped(options: Options) -> int:
 
     try:
         with _on_signals(leave):
-            slots = _start_ray(options)
+            slots = _start_ray(options, widest)
     except BaseException:
         if asked:
             raise KeyboardInterrupt from None
@@ -231,8 +196,9 @@ def _start_unless_stopped(options: Options) -> int:
     return slots
 
 
-def _start_ray(options: Options) -> int:
-    """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem.
+def _start_ray(options: Options, widest: int) -> int:
+    """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem, also where a trunk
+    of the `widest` number of workers can never start.
 
     A bare `ray.init` would join whatever it finds.
     """
@@ -243,6 +209,7 @@ def _start_ray(options: Options) -> int:
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
         _ask_for_an_answer(options.address)
+        quiet |= {"runtime_env": {"env_vars": _ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
         ray.init(address=options.address, **quiet)
     except Exception as problem:  # some are bare
@@ -250,16 +217,40 @@ def _start_ray(options: Options) -> int:
         reason = lines[0] if lines else type(problem).__name__
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be reached: {reason}") from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    there, needed = ray.cluster_resources(), _resources(options)
-    for name, share in needed.items():
-        if there.get(name, 0) < share:
-            ray.shutdown()
-            raise ClusterProblem(
-                f"--device {options.device}: one slot needs {share:g} {name}, Ray sees {there.get(name, 0):g}; "
-                "nothing would ever start"
-            )
-    slots = min(int(there[name] / share + 1e-9) for name, share in needed.items())
+    there, most = ray.cluster_resources(), _slots_at_most(options)
+    if most < widest:
+        needed, needs = _slot(options), "one slot needs" if widest == 1 else f"a trial of {widest} workers needs"
+        lacking = min(needed, key=lambda name: there.get(name, 0) / needed[name])
+        text = f"{needs} {widest * needed[lacking]:g} {lacking}, Ray sees {there.get(lacking, 0):g}"
+        limit = f" and --slots {options.slots} is given" if options.slots else ""
+        ray.shutdown()
+        raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
+    return _slots_there(options)
+
+
+def _slots_at_most(options: Options) -> int:
+    """Slots that the cluster has, or may grow to where it says how far."""
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    there = ray.cluster_resources()
+    return _count({name: max(there.get(name, 0), limits.get(name, 0)) for name in _slot(options)}, options)
+
+
+def _slots_there(options: Options) -> int:
+    """Slots that the cluster has now."""
+    return _count(ray.cluster_resources(), options)
+
+
+def _count(there: dict[str, float], options: Options) -> int:
+    slots = min(int(there.get(name, 0) / share + 1e-9) for name, share in _slot(options).items())
     return min(slots, options.slots or slots)
+
+
+def _want(options: Options, slots: int) -> None:
+    """Tell the cluster's autoscaler, if it has one, how many slots are of use: pending trials are all that it sees by itself."""
+    if options.address != "local":
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[_slot(options)] * min(slots, options.slots or slots))
 
 
 def _ask_for_an_answer(address: str) -> None:
@@ -301,22 +292,41 @@ def _named(address: str) -> str:
     return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
 
 
-def _resources(options: Options) -> dict[str, float]:
+def _slot(options: Options) -> dict[str, float]:
     """What one slot takes: a core, and on GPUs its share of one."""
     return {"CPU": 1} | ({"GPU": 1 / options.slots_per_gpu} if options.device == "cuda" else {})
+
+
+def _slots_of(job: plan.Job, options: Options) -> int:
+    """Slots of a trunk: one, or one for each worker; of several workers each has a GPU to itself."""
+    workers = job.laid.workers
+    return workers if workers == 1 or options.device == "cpu" else workers * options.slots_per_gpu
+
+
+def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Tune reserves: the slot itself, or, where Ray Train will reserve the workers', next to nothing on the head."""
+    alone = config["job"]["workers"] == 1
+    return tune.PlacementGroupFactory([_slot(options) if alone else {"node:__internal_head__": 0.001}])
 
 
 def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict[str, Any]:
     place = {
         "device": options.device,
-        "checkpoint_folder": str(plan.checkpoint_folder(folder, job.trunk)),
+        "checkpoint_folder": plan.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
+        "weights_folder": plan.weights_of(folder, options.storage) if options.keep_weights else None,
+        "compiled": job.laid.compiled,
     }
+    if (fit := job.laid.fit) is not None:
+        place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     return {
         "trunk": job.trunk.model_dump_json(),
+        "trunk_id": job.trunk.id,
         "budgets": list(job.budgets),
-        "folder": str(folder),
+        "workers": job.laid.workers,
         "session": session,
+        "desk": f"desk-{session}",
+        "scratch": options.storage or str(folder / ".tune"),
         "place": place,
     }
 

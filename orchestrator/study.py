@@ -22,6 +22,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from orchestrator import primary as primaries
 from orchestrator.primary import Finite, Primary
 from trainers import budget
+from trainers.place import Fitting, shares
 from trainers.spec import (
     TRAINER_VERSION,
     VARIANT,
@@ -62,6 +63,8 @@ class Variant(Record):
     """Keys of `training`."""
     family: dict[str, Any] = Field(default_factory=dict)
     """Keys of `family`, but for its name."""
+    place: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `place`, which change no result: to ask what workers gain."""
 
 
 class Axes(Record):
@@ -134,10 +137,10 @@ class Expected(Record):
 
 
 PARTS = ("model", "training", "family")
-"""What a variant may change."""
+"""What a variant may change of the question; besides, its place."""
 
 
-_MODELS: dict[str, type[Record]] = {"model": Model, "training": Training}
+_MODELS: dict[str, type[Record]] = {"model": Model, "training": Training, "place": Fitting}
 
 
 def _changed(record: Record, changes: dict[str, Any]) -> Record:
@@ -166,6 +169,8 @@ class Study(Record):
     """Optimiser and schedule; the same for all trials, but for what arms and variants change."""
     evaluation: Evaluation = Evaluation()
     """What is measured along the way."""
+    place: Fitting = Fitting()
+    """How trials are laid on workers: changes no result, and may change from run to run. Mostly left out."""
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Skills shown, the headline first; left out: all of the family's."""
     primary: Primary | None = None
@@ -241,6 +246,11 @@ class Study(Record):
             of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
             shared[part] = _changed(getattr(self, part), of_arm | getattr(changes, part))
         return shared
+
+    def fitting(self, line: str) -> Fitting:
+        """How the trials of a line are laid on workers. Raises pydantic's ValidationError as `settings` does."""
+        variant = self.axes.variant.get(self.lines[line][1], Variant())
+        return cast(Fitting, _changed(self.place, variant.place))
 
     def trials(self) -> list[TrialSpec]:
         """Every trial: trunks x budgets."""
@@ -372,7 +382,7 @@ class _Reader:
     def _variants(self, study: Study) -> None:
         """Every change of every variant against the record that it changes."""
         for name, variant in study.axes.variant.items():
-            for part in PARTS:
+            for part in (*PARTS, "place"):
                 base, changes, place = getattr(study, part), getattr(variant, part), ("axes", "variant", name, part)
                 if part == "family" and "name" in changes:
                     self._say((*place, "name"), "a variant keeps the family; compare families as studies of their own")
@@ -410,7 +420,7 @@ class _Reader:
             allowed = list(parent.model_fields) if parent else []
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
             text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
-            of = next((part for part in ("model", "training") if loc[-1] in _MODELS[part].model_fields), None)
+            of = next((part for part, record in _MODELS.items() if loc[-1] in record.model_fields), None)
             if not prefix + loc[:-1] and loc[-1] in Axes.model_fields:
                 text = f"'{loc[-1]}' is a key of axes: write it there"
             if prefix + loc[:-1] == ("axes",) and of is not None:
@@ -475,7 +485,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     alike: dict[str, str] = {}
     for line, (_, of) in study.lines.items():
         settings = {k: v for k, v in study.settings(line).items() if k != "variant"}
-        same = alike.setdefault(repr(settings), line)
+        same = alike.setdefault(repr((settings, study.fitting(line))), line)
         if same != line:
             yield (
                 ("axes", "variant", of),
@@ -507,11 +517,22 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
         return
     unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: what one line meets, others like it meet too
     for line in study.lines:
-        for place, said in _budget_meaning(study, line):
+        for place, said in (*_budget_meaning(study, line), *_fitting_meaning(study, line)):
             unsound.setdefault(place, said)
     yield from unsound.items()
     if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
         yield from primaries.out_of_reach(study, family, claim)
+
+
+def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    place, variant = study.fitting(line), study.lines[line][1]
+    where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
+    try:
+        shares(study.trunk_of(line).training.batch_size, place.workers or 1, place.micro_batch)
+    except ValueError as problem:
+        yield where, str(problem)
+    if place.offload and place.zero_stage == 0:
+        yield where, "offload needs a zero_stage of 1, 2 or 3: what ZeRO does not share out it cannot move either"
 
 
 def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -82,7 +82,7 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     wider = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [3e8, 6e8, 2.4e9]}})
     trunk, state = study.trunks()[0], State()
     folder = plan.checkpoint_folder(tmp_path, trunk)
-    run_trunk(trunk, study.budgets, Place(checkpoint_folder=str(folder)), state.feed)
+    run_trunk(trunk, study.budgets, Place(checkpoint_folder=folder), state.feed)
 
     left = plan.make(wider, state, 1, "cpu", 1e9, tmp_path)
     from_start = plan.make(wider, state, 1, "cpu", 1e9)

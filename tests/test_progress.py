@@ -82,7 +82,7 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
         }
     )
     trunk, state, cost = study.trunks()[0], State(), budget.flops_per_step(study.trunks()[0])
-    place = Place(checkpoint_folder=str(plan.checkpoint_folder(tmp_path, trunk)))
+    place = Place(checkpoint_folder=plan.checkpoint_folder(tmp_path, trunk))
     steps = [0]
 
     def count(stop_before: int | None = None) -> bool:

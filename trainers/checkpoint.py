@@ -80,9 +80,12 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
     store.put_file(f"{leaf}{TENSORS}", as_bytes(tensors, metadata=facts))
 
 
-def clear(folder: str | Path) -> None:
-    """Delete every checkpoint under `folder`, whatever is there."""
-    store_of(folder).remove("")
+def clear(folder: str | Path) -> int:
+    """Delete `folder` and whatever is in it; returns the bytes of its files."""
+    store = store_of(folder)
+    n_bytes = store.n_bytes()
+    store.remove("")
+    return n_bytes
 
 
 def _newest(store: Store, fingerprint: str, tensors: bool = True) -> str | None:
@@ -127,6 +130,9 @@ class Store(Protocol):
 
     def put_file(self, file: str, data: bytes) -> None:
         """Write one file beside the folders, whole or not at all. Raises OSError."""
+
+    def n_bytes(self) -> int:
+        """Of all files in it, however deep."""
 
     def remove(self, name: str) -> None:
         """Delete a folder and what is in it; "" is the whole store. Silent where there is none."""
@@ -174,6 +180,9 @@ class Local:
         _write(temporary, data)
         os.replace(temporary, self.folder / file)
 
+    def n_bytes(self) -> int:
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
     def remove(self, name: str) -> None:
         shutil.rmtree(self.folder / name if name else self.folder, ignore_errors=True)
 
@@ -217,6 +226,10 @@ class Remote:
     def _write(self, path: str, data: bytes) -> None:
         with self.system.open_output_stream(path) as stream:
             stream.write(data)
+
+    def n_bytes(self) -> int:
+        chosen = self._fs.FileSelector(self.root, allow_not_found=True, recursive=True)
+        return sum(info.size for info in self.system.get_file_info(chosen) if info.type == self._fs.FileType.File)
 
     def remove(self, name: str) -> None:
         path = f"{self.root}/{name}" if name else self.root

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from trainers import budget
+from trainers import budget, memory
 from trainers.model import Transformer, build
 from trainers.place import Place, shares
 from trainers.spec import TrunkSpec
@@ -68,16 +68,13 @@ class Engine:
     def _config(self) -> dict[str, Any]:
         training, place = self.trunk.training, self.place
         shared = place.zero_stage > 0
-        zero: dict[str, Any] = {"stage": place.zero_stage}
-        if shared and place.offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": place.device != "cpu"}
         return {
             "train_batch_size": training.batch_size,
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.turns,
             "steps_per_print": 10**12,
             "gradient_clipping": training.clip_norm if shared else 0.0,  # its default is 1, on top of our own
-            "zero_optimization": zero,
+            "zero_optimization": memory.zero_section(self.trunk, place.zero_stage, place.offload),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # its own AdamW for the CPU would have to be compiled
             "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},

@@ -9,7 +9,24 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainers.spec import Count, NotNegative, Record
+from trainers.spec import Count, Index, NotNegative, Record
+
+
+class Fitting(Record):
+    """How trials are laid on workers. Left out, each is chosen by what fits (`trainers/memory.py`)."""
+
+    workers: Count | None = None
+    """Workers that share each batch; left out: as few as it fits on."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What ZeRO shares out between them: 0 nothing, 1 the moments, 2 gradients, 3 weights too."""
+    micro_batch: Count | None = None
+    """Sequences that a worker takes at once."""
+    recompute: bool | None = None
+    """Keep only each block's input for the backward pass, and compute the rest again."""
+    offload: bool | None = None
+    """Keep the optimiser's state in the host's memory."""
+    compiled: bool | None = None
+    """Compile the blocks; left out: on a GPU, where it pays."""
 
 
 class Place(Record):
@@ -34,8 +51,18 @@ class Place(Record):
     """Keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool = False
     """Keep the optimiser's state in the host's memory; needs a ZeRO stage of at least 1."""
+    halvings: Index = 0
+    """How often the micro-batch was halved because memory ran out; told with each trial."""
     compiled: bool = False
     """Compile the blocks (torch.compile). Not with ZeRO 3, whose hooks inside a block would break every graph."""
+
+
+def halved(place: Place, batch_size: int, workers: int) -> Place | None:
+    """The same place with half as many sequences at once, in twice the turns; None where that does not go."""
+    micro_batch, _ = shares(batch_size, workers, place.micro_batch)
+    if micro_batch % 2:
+        return None
+    return place.model_copy(update={"micro_batch": micro_batch // 2, "halvings": place.halvings + 1})
 
 
 def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:

@@ -110,7 +110,8 @@ def run_trunk(
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
         facts |= {"eval_flops": now["exams_charged"] * exam_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
-        facts |= {"workers": engine.world}
+        facts |= {"workers": engine.world, "micro_batch": engine.micro_batch}
+        facts |= {name: getattr(place, name) for name in ("zero_stage", "recompute", "offload", "halvings")}
         trial = trunk.trial(budget_flops)
         say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
         now["ended"].append(budget_flops)

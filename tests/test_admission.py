@@ -1,0 +1,72 @@
+"""Who may start: nobody ever holds some of its workers and waits for the rest, wide trunks are not starved, and all run once."""
+
+from __future__ import annotations
+
+import random
+
+from ray.tune.search import Searcher
+
+from orchestrator.admission import Admission, Ask
+
+
+def asks_of(*widths: int) -> list[Ask]:
+    return [Ask({"job": i}, width, f"t{i}") for i, width in enumerate(widths)]
+
+
+def test_whatever_the_widths_and_sizes_all_run_once_and_never_more_than_fit() -> None:
+    draw = random.Random(1)
+    for _ in range(300):
+        n_slots = draw.randint(1, 9)
+        widths = sorted((draw.randint(1, n_slots) for _ in range(draw.randint(1, 30))), reverse=True)
+        admission = Admission(asks_of(*widths), lambda n_slots=n_slots: n_slots)  # type: ignore[misc]
+        running: dict[str, int] = {}
+        given: list[int] = []
+        for turn in range(10_000):
+            config = admission.suggest(str(turn))
+            if config == Searcher.FINISHED:
+                break
+            if config is None:
+                over = draw.choice(sorted(running))
+                del running[over]
+                admission.on_trial_complete(over)
+                continue
+            running[str(turn)] = widths[config["job"]]
+            given.append(config["job"])
+            assert sum(running.values()) <= n_slots
+        assert sorted(given) == list(range(len(widths)))
+
+
+def test_a_narrow_trunk_fills_the_room_that_a_wide_one_leaves_and_gives_way_to_the_next_wide_one() -> None:
+    admission = Admission(asks_of(2, 2, 1, 1, 1), lambda: 3)
+    assert [admission.suggest(name) for name in "abc"] == [{"job": 0}, {"job": 2}, None]
+    admission.on_trial_complete("a")
+    assert admission.suggest("d") == {"job": 1}  # before the narrow ones that have waited as long
+    admission.on_trial_complete("b")
+    assert [admission.suggest(name) for name in "ef"] == [{"job": 3}, None]
+
+
+def test_a_cluster_that_grows_is_used_and_one_that_shrank_is_not_overrun(monkeypatch) -> None:
+    monkeypatch.setattr("orchestrator.admission.LOOK_EVERY_SECONDS", -1.0)
+    slots, wanted = [0], list[int]()
+    admission = Admission(asks_of(2, 1, 1), lambda: slots[0], wanted.append)
+    assert admission.suggest("a") is None and wanted == [4]  # an autoscaler is told what would be of use
+    slots[0] = 3
+    assert [admission.suggest(name) for name in "ab"] == [{"job": 0}, {"job": 1}]
+    slots[0] = 2  # a machine is lost; its trunk is started again where there is room
+    assert admission.suggest("c") is None
+    admission.on_trial_complete("b", error=True)
+    assert admission.suggest("c") is None
+    admission.on_trial_complete("a")
+    assert admission.suggest("c") == {"job": 2} and wanted == [4, 3, 1]
+    assert admission.suggest("d") == Searcher.FINISHED
+
+
+def test_what_is_waited_for_is_said_when_nothing_can_run(monkeypatch) -> None:
+    monkeypatch.setattr("orchestrator.admission.SAY_EVERY_SECONDS", -1.0)
+    said: list[str] = []
+    admission = Admission(asks_of(4, 1), lambda: 2, say=said.append)
+    assert admission.suggest("a") == {"job": 1} and admission.suggest("b") is None
+    assert said == []  # something runs
+    admission.on_trial_complete("a")
+    assert admission.suggest("b") is None
+    assert said == ["Waiting for machines: t0 needs 4 slots, 2 are there."]

@@ -1,0 +1,103 @@
+"""A cluster of three raylets on this machine: a head without cores and two machines of one core each.
+
+So every trial of two workers spans two machines, and only one such fits at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from ray.cluster_utils import Cluster
+
+from orchestrator.journal import read
+
+pytestmark = pytest.mark.end_to_end
+
+STUDY = """
+study: shared
+version: 1
+question: Do two workers come to what one comes to?
+family: {name: cipher, n_symbols: 6, n_pairs: 8}
+axes:
+  arm: [answer]
+  variant:
+    one: {place: {workers: 1}}
+    zero1: {place: {workers: 2, zero_stage: 1}}
+    zero2: {place: {workers: 2, zero_stage: 2, micro_batch: 2}}
+    zero3: {place: {workers: 2, zero_stage: 3}}
+  n_tasks: [8]
+  compute_flops: [1.2e8, 2e8]
+  replicates: 1
+model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32}
+training: {batch_size: 8, warmup_steps: 5}
+evaluation: {n_sequences: 4, first_flops: 2e7, points_per_decade: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where the head of the cluster answers."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def emergence(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "shared.yaml"
+    file.write_text(STUDY)
+    environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "200"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "orchestrator.cli", arguments[0], str(file), *arguments[1:]]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+
+
+def curve(events: list[dict[str, Any]], variant: str) -> dict[tuple[str, int], float]:
+    """Training loss by where and when it was measured."""
+    return {
+        (e["on"], e["step"]): e["train_loss_nats"]
+        for e in events
+        if e["kind"] == "evaluation" and e["trunk"].endswith(variant) and e["train_loss_nats"] is not None
+    }
+
+
+def test_trials_of_one_and_two_workers_end_once_each_and_agree(address: str, tmp_path: Path) -> None:
+    """With as many slots as one could wish for: what is asked for beyond the machines must not keep them waiting."""
+    storage = f"file://{tmp_path}/bucket"
+    done = emergence(tmp_path, "run", "--address", address, "--slots", "1000", "--storage", storage, "--keep-weights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = read(tmp_path / "runs" / "shared@1")[0]
+    ends = [e for e in events if e["kind"] == "trial"]
+    assert Counter(e["trial"] for e in ends) == {e["trial"]: 1 for e in ends} and len(ends) == 8
+    assert {(e["trunk"].rpartition("/")[2], e["workers"], e["zero_stage"], e["status"]) for e in ends} == {
+        ("one", 1, 0, "done"), ("zero1", 2, 1, "done"), ("zero2", 2, 2, "done"), ("zero3", 2, 3, "done")
+    }  # fmt: skip
+    alone = curve(events, "one")
+    assert len(alone) >= 10
+    for variant in ("zero1", "zero2", "zero3"):
+        assert curve(events, variant) == pytest.approx(alone, abs=1e-5, rel=0)
+    assert pq.read_table(tmp_path / "runs" / "shared@1" / "results.parquet").num_rows > 0
+    kept = {p.relative_to(tmp_path / "bucket/shared@1").parts[0] for p in (tmp_path / "bucket").rglob("*.safetensors")}
+    assert kept == {"checkpoints", "weights"} and not (tmp_path / "runs" / "shared@1" / "checkpoints").exists()
+
+
+def test_a_trial_that_the_cluster_can_never_hold_is_refused_with_the_arithmetic(address: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = emergence(tmp_path, "run", "--address", address, "--workers", "4")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "a trial of 4 workers needs 4 CPU, Ray sees 2; it would never start" in done.stderr
+    assert not (tmp_path / "runs" / "shared@1" / "journal.jsonl").exists()
+    print(f"refused in {time.monotonic() - begin:.1f} s")

@@ -188,13 +188,16 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         console.print(f"[bold]Note:[/bold] not as committed: {', '.join(changes[:3])}{rest}.", highlight=False)
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...", highlight=False)
-    from orchestrator import run as runner  # here: importing Ray takes seconds that a refusal should not
+    from orchestrator import machines  # here: importing Ray takes a second that a refusal of ours should not
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            return runner.run(study, todo.jobs, folder, options, uri, watcher)
-        except runner.ClusterProblem as problem:
+            watcher.on_slots(machines.start_unless_stopped(options, max(job.laid.workers for job in todo.jobs)))
+        except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
+        from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
+
+        return runner.run(study, todo.jobs, folder, options, uri, watcher)
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> None:

@@ -263,7 +263,7 @@ def recorded_throughput(state: State, device: str) -> float | None:
         e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("device", device) == device
     ]
     ended = [e for e in good if e.get("train_seconds")]
-    seconds = sum(e["train_seconds"] + e["eval_seconds"] for e in ended)
+    seconds = sum((e["train_seconds"] + e["eval_seconds"]) * e.get("workers", 1) for e in ended)
     return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
 
 

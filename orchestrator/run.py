@@ -10,12 +10,9 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,7 +21,7 @@ from typing import Any, Literal, Protocol
 import ray
 from ray import tune
 
-from orchestrator import plan, record, together
+from orchestrator import machines, plan, record, together
 from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
 from orchestrator.plan import Options
@@ -34,9 +31,6 @@ from trainers.spec import TrunkSpec
 
 STOP_FLAG = "stop"
 """A file of this name in a study's folder asks its driver and every trunk to stop; `emergence stop` makes it."""
-
-ANSWER_SECONDS = 10.0
-"""A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
 
 
 class Watcher(Protocol):
@@ -55,23 +49,18 @@ class Watcher(Protocol):
 Outcome = Literal["complete", "stopped", "failed"]
 
 
-class ClusterProblem(Exception):
-    """Ray cannot be started or joined, or lacks what the options ask for. Nothing ran."""
-
-
 def run(
     study: Study, todo: list[plan.Job], folder: Path, options: Options, tracking_uri: str, watcher: Watcher
 ) -> Outcome:
     """Run the jobs of a study and publish it. The caller holds the lock and has shown the plan.
 
-    Before anything is written, raises ClusterProblem, and KeyboardInterrupt if asked to stop while Ray starts. Raises
-    TuneError if Tune itself breaks; the journal then has what was reported.
+    Ray has been started (`machines.py`), and is shut down. Raises TuneError if Tune itself breaks; the journal then has what
+    was reported.
     """
     flag = folder / STOP_FLAG
     flag.unlink(missing_ok=True)
     failures: list[Event] = []
-    watcher.on_slots(_start_unless_stopped(options, max(job.laid.workers for job in todo)))
-    with _on_signals(_stopper(flag, watcher)):
+    with machines.on_signals(_stopper(flag, watcher)):
         session = session_event(study, options._asdict())
         journal = Journal(folder)
         journal.append([session])
@@ -131,14 +120,17 @@ def _run_on_ray(
     say: Callable[[str], None],
 ) -> list[Event]:
     """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     _SINKS[session] = sink
     scratch = folder / ".tune"
     desk = together.Desk.options(name=f"desk-{session}").remote()  # type: ignore[attr-defined]
     done = threading.Event()
     watching = threading.Thread(target=together.watch, args=(folder / STOP_FLAG, desk, done), daemon=True)
     asks = [Ask({"job": _config(job, folder, options, session)}, _slots_of(job, options), job.trunk.id) for job in todo]
-    admission = Admission(asks, partial(_slots_there, options), partial(_want, options), say)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, _slots_there(options)))  # admission lets in no more than fit
+    admission = Admission(asks, partial(machines.slots_there, options), partial(machines.want, options), say)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
+        max(1, machines.slots_there(options))
+    )  # admission lets in no more than fit
     try:
         watching.start()
         tuner = tune.Tuner(
@@ -157,144 +149,9 @@ def _run_on_ray(
         return [event for events in lost for event in events]
     finally:
         done.set()
-        _want(options, 0)
+        machines.want(options, 0)
         del _SINKS[session]
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-_ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # actors are reused: a changed working directory would stay with them
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the log
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops between two steps and saves
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a Tuner is never restored: its state file can be torn
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-def _start_unless_stopped(options: Options, widest: int) -> int:
-    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it.
-
-    (Ctrl-C reaches Ray's own processes too: its dashboard dies of it, and `ray.init` then raises what it will.)
-    """
-    asked: list[int] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    try:
-        with _on_signals(leave):
-            slots = _start_ray(options, widest)
-    except BaseException:
-        if asked:
-            raise KeyboardInterrupt from None
-        raise
-    if asked:
-        raise KeyboardInterrupt
-    return slots
-
-
-def _start_ray(options: Options, widest: int) -> int:
-    """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem, also where a trunk
-    of the `widest` number of workers can never start.
-
-    A bare `ray.init` would join whatever it finds.
-    """
-    os.environ |= _ENVIRONMENT
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
-    if options.address == "local":
-        quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
-        quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    else:
-        _ask_for_an_answer(options.address)
-        quiet |= {"runtime_env": {"env_vars": _ENVIRONMENT}}  # workers elsewhere do not inherit ours
-    try:
-        ray.init(address=options.address, **quiet)
-    except Exception as problem:  # some are bare
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(problem).__name__
-        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be reached: {reason}") from None
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    there, most = ray.cluster_resources(), _slots_at_most(options)
-    if most < widest:
-        needed, needs = _slot(options), "one slot needs" if widest == 1 else f"a trial of {widest} workers needs"
-        lacking = min(needed, key=lambda name: there.get(name, 0) / needed[name])
-        text = f"{needs} {widest * needed[lacking]:g} {lacking}, Ray sees {there.get(lacking, 0):g}"
-        limit = f" and --slots {options.slots} is given" if options.slots else ""
-        ray.shutdown()
-        raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
-    return _slots_there(options)
-
-
-def _slots_at_most(options: Options) -> int:
-    """Slots that the cluster has, or may grow to where it says how far."""
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    there = ray.cluster_resources()
-    return _count({name: max(there.get(name, 0), limits.get(name, 0)) for name in _slot(options)}, options)
-
-
-def _slots_there(options: Options) -> int:
-    """Slots that the cluster has now."""
-    return _count(ray.cluster_resources(), options)
-
-
-def _count(there: dict[str, float], options: Options) -> int:
-    slots = min(int(there.get(name, 0) / share + 1e-9) for name, share in _slot(options).items())
-    return min(slots, options.slots or slots)
-
-
-def _want(options: Options, slots: int) -> None:
-    """Tell the cluster's autoscaler, if it has one, how many slots are of use: pending trials are all that it sees by itself."""
-    if options.address != "local":
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=[_slot(options)] * min(slots, options.slots or slots))
-
-
-def _ask_for_an_answer(address: str) -> None:
-    """Does a server speak to us at this address of a cluster? Raises ClusterProblem within ANSWER_SECONDS.
-
-    `auto` is looked up where Ray does: $RAY_ADDRESS, then what `ray start` left on this machine.
-    """
-    import grpc  # type: ignore[import-untyped]  # what Ray's head, and its client server, speak; ray[default] brings it
-
-    named, target = _named(address), address
-    what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
-    if address == "auto":
-        left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
-        target = os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.exists() else "")
-        named = f"{named} ({target})"
-    if target.startswith(("http://", "https://")):
-        raise ClusterProblem(f"{named}: that is where 'ray job submit' goes; {what}")
-    place = target.removeprefix("ray://")
-    host, _, port = place.rpartition(":")
-    if not (host and port.isdigit()):
-        return  # Ray says at once what is wrong with it
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError, UnicodeError) as problem:
-        raise ClusterProblem(f"{named}: nothing answers there ({problem}); {what}") from None
-    if os.environ.get("RAY_USE_TLS") == "1":
-        return  # only Ray has the certificates
-    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise ClusterProblem(
-                f"{named}: what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s; {what}"
-            ) from None
-
-
-def _named(address: str) -> str:
-    """An address with where it was given."""
-    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
-
-
-def _slot(options: Options) -> dict[str, float]:
-    """What one slot takes: a core, and on GPUs its share of one."""
-    return {"CPU": 1} | ({"GPU": 1 / options.slots_per_gpu} if options.device == "cuda" else {})
 
 
 def _slots_of(job: plan.Job, options: Options) -> int:
@@ -306,7 +163,7 @@ def _slots_of(job: plan.Job, options: Options) -> int:
 def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What Tune reserves: the slot itself, or, where Ray Train will reserve the workers', next to nothing on the head."""
     alone = config["job"]["workers"] == 1
-    return tune.PlacementGroupFactory([_slot(options) if alone else {"node:__internal_head__": 0.001}])
+    return tune.PlacementGroupFactory([machines.slot(options) if alone else {"node:__internal_head__": 0.001}])
 
 
 def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict[str, Any]:
@@ -357,10 +214,7 @@ def _failure(result: Any, session: str) -> list[Event]:
 # Stopping -----------------------------------------------------------------------------------------------------------
 
 
-Handler = Callable[[int, FrameType | None], None]
-
-
-def _stopper(flag: Path, watcher: Watcher) -> Handler:
+def _stopper(flag: Path, watcher: Watcher) -> machines.Handler:
     """A handler that raises the stop flag; called again, it does not wait for the trunks."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -370,14 +224,3 @@ def _stopper(flag: Path, watcher: Watcher) -> Handler:
         watcher.say("Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.")
 
     return stop
-
-
-@contextmanager
-def _on_signals(handler: Handler) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to this handler meanwhile."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from test_cli import SMALL, emergence
 
-from orchestrator import run
+from orchestrator import machines
 
 pytestmark = pytest.mark.end_to_end
 
@@ -49,10 +49,10 @@ def test_a_cluster_that_does_not_answer_is_one_refusal_and_nothing_is_run(tmp_pa
 def test_what_listens_but_does_not_speak_as_ray_does_is_refused_in_time(
     how: str, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(machines, "ANSWER_SECONDS", 0.3)
     begin = time.monotonic()
-    with pytest.raises(run.ClusterProblem, match=r"did not answer as Ray does within 0\.3 s"):
-        run._ask_for_an_answer(how.format(silent))
+    with pytest.raises(machines.ClusterProblem, match=r"did not answer as Ray does within 0\.3 s"):
+        machines._ask_for_an_answer(how.format(silent))
     assert time.monotonic() - begin < 30
 
 
@@ -61,18 +61,18 @@ def test_a_server_that_speaks_is_not_refused() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        run._ask_for_an_answer(f"127.0.0.1:{port}")
+        machines._ask_for_an_answer(f"127.0.0.1:{port}")
     finally:
         server.stop(None).wait()
 
 
 def test_an_address_from_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # right for 'ray job submit', and only for that
-    with pytest.raises(run.ClusterProblem, match=r"^RAY_ADDRESS=http://127.0.0.1:8265: .*ray job submit"):
-        run._ask_for_an_answer("http://127.0.0.1:8265")
+    with pytest.raises(machines.ClusterProblem, match=r"^RAY_ADDRESS=http://127.0.0.1:8265: .*ray job submit"):
+        machines._ask_for_an_answer("http://127.0.0.1:8265")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port()}")
-    with pytest.raises(run.ClusterProblem, match=r"^--address auto \(127.0.0.1:\d+\): nothing answers there"):
-        run._ask_for_an_answer("auto")
+    with pytest.raises(machines.ClusterProblem, match=r"^--address auto \(127.0.0.1:\d+\): nothing answers there"):
+        machines._ask_for_an_answer("auto")
 
 
 # Ctrl-C ---------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Desk:
 def execute(config: dict[str, Any]) -> None:
     """One Ray Tune trial: one trunk with the budgets it owes. Runs inside a reused actor, off its main thread."""
     from trainers import memory
-    from trainers.place import Place, halved
+    from trainers.place import Place
     from trainers.spec import TrunkSpec
 
     job = config["job"]
@@ -64,16 +64,12 @@ def execute(config: dict[str, Any]) -> None:
         tune.report({"events": "[]"})  # of a trial that never reported Tune prints a line of its own
         return
     run = _alone if job["workers"] == 1 else _in_a_group
-    try:
-        run(job)
-        return
-    except Exception as problem:
-        place = Place(**job["place"])
-        batch_size = TrunkSpec.model_validate_json(job["trunk"]).training.batch_size
-        smaller = halved(place, batch_size, job["workers"]) if not place.halvings else None
-        if smaller is None or not memory.is_out_of_memory(problem):
-            raise
-    run(job | {"place": smaller.model_dump()})  # here: what failed, and the tensors that it held, are let go of
+    batch_size = TrunkSpec.model_validate_json(job["trunk"]).training.batch_size
+
+    def at(place: Place) -> None:
+        run(job | {"place": place.model_dump()})
+
+    memory.with_less(at, Place(**job["place"]), batch_size, job["workers"])
 
 
 def _alone(job: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainers import memory
 from trainers.budget import n_parameters, shape_of
 from trainers.memory import (
     FREE_SHARE,
@@ -24,7 +27,6 @@ from trainers.memory import (
     activation_bytes,
     bucket_elements,
     fit,
-    halved,
     is_out_of_memory,
     kept_bytes,
     largest_layer,
@@ -35,6 +37,7 @@ from trainers.memory import (
     zero_section,
 )
 from trainers.model import Transformer, build
+from trainers.place import Place, halved, shares
 from trainers.presets import PRESETS
 from trainers.spec import Model, Numbers, TrunkSpec
 
@@ -453,13 +456,80 @@ def test_zero_is_configured_as_the_estimate_assumes():
 
 
 def test_halving_keeps_the_batch_and_ends_at_an_odd_number():
-    found = fit(trunk_of(batch_size=48), 4, None)
+    place: Place | None = Place()
     turns = []
-    while found is not None:
-        assert 4 * found.micro_batch * found.accumulation == 48
-        turns.append(found.micro_batch)
-        found = halved(found)
+    while place is not None:
+        micro_batch, n_turns = shares(48, 4, place.micro_batch)
+        assert 4 * micro_batch * n_turns == 48 and place.halvings == len(turns)
+        turns.append(micro_batch)
+        place = halved(place, 48, 4)
     assert turns == [12, 6, 3]
+
+
+TIGHT = """
+import json, resource, sys
+from pathlib import Path
+from trainers import memory
+from trainers.budget import flops_per_step
+from trainers.place import Place
+from trainers.spec import TrunkSpec
+from trainers.train import run_trunk
+
+def trunk_of(batch_size):
+    return TrunkSpec.model_validate({
+        "family": {"name": "cipher", "n_symbols": 16, "n_pairs": 20}, "arm": "answer", "n_tasks": 8, "replicate": 0,
+        "training": {"batch_size": batch_size}, "evaluation": {"first_flops": 1e6, "n_sequences": 4, "points_per_decade": 1},
+    })
+
+def run(trunk, place, told):
+    asked = iter([False, False, True])
+    run_trunk(trunk, [60.0 * flops_per_step(trunk)], place, told.extend, lambda: next(asked))
+
+run(trunk_of(4), Place(), [])  # everything is loaded
+trunk, room = trunk_of(1536), int(sys.argv[1])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
+tried = []
+def at(place):
+    tried.append((place.micro_batch, place.halvings))
+    run(trunk, place, [])
+memory.with_less(at, Place(), 1536, 1)
+print(json.dumps(tried))
+"""
+
+
+def test_a_trunk_that_runs_out_of_memory_is_run_once_more_with_half_the_micro_batch():
+    """For real: a process may take half as much again as half the batch needs, as estimated.
+
+    Its allocator is told to give back what is freed: left alone it keeps some of it, and a limit counts what is kept.
+    """
+    trunk = trunk_of("0.1m", 1536, family={"name": "cipher", "n_symbols": 16, "n_pairs": 20})
+    room = int(1.5 * activation_bytes(*shape_of(trunk)[:3], 768))
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", TIGHT, str(room)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert found.stdout.splitlines()[-1:] == ["[[null, 0], [768, 1]]"], found.stderr
+
+
+def test_what_is_no_lack_of_memory_is_not_tried_again_nor_a_second_lack():
+    tried: list[Place] = []
+
+    def fail(with_what: Exception) -> Callable[[Place], None]:
+        def run(place: Place) -> None:
+            tried.append(place)
+            raise with_what
+
+        return run
+
+    with pytest.raises(ValueError, match="other"):
+        memory.with_less(fail(ValueError("other")), Place(), 8, 1)
+    assert tried == [Place()]
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.with_less(fail(torch.OutOfMemoryError("CUDA out of memory")), Place(), 8, 2)
+    assert [(p.micro_batch, p.halvings) for p in tried] == [(None, 0), (None, 0), (2, 1)]
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.with_less(fail(torch.OutOfMemoryError("CUDA out of memory")), Place(), 3, 1)
+    assert len(tried) == 4  # three sequences cannot be halved
 
 
 def test_the_cpu_saying_that_it_is_out_of_memory_is_recognised_in_person_and_as_text():

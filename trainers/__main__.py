@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainers import budget
+from trainers import budget, memory
 from trainers.place import Place, shares
 from trainers.spec import TrunkSpec
 
@@ -81,7 +81,15 @@ def main(argv: list[str] | None = None) -> int:
         )  # run by `-m` this module goes by a name that another process cannot import
         from trainers.workers import together
 
-        together(options.workers, options.device == "cuda", here._one_of_several, trunk, budgets, place, options.events)
+        on_gpu = options.device == "cuda"
+        memory.with_less(
+            lambda place: together(
+                options.workers, on_gpu, here._one_of_several, trunk, budgets, place, options.events
+            ),
+            place,
+            trunk.training.batch_size,
+            options.workers,
+        )
         return 0
     told: list[dict[str, Any]] = []
 
@@ -89,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         told.extend(events)
         _tell(events, options.events)
 
-    run_trunk(trunk, budgets, place, emit)
+    memory.with_less(lambda place: run_trunk(trunk, budgets, place, emit), place, trunk.training.batch_size, 1)
     if not options.prove:
         return 0
     agree = True

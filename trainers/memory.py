@@ -8,10 +8,12 @@ of W workers takes its share of it in equal turns, B = W x micro_batch x accumul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from trainers.budget import n_parameters, shape_of
+from trainers.place import Place, halved
 from trainers.spec import Count, Index, Model, Numbers, Record, TrunkSpec
 
 Precision = Literal["fp32", "bf16"]
@@ -357,16 +359,6 @@ def workers_needed(
     raise last
 
 
-def halved(fit: Fit) -> Fit | None:
-    """The same batch in twice the turns of half the sequences, for another try after running out of memory; None where a turn
-    is of an odd number of sequences. `device_bytes` stays, as an upper bound: what was estimated was evidently too little."""
-    if fit.micro_batch % 2:
-        return None
-    half, turns = fit.micro_batch // 2, 2 * fit.accumulation
-    why = f"ZeRO {fit.zero_stage}, {_turns(turns, half)}: {fit.micro_batch} at once ran out of memory"
-    return fit.model_copy(update={"micro_batch": half, "accumulation": turns, "why": why})
-
-
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory", "DefaultCPUAllocator:")
 """As torch says it: the class of a GPU's, its text and that of the driver, and of the allocator of the CPU."""
 
@@ -386,6 +378,20 @@ def is_out_of_memory(problem: BaseException) -> bool:
             return True
         pending += [one.__cause__, one.__context__]
     return False
+
+
+def with_less(run: Callable[[Place], object], place: Place, batch_size: int, workers: int) -> None:
+    """`run` at this place; if memory runs out, once more with half the micro-batch at the same global batch. What has been saved
+    is gone on from. Raises what `run` raises."""
+    try:
+        run(place)
+        return
+    except Exception as problem:
+        smaller = halved(place, batch_size, workers) if not place.halvings and is_out_of_memory(problem) else None
+        if smaller is None:
+            raise
+    gc.collect()  # here: the frames in which it failed have been let go of, and now the tensors that they held
+    run(smaller)
 
 
 # Its parts -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from orchestrator.words import (
 
 if TYPE_CHECKING:
     from orchestrator.findings import Findings, Verdict
+    from orchestrator.speed import Speed
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -55,7 +56,9 @@ def paragraph(found: Findings) -> str:
         return "Nothing can be said yet: no trial has ended."
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
-    lines = study.lines if not found.contests else ()  # else who wins is what was asked, and each line a paragraph
+    sentences += [speed_sentence(one) for one in found.speeds if one.multiple is not None]
+    lines = [alike[0] for alike in study.same_question()]  # the same on other workers comes to the same
+    lines = lines if not found.contests else []  # else who wins is what was asked, and each line a paragraph
     memories = [_memory_sentences(found, arm) for arm in lines]
     nowhere = len(memories) > 1 and all(
         of_arm[:1] == [_no_memory(found, arm)] for arm, of_arm in zip(lines, memories, strict=True)
@@ -82,6 +85,17 @@ def paragraph(found: Findings) -> str:
     if diverged:
         sentences.append(f"{times(diverged, 'trial')} of {ended} diverged and stay in the count.")
     return " ".join(one[0].upper() + one[1:] for one in sentences)
+
+
+def speed_sentence(speed: Speed) -> str:
+    """2 workers train 1.8 times as fast as 1 ..."""
+    assert speed.multiple is not None
+    mean, low, high, n = speed.multiple
+    sure = f" (95 % interval {figure(low)} to {figure(high)}, {times(n, 'pair')} of runs)" if low is not None else ""
+    return (
+        f"{times(speed.workers, 'worker')} train {figure(mean)} times as fast as {speed.beside_workers}{sure}: "
+        f"what takes {speed.beside_workers} a year takes {speed.workers} of them {figure(12 / mean)} months."
+    )
 
 
 def _known(found: Findings, arm: str, boundaries: Boundaries) -> Boundaries:

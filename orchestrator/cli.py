@@ -37,7 +37,7 @@ from orchestrator.plan import Options
 from orchestrator.progress import clock
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study import Study, StudyError
-from orchestrator.words import model_words, number, sure
+from orchestrator.words import model_words, number, sure, times
 from trainers import budget, checkpoint
 
 
@@ -65,7 +65,7 @@ RecordedName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Workers at once; default: one per core, or per GPU share.")]
 Workers = Annotated[
     int | None,
@@ -406,6 +406,7 @@ def _show_plan(
             ("speed", speed),
             ("tokens", f"{number(float(todo.tokens))} read in training"),
             *_shapes(study),
+            *_places(todo),
             (
                 "tasks",
                 f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_tasks_max))}{' in each domain' if len(family.domains) > 1 else ''}",
@@ -422,6 +423,20 @@ def _show_plan(
     for name, text in lines:
         table.add_row(name, text)
     console.print(table)
+
+
+def _places(todo: plan.Plan) -> list[tuple[str, str]]:
+    """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
+    rows = []
+    for line, (arm, variant) in todo.study.lines.items():
+        laid = next((job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == (arm, variant)), None)
+        if laid is None or laid.fit is None:
+            continue
+        fit = laid.fit
+        if laid.workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
+            which = f"{line}: " if len(todo.study.lines) > 1 else ""
+            rows.append(("place", f"{which}{times(laid.workers, 'worker')} a trial; {fit.why}"))
+    return rows
 
 
 def _shapes(study: Study) -> list[tuple[str, str]]:

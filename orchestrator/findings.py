@@ -25,6 +25,7 @@ from orchestrator.analyses import (
 )
 from orchestrator.generalists import Contest
 from orchestrator.results import Phase, Results, Row
+from orchestrator.speed import Speed, speeds
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import Chinchilla, Isoflops, Optimum
 from orchestrator.study import Expected, Study
@@ -80,6 +81,8 @@ class Findings:
     multipliers: tuple[Multiplier, ...] = ()
     contests: tuple[Contest, ...] = ()
     """A generalist against the specialists of its domains."""
+    speeds: tuple[Speed, ...] = ()
+    """What more workers gain, where lines differ in that."""
     cuts: tuple[Cut, ...] = ()
     """Break, smooth or metric artefact: every shown skill along either axis."""
     noise: tuple[NoiseRow, ...] = ()
@@ -219,6 +222,7 @@ def judge(results: Results) -> Findings:
         crossovers=tuple(analyses.crossovers(results, skills[0], confidence)),
         multipliers=tuple(analyses.multipliers(results, skills[0], to_skill, confidence)),
         contests=tuple(generalists.contests(results, confidence)),
+        speeds=speeds(results),
         cuts=tuple(cuts),
         noise=tuple(analyses.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},

@@ -169,8 +169,13 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def on_signals(handler: Handler) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to this handler meanwhile."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Ctrl-C, SIGTERM, and the SIGHUP of a connection that was lost go to this handler meanwhile.
+
+    What was told to ignore a SIGHUP (`nohup`) goes on ignoring it.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,9 @@ RESULTS = pa.schema(
 `unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
 `trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
 
+_PLACE = ("workers", "zero_stage", "micro_batch", "halvings")
+"""Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
+
 RUNS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
@@ -63,6 +67,7 @@ RUNS = pa.schema(
     + [("steps", pa.int64()), ("sequences", pa.int64()), ("distinct_tasks", pa.float64())]
     + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
     + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
+    + [(name, pa.int64()) for name in _PLACE]
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
 """One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
@@ -137,7 +142,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
             | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), alike)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
-            | {"host": event.get("host"), "device": event.get("device")}
+            | {k: event.get(k) for k in ("host", "device", *_PLACE)}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
@@ -589,6 +594,9 @@ def _stdin_closed(seconds: float) -> bool:
 
 
 def main() -> int:
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # `ray job stop` sends it to all; our end is that of our standard input
     """The publisher process."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record")
     parser.add_argument("folder", type=Path)

@@ -23,6 +23,7 @@ from orchestrator import primary as primaries
 from orchestrator.primary import Finite, Primary
 from trainers import budget
 from trainers.place import Fitting, shares
+from trainers.presets import Dial, expanded
 from trainers.spec import (
     TRAINER_VERSION,
     VARIANT,
@@ -145,6 +146,8 @@ _MODELS: dict[str, type[Record]] = {"model": Model, "training": Training, "place
 
 def _changed(record: Record, changes: dict[str, Any]) -> Record:
     """A record with some keys changed. Raises pydantic's ValidationError."""
+    if isinstance(record, Model):
+        changes = expanded(changes)  # here: the widths of a preset go before those that the study states
     return type(record).model_validate(record.model_dump() | changes) if changes else record
 
 
@@ -225,17 +228,26 @@ class Study(Record):
         """The family of a line."""
         return cast(Family, self.settings(line)["family"])
 
+    def same_question(self) -> list[list[str]]:
+        """Lines that ask the same and differ in their place alone, together; in order, the others by themselves."""
+        alike: dict[str, list[str]] = {}
+        for line in self.lines:
+            asked = {k: v for k, v in self.settings(line).items() if k != "variant"}
+            alike.setdefault(repr(asked), []).append(line)
+        return list(alike.values())
+
     @property
     def comparable(self) -> list[tuple[str, str]]:
         """Pairs of lines of which it makes sense to ask who is ahead: all, but for those that learn different domains, or
-        domains made of different functions, and so are asked different things."""
+        domains made of different functions, and so are asked different things; or that ask the same, on other workers."""
 
         def asked(line: str) -> Any:
             family = self.family_of(line)
             return family.model_dump(exclude={"domain_shares"}) if family.domains else None
 
         of_line = {line: asked(line) for line in self.lines}
-        return [(a, b) for a, b in itertools.combinations(self.lines, 2) if of_line[a] == of_line[b]]
+        firsts = [alike[0] for alike in self.same_question()]
+        return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
         """What all trunks of a line share. Raises pydantic's ValidationError for a variant that its record refuses."""
@@ -336,6 +348,11 @@ def _required(model: type[BaseModel]) -> list[str]:
     return [name for name, field in model.model_fields.items() if field.is_required()]
 
 
+def _keys(model: type[BaseModel]) -> list[str]:
+    """What may be written in a record: its fields, and in a model what stands for some of them."""
+    return [*model.model_fields, *(Dial.model_fields if model is Model else ())]
+
+
 class _Reader:
     """One file on its way to a Study: knows the lines, collects the problems."""
 
@@ -417,10 +434,10 @@ class _Reader:
             return  # its items are refused one by one
         if kind == "extra_forbidden":
             parent = _model_at(model, loc[:-1])
-            allowed = list(parent.model_fields) if parent else []
+            allowed = _keys(parent) if parent else []
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
             text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
-            of = next((part for part, record in _MODELS.items() if loc[-1] in record.model_fields), None)
+            of = next((part for part, record in _MODELS.items() if loc[-1] in _keys(record)), None)
             if not prefix + loc[:-1] and loc[-1] in Axes.model_fields:
                 text = f"'{loc[-1]}' is a key of axes: write it there"
             if prefix + loc[:-1] == ("axes",) and of is not None:

@@ -81,6 +81,7 @@ SECTIONS = (
     Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
     Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
     Section("generalists", "Generalist and specialists", lambda page: bool(page["contests"])),
+    Section("speed", "Workers", lambda page: bool(page["speeds"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),
     Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),

@@ -19,6 +19,7 @@ from orchestrator.words import (
     contest_words,
     drift_words,
     emergence_words,
+    figure,
     flops_words,
     forecast_words,
     frontier_words,
@@ -52,6 +53,7 @@ def told(found: Findings) -> dict[str, Any]:
         "min_scales": MIN_SCALES,
         "overtaking": overtaking_rows(found),
         "contests": contest_rows(found),
+        "speeds": speed_rows(found),
         "contest_measure": "Exact match" if measure_of(found.study) == "exact_match" else "Ability",
         "noise": noise_rows(found),
         "differences": [percent(d) for d in DIFFERENCES],
@@ -60,6 +62,25 @@ def told(found: Findings) -> dict[str, Any]:
         "no_forecast": no_forecast(found),
         "frontier": frontiers(found),
     }
+
+
+def speed_rows(found: Findings) -> list[dict[str, str]]:
+    """What more workers gain, a row a line."""
+    rows = []
+    for one in found.speeds:
+        mean, low, high, n = one.multiple or (None, None, None, 0)
+        rows.append(
+            {
+                "line": one.line,
+                "workers": str(one.workers),
+                "speed": number(one.flops_per_second),
+                "multiple": figure(mean) if mean is not None else "1 (what it is measured by)",
+                "interval": f"{figure(low)} to {figure(high)}" if low is not None else "",
+                "pairs": str(n) if n else "",
+                "share": percent(mean * one.beside_workers / one.workers) if mean is not None else "",
+            }
+        )
+    return rows
 
 
 # Claims -------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from trainers.budget import flops_per_step, n_parameters
-from trainers.presets import PRESETS, depth_for, of_depth, tokens_per_parameter
+from trainers.presets import PRESETS, depth_for, expanded, of_depth, tokens_per_parameter
 from trainers.spec import Model, TrunkSpec
 
 
@@ -78,6 +79,33 @@ def test_every_depth_is_a_valid_model_larger_than_the_one_before(depth):
 def test_a_model_without_a_block_is_refused():
     with pytest.raises(ValueError, match="at least one block"):
         of_depth(0)
+
+
+def test_every_preset_and_depth_is_the_model_that_it_stands_for_in_a_spec():
+    for name, model in PRESETS.items():
+        assert Model.model_validate({"preset": name}) == model
+    for depth in (1, 3, 4.0, 12):
+        assert Model.model_validate({"depth": depth}) == of_depth(int(depth))
+    spec = {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 8, "replicate": 0}
+    assert TrunkSpec.model_validate(spec | {"model": {"preset": "124m"}}).model == PRESETS["124m"]
+
+
+def test_keys_beside_a_preset_go_before_it():
+    model = Model.model_validate({"preset": "124m", "conv_kernel": 4, "norm": "layer", "d_mlp": 64})
+    assert model == PRESETS["124m"].model_copy(update={"conv_kernel": 4, "norm": "layer", "d_mlp": 64})
+
+
+def test_a_model_of_no_preset_keeps_its_defaults():
+    assert Model.model_validate({"preset": None, "depth": None}) == Model()
+    assert expanded({"d_model": 32}) == {"d_model": 32}
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest_and_the_list():
+    with pytest.raises(ValidationError) as refusal:
+        Model.model_validate({"preset": "124M"})
+    (error,) = refusal.value.errors()
+    assert error["loc"] == ("preset",) and "did you mean '124m'?" in error["msg"]
+    assert ", ".join(PRESETS) in error["msg"]
 
 
 # From a budget to a depth ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers import spec
+from trainers.presets import Dial
 from trainers.spec import Model, Training, TrialSpec, TrunkSpec, short_number
 from trainers.tasks import Cipher, Urns
 
@@ -276,6 +277,6 @@ def test_n_tasks_may_use_up_the_training_tasks_and_no_more(family, n_train):
 
 
 def test_every_field_of_a_spec_says_what_it_is():
-    for record in (Model, Training, spec.Evaluation, Cipher, Urns):
+    for record in (Model, Dial, Training, spec.Evaluation, Cipher, Urns):
         undocumented = [name for name, info in record.model_fields.items() if not info.description and name != "name"]
         assert not undocumented, record

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from orchestrator import study as studies
 from orchestrator.study import Study, StudyError, differences, load
+from trainers.presets import PRESETS, Dial
 
 GOOD = """\
 study: good
@@ -49,6 +50,22 @@ def test_a_good_file_becomes_the_full_crossing_of_its_axes(tmp_path: Path) -> No
     assert study.axes.n_tasks == (4, 10**12) and isinstance(study.axes.n_tasks[1], int)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_study_that_states_its_widths(name: str, tmp_path: Path) -> None:
+    """Records and fingerprints know no presets: a study may be written either way, and gone on with in the other."""
+    text = GOOD.replace("[1e11, 8e11]", "[1e16, 2e16]")  # enough steps of the largest, not too many of the smallest
+    model = PRESETS[name]
+    widths = (
+        f"n_layers: {model.n_layers}\n  d_model: {model.d_model}\n  n_heads: {model.n_heads}\n  d_mlp: {model.d_mlp}"
+    )
+    short = load(written(tmp_path, text.replace("d_model: 64", f"preset: {name}\n  conv_kernel: 4\n  norm: layer")))
+    long = load(written(tmp_path, text.replace("d_model: 64", f"{widths}\n  conv_kernel: 4\n  norm: layer")))
+    assert short == long and short.science() == long.science()
+    assert [t.fingerprint() for t in short.trials()] == [t.fingerprint() for t in long.trials()]
+    assert Study.from_record(short.model_dump(mode="json")) == short
+    assert name not in str(short.model_dump(mode="json")["model"])
+
+
 def test_a_study_survives_the_journal(tmp_path: Path) -> None:
     study = load(written(tmp_path, GOOD))
     again = Study.from_record(study.model_dump(mode="json"))
@@ -62,6 +79,25 @@ REFUSALS = [
     ("a misspelt family key", ("n_symbols", "n_symbol"), 6, ["unknown key 'n_symbol'", "did you mean 'n_symbols'"]),
     ("a duplicate key", ("version: 1", "version: 1\nversion: 2"), 3, ["'version' is given twice"]),
     ("a quoted number", ("d_model: 64", 'd_model: "64"'), 13, ["model.d_model", "whole number", "quotes"]),
+    (
+        "an unknown preset",
+        ("d_model: 64", "preset: 125m"),
+        13,
+        ["model.preset", "'125m'; did you mean '124m'?", "0.1m, "],
+    ),
+    ("a preset without its unit", ("d_model: 64", "preset: 350"), 13, ["unknown preset 350; did you mean '350m'?"]),
+    ("a preset and a depth", ("d_model: 64", "preset: 124m\n  depth: 6"), 12, ["'124m'", "depth 6", "keep one"]),
+    ("half a block", ("d_model: 64", "depth: 2.5"), 13, ["model.depth", "whole number", "2.5"]),
+    ("no block", ("d_model: 64", "depth: 0"), 13, ["model.depth", "greater than 0"]),
+    ("a depth in quotes", ("d_model: 64", 'depth: "6"'), 13, ["model.depth", "whole number", "quotes"]),
+    ("a depth that is true", ("d_model: 64", "depth: true"), 13, ["model.depth", "whole number", "True"]),
+    ("a misspelt preset", ("d_model: 64", "presett: 124m"), 13, ["unknown key 'presett'", "did you mean 'preset'"]),
+    (
+        "a depth for an axis",
+        ("n_tasks:", "depth: [2, 4]\n  n_tasks:"),
+        9,
+        ["'depth' is a key of model", "axes.variant"],
+    ),
     ("a number with a unit", ("8e11", "8e11 FLOPs"), 10, ["axes.compute_flops[1]", "without unit"]),
     ("true for a number", ("replicates: 2", "replicates: true"), 11, ["axes.replicates", "whole number", "True"]),
     ("a fraction of a task", ("[4,", "[4.5,"), 9, ["axes.n_tasks[0]", "whole number", "4.5"]),
@@ -337,7 +373,7 @@ def all_keys() -> dict[str, str]:
                 found |= walk(inner, f"{prefix}{name}.")
         return found
 
-    keys = walk(Study, "") | {"family.name": "required"}
+    keys = walk(Study, "") | {"family.name": "required"} | walk(Dial, "model.")
     for family_name, family in FAMILIES.items():
         fields = walk(family, f"family.{family_name}.")
         del fields[f"family.{family_name}.name"]

@@ -90,7 +90,16 @@ BAD = {
     "budget_small": (TRUNK | {"compute_flops": [1e12, 1e4]}, "at least 50 steps"),
     "family": (TRUNK | {"compute_flops": 1e12, "family": {"name": "ciper"}}, "did you mean 'cipher'"),
     "key": (TRUNK | {"compute_flops": 1e12, "n_task": 3}, "n_task: Extra inputs are not permitted"),
-    "inner_key": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 3}}, "model.depth: Extra inputs"),
+    "inner_key": (TRUNK | {"compute_flops": 1e12, "model": {"deep": 3}}, "model.deep: Extra inputs"),
+    "preset": (
+        TRUNK | {"compute_flops": 1e12, "model": {"preset": "4m"}},
+        "model.preset: unknown preset '4m'; did you",
+    ),
+    "depth": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 0}}, "model.depth: Input should be greater than 0"),
+    "two_shapes": (
+        TRUNK | {"compute_flops": 1e12, "model": {"depth": 2, "preset": "17m"}},
+        "model: preset '17m' and depth 2",
+    ),
     "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
     "width": (TRUNK | {"compute_flops": 1e12, "model": {"d_model": 30}}, "model: d_model 30 is no multiple"),
 }

@@ -14,6 +14,7 @@ from orchestrator.findings import find
 from orchestrator.report import judged_tables
 from orchestrator.study import Study, StudyError, load
 from trainers import budget
+from trainers.presets import PRESETS, of_depth
 from trainers.streams import stream
 
 TWO = """\
@@ -64,6 +65,24 @@ def test_adding_a_variant_is_no_change_of_the_science_and_changing_one_moves_its
     assert study.trunk_of("wide").fingerprint() != other.trunk_of("wide").fingerprint()
 
 
+def test_the_preset_or_depth_of_a_variant_goes_before_the_widths_of_the_study_and_leaves_the_rest(
+    tmp_path: Path,
+) -> None:
+    base = "evaluation:"
+    stated = "model: {n_layers: 5, d_model: 48, n_heads: 8, d_mlp: 40, conv_kernel: 4}\nevaluation:"
+    named = "model: {preset: 0.3m, conv_kernel: 4}\nevaluation:"
+    variants = "narrow: {model: {depth: 1}}\n    named: {model: {preset: 0.1m, conv_kernel: 0, n_heads: 2}}"
+    for model in (stated, named):
+        text = TWO.replace("narrow: {}", variants).replace(base, model).replace("[1e11, 4e11]", "[1e12, 4e12]")
+        study = load(written(tmp_path, text))
+        of = {line: study.trunk_of(line).model for line in study.lines}
+        assert of["narrow"] == of_depth(1).model_copy(update={"conv_kernel": 4})
+        assert of["named"] == PRESETS["0.1m"].model_copy(update={"conv_kernel": 0, "n_heads": 2})
+        assert Study.from_record(study.model_dump(mode="json")) == study
+    wide = of["wide"]  # changes d_model alone of the study's preset
+    assert (wide.n_layers, wide.d_model, wide.n_heads, wide.d_mlp, wide.conv_kernel) == (2, 128, 4, 384, 4)
+
+
 def test_lines_are_named_by_what_tells_them_apart() -> None:
     both = synthetic.made_up(arm=("answer", "next_token"), variant={"a": {}, "b": {"model": {"conv_kernel": 2}}})
     assert list(both.lines) == ["answer, a", "answer, b", "next_token, a", "next_token, b"]
@@ -75,6 +94,14 @@ def test_lines_are_named_by_what_tells_them_apart() -> None:
     [
         ("d_model: 128", "d_modle: 128", 10, ["unknown key 'd_modle'", "did you mean 'd_model'"]),
         ("d_model: 128", "d_model: 126", 10, ["d_model 126 is no multiple of n_heads 4"]),
+        (
+            "d_model: 128",
+            "preset: 0.2m",
+            10,
+            ["axes.variant.wide.model.preset: unknown preset '0.2m'; did you mean '0."],
+        ),
+        ("d_model: 128", "depth: -1", 10, ["axes.variant.wide.model.depth", "greater than 0"]),
+        ("d_model: 128", "preset: 0.3m, depth: 2", 10, ["axes.variant.wide.model", "keep one"]),
         ("model: {d_model: 128}", "modle: {d_model: 128}", 10, ["unknown key 'modle'", "model, training, family"]),
         ("narrow: {}", "narrow: {family: {name: urns}}", 8, ["a variant keeps the family"]),
         ("narrow: {}", "narrow: {family: {n_symbols: 4}}", 12, ["64 tasks given", "has 18 for training in narrow"]),

@@ -1,13 +1,19 @@
 """Models by size: one dial, the depth, and names for sizes from 0.1 to 350 million parameters. No torch here.
 
 A model of `depth` is `depth` blocks deep and 64 x depth wide, so that a name, a ladder of sizes or a budget needs no more than
-one number. The rule is in common use (nanochat's `depth`); at 12 it is the shape of GPT-2 small (Radford et al. 2019).
+one number: `model: {depth: 6}` in a study, or `model: {preset: 124m}` (`Dial`). The rule is in common use (nanochat's
+`depth`); at 12 it is the shape of GPT-2 small (Radford et al. 2019).
 """
 
 from __future__ import annotations
 
+import difflib
+from typing import Any
+
+from pydantic import field_validator, model_validator
+
 from trainers import budget
-from trainers.spec import Model, Numbers
+from trainers.spec import Count, Model, Numbers, Record
 
 WIDTH_PER_DEPTH = 64
 """Also the width of a head, where there are enough of them."""
@@ -43,6 +49,47 @@ PRESETS: dict[str, Model] = {
 each step a factor of 2 to 3. The last two keep the names under which the shapes are known, GPT-2 small and GPT-3's medium
 (Brown et al. 2020, table 2.1), counted with GPT-2's vocabulary of 50,257 in a table that input and output share; here they
 have one each, so that 256 tokens make them 85 and 303 million, and 50,257 tokens 162 and 405 million."""
+
+
+class Dial(Record):
+    """The shape of a model in one word or number. Only the widths that it stands for are recorded."""
+
+    preset: str | None = None
+    """A model by its name, in place of its four widths: `0.1m` ... `350m` (`trainers/presets.py`)."""
+    depth: Count | None = None
+    """Number of blocks; `d_model` is then 64 times that, `d_mlp` 256 times, and a head 64 wide (below depth 4 there are four)."""
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and value in PRESETS):
+            return value
+        near = difflib.get_close_matches(str(value).lower(), PRESETS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise ValueError(f"unknown preset {value!r}{hint} Presets: {', '.join(PRESETS)}")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Dial:
+        if self.preset is not None and self.depth is not None:
+            raise ValueError(f"preset '{self.preset}' and depth {self.depth} both give the shape; keep one")
+        return self
+
+
+SHAPE = ("n_layers", "d_model", "n_heads", "d_mlp")
+"""What a preset or a depth stands for."""
+
+
+def expanded(keys: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a model, `preset` or `depth` among them replaced by the widths that they stand for; other keys go before these.
+
+    Raises pydantic's ValidationError for a preset that there is none of, a depth that is no whole number from 1, or both.
+    """
+    dial = Dial.model_validate({name: keys[name] for name in Dial.model_fields if name in keys})
+    others = {name: value for name, value in keys.items() if name not in Dial.model_fields}
+    if dial.preset is None and dial.depth is None:
+        return others
+    model = PRESETS[dial.preset] if dial.preset is not None else of_depth(dial.depth or 1)
+    return {name: getattr(model, name) for name in SHAPE} | others
 
 
 def tokens_per_parameter(

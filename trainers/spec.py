@@ -59,6 +59,16 @@ class Model(Record):
     embed_std: Positive = 1.0
     """Standard deviation of token and learned position vectors at the start."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_dial(cls, value: Any) -> Any:
+        """`preset` or `depth` in place of the widths (`presets.Dial`): what is recorded is what they stand for."""
+        if not isinstance(value, dict) or not {"preset", "depth"} & value.keys():
+            return value
+        from trainers.presets import expanded  # here: presets build on this module
+
+        return expanded(value)
+
     @model_validator(mode="after")
     def _widths_fit(self) -> Model:
         if self.d_model % self.n_heads:

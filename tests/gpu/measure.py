@@ -59,7 +59,6 @@ ON_A_GPU = Size("124m", 50_304, 1024, 32, 10, 10, (2048, 4096, 8192, 16384), 300
 """GPT-2's vocabulary of 50,257, filled up to a multiple of 64 as is usual (tensor cores want multiples of 8)."""
 ON_THE_CPU = Size("0.1m", 256, 64, 8, 5, 2, (256, 512, 1024), 60)
 
-
 CURVE_TOLERANCE_NATS = 1e-4
 """Between the fp32 losses of CPU and GPU at any step: assumed, some two hundred times what another order of sums came to on a
 CPU, 4.8e-7 in 300 steps, in which the skill appeared; that is measured again beside it (`reordered_max_nats`)."""
@@ -68,7 +67,6 @@ BF16_TOLERANCE_NATS = 0.01
 the same 300."""
 N_BATCHES = 4
 """Made beforehand and taken in turn: `urns` finds a draw by comparing it with every edge, seconds for a batch of 50,304 tokens."""
-
 
 GIVEN = ("preset", "batch_size", "curve_steps")
 """What may be given instead."""

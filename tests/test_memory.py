@@ -303,7 +303,7 @@ def test_a_higher_stage_never_holds_more_but_for_the_copy_that_sharing_brings(n_
 def test_whatever_is_chosen_keeps_the_batch_and_fits(size, workers, device_gb, precision, batch_size):
     trunk, device = trunk_of(size, batch_size), int(device_gb * GB)
     if batch_size % workers:
-        with pytest.raises(ValueError, match="possible: 1, 2, 3, 4"):
+        with pytest.raises(ValueError, match="cannot be shared by 64 workers; 1, 2, 3, 4"):
             fit(trunk, workers, device, precision)
         return
     try:
@@ -416,10 +416,10 @@ def test_a_device_of_the_size_that_a_refusal_names_is_enough():
 
 
 def test_a_batch_that_cannot_be_shared_names_the_workers_that_can():
-    with pytest.raises(ValueError, match="5 workers cannot share a batch of 12 equally; possible: 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(ValueError, match="12 sequences cannot be shared by 5 workers; 1, 2, 3, 4, 6, 12 can"):
         fit(trunk_of(batch_size=12), 5, None)
     with pytest.raises(
-        ValueError, match="micro_batch 4 does not divide a worker's share of 6 sequences; possible: 1, 2, 3, 6"
+        ValueError, match="micro_batch 4 does not divide a worker's share of 6 sequences; 1, 2, 3, 6 do"
     ):
         fit(trunk_of(batch_size=12), 2, None, micro_batch=4)
     with pytest.raises(ValueError, match="offload needs ZeRO 1"):

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import safetensors.torch  # noqa: F401 - so that a machine without it fails here, and not at its first checkpoint
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

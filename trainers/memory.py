@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from trainers.budget import n_parameters, shape_of
-from trainers.place import Place, halved
+from trainers.place import Place, halved, shares
 from trainers.spec import Count, Index, Model, Numbers, Record, TrunkSpec
 
 Precision = Literal["fp32", "bf16"]
@@ -405,18 +405,9 @@ def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
-
-
 def _share(trunk: TrunkSpec, workers: int) -> int:
-    """Sequences of the batch that each worker takes."""
-    batch = trunk.training.batch_size
-    if workers < 1 or batch % workers:
-        raise ValueError(
-            f"{workers} workers cannot share a batch of {batch} equally; possible: {_listed(_divisors(batch))}"
-        )
-    return batch // workers
+    """Sequences of the batch that each worker takes. Raises ValueError."""
+    return shares(trunk.training.batch_size, workers, None)[0]
 
 
 def _ways(
@@ -442,12 +433,8 @@ def _first_that_fits(
 ) -> tuple[Tried | None, list[Tried]]:
     """The cheapest way that fits, if there is one, and those tried before it."""
     share = _share(trunk, workers)
+    shares(trunk.training.batch_size, workers, given.micro_batch)
     refused: list[Tried] = []
-    if given.micro_batch is not None and (given.micro_batch < 1 or share % given.micro_batch):
-        possible = _listed(_divisors(share))
-        raise ValueError(
-            f"micro_batch {given.micro_batch} does not divide a worker's share of {share} sequences; possible: {possible}"
-        )
     if given.offload and given.zero_stage == 0:
         raise ValueError("offload needs ZeRO 1 or higher: at stage 0 DeepSpeed leaves the optimiser where it is")
     micros = _divisors(share)[::-1] if given.micro_batch is None else [given.micro_batch]

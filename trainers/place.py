@@ -54,7 +54,8 @@ class Place(Record):
     halvings: Index = 0
     """How often the micro-batch was halved because memory ran out; told with each trial."""
     compiled: bool = False
-    """Compile the blocks (torch.compile). Not with ZeRO 3, whose hooks inside a block would break every graph."""
+    """Compile the blocks (torch.compile). Not with ZeRO 3, whose hooks inside a block would break every graph. What was
+    compiled stays in a cache of the machine for all trials to come ($TORCHINDUCTOR_CACHE_DIR, else under /tmp)."""
 
 
 def halved(place: Place, batch_size: int, workers: int) -> Place | None:
@@ -67,11 +68,17 @@ def halved(place: Place, batch_size: int, workers: int) -> Place | None:
 
 def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
     """How a worker takes its share of the global batch: sequences a turn, and turns. Raises ValueError if it does not add up."""
-    share, rest = divmod(batch_size, world)
-    if rest or not share:
-        able = ", ".join(str(n) for n in range(1, min(batch_size, 64) + 1) if batch_size % n == 0)
-        raise ValueError(f"a batch of {batch_size} sequences cannot be shared by {world} workers; {able} can")
-    turn = micro_batch or share
-    if share % turn:
-        raise ValueError(f"micro_batch {turn} does not divide a worker's share of {share} sequences")
+    if world < 1 or batch_size % world:
+        raise ValueError(
+            f"a batch of {batch_size} sequences cannot be shared by {world} workers; {_able(batch_size)} can"
+        )
+    share = batch_size // world
+    turn = share if micro_batch is None else micro_batch
+    if turn < 1 or share % turn:
+        raise ValueError(f"micro_batch {turn} does not divide a worker's share of {share} sequences; {_able(share)} do")
     return turn, share // turn
+
+
+def _able(n: int) -> str:
+    divisors = [k for k in range(1, n + 1) if n % k == 0]
+    return ", ".join(str(k) for k in divisors[:12]) + (" ..." if len(divisors) > 12 else "")

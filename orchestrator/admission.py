@@ -32,8 +32,9 @@ class Ask(NamedTuple):
 class Admission(Searcher):
     """Gives out trunks in their order, passing over those for which there is no room yet.
 
-    They come widest first, so that whenever one ends, what it gives back is offered to those as wide before it is to others: a
-    wide one is never starved by narrow ones.
+    They come widest first, so that what a wide one gives back is offered to the next as wide before it is to others. Where the
+    cluster grew, narrow ones may hold it all: then the first that waits and would fit is passed over only as often as there
+    are slots, and after that what becomes free is kept for it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Admission(Searcher):
         self.waiting, self.running = list(asks), dict[str, int]()
         self._room, self._wanted, self._say = room, wanted, say
         self._looked, self._slots, self._said, self._told_wanted = -1e9, 0, time.monotonic(), -1
+        self._passed = 0  # how often the first that waits was passed over, though it would fit
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Nothing is searched for."""
@@ -59,13 +61,17 @@ class Admission(Searcher):
             return Searcher.FINISHED
         self._look()
         free = self._slots - sum(self.running.values())
+        first = self.waiting[0]
+        if first.slots > self._slots:
+            self._tell(first)
+        elif first.slots > free and self._passed >= self._slots:
+            return None
         for i, ask in enumerate(self.waiting):
             if ask.slots <= free:
                 del self.waiting[i]
+                self._passed = 0 if i == 0 else self._passed + (first.slots <= self._slots)
                 self.running[trial_id] = ask.slots
                 return ask.config
-        if not self.running:
-            self._tell()
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -81,11 +87,11 @@ class Admission(Searcher):
             self._told_wanted = wanted
             self._wanted(wanted)
 
-    def _tell(self) -> None:
+    def _tell(self, ask: Ask) -> None:
         if time.monotonic() - self._said > SAY_EVERY_SECONDS:
             self._said = time.monotonic()
-            first = self.waiting[0]
-            self._say(f"Waiting for machines: {first.name} needs {first.slots} slots, {self._slots} are there.")
+            slots = f"{ask.slots} slot{'s' if ask.slots > 1 else ''}"
+            self._say(f"Waiting for machines: {ask.name} needs {slots}, the cluster has {self._slots} now.")
 
     def __getstate__(self) -> dict[str, Any]:
         """A Tuner pickles all it is given, to be restored from; ours never is, and `say` holds a console."""

@@ -67,13 +67,21 @@ RecordedName = Annotated[
 ]
 Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Workers at once; default: one per core, or per GPU share.")]
+Address = Annotated[
+    str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to; or host:port of its head.")
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Workers that share each trial; default: as the study says, or as few as it fits on."),
 ]
 SlotsPerGpu = Annotated[int, typer.Option(min=1, help="Trunks of one worker that share one GPU.")]
 GpuMemory = Annotated[
-    float | None, typer.Option(min=0.1, help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.")
+    float | None,
+    typer.Option(
+        min=0.01,
+        envvar="EMERGENCE_GPU_MEMORY_GB",
+        help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.",
+    ),
 ]
 Storage = Annotated[
     str | None,
@@ -105,6 +113,7 @@ def plan_command(
     study_name: StudyName,
     slots: Slots = None,
     device: Device = "cpu",
+    address: Address = "",
     workers: Workers = None,
     slots_per_gpu: SlotsPerGpu = 1,
     gpu_memory_gb: GpuMemory = None,
@@ -119,19 +128,17 @@ def plan_command(
     folder = journal.study_folder(study.id)
     state = State.of(folder)
     plan.check_against_record(study, state, study_name)
-    options = _options("", slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    _check_room(study, options)
     n_slots, known = _slots(options)
-    todo = plan.make(study, state, n_slots, device, None, folder, options)
-    _check_room(todo, options)
-    if calibrate:
-        todo = plan.make(study, state, n_slots, device, plan.calibrate(study, device), folder, options)
-    _show_plan(todo, folder, known)
+    speed = plan.calibrate(study, device) if calibrate else None
+    _show_plan(plan.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
 
 @app.command(epilog="Example: emergence run quickstart --slots 2")
 def run(
     study_name: StudyName,
-    address: Annotated[str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to.")] = "",
+    address: Address = "",
     slots: Slots = None,
     device: Device = "cpu",
     workers: Workers = None,
@@ -151,6 +158,7 @@ def run(
     folder = _writable(journal.study_folder(study.id))
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights)
+    _check_room(study, options)
     console = Console()
     with StudyLock(folder, study.id):
         state = State.of(folder)
@@ -178,7 +186,6 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
     todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
-    _check_room(todo, options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
         _publish_if_needed(study, state, folder, uri)
@@ -192,7 +199,9 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            watcher.on_slots(machines.start_unless_stopped(options, max(job.laid.workers for job in todo.jobs)))
+            watcher.on_slots(
+                machines.start_unless_stopped(options, max(plan.slots_of(job.laid, options) for job in todo.jobs))
+            )
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
         from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
@@ -642,34 +651,41 @@ def _options(
         except ValueError as problem:
             raise UsageProblem(f"--storage {problem}; give a folder, or a URI such as s3://bucket/prefix") from None
         storage = storage if "://" in storage else str(Path(storage).resolve())
-    if device == "cuda" and gpu_memory_gb is None:
-        gpu_bytes = provenance.gpu_bytes()
-    else:
-        gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else None
+    gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else provenance.gpu_bytes() if device == "cuda" else None
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    is_local = address == "local"
     return Options(
-        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        address=address,
         slots=slots,
         device="cuda" if device == "cuda" else "cpu",
         slots_per_gpu=slots_per_gpu,
         workers=workers,
         storage=storage,
         gpu_bytes=gpu_bytes,
+        n_gpus=provenance.n_gpus() if device == "cuda" and is_local else None,
     )
 
 
-def _check_room(todo: plan.Plan, options: Options) -> None:
-    """Refuse a trial that can never start, where that is known before Ray is asked: on this machine, or under --slots."""
-    if not todo.jobs or (options.address != "local" and not options.slots):
+def _check_room(study: Study, options: Options) -> None:
+    """Refuse a trial that can never start, before anything is priced: on this machine, under --slots, or on the cluster."""
+    line, laid = plan.widest(study, options)
+    wide = plan.slots_of(laid, options)
+    if options.address != "local":
+        from orchestrator import machines  # here: importing Ray takes a second that most refusals should not
+
+        try:
+            machines.refuse_early(options, wide)
+        except machines.ClusterProblem as problem:
+            raise UsageProblem(str(problem)) from None
+    if options.address != "local" and not options.slots:
         return
-    job = todo.jobs[0]  # they come widest first
-    workers, each = job.laid.workers, options.slots_per_gpu if job.laid.workers > 1 and options.device == "cuda" else 1
-    room = todo.slots // each
-    if workers > room:
+    room, _ = _slots(options)
+    if wide > room and (options.slots or laid.workers > 1):
         what = "GPUs" if options.device == "cuda" else "cores"
-        have = f"--slots {options.slots}" if options.slots else f"{room} {what} here"
+        have = f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // laid.workers)}"
         raise UsageProblem(
-            f"{job.trunk.id}: needs {workers} workers, one on each of as many {what}; given are {have}, so it would never start. "
-            "Give more, fewer --workers, or the --address of a cluster"
+            f"{study.id}: a trial of {line} takes {laid.workers} workers, one on each of as many {what}, and so "
+            f"{wide} slots; {have}: it would never start. Give more, fewer --workers, or the --address of a cluster"
         )
 
 

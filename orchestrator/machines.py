@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray._private.state import GlobalState
+from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
 from orchestrator.plan import Options
 
@@ -27,7 +29,7 @@ class ClusterProblem(Exception):
     """Ray cannot be started or joined, or lacks what the options ask for. Nothing ran."""
 
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # actors are reused: a changed working directory would stay with them
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops between two steps and saves
@@ -63,40 +65,70 @@ def start_unless_stopped(options: Options, widest: int) -> int:
 
 def _start_ray(options: Options, widest: int) -> int:
     """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem, also where a trunk
-    of the `widest` number of workers can never start.
+    of the `widest` number of slots can never start.
 
     A bare `ray.init` would join whatever it finds.
     """
-    os.environ |= _ENVIRONMENT
+    os.environ |= ENVIRONMENT
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
     if options.address == "local":
         quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
         _ask_for_an_answer(options.address)
-        quiet |= {"runtime_env": {"env_vars": _ENVIRONMENT}}  # workers elsewhere do not inherit ours
+        quiet |= {"runtime_env": {"env_vars": ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
         ray.init(address=options.address, **quiet)
     except Exception as problem:  # some are bare
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         reason = lines[0] if lines else type(problem).__name__
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be reached: {reason}") from None
-    there, most = ray.cluster_resources(), slots_at_most(options)
-    if most < widest:
-        needed, needs = slot(options), "one slot needs" if widest == 1 else f"a trial of {widest} workers needs"
-        lacking = min(needed, key=lambda name: there.get(name, 0) / needed[name])
-        text = f"{needs} {widest * needed[lacking]:g} {lacking}, Ray sees {there.get(lacking, 0):g}"
-        limit = f" and --slots {options.slots} is given" if options.slots else ""
+    try:
+        _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
+    except ClusterProblem:
         ray.shutdown()
-        raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
+        raise
     return slots_there(options)
 
 
-def slots_at_most(options: Options) -> int:
-    """Slots that the cluster has, or may grow to where it says how far."""
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    there = ray.cluster_resources()
-    return _count({name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}, options)
+def _limits() -> dict[str, int]:
+    """How far the cluster may grow, where it says."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+
+
+def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str, int], widest: int) -> None:
+    """Raises ClusterProblem with the arithmetic if a trunk of so many slots never fits on what is there or may come."""
+    most = {name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}
+    if _count(most, options) >= widest:
+        return
+    needed = slot(options)
+    needs = "one slot needs" if widest == 1 else f"the widest trial takes {widest} slots, which need"
+    lacking = min(needed, key=lambda name: most[name] / needed[name])
+    text = f"{needs} {widest * needed[lacking]:g} {lacking}, Ray sees {there.get(lacking, 0):g}"
+    text += f" and may come to {most[lacking]:g}" if most[lacking] > there.get(lacking, 0) else ""
+    limit = f", and --slots {options.slots} is given" if options.slots and options.slots < widest else ""
+    raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
+
+
+def refuse_early(options: Options, widest: int) -> None:
+    """Ask a cluster for what it has, without joining it: that and loading Ray Tune take seconds. Raises ClusterProblem.
+
+    A cluster that cannot be asked so (by a client's address) is not refused here: joining it will tell.
+    """
+    target = _ask_for_an_answer(options.address)
+    if not target:
+        return
+    os.environ |= ENVIRONMENT
+    asked = GlobalState()
+    try:
+        asked._initialize_global_state(GcsClientOptions.create(target, None, True, False))
+        there, limits = asked.cluster_resources(), asked.get_max_resources_from_cluster_config() or {}
+    except Exception:  # a token that is missing, say: in Ray's words when it is joined
+        return
+    finally:
+        asked.disconnect()
+    if there:
+        _refuse_too_wide(options, there, limits, widest)
 
 
 def slots_there(options: Options) -> int:
@@ -117,10 +149,11 @@ def want(options: Options, slots: int) -> None:
         request_resources(bundles=[slot(options)] * min(slots, options.slots or slots))
 
 
-def _ask_for_an_answer(address: str) -> None:
+def _ask_for_an_answer(address: str) -> str:
     """Does a server speak to us at this address of a cluster? Raises ClusterProblem within ANSWER_SECONDS.
 
-    `auto` is looked up where Ray does: $RAY_ADDRESS, then what `ray start` left on this machine.
+    `auto` is looked up where Ray does: $RAY_ADDRESS, then what `ray start` left on this machine. Returns host:port of the head;
+    "" where that is not known.
     """
     import grpc  # type: ignore[import-untyped]  # what Ray's head, and its client server, speak; ray[default] brings it
 
@@ -135,13 +168,13 @@ def _ask_for_an_answer(address: str) -> None:
     place = target.removeprefix("ray://")
     host, _, port = place.rpartition(":")
     if not (host and port.isdigit()):
-        return  # Ray says at once what is wrong with it
+        return ""  # Ray says at once what is wrong with it
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as problem:
         raise ClusterProblem(f"{named}: nothing answers there ({problem}); {what}") from None
     if os.environ.get("RAY_USE_TLS") == "1":
-        return  # only Ray has the certificates
+        return ""  # only Ray has the certificates
     with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
@@ -149,6 +182,7 @@ def _ask_for_an_answer(address: str) -> None:
             raise ClusterProblem(
                 f"{named}: what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s; {what}"
             ) from None
+    return "" if target.startswith("ray://") else place
 
 
 def _named(address: str) -> str:

@@ -41,13 +41,15 @@ class Options(NamedTuple):
     """Trunks that share one GPU (`cuda` only)."""
     checkpoint_seconds: float = 30.0
     retries: int = 2
-    """How often Ray starts a trunk again whose actor or machine died; it goes on from its checkpoint."""
+    """How often Ray starts a trunk again that failed or whose machine died; it goes on from its checkpoint."""
     storage: str | None = None
     """Where checkpoints go, if not to the study's folder: a folder that every node sees, or a URI of pyarrow.fs."""
     workers: int | None = None
     """Workers a trial, whatever the study says; None: as the study says, or as few as it fits on."""
     gpu_bytes: int | None = None
     """Memory of one GPU (`cuda` only); None: not known, and nothing is made to fit."""
+    n_gpus: int | None = None
+    """GPUs that there are (`cuda` only); None: not known before the cluster is asked."""
     keep_weights: bool = False
     """Keep the weights that each trial ends with, beside its checkpoints."""
 
@@ -64,6 +66,11 @@ class Laid(NamedTuple):
 ONE_WORKER = Laid(1, None)
 
 
+def slots_of(laid: Laid, options: Options) -> int:
+    """Slots that a trunk takes: one, or one for each worker; of several workers each has a GPU to itself."""
+    return laid.workers if laid.workers == 1 or options.device == "cpu" else laid.workers * options.slots_per_gpu
+
+
 class Job(NamedTuple):
     """One trunk with the budgets that it still owes: what one Ray Tune trial executes."""
 
@@ -75,6 +82,13 @@ class Job(NamedTuple):
     """From where its checkpoint goes on."""
     laid: Laid = ONE_WORKER
     """The workers that share it, and how it is fitted to them."""
+
+
+def widest(study: Study, options: Options) -> tuple[str, Laid]:
+    """The line whose trials take most workers, and how they are laid. Raises StudyError for what cannot be laid."""
+    laid = {line: lay(study, line, options) for line in study.lines}
+    line = max(laid, key=lambda name: laid[name].workers)
+    return line, laid[line]
 
 
 def jobs(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
@@ -103,11 +117,15 @@ def lay(study: Study, line: str, options: Options) -> Laid:
     trunk, asked = study.trunk_of(line), study.fitting(line)
     given = {name: getattr(asked, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     room = options.gpu_bytes if options.device == "cuda" else None
+    most = min(options.n_gpus or trunk.training.batch_size, trunk.training.batch_size)
     workers = options.workers or asked.workers
     source = f"--workers {options.workers}" if options.workers else "place"
     try:
-        workers = workers or memory.workers_needed(trunk, room, trunk.training.batch_size)
-        fit = memory.fit(trunk, workers, room, **given)
+        workers = workers or memory.workers_needed(trunk, room, most)
+        part = (
+            room // options.slots_per_gpu if room and workers == 1 else room
+        )  # others of one worker are on the same GPU
+        fit = memory.fit(trunk, workers, part, **given)
     except ValueError as problem:
         raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
     pays = options.device == "cuda" and fit.zero_stage < 3  # assumed: measured on no GPU yet
@@ -175,6 +193,7 @@ class Plan(NamedTuple):
     flops_per_second: float | None
     seconds: float | None
     source: str
+    options: Options
 
 
 def make(
@@ -207,7 +226,8 @@ def make(
         tokens=sum(_tokens(job) for job in todo),
         slots=slots,
         flops_per_second=speed,
-        seconds=_seconds(todo, slots, speed),
+        seconds=_seconds(todo, slots, speed, options),
+        options=options,
         source=source,
     )
 
@@ -219,10 +239,10 @@ def _tokens(job: Job) -> int:
 
 def on_slots(plan: Plan, slots: int) -> Plan:
     """The same plan on another number of slots."""
-    return plan._replace(slots=slots, seconds=_seconds(plan.jobs, slots, plan.flops_per_second))
+    return plan._replace(slots=slots, seconds=_seconds(plan.jobs, slots, plan.flops_per_second, plan.options))
 
 
-def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None) -> float | None:
+def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, options: Options) -> float | None:
     """How long these jobs take from the command on; None where the speed is unknown."""
     if not todo:
         return 0.0
@@ -231,7 +251,7 @@ def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None) ->
     each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
     each = [seconds / j.laid.workers for seconds, j in zip(each, todo, strict=True)]  # assumed: no time for talk
     each = [s + (GROUP_SECONDS if j.laid.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
-    return START_SECONDS + makespan(each, slots, [j.laid.workers for j in todo])
+    return START_SECONDS + makespan(each, slots, [slots_of(j.laid, options) for j in todo])
 
 
 def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:

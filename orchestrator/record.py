@@ -57,7 +57,15 @@ RESULTS = pa.schema(
 `unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
 `trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
 
-_PLACE = ("workers", "zero_stage", "micro_batch", "halvings")
+_PLACE = {
+    "workers": pa.int64(),
+    "zero_stage": pa.int64(),
+    "micro_batch": pa.int64(),
+    "halvings": pa.int64(),
+    "recompute": pa.bool_(),
+    "offload": pa.bool_(),
+    "compiled": pa.bool_(),
+}
 """Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
 RUNS = pa.schema(
@@ -67,7 +75,7 @@ RUNS = pa.schema(
     + [("steps", pa.int64()), ("sequences", pa.int64()), ("distinct_tasks", pa.float64())]
     + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
     + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
-    + [(name, pa.int64()) for name in _PLACE]
+    + list(_PLACE.items())
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
 """One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`

@@ -6,6 +6,7 @@ is a process of its own. Ctrl-C raises a stop flag that every training loop look
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import machines, plan, record, together
 from orchestrator.admission import Admission, Ask
@@ -27,6 +29,7 @@ from orchestrator.journal import Event, Journal, State
 from orchestrator.plan import Options
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
+from trainers import checkpoint
 from trainers.spec import TrunkSpec
 
 STOP_FLAG = "stop"
@@ -123,14 +126,20 @@ def _run_on_ray(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     _SINKS[session] = sink
     scratch = folder / ".tune"
-    desk = together.Desk.options(name=f"desk-{session}").remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # not where a worker goes
+    desk = together.Desk.options(name=f"desk-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
     watching = threading.Thread(target=together.watch, args=(folder / STOP_FLAG, desk, done), daemon=True)
-    asks = [Ask({"job": _config(job, folder, options, session)}, _slots_of(job, options), job.trunk.id) for job in todo]
+    asks = [
+        Ask({"job": _config(job, folder, options, session)}, plan.slots_of(job.laid, options), job.trunk.id)
+        for job in todo
+    ]
     admission = Admission(asks, partial(machines.slots_there, options), partial(machines.want, options), say)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
-        max(1, machines.slots_there(options))
-    )  # admission lets in no more than fit
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = (
+        "200"  # admission lets in no more than fit; by itself Tune starts one by one
+    )
     try:
         watching.start()
         tuner = tune.Tuner(
@@ -152,12 +161,8 @@ def _run_on_ray(
         machines.want(options, 0)
         del _SINKS[session]
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _slots_of(job: plan.Job, options: Options) -> int:
-    """Slots of a trunk: one, or one for each worker; of several workers each has a GPU to itself."""
-    workers = job.laid.workers
-    return workers if workers == 1 or options.device == "cpu" else workers * options.slots_per_gpu
+        with contextlib.suppress(OSError):
+            checkpoint.store_of(_scratch(folder, options, session)).remove("")
 
 
 def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -183,9 +188,16 @@ def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict
         "workers": job.laid.workers,
         "session": session,
         "desk": f"desk-{session}",
-        "scratch": options.storage or str(folder / ".tune"),
+        "scratch": _scratch(folder, options, session),
         "place": place,
     }
+
+
+def _scratch(folder: Path, options: Options, session: str) -> str:
+    """Where Ray Train puts what it insists on writing; it must be seen from every machine, and is thrown away."""
+    return (
+        f"{options.storage.rstrip('/')}/{folder.name}/scratch-{session}" if options.storage else str(folder / ".tune")
+    )
 
 
 def _failure(result: Any, session: str) -> list[Event]:

@@ -35,10 +35,11 @@ def speeds(results: Results) -> tuple[Speed, ...]:
     for row in results.runs:
         if row["status"] == "done" and row.get("train_seconds") and row.get("workers"):
             line = row["arm"]
+            if int(row["workers"]) != workers.setdefault(line, int(row["workers"])):
+                continue  # of a run on others: a line is what its first trial ran on
             of_trunk = seconds[line][row["n_tasks"], row["replicate"]]
             of_trunk[0] += row["flops_run"]
             of_trunk[1] += row["train_seconds"]
-            workers[line] = int(row["workers"])
     found = []
     for alike in study.same_question():
         ran = [line for line in alike if line in workers]

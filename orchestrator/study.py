@@ -548,6 +548,8 @@ def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...],
         shares(study.trunk_of(line).training.batch_size, place.workers or 1, place.micro_batch)
     except ValueError as problem:
         yield where, str(problem)
+    if place.compiled and place.zero_stage == 3:
+        yield where, "compiled does not go with zero_stage 3, whose hooks inside a block would break every graph"
     if place.offload and place.zero_stage == 0:
         yield where, "offload needs a zero_stage of 1, 2 or 3: what ZeRO does not share out it cannot move either"
 

@@ -61,12 +61,29 @@ def test_a_cluster_that_grows_is_used_and_one_that_shrank_is_not_overrun(monkeyp
     assert admission.suggest("d") == Searcher.FINISHED
 
 
-def test_what_is_waited_for_is_said_when_nothing_can_run(monkeypatch) -> None:
+def test_what_is_waited_for_is_said_when_the_cluster_is_too_small_for_it(monkeypatch) -> None:
     monkeypatch.setattr("orchestrator.admission.SAY_EVERY_SECONDS", -1.0)
     said: list[str] = []
+    admission = Admission(asks_of(2, 1), lambda: 2, say=said.append)
+    assert admission.suggest("a") == {"job": 0} and admission.suggest("b") is None
+    assert said == []  # it is for other trunks to end, not for machines to come
     admission = Admission(asks_of(4, 1), lambda: 2, say=said.append)
-    assert admission.suggest("a") == {"job": 1} and admission.suggest("b") is None
-    assert said == []  # something runs
-    admission.on_trial_complete("a")
-    assert admission.suggest("b") is None
-    assert said == ["Waiting for machines: t0 needs 4 slots, 2 are there."]
+    assert admission.suggest("a") == {"job": 1}  # meanwhile what does fit runs
+    assert said == ["Waiting for machines: t0 needs 4 slots, the cluster has 2 now."]
+
+
+def test_a_wide_trunk_is_not_starved_by_narrow_ones_that_were_there_before_the_cluster_grew(monkeypatch) -> None:
+    monkeypatch.setattr("orchestrator.admission.LOOK_EVERY_SECONDS", -1.0)
+    slots, order, running = [1], list[int](), list[str]()
+    admission = Admission(asks_of(2, *[1] * 10), lambda: slots[0])
+    for turn in range(100):
+        config = admission.suggest(str(turn))
+        if config == Searcher.FINISHED:
+            break
+        if config is None:
+            admission.on_trial_complete(running.pop(0))  # they end one by one, so that never two slots are free at once
+            continue
+        order.append(config["job"])
+        running.append(str(turn))
+        slots[0] = 2
+    assert sorted(order) == list(range(11)) and order.index(0) <= 3

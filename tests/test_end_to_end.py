@@ -5,6 +5,7 @@ One tiny study, interrupted in every way a study can be, against the same study 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,17 @@ evaluation: {points_per_decade: 2, first_flops: 1e8, n_sequences: 8}
 """
 N_TRIALS = 12
 Emergence = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def publishers_of(study: Path) -> list[int]:
+    """The process that publishes a study."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"orchestrator.record" in words and str(study).encode() in words:
+                found.append(int(process.name))
+    return found
 
 
 class Home:
@@ -242,9 +254,14 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(q
     assert driver.returncode == 130 and "Go on with: emergence run" in out
     assert 0 < len(State.of(home.study).trials) < N_TRIALS
 
-    driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
-    driver.send_signal(signal.SIGINT)
-    assert driver.communicate(timeout=120)[0] and driver.returncode == 130
+    for asked in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C; a connection that was lost
+        driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 3)
+        for pid in (publishers := publishers_of(home.study)):
+            os.kill(pid, signal.SIGTERM)  # `ray job stop` sends it to all there are
+        assert publishers
+        driver.send_signal(asked)
+        out, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 130 and "not up to date" not in out and "still being written" not in out
 
     driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
     driver.kill()

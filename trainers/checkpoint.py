@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,8 +40,8 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
     facts = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
     manifest = {"fingerprint": fingerprint, "number": number, "files": facts}
     store.put(name, files | {"manifest.json": json.dumps(manifest).encode()})
-    for other in _numbered(store):  # a higher number is left from a run that did not count: load found it invalid
-        if not number - KEEP < int(other) <= number:
+    for other in _numbered(store):  # a valid one of a higher number is another's, who has come further: leave it
+        if int(other) <= number - KEEP or (int(other) > number and not valid(store, other, fingerprint)):
             store.remove(other)
     return name
 
@@ -160,9 +161,10 @@ class Local:
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".[0-9]*"):  # left by a kill in mid-write
-            shutil.rmtree(torn, ignore_errors=True)
-        target, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        for torn in self.folder.glob(f".[0-9]*.{socket.gethostname()}.*"):  # left by a kill in mid-write
+            if not Path("/proc", torn.suffix[1:]).exists():  # another's who is at it, if this machine can tell
+                shutil.rmtree(torn, ignore_errors=True)
+        target, temporary = self.folder / name, self.folder / f".{name}.{socket.gethostname()}.{os.getpid()}"
         temporary.mkdir()
         try:
             for file, data in files.items():

@@ -44,6 +44,7 @@ class Engine:
         """Joins the process group if there is one, else makes one of its own. Raises ValueError for a batch that the
         workers cannot share."""
         deepspeed = _deepspeed(place.device)
+        _freeze_what_stays()  # before there is anything to be let go of
         self.trunk, self.place = trunk, place
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.micro_batch, self.turns = shares(trunk.training.batch_size, self.world, place.micro_batch)
@@ -78,7 +79,11 @@ class Engine:
             "zero_optimization": memory.zero_section(self.trunk, place.zero_stage, place.offload),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # its own AdamW for the CPU would have to be compiled
-            "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": {
+                "enabled": training.precision == "bf16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # or ZeRO would also sum gradients in 16 bits, stage 0 not
+            },
         }
 
     def step(self, batch: Batch, rate: float, number: int) -> float:
@@ -143,22 +148,25 @@ class Engine:
 
     # Remembering and returning -----------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Tensors:
-        """Copies of weights, moments and step counts, whole, by name. What DeepSpeed counts itself need not be copied.
+    def snapshot(self, moments: bool = True) -> Tensors:
+        """Copies of weights and, unless only they are asked for, moments and step counts, whole, by name. What DeepSpeed
+        counts itself need not be copied.
 
         Where ZeRO shares them out they are put together again, in the host's memory, on every rank.
         """
         tensors = {}
+        moments = moments and bool(self.adamw.state)
         self._link_moments()
         for name, parameter in self.model.named_parameters():
             if not self.place.zero_stage:
                 tensors[name] = parameter.detach().clone()
-                tensors |= {f"{name}//{k}": v.detach().clone() for k, v in self.adamw.state.get(parameter, {}).items()}
+                state = self.adamw.state.get(parameter, {}) if moments else {}
+                tensors |= {f"{name}//{k}": v.detach().clone() for k, v in state.items()}
                 continue
             from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
             tensors[name] = safe_get_full_fp32_param(parameter).detach().cpu()
-            if self.adamw.state:
+            if moments:
                 tensors[f"{name}//step"] = self._steps().detach().cpu().clone()
                 for key in MOMENTS:
                     tensors[f"{name}//{key}"] = safe_get_full_optimizer_state(parameter, key).detach().cpu()
@@ -245,6 +253,8 @@ class Engine:
     def destroy(self) -> None:
         """Let go of the memory; the process group stays, for the trunks to come."""
         self.deepspeed.destroy()
+        if self.place.compiled:
+            torch._dynamo.reset()  # it gives up on a block's code after some shapes of it; what it compiled is kept on disk
         del self.deepspeed, self.model, self.adamw
         _collect_garbage()
 
@@ -310,7 +320,6 @@ def _freeze_what_stays() -> None:
 def _collect_garbage() -> None:
     """Free the engine: `destroy()` leaves reference cycles that hold the weights (636 -> 1,432 MB after five models).
 
-    The first time torch's and DeepSpeed's modules are put out of the collector's sight: 0.3 ms a trunk then, not 170.
+    Torch's and DeepSpeed's modules have been put out of the collector's sight: it takes 0.3 ms a trunk then, not 170.
     """
-    _freeze_what_stays()
     gc.collect()

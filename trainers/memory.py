@@ -214,7 +214,8 @@ Tried = tuple[How, Needs]
 def bucket_elements(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
     """Gradients that are reduced at once: all, BUCKET_ELEMENTS, or the largest layer if that alone is more."""
     n_params = n_parameters(model, vocab_size, seq_len, numbers)
-    return max(min(n_params, BUCKET_ELEMENTS), largest_layer(model, vocab_size, seq_len))
+    most = max(min(n_params, BUCKET_ELEMENTS), largest_layer(model, vocab_size, seq_len))
+    return most + most % 2  # DeepSpeed insists on an even number
 
 
 def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, Any]:
@@ -359,7 +360,14 @@ def workers_needed(
     raise last
 
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory", "DefaultCPUAllocator:")
+OUT_OF_MEMORY = (
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+    "DefaultCPUAllocator:",
+)
 """As torch says it: the class of a GPU's, its text and that of the driver, and of the allocator of the CPU."""
 
 

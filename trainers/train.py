@@ -25,6 +25,9 @@ from trainers.tasks import ItemSet
 Event = dict[str, Any]
 Status = Literal["finished", "stopped"]
 
+SAVES_SHARE = 20
+"""A save that takes long is not made often: this many times as long is trained in between, whatever was asked for."""
+
 
 def run_trunk(
     trunk: TrunkSpec,
@@ -72,7 +75,7 @@ def run_trunk(
             emit(now["events"])
     elif found and folder and leads:
         checkpoint.clear(folder)  # it has passed a budget that is wanted now: train again from the start
-    saved_at = time.monotonic()
+    saved_at, save_seconds = time.monotonic(), 0.0
 
     def say(kind: str, key: str, **facts: Any) -> None:
         event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time(), **facts}
@@ -81,13 +84,15 @@ def run_trunk(
             emit([event])
 
     def save() -> None:
-        nonlocal saved_at
+        nonlocal saved_at, save_seconds
+        begin = time.monotonic()
         if folder:
             tensors = {"live": engine.snapshot()} | ({"left": left_state} if left_state else {})
             now["saves"] += 1
             if leads:
                 checkpoint.save(folder, now["saves"], trunk.fingerprint(), {"now": now, "left": left}, tensors)
         saved_at = time.monotonic()
+        save_seconds = saved_at - begin
 
     def examine(on: str, **facts: Any) -> bool:
         """Evaluate and emit, once for each (trunk or branch, step) even across restarts. Is the model still finite?"""
@@ -111,7 +116,7 @@ def run_trunk(
         facts |= {"eval_flops": now["exams_charged"] * exam_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
         facts |= {"workers": engine.world, "micro_batch": engine.micro_batch}
-        facts |= {name: getattr(place, name) for name in ("zero_stage", "recompute", "offload", "halvings")}
+        facts |= {name: getattr(place, name) for name in ("zero_stage", "recompute", "offload", "compiled", "halvings")}
         trial = trunk.trial(budget_flops)
         say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
         now["ended"].append(budget_flops)
@@ -157,7 +162,8 @@ def run_trunk(
                 examine("trunk", grid=True)
 
             # 6. Between two steps: is somebody asking us to stop, is it time to save?
-            asked, due = engine.agreed(should_stop(), time.monotonic() - saved_at > place.checkpoint_every_seconds)
+            patience = max(place.checkpoint_every_seconds, SAVES_SHARE * save_seconds)
+            asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > patience)
             if asked or due:
                 save()
             if asked:
@@ -257,7 +263,7 @@ def _newest_checkpoint(
 
 
 def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:
-    weights = {name: tensor for name, tensor in engine.snapshot().items() if "//" not in name}
+    weights = engine.snapshot(moments=False)
     if engine.rank == 0:
         checkpoint.save_weights(folder, trial.id, weights, {"trial": trial.model_dump_json()})
 

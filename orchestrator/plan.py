@@ -25,8 +25,8 @@ START_SECONDS = 15.0
 """From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
 TRUNK_SECONDS = 0.1
 """Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
-GROUP_SECONDS = 20.0
-"""What it takes Ray Train to start a group of workers and to end it; seen 18 to 23 s on two cores."""
+GROUP_SECONDS = 12.0
+"""What it takes Ray Train to start a group of workers and to end it; seen 10 s on two quiet cores (time_multiplier), more on busy ones."""
 
 
 class Options(NamedTuple):

@@ -94,7 +94,7 @@ def speed_sentence(speed: Speed) -> str:
     sure = f" (95 % interval {figure(low)} to {figure(high)}, {times(n, 'pair')} of runs)" if low is not None else ""
     return (
         f"{times(speed.workers, 'worker')} train {figure(mean)} times as fast as {speed.beside_workers}{sure}: "
-        f"what takes {speed.beside_workers} a year takes {speed.workers} of them {figure(12 / mean)} months."
+        f"a year's work of {speed.beside_workers} is done by {speed.workers} in {figure(12 / mean)} months."
     )
 
 

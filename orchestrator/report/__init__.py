@@ -71,6 +71,7 @@ def _any_block(figure: str) -> Callable[[dict[str, Any]], bool]:
 
 
 SECTIONS = (
+    Section("speed", "Workers", lambda page: bool(page["speeds"])),
     Section("surface", "Tasks × compute"),
     Section("walk", "Along compute"),
     Section("skills", "Skills and memory"),
@@ -81,7 +82,6 @@ SECTIONS = (
     Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
     Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
     Section("generalists", "Generalist and specialists", lambda page: bool(page["contests"])),
-    Section("speed", "Workers", lambda page: bool(page["speeds"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),
     Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),

@@ -150,6 +150,12 @@ def run(
     ] = False,
     tracking_uri: TrackingUri = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="What a kill may cost, per trunk.")] = 30.0,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Tries more for a trunk that failed or lost its machine; default: 2 here, 10 on a cluster."
+        ),
+    ] = None,
 ) -> None:
     """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
     _check_device(device)
@@ -157,7 +163,8 @@ def run(
     uri = _tracking_uri(tracking_uri)
     folder = _writable(journal.study_folder(study.id))
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights)
+    tries = (2 if options.address == "local" else 10) if retries is None else retries
+    options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     _check_room(study, options)
     console = Console()
     with StudyLock(folder, study.id):

@@ -62,7 +62,9 @@ class Machine:
         for own in ("home", "tmp"):
             (folder / own).mkdir(parents=True)
         (folder / "tmp").chmod(0o1777)
-        (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.{n} m{n}\n" for n in range(1, 9)))
+        # Its own name is 127.0.1.1 to it, as on Debian: what looks itself up by name gets no address that others reach.
+        names = "".join(f"{'127.0.1.1' if n == number else f'10.77.0.{n}'} m{n}\n" for n in range(1, 9))
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (self.own_home / ".bashrc").touch()
         script = INSIDE.format(folder=folder, home=self.home, name=f"m{number}", keep="\n".join(map(self._kept, keep)))
         unshare = [

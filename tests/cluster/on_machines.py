@@ -2,14 +2,17 @@
 
     make test-cluster
 
-A laptop, a head and a worker (machines.py). The cluster is that of cluster.local.yaml, with three edits: the addresses; the
-environment that is here in place of `make install`, so that nothing is downloaded; and its folder for checkpoints. Not
-collected by plain `pytest`: needs root and an sshd, and takes minutes. The tests follow one another as a day would.
+A laptop, a head, a worker and later a second (machines.py). The cluster is that of cluster.local.yaml, with three edits:
+the addresses; the environment that is here in place of `make install`, so that nothing is downloaded; and its folder for
+checkpoints. Not collected by plain `pytest`: needs root and an sshd, and takes minutes. The tests follow one another as a
+day would.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -34,15 +38,31 @@ question: Does a tiny model learn anything?
 family: {{name: cipher, n_symbols: 8, n_pairs: 8}}
 axes:
   arm: [answer]
-  n_tasks: [4, 1024]
+  n_tasks: {n_tasks}
   compute_flops: {budgets}
   replicates: 1
 model: {{n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32, conv_kernel: 4}}
 training: {{batch_size: 8, warmup_steps: 10}}
 evaluation: {{points_per_decade: 4, first_flops: 1e8, n_sequences: 8}}
+place: {{workers: {workers}}}
 """
-STUDIES = {"tiny": ("[3e8]", 2), "longer": ("[1e9, 8e9]", 4)}
-"""Budgets and number of trials."""
+
+
+class Asked(NamedTuple):
+    """What is asked in a study, and how many trials that makes."""
+
+    budgets: str
+    n_trials: int
+    n_tasks: str = "[4, 1024]"
+    workers: int = 1
+
+
+STUDIES = {
+    "tiny": Asked("[3e8]", 2),
+    "longer": Asked("[1e9, 8e9]", 4),
+    "group": Asked("[4e8]", 1, "[64]", workers=4),
+    "torn": Asked("[2e9]", 1, "[64]", workers=4),
+}
 NODES = """
 import json, ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
@@ -61,12 +81,12 @@ class Site:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
         self.network = Network(folder)
         keep = [Path(sys.prefix), Path(sys.base_prefix), ROOT, folder]
-        self.laptop, self.head, self.worker = (
-            Machine(name, number, folder / name, keep) for number, name in enumerate(("laptop", "head", "worker"), 1)
-        )
-        for machine in (self.laptop, self.head, self.worker):
+        names = ("laptop", "head", "worker", "second")
+        self.machines = [Machine(name, number, folder / name, keep) for number, name in enumerate(names, 1)]
+        self.laptop, self.head, self.worker, self.second = self.machines
+        for machine in self.machines:
             self.network.plug(machine)
-        for machine in (self.head, self.worker):
+        for machine in self.machines[1:]:
             machine.serve_ssh(folder / "host_key", folder / "key.pub")
         self.laptop.at = self.project
         self.results = self.head.own_home / "emergence"  # on the head's own disk: no other machine sees it
@@ -96,15 +116,16 @@ class Site:
 
     def write(self, study: str) -> None:
         """Write a study on the laptop."""
-        text = STUDY.format(name=study, budgets=STUDIES[study][0])
+        text = STUDY.format(name=study, **STUDIES[study]._asdict())
         (self.project / "sweeps" / f"{study}.yaml").write_text(text)
 
     def alone(self, study: str) -> Path:
-        """The folder of a study that ran on the laptop alone."""
+        """The folder of a study that ran on the laptop alone, a worker a trial."""
         home = self.folder / "alone"
         if not (home / f"{study}@1" / "results.parquet").exists():
             self.write(study)
-            line = f"EMERGENCE_HOME={home} PYTHONPATH={self.project} emergence run sweeps/{study}.yaml --address local"
+            environment = f"EMERGENCE_HOME={home} PYTHONPATH={self.project}"
+            line = f"{environment} emergence run sweeps/{study}.yaml --address local --workers 1"
             self.laptop.run(line, timeout=600)
         return home / f"{study}@1"
 
@@ -115,7 +136,7 @@ class Site:
         return [(address, alive, cores) for address, alive, cores in json.loads(line.removeprefix("nodes "))]
 
     def end(self) -> None:
-        for machine in (self.laptop, self.head, self.worker):
+        for machine in self.machines:
             machine.end()
         self.network.end()
 
@@ -130,6 +151,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield here
     finally:
         here.end()
+
+
+@pytest.fixture(scope="module")
+def second(site: Site) -> Machine:
+    """A second worker, added as a person adds a machine: its address into the cluster's file, and `ray up` again."""
+    file = site.project / "mine.yaml"
+    text, alone = file.read_text(), f"worker_ips: [{site.worker.address}]"
+    assert text.count(alone) == 1
+    file.write_text(text.replace(alone, f"worker_ips: [{site.worker.address}, {site.second.address}]"))
+    took(site.laptop, "ray up --disable-usage-stats --yes mine.yaml")
+    both = {(machine.address, True) for machine in (site.worker, site.second)}
+    wait_until(lambda: {n[:2] for n in site.nodes()} >= both, 240, "both workers are there")
+    return site.second
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +190,7 @@ def assert_equal_to_one_alone(site: Site, study: str, folder: Path) -> None:
     events = read(folder)[0]
     # A resumed trunk tells again what it had told: the same event by its key.
     ended = Counter(trial for trial, _ in {(e["trial"], e["key"]) for e in events if e["kind"] == "trial"})
-    assert len(ended) == STUDIES[study][1] and set(ended.values()) == {1}
+    assert len(ended) == STUDIES[study].n_trials and set(ended.values()) == {1}
     assert [r["status"] for r in pq.read_table(folder / "runs.parquet").to_pylist()] == ["done"] * len(ended)
     assert {e["host"] for e in events if e["kind"] == "evaluation"} == {"m3"}
     assert (folder / "results.parquet").read_bytes() == (site.alone(study) / "results.parquet").read_bytes()
@@ -165,6 +199,42 @@ def assert_equal_to_one_alone(site: Site, study: str, folder: Path) -> None:
 
 def n_evaluations(folder: Path) -> int:
     return sum(e["kind"] == "evaluation" for e in read(folder)[0])
+
+
+def curve(folder: Path) -> dict[tuple[str, str, int], float]:
+    """Training loss in nats by trunk, trunk or branch, and step."""
+    return {
+        (e["trunk"], e["on"], e["step"]): e["train_loss_nats"]
+        for e in read(folder)[0]
+        if e["kind"] == "evaluation" and e["train_loss_nats"] is not None
+    }
+
+
+def connections(machine: Machine, other: Machine) -> dict[tuple[int, int], int]:
+    """Ray's workers here that are connected with the other machine: process by the connection's two ports, this end first."""
+    said = machine.run(f"ss -Htnp state established dst {other.address}")
+    found = re.findall(r":(\d+)\s+\S+:(\d+)\s+users:\(\(\"ray::[^\"]*\",pid=(\d+)", said)
+    return {(int(here), int(there)): int(process) for here, there, process in found}
+
+
+def joined(one: Machine, other: Machine) -> set[tuple[int, int]]:
+    """Which worker of a group here is connected with which there: pairs of processes.
+
+    Through Ray the workers of a group know nothing of one another, and to meet each needs rank 0 alone: that two and two are
+    connected in all four ways is gloo's doing.
+    """
+    there = connections(other, one)
+    return {(process, there[port[::-1]]) for port, process in connections(one, other).items() if port[::-1] in there}
+
+
+def assert_close_to_one_worker(site: Site, study: str, folder: Path) -> None:
+    """Its one trial ended once, and what it lost in training is to 1e-5 nats what one worker loses."""
+    assert {(e["status"], e["workers"]) for e in read(folder)[0] if e["kind"] == "trial"} == {("done", 4)}
+    assert len({(e["trial"], e["key"]) for e in read(folder)[0] if e["kind"] == "trial"}) == 1
+    shared, alone = curve(folder), curve(site.alone(study))
+    assert shared.keys() == alone.keys() and len(shared) >= 3
+    print(f"{max(abs(shared[point] - alone[point]) for point in alone):.1g} nats at most from one worker's loss")
+    assert shared == pytest.approx(alone, abs=1e-5, rel=0)
 
 
 JOB = "RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job"
@@ -219,7 +289,7 @@ def test_ctrl_c_at_ray_submit_lets_the_trunks_save(site: Site) -> None:
     wait_until(lambda: n_evaluations(folder) >= 1, 120, "the study has begun", submitted)
     press_ctrl_c(submitted)
     submitted.wait(120)
-    assert len(State.of(folder).trials) < STUDIES["longer"][1]  # stopped before it was through
+    assert len(State.of(folder).trials) < STUDIES["longer"].n_trials  # stopped before it was through
     assert lock_holder(folder) is None and not (folder / "stop").exists()  # it left by itself: a kill leaves both
 
 
@@ -231,7 +301,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on_when_submitted_again(site: Site
     site.laptop.run(run.format("first", "--no-wait"))
     wait_until(lambda: n_evaluations(folder) >= evaluations + 2, 120, "the job has begun")
     took(site.laptop, f"{JOB} stop first")
-    assert len(State.of(folder).trials) < STUDIES["longer"][1]  # stopped before it was through
+    assert len(State.of(folder).trials) < STUDIES["longer"].n_trials  # stopped before it was through
     lines = (folder / "journal.jsonl").read_text()
     assert lines.endswith("\n") and all(json.loads(line) for line in lines.splitlines())
     assert lock_holder(folder) is None and not (folder / "stop").exists()  # it left by itself: a kill leaves both
@@ -253,7 +323,7 @@ def test_a_worker_cut_off_for_as_long_as_ray_waits_changes_no_result(site: Site,
     wait_until(lambda: n_evaluations(folder) >= 2, 120, "the job has begun", job)
     site.network.cable(site.worker, "down")
     began, before = time.monotonic(), State.of(folder)
-    assert len(before.trials) < STUDIES["longer"][1]
+    assert len(before.trials) < STUDIES["longer"].n_trials
     wait_until(
         lambda: (site.worker.address, False) in {n[:2] for n in site.nodes()}, 240, "Ray has given the worker up"
     )
@@ -267,9 +337,48 @@ def test_a_worker_cut_off_for_as_long_as_ray_waits_changes_no_result(site: Site,
     assert_equal_to_one_alone(site, "longer", folder)
 
 
+def test_a_group_that_spans_two_machines_comes_to_what_one_worker_comes_to(site: Site, second: Machine) -> None:
+    """Four workers, and two cores on each machine."""
+    site.write("group")
+    site.laptop.run("ray rsync-up mine.yaml sweeps/ '~/emergence-lab/sweeps/'")
+    began, log = time.monotonic(), site.folder / "group.log"
+    run = site.laptop.start("exec ray submit mine.yaml orchestrator/cli.py run sweeps/group.yaml", log)
+    wait_until(lambda: len(joined(site.worker, second)) == 4, 300, "each is connected with each", run)
+    print(f"{time.monotonic() - began:6.1f} s  until the group was connected")
+    assert run.wait(400) == 0, log.read_text()
+    print(f"{time.monotonic() - began:6.1f} s  for the study")
+    assert_close_to_one_worker(site, "group", site.results / "group@1")
+
+
+def test_a_group_that_loses_a_machine_comes_to_the_same(site: Site, second: Machine) -> None:
+    """It cannot go on until the machine is back, and then begins from its checkpoint."""
+    site.write("torn")
+    site.laptop.run("ray rsync-up mine.yaml sweeps/ '~/emergence-lab/sweeps/'")
+    folder, log = site.results / "torn@1", site.folder / "torn.log"
+    line = "exec ray submit mine.yaml orchestrator/cli.py run sweeps/torn.yaml -- --checkpoint-seconds 1"
+    run = site.laptop.start(line, log)
+    saved = site.shared / "checkpoints" / "torn@1" / "checkpoints"
+    wait_until(lambda: any("manifest.json" in names for _, _, names in os.walk(saved)), 300, "it has saved", run)
+    wait_until(lambda: n_evaluations(folder) >= 1, 300, "it has reported", run)
+    assert joined(site.worker, second)
+    site.network.cable(second, "down")
+    began = time.monotonic()
+    assert not State.of(folder).trials
+    wait_until(lambda: (second.address, False) in {n[:2] for n in site.nodes()}, 240, "Ray has given the worker up")
+    print(f"{time.monotonic() - began:6.1f} s  until Ray gave up a worker that was cut off")
+    site.network.cable(second, "up")
+    began = time.monotonic()
+    assert run.wait(600) == 0, log.read_text()
+    print(f"{time.monotonic() - began:6.1f} s  for the rest of the study, from the cable on")
+    assert len(State.of(folder).sessions) == 1  # the driver never noticed more than a slow trunk
+    assert [e["resumed"] for e in read(folder)[0] if e["kind"] == "trunk"] == [1]
+    assert_close_to_one_worker(site, "torn", folder)
+
+
 def test_ray_down_leaves_no_ray_on_any_machine(site: Site) -> None:
-    assert site.head.runs("raylet") and site.worker.runs("raylet")
+    workers = [machine for machine in (site.worker, site.second) if machine.runs("raylet")]
+    assert site.head.runs("raylet") and site.worker in workers
     took(site.laptop, "ray down --yes mine.yaml")
     assert not site.head.runs("raylet") and not site.head.runs("gcs_server")
     # `ray down` does not visit the workers of a `local` provider: they end when they have missed the head for a minute.
-    wait_until(lambda: not site.worker.runs("raylet"), 180, "the worker has ended by itself")
+    wait_until(lambda: not any(machine.runs("raylet") for machine in workers), 180, "they have ended by themselves")

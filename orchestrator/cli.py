@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -79,6 +81,7 @@ GpuMemory = Annotated[
     float | None,
     typer.Option(
         min=0.01,
+        max=1e6,
         envvar="EMERGENCE_GPU_MEMORY_GB",
         help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.",
     ),
@@ -129,7 +132,7 @@ def plan_command(
     state = State.of(folder)
     plan.check_against_record(study, state, study_name)
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    _check_room(study, options)
+    _check_room(study, options, absent_is_fine=not address)
     n_slots, known = _slots(options)
     speed = plan.calibrate(study, device) if calibrate else None
     _show_plan(plan.make(study, state, n_slots, device, speed, folder, options), folder, known)
@@ -166,6 +169,7 @@ def run(
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     _check_room(study, options)
+    _check_writable(options.storage)
     console = Console()
     with StudyLock(folder, study.id):
         state = State.of(folder)
@@ -179,13 +183,11 @@ def run(
         outcome = _run_missing(study, state, folder, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
-        console.print(
-            f"\nStopped; everything so far is kept. Go on with: {_program()} run {study_name}", highlight=False
-        )
+        console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if outcome == "failed":
-        again = f"\nSome trials failed (see above). Try them again with: {_program()} run {study_name}"
-        console.print(again, highlight=False)
+        again = f"\nSome trials failed (see above). Try them again with: {_again()}"
+        console.print(again, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -386,9 +388,12 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
     folder, study, _ = _recorded(study_name)
     with StudyLock(folder, study.id):
-        checkpoints = plan.checkpoints_of(folder, storage or os.environ.get("EMERGENCE_STORAGE"))
+        given = storage or os.environ.get("EMERGENCE_STORAGE")
+        checkpoints = plan.checkpoints_of(folder, _storage(given) if given else None)
         n_bytes = checkpoint.clear(checkpoints)
     typer.echo(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
+    if not n_bytes:
+        typer.echo(f"There were none in {checkpoints}; with another --storage they are there.")
 
 
 # Showing ------------------------------------------------------------------------------------------------------------
@@ -449,7 +454,7 @@ def _places(todo: plan.Plan) -> list[tuple[str, str]]:
         if laid is None or laid.fit is None:
             continue
         fit = laid.fit
-        if laid.workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
+        if todo.options.gpu_bytes or laid.workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
             which = f"{line}: " if len(todo.study.lines) > 1 else ""
             rows.append(("place", f"{which}{times(laid.workers, 'worker')} a trial; {fit.why}"))
     return rows
@@ -550,6 +555,11 @@ def _program() -> str:
     if called.name != "emergence" or shutil.which("emergence"):
         return "emergence"
     return os.path.relpath(called) if called.is_absolute() else str(called)
+
+
+def _again() -> str:
+    """This very command, to copy: without its options it might not find its checkpoints again."""
+    return shlex.join([_program(), *sys.argv[1:]])
 
 
 def _list_studies(console: Console) -> None:
@@ -653,11 +663,7 @@ def _options(
     """What the options of `plan` and `run` come to."""
     storage = storage or os.environ.get("EMERGENCE_STORAGE") or None
     if storage:
-        try:
-            checkpoint.store_of(storage)
-        except ValueError as problem:
-            raise UsageProblem(f"--storage {problem}; give a folder, or a URI such as s3://bucket/prefix") from None
-        storage = storage if "://" in storage else str(Path(storage).resolve())
+        storage = _storage(storage)
     gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else provenance.gpu_bytes() if device == "cuda" else None
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     is_local = address == "local"
@@ -673,15 +679,42 @@ def _options(
     )
 
 
-def _check_room(study: Study, options: Options) -> None:
-    """Refuse a trial that can never start, before anything is priced: on this machine, under --slots, or on the cluster."""
+def _storage(given: str) -> str:
+    """A folder or URI for checkpoints, its path made absolute. Raises UsageProblem for one that is no such thing."""
+    what = "give a folder, or a URI such as s3://bucket/prefix"
+    if re.match(r"[a-z][a-z0-9+]+:/(?!/)", given) or given.endswith("://"):
+        raise UsageProblem(f"--storage {given}: neither a folder nor a whole URI; {what}")
+    try:
+        checkpoint.store_of(given)
+    except (ValueError, OSError) as problem:
+        said = str(problem).splitlines()[0][:200]
+        raise UsageProblem(f"--storage {given}: cannot be reached: {said}; {what}") from None
+    return given if "://" in given else str(Path(given).resolve())
+
+
+def _check_writable(storage: str | None) -> None:
+    """Write a byte where checkpoints will go. Raises UsageProblem, before anything has started."""
+    if storage is None:
+        return
+    try:
+        checkpoint.store_of(storage).put_file(".writable", b"1")
+    except OSError as problem:
+        said = str(problem).splitlines()[0][:200]
+        raise UsageProblem(f"--storage {storage}: checkpoints cannot be written there: {said}") from None
+
+
+def _check_room(study: Study, options: Options, absent_is_fine: bool = False) -> None:
+    """Refuse a trial that can never start, before anything is priced: on this machine, under --slots, or on the cluster.
+
+    A plan may be made before the cluster is there that the environment speaks of.
+    """
     line, laid = plan.widest(study, options)
     wide = plan.slots_of(laid, options)
     if options.address != "local":
         from orchestrator import machines  # here: importing Ray takes a second that most refusals should not
 
         try:
-            machines.refuse_early(options, wide)
+            machines.refuse_early(options, wide, absent_is_fine)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
     if options.address != "local" and not options.slots:

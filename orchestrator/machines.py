@@ -70,15 +70,18 @@ def _start_ray(options: Options, widest: int) -> int:
     A bare `ray.init` would join whatever it finds.
     """
     os.environ |= ENVIRONMENT
+    address = options.address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
     if options.address == "local":
         quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
-        _ask_for_an_answer(options.address)
+        address = (
+            _ask_for_an_answer(options.address) or options.address
+        )  # that which was asked, and no other that Ray finds
         quiet |= {"runtime_env": {"env_vars": ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
-        ray.init(address=options.address, **quiet)
+        ray.init(address=address, **quiet)
     except Exception as problem:  # some are bare
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         reason = lines[0] if lines else type(problem).__name__
@@ -110,12 +113,18 @@ def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str
     raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
 
 
-def refuse_early(options: Options, widest: int) -> None:
-    """Ask a cluster for what it has, without joining it: that and loading Ray Tune take seconds. Raises ClusterProblem.
+def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
+    """Ask a cluster for what it has, without joining it: that and loading Ray Tune take seconds. Raises ClusterProblem, for a
+    cluster that does not answer only if it must.
 
     A cluster that cannot be asked so (by a client's address) is not refused here: joining it will tell.
     """
-    target = _ask_for_an_answer(options.address)
+    try:
+        target = _ask_for_an_answer(options.address)
+    except ClusterProblem:
+        if absent_is_fine:
+            return
+        raise
     if not target:
         return
     os.environ |= ENVIRONMENT
@@ -161,7 +170,11 @@ def _ask_for_an_answer(address: str) -> str:
     what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
     if address == "auto":
         left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
-        target = os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.exists() else "")
+        target = os.environ.get("RAY_ADDRESS", "")
+        if target in ("", "auto"):
+            target = left.read_text().strip() if left.exists() else ""
+        if not target:
+            raise ClusterProblem(f"{named}: this machine belongs to no cluster that 'ray start' made here; {what}")
         named = f"{named} ({target})"
     if target.startswith(("http://", "https://")):
         raise ClusterProblem(f"{named}: that is where 'ray job submit' goes; {what}")

@@ -498,12 +498,17 @@ PUBLISHER_PATIENCE_SECONDS = 300.0
 
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
     """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
-    command = [sys.executable, "-m", "orchestrator.record", str(folder)]
+    command = [sys.executable, "-P", "-m", "orchestrator.record", str(folder)]  # our code, not the current folder's
+    code = {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+    }
     log = open(folder / LOG_FILE, "ab")  # noqa: SIM115 - the child keeps it
     with log:
         return subprocess.Popen(
             ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri},  # not among the arguments: it may hold a password
+            env=os.environ
+            | code
+            | {"MLFLOW_TRACKING_URI": tracking_uri},  # not among the arguments: it may hold a password
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

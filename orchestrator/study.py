@@ -451,6 +451,7 @@ class _Reader:
         else:
             wanted = {
                 "int_type": "a whole number is needed",
+                "bool_type": "true or false is needed",
                 "float_type": "a number is needed",
                 "string_type": "text is needed",
                 "tuple_type": "a list is needed",

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import budget, memory
+from trainers.checkpoint import store_of
 from trainers.place import Place, shares
 from trainers.spec import TrunkSpec
 
@@ -29,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path, help="JSON file: a TrialSpec, compute_flops a number or a list")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--checkpoints", type=Path, help="folder for checkpoints; the same call then resumes")
+    parser.add_argument("--checkpoints", help="folder or URI for checkpoints; the same call then resumes")
     parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
-    parser.add_argument("--keep-weights", type=Path, help="folder for the weights of every trial, as safetensors")
+    parser.add_argument("--keep-weights", help="folder or URI for the weights of every trial, as safetensors")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the batch (default 1)")
     parser.add_argument(
         "--zero-stage", type=int, default=0, choices=(0, 1, 2, 3), help="what ZeRO shares out (default 0)"
@@ -54,8 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.prove and options.workers > 1:
             raise ValueError("--prove: compares to the bit, and so with one worker alone")
         shares(trunk.training.batch_size, options.workers, options.micro_batch)
-        if options.checkpoints:
-            options.checkpoints.mkdir(parents=True, exist_ok=True)
+        if options.compile and options.zero_stage == 3:
+            raise ValueError("--compile: not with --zero-stage 3, whose hooks inside a block would break every graph")
+        for folder in (options.checkpoints, options.keep_weights):
+            if folder:
+                store_of(folder).put_file(".writable", b"1")
         if options.events:
             options.events.open("a").close()
     except (OSError, ValueError, OverflowError, RecursionError) as problem:
@@ -64,11 +68,19 @@ def main(argv: list[str] | None = None) -> int:
 
     from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
 
+    if options.device == "cuda":
+        import torch
+
+        if torch.cuda.device_count() < options.workers:
+            print(
+                f"--device cuda: {torch.cuda.device_count()} GPUs here, {options.workers} are needed", file=sys.stderr
+            )
+            return 2
     place = Place(
         device=options.device,
         threads=options.threads,
-        checkpoint_folder=str(options.checkpoints) if options.checkpoints else None,
-        weights_folder=str(options.keep_weights) if options.keep_weights else None,
+        checkpoint_folder=options.checkpoints,
+        weights_folder=options.keep_weights,
         zero_stage=options.zero_stage,
         micro_batch=options.micro_batch,
         recompute=options.recompute,

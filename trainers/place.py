@@ -40,7 +40,7 @@ class Place(Record):
     checkpoint_folder: str | None = None
     """Where this trunk's checkpoints live, a folder or a URI that pyarrow.fs knows; none are written without it."""
     checkpoint_every_seconds: NotNegative = 30.0
-    """What a kill may cost. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
+    """What a kill may cost; 0 saves after every step. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
     weights_folder: str | None = None
     """Where the weights that a trial ends with are kept, as safetensors, a file each; none are without it."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0

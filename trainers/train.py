@@ -26,7 +26,8 @@ Event = dict[str, Any]
 Status = Literal["finished", "stopped"]
 
 SAVES_SHARE = 20
-"""A save that takes long is not made often: this many times as long is trained in between, whatever was asked for."""
+"""A save that takes long is not made often: this many times as long is trained in between, unless one after each step is
+asked for."""
 
 
 def run_trunk(
@@ -162,7 +163,8 @@ def run_trunk(
                 examine("trunk", grid=True)
 
             # 6. Between two steps: is somebody asking us to stop, is it time to save?
-            patience = max(place.checkpoint_every_seconds, SAVES_SHARE * save_seconds)
+            every = place.checkpoint_every_seconds
+            patience = max(every, SAVES_SHARE * save_seconds) if every else 0.0
             asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > patience)
             if asked or due:
                 save()

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,9 @@ from ray._private.state import GlobalState
 from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
 from orchestrator.plan import Options
+
+HERE = Path(__file__).resolve().parent.parent
+"""Where this code is: the project's folder, or where it is installed."""
 
 ANSWER_SECONDS = 10.0
 """A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
@@ -81,7 +84,8 @@ def _start_ray(options: Options, widest: int) -> int:
         )  # that which was asked, and no other that Ray finds
         quiet |= {"runtime_env": {"env_vars": ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
-        ray.init(address=address, **quiet)
+        with chdir(HERE):  # Ray puts the current folder on its workers' path, and another checkout may lie there
+            ray.init(address=address, **quiet)
     except Exception as problem:  # some are bare
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         reason = lines[0] if lines else type(problem).__name__

@@ -73,7 +73,10 @@ def emergence(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     file.write_text(STUDY)
     environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "200"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "orchestrator.cli", arguments[0], str(file), *arguments[1:]]
+    for package in ("trainers", "orchestrator"):  # as if another checkout lay in the current folder
+        (folder / package).mkdir(exist_ok=True)
+        (folder / package / "__init__.py").write_text("raise RuntimeError('code of another checkout was loaded')")
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", arguments[0], str(file), *arguments[1:]]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
 
 

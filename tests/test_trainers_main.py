@@ -162,3 +162,34 @@ def test_one_budget_needs_no_list(tmp_path):
     trunk, budgets = command.read(write(tmp_path, TRUNK | {"compute_flops": 10**9}))
     assert budgets == [1e9] and trunk == TrunkSpec.model_validate(TRUNK)
     assert command.read(write(tmp_path, TRUNK | {"compute_flops": [2e9, 1e9, 10**9]}))[1] == [1e9, 2e9]
+
+
+def test_two_workers_are_started_and_come_to_what_one_comes_to(tmp_path, capsys):
+    spec = write(tmp_path, TRUNK | {"compute_flops": 50 * STEP})
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    assert command.main([str(spec), "--events", str(alone)]) == 0
+    options = ["--workers", "2", "--zero-stage", "1", "--events", together, "--keep-weights", tmp_path / "weights"]
+    done = subprocess.run([sys.executable, "-m", "trainers", spec, *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "done after 50 steps" in done.stdout, done.stderr
+    ours, theirs = results(together.read_text()), results(alone.read_text())
+    assert ours.keys() == theirs.keys()
+    for key, facts in theirs.items():
+        assert ours[key]["train_loss_nats"] == pytest.approx(facts["train_loss_nats"], abs=1e-5)
+    assert len(list((tmp_path / "weights").rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workers", "3"], "8 sequences cannot be shared by 3 workers; 1, 2, 4, 8 can"),
+        (["--offload"], "--offload: needs --zero-stage 1, 2 or 3"),
+        (["--compile", "--zero-stage", "3"], "--compile: not with --zero-stage 3"),
+        (["--prove", "--workers", "2"], "--prove: compares to the bit, and so with one worker alone"),
+        (["--checkpoints", "gopher://x"], "gopher://x: no storage"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, options, said):
+    spec = write(tmp_path, TRUNK | {"compute_flops": 50 * STEP})
+    assert command.main([str(spec), *options]) == 2
+    told = capsys.readouterr().err
+    assert said in told and len(told.splitlines()) == 1

@@ -67,15 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
+    from trainers.workers import n_gpus, together
 
-    if options.device == "cuda":
-        import torch
-
-        if torch.cuda.device_count() < options.workers:
-            print(
-                f"--device cuda: {torch.cuda.device_count()} GPUs here, {options.workers} are needed", file=sys.stderr
-            )
-            return 2
+    if options.device == "cuda" and (here := n_gpus()) < options.workers:
+        print(f"--device cuda: {here} GPUs here, {options.workers} are needed", file=sys.stderr)
+        return 2
     place = Place(
         device=options.device,
         threads=options.threads,
@@ -88,15 +84,13 @@ def main(argv: list[str] | None = None) -> int:
         compiled=options.compile,
     )
     if options.workers > 1:
-        from trainers import (
-            __main__ as here,
-        )  # run by `-m` this module goes by a name that another process cannot import
-        from trainers.workers import together
+        # Run by `-m` this module goes by a name that another process cannot import.
+        from trainers import __main__ as module
 
         on_gpu = options.device == "cuda"
         memory.with_less(
             lambda place: together(
-                options.workers, on_gpu, here._one_of_several, trunk, budgets, place, options.events
+                options.workers, on_gpu, module._one_of_several, trunk, budgets, place, options.events
             ),
             place,
             trunk.training.batch_size,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
@@ -26,6 +27,11 @@ def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any)
     with tempfile.TemporaryDirectory() as folder:
         given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)
         spawn(_rank, args=given, nprocs=workers)
+
+
+def n_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    return torch.cuda.device_count()
 
 
 def _rank(rank: int, workers: int, on_gpu: bool, meet: str, main: Callable[..., None], given: tuple[Any, ...]) -> None:

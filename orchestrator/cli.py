@@ -168,12 +168,13 @@ def run(
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
-    _check_room(study, options)
-    _check_writable(options.storage)
     console = Console()
     with StudyLock(folder, study.id):
         state = State.of(folder)
         plan.check_against_record(study, state, study_name)
+        if plan.owes(study, state):
+            _check_room(study, options)
+            _check_writable(options.storage)
         if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
             console.print(
                 f"[bold]Note:[/bold] {left_out} recorded trials are outside the axes of {study_name}: they stay in the "
@@ -697,7 +698,7 @@ def _check_writable(storage: str | None) -> None:
     if storage is None:
         return
     try:
-        checkpoint.store_of(storage).put_file(".writable", b"1")
+        checkpoint.check_writable(storage)
     except OSError as problem:
         said = str(problem).splitlines()[0][:200]
         raise UsageProblem(f"--storage {storage}: checkpoints cannot be written there: {said}") from None

@@ -29,6 +29,11 @@ GROUP_SECONDS = 12.0
 """What it takes Ray Train to start a group of workers and to end it; seen 10 s on two quiet cores (time_multiplier), more on busy ones."""
 
 
+COMPILED_PARAMETERS = 10_000_000
+"""Models of so many are compiled on a GPU: every trunk waits some seconds for it, small ones for nothing. Assumed: measured on
+no GPU yet."""
+
+
 class Options(NamedTuple):
     """Where a study runs: nothing here changes a result."""
 
@@ -99,7 +104,7 @@ def jobs(study: Study, state: State, folder: Path | None = None, options: Option
     priced from its checkpoint on. Raises StudyError for what cannot be laid on the workers.
     """
     laid = {study.lines[line]: lay(study, line, options) for line in study.lines}
-    ended = {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
+    ended = _ended(state)
     found = []
     for trunk in study.trunks():
         owed = tuple(b for b in study.budgets if trunk.trial(b).id not in ended)
@@ -107,6 +112,15 @@ def jobs(study: Study, state: State, folder: Path | None = None, options: Option
             at = standing(trunk, owed, folder, options.storage) if folder else budget.START
             found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, laid[trunk.arm, trunk.variant]))
     return sorted(found, key=lambda job: (-job.laid.workers, -(job.price.train_flops + job.price.eval_flops)))
+
+
+def _ended(state: State) -> set[str]:
+    return {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
+
+
+def owes(study: Study, state: State) -> bool:
+    """Is any trial still to do?"""
+    return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
 def lay(study: Study, line: str, options: Options) -> Laid:
@@ -128,7 +142,8 @@ def lay(study: Study, line: str, options: Options) -> Laid:
         fit = memory.fit(trunk, workers, part, **given)
     except ValueError as problem:
         raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
-    pays = options.device == "cuda" and fit.zero_stage < 3  # assumed: measured on no GPU yet
+    large = budget.n_parameters(*budget.shape_of(trunk)) >= COMPILED_PARAMETERS
+    pays = options.device == "cuda" and large and fit.zero_stage < 3
     return Laid(workers, fit, pays if asked.compiled is None else asked.compiled)
 
 

@@ -607,10 +607,8 @@ def _stdin_closed(seconds: float) -> bool:
 
 
 def main() -> int:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # `ray job stop` sends it to all; our end is that of our standard input
     """The publisher process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; our end is our standard input's
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tracking-uri", default=default_tracking_uri())

@@ -126,9 +126,8 @@ def _run_on_ray(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     _SINKS[session] = sink
     scratch = folder / ".tune"
-    here = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )  # not where a worker goes
+    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
     desk = together.Desk.options(name=f"desk-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
     watching = threading.Thread(target=together.watch, args=(folder / STOP_FLAG, desk, done), daemon=True)
@@ -137,9 +136,7 @@ def _run_on_ray(
         for job in todo
     ]
     admission = Admission(asks, partial(machines.slots_there, options), partial(machines.want, options), say)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = (
-        "200"  # admission lets in no more than fit; by itself Tune starts one by one
-    )
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200"  # Tune would start one by one; admission lets in no more than fit
     try:
         watching.start()
         tuner = tune.Tuner(
@@ -158,7 +155,8 @@ def _run_on_ray(
         return [event for events in lost for event in events]
     finally:
         done.set()
-        machines.want(options, 0)
+        with contextlib.suppress(Exception):  # the cluster may be what was lost, and this would hide how
+            machines.want(options, 0)
         del _SINKS[session]
         shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -195,9 +193,9 @@ def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict
 
 def _scratch(folder: Path, options: Options, session: str) -> str:
     """Where Ray Train puts what it insists on writing; it must be seen from every machine, and is thrown away."""
-    return (
-        f"{options.storage.rstrip('/')}/{folder.name}/scratch-{session}" if options.storage else str(folder / ".tune")
-    )
+    if options.storage is None:
+        return str(folder / ".tune")
+    return f"{options.storage.rstrip('/')}/{folder.name}/scratch-{session}"
 
 
 def _failure(result: Any, session: str) -> list[Event]:

@@ -318,6 +318,16 @@ def test_by_uri_a_save_that_was_cut_off_does_not_count(uri, tmp_path, monkeypatc
     assert checkpoint.newest(uri, "f") == 2
 
 
+def test_a_place_is_found_to_be_writable_and_left_as_it_was(uri, tmp_path):
+    for place, folder in ((uri, tmp_path / "bucket/prefix"), (tmp_path / "here", tmp_path / "here")):
+        checkpoint.check_writable(place)
+        assert list(folder.iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", f"file://{tmp_path}/file"):
+        with pytest.raises(OSError):
+            checkpoint.check_writable(place)
+
+
 def test_a_uri_that_no_storage_answers_to_is_refused_by_name():
     with pytest.raises(ValueError, match="gopher://x: no storage"):
         checkpoint.newest("gopher://x", "f")

@@ -108,6 +108,9 @@ def test_trials_of_one_and_two_workers_end_once_each_and_agree(address: str, tmp
     kept = {p.relative_to(tmp_path / "bucket/shared@1").parts[0] for p in (tmp_path / "bucket").rglob("*.safetensors")}
     assert kept == {"checkpoints", "weights"} and not (tmp_path / "runs" / "shared@1" / "checkpoints").exists()
 
+    again = emergence(tmp_path, "run", "--address", "local", "--workers", "4", "--storage", storage)
+    assert again.returncode == 0 and "nothing to run" in again.stdout  # and so nothing is refused for want of machines
+
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_with_the_arithmetic(address: str, tmp_path: Path) -> None:
     """Before Ray Tune is loaded, which alone takes as long again; the limit of two seconds is for a machine with nothing else to

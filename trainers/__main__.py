@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import budget, memory
-from trainers.checkpoint import store_of
+from trainers.checkpoint import check_writable
 from trainers.place import Place, shares
 from trainers.spec import TrunkSpec
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--compile: not with --zero-stage 3, whose hooks inside a block would break every graph")
         for folder in (options.checkpoints, options.keep_weights):
             if folder:
-                store_of(folder).put_file(".writable", b"1")
+                check_writable(folder)
         if options.events:
             options.events.open("a").close()
     except (OSError, ValueError, OverflowError, RecursionError) as problem:

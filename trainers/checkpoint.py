@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEEP = 2
 TENSORS = ".safetensors"
+PROBE = ".writable"
 Tensors = dict[str, "torch.Tensor"]
 Meta = dict[str, Any]
 
@@ -81,6 +82,13 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
     store.put_file(f"{leaf}{TENSORS}", as_bytes(tensors, metadata=facts))
 
 
+def check_writable(folder: str | Path) -> None:
+    """Write a byte there and take it away again. Raises OSError, and ValueError for a URI that no storage answers to."""
+    store = store_of(folder)
+    store.put_file(PROBE, b"1")
+    store.remove_file(PROBE)
+
+
 def clear(folder: str | Path) -> int:
     """Delete `folder` and whatever is in it; returns the bytes of its files."""
     store = store_of(folder)
@@ -132,6 +140,9 @@ class Store(Protocol):
     def put_file(self, file: str, data: bytes) -> None:
         """Write one file beside the folders, whole or not at all. Raises OSError."""
 
+    def remove_file(self, file: str) -> None:
+        """Delete a file beside the folders. Raises OSError."""
+
     def n_bytes(self) -> int:
         """Of all files in it, however deep."""
 
@@ -182,6 +193,9 @@ class Local:
         _write(temporary, data)
         os.replace(temporary, self.folder / file)
 
+    def remove_file(self, file: str) -> None:
+        (self.folder / file).unlink()
+
     def n_bytes(self) -> int:
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
 
@@ -228,6 +242,9 @@ class Remote:
     def _write(self, path: str, data: bytes) -> None:
         with self.system.open_output_stream(path) as stream:
             stream.write(data)
+
+    def remove_file(self, file: str) -> None:
+        self.system.delete_file(f"{self.root}/{file}")
 
     def n_bytes(self) -> int:
         chosen = self._fs.FileSelector(self.root, allow_not_found=True, recursive=True)

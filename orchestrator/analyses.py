@@ -205,7 +205,8 @@ class ToSkill(NamedTuple):
     """From how much compute on the headline skill is there, at one number of tasks."""
 
     boundary: stats.Boundary
-    """In training FLOPs, along the evaluations of the largest budget's training run."""
+    """In training FLOPs, along the evaluations of the largest budget's training run; where each budget has a model of its own
+    size, over the budgets."""
     curve: survival.KaplanMeier | None
     """Kaplan-Meier: share of replicates that have the skill by then; None where nothing was measured."""
     successes: tuple[tuple[float, replicates.Success], ...]
@@ -477,14 +478,14 @@ def sized(results: Results, arm: str, skill: str) -> Sized:
         if of_arm != arm:
             continue
         loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
-        trunk = study.trunk_of(line)
-        family = cast(Family, trunk.family)
-        length = family.length(arm)
-        compute, replicate = np.meshgrid(results.budgets, np.arange(loss.shape[1]), indexing="ij")
-        size = np.full(loss.size, float(budget.n_parameters(*budget.shape_of(trunk))))
-        tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
-        trunks = k * results.n_replicates + replicate.ravel()
-        parts.append((size, tokens, loss.ravel(), compute.ravel(), replicate.ravel(), trunks))
+        for i, (trunk, budgets) in enumerate(study.sizes(line)):
+            of = loss[[results.budgets.index(c) for c in budgets]]
+            length = cast(Family, trunk.family).length(arm)
+            compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
+            size = np.full(of.size, float(budget.n_parameters(*budget.shape_of(trunk))))
+            tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
+            trunks = (k * len(results.budgets) + i) * results.n_replicates + replicate.ravel()
+            parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel(), trunks))
     return Sized(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

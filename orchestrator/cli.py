@@ -450,14 +450,14 @@ def _show_plan(
 def _places(todo: plan.Plan) -> list[tuple[str, str]]:
     """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
     rows = []
-    for line, (arm, variant) in todo.study.lines.items():
-        laid = next((job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == (arm, variant)), None)
-        if laid is None or laid.fit is None:
-            continue
-        fit = laid.fit
-        if todo.options.gpu_bytes or laid.workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
-            which = f"{line}: " if len(todo.study.lines) > 1 else ""
-            rows.append(("place", f"{which}{times(laid.workers, 'worker')} a trial; {fit.why}"))
+    for line, key in todo.study.lines.items():
+        laid = {job.trunk.size: job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
+        for size, (workers, fit, _) in laid.items():
+            if fit is None:
+                continue
+            if todo.options.gpu_bytes or workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
+                which = " ".join([*([line] if len(todo.study.lines) > 1 else []), *([size] if size else [])])
+                rows.append(("place", f"{which}{': ' if which else ''}{times(workers, 'worker')} a trial; {fit.why}"))
     return rows
 
 
@@ -465,10 +465,10 @@ def _shapes(study: Study) -> list[tuple[str, str]]:
     """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
     alike: dict[tuple[str, str], list[str]] = {}
     for line in study.lines:
-        trunk = study.trunk_of(line)
-        model = model_words(trunk)
-        steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in study.budgets)
-        alike.setdefault((model, f"{steps} steps"), []).append(line)
+        for trunk, budgets in study.sizes(line):
+            steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in budgets)
+            name = f"{line} {trunk.size}".rstrip()
+            alike.setdefault((model_words(trunk), f"{steps} steps"), []).append(name)
     rows = []
     for (model, steps), lines in alike.items():
         which = f"{', '.join(lines)}: " if len(alike) > 1 else ""

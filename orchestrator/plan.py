@@ -91,9 +91,10 @@ class Job(NamedTuple):
 
 def widest(study: Study, options: Options) -> tuple[str, Laid]:
     """The line whose trials take most workers, and how they are laid. Raises StudyError for what cannot be laid."""
-    laid = {line: lay(study, line, options) for line in study.lines}
-    line = max(laid, key=lambda name: laid[name].workers)
-    return line, laid[line]
+    laid = {line: [lay(study, line, trunk, options) for trunk, _ in study.sizes(line)] for line in study.lines}
+    of_line = {line: max(sizes, key=lambda one: one.workers) for line, sizes in laid.items()}
+    line = max(of_line, key=lambda name: of_line[name].workers)
+    return line, of_line[line]
 
 
 def jobs(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
@@ -103,14 +104,19 @@ def jobs(study: Study, state: State, folder: Path | None = None, options: Option
     A trial that is done or diverged is not repeated; one that failed is tried again. With the study's `folder`, a trunk is
     priced from its checkpoint on. Raises StudyError for what cannot be laid on the workers.
     """
-    laid = {study.lines[line]: lay(study, line, options) for line in study.lines}
+    laid = {
+        (*study.lines[line], trunk.size): lay(study, line, trunk, options)
+        for line in study.lines
+        for trunk, _ in study.sizes(line)
+    }
     ended = _ended(state)
     found = []
-    for trunk in study.trunks():
-        owed = tuple(b for b in study.budgets if trunk.trial(b).id not in ended)
+    for trunk, budgets in study.carried():
+        owed = tuple(b for b in budgets if trunk.trial(b).id not in ended)
         if owed:
             at = standing(trunk, owed, folder, options.storage) if folder else budget.START
-            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, laid[trunk.arm, trunk.variant]))
+            of = laid[trunk.arm, trunk.variant, trunk.size]
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, of))
     return sorted(found, key=lambda job: (-job.laid.workers, -(job.price.train_flops + job.price.eval_flops)))
 
 
@@ -123,12 +129,13 @@ def owes(study: Study, state: State) -> bool:
     return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
-def lay(study: Study, line: str, options: Options) -> Laid:
-    """The workers of a line's trials, and how they are fitted to a device's memory where that is known.
+def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
+    """The workers of one trunk of a line and of those of its size, and how they are fitted to a device's memory where that is
+    known.
 
     Raises StudyError with the arithmetic where nothing fits, and for a batch that cannot be shared so.
     """
-    trunk, asked = study.trunk_of(line), study.fitting(line)
+    asked = study.fitting(line)
     given = {name: getattr(asked, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     room = options.gpu_bytes if options.device == "cuda" else None
     most = min(options.n_gpus or trunk.training.batch_size, trunk.training.batch_size)
@@ -286,8 +293,9 @@ def shape_key(study: Study, device: str) -> str:
     """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""
     facts = []
     for line, (arm, _) in study.lines.items():
-        trunk, family = study.trunk_of(line), study.family_of(line)
-        facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
+        family = study.family_of(line)
+        for trunk, _ in study.sizes(line):
+            facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

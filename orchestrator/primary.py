@@ -222,7 +222,9 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
 
 def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
     """Training FLOPs at which a training run of a line is looked at on its way to the largest budget: along its trunk, and at the
-    branch point before the decay or at the end after it."""
+    branch point before the decay or at the end after it. Where each budget has a size of its own, its end is the only look."""
+    if study.grows(line):
+        return study.budgets
     trunk = study.trunk_of(line)
     steps = budget.steps_of(trunk, study.budgets[-1])
     points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}

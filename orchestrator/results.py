@@ -304,7 +304,10 @@ class Results:
         return self._starts[key]
 
     def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
-        """One training run up to its largest budget, then that budget's branch: the points that have a value, by step."""
+        """One training run up to its largest budget, then that budget's branch: the points that have a value, by step.
+
+        Where each budget has a model of its own size, that of the largest.
+        """
         track = self.track(measure, arm, skill, split, n_tasks, replicate)
         if not len(track.steps):
             return track
@@ -317,18 +320,24 @@ class Results:
         """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
 
         Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay; or,
-        not `decayed`, its branch point instead of its end, so that all is of one rate.
+        not `decayed`, its branch point instead of its end, so that all is of one rate. Where each budget has a model of its
+        own size (`Study.grows`) there is no one run: then every budget's end, or its branch point.
         """
         starts, n = self._starts_of(arm, skill, split), self.n_replicates
         first = self.levels.index(n_tasks) * n
         rows = self.rows_of(arm, skill, split)[starts[first] : starts[first + n]]
         values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
-        largest = np.full(n, -1)
-        np.maximum.at(largest, replicate, self._budget[rows])
-        kept = (self._budget[rows] == largest[replicate]) & ~np.isnan(values)
-        branched = np.zeros(n, bool)  # where nothing decays, the end is as good as any point
-        branched[replicate[kept & (phases == "pre_decay")]] = True
-        kept &= (phases != "pre_decay") if decayed else (phases != "final") | ~branched[replicate]
+        kept = ~np.isnan(values)
+        if self.study.grows(arm):
+            kept &= phases != "trunk"
+        else:
+            largest = np.full(n, -1)
+            np.maximum.at(largest, replicate, self._budget[rows])
+            kept &= self._budget[rows] == largest[replicate]
+        run = replicate * len(self.budgets) + self._budget[rows]
+        branched = np.zeros(n * len(self.budgets), bool)  # where nothing decays, the end is as good as any point
+        branched[run[kept & (phases == "pre_decay")]] = True
+        kept &= (phases != "pre_decay") if decayed else (phases != "final") | ~branched[run]
         flops, at = np.unique(self._columns["flops"][rows][kept], return_inverse=True)
         table = np.full((n, len(flops)), np.nan)
         table[replicate[kept], at] = values[kept]

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -23,7 +31,7 @@ from orchestrator import primary as primaries
 from orchestrator.primary import Finite, Primary
 from trainers import budget
 from trainers.place import Fitting, shares
-from trainers.presets import Dial, expanded
+from trainers.presets import SHAPE, Dial, expanded, preset_for, with_preset
 from trainers.spec import (
     TRAINER_VERSION,
     VARIANT,
@@ -141,14 +149,48 @@ PARTS = ("model", "training", "family")
 """What a variant may change of the question; besides, its place."""
 
 
-_MODELS: dict[str, type[Record]] = {"model": Model, "training": Training, "place": Fitting}
+class SizedModel(Model):
+    """The transformer as a study states it: one for all budgets, or one for each by a rule."""
+
+    tokens_per_parameter: Positive | None = None
+    """Given in place of the widths, a rule: each budget trains the largest preset of which it reads so many tokens a parameter.
+    Its trials then share no training run with those of another size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _widths_or_a_rule(cls, value: Any) -> Any:
+        shape = {*SHAPE, *Dial.model_fields}
+        if isinstance(value, dict) and value.get("tokens_per_parameter") is not None and (both := shape & value.keys()):
+            raise ValueError(f"tokens_per_parameter and {', '.join(sorted(both))} both give the shape; keep one")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was stated: the rule or the widths."""
+        left_out = {"tokens_per_parameter"} if self.tokens_per_parameter is None else {*SHAPE}
+        return {name: value for name, value in dump(self).items() if name not in left_out}
+
+    def at(self, preset: str) -> Model:
+        """The model itself: as stated, or, by the rule, a preset with all else from here."""
+        others = Model.model_validate({name: getattr(self, name) for name in Model.model_fields})
+        return with_preset(others, preset) if preset else others
+
+
+_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
 
 
 def _changed(record: Record, changes: dict[str, Any]) -> Record:
     """A record with some keys changed. Raises pydantic's ValidationError."""
-    if isinstance(record, Model):
+    if not changes:
+        return record
+    stated = record.model_dump()
+    if isinstance(record, SizedModel):
+        if changes.keys() & {*SHAPE, *Dial.model_fields}:
+            stated.pop("tokens_per_parameter", None)
+        if changes.get("tokens_per_parameter") is not None:
+            stated = {name: value for name, value in stated.items() if name not in SHAPE}
         changes = expanded(changes)  # here: the widths of a preset go before those that the study states
-    return type(record).model_validate(record.model_dump() | changes) if changes else record
+    return type(record).model_validate(stated | changes)
 
 
 class Study(Record):
@@ -166,8 +208,8 @@ class Study(Record):
     """The universe of tasks: `name`, and the parameters of that family."""
     axes: Axes
     """What is varied."""
-    model: Model = Model()
-    """The transformer; the same for all trials, but for what variants change."""
+    model: SizedModel = SizedModel()
+    """The transformer; the same for all trials, but for what variants change, or a size that follows the budget."""
     training: Training = Training()
     """Optimiser and schedule; the same for all trials, but for what arms and variants change."""
     evaluation: Evaluation = Evaluation()
@@ -210,19 +252,49 @@ class Study(Record):
         """The name of a line."""
         return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
 
-    def trunks(self) -> list[TrunkSpec]:
-        """Every trunk: lines x n_tasks x replicates."""
+    def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
+        """Every trunk with the budgets that it carries, ascending: lines x sizes x n_tasks x replicates."""
         axes = self.axes
+        cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
         for line in self.lines:
-            settings = self.settings(line)
-            for n_tasks, replicate in itertools.product(sorted(axes.n_tasks), range(axes.replicates)):
-                found.append(TrunkSpec(**settings, n_tasks=n_tasks, replicate=replicate))
+            for of, budgets in self.sizes(line):
+                found += [(of.model_copy(update={"n_tasks": n, "replicate": r}), budgets) for n, r in cells]
         return found
 
-    def trunk_of(self, line: str) -> TrunkSpec:
-        """The first trunk of a line: its settings, at the smallest number of tasks."""
-        return TrunkSpec(**self.settings(line), n_tasks=min(self.axes.n_tasks), replicate=0)
+    def trunks(self) -> list[TrunkSpec]:
+        """Every trunk: lines x sizes x n_tasks x replicates."""
+        return [trunk for trunk, _ in self.carried()]
+
+    def trunk_of(self, line: str, flops: float | None = None) -> TrunkSpec:
+        """The first trunk of a line: its settings, at the smallest number of tasks; of the budget, left out: of the largest.
+
+        Raises ValueError for a budget too small for any size, where a rule gives it one.
+        """
+        settings = self.settings(line)
+        stated = cast(SizedModel, settings.pop("model"))
+        shared = {"n_tasks": min(self.axes.n_tasks), "replicate": 0} | settings
+        fixed = TrunkSpec(**shared, model=stated.at(""))
+        if stated.tokens_per_parameter is None:
+            return fixed
+        shape = budget.shape_of(fixed)[1:]
+        size = preset_for(flops or self.budgets[-1], stated.tokens_per_parameter, *shape, others=fixed.model)
+        return TrunkSpec(**shared, model=stated.at(size), size=size)
+
+    def sizes(self, line: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
+        """The models of a line, each by its first trunk with the budgets that it is for, ascending; most lines have one.
+
+        Raises ValueError as `trunk_of` does.
+        """
+        found: dict[str, tuple[TrunkSpec, tuple[float, ...]]] = {}
+        for flops in self.budgets:
+            trunk = self.trunk_of(line, flops)
+            found[trunk.size] = found.get(trunk.size, (trunk, ()))[0], (*found.get(trunk.size, (trunk, ()))[1], flops)
+        return list(found.values())
+
+    def grows(self, line: str) -> bool:
+        """Does a rule give each budget of this line its own size?"""
+        return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
 
     def family_of(self, line: str) -> Family:
         """The family of a line."""
@@ -250,7 +322,8 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
-        """What all trunks of a line share. Raises pydantic's ValidationError for a variant that its record refuses."""
+        """What all trunks of a line share, the model as it is stated. Raises pydantic's ValidationError for a variant that its
+        record refuses."""
         arm, variant = self.lines[line]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())
@@ -266,7 +339,7 @@ class Study(Record):
 
     def trials(self) -> list[TrialSpec]:
         """Every trial: trunks x budgets."""
-        return [trunk.trial(b) for trunk in self.trunks() for b in self.budgets]
+        return [trunk.trial(b) for trunk, budgets in self.carried() for b in budgets]
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
@@ -350,7 +423,7 @@ def _required(model: type[BaseModel]) -> list[str]:
 
 def _keys(model: type[BaseModel]) -> list[str]:
     """What may be written in a record: its fields, and in a model what stands for some of them."""
-    return [*model.model_fields, *(Dial.model_fields if model is Model else ())]
+    return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
 
 
 class _Reader:
@@ -543,10 +616,10 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
 
 
 def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
-    place, variant = study.fitting(line), study.lines[line][1]
+    place, (_, variant) = study.fitting(line), study.lines[line]
     where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
     try:
-        shares(study.trunk_of(line).training.batch_size, place.workers or 1, place.micro_batch)
+        shares(study.settings(line)["training"].batch_size, place.workers or 1, place.micro_batch)
     except ValueError as problem:
         yield where, str(problem)
     if place.compiled and place.zero_stage == 3:
@@ -556,35 +629,33 @@ def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...],
 
 
 def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
-    trunk = study.trunk_of(line)
     which = f" ({line})" if len(study.lines) > 1 else ""
-    seen: dict[int, float] = {}
+    seen: dict[tuple[str, int], float] = {}
     good = []
     for i, flops in enumerate(study.axes.compute_flops):
+        place = ("axes", "compute_flops", i)
         try:
+            trunk = study.trunk_of(line, flops)
             end = budget.steps_of(trunk, flops).end
-        except budget.BudgetTooSmall as problem:
-            yield ("axes", "compute_flops", i), f"{problem}{which}"
+        except ValueError as problem:  # too small for any size, or for the size that it has
+            yield place, f"{problem}{which}"
             continue
         if end > MAX_STEPS:
-            yield (
-                ("axes", "compute_flops", i),
-                f"{flops:g} FLOPs is {end:.3g} steps of {budget.flops_per_step(trunk):.4g} FLOPs; at most {MAX_STEPS:g} can run{which}",
-            )
+            a_step = f"{budget.flops_per_step(trunk):.4g} FLOPs"
+            yield place, f"{flops:g} FLOPs is {end:.3g} steps of {a_step}; at most {MAX_STEPS:g} can run{which}"
             continue
-        if end in seen and seen[end] != flops:
-            yield (
-                ("axes", "compute_flops", i),
-                f"{flops:g} and {seen[end]:g} FLOPs are both {end} steps{which}; keep one",
-            )
-        seen[end] = flops
-        good.append(flops)
-    if good and trunk.training.warmup_steps > max(seen):
+        if (same := seen.get((trunk.size, end), flops)) != flops:
+            yield place, f"{flops:g} and {same:g} FLOPs are both {end} steps{which}; keep one"
+        seen[trunk.size, end] = flops
+        good.append((trunk, flops))
+    longest = max((end for _, end in seen), default=0)
+    warmup = study.settings(line)["training"].warmup_steps
+    if good and warmup > longest:
         yield (
             ("training", "warmup_steps"),
-            f"{trunk.training.warmup_steps} steps of warm-up given, the largest budget has {max(seen)} steps{which}",
+            f"{warmup} steps of warm-up given, the largest budget has {longest} steps{which}",
         )
-    for flops in good:
+    for trunk, flops in good:
         price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
         share = price.eval_flops / price.train_flops
         if share > MAX_EVALUATION_SHARE:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers.budget import flops_per_step, n_parameters
-from trainers.presets import PRESETS, depth_for, expanded, of_depth, tokens_per_parameter
+from trainers.presets import PRESETS, expanded, of_depth, preset_for, tokens_per_parameter, with_preset
 from trainers.spec import Model, TrunkSpec
 
 
@@ -108,26 +108,39 @@ def test_an_unknown_preset_is_refused_with_the_nearest_and_the_list():
     assert ", ".join(PRESETS) in error["msg"]
 
 
-# From a budget to a depth ----------------------------------------------------------------------------------------
+# From a budget to a size -----------------------------------------------------------------------------------------
+
+ORDER = list(PRESETS)
 
 
 @given(st.floats(1e12, 1e22), st.sampled_from([0.5, 3.0, 20.0]), st.sampled_from([16, 256, 50_257]))
-def test_the_depth_found_reads_enough_tokens_and_the_next_one_does_not(flops, least, vocab_size):
+def test_the_size_found_reads_enough_tokens_and_the_next_one_does_not(flops, least, vocab_size):
     shape = (vocab_size, 128)
-    if tokens_per_parameter(of_depth(1), flops, *shape) < least:
-        with pytest.raises(ValueError, match="smallest model"):
-            depth_for(flops, least, *shape)
+
+    def ratio(name: str) -> float:
+        return tokens_per_parameter(PRESETS[name], flops, *shape)
+
+    if ratio("0.1m") < least:
+        with pytest.raises(ValueError, match=r"smallest model, 0\.1m"):
+            preset_for(flops, least, *shape)
         return
-    depth = depth_for(flops, least, *shape)
-    assert tokens_per_parameter(of_depth(depth), flops, *shape) >= least
-    assert tokens_per_parameter(of_depth(depth + 1), flops, *shape) < least
+    found = preset_for(flops, least, *shape)
+    assert ratio(found) >= least
+    assert found == "350m" or ratio(ORDER[ORDER.index(found) + 1]) < least
 
 
 @given(st.floats(1e15, 1e20), st.floats(1, 50), st.floats(1, 4))
 def test_more_compute_or_fewer_tokens_never_make_a_smaller_model(flops, least, factor):
-    depth = depth_for(flops, least, 256, 256)
-    assert depth_for(flops * factor, least, 256, 256) >= depth
-    assert depth_for(flops, least / factor, 256, 256) >= depth
+    found = ORDER.index(preset_for(flops, least, 256, 256))
+    assert ORDER.index(preset_for(flops * factor, least, 256, 256)) >= found
+    assert ORDER.index(preset_for(flops, least / factor, 256, 256)) >= found
+
+
+def test_what_a_model_has_beside_its_widths_is_kept_and_counted():
+    plain, longer = Model(), Model(conv_kernel=64, norm="layer")
+    assert with_preset(longer, "0.3m") == PRESETS["0.3m"].model_copy(update={"conv_kernel": 64, "norm": "layer"})
+    flops = next(f for f in (1e12 * 1.01**k for k in range(400)) if preset_for(f, 20, 16, 128, None, plain) == "0.3m")
+    assert preset_for(flops, 20, 16, 128, None, longer) == "0.1m"  # its convolution takes FLOPs and parameters
 
 
 def test_the_ratio_is_that_of_the_steps_that_a_trunk_is_charged_for():
@@ -142,15 +155,9 @@ def test_the_ratio_is_that_of_the_steps_that_a_trunk_is_charged_for():
 
 def test_the_budget_that_a_refusal_names_is_enough():
     with pytest.raises(ValueError, match="times the compute") as refusal:
-        depth_for(1e9, 20, 256, 256)
+        preset_for(1e9, 20, 256, 256)
     factor = float(str(refusal.value).split("give ")[1].split(" times")[0])
-    assert depth_for(1e9 * factor * 1.01, 20, 256, 256) == 1
-
-
-@pytest.mark.parametrize("least", [0.0, -1.0, float("nan")])
-def test_a_ratio_that_is_not_positive_is_refused(least):
-    with pytest.raises(ValueError, match="more than 0"):
-        depth_for(1e15, least, 256, 256)
+    assert preset_for(1e9 * factor * 1.01, 20, 256, 256) == "0.1m"
 
 
 def test_loading_loads_no_torch():

@@ -68,7 +68,7 @@ class Steps(NamedTuple):
     end: int
 
 
-def _flops(value: float) -> str:
+def flops_words(value: float) -> str:
     """As a study file would write it: 1.131e11."""
     return f"{value:.4g}".replace("e+", "e")
 
@@ -79,8 +79,8 @@ def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
     end = round(compute_flops / cost)
     if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
         raise BudgetTooSmall(
-            f"{_flops(compute_flops)} FLOPs is {compute_flops / cost:.3g} steps of {_flops(cost)} FLOPs; "
-            f"at least {MIN_STEPS} steps, {_flops(MIN_STEPS * cost)} FLOPs, are needed"
+            f"{flops_words(compute_flops)} FLOPs is {compute_flops / cost:.3g} steps of {flops_words(cost)} FLOPs; "
+            f"at least {MIN_STEPS} steps, {flops_words(MIN_STEPS * cost)} FLOPs, are needed"
         )
     decay = round(end * trunk.training.decay_share) if trunk.training.schedule == "wsd" else 0
     return Steps(end - decay, end)

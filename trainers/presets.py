@@ -97,38 +97,38 @@ def tokens_per_parameter(
 ) -> float:
     """Tokens that a budget of training FLOPs reads, for each parameter of the model: all tokens of all sequences, seen by the
     loss or not. Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 to use compute best, for text."""
-    sequence_flops = 3 * budget.forward_flops_per_sequence(
-        model, vocab_size, seq_len, numbers
-    )  # backward costs twice that
-    n_tokens = compute_flops / sequence_flops * seq_len
+    forward = budget.forward_flops_per_sequence(model, vocab_size, seq_len, numbers)
+    n_tokens = compute_flops / (3 * forward) * seq_len  # backward costs twice the forward
     return n_tokens / budget.n_parameters(model, vocab_size, seq_len, numbers)
 
 
-def depth_for(
+def preset_for(
     compute_flops: float,
     tokens_per_parameter_min: float,
     vocab_size: int,
     seq_len: int,
     numbers: Numbers | None = None,
-) -> int:
-    """The largest depth of which the budget still reads that many tokens a parameter.
+    others: Model = Model(),  # noqa: B008
+) -> str:
+    """The largest preset of which the budget still reads that many tokens a parameter, with all but its widths from `others`.
 
-    Raises ValueError if that is not a positive number, or if not even depth 1 gets them. Deeper models have more parameters and read fewer tokens of a budget, so
-    the first depth that falls short ends the search.
+    A budget beyond what the largest one needs gets the largest. Raises ValueError where not even the smallest gets them.
     """
 
-    def ratio(depth: int) -> float:
-        return tokens_per_parameter(of_depth(depth), compute_flops, vocab_size, seq_len, numbers)
+    def ratio(name: str) -> float:
+        return tokens_per_parameter(with_preset(others, name), compute_flops, vocab_size, seq_len, numbers)
 
-    if not tokens_per_parameter_min > 0:
-        raise ValueError(f"{tokens_per_parameter_min:g} tokens a parameter: ask for more than 0")
-    depth = 0
-    while ratio(depth + 1) >= tokens_per_parameter_min:
-        depth += 1
-    if depth == 0:
-        raise ValueError(
-            f"{compute_flops:.4g} FLOPs read {ratio(1):.3g} tokens for each parameter of the smallest model, depth 1; "
-            f"{tokens_per_parameter_min:g} are asked for: give {tokens_per_parameter_min / ratio(1):.3g} times the compute, "
-            "or ask for fewer tokens a parameter"
-        )
-    return depth
+    enough = [name for name in PRESETS if ratio(name) >= tokens_per_parameter_min]
+    if enough:
+        return enough[-1]
+    smallest = next(iter(PRESETS))
+    raise ValueError(
+        f"{budget.flops_words(compute_flops)} FLOPs read {ratio(smallest):.3g} tokens for each parameter of the smallest model, {smallest}; "
+        f"{tokens_per_parameter_min:g} are asked for: give {tokens_per_parameter_min / ratio(smallest):.3g} times the compute, "
+        "or ask for fewer tokens a parameter"
+    )
+
+
+def with_preset(others: Model, name: str) -> Model:
+    """A preset's widths in a model that has all else from `others`."""
+    return Model.model_validate(others.model_dump(include=Model.model_fields.keys() - set(SHAPE)) | {"preset": name})

@@ -173,6 +173,9 @@ class TrunkSpec(Record):
     """Which independent repetition: its own tasks, initial weights and batches."""
     variant: Annotated[str, Field(pattern=VARIANT)] = ""
     """Name of the variant of the study that this is; a label only, as what it varies stands in the fields below."""
+    size: Annotated[str, Field(pattern=VARIANT)] = ""
+    """Name of the size that the study's rule gave to this budget (`presets.preset_for`); a label only, like the variant. It
+    keeps apart trunks that differ in nothing else."""
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -192,7 +195,8 @@ class TrunkSpec(Record):
     @property
     def id(self) -> str:
         """Readable and unique within a study: `answer/n64/r0`."""
-        return f"{self.arm}/n{short_number(self.n_tasks)}/r{self.replicate}{self._of_variant}"
+        of_size = f"/{self.size}" if self.size else ""
+        return f"{self.arm}/n{short_number(self.n_tasks)}/r{self.replicate}{self._of_variant}{of_size}"
 
     @property
     def _of_variant(self) -> str:
@@ -201,7 +205,7 @@ class TrunkSpec(Record):
     def fingerprint(self) -> str:
         """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
         family: Any = self.family
-        spec = without_neutral(self.model_dump(mode="json", exclude={"variant"}))
+        spec = without_neutral(self.model_dump(mode="json", exclude={"variant", "size"}))
         payload = {"spec": spec, "family": family.version, "trainer": TRAINER_VERSION}
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -98,8 +98,22 @@ class Track(NamedTuple):
 
     trunk: list[Look]
     branches: list[list[Look]]
-    """From the branch point to the end of a budget; a single look where nothing branches off."""
+    """From the branch point to the end of a budget; a single look where nothing branches off. Where each budget has a model of
+    its own size no trunk is theirs in common: then the whole way to the end."""
     diverged: bool
+
+    def last_of_diverged(self) -> list[Look]:
+        """Where it was last seen, if it diverged: the trunk, or each run of its own that came to no end."""
+        return self.trunk[-1:] or [run[-1] for run in self.branches if run[-1].phase != "final"]
+
+
+def _whole_runs(along: Along) -> list[list[Look]]:
+    """Each trial's history as a line of its own, by budget."""
+    runs: dict[float, list[Look]] = {}
+    for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
+        if not math.isnan(value):
+            runs.setdefault(budget, []).append(Look(flops, value, int(step), phase, budget))
+    return list(runs.values())
 
 
 class Curves:
@@ -114,6 +128,9 @@ class Curves:
     def track(self, series: Series, arm: str, n_tasks: int, replicate: int) -> Track:
         """All that was measured of one replicate, over all its budgets."""
         along = self.found.results.track(series.measure, arm, series.skill, series.split, n_tasks, replicate)
+        diverged = (arm, n_tasks, replicate) in self.diverged
+        if self.found.study.grows(arm):
+            return Track([], _whole_runs(along), diverged)
         trunk: dict[int, Look] = {}
         branched_at: dict[float, int] = {}
         ends: dict[float, Look] = {}
@@ -130,7 +147,7 @@ class Curves:
             if budget not in branched_at:
                 trunk[end.step] = end
         branches = [[*([trunk[branched_at[c]]] if c in branched_at else []), end] for c, end in sorted(ends.items())]
-        return Track([trunk[s] for s in sorted(trunk)], branches, (arm, n_tasks, replicate) in self.diverged)
+        return Track([trunk[s] for s in sorted(trunk)], branches, diverged)
 
     def span(self, arm: str) -> tuple[float, float]:
         """The range of training FLOPs of an arm's curves."""
@@ -262,8 +279,8 @@ def draw_tracks(sheet: Sheet, curves: Curves, series: Series, arm: str, n_tasks:
     branches = _joined([branch for track in tracks for branch in track.branches if len(branch) > 1])
     for lines in (trunks, branches):
         sheet.axes.plot(*lines, solid_capstyle="round", **style)
-    ends = [branch[-1] for track in tracks for branch in track.branches]
-    lost = [track.trunk[-1] for track in tracks if track.diverged and track.trunk]
+    ends = [branch[-1] for track in tracks for branch in track.branches if branch[-1].phase == "final"]
+    lost = [last for track in tracks if track.diverged for last in track.last_of_diverged()]
     _mark(sheet, ends, ms=2.4 if many else 3.4, mew=0.9, zorder=4, **series.mark)
     _mark(sheet, lost, marker="x", color=INK, ms=6, mew=1.4, zorder=6)
     sheet.series[series.name] = series.spoken

@@ -254,7 +254,11 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
         ("replicates", str(axes.replicates)),
     ]
-    models = [(line, model_words(study.trunk_of(line))) for line in study.lines]
+    models = [
+        (f"{line} at {', '.join(number(b) for b in budgets)} FLOPs" if trunk.size else line, model_words(trunk))
+        for line in study.lines
+        for trunk, budgets in study.sizes(line)
+    ]
     return [("axes", crossed), *groups, ("models", models)]
 
 

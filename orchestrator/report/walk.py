@@ -67,6 +67,8 @@ def walk_of(curves: Curves, arm: str) -> Walk | None:
         ]
         for one in series
     ]
+    if curves.found.study.grows(arm):  # what is on the way to one budget says nothing of another's model
+        tracks = [[[_ends(track) for track in line] for line in of_series] for of_series in tracks]
     stops = _stops(curves, [track for of_series in tracks for line in of_series for track in line])
     cubes = results.cube("ability", arm, skill, split), results.cube("memory", arm, mixture, "seen", "pre_decay")
     filled = [_filled(stops, *pair, results.budgets) for pair in zip(tracks, cubes, strict=True)]
@@ -75,6 +77,11 @@ def walk_of(curves: Curves, arm: str) -> Walk | None:
         return None
     low, high = min(-0.06, float(known.min()) - 0.05), max(1.06, float(known.max()) + 0.05)
     return Walk(arm, stops, series, (filled[0], filled[1]), max(low, LOWEST), min(high, HIGHEST))
+
+
+def _ends(track: Track) -> Track:
+    final = track.phases == "final"
+    return Track(*(part[final] for part in track))
 
 
 def _stops(curves: Curves, tracks: list[Track]) -> tuple[Stop, ...]:

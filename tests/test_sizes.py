@@ -1,0 +1,216 @@
+"""Model size by a rule: which model each budget gets, which trials share a training run, and that all is read accordingly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from test_cli import emergence
+
+from orchestrator import analyses, plan, primary
+from orchestrator.findings import judge
+from orchestrator.journal import State
+from orchestrator.report import Curves
+from orchestrator.report.curves import Series
+from orchestrator.report.walk import walk_of
+from orchestrator.results import Results
+from orchestrator.study import Study, StudyError, load
+from trainers import budget
+from trainers.presets import PRESETS, tokens_per_parameter
+
+GROWING = """\
+study: growing
+version: 1
+question: Does size pay?
+family: {name: cipher, n_symbols: 8, n_pairs: 12}
+axes:
+  arm: [answer]
+  variant:
+    fixed: {}
+    grown: {model: {tokens_per_parameter: 1}}
+  n_tasks: [4, 64]
+  compute_flops: [2e11, 8e11, 1e12, 3.2e12]
+  replicates: 2
+model: {preset: 0.1m, conv_kernel: 4}
+training: {base_d_model: 64}
+evaluation: {first_flops: 1e11, points_per_decade: 2, n_sequences: 16}
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "growing.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return load(written(tmp_path, GROWING))
+
+
+# Which model, which run -----------------------------------------------------------------------------------------------
+
+
+def test_each_budget_gets_the_largest_model_of_which_it_reads_so_many_tokens(study: Study) -> None:
+    names = list(PRESETS)
+    for trial in study.trials():
+        if trial.variant == "fixed":
+            assert trial.model == PRESETS["0.1m"].model_copy(update={"conv_kernel": 4}) and not trial.size
+            continue
+        _, vocab_size, length, _ = budget.shape_of(trial)
+        larger = PRESETS[names[names.index(trial.size) + 1]].model_copy(update={"conv_kernel": 4})
+        assert trial.model == PRESETS[trial.size].model_copy(update={"conv_kernel": 4})
+        assert tokens_per_parameter(trial.model, trial.compute_flops, vocab_size, length) >= 1
+        assert tokens_per_parameter(larger, trial.compute_flops, vocab_size, length) < 1
+    grown = {t.compute_flops: t.size for t in study.trials() if t.variant == "grown"}
+    assert len(set(grown.values())) == 3 and grown[8e11] == grown[1e12]
+
+
+def test_budgets_of_one_size_share_a_training_run_and_others_do_not(study: Study) -> None:
+    runs = {trunk.id: budgets for trunk, budgets in study.carried() if (trunk.n_tasks, trunk.replicate) == (4, 0)}
+    sizes = [study.trunk_of("grown", c).size for c in (2e11, 8e11, 3.2e12)]
+    assert runs == {
+        "answer/n4/r0/fixed": (2e11, 8e11, 1e12, 3.2e12),
+        f"answer/n4/r0/grown/{sizes[0]}": (2e11,),
+        f"answer/n4/r0/grown/{sizes[1]}": (8e11, 1e12),
+        f"answer/n4/r0/grown/{sizes[2]}": (3.2e12,),
+    }
+    todo = plan.make(study, State(), slots=2, device="cpu")
+    assert todo.n_trials == todo.n_open == 2 * 4 * 2 * 2 and len(todo.jobs) == 4 * 2 * 2
+    assert {job.trunk.id: job.budgets for job in todo.jobs}.items() >= runs.items()
+
+
+def test_a_trial_is_called_by_its_budget_and_is_the_trial_that_states_its_model(study: Study, tmp_path: Path) -> None:
+    assert "answer/n4/c3.2e12/r0/grown" in {trial.id for trial in study.trials()}
+    size = study.trunk_of("grown").size
+    stated = load(written(tmp_path, GROWING.replace("tokens_per_parameter: 1", f"preset: {size}")))
+    by_id = {trial.id: trial.fingerprint() for trial in stated.trials()}
+    assert all(by_id[t.id] == t.fingerprint() for t in study.trials() if t.compute_flops == 3.2e12)
+
+
+def test_a_rule_survives_the_journal_and_is_part_of_the_question(study: Study, tmp_path: Path) -> None:
+    record = json.loads(json.dumps(study.model_dump(mode="json")))
+    assert Study.from_record(record) == study and Study.from_record(record).trials() == study.trials()
+    whole = GROWING.replace("preset: 0.1m", "tokens_per_parameter: 1").replace(
+        "grown: {model: {tokens_per_parameter: 1}}", ""
+    )
+    one, other = (load(written(tmp_path, text)) for text in (whole, whole.replace("parameter: 1,", "parameter: 2,")))
+    assert one.science() != other.science() and "n_layers" not in one.science()["model"]
+    assert "tokens_per_parameter" not in study.science()["model"]  # studies of before there were rules are as they were
+
+
+def test_another_budget_leaves_the_sizes_of_the_others_alone(study: Study, tmp_path: Path) -> None:
+    more = load(written(tmp_path, GROWING.replace("3.2e12]", "3.2e12, 3e13]")))
+    by_id = {trial.id: trial.fingerprint() for trial in more.trials()}
+    assert all(by_id[trial.id] == trial.fingerprint() for trial in study.trials()) and len(by_id) > len(study.trials())
+    plan.check_against_record(more, _recorded(study), "growing.yaml")
+
+
+def _recorded(study: Study) -> State:
+    state = State()
+    state.feed([{"kind": "session", "key": "s", "study": study.model_dump(mode="json"), "science": study.science()}])
+    return state
+
+
+def test_a_variant_that_states_widths_has_them_whatever_the_rule_of_the_study(tmp_path: Path) -> None:
+    text = GROWING.replace("preset: 0.1m", "tokens_per_parameter: 1").replace("fixed: {}", "fixed: {model: {depth: 1}}")
+    study = load(written(tmp_path, text.replace("model: {tokens_per_parameter: 1}}", "training: {beta2: 0.9}}")))
+    assert not study.grows("fixed") and study.trunk_of("fixed").model.n_layers == 1
+    assert study.grows("grown") and study.trunk_of("grown").model.conv_kernel == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("preset: 0.1m", "preset: 0.1m, tokens_per_parameter: 1"), 13, "preset, tokens_per_parameter"),
+        (("{tokens_per_parameter: 1}", "{tokens_per_parameter: 1, d_model: 32}"), 9, "d_model"),
+        (("tokens_per_parameter: 1}", "tokens_per_parameter: 0}"), 9, "greater than 0"),
+        (("tokens_per_parameter: 1}", "tokens_per_param: 1}"), 9, "did you mean 'tokens_per_parameter'?"),
+        (("tokens_per_parameter: 1}", "tokens_per_parameter: 5}"), 11, "smallest model, 0.1m; 5 are asked for"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_refused_at_its_line(
+    change: tuple[str, str], line: int, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError) as refusal:
+        load(written(tmp_path, GROWING.replace(*change)))
+    first = str(refusal.value).splitlines()[0]
+    assert f"growing.yaml:{line}: " in first and all(word in first for word in says.split(", ")), first
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    study = synthetic.made_up(
+        model={"tokens_per_parameter": 1.0}, compute_flops=(2e11, 8e11, 3.2e12), n_tasks=(4, 64, 1024)
+    )
+    return Results.of_tables(study, *synthetic.tables(study))
+
+
+@pytest.mark.parametrize("decayed", [True, False])
+def test_along_compute_the_ends_of_budgets_are_all_there_is(decayed: bool, results: Results) -> None:
+    flops, values = results.along("ability", "answer", "recall", "held_out", 64, decayed)
+    phase = "final" if decayed else "pre_decay"
+    np.testing.assert_allclose(flops, np.array(results.budgets) * (1 if decayed else 0.8))
+    np.testing.assert_array_equal(values, results.cube("ability", "answer", "recall", "held_out", phase)[1].T)
+    assert primary.looks(results.study, "answer", "end") == results.budgets
+
+
+def test_the_trials_of_each_size_are_counted_with_their_own_parameters_and_tokens(results: Results) -> None:
+    of = analyses.sized(results, "answer", "recall")
+    by_flops = dict(zip(of.compute_flops.tolist(), of.n_parameters.tolist(), strict=True))
+    for flops in results.budgets:
+        assert by_flops[flops] == budget.n_parameters(*budget.shape_of(results.study.trunk_of("answer", flops)))
+    assert len(set(by_flops.values())) == 3
+    assert len(set(of.trunks.tolist())) == 9  # three replicates of three sizes: none shares its run with another
+    six_n_d = 6 * of.n_parameters * of.n_tokens
+    assert (np.abs(np.log(six_n_d / of.compute_flops)) < 0.5).all()
+
+
+def test_figures_draw_each_run_from_its_start_to_its_end(results: Results) -> None:
+    found = judge(results)
+    curves = Curves(found)
+    track = curves.track(Series("ability", "recall", "held_out", "k", False, "ability"), "answer", 64, 0)
+    assert track.trunk == [] and [run[-1].budget for run in track.branches] == results.budgets
+    assert all(run[-1].phase == "final" and run[0].phase == "trunk" for run in track.branches)
+    assert all((np.diff([look.flops for look in run]) > 0).all() for run in track.branches)
+    walk = walk_of(curves, "answer")
+    assert walk is not None and [stop.budget for stop in walk.stops] == results.budgets
+
+
+# For real -------------------------------------------------------------------------------------------------------------
+
+SMALL = """\
+study: small
+version: 1
+question: Does it run?
+family: {name: cipher, n_symbols: 8, n_pairs: 4}
+axes: {arm: [answer], n_tasks: [4], compute_flops: [2e10, 6e10, 8e10], replicates: 1}
+model: {tokens_per_parameter: 0.1}
+training: {batch_size: 16}
+evaluation: {first_flops: 2e10, points_per_decade: 2, n_sequences: 4}
+"""
+
+
+@pytest.mark.end_to_end
+def test_a_study_with_a_rule_runs_to_its_report_and_owes_nothing_after(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    study = load(str(file))
+    assert len(study.sizes("answer")) == 2
+    done = emergence("run", str(file), home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "home" / "small@1"
+    runs = {run["compute_flops"]: run for run in Results.read(folder, study).runs}
+    for trial in study.trials():
+        run = runs[trial.compute_flops]
+        assert run["status"] == "done" and run["trunk"] == trial.trunk.id and run["fingerprint"] == trial.fingerprint()
+        assert run["steps"] == budget.steps_of(trial, trial.compute_flops).end
+    assert "at 2e10 FLOPs" in (folder / "report.html").read_text()
+    again = emergence("run", str(file), home=tmp_path / "home")
+    assert again.returncode == 0 and "nothing to run" in again.stdout

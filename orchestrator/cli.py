@@ -681,12 +681,13 @@ def _options(
 
 
 def _storage(given: str) -> str:
-    """A folder or URI for checkpoints, its path made absolute. Raises UsageProblem for one that is no such thing."""
+    """A folder or URI for checkpoints, its path made absolute. Raises UsageProblem for one that is no such thing, or that does
+    not answer."""
     what = "give a folder, or a URI such as s3://bucket/prefix"
     if re.match(r"[a-z][a-z0-9+]+:/(?!/)", given) or given.endswith("://"):
         raise UsageProblem(f"--storage {given}: neither a folder nor a whole URI; {what}")
     try:
-        checkpoint.store_of(given)
+        checkpoint.store_of(given).names()
     except (ValueError, OSError) as problem:
         said = str(problem).splitlines()[0][:200]
         raise UsageProblem(f"--storage {given}: cannot be reached: {said}; {what}") from None

@@ -156,17 +156,17 @@ def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
 
 def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None) -> str:
     """Where a trunk keeps its checkpoints: by its id, under the study's folder or under the storage's."""
-    return f"{checkpoints_of(folder, storage)}/{trunk.id}"
+    return checkpoint.under(checkpoints_of(folder, storage), trunk.id)
 
 
 def checkpoints_of(folder: Path, storage: str | None = None) -> str:
     """Where a study's checkpoints are: a folder, or a URI."""
-    return f"{storage.rstrip('/')}/{folder.name}/checkpoints" if storage else str(folder / "checkpoints")
+    return checkpoint.under(storage, folder.name, "checkpoints") if storage else str(folder / "checkpoints")
 
 
 def weights_of(folder: Path, storage: str | None = None) -> str:
     """Where the weights of a study's trials are kept, if they are."""
-    return f"{storage.rstrip('/')}/{folder.name}/weights" if storage else str(folder / "weights")
+    return checkpoint.under(storage, folder.name, "weights") if storage else str(folder / "weights")
 
 
 def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: str | None = None) -> budget.Standing:

@@ -195,7 +195,7 @@ def _scratch(folder: Path, options: Options, session: str) -> str:
     """Where Ray Train puts what it insists on writing; it must be seen from every machine, and is thrown away."""
     if options.storage is None:
         return str(folder / ".tune")
-    return f"{options.storage.rstrip('/')}/{folder.name}/scratch-{session}"
+    return checkpoint.under(options.storage, folder.name, f"scratch-{session}")
 
 
 def _failure(result: Any, session: str) -> list[Event]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 KEEP = 2
 TENSORS = ".safetensors"
 PROBE = ".writable"
+GIVE_UP_SECONDS = 30
+"""Google's storage is tried for so long; by itself its client would try for a quarter of an hour. `?retry_limit_seconds=` in the
+URI goes before."""
 Tensors = dict[str, "torch.Tensor"]
 Meta = dict[str, Any]
 
@@ -77,8 +80,8 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
     """Weights alone, `name`.safetensors under `folder`, with facts about them in its header. Raises OSError."""
     from safetensors.torch import save as as_bytes
 
-    above, _, leaf = name.rpartition("/")
-    store = store_of(f"{folder}/{above}" if above else folder)
+    *above, leaf = name.split("/")
+    store = store_of(under(folder, *above))
     store.put_file(f"{leaf}{TENSORS}", as_bytes(tensors, metadata=facts))
 
 
@@ -155,6 +158,14 @@ def store_of(folder: str | Path) -> Store:
     return Remote(str(folder)) if "://" in str(folder) else Local(Path(folder))
 
 
+def under(place: str | Path, *names: str) -> str:
+    """A folder inside a place: a path, or a URI, whose query (`?endpoint_override=...`) stays at its end."""
+    if "://" not in str(place):
+        return str(Path(place, *names))
+    path, mark, query = str(place).partition("?")
+    return "/".join((path.rstrip("/"), *names)) + mark + query
+
+
 class Local:
     """On a file system of this machine, NFS included: synced, then renamed."""
 
@@ -210,8 +221,10 @@ class Remote:
         from pyarrow import ArrowInvalid, fs
 
         self._fs = fs
+        if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:
+            uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GIVE_UP_SECONDS}"
         try:
-            self.system, self.root = fs.FileSystem.from_uri(uri.rstrip("/"))
+            self.system, self.root = fs.FileSystem.from_uri(under(uri))
         except ArrowInvalid as problem:
             raise ValueError(f"{uri}: no storage that can be written to: {str(problem).splitlines()[0]}") from None
 

@@ -1,0 +1,146 @@
+"""Checkpoints on an object store, over S3's own protocol: pyarrow's client against a server on this machine.
+
+The server is moto's, which keeps the objects in its memory. That stands for what a client and a server say to each other, and
+not for how Amazon's machines behave under load; Google's protocol is tried by nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import meta_of, same, tensors_of
+from test_cli import SMALL, emergence
+
+from orchestrator.study import load
+from trainers import checkpoint
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where an object store answers; it has one bucket."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+                urllib.request.urlopen(request, timeout=10).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < until, "the object store did not start"
+                time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def at(address: str, path: str) -> str:
+    return f"s3://{path}?scheme=http&endpoint_override={address}&region=us-east-1"
+
+
+@pytest.fixture
+def uri(address: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of its own in the bucket, for each test."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return at(address, f"bucket/{re.sub('[^a-z0-9]+', '-', request.node.name)}")
+
+
+def test_checkpoints_come_back_to_the_bit_and_two_are_kept(uri: str) -> None:
+    assert checkpoint.load(uri, "f") is None and checkpoint.newest(uri, "f") is None
+    for number in (1, 2, 3):
+        checkpoint.save(uri, number, "f", meta_of(number), tensors_of(number))
+        found = checkpoint.load(uri, "f")
+        assert found is not None and found[0] == meta_of(number) == checkpoint.peek(uri, "f")
+        assert same(found[1], tensors_of(number))
+    assert sorted(int(name) for name in checkpoint.store_of(uri).names()) == [2, 3]
+    assert checkpoint.load(uri, "g") is None
+    assert checkpoint.clear(uri) > 0 and checkpoint.store_of(uri).names() == []
+
+
+@pytest.mark.parametrize("n_written", range(4))
+def test_a_save_that_was_cut_off_does_not_count(uri: str, monkeypatch: pytest.MonkeyPatch, n_written: int) -> None:
+    checkpoint.save(uri, 1, "f", meta_of(1), tensors_of(1))
+    original, left = checkpoint.Remote._write, n_written
+
+    def cut(self: checkpoint.Remote, path: str, data: bytes) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError("connection lost")
+        left -= 1
+        original(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Remote, "_write", cut)
+        with pytest.raises(OSError, match="connection lost"):
+            checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
+    assert checkpoint.newest(uri, "f") == 1
+    checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
+    assert checkpoint.newest(uri, "f") == 2
+
+
+def test_weights_lie_under_their_name_and_a_trial_of_writing_leaves_nothing(uri: str) -> None:
+    from safetensors.torch import load
+
+    checkpoint.check_writable(uri)
+    checkpoint.save_weights(uri, "answer/n64/r0", {"w": torch.arange(3.0)}, {"trial": "a"})
+    store = checkpoint.store_of(uri)
+    written = store.read("answer/n64", "r0.safetensors")
+    assert store.names() == ["answer"] and torch.equal(load(written)["w"], torch.arange(3.0))
+    assert checkpoint.clear(uri) == len(written)
+
+
+def test_a_bucket_that_is_not_there_is_not_writable(uri: str, address: str) -> None:
+    with pytest.raises(OSError):
+        checkpoint.check_writable(at(address, "another-bucket/prefix"))
+
+
+def test_a_store_that_does_not_answer_refuses_a_run_in_one_line_and_starts_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = f"127.0.0.1:{free.getsockname()[1]}"
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    for command in ("plan", "run"):
+        done = emergence(command, str(file), "--storage", at(closed, "bucket/p"), home=tmp_path / "home", **KEYS)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert "--storage s3://bucket/p" in done.stderr and "cannot be reached" in done.stderr
+    assert not (tmp_path / "home" / "small@1" / "journal.jsonl").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_study_of_two_workers_a_trial_keeps_its_checkpoints_there_and_gives_them_back(
+    uri: str, tmp_path: Path
+) -> None:
+    file, home = tmp_path / "small.yaml", tmp_path / "home"
+    file.write_text(SMALL)
+    options = ["--workers", "2", "--storage", uri, "--keep-weights"]
+    done = emergence("run", str(file), *options, home=home, **KEYS)
+    assert done.returncode == 0, done.stderr
+    trunks = load(str(file)).trunks()
+    place = checkpoint.under(uri, "small@1")
+    for trunk in trunks:
+        folder = checkpoint.under(place, "checkpoints", trunk.id)
+        assert checkpoint.peek(folder, trunk.fingerprint()) is not None
+    assert sorted(checkpoint.store_of(place).names()) == ["checkpoints", "weights"]  # what Ray writes is thrown away
+    assert not (home / "small@1" / "checkpoints").exists()
+    cleaned = emergence("clean", str(file), "--storage", uri, home=home, **KEYS)
+    assert cleaned.returncode == 0 and "weights" in checkpoint.store_of(place).names()
+    assert all(checkpoint.peek(checkpoint.under(place, "checkpoints", t.id), t.fingerprint()) is None for t in trunks)

@@ -57,8 +57,8 @@ _QUANTITIES = {
     "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
     "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
     "memory": "the memory of the training tasks{of_arm} at {n} tasks and {flops} FLOPs",
-    "change_accuracy": "the gain in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
-    "change_ability": "the gain in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
+    "change_accuracy": "the change in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
+    "change_ability": "the change in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
 }
 
 

@@ -94,7 +94,7 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
         ({"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12}, "recall (answer) is there at 64 tasks is at most 1e12"),
         ({"what": "memory", "n_tasks": 4, "lo": 0.9}, "the memory of the training tasks (answer) at 4 tasks"),
         ({"what": "accuracy", "n_tasks": 4, "lo": 0.9}, "the accuracy of recall (answer) at 4 tasks and 1.6e12 FLOPs is at least 0.9"),
-        ({"what": "change_accuracy", "n_tasks": 4, "from_flops": 4e11, "hi": 0}, "the gain in accuracy of recall (answer) at 4 tasks from 4e11 to 1.6e12 FLOPs is at most 0"),
+        ({"what": "change_accuracy", "n_tasks": 4, "from_flops": 4e11, "hi": 0}, "the change in accuracy of recall (answer) at 4 tasks from 4e11 to 1.6e12 FLOPs is at most 0"),
         ({"what": "emergence", "n_tasks": 4, "verdict": "smooth"}, "the emergence of recall (answer) along compute at 4 tasks is smooth"),
         ({"what": "crossover", "against": "next_token", "n_tasks": 4, "hi": 4e11}, "next_token overtakes answer in recall at 4 tasks is at most 4e11"),
     ],

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import ray
 from ray import tune
@@ -98,12 +98,17 @@ def run(
 # Ray ----------------------------------------------------------------------------------------------------------------
 
 
-_SINKS: dict[str, Callable[[list[Event]], None]] = {}
+class _Ears(NamedTuple):
+    take: Callable[[list[Event]], None]
+    say: Callable[[str], None]
+
+
+_EARS: dict[str, _Ears] = {}
 """Where each session's reports go. Held here because Tune pickles callbacks, and an open journal cannot come along."""
 
 
 class Scribe(tune.Callback):
-    """Hands what trunks report to the driver's sink and does nothing else: every trunk waits for it."""
+    """Hands what trunks report to the driver's ears and does nothing else: every trunk waits for it."""
 
     def __init__(self, session: str) -> None:
         self.session = session
@@ -111,7 +116,16 @@ class Scribe(tune.Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Called by Tune in the driver for each report, in order."""
         if "events" in result:
-            _SINKS[self.session](json.loads(result["events"]))
+            _EARS[self.session].take(json.loads(result["events"]))
+        if note := result.get("note"):
+            _EARS[self.session].say(note)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
+        trunk, how = trial.config["job"]["trunk_id"], trial.get_pickled_error() or trial.get_error()
+        left = trial.max_failures + 1 - trial.run_metadata.num_failures
+        again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
+        _EARS[self.session].say(f"{trunk} failed: {_reason(how)}; {again}")
 
 
 def _run_on_ray(
@@ -124,7 +138,7 @@ def _run_on_ray(
 ) -> list[Event]:
     """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
-    _SINKS[session] = sink
+    _EARS[session] = _Ears(sink, say)
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
@@ -157,7 +171,7 @@ def _run_on_ray(
         done.set()
         with contextlib.suppress(Exception):  # the cluster may be what was lost, and this would hide how
             machines.want(options, 0)
-        del _SINKS[session]
+        del _EARS[session]
         shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
             checkpoint.store_of(_scratch(folder, options, session)).remove("")
@@ -204,8 +218,6 @@ def _failure(result: Any, session: str) -> list[Event]:
         return []
     job = result.config["job"]
     trunk = TrunkSpec.model_validate_json(job["trunk"])
-    lines = [line for line in str(result.error).strip().splitlines() if line.strip()]
-    reason = lines[-1].strip()[:500] if lines else type(result.error).__name__
     return [
         {
             "kind": "trial",
@@ -213,12 +225,18 @@ def _failure(result: Any, session: str) -> list[Event]:
             "trunk": trunk.id,
             "trial": trunk.trial(flops).id,
             "status": "failed",
-            "reason": reason,
+            "reason": _reason(result.error),
             "time": time.time(),
             "session": session,
         }
         for flops in job["budgets"]
     ]
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why something failed, in one line: the last of what Ray says."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else type(error).__name__
 
 
 # Stopping -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ asks the workers to stop hangs there too, so that nothing but checkpoints has to
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -22,10 +23,13 @@ from orchestrator.journal import Event
 
 REPORT_EVERY_SECONDS = 3.0
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
-ASK_EVERY_SECONDS = 0.3
-"""How often a trunk asks whether to stop: a question takes a millisecond or two."""
+ASK_EVERY_SECONDS = 1.0
+"""How often a trunk asks whether to stop: waiting for the answer took some 3 ms on two busy cores, not waiting one."""
 GROUP_START_SECONDS = 600.0
-"""A group of workers that has room and has not started by then is given up, and its trunk tried again."""
+"""A group of workers that has room and has not started by then is given up, and its trunk tried again; so is one of which a
+worker waits for the others for so long."""
+SLOW_START_SECONDS = 60.0
+"""A group that is not training by then is spoken of: it takes ten seconds where all is well."""
 
 
 @ray.remote(num_cpus=0)
@@ -34,7 +38,20 @@ class Desk:
 
     def __init__(self) -> None:
         self.left: dict[str, list[Event]] = {}
+        self.met: set[str] = set()
         self.stopping = False
+
+    async def expect(self, trunk: str) -> None:
+        """A group is about to be started for this trunk."""
+        self.met.discard(trunk)
+
+    async def meet(self, trunk: str) -> None:
+        """The workers of its group have found each other."""
+        self.met.add(trunk)
+
+    async def have_met(self, trunk: str) -> bool:
+        """Have they?"""
+        return trunk in self.met
 
     async def put(self, trunk: str, events: list[Event]) -> None:
         """Rank 0 of a group leaves events."""
@@ -97,7 +114,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
         scaling_config=ScalingConfig(
             num_workers=job["workers"], use_gpu=on_gpu, resources_per_worker={"CPU": 1} | ({"GPU": 1} if on_gpu else {})
         ),
-        torch_config=OnTheClustersNetwork(backend="nccl" if on_gpu else "gloo"),
+        torch_config=OnTheClustersNetwork(backend="nccl" if on_gpu else "gloo", timeout_s=int(GROUP_START_SECONDS)),
         run_config=RunConfig(
             name=f"group-{trunk.replace('/', '-')}-{time.time_ns()}",
             storage_path=job["scratch"],
@@ -112,11 +129,17 @@ def _in_a_group(job: dict[str, Any]) -> None:
         except BaseException as problem:
             failed.append(problem)
 
+    ray.get(desk.expect.remote(trunk))
     group = threading.Thread(target=fit, daemon=True)
     group.start()
+    speak_at = time.monotonic() + SLOW_START_SECONDS
     while True:
         group.join(REPORT_EVERY_SECONDS / 3)
         over = not group.is_alive()
+        if not over and time.monotonic() > speak_at:
+            speak_at = math.inf
+            if not ray.get(desk.have_met.remote(trunk)):
+                tune.report({"events": "[]", "note": _slow_start(job)})
         if (events := ray.get(desk.take.remote(trunk))) or over:
             tune.report({"events": json.dumps(events)})
         if over:
@@ -125,12 +148,20 @@ def _in_a_group(job: dict[str, Any]) -> None:
         raise failed[0]
 
 
+def _slow_start(job: dict[str, Any]) -> str:
+    return (
+        f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for room, or "
+        f"cannot reach each other (docs/cluster.md, 'When workers do not meet'); it is given up after {GROUP_START_SECONDS:.0f} s"
+    )
+
+
 def _one_of_a_group(job: dict[str, Any]) -> None:
     """What each worker of a group runs. Ray Train has made the process group."""
     from ray.train.torch import get_device
 
     desk, trunk = ray.get_actor(job["desk"]), job["trunk_id"]
     device = get_device()
+    desk.meet.remote(trunk)
     _train(job, lambda events: ray.get(desk.put.remote(trunk, events)), str(device))
 
 
@@ -159,19 +190,22 @@ def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: 
     trunk = TrunkSpec.model_validate_json(job["trunk"])
     place = Place(**job["place"] | {"device": device})
     try:
-        run_trunk(trunk, job["budgets"], place, emit, _throttled(lambda: bool(ray.get(desk.is_stopping.remote()))))
+        run_trunk(trunk, job["budgets"], place, emit, _asking(desk))
     finally:
         hand_in()
 
 
-def _throttled(look: Callable[[], bool], every_seconds: float = ASK_EVERY_SECONDS) -> Callable[[], bool]:
-    """Ask a few times a second, not at every step."""
-    asked, answer = 0.0, False
+def _asking(desk: Any) -> Callable[[], bool]:
+    """Ask whether to stop, once a second and without waiting: what was answered is read when the next question is due."""
+    asked, question, answer = 0.0, None, False
 
     def ask() -> bool:
-        nonlocal asked, answer
-        if time.monotonic() - asked > every_seconds:
-            asked, answer = time.monotonic(), look()
+        nonlocal asked, question, answer
+        if time.monotonic() - asked > ASK_EVERY_SECONDS:
+            if question is None or ray.wait([question], timeout=0)[0]:
+                answer = question is not None and bool(ray.get(question))
+                question = desk.is_stopping.remote()
+            asked = time.monotonic()
         return answer
 
     return ask

@@ -17,6 +17,7 @@ import pytest
 from test_cli import SMALL, emergence
 
 from orchestrator import machines
+from orchestrator.journal import read
 
 pytestmark = pytest.mark.end_to_end
 
@@ -129,3 +130,18 @@ def test_ctrl_c_while_the_program_is_loaded_is_one_line_too(tmp_path: Path) -> N
     stand_in.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('still here')\n")
     done = emergence("--help", home=tmp_path, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nStopped; nothing had begun.\n")
+
+
+# A group that fails ---------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_cannot_reach_each_other_are_spoken_of_at_every_try_and_end_as_a_failure(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    options = ("--slots", "2", "--workers", "2", "--retries", "1")
+    done = emergence("run", str(file), *options, home=tmp_path / "home", GLOO_SOCKET_IFNAME="nowhere0")
+    assert done.returncode == 1, done.stdout + done.stderr
+    (retried,) = [line for line in done.stdout.splitlines() if " failed: " in line]
+    assert retried.startswith("answer/n4/r0 failed: ") and "nowhere0" in retried and "1 try is left" in retried
+    (end,) = [e for e in read(tmp_path / "home" / "small@1")[0] if e["kind"] == "trial"]
+    assert end["status"] == "failed" and "nowhere0" in end["reason"]

@@ -254,7 +254,7 @@ def status(
         console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}", highlight=False)
     for trial, kind in ended.items():
         if kind in ("failed", "diverged"):
-            console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}", highlight=False)
+            console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}", highlight=False, markup=False)
     surface = progress.Surface(study)
     surface.take([e for events in state.evaluations.values() for e in events])
     console.print()

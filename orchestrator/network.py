@@ -26,8 +26,14 @@ def speak_on_the_clusters_network() -> None:
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(speak_on_the_clusters_network)
-        super().on_start(worker_group, backend_config)
+        """Ray Train keeps the slots of a group that fails here (2.60: to it the group has started, and is no longer its own), and
+        the next try would wait for them for ever."""
+        try:
+            worker_group.execute(speak_on_the_clusters_network)
+            super().on_start(worker_group, backend_config)
+        except BaseException:
+            worker_group.shutdown()
+            raise
 
 
 @dataclass

@@ -125,7 +125,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line, above the live panel if there is one."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_slots(self, slots: int) -> None:
         """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""

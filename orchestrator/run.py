@@ -122,10 +122,13 @@ class Scribe(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
-        trunk, how = trial.config["job"]["trunk_id"], trial.get_pickled_error() or trial.get_error()
+        trunk = trial.config["job"]["trunk_id"]
+        how = _reason(
+            Path(trial.error_file).read_text()
+        )  # on the driver's disk: Tune's own reading looks elsewhere, too early
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
         again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
-        _EARS[self.session].say(f"{trunk} failed: {_reason(how)}; {again}")
+        _EARS[self.session].say(f"{trunk} failed: {how}; {again}")
 
 
 def _run_on_ray(
@@ -225,7 +228,7 @@ def _failure(result: Any, session: str) -> list[Event]:
             "trunk": trunk.id,
             "trial": trunk.trial(flops).id,
             "status": "failed",
-            "reason": _reason(result.error),
+            "reason": _reason(str(result.error) or type(result.error).__name__),
             "time": time.time(),
             "session": session,
         }
@@ -233,10 +236,10 @@ def _failure(result: Any, session: str) -> list[Event]:
     ]
 
 
-def _reason(error: BaseException | None) -> str:
+def _reason(said: str) -> str:
     """Why something failed, in one line: the last of what Ray says."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else type(error).__name__
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else "no reason given"
 
 
 # Stopping -----------------------------------------------------------------------------------------------------------

@@ -151,3 +151,9 @@ def test_a_log_of_many_trials_has_few_lines(study: Study) -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_a_reason_with_brackets_in_it_is_told_whole(study: Study) -> None:
+    progress, out = watch(study)
+    progress.say("it failed: [enforce fail at device.cc:84] ifa != nullptr")
+    assert "[enforce fail at device.cc:84] ifa" in out.getvalue()

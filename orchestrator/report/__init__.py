@@ -163,7 +163,7 @@ def _panel(drawn: Drawn, coarse: bool, embedded: Embedded) -> Shown:
 def _block(found: Findings, arm: str, plates: Mapping[str, Plate | None], pictures: Mapping[str, Shown]) -> Shown:
     """One arm: its plates by their place, ready for the page, and the words beside them."""
     by_place = {place: plate and pictures[plate.name] for place, plate in plates.items()}
-    return {"arm": arm} | by_place | tables.block_words(found, arm)
+    return {"arm": arm, "grows": found.study.grows(arm)} | by_place | tables.block_words(found, arm)
 
 
 def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:

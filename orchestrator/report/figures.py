@@ -158,7 +158,8 @@ def _curves_plate(curves: Curves, arm: str) -> Plate | None:
         panels.append(curve_panel(curves, arm, n_tasks, series, references, alt))
     return Plate(
         heading=f"{skill}: accuracy along training",
-        about=f"{found.study.id}{of_arm(found, arm)}. Every replicate is a line; a mark is the end of a budget"
+        about=f"{found.study.id}{of_arm(found, arm)}. Every {'budget and ' if found.study.grows(arm) else ''}replicate is a "
+        "line; a mark is the end of a budget"
         f"{', after its decay' if decays(found) else ''}. Reference values are those on {on_split(split)}.",
         key=key_of(series[::-1]),
         panels=tuple(panels),

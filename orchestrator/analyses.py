@@ -205,8 +205,8 @@ class ToSkill(NamedTuple):
     """From how much compute on the headline skill is there, at one number of tasks."""
 
     boundary: stats.Boundary
-    """In training FLOPs, along the evaluations of the largest budget's training run; where each budget has a model of its own
-    size, over the budgets."""
+    """In training FLOPs, along the evaluations of the largest budget's training run; where the model's size follows the budget,
+    over the budgets."""
     curve: survival.KaplanMeier | None
     """Kaplan-Meier: share of replicates that have the skill by then; None where nothing was measured."""
     successes: tuple[tuple[float, replicates.Success], ...]
@@ -215,32 +215,43 @@ class ToSkill(NamedTuple):
     """Of what the boundary's verdict says."""
 
 
-def to_skill(results: Results, arm: str, skill: str, n_tasks: int, confidence: float) -> ToSkill | None:
+def to_skill(
+    results: Results, arm: str, skill: str, n_tasks: int, confidence: float, at_ends: bool = False
+) -> ToSkill | None:
     """Compute-to-skill; None where ability was never defined.
 
     A replicate whose training run diverged or failed is not there from then on; one that is still under way is not
-    judged beyond its last look, and not at all where it has none.
+    judged beyond its last look, and not at all where it has none. `at_ends`: by the ends of budgets alone, which is all there
+    is where the model's size follows the budget; each is a training run of its own then, and is lost by itself; a replicate
+    counts once all of its budgets have ended.
     """
     flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None
     level = results.levels.index(n_tasks)
-    open_trials = counted(results, "ability", arm, skill)[1][level]  # (compute, replicates)
+    cube, open_cube = counted(results, "ability", arm, skill)
+    open_trials = open_cube[level]  # (compute, replicates)
     lost_trials = ended_trials(results, arm, ("diverged", "failed"))[level]
-    lost = lost_trials.any(axis=0)
-    onsets = survival.onsets(flops, values, lost)
-    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
-    after = flops > looked[:, None]  # (replicates, looks)
-    values = np.where(after & lost[:, None], -1.0, values)
-    counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
-    boundary = stats.boundary(flops.tolist(), counting, "rising", confidence)
+    if at_ends or results.study.grows(arm):
+        looks = results.study.ends(arm)
+        counting = cube[level].T[~open_trials.any(axis=0)]  # a larger budget says nothing of one that has yet to run
+        if not np.isfinite(counting).any():
+            return None
+        onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
+    else:
+        looks, lost = flops.tolist(), lost_trials.any(axis=0)
+        onsets = survival.onsets(flops, values, lost)
+        looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
+        after = flops > looked[:, None]  # (replicates, looks)
+        values = np.where(after & lost[:, None], -1.0, values)
+        counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
+    boundary = stats.boundary(looks, counting, "rising", confidence)
     successes = []
-    cube = surface(results, "ability", arm, skill)[level]
-    for c, line, gone in zip(results.budgets, cube, lost_trials, strict=True):
+    for c, line, gone in zip(results.budgets, surface(results, "ability", arm, skill)[level], lost_trials, strict=True):
         made = replicates.success(line, stats.HALF, gone) if not np.isnan(line).all() else None
         successes += [(c, made)] if made else []
     p_value = boundary_p(counting, boundary.verdict, "rising")
-    curve = survival.kaplan_meier(*onsets, flops.tolist(), confidence)
+    curve = survival.kaplan_meier(*onsets, looks, confidence)
     return ToSkill(boundary, curve, tuple(successes), p_value)
 
 
@@ -281,13 +292,20 @@ class Multiplier(NamedTuple):
 
 
 def multipliers(
-    results: Results, skill: str, to_skill: dict[tuple[str, int], ToSkill], confidence: Confidence
+    results: Results, skill: str, told: dict[tuple[str, int], ToSkill], confidence: Confidence
 ) -> list[Multiplier]:
-    """Every pair of arms at every number of tasks at which either is seen to come; compute to skill against compute to skill."""
+    """Every pair of arms at every number of tasks at which either is seen to come; compute to skill against compute to skill.
+
+    Where the size of one follows the budget, both are read at the ends of budgets: like against like.
+    """
     found = []
     for a, b in results.study.comparable:
+        at_ends = results.study.grows(a) != results.study.grows(b)
         for n in results.levels:
-            pair = [to_skill.get((arm, n)) for arm in (a, b)]
+            pair = [
+                to_skill(results, arm, skill, n, 0.95, at_ends=True) if at_ends else told.get((arm, n))
+                for arm in (a, b)
+            ]
             rows = [one.boundary.brackets if one else () for one in pair]
             if len(rows[0]) != len(rows[1]) or all(bracket.high is None for row in rows for bracket in row):
                 continue

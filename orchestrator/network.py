@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,8 @@ class _Backend(_TorchBackend):
             worker_group.execute(speak_on_the_clusters_network)
             super().on_start(worker_group, backend_config)
         except BaseException:
-            worker_group.shutdown()
+            with contextlib.suppress(Exception):  # a worker that has died already
+                worker_group.shutdown()
             raise
 
 

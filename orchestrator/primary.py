@@ -222,9 +222,9 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
 
 def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
     """Training FLOPs at which a training run of a line is looked at on its way to the largest budget: along its trunk, and at the
-    branch point before the decay or at the end after it. Where each budget has a size of its own, its end is the only look."""
+    branch point before the decay or at the end after it. Where the model's size follows the budget, at each of those alone."""
     if study.grows(line):
-        return study.budgets
+        return study.ends(line, last)
     trunk = study.trunk_of(line)
     steps = budget.steps_of(trunk, study.budgets[-1])
     points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}
@@ -256,6 +256,12 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
             ("primary",),
             f"'emergence' along tasks is told from {MIN_SCALES} numbers of tasks on, and the study has "
             f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
+        )
+    elif claim.n_tasks is not None and study.grows(line := _line(study, claim)):
+        yield (
+            ("primary",),
+            f"'emergence' along compute is told of one model, and the size of {line} follows the budget: a break could be a "
+            "change of size; claim it of a line whose size stands still",
         )
     elif claim.n_tasks is not None and (n := len(looks(study, _line(study, claim), "branch"))) < MIN_SCALES:
         yield (

@@ -123,12 +123,14 @@ class Scribe(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
         trunk = trial.config["job"]["trunk_id"]
-        how = _reason(
-            Path(trial.error_file).read_text()
-        )  # on the driver's disk: Tune's own reading looks elsewhere, too early
+        how = ""
+        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
+            how = Path(
+                trial.error_file
+            ).read_text()  # on the driver's disk; Tune's own reading looks elsewhere, too early
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
         again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
-        _EARS[self.session].say(f"{trunk} failed: {how}; {again}")
+        _EARS[self.session].say(f"{trunk} failed: {_reason(how)}; {again}")
 
 
 def _run_on_ray(

@@ -293,8 +293,16 @@ class Study(Record):
         return list(found.values())
 
     def grows(self, line: str) -> bool:
-        """Does a rule give each budget of this line its own size?"""
-        return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
+        """Does a rule give the budgets of this line models of several sizes? Then no one training run leads through them."""
+        return len(self.sizes(line)) > 1
+
+    def ends(self, line: str, last: Literal["end", "branch"] = "end") -> list[float]:
+        """Training FLOPs as spent where each budget of a line ends, or where its decay branches off, ascending."""
+        found = []
+        for trunk, budgets in self.sizes(line):
+            steps = [budget.steps_of(trunk, flops) for flops in budgets]
+            found += [float(getattr(s, last) * budget.flops_per_step(trunk)) for s in steps]
+        return found
 
     def family_of(self, line: str) -> Family:
         """The family of a line."""
@@ -648,13 +656,14 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
             yield place, f"{flops:g} and {same:g} FLOPs are both {end} steps{which}; keep one"
         seen[trunk.size, end] = flops
         good.append((trunk, flops))
-    longest = max((end for _, end in seen), default=0)
     warmup = study.settings(line)["training"].warmup_steps
-    if good and warmup > longest:
-        yield (
-            ("training", "warmup_steps"),
-            f"{warmup} steps of warm-up given, the largest budget has {longest} steps{which}",
-        )
+    for size in {size: None for size, _ in seen}:
+        longest = max(end for of, end in seen if of == size)
+        if warmup > longest:
+            whose = f"the largest budget of size {size}" if size else "the largest budget"
+            said = f"{warmup} steps of warm-up given, {whose} has {longest} steps{which}"
+            yield ("training", "warmup_steps"), said
+            break
     for trunk, flops in good:
         price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
         share = price.eval_flops / price.train_flops

@@ -26,8 +26,7 @@ REPORT_EVERY_SECONDS = 3.0
 ASK_EVERY_SECONDS = 1.0
 """How often a trunk asks whether to stop: waiting for the answer took some 3 ms on two busy cores, not waiting one."""
 GROUP_START_SECONDS = 600.0
-"""A group of workers that has room and has not started by then is given up, and its trunk tried again; so is one of which a
-worker waits for the others for so long."""
+"""A group of workers that has room and has not started by then is given up, and its trunk tried again."""
 SLOW_START_SECONDS = 60.0
 """A group that is not training by then is spoken of: it takes ten seconds where all is well."""
 
@@ -114,7 +113,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
         scaling_config=ScalingConfig(
             num_workers=job["workers"], use_gpu=on_gpu, resources_per_worker={"CPU": 1} | ({"GPU": 1} if on_gpu else {})
         ),
-        torch_config=OnTheClustersNetwork(backend="nccl" if on_gpu else "gloo", timeout_s=int(GROUP_START_SECONDS)),
+        torch_config=OnTheClustersNetwork(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
             name=f"group-{trunk.replace('/', '-')}-{time.time_ns()}",
             storage_path=job["scratch"],
@@ -151,7 +150,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
 def _slow_start(job: dict[str, Any]) -> str:
     return (
         f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for room, or "
-        f"cannot reach each other (docs/cluster.md, 'When workers do not meet'); it is given up after {GROUP_START_SECONDS:.0f} s"
+        f"cannot reach each other: docs/cluster.md, 'When workers do not meet'"
     )
 
 
@@ -196,7 +195,8 @@ def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: 
 
 
 def _asking(desk: Any) -> Callable[[], bool]:
-    """Ask whether to stop, once a second and without waiting: what was answered is read when the next question is due."""
+    """Ask whether to stop, once a second and without waiting: what was answered is read when the next question is due, so that
+    a stop is heard after one to two seconds."""
     asked, question, answer = 0.0, None, False
 
     def ask() -> bool:

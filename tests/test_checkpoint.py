@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,34 @@ def test_weights_are_written_whole_with_facts_in_their_header(uri, tmp_path):
         checkpoint.save_weights(where, "answer/n64/r0", {"w": torch.arange(3.0)}, {"trial": "a"})
         with safe_open(folder / "answer/n64/r0.safetensors", "pt") as file:
             assert file.metadata() == {"trial": "a"} and torch.equal(file.get_tensor("w"), torch.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked"),
+    [
+        ("gs://bucket/p", "gs://bucket/p?retry_limit_seconds=30"),
+        ("gs://bucket/p?scheme=http", "gs://bucket/p?scheme=http&retry_limit_seconds=30"),
+        ("gs://bucket/p?retry_limit_seconds=5", "gs://bucket/p?retry_limit_seconds=5"),
+        ("s3://bucket/p/?region=us-east-1", "s3://bucket/p?region=us-east-1"),
+    ],
+)
+def test_googles_storage_is_not_tried_for_ever(uri, asked, monkeypatch):
+    from pyarrow import fs
+
+    seen = []
+    told = staticmethod(lambda uri: (seen.append(uri), (None, ""))[1])
+    monkeypatch.setattr(fs, "FileSystem", type("FileSystem", (), {"from_uri": told}))
+    checkpoint.store_of(uri)
+    assert seen == [asked]
+
+
+def test_a_folder_inside_a_place_leaves_its_query_at_the_end():
+    assert checkpoint.under("s3://b/p/?region=x", "study@1", "checkpoints") == "s3://b/p/study@1/checkpoints?region=x"
+    assert checkpoint.under("file:///a/b", "c") == "file:///a/b/c" and checkpoint.under("/a/b/", "c/d") == "/a/b/c/d"
+
+
+def test_two_runs_may_try_one_place_at_the_same_moment(uri):
+    """Each leaves the other's file alone."""
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(checkpoint.check_writable, uri) for _ in range(200)]:
+            done.result()

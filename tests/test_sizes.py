@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import synthetic
 from test_cli import emergence
@@ -130,6 +133,7 @@ def test_a_variant_that_states_widths_has_them_whatever_the_rule_of_the_study(tm
         (("tokens_per_parameter: 1}", "tokens_per_parameter: 0}"), 9, "greater than 0"),
         (("tokens_per_parameter: 1}", "tokens_per_param: 1}"), 9, "did you mean 'tokens_per_parameter'?"),
         (("tokens_per_parameter: 1}", "tokens_per_parameter: 5}"), 11, "smallest model, 0.1m; 5 are asked for"),
+        (("{base_d_model: 64}", "{base_d_model: 64, warmup_steps: 600}"), 14, "600 steps of warm-up, of size 0.1m has"),
     ],
 )
 def test_a_rule_that_says_nothing_is_refused_at_its_line(
@@ -158,7 +162,15 @@ def test_along_compute_the_ends_of_budgets_are_all_there_is(decayed: bool, resul
     phase = "final" if decayed else "pre_decay"
     np.testing.assert_allclose(flops, np.array(results.budgets) * (1 if decayed else 0.8))
     np.testing.assert_array_equal(values, results.cube("ability", "answer", "recall", "held_out", phase)[1].T)
-    assert primary.looks(results.study, "answer", "end") == results.budgets
+
+
+def test_a_claim_is_held_to_the_flops_that_are_spent_and_not_to_those_that_were_asked_for(study: Study) -> None:
+    for last, share in (("end", 1.0), ("branch", 0.8)):
+        looks = primary.looks(study, "grown", last)  # type: ignore[arg-type]
+        assert looks == pytest.approx([share * c for c in study.budgets], rel=0.01) and looks != study.budgets
+        spent = {t.compute_flops: budget.steps_of(t, t.compute_flops) for t in study.trials() if t.variant == "grown"}
+        costs = {t.compute_flops: budget.flops_per_step(t) for t in study.trials() if t.variant == "grown"}
+        assert looks == [getattr(spent[c], last) * costs[c] for c in study.budgets]
 
 
 def test_the_trials_of_each_size_are_counted_with_their_own_parameters_and_tokens(results: Results) -> None:
@@ -181,6 +193,58 @@ def test_figures_draw_each_run_from_its_start_to_its_end(results: Results) -> No
     assert all((np.diff([look.flops for look in run]) > 0).all() for run in track.branches)
     walk = walk_of(curves, "answer")
     assert walk is not None and [stop.budget for stop in walk.stops] == results.budgets
+
+
+def with_status(results: Results, which: Callable[[dict[str, Any]], bool], status: str) -> Results:
+    """The same, but that some trials have not ended, or not well: they have no results."""
+    whole, runs = synthetic.tables(results.study)
+    keep = [not which(row) for row in whole.select(["n_tasks", "compute_flops", "replicate"]).to_pylist()]
+    told = [run | ({"status": status} if which(run) else {}) for run in runs.to_pylist()]
+    return Results.of_tables(
+        results.study, whole.filter(pa.array(keep)), pa.Table.from_pylist(told, schema=runs.schema)
+    )
+
+
+def test_a_replicate_whose_smaller_sizes_have_yet_to_run_is_not_judged_by_its_largest(results: Results) -> None:
+    """The dearest trials run first; what they reach says nothing of when it was reached."""
+    whole = analyses.to_skill(results, "answer", "recall", 1024, 0.95)
+    waiting = with_status(results, lambda t: t["replicate"] > 0 and t["compute_flops"] < 3e12, "open")
+    part = analyses.to_skill(waiting, "answer", "recall", 1024, 0.95)
+    assert whole is not None and part is not None
+    assert part.boundary.brackets == whole.boundary.brackets[:1]
+    everywhere = with_status(results, lambda t: t["compute_flops"] < 3e12, "open")
+    assert analyses.to_skill(everywhere, "answer", "recall", 1024, 0.95) is None
+
+
+def test_a_size_that_diverged_is_lost_alone(results: Results) -> None:
+    diverged = with_status(results, lambda t: t["replicate"] == 0 and t["compute_flops"] < 3e11, "diverged")
+    told = analyses.to_skill(diverged, "answer", "recall", 1024, 0.95)
+    assert told is not None and told.curve is not None
+    ends = results.study.ends("answer")
+    assert told.boundary.brackets[0] == (ends[0], ends[1])  # it is there from the next size on
+    assert told.curve.steps[-1].reached == 1.0
+
+
+def test_a_line_of_one_size_is_read_along_its_training_run_whatever_rule_gave_it() -> None:
+    study = synthetic.made_up(model={"tokens_per_parameter": 0.01}, compute_flops=(2e11, 3e11), n_tasks=(4, 64, 1024))
+    assert not study.grows("answer") and study.trunk_of("answer").size
+    table = Results.of_tables(study, *synthetic.tables(study))
+    assert len(table.along("ability", "answer", "recall", "held_out", 64)[0]) > 4
+
+
+def test_two_lines_of_which_one_grows_are_compared_by_the_ends_of_their_budgets() -> None:
+    """The same truth in both, so no multiple of compute may be told between them."""
+    variants = {"fixed": {}, "grown": {"model": {"tokens_per_parameter": 1.0}}}
+    study = synthetic.made_up(variant=variants, compute_flops=(2e11, 8e11, 3.2e12), n_tasks=(4, 64, 1024))
+    tables = []
+    for name in variants:
+        for k, table in enumerate(synthetic.tables(study)):
+            column = pa.array([name] * table.num_rows)
+            tables.append((k, table.set_column(table.column_names.index("variant"), "variant", column)))
+    both = (pa.concat_tables([t for k, t in tables if k == which]) for which in (0, 1))
+    found = judge(Results.of_tables(study, *both))
+    assert found.multipliers and all(m.ratio.low is None or m.ratio.low <= 0 for m in found.multipliers)
+    assert all(m.ratio.high is None or m.ratio.high >= 0 for m in found.multipliers)
 
 
 # For real -------------------------------------------------------------------------------------------------------------

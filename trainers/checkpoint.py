@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,9 +88,9 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
 
 def check_writable(folder: str | Path) -> None:
     """Write a byte there and take it away again. Raises OSError, and ValueError for a URI that no storage answers to."""
-    store = store_of(folder)
-    store.put_file(PROBE, b"1")
-    store.remove_file(PROBE)
+    store, probe = store_of(folder), f"{PROBE}-{uuid.uuid4().hex}"  # another run may be at it at the same moment
+    store.put_file(probe, b"1")
+    store.remove_file(probe)
 
 
 def clear(folder: str | Path) -> int:

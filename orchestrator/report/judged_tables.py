@@ -51,6 +51,7 @@ def told(found: Findings) -> dict[str, Any]:
         "cuts": cut_rows(found),
         "cuts_undecided": undecided(found),
         "min_scales": MIN_SCALES,
+        "some_grow": any(found.study.grows(line) for line in found.study.lines),
         "overtaking": overtaking_rows(found),
         "contests": contest_rows(found),
         "speeds": speed_rows(found),

@@ -371,7 +371,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{name}.")
         elif a != b:
-            found.append(f"{name}: {a} -> {b}")
+            found.append(f"{name}: {old.get(key, 'not stated')} -> {new.get(key, 'not stated')}")
     return found
 
 

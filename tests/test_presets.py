@@ -139,7 +139,7 @@ def test_more_compute_or_fewer_tokens_never_make_a_smaller_model(flops, least, f
 def test_what_a_model_has_beside_its_widths_is_kept_and_counted():
     plain, longer = Model(), Model(conv_kernel=64, norm="layer")
     assert with_preset(longer, "0.3m") == PRESETS["0.3m"].model_copy(update={"conv_kernel": 64, "norm": "layer"})
-    flops = next(f for f in (1e12 * 1.01**k for k in range(400)) if preset_for(f, 20, 16, 128, None, plain) == "0.3m")
+    flops = next(f for f in (2e12 * 1.01**k for k in range(400)) if preset_for(f, 20, 16, 128, None, plain) == "0.3m")
     assert preset_for(flops, 20, 16, 128, None, longer) == "0.1m"  # its convolution takes FLOPs and parameters
 
 

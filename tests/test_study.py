@@ -325,7 +325,10 @@ def test_the_control_is_the_quickstart_on_noise_and_nothing_else() -> None:
 
 
 def test_differences_name_each_field_with_both_values() -> None:
-    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == ["a.c: 2 -> 4", "d: 3 -> not stated"]
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == [
+        "a.c: 2 -> 4",
+        "d: 3 -> not stated",
+    ]
 
 
 def test_loading_planning_and_help_import_no_torch_ray_or_mlflow(tmp_path: Path) -> None:

@@ -286,15 +286,18 @@ class Study(Record):
 
         Raises ValueError as `trunk_of` does.
         """
-        found: dict[str, tuple[TrunkSpec, tuple[float, ...]]] = {}
-        for flops in self.budgets:
-            trunk = self.trunk_of(line, flops)
-            found[trunk.size] = found.get(trunk.size, (trunk, ()))[0], (*found.get(trunk.size, (trunk, ()))[1], flops)
-        return list(found.values())
+        if not self._has_rule(line):
+            return [(self.trunk_of(line), tuple(self.budgets))]
+        trunks = [(self.trunk_of(line, flops), flops) for flops in self.budgets]
+        sizes = itertools.groupby(trunks, key=lambda pair: pair[0].size)  # more compute never makes a smaller one
+        return [(same[0][0], tuple(flops for _, flops in same)) for same in (list(pairs) for _, pairs in sizes)]
+
+    def _has_rule(self, line: str) -> bool:
+        return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
 
     def grows(self, line: str) -> bool:
         """Does a rule give the budgets of this line models of several sizes? Then no one training run leads through them."""
-        return len(self.sizes(line)) > 1
+        return self._has_rule(line) and len(self.sizes(line)) > 1
 
     def ends(self, line: str, last: Literal["end", "branch"] = "end") -> list[float]:
         """Training FLOPs as spent where each budget of a line ends, or where its decay branches off, ascending."""

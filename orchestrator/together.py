@@ -35,7 +35,7 @@ SLOW_START_SECONDS = 60.0
 """A group that is not training by then is spoken of: it takes ten seconds where all is well."""
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=100_000)  # every trunk has a question waiting here; by itself Ray holds 1,000
 class Desk:
     """Beside the driver: where workers leave events, and where they ask whether to stop."""
 

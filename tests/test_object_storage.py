@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import meta_of, same, tensors_of
+from test_checkpoint import meta_of, same, save_and_lose_the_connection, tensors_of
 from test_cli import SMALL, emergence
 
 from orchestrator.study import load
@@ -79,19 +79,7 @@ def test_checkpoints_come_back_to_the_bit_and_two_are_kept(uri: str) -> None:
 @pytest.mark.parametrize("n_written", range(4))
 def test_a_save_that_was_cut_off_does_not_count(uri: str, monkeypatch: pytest.MonkeyPatch, n_written: int) -> None:
     checkpoint.save(uri, 1, "f", meta_of(1), tensors_of(1))
-    original, left = checkpoint.Remote._write, n_written
-
-    def cut(self: checkpoint.Remote, path: str, data: bytes) -> None:
-        nonlocal left
-        if left == 0:
-            raise OSError("connection lost")
-        left -= 1
-        original(self, path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Remote, "_write", cut)
-        with pytest.raises(OSError, match="connection lost"):
-            checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
+    save_and_lose_the_connection(uri, n_written, monkeypatch)
     assert checkpoint.newest(uri, "f") == 1
     checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
     assert checkpoint.newest(uri, "f") == 2

@@ -169,8 +169,17 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
     moved = found.drift_ability.get((arm, skill))
     if moved is not None and moved.verdict in ("rises", "falls"):
         plainly = "fewer" if moved.verdict == "falls" else "more"
-        sentences.append(f"The more compute, the {plainly} tasks it takes: {drift_words(moved, 'A')}.")
+        of = claim_of("drift", "ability", arm, skill)
+        sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks it takes", drift_words(moved, "A")))
     return sentences
+
+
+def _moves(found: Findings, claim: str, plainly: str, measured: str) -> str:
+    """How a boundary moves with compute, as sure as it is: plainly where the claim is kept or was declared, else with a doubt."""
+    n_tested = sum(c.verdict != "untested" for c in found.claims)
+    if any(c.name == claim and c.verdict != "kept" for c in found.claims) and n_tested > 1:
+        return f"It looks as if {plainly} ({measured}), but that is not kept after correction for {n_tested} claims."
+    return f"{plainly}: {measured}."
 
 
 def _no_memory(found: Findings, arm: str) -> str:
@@ -196,7 +205,8 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
     moved = found.drift_memory.get(arm)
     if moved is not None and moved.verdict in ("rises", "falls"):
         plainly = "more" if moved.verdict == "rises" else "fewer"
-        sentences.append(f"The more compute, the {plainly} tasks are memorised: {drift_words(moved, 'M')}.")
+        of = claim_of("drift", "memory", arm, "")
+        sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks are memorised", drift_words(moved, "M")))
     return sentences
 
 

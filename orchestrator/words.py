@@ -49,12 +49,13 @@ def _boundary_words(
         return everywhere.format(number(_edge(boundary)))
     if boundary.verdict == "undecided" or boundary.high is None:
         reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
+        last = number(boundary.last or levels[-1])
         if n == 1:
-            return f"{crossed}, but not for good: it is lost again by {number(levels[-1])} tasks"
+            return f"{crossed}, but not for good: it is lost again by {last} tasks"
         least, most = stats.wilson_interval(reached, n)
         closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
         return (
-            f"{crossed} up to {number(levels[-1])} tasks in {reached} of {n} replicates "
+            f"{crossed} up to {last} tasks in {reached} of {n} replicates "
             f"(95 % interval of the share {least:.2f} to {most:.2f}){closed}"
         )
     low, high = _told(boundary.low, levels), _told(boundary.high, levels)

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from test_report import Page, page_of
 
-from orchestrator import summary, words
+from orchestrator import stats, summary, words
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings, find
 from orchestrator.report import judged_tables
@@ -191,8 +191,6 @@ def test_the_summary_and_the_description_say_what_the_page_says() -> None:
     ],
 )
 def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, said: str) -> None:
-    from orchestrator import stats
-
     assert said in words.drift_words(stats.Drift(low, high, (), verdict, None), "A")
 
 
@@ -208,3 +206,24 @@ def test_the_other_skills_have_their_own_compute_to_skill_counted_among_the_clai
     assert all(claim_of("to", "skill", *place[:2], float(place[2])) in names for place in found.onsets)
     told = [row for row in summary.rows(found) if row["quantity"] == "compute to skill"]
     assert sorted(row["skill"] for row in told) == ["elimination"] * 3 + ["recall"] * 3
+
+
+def test_a_drift_that_is_not_kept_is_told_with_its_doubt_and_one_that_is_kept_without() -> None:
+    def moving(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        at = 8.5 - 3 * np.log2(flops / 1e11) + (replicate % 3 == 0)
+        return np.where(np.log2(n_tasks) > at, 0.95, 0.05)
+
+    doubtful = found_of(moving, replicates=3, n_tasks=LEVELS, compute_flops=(1e11, 2e11))
+    drift = doubtful.drift_ability[("answer", "recall")]
+    assert drift.verdict == "falls" and not any(c.verdict == "kept" and "K_A" in c.says for c in doubtful.claims)
+    assert "It looks as if the more compute, the fewer tasks it takes" in doubtful.answer
+    assert "not kept after correction" in doubtful.answer
+    sure = found_of(moving, replicates=12, n_tasks=LEVELS, compute_flops=(1e11, 2e11))
+    assert any(c.verdict == "kept" and "K_A" in c.says for c in sure.claims)
+    assert "The more compute, the fewer tasks it takes: K_A falls" in sure.answer and "looks as if" not in sure.answer
+
+
+def test_a_skill_that_is_defined_up_to_some_level_is_told_up_to_there() -> None:
+    levels = [4.0, 16.0, 64.0, 256.0]
+    found = stats.boundary(levels, [[0, 0, 1, np.nan], [0, 0, 0, np.nan], [0, 0, 0, np.nan]], "rising")
+    assert "appears up to 64 tasks in 1 of 3 replicates" in words.ability_words(found, levels)

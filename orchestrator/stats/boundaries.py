@@ -59,6 +59,8 @@ class Boundary(NamedTuple):
     `undecided`: some are not across at the last level."""
     not_monotone: int
     """Replicates that come back after their first crossing."""
+    last: float | None = None
+    """The last level at which any replicate has a value; None: there is none."""
 
 
 # Brackets -----------------------------------------------------------------------------------------------------------
@@ -125,7 +127,8 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
     elif not always.all():
         verdict = "undecided"
     ends = _interval(grid, low, high, confidence)
-    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()))
+    last = float(grid[np.flatnonzero(across.any(0))[-1]])
+    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()), last)
 
 
 def _interval(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator import analyses, claims, primary_verdict, stats
-from orchestrator.analyses import Boundaries, Overtaking, claim_of
+from orchestrator.analyses import Boundaries, Overtaking, claim_of, claim_of_arms
+from orchestrator.generalists import Contest, claim_of_contest
 from orchestrator.words import (
     ability_words,
     contest_words,
@@ -44,6 +45,7 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}"
 
 
+NOT_KEPT = " (not kept after correction)"
 ENOUGH = 6
 """From so many replicates on, 95 % intervals of boundaries are order statistics (stats/boundaries.py)."""
 
@@ -67,7 +69,7 @@ def paragraph(found: Findings) -> str:
         sentences += _ability_sentences(found, arm) + ([] if nowhere else of_arm)
     sentences += ["Memory is not defined here."] if nowhere else []
     sentences += _fewer_sentences(found) if not found.contests else []
-    sentences += [_overtaking_sentence(o) for o in found.crossovers if o.result.verdict == "crosses"]
+    sentences += [_overtaking_sentence(found, o) for o in found.crossovers if o.result.verdict == "crosses"]
     sentences += _contest_sentences(found)
     if found.primary is not None:
         sentences.append(primary_sentence(found))
@@ -176,10 +178,19 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
 
 def _moves(found: Findings, claim: str, plainly: str, measured: str) -> str:
     """How a boundary moves with compute, as sure as it is: plainly where the claim is kept or was declared, else with a doubt."""
+    if not _doubt(found, claim):
+        return f"{plainly}: {measured}."
     n_tested = sum(c.verdict != "untested" for c in found.claims)
-    if any(c.name == claim and c.verdict != "kept" for c in found.claims) and n_tested > 1:
-        return f"It looks as if {plainly} ({measured}), but that is not kept after correction for {n_tested} claims."
-    return f"{plainly}: {measured}."
+    return (
+        f"It looks as if {plainly} ({measured}), but that is not kept after correction for {times(n_tested, 'claim')}."
+    )
+
+
+def _doubt(found: Findings, *names: str) -> str:
+    """To follow a sentence that rests on these claims: nothing where each is kept, or is the primary one."""
+    verdicts = {c.name: c.verdict for c in found.claims}
+    kept = all(verdicts.get(name, "kept") == "kept" for name in names)
+    return "" if kept else NOT_KEPT
 
 
 def _no_memory(found: Findings, arm: str) -> str:
@@ -206,7 +217,9 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
     if moved is not None and moved.verdict in ("rises", "falls"):
         plainly = "more" if moved.verdict == "rises" else "fewer"
         of = claim_of("drift", "memory", arm, "")
-        sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks are memorised", drift_words(moved, "M")))
+        sentences.append(
+            _moves(found, of, f"the more compute, the {plainly} tasks are memorised", drift_words(moved, "M"))
+        )
     return sentences
 
 
@@ -215,9 +228,10 @@ def _fewer_sentences(found: Findings) -> list[str]:
 
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
-    skill, overlap = found.study.shown_skills[0], 0
+    skill, top, overlap = found.study.shown_skills[0], found.study.budgets[-1], 0
     fewer: dict[str, list[str]] = {}
-    at = f"at {number(found.study.budgets[-1])} FLOPs"
+    unsure: set[str] = set()
+    at = f"at {number(top)} FLOPs"
     for a, b in found.study.comparable:
         first, second = found.k_ability[(a, skill)][-1][1], found.k_ability[(b, skill)][-1][1]
         if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
@@ -227,6 +241,7 @@ def _fewer_sentences(found: Findings) -> list[str]:
         for less, more, low, high in ((a, b, first, second), (b, a, second, first)):
             if low.high is not None and high.low is not None and low.high <= high.low:
                 fewer.setdefault(less, []).append(more)
+                unsure |= {line for line in (a, b) if _doubt(found, claim_of("k", "ability", line, skill, top))}
                 break
         else:
             overlap += 1
@@ -234,7 +249,8 @@ def _fewer_sentences(found: Findings) -> list[str]:
     for less, those in fewer.items():
         alike.setdefault(tuple(those), []).append(less)
     said = [
-        f"{listed(these)} {'needs' if len(these) == 1 else 'need'} fewer tasks than {listed(those)} {at}: their intervals do not touch."
+        f"{listed(these)} {'needs' if len(these) == 1 else 'need'} fewer tasks than {listed(those)} {at}: their intervals do not touch"
+        f"{NOT_KEPT if unsure & {*these, *those} else ''}."
         for those, these in alike.items()
     ]
     if overlap and not said:
@@ -242,7 +258,8 @@ def _fewer_sentences(found: Findings) -> list[str]:
     shown = {(m.first, m.second): m for m in found.multipliers if m.ratio.verdict in ("rises", "falls")}
     by_level: dict[int, list[str]] = {}
     for m in shown.values():
-        by_level.setdefault(m.n_tasks, []).append(multiplier_words(m))
+        doubt = _doubt(found, claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"))
+        by_level.setdefault(m.n_tasks, []).append(multiplier_words(m) + doubt)
     return said + [
         f"Until {skill} is there to stay, {'; '.join(many)} at {number(n)} tasks." for n, many in by_level.items()
     ]
@@ -253,9 +270,10 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _overtaking_sentence(o: Overtaking) -> str:
+def _overtaking_sentence(found: Findings, o: Overtaking) -> str:
     where = claims.range_words(o.result.low, o.result.high)
-    return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs."
+    doubt = _doubt(found, claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks))
+    return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs{doubt}."
 
 
 def _contest_sentences(found: Findings) -> list[str]:
@@ -268,7 +286,17 @@ def _contest_sentences(found: Findings) -> list[str]:
         here = [c for c in shown if (c.generalist, c.n_tasks) == place]
         taught = [c for c in here if c.against == "its budget" and (c.rival or 0.0) >= stats.HALF]
         said += [*taught[:1], *(c for c in here if c.against == "its best")]
-    return [f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets, True)}." for c in said]
+    return [
+        f"With {number(c.n_tasks)} tasks of a domain {contest_words(c, found.study.budgets, True)}{_contest_doubt(found, c)}."
+        for c in said
+    ]
+
+
+def _contest_doubt(found: Findings, c: Contest) -> str:
+    """Where a winner is named, whether that is kept."""
+    if c.result.verdict not in ("crosses", "a ahead throughout", "b ahead throughout"):
+        return ""
+    return _doubt(found, claim_of_contest(c.generalist, c.domain, c.n_tasks, c.against, c.specialist_flops))
 
 
 def primary_sentence(found: Findings) -> str:

@@ -71,14 +71,12 @@ def _boundary_words(
 
 
 def _told(end: float | None, levels: Sequence[float]) -> float | None:
-    """An end that may be told as a number: within the grid, or beyond it by no more than its outermost step.
+    """An end that may be told as a number: one within the grid.
 
-    Further out nothing was measured, and what a t-interval says there is its formula's, not the study's.
+    Outside nothing was measured, and what a t-interval says there is its formula's, not the study's: from the quickstart's
+    levels, of which the last two lie a factor of 1e9 apart, it once told 1e20 ciphers where there are 2e13.
     """
-    if end is None:
-        return None
-    step_down, step_up = (levels[1] / levels[0], levels[-1] / levels[-2]) if len(levels) > 1 else (1.0, 1.0)
-    if not levels[0] / step_down <= end <= levels[-1] * step_up:
+    if end is None or not levels[0] <= end <= levels[-1]:
         return None
     return end if end in levels else float(f"{end:.3g}")
 
@@ -106,6 +104,15 @@ def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     if high is None:
         return f"above {number(cast(float, low))}{one}"
     return (f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}") + one
+
+
+def seen_words(boundary: stats.Boundary) -> str:
+    """Between which levels all replicates of a boundary cross: what was seen, before any inference. Empty if one does not."""
+    ends = [end for b in boundary.brackets for end in (b.low, b.high)]
+    if boundary.verdict != "crossed" or not ends or None in ends:
+        return ""
+    known = cast(list[float], ends)
+    return f"between {number(min(known))} and {number(max(known))} tasks"
 
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:

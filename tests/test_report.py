@@ -814,12 +814,21 @@ def test_ink_can_be_read_on_every_colour() -> None:
         (0.001, 64.0, "64 or fewer"),
         (64.0, None, "above 64"),
         (64.0, 1e20, "above 64"),
+        (3.9, 64.0, "64 or fewer"),
+        (64.0, 1025.0, "above 64"),
         (None, None, "open at both ends"),
     ],
 )
 def test_an_interval_is_not_told_beyond_the_grid(low: float | None, high: float | None, words: str) -> None:
     boundary = stats.Boundary(low, high, (stats.Bracket(low, high),) * 2, "crossed", 0)
     assert interval_words(boundary, [4.0, 64.0, 1024.0]) == words
+
+
+def test_a_grid_of_a_coarse_last_step_lends_nothing_beyond_it() -> None:
+    levels = [4.0, 16.0, 32.0, 64.0, 1024.0, 1e12]
+    boundary = stats.boundary(levels, [[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]], "rising")
+    assert boundary.high is not None and boundary.high > 1e12  # what a t-interval says
+    assert ability_words(boundary, levels) == "appears, at a number of tasks that is open at both ends"
 
 
 def test_a_reference_is_averaged_over_replicates_not_over_budgets() -> None:

@@ -283,9 +283,11 @@ def _interval_words(claim: Primary, low: float | None, high: float | None) -> st
 def _wanting(study: Study, claim: Primary, n: int, needed: Needed | None) -> str:
     if needed is not None:
         these = f"going by the spread of these {n}"
-        if needed.or_more:
-            return f"More than {times(needed.n, 'replicate')} would be needed to settle it, {these}"
-        return f"{times(needed.n, 'replicate')} in all should settle it, {these}"
+        if not needed.or_more:
+            return f"{times(needed.n, 'replicate')} in all should settle it, {these}"
+        if needed.even is None:
+            return f"More than {times(needed.n, 'replicate')} would be needed for an even chance to settle it, {these}"
+        return f"{times(needed.even, 'replicate')} in all have an even chance to settle it, {these}"
     known = least(study, claim)
     said = least_words(known)
     return said[0].upper() + said[1:] if n < max(known.confirm or 0, known.refute or 0) else ""

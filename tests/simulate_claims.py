@@ -11,7 +11,7 @@ that settle nothing and are told a number, it settled (1,000 studies begun; told
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import synthetic
@@ -193,8 +193,9 @@ KINDS = {
 }
 
 
-def kept_promise(kind: Kind, replicates: int) -> Callable[[int, Rng], Outcome]:
-    """Of studies of so many replicates that settle nothing and are told a number: share that this number settles."""
+def kept_promise(kind: Kind, replicates: int, even: bool = False) -> Callable[[int, Rng], Outcome]:
+    """Of studies of so many replicates that settle nothing and are told a number: share that this number settles. `even`: of
+    those that are told no more than the number of an even chance."""
 
     def run(n_runs: int, draw: Rng) -> Outcome:
         told = settled = 0
@@ -204,9 +205,11 @@ def kept_promise(kind: Kind, replicates: int) -> Callable[[int, Rng], Outcome]:
             if kind.settled(seen):
                 continue
             needed = kind.needed(seen, draw)
-            if needed is not None and not needed.or_more:
-                told += 1
-                settled += kind.settled(np.concatenate([seen, more(needed.n - replicates)]))
+            if needed is None or needed.or_more != even or (even and needed.even is None):
+                continue
+            told += 1
+            total = cast(int, needed.even) if even else needed.n
+            settled += kind.settled(np.concatenate([seen, more(total - replicates)]))
         return Outcome(settled / max(told, 1), told)
 
     return run
@@ -229,5 +232,11 @@ SCENARIOS = (
         Scenario(f"the replicates asked for a {name} settle it, from {n}", "power", 0.8, kept_promise(kind, n))
         for name, kind in KINDS.items()
         for n in ((3,) if name == "drift" else (3, 5))  # of five, a drift is settled at once or never
+    ),
+    *(
+        Scenario(
+            f"an even chance to settle a {name} is one, from 3", "power", 0.4, kept_promise(KINDS[name], 3, even=True)
+        )
+        for name in ("boundary", "mean", "crossover")
     ),
 )

@@ -208,6 +208,8 @@ class Needed(NamedTuple):
     n: int
     or_more: bool
     """True: more than n; print "more than 10,000"."""
+    even: int | None = None
+    """Where a study is played on (further.py): how many give an even chance; None: no number tried does."""
 
 
 def replicates_needed(

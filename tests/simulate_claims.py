@@ -235,7 +235,7 @@ SCENARIOS = (
     ),
     *(
         Scenario(
-            f"an even chance to settle a {name} is one, from 3", "power", 0.4, kept_promise(KINDS[name], 3, even=True)
+            f"from 3: an even chance to settle a {name} is one", "power", 0.4, kept_promise(KINDS[name], 3, even=True)
         )
         for name in ("boundary", "mean", "crossover")
     ),

@@ -114,7 +114,8 @@ def _fewer(found: Findings) -> Iterator[Row]:
         if one.shift is not None:
             where = {"quantity": "task multiplier", "arm": one.second, "skill": skill}
             low, high = times_of(one.shift)
-            words = {"low": low, "high": high, "verdict": one.shift.verdict, "words": fewer_words(one)}
+            verdict = one.shift.verdict if one.shown or one.shift.verdict == "missing" else "undecided"
+            words = {"low": low, "high": high, "verdict": verdict, "words": fewer_words(one)}
             yield one.name, where | {"compute_flops": one.compute_flops} | words
 
 

@@ -82,7 +82,23 @@ def more_likely_with_tasks(draw: Rng, replicates: int) -> Looked:
     return lottery(draw, replicates, share)
 
 
-ALWAYS_FALSE = ("drifts", "overtakes", "different", "breaks")
+ALIKE_AXES: dict[str, Any] = {
+    "arm": ("answer", "next_token", "task_id"),
+    "n_tasks": (4, 16, 64, 256, 1024, 4096),
+    "compute_flops": (1e11, 4e11, 1.6e12),
+    "skills": ("recall",),
+}
+
+
+def arms_drawn_alike(draw: Rng, replicates: int) -> Looked:
+    """Three arms whose replicates come early or late by one law, normal or of two kinds."""
+    study = synthetic.made_up(**ALIKE_AXES, replicates=replicates)
+    truth = synthetic.alike(draw, len(study.axes.arm), replicates, two_kinds=bool(draw.integers(2)))
+    return look(synthetic.tables(study, truth, noise=0.02, draw=int(draw.integers(2**31))), study)
+
+
+OF_ARMS = ("overtakes", "is ahead", "different")
+ALWAYS_FALSE = ("drifts", *OF_ARMS, "breaks")
 NOT_OF_A_MINORITY = ("appears", "is there", "comes", "ends", "holds", *ALWAYS_FALSE)
 """Where fewer than half of the replicates have the skill it is true that it does not appear, and no more."""
 
@@ -225,6 +241,7 @@ SCENARIOS = (
         0.05,
         falsely_claimed(more_likely_with_tasks, ALWAYS_FALSE),
     ),
+    Scenario("of arms drawn alike none wins", "false claims", 0.05, falsely_claimed(arms_drawn_alike, OF_ARMS)),
     *(
         Scenario(f"the replicates asked for a {name} settle it, from {n}", "power", 0.8, kept_promise(kind, n))
         for name, kind in KINDS.items()

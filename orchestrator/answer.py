@@ -47,7 +47,8 @@ def verdict_line(verdict: Verdict) -> str:
         said = f"seen in {reached} of {reached + verdict.censored} replicates only"
     agreed = f"{figure(expected.lo)} to {figure(expected.hi)}"
     claim = f"expected {figure(expected.value)} ({agreed}, {expected.source})"
-    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}"
+    doubt = f" ({verdict.caution})" if verdict.caution else ""
+    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
 
 
 NOT_KEPT = " (not kept after correction)"
@@ -313,37 +314,30 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
 
 
 def _fewer_sentences(found: Findings) -> list[str]:
-    """Which arms need fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to.
+    """Which arms need fewer tasks at the largest budget, replicate by replicate; else that none is shown to.
 
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
-    skill, top, overlap = found.study.shown_skills[0], found.study.budgets[-1], 0
+    skill, top = found.study.shown_skills[0], found.study.budgets[-1]
+    pairs = [one for one in claims.fewer_tasks(found.results, skill, found.confidence) if _can_be_compared(found, one)]
     fewer: dict[str, list[str]] = {}
-    unsure: set[str] = set()
-    at = f"at {number(top)} FLOPs"
-    for a, b in found.study.comparable:
-        first, second = found.k_ability[(a, skill)][-1][1], found.k_ability[(b, skill)][-1][1]
-        if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
-            continue  # nothing to compare, or both beyond (or below) all that was tried
-        if min(len(first.brackets), len(second.brackets)) < 2:
-            continue
-        for less, more, low, high in ((a, b, first, second), (b, a, second, first)):
-            if low.high is not None and high.low is not None and low.high <= high.low:
-                fewer.setdefault(less, []).append(more)
-                unsure |= {line for line in (a, b) if _doubt(found, claim_of("k", "ability", line, skill, top))}
-                break
-        else:
-            overlap += 1
+    doubts: dict[tuple[str, str], str] = {}
+    for one in pairs:
+        if one.shown and one.shift is not None:
+            less, more = (one.first, one.second) if one.shift.verdict == "rises" else (one.second, one.first)
+            fewer.setdefault(less, []).append(more)
+            doubts[(less, more)] = _doubt(found, one.name)
     alike: dict[tuple[str, ...], list[str]] = {}
     for less, those in fewer.items():
         alike.setdefault(tuple(those), []).append(less)
-    said = [
-        f"{listed(these)} {'needs' if len(these) == 1 else 'need'} fewer tasks than {listed(those)} {at}: their intervals do not touch"
-        f"{NOT_KEPT if unsure & {*these, *those} else ''}."
-        for those, these in alike.items()
-    ]
-    if overlap and not said:
-        said.append(f"Which arm needs fewer tasks is not shown {at}: their intervals overlap.")
+    at, said = f"at {number(top)} FLOPs", []
+    for many, these in alike.items():
+        those = list(many)
+        doubt = max(doubts[(less, more)] for less in these for more in those)
+        need = "needs" if len(these) == 1 else "need"
+        said.append(f"{listed(these)} {need} fewer tasks than {listed(those)} {at}, replicate by replicate{doubt}.")
+    if pairs and not said:
+        said.append(f"Which arm needs fewer tasks is not shown {at}.")
     shown = {(m.first, m.second): m for m in found.multipliers if m.ratio.verdict in ("rises", "falls")}
     by_level: dict[int, list[str]] = {}
     for m in shown.values():
@@ -352,6 +346,15 @@ def _fewer_sentences(found: Findings) -> list[str]:
     return said + [
         f"Until {skill} is there to stay, {'; '.join(many)} at {number(n)} tasks." for n, many in by_level.items()
     ]
+
+
+def _can_be_compared(found: Findings, pair: claims.Fewer) -> bool:
+    """Are both measured in two replicates or more, and not both beyond, or below, all that was tried?"""
+    skill = found.study.shown_skills[0]
+    first, second = (found.k_ability[(line, skill)][-1][1] for line in (pair.first, pair.second))
+    if "missing" in (first.verdict, second.verdict) or first.verdict == second.verdict != "crossed":
+        return False
+    return min(len(first.brackets), len(second.brackets)) > 1
 
 
 def listed(names: Sequence[str]) -> str:

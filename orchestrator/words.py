@@ -17,6 +17,7 @@ from trainers.tasks import Family
 
 if TYPE_CHECKING:
     from orchestrator.analyses import Multiplier
+    from orchestrator.claims import Fewer
     from orchestrator.generalists import Contest
 
 
@@ -211,6 +212,19 @@ def multiplier_words(found: Multiplier) -> str:
         return f"{second} needs {bound} times the compute of {first}"
     told = "" if low > 1 or high < 1 else ": which needs less is not shown"
     return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
+
+
+def fewer_words(found: Fewer) -> str:
+    """Which of two arms needs fewer tasks, and how many times fewer, as a sentence without its full stop."""
+    if found.shift is None or found.shift.verdict == "missing":
+        return f"how the numbers of tasks that {found.first} and {found.second} need compare cannot be told"
+    if not found.shown:
+        return f"which of {found.first} and {found.second} needs fewer tasks is not shown"
+    falls = found.shift.verdict == "falls"
+    less, more = (found.second, found.first) if falls else (found.first, found.second)
+    least, most = sorted(math.inf if end is None else 2 ** abs(end) for end in (found.shift.low, found.shift.high))
+    by = f"{least:.2g} to {most:.2g}" if math.isfinite(most) else f"at least {least:.2g}"
+    return f"{less} needs fewer tasks than {more}, {by} times"
 
 
 def contest_words(found: Contest, budgets: Sequence[float], level: bool = False) -> str:

@@ -360,6 +360,19 @@ def test_few_replicates_that_agree_do_not_narrow_it_below_the_levels_at_which_no
     assert found.low is not None and found.low < 2 and found.high == 16
 
 
+def test_who_is_ahead_throughout_has_the_p_value_of_a_two_sided_paired_test() -> None:
+    """One level, so that nothing is corrected for their number; of two levels A is asked at the last, B at its surest, by Holm."""
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(0, 1, (2, 6, 1))
+    for first, second, verdict in ((a + 3, b, "a ahead throughout"), (a, b + 3, "b ahead throughout")):
+        found = stats.crossover([1.0], first, second)
+        assert found.verdict == verdict
+        assert found.ahead_p == pytest.approx(reference.ttest_rel(first[:, 0], second[:, 0]).pvalue)
+    assert stats.crossover([1.0], a, b).ahead_p is None
+    both = stats.crossover([1.0, 2.0], np.hstack([a, a]), np.hstack([b + 3, b + 6]))
+    assert both.verdict == "b ahead throughout" and both.ahead_p is not None and both.ahead_p < found.ahead_p
+
+
 def test_without_a_crossover_the_ends_are_bounds() -> None:
     ahead = stats.crossover(COMPUTE, *arms([0, -0.1, -0.3, -0.3, -0.3, -0.3], 5))
     assert (ahead.low, ahead.high, ahead.verdict) == (32, None, "a ahead throughout")

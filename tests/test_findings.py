@@ -202,6 +202,25 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
     assert verdict in answer.verdict_line(found) and "made up" in answer.verdict_line(found)
+    assert found.caution == ""  # no mean over what may be a lottery
+
+
+@pytest.mark.parametrize(("lo", "verdict"), [(0.8, "consistent"), (0.97, "inconsistent"), (0.89, "inconclusive")])
+@pytest.mark.parametrize("replicates", [3, 6])
+def test_an_expected_mean_is_doubted_as_a_primary_one_where_few_replicates_settle_it(
+    lo: float, verdict: str, replicates: int
+) -> None:
+    entry = {"what": "ability", "cell": {"n_tasks": 64}, "value": 0.98, "lo": lo, "hi": 0.99}
+    wanted = study(
+        axes={"arm": ["answer"], "n_tasks": LEVELS, "compute_flops": BUDGETS, "replicates": replicates},
+        expected=[entry | {"source": "made up", "evidence": "C"}],
+    )
+    spread = {"inconclusive": 0.2}.get(verdict, 0.002)
+    rows = [row(64, 8e11, r, nll_nats=200 - 100 * (0.9 + spread * (r % 3 - 1) / 2)) for r in range(replicates)]
+    (found,) = find(wanted, rows, []).verdicts
+    assert found.verdict == verdict
+    doubted = f"{replicates} replicates can agree by chance" in answer.verdict_line(found)
+    assert doubted == (replicates < 6 and verdict != "inconclusive")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,67 @@ def test_compute_to_skill_counts_the_replicates_that_have_it() -> None:
     assert curve is not None and {round(step.reached, 3) for step in curve.steps} == {0, 0.667, 1}
 
 
+@pytest.mark.parametrize(("come", "replicates", "bound"), [(1, 3, False), (5, 12, True)])
+def test_where_few_replicates_come_to_a_skill_a_confidence_stands_beside_a_bound_alone(
+    come: int, replicates: int, bound: bool
+) -> None:
+    def seldom(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        late = flops > (1.5e11 if bound else 0)  # else one is there at the first look, which leaves the lower end open
+        return np.where(late & (replicate < come), 0.9, 0.1)
+
+    row = judged_tables.to_skill_rows(found_of(seldom, replicates=replicates))[0]
+    assert f"is there to stay in {come} of {replicates} replicates" in row["words"]
+    assert ("not before" in row["words"]) == ("%" in row["confidence"]) == bound
+
+
+def two_arms(ahead: Any, replicates: int) -> Findings:
+    """`answer` is ahead of `next_token` where told (n_tasks, flops) so, by .2; every replicate with its own noise."""
+    study = synthetic.made_up(
+        **AXES | {"arm": ("answer", "next_token"), "replicates": replicates, "n_tasks": LEVELS[:5]}
+    )
+
+    def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        first = np.arange(len(n_tasks)) < len(n_tasks) // 2
+        return np.where(np.log2(n_tasks) > np.where(first & ahead(n_tasks, flops), 3.5, 5.5), 0.9, 0.1)
+
+    return find(study, *synthetic.tables(study, truth, noise=0.03))
+
+
+def test_who_is_ahead_or_needs_fewer_tasks_is_kept_with_enough_replicates_and_marked_with_few() -> None:
+    for replicates, mark in ((10, ""), (3, "not kept")):
+        found = two_arms(lambda n, c: True, replicates)
+        rows = [row for row in judged_tables.overtaking_rows(found) if row["n_tasks"] in ("16", "32")]
+        assert all(row["words"].startswith("answer is ahead throughout") for row in rows)
+        assert {row["mark"] for row in rows} == {mark}
+        assert all((row["p"] == "< .001" or float(row["p"]) <= 0.05) == (not mark) for row in rows)
+        assert "Answer needs fewer tasks than next_token" in found.answer
+        (line,) = [row for row in summary.rows(found) if row["quantity"] == "task multiplier"]
+        assert line["low"] < 4 < line["high"] and line["words"].startswith("answer needs fewer tasks than next_token, ")
+        assert line["kept"] == ("no" if mark else "yes")
+        assert any("need different numbers of tasks" in claim.says for claim in found.claims)
+
+
+def test_the_summary_says_of_each_row_what_became_of_its_claim() -> None:
+    primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 16}
+    found = found_of(jump, primary=primary, replicates=10)
+    rows = {(row["quantity"], row["skill"], row["compute_flops"]): row for row in summary.rows(found)}
+    assert rows[("K_A", "recall", 1e11)]["kept"] == rows[("primary claim", None, 1e11)]["kept"] == "primary"
+    other = rows[("K_A", "recall", 4e11)]
+    assert other["kept"] == "yes" and other["p"] <= other["adjusted_p"] <= 0.05
+    for row in summary.rows(found):
+        assert (row["kept"] in ("yes", "no")) == (row["adjusted_p"] is not None)
+        assert (row["confidence"] is not None) == (row["low"] is not None or row["high"] is not None)
+        assert row["kept"] == "" or not row["quantity"].startswith("emergence") or row["verdict"] == "break"
+    assert [row["claim"] for row in summary.claim_rows(found)] == [claim.name for claim in found.claims]
+
+
+def test_the_page_marks_what_is_not_kept_and_says_what_is_outside_the_count(tmp_path: Path) -> None:
+    few: Page = page_of(tmp_path, two_arms(lambda n, c: True, 3))
+    assert "answer is ahead throughout; no crossover below 4e11 FLOPs (not kept)" in few.text
+    assert "it may be chance ( Claims )" in few.text or "it may be chance (Claims)" in few.text
+    assert "Not corrected" in few.text and "forecasts" in few.text
+
+
 def test_noise_asks_for_more_replicates_the_smaller_the_difference() -> None:
     found = found_of(slope, noise=0.1)
     (row,) = found.noise

@@ -422,6 +422,9 @@ class Crossover(NamedTuple):
     a_ahead: tuple[float, ...]
     """Levels at which A is shown ahead, over all levels at once."""
     b_ahead: tuple[float, ...]
+    ahead_p: float | None = None
+    """Two-sided, of "the one is ahead" that is said to be throughout: twice that of A at the last level, or of B at its surest.
+    None of other verdicts."""
 
 
 def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0.95) -> Crossover:
@@ -459,15 +462,16 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
             high = high and max(high, float(grid[b_at[b_at > last_a][0]]))
         return Crossover(low, high, brackets, "crosses", p_value, *ahead)
     verdict: Literal["a ahead throughout", "b ahead throughout", "no difference shown", "undecided"] = "undecided"
+    ahead_p = None
     if not len(a_at) and not len(b_at):
         verdict = "no difference shown"
     elif not len(a_at):
-        verdict = "b ahead throughout"
+        verdict, ahead_p = "b ahead throughout", min(1.0, 2 * float(np.nanmin(p_b)))
     elif not len(b_at) and a_at[-1] == len(grid) - 1:
-        verdict = "a ahead throughout"
+        verdict, ahead_p = "a ahead throughout", min(1.0, 2 * float(p_a[-1]))
     from_a = ahead[0][-1] if ahead[0] and not ahead[1] else None
     to_b = ahead[1][0] if ahead[1] and not ahead[0] else None
-    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead)
+    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead, ahead_p)
 
 
 def _sign_changes(

@@ -25,6 +25,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
+from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
+
 FEW = 5
 """Below this many replicates a t-interval leans on normality that nobody can check."""
 
@@ -195,6 +197,29 @@ def two_levels(values: np.ndarray) -> bool:
     ordered = np.sort(values)
     wide = max(0.5, 1 - (0.05 / (n - 1)) ** (1 / (n - 2)))
     return bool(np.diff(ordered).max() > wide * (ordered[-1] - ordered[0]))
+
+
+# Places, not means --------------------------------------------------------------------------------------------------
+
+
+def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) -> Drift | None:
+    """How far a boundary lies from A's in B, in doublings of tasks, paired by replicate: the drift from a first to a second scale,
+    a factor 2 apart.
+
+    p is at least what so few lotteries agree with. None where nothing is known on one side.
+    """
+    if not a or not b:
+        return None
+    found = drift([1.0, 2.0], [a, b], confidence)
+    return found if found.p_value is None else found._replace(p_value=max(found.p_value, by_chance(len(a), len(b))))
+
+
+def crossing_p(met: Crossover, n_levels: int) -> float | None:
+    """Of either overtaking the other: twice that of the surer direction, and at least what lotteries at two levels bring."""
+    if met.p_value is None:
+        return None
+    n = len(met.brackets)
+    return min(1.0, max(2 * met.p_value, math.comb(n_levels, 2) * by_chance(2 * n, 2 * n)))
 
 
 def _as_floats(values: Sequence[float | None]) -> np.ndarray:

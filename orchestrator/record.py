@@ -315,7 +315,7 @@ class MlflowRecord:
         """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what
         they have grown to is a param beside the first, and the tags say what they are now."""
         axes = axes_words(self.study)
-        params = {"family": str(self.study.family.name)} | axes
+        params = {"family": cast(Any, self.study.family).name} | axes
         for name, words in params.items():
             told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
             if not told or known[max(told, key=len)] != words:

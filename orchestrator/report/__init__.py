@@ -147,8 +147,9 @@ def _drawn(plates: Sequence[Plate], embedded: Embedded) -> tuple[dict[str, bytes
     pictures: dict[str, Shown] = {}
     for plate in plates:
         panels = drawn.pop(plate.name)  # hundreds of pictures would be a gigabyte
-        files |= {f"{plate.name}.{kind}": data for kind, data in files_of(plate, panels).items()}
-        embedded.csv(plate.name, files[f"{plate.name}.csv"])
+        made = files_of(plate, panels)
+        files |= {f"{plate.name}.{kind}": getattr(made, kind) for kind in ("png", "svg", "csv")}
+        embedded.files(plate.name, made.csv, made.frame)
         told = [_panel(one, coarse, embedded) for one in panels]
         pictures[plate.name] = {"name": plate.name, "panels": told, "merged": merged_words(panels)}
     return files, pictures

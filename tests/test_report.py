@@ -257,12 +257,12 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
     levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
     _, (_, at_top) = found.k_ability[("answer", "recall")]
     table = page.text[page.text.index("The boundaries") :]
-    assert f"{interval_words(at_top, levels)} 95 % {ability_words(at_top, levels)} crossed 3 0" in table
+    assert f"{ability_words(at_top, levels)} {interval_words(at_top, levels)} 95 % crossed 3 0" in table
     for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
         for _, boundary in boundaries:
             words = memory_words if boundaries in found.k_memory.values() else ability_words
             at = "95 %" if boundary.verdict in ("crossed", "undecided") else "—"
-            assert f"{interval_words(boundary, levels)} {at} {words(boundary, levels)} {boundary.verdict}" in table
+            assert f"{words(boundary, levels)} {interval_words(boundary, levels)} {at} {boundary.verdict}" in table
 
 
 def test_the_same_record_gives_the_same_bytes(written: Reports, tmp_path: Path) -> None:
@@ -329,8 +329,32 @@ def test_before_anything_has_ended_the_page_says_what_it_will_show(written: Repo
     page = written("nothing has ended").page
     assert "Nothing can be said yet" in page.text and "18 trials: 18 open" in page.text
     assert "ability on held-out tasks" in page.text
-    assert page.text.count("no trial has come to the end of this budget") == 7  # K_A of six skills, and K_M
+    assert page.text.count("no trial has come to the end of this budget") == 1  # for K_A of six skills, and K_M
     assert "not defined" not in page.text.split("Trials")[0].split("Verdicts")[0]
+
+
+def test_where_every_trial_diverged_the_page_says_when_and_what_to_try_and_nothing_of_what_is_yet_to_come(
+    written: Reports,
+) -> None:
+    text = written("everything diverged").page.text
+    rate = written("everything diverged").found.study.training.learning_rate
+    assert (
+        f"Every trial diverged: step 7: loss was not finite. First to try: a lower training.learning_rate than {rate:g}."
+        in text
+    )
+    assert "No trial has" not in text and "no trial has" not in text and "at any evaluation yet" not in text
+    assert "lost , every trial there diverged or failed" in text and "No model size" not in text
+    assert "learning_rate than" not in written("everything failed").page.text
+    assert "Every trial failed: step 7" in written("everything failed").page.text
+    assert "Every trial" not in written("replicates are missing").page.text
+
+
+def test_skills_with_the_boundaries_of_the_headline_are_told_in_its_row(tmp_path: Path) -> None:
+    groups = tables.boundary_rows(CASES["as usual"]())
+    alike = [group for group in groups if group["like"]]
+    told = [group["name"] for group in groups if group["letter"] == "A"] + [name for g in alike for name in g["like"]]
+    assert sorted(told) == sorted(CASES["as usual"]().study.shown_skills)
+    assert all(group["rows"] != groups[0]["rows"] for group in groups[1:] if group["letter"] == "A")
 
 
 def test_every_arm_has_its_block(written: Reports) -> None:

@@ -243,7 +243,12 @@ def _told(
     trials = tables.trial_rows(found, addresses)
     chance = family.chance(skill)
     levels = sorted(study.axes.n_tasks)
-    return judged_tables.told(found) | {
+    judged = judged_tables.told(found)
+    measured = {block["arm"] for block in blocks if block["measured"]}
+    judged["drifts"] = [row for row in judged["drifts"] if row["arm"] in measured]
+    if not measured:
+        judged["frontier"] = []  # of models that came to nothing none is best
+    return judged | {
         "study": study,
         "found": found,
         "blocks": blocks,

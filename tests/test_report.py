@@ -14,6 +14,7 @@ import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -357,6 +358,14 @@ def test_skills_with_the_boundaries_of_the_headline_are_told_in_its_row(tmp_path
     assert all(group["rows"] != groups[0]["rows"] for group in groups[1:] if group["letter"] == "A")
 
 
+def test_under_the_title_stands_what_was_run_how_long_where_when_and_from_which_commit(written: Reports) -> None:
+    found, _, page = written("as usual")
+    flops = number(found.costs().train_flops)
+    short = f"18 trials · {flops} FLOPs of training · 6:40 min of wall time · Some CPU, 2 cores, Linux · 14 November 2023 · commit ccccccc"
+    assert f"made_up @2 {short}" in page.text
+    assert "`" not in page.text
+
+
 def test_every_arm_has_its_block(written: Reports) -> None:
     _, folder, page = written("two arms")
     for heading in ("Arm: answer", "Arm: next_token"):
@@ -430,6 +439,20 @@ def blank_sheet() -> plates.Sheet:
     """A sheet of 200 by 100 pixels, whose axes are all of it and go from 0 to 1."""
     figure = plates._blank(200, 100)
     return plates.Sheet(axes=figure.add_axes((0, 0, 1, 1)), panel="a panel")
+
+
+def test_no_line_joins_columns_more_than_a_hundredfold_apart_and_an_uneven_axis_says_so() -> None:
+    levels = (4.0, 8.0, 800.0, 801.0, 1e12)
+    assert curves.jumps(levels) == [4]
+    sheet = blank_sheet()
+    curves.join(sheet.axes, levels, np.array([0.0, 1.0, np.nan, 2.0, 3.0]))
+    (line,) = sheet.axes.get_lines()
+    whole = np.isfinite(np.asarray(line.get_ydata(), float))
+    pairs = {(a, b) for (a, b), ok in zip(pairwise(line.get_xdata()), whole[1:] & whole[:-1], strict=True) if ok}
+    assert pairs == {(0.0, 1.0)}
+    assert curves.tasks_words(levels).endswith("not to scale")
+    for even in ((4.0, 16.0, 64.0), (7.0,), (10.0, 1000.0)):
+        assert not curves.tasks_words(even).endswith("not to scale")
 
 
 def test_more_replicates_are_not_more_artists() -> None:

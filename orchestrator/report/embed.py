@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.findings import Findings
+from orchestrator.report.curves import jumps, tasks_words
 from orchestrator.report.plates import Point, Sheet
 from orchestrator.report.walk import Walk
 from orchestrator.words import number
@@ -152,6 +153,8 @@ class Embedded:
         trunk = runs(None)
         return {
             "levels": [number(n) for n in self._levels],
+            "axis": tasks_words(self._levels),
+            "jumps": jumps(self._levels),
             "low": round(walk.low, 3),
             "high": round(walk.high, 3),
             "series": [[*s.spoken, s.measure] for s in walk.series],

@@ -17,7 +17,7 @@ from orchestrator.progress import clock
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import PARTS, Study, Variant
-from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure
+from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure, times
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -257,8 +257,7 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
         ("Evaluation", f"{_flops(costs.eval_flops)}, not part of any budget"),
         ("Slot time", clock(costs.slot_seconds) + ", training and evaluating"),
     ]
-    begun = min((s["time"] for s in sessions), default=None)
-    ended = max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+    begun, ended = _span(found, sessions)
     if begun is not None:
         facts.append(("Begun", _date(begun)))
     if ended is not None:
@@ -267,6 +266,26 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
         facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
     facts.append(("Sessions", str(len(sessions))))
     return facts
+
+
+def _span(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """When the first session began and when the last trial ended, in seconds."""
+    begun = min((s["time"] for s in sessions), default=None)
+    return begun, max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+
+
+def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
+    """What was run, how long, where, when and from which commit, in a line; all of it is told under Provenance."""
+    begun, ended = _span(found, sessions)
+    facts = [times(len(found.runs), "trial"), f"{_flops(found.costs().train_flops)} of training"]
+    if begun is not None and ended is not None:
+        facts.append(f"{clock(max(ended - begun, 0.0))} of wall time")
+    machines = dict.fromkeys(s["machine"] for s in sessions if s.get("machine"))
+    facts += ["; ".join(machines)] if machines else []
+    facts += [_date(ended).rpartition(",")[0]] if ended is not None else []
+    commits = dict.fromkeys(r["commit"] for r in found.runs if r.get("commit"))
+    facts += [f"commit {', '.join(commit[:7] for commit in commits)}"] if commits else []
+    return " · ".join(facts)
 
 
 def _short_commit(commit: str) -> str:

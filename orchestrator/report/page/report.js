@@ -221,7 +221,7 @@ class Walk {
       if ((levels.length - 1 - i) % stride) return;  // names that would touch are left out
       make("text", { x: this.x(i), y: bottom + 16, "text-anchor": "middle" }, svg, name);
     });
-    make("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, "number of training tasks");
+    make("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, this.told.axis);
     const [w, h] = [right - MARGIN.left, bottom - MARGIN.top];
     const inside = make("svg", { x: MARGIN.left, y: MARGIN.top, width: w, height: h, viewBox: `${MARGIN.left} ${MARGIN.top} ${w} ${h}` }, svg);
     this.marks = series.map(([, , colour, measure], s) => {
@@ -248,6 +248,7 @@ class Walk {
         const middle = this.x(i) + (s ? 0.2 : -0.2) * this.pitch;
         const mean = known.length ? known.reduce((sum, v) => sum + v, 0) / known.length : null;
         const shown = mean !== null && mean >= this.told.low && mean <= this.told.high;
+        if (this.told.jumps.includes(i)) pen = "M";
         if (mean !== null) path += `${pen}${middle.toFixed(1)},${this.y(mean).toFixed(1)}`;
         pen = mean === null ? "M" : "L";
         bar.toggleAttribute("hidden", !shown || known.length < 2);

@@ -24,6 +24,12 @@ LOCAL_UI = "http://127.0.0.1:5000"
 """Where `emergence ui` serves unless told otherwise."""
 
 
+def run_path(experiment: str, run: str) -> str:
+    """A run's path in MLflow's UI. Without its query a browser that is new to MLflow opens the pages for agents, which are
+    empty (seen with 3.17; the kind that the experiment is tagged with does not help)."""
+    return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+
+
 def ui_address(tracking_uri: str) -> str:
     """Where people look at this store: a server itself (no user, no password), `emergence ui` for a database, else ""."""
     if tracking_uri.startswith(("http://", "https://")):

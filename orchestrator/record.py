@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from orchestrator import findings, links, results, summary
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.study import Study
+from orchestrator.words import number
 from trainers import budget
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
@@ -209,6 +210,7 @@ def experiment_id(tracking_uri: str, study_id: str) -> str | None:
 
 PARENT = "study"
 """Key of the parent run; the key of any other run is its trial's id."""
+RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
 
 
 class MlflowRecord:
@@ -280,10 +282,7 @@ class MlflowRecord:
         """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
         if not state.sessions:
             return
-        first = state.sessions[0]
-        parent = self._run(
-            PARENT, self.study.id, first["time"], {"emergence.kind": "study", "emergence.study": self.study.id}
-        )
+        parent = self._parent(state)
         unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
         told = time.monotonic()
         for i, trial in enumerate(unsettled):
@@ -291,6 +290,41 @@ class MlflowRecord:
             if say and time.monotonic() - told > SAY_EVERY_SECONDS:
                 told = time.monotonic()
                 say(f"MLflow: {i + 1} of {len(unsettled)} trials")
+
+    def _parent(self, state: State) -> str:
+        tags = {"emergence.kind": "study", "emergence.study": self.study.id}
+        return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
+
+    def begin(self, state: State) -> None:
+        """A session has begun: the parent run says so, and with which axes; an answer that it had stays, and is called older."""
+        parent = self._parent(state)
+        run = self.client.get_run(parent)
+        ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
+        when = round(state.last_time * 1000)
+        counts = [
+            self._entities.Metric(f"trials/{kind}", float(ended.count(kind)), when, 0)
+            for kind in ("done", "diverged", "failed", "open")
+        ]
+        note, tags = run.data.tags.get("mlflow.note.content", ""), []
+        if note and not note.startswith(RUNNING_NOTE):
+            tags = [self._entities.RunTag("mlflow.note.content", RUNNING_NOTE + note)]
+        self.client.log_batch(parent, metrics=counts, tags=tags)
+        self._tell_axes(parent, run.data.params)
+        if run.info.status != "RUNNING":
+            self.client.update_run(parent, status="RUNNING")
+
+    def _tell_axes(self, parent: str, known: dict[str, str]) -> None:
+        """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what
+        they have grown to is a param beside the first, and the tags say what they are now."""
+        axes = axes_words(self.study)
+        params = {"family": cast(Any, self.study.family).name} | axes
+        for name, words in params.items():
+            told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
+            if not told or known[max(told, key=len)] != words:
+                key = name if not told else f"{name}/extended{'_again' * (len(told) - 1)}"
+                self.client.log_param(parent, key, words)
+        for axis, words in axes.items():
+            self.client.set_tag(parent, f"emergence.axes.{axis}", words)
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
         evaluations = trial_evaluations(state, trial)
@@ -335,7 +369,7 @@ class MlflowRecord:
 
     def links(self, tracking_uri: str) -> dict[str, Any]:
         """Where the UI shows the runs: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
-        runs = {key: f"#/experiments/{self.experiment}/runs/{run}" for key, run in self.runs.items()}
+        runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
         study = runs.pop(PARENT, None)
         return {
             "base": links.ui_address(tracking_uri),
@@ -358,15 +392,23 @@ class MlflowRecord:
         ]
         note = [self._entities.RunTag("mlflow.note.content", description)]
         self.client.log_batch(parent, metrics=points[:1000], tags=note)
-        for axis, values in self.study.axes.model_dump().items():
-            text = ", ".join(map(str, values)) if isinstance(values, tuple) else str(values)
-            self.client.set_tag(parent, f"emergence.axes.{axis}", text)  # a tag, because axes may grow
+        self._tell_axes(parent, self.client.get_run(parent).data.params)
         tables = [folder / SUMMARY_FILE, folder / CLAIMS_FILE]
         for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")) + tables:
             self.client.log_artifact(parent, str(path))
         for path in sorted((folder / "figures").glob("*")):
             self.client.log_artifact(parent, str(path), "figures")
         self.client.set_terminated(parent, "FINISHED", now)
+
+
+def axes_words(study: Study) -> dict[str, str]:
+    """The axes of a study in readable numbers: n_tasks, compute_flops, replicates, arms."""
+    return {
+        "n_tasks": ", ".join(number(n) for n in sorted(study.axes.n_tasks)),
+        "compute_flops": ", ".join(number(c) for c in study.budgets),
+        "replicates": str(study.axes.replicates),
+        "arms": ", ".join(study.lines),
+    }
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
@@ -435,6 +477,7 @@ def publish(
             try:
                 if target is None or target.study != study:
                     target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
+                    target.begin(state)
                 target.publish(state)
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
                 print(f"MLflow: {one_line(problem)}", file=sys.stderr, flush=True)

@@ -483,7 +483,11 @@ def crossovers() -> Iterator[Scenario]:
             yield Scenario(name, "coverage", 0.94, crossing(R, place, ask), ratio)
     for R in (3, 5, 10):
         yield Scenario(f"crossover: arms that jump, {R} replicates", "coverage", 0.93, crossing_at_once(R, False))
-    for R, bound in ((3, 0.74), (5, 0.92), (10, 0.95)):  # three that agree by chance are what few replicates cannot show
+    for R, bound in (
+        (3, 0.74),
+        (5, 0.92),
+        (10, 0.95),
+    ):  # three that agree by chance are what few replicates cannot show
         yield Scenario(f"crossover: by lot, {R} replicates", "coverage", bound, crossing_at_once(R, True))
     for R, bound in ((3, 0.5), (5, 0.9)):
         yield Scenario(

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_run import descendants
 
-from orchestrator import record
+from orchestrator import links, record
 from orchestrator.journal import State, read
 
 pytestmark = pytest.mark.end_to_end
@@ -119,7 +119,7 @@ class Home:
     def parent_link(self, port: int = 5000) -> str:
         """Where the UI shows the parent run."""
         run = next(r for r in self.stored_runs() if r.data.tags["emergence.key"] == "study")
-        return f"http://127.0.0.1:{port}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"http://127.0.0.1:{port}/{links.run_path(run.info.experiment_id, run.info.run_id)}"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import record
-from orchestrator.journal import Journal, State
+from orchestrator.journal import Journal, State, read
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
 from trainers import budget
@@ -178,3 +178,45 @@ def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one
     said: list[str] = []
     assert not record.finish_publishing(publisher, tmp_path, said.append)
     assert said[0] == "Tables ..." and said[1] == "The record is not up to date: disk full" and len(said) == 3
+
+
+def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials_ends(
+    study, events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+
+    def parent() -> Any:
+        target = record.MlflowRecord(uri, study, events[0]["session"])
+        return target.client.get_run(target.runs[record.PARENT])
+
+    folder = tmp_path / study.id
+    log = Journal(folder)
+    log.append(events)
+    record.publish(folder, uri)
+    before = parent()
+    assert before.info.status == "FINISHED" and before.data.metrics["trials/open"] == 0
+    assert before.data.params == {
+        "family": "cipher",
+        "n_tasks": "4",
+        "compute_flops": "3e8, 6e8",
+        "replicates": "1",
+        "arms": "answer",
+    }
+    for replicates in (3, 4):
+        axes = {**SMALL["axes"], "replicates": replicates}
+        longer = Study.from_record(SMALL | {"axes": axes})
+        log.append([session_event(longer, {})])
+        target = record.MlflowRecord(uri, longer, events[0]["session"])
+        for _ in range(2):  # a publisher that lost MLflow in between begins again
+            target.begin(state_of(read(folder)[0]))
+        running = parent()
+        assert running.info.status == "RUNNING" and running.data.metrics["trials/open"] == 2 * (replicates - 1)
+        assert running.data.tags["emergence.axes.replicates"] == str(replicates)
+        assert running.data.tags["mlflow.note.content"].count(before.data.tags["mlflow.note.content"]) == 1
+    told = {name: words for name, words in running.data.params.items() if name.startswith("replicates")}
+    assert told == {"replicates": "1", "replicates/extended": "3", "replicates/extended_again": "4"}
+    log.close()
+    record.publish(folder, uri)
+    after = parent()
+    assert after.info.status == "FINISHED" and record.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]

@@ -14,6 +14,7 @@ import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,13 +258,13 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
     levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
     _, (_, at_top) = found.k_ability[("answer", "recall")]
     table = page.text[page.text.index("The boundaries") :]
-    assert f"{interval_words(at_top, levels)} 95 % {ability_words(at_top, levels)} (not kept) crossed 3 0" in table
+    assert f"{ability_words(at_top, levels)} (not kept) {interval_words(at_top, levels)} 95 % crossed 3 0" in table
     for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
         for _, boundary in boundaries:
             words = memory_words if boundaries in found.k_memory.values() else ability_words
             at = "95 %" if boundary.verdict in ("crossed", "undecided") else "—"
             kept = " (not kept)" if boundary.verdict != "missing" else ""  # three replicates can agree by chance
-            told = f"{interval_words(boundary, levels)} {at} {words(boundary, levels)}{kept} {boundary.verdict}"
+            told = f"{words(boundary, levels)}{kept} {interval_words(boundary, levels)} {at} {boundary.verdict}"
             assert told in table
 
 
@@ -331,8 +332,40 @@ def test_before_anything_has_ended_the_page_says_what_it_will_show(written: Repo
     page = written("nothing has ended").page
     assert "Nothing can be said yet" in page.text and "18 trials: 18 open" in page.text
     assert "ability on held-out tasks" in page.text
-    assert page.text.count("no trial has come to the end of this budget") == 7  # K_A of six skills, and K_M
+    assert page.text.count("no trial has come to the end of this budget") == 1  # for K_A of six skills, and K_M
     assert "not defined" not in page.text.split("Trials")[0].split("Verdicts")[0]
+
+
+def test_where_every_trial_diverged_the_page_says_when_and_what_to_try_and_nothing_of_what_is_yet_to_come(
+    written: Reports,
+) -> None:
+    text = written("everything diverged").page.text
+    rate = written("everything diverged").found.study.training.learning_rate
+    assert (
+        f"Every trial diverged: step 7: loss was not finite. First to try: a lower training.learning_rate than {rate:g}."
+        in text
+    )
+    assert "No trial has" not in text and "no trial has" not in text and "at any evaluation yet" not in text
+    assert "lost , every trial there diverged or failed" in text and "No model size" not in text
+    assert "learning_rate than" not in written("everything failed").page.text
+    assert "Every trial failed: step 7" in written("everything failed").page.text
+    assert "Every trial" not in written("replicates are missing").page.text
+
+
+def test_skills_with_the_boundaries_of_the_headline_are_told_in_its_row(tmp_path: Path) -> None:
+    groups = tables.boundary_rows(CASES["as usual"]())
+    alike = [group for group in groups if group["like"]]
+    told = [group["name"] for group in groups if group["letter"] == "A"] + [name for g in alike for name in g["like"]]
+    assert sorted(told) == sorted(CASES["as usual"]().study.shown_skills)
+    assert all(group["rows"] != groups[0]["rows"] for group in groups[1:] if group["letter"] == "A")
+
+
+def test_under_the_title_stands_what_was_run_how_long_where_when_and_from_which_commit(written: Reports) -> None:
+    found, _, page = written("as usual")
+    flops = number(found.costs().train_flops)
+    short = f"18 trials · {flops} FLOPs of training · 6:40 min of wall time · Some CPU, 2 cores, Linux · 14 November 2023 · commit ccccccc"
+    assert f"made_up @2 {short}" in page.text
+    assert "`" not in page.text
 
 
 def test_every_arm_has_its_block(written: Reports) -> None:
@@ -408,6 +441,20 @@ def blank_sheet() -> plates.Sheet:
     """A sheet of 200 by 100 pixels, whose axes are all of it and go from 0 to 1."""
     figure = plates._blank(200, 100)
     return plates.Sheet(axes=figure.add_axes((0, 0, 1, 1)), panel="a panel")
+
+
+def test_no_line_joins_columns_more_than_a_hundredfold_apart_and_an_uneven_axis_says_so() -> None:
+    levels = (4.0, 8.0, 800.0, 801.0, 1e12)
+    assert curves.jumps(levels) == [4]
+    sheet = blank_sheet()
+    curves.join(sheet.axes, levels, np.array([0.0, 1.0, np.nan, 2.0, 3.0]))
+    (line,) = sheet.axes.get_lines()
+    whole = np.isfinite(np.asarray(line.get_ydata(), float))
+    pairs = {(a, b) for (a, b), ok in zip(pairwise(line.get_xdata()), whole[1:] & whole[:-1], strict=True) if ok}
+    assert pairs == {(0.0, 1.0)}
+    assert curves.tasks_words(levels).endswith("not to scale")
+    for even in ((4.0, 16.0, 64.0), (7.0,), (10.0, 1000.0)):
+        assert not curves.tasks_words(even).endswith("not to scale")
 
 
 def test_more_replicates_are_not_more_artists() -> None:
@@ -722,7 +769,7 @@ def test_trials_lead_to_their_mlflow_runs(tmp_path: Path) -> None:
     away = [link for link in page.links if link.startswith("http")]
     assert away == [f"http://127.0.0.1:5000/#/experiments/3/runs/{i}" for i in range(len(trials) - 1)]
     assert f"MLflow run of {trials[1]}" in page.text and f"MLflow run of {trials[0]}" not in page.text
-    assert "emergence ui must be running" in page.text
+    assert "MLflow on the machine that ran the study" in page.text and "emergence ui" in page.text
 
 
 def test_links_elsewhere_need_no_server_of_ours_and_links_that_are_none_are_left_out(tmp_path: Path) -> None:
@@ -730,7 +777,7 @@ def test_links_elsewhere_need_no_server_of_ours_and_links_that_are_none_are_left
     runs = {found.runs[0]["trial"]: "#/experiments/3/runs/a"}
     text = page_of(tmp_path, found, links={"base": "https://mlflow.example.org/team", "runs": runs})
     assert "https://mlflow.example.org/team/#/experiments/3/runs/a" in text.links
-    assert "must be running" not in text.text
+    assert "emergence ui" not in text.text
     page = page_of(tmp_path, found, links={"base": "javascript:alert(1)", "runs": runs})
     assert all(link.startswith(("#", "data:", "figures/")) for link in page.links) and "MLflow" not in page.text
 
@@ -757,8 +804,8 @@ def test_expected_values_are_set_beside_what_was_measured(written: Reports, tmp_
     page = page_of(tmp_path, found)
     assert [v.verdict for v in found.verdicts] == ["consistent", "inconsistent"]
     table = page.text[page.text.index("Expected and measured") :]
-    assert re.search(r"0\.95 0\.9 to 1 0\.96 0\.935 to 0\.985 3 consistent paper A", table)
-    assert re.search(r"0\.5 0\.4 to 0\.6 0\.96 0\.935 to 0\.985 3 inconsistent figure B", table)
+    assert re.search(r"ability consistent .* 0\.95 0\.9 to 1 0\.96 0\.935 to 0\.985 3 paper A", table)
+    assert re.search(r"ability inconsistent .* 0\.5 0\.4 to 0\.6 0\.96 0\.935 to 0\.985 3 figure B", table)
     assert "exploratory" not in page.text
     assert "exploratory" in written("as usual").page.text
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, Open, Opened, chromium, open_page, overlaps, sticking_out
+from PIL import Image
 from test_report import CASES, SESSION, Page, data_of, found_of, page_of, rows_in, study_of
 
 from orchestrator import report
@@ -386,10 +390,39 @@ def test_a_page_that_was_mailed_alone_still_has_the_numbers(real: Written, open_
     page = open_page(alone, accept_downloads=True).page
     for name in ("surface", "curves"):
         with page.expect_download() as download:
-            page.locator(f'a[data-csv="{name}"]').first.click()
+            page.locator(f'a[data-file="{name}"][data-kind="csv"]').first.click()
         assert download.value.suggested_filename == f"{name}.csv"
         assert Path(download.value.path()).read_bytes() == (real.folder / "figures" / f"{name}.csv").read_bytes()
     assert len(rows_in(real.folder, "surface")) > 72
+
+
+def drawn_in(svg: bytes) -> Counter[str]:
+    """What an SVG draws: its texts, and how many of each other element."""
+    elements = [
+        element for element in ElementTree.fromstring(svg).iter() if not element.tag.endswith(("}svg", "}style"))
+    ]
+    return Counter((element.text or "").strip() or element.tag for element in elements)
+
+
+def test_a_page_that_was_mailed_alone_makes_the_pictures_that_lie_beside_it(
+    real: Written, open_page: Open, tmp_path: Path
+) -> None:
+    alone = tmp_path / "mailed.html"
+    alone.write_bytes(real.path.read_bytes())
+    opened = open_page(alone, accept_downloads=True)
+    for name in ("surface", "curves", "walk"):
+        made = {}
+        for kind in ("svg", "png"):
+            with opened.page.expect_download() as download:
+                opened.page.locator(f'a[data-file="{name}"][data-kind="{kind}"]:visible').first.click()
+            assert download.value.suggested_filename == f"{name}.{kind}"
+            made[kind] = Path(download.value.path()).read_bytes()
+        assert drawn_in(made["svg"]) == drawn_in((real.folder / "figures" / f"{name}.svg").read_bytes())
+        pictures = [Image.open(io.BytesIO(made["png"])), Image.open(real.folder / "figures" / f"{name}.png")]
+        assert max(abs(a - b) for a, b in zip(pictures[0].size, pictures[1].size, strict=True)) <= 1
+        small = [np.asarray(one.convert("L").resize((60, 40)), float) for one in pictures]
+        assert np.abs(small[0] - small[1]).mean() < 6 < small[0].std()  # the same but for the reader's own font
+    assert opened.requests == [alone.as_uri()] and opened.complaints == []
 
 
 # On paper, and without script ---------------------------------------------------------------------------------------

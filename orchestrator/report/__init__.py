@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from orchestrator import stats
 from orchestrator.findings import Findings
 from orchestrator.report import judged_tables, tables
-from orchestrator.report.curves import Curves, decays
+from orchestrator.report.curves import Curves, decays, jumps
 from orchestrator.report.embed import Embedded
 from orchestrator.report.figures import plates_of
 from orchestrator.report.plates import (
@@ -81,7 +81,7 @@ SECTIONS = (
     Section("boundaries", "Boundaries"),
     Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
     Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
-    Section("generalists", "Generalist and specialists", lambda page: bool(page["contests"])),
+    Section("generalists", "Generalist against specialists", lambda page: bool(page["contests"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),
     Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),
@@ -147,8 +147,9 @@ def _drawn(plates: Sequence[Plate], embedded: Embedded) -> tuple[dict[str, bytes
     pictures: dict[str, Shown] = {}
     for plate in plates:
         panels = drawn.pop(plate.name)  # hundreds of pictures would be a gigabyte
-        files |= {f"{plate.name}.{kind}": data for kind, data in files_of(plate, panels).items()}
-        embedded.csv(plate.name, files[f"{plate.name}.csv"])
+        made = files_of(plate, panels)
+        files |= {f"{plate.name}.{kind}": getattr(made, kind) for kind in ("png", "svg", "csv")}
+        embedded.files(plate.name, made.csv, made.frame)
         told = [_panel(one, coarse, embedded) for one in panels]
         pictures[plate.name] = {"name": plate.name, "panels": told, "merged": merged_words(panels)}
     return files, pictures
@@ -242,7 +243,17 @@ def _told(
     trials = tables.trial_rows(found, addresses)
     chance = family.chance(skill)
     levels = sorted(study.axes.n_tasks)
-    return judged_tables.told(found) | {
+    judged = judged_tables.told(found)
+    measured = {block["arm"] for block in blocks if block["measured"]}
+    judged["drifts"] = [row for row in judged["drifts"] if row["arm"] in measured]
+    if not measured:
+        judged["frontier"] = []  # of models that came to nothing none is best
+    parts = ["the primary claim"] * bool(found.primary) + ["the values under Expected"] * bool(study.expected)
+    which = (
+        f"{' and '.join(parts)}, not these words" if parts else "primary claims and expected values; here is neither"
+    )
+    return judged | {
+        "judged_words": f"The software judges {which}.",
         "study": study,
         "found": found,
         "blocks": blocks,
@@ -259,6 +270,7 @@ def _told(
         "several_arms": len(study.lines) > 1,
         "first_tasks": number(levels[0]),
         "last_tasks": number(levels[-1]),
+        "jumps": jumps(levels),
         "boundaries": tables.boundary_rows(found),
         "expected": tables.expected_rows(found),
         "evidence": tables.EVIDENCE,
@@ -268,6 +280,7 @@ def _told(
         "left_out": number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
         "fold": len(trials) > OPEN_TRIAL_ROWS,
         "provenance": tables.provenance(found, sessions),
+        "in_short": tables.in_short(found, sessions),
         "settings": tables.settings(study),
         "references": tables.reference_words(study),
         "rule_colour": RULE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,7 +234,29 @@ def tasks_axis(ax: Axes, levels: Sequence[float]) -> None:
     names = thinned([number(n) for n in levels], [i * pitch for i in range(len(levels))])
     ax.set_xticks(range(len(levels)), names, fontsize=9)
     ax.tick_params(axis="x", length=0)
-    ax.set_xlabel("number of training tasks", fontsize=9, labelpad=2)
+    ax.set_xlabel(tasks_words(levels), fontsize=9, labelpad=2)
+
+
+def tasks_words(levels: Sequence[float]) -> str:
+    """The name of an axis with a column for each number of tasks, which has no scale unless each is as many times the last."""
+    steps = [math.log(b / a) for a, b in pairwise(levels)]
+    even = not steps or max(steps) < 1.05 * min(steps)
+    return "number of training tasks" + ("" if even else ", not to scale")
+
+
+FARTHEST = 100
+"""Over a larger jump in the number of tasks no line joins two columns: what lies between was not looked at (assumed)."""
+
+
+def jumps(levels: Sequence[float]) -> list[int]:
+    """The columns that no line joins to the one before."""
+    return [i for i, (a, b) in enumerate(pairwise(levels), 1) if b > FARTHEST * a]
+
+
+def join(ax: Axes, levels: Sequence[float], values: np.ndarray, side: float = 0.0, **style: Any) -> None:
+    """A line through a value (n_tasks,) of each column, with gaps where it is missing and over jumps."""
+    at, cuts = np.arange(len(levels)), jumps(levels)
+    ax.plot(np.insert(at + side, cuts, np.nan), np.insert(np.asarray(values, float), cuts, np.nan), **style)
 
 
 def thinned(names: Sequence[str], at: Sequence[float]) -> list[str]:

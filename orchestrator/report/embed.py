@@ -1,4 +1,4 @@
-"""What the page's script is given: one JSON with the places a reader can point at, the walks, and the CSVs of all figures.
+"""What the page's script is given: one JSON with the places a reader can point at, the walks, and what makes files of figures.
 
 page/report.js reads it. Places are pixels of their panel; runs are told once and pointed to by their index.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.findings import Findings
+from orchestrator.report.curves import jumps, tasks_words
 from orchestrator.report.plates import Point, Sheet
 from orchestrator.report.walk import Walk
 from orchestrator.words import number
@@ -27,7 +28,7 @@ MAX_CSV_BYTES = 400_000
 """CSVs beyond this, packed, are found beside the page only."""
 DENSEST = 25
 """How many times smaller packing makes a CSV at most (measured: 5 to 20 times in base64)."""
-PARTS = ("single values to point at", "numbers to save", "cells and boundaries to point at", "the slider along compute")
+PARTS = ("single values to point at", "files to save", "cells and boundaries to point at", "the slider along compute")
 """What a page that is still too large does without, in this order."""
 
 
@@ -44,6 +45,7 @@ class Embedded:
         self._sheets: list[tuple[tuple[float, float], Sheet]] = []
         self._walks: dict[str, Walk] = {}
         self._csv: dict[str, bytes] = {}
+        self._frames: dict[str, str] = {}
         self.thinned = ""
         """What alone a reader can point at, in words, where that is not all."""
         self.without: tuple[str, ...] = ()
@@ -72,26 +74,28 @@ class Embedded:
         self.without = PARTS[: len(self.without) + 1]
         return len(self.without) < len(PARTS)
 
-    def csv(self, name: str, data: bytes) -> None:
-        """Take a figure's CSV up, for readers who have the page alone."""
-        self._csv[name] = data
+    def files(self, name: str, csv: bytes, frame: str) -> None:
+        """Take up what makes a figure's files, for readers who have the page alone: its numbers, and what is around its panels."""
+        self._csv[name], self._frames[name] = csv, frame
 
     def json(self) -> Markup:
         """All of it, safe between <script> tags."""
         self._runs, self._told = {}, []
         panels = self._panels()
         walks = {arm: self._walk(walk) for arm, walk in self.walks.items()}
-        packed = {} if PARTS[1] in self.without else self._packed()
-        return script_json({"runs": self._told, "panels": panels, "walks": walks, "csv": packed})
+        saved = PARTS[1] not in self.without
+        frames = {name: _packed(frame.encode()) for name, frame in self._frames.items()} if saved else {}
+        csv = self._packed_csv() if saved else {}
+        return script_json({"runs": self._told, "panels": panels, "walks": walks, "csv": csv, "frames": frames})
 
-    def _packed(self) -> dict[str, str]:
+    def _packed_csv(self) -> dict[str, str]:
         """The CSVs in base64 of gzip, the small ones first, as far as they fit."""
         packed: dict[str, str] = {}
         left = MAX_CSV_BYTES
         for name, data in sorted(self._csv.items(), key=lambda item: (len(item[1]), item[0])):
             if len(data) > DENSEST * left:
                 break  # packing tens of megabytes to find that they are too many takes seconds
-            text = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+            text = _packed(data)
             if len(text) <= left:
                 packed[name] = text
                 left -= len(text)
@@ -149,6 +153,8 @@ class Embedded:
         trunk = runs(None)
         return {
             "levels": [number(n) for n in self._levels],
+            "axis": tasks_words(self._levels),
+            "jumps": jumps(self._levels),
             "low": round(walk.low, 3),
             "high": round(walk.high, 3),
             "series": [[*s.spoken, s.measure] for s in walk.series],
@@ -165,6 +171,11 @@ class Embedded:
                 [[[_short(v) for v in cell] for cell in at] for at in values.tolist()] for values in walk.values
             ],
         }
+
+
+def _packed(data: bytes) -> str:
+    """Base64 of gzip, the same on every machine."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
 
 
 def _on_the_way(point: Point) -> bool:

@@ -16,6 +16,7 @@ from orchestrator.report.curves import (
     compute_axis,
     decays,
     draw_dots,
+    join,
     key_of,
     means,
     note_dots,
@@ -118,9 +119,7 @@ def _draw_score(curves: Curves, arm: str, series: list[Series], sheet: Sheet) ->
     ax.locator_params(axis="y", nbins=4)
     ax.tick_params(axis="y", labelsize=9)
     for one, values in zip(series, drawn, strict=True):
-        mean = means(values)
-        known = np.flatnonzero(np.isfinite(mean))
-        ax.plot(known, mean[known], color=one.colour, lw=1, alpha=0.55, zorder=2, ls=one.dash)
+        join(ax, results.levels, means(values), color=one.colour, lw=1, alpha=0.55, zorder=2, ls=one.dash)
         draw_dots(sheet, values, 0, one, 3.6, bars=False)
         note_dots(sheet, curves, values, 0, one, arm, results.budgets[-1])
 
@@ -156,7 +155,7 @@ def _to_skill_panel(found: Findings, arm: str, n_tasks: int, told: ToSkill) -> P
         alt=f"Share of replicates that have the skill to stay against compute, {counted(n_tasks, 'task')}: {words}.",
         width=220,
         height=110,
-        margins=Margins(28, 20, 34, 8),
+        margins=Margins(42, 20, 34, 8),
         draw=partial(_draw_to_skill, found, arm, n_tasks, told),
     )
 
@@ -166,7 +165,8 @@ def _draw_to_skill(found: Findings, arm: str, n_tasks: int, told: ToSkill, sheet
     assert told.curve is not None
     ax, steps, looks = sheet.axes, told.curve.steps[1:], found.looks(arm, n_tasks)
     span = (min(looks) / 1.25, max(looks) * 1.2)
-    compute_axis(ax, span, [looks[0], looks[-1]])
+    compute_axis(ax, span, [c for c in found.study.budgets if span[0] <= c <= span[1]])
+    ax.set_ylabel("share of replicates", fontsize=9, labelpad=2)
     ax.set_ylim(-0.04, 1.06)
     ax.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=9.5)
     ax.axhline(0.5, color="#8a8a8a", lw=0.8, ls=(0, (1, 2)), zorder=1)

@@ -331,20 +331,32 @@ def merged_words(drawn: Sequence[Drawn]) -> str:
     )
 
 
-def files_of(plate: Plate, drawn: Sequence[Drawn]) -> dict[str, bytes]:
-    """The plate as files, by their ending: what MLflow shows, and the numbers. `drawn` are its panels."""
-    frame, corners = _frame(plate, drawn)
+class Files(NamedTuple):
+    """A plate as files: what MLflow shows, and the numbers."""
+
+    svg: bytes
+    png: bytes
+    csv: bytes
+    frame: str
+    """The SVG without what is in its panels: the page has these already, and its script puts them back."""
+
+
+def files_of(plate: Plate, drawn: Sequence[Drawn]) -> Files:
+    """The plate as files. `drawn` are its panels."""
+    figure, corners = _frame(plate, drawn)
     rows = [row for one in drawn for row in one.sheet.rows]
-    svg = _svg(frame, plate.name)
-    inner = "".join(_nested(one, *corner) for one, corner in zip(drawn, corners, strict=True))
-    whole, scale = _image(frame), PNG_DPI / 72
+    around = _svg(figure, plate.name)
+    whole, scale = _image(figure), PNG_DPI / 72
     for one, (x, y) in zip(drawn, corners, strict=True):
         whole.alpha_composite(one.image, (round(x * scale), round(y * scale)))
-    return {
-        "svg": svg.replace("</svg>", inner + "</svg>").encode(),
-        "png": _png(_of_colours(whole.convert("RGB"), FINE_COLOURS)),
-        "csv": csv_of([*rows, *plate.rows]),
-    }
+    nested = [_nested(one, *corner) for one, corner in zip(drawn, corners, strict=True)]
+    empty = [f"{svg[: svg.index('>') + 1]}</svg>" for svg in nested]
+    return Files(
+        svg=around.replace("</svg>", "".join(nested) + "</svg>").encode(),
+        png=_png(_of_colours(whole.convert("RGB"), FINE_COLOURS)),
+        csv=csv_of([*rows, *plate.rows]),
+        frame=around.replace("</svg>", "".join(empty) + "</svg>"),
+    )
 
 
 def _nested(drawn: Drawn, x: float, y: float) -> str:

@@ -18,7 +18,7 @@ from orchestrator.report.judged_tables import standings
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import PARTS, Study, Variant
-from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure
+from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure, times
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -51,12 +51,39 @@ def block_words(found: Findings, arm: str) -> dict[str, Any]:
         "partly": partly,
         "undrawn": undrawn,
         "measured": found.ended(arm),
+        "lost": lost_words(found, arm),
+        "unmeasured": what_became(found, arm) or "no trial has come to the end of a budget",
         "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
         "no_ability_boundary": ability_band(found, arm, skill) is None,
         "no_memory_boundary": memory_band(found, arm) is None,
         "memory_cells": has_values(memory),
         "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
     }
+
+
+def what_became(found: Findings, arm: str, flops: float | None = None) -> str:
+    """ "Every trial diverged", where all of an arm (at a budget) have ended and none with a result; else nothing."""
+    became = {r["status"] for r in found.runs if r["arm"] == arm and flops in (None, r["compute_flops"])}
+    if not became or not became <= {"diverged", "failed"}:
+        return ""
+    return f"every trial {' or '.join(sorted(became))}"
+
+
+def lost_words(found: Findings, arm: str) -> str:
+    """Where no trial of an arm is left: what happened, when, and what to try first."""
+    what = what_became(found, arm)
+    if not what:
+        return ""
+    lost = [r for r in found.runs if r["arm"] == arm]
+    reasons = Counter(r["reason"] for r in lost if r.get("reason"))
+    said = f"{what[0].upper()}{what[1:]}"
+    if reasons:
+        said += f"{', for example' if len(reasons) > 1 else ''}: {reasons.most_common(1)[0][0]}"
+    if "diverged" not in what:
+        return f"{said}. What failed is tried again by the same run."
+    here = {r["trial"] for r in lost}
+    rates = sorted({t.training.learning_rate for t in found.study.trials() if t.id in here})
+    return f"{said}. First to try: a lower training.learning_rate than {', '.join(f'{rate:g}' for rate in rates)}."
 
 
 def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
@@ -91,9 +118,11 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
                         "flops": number(flops),
                         "interval": interval_words(boundary, levels),
                         "confidence": sure(found.confidence(claim_of("k", *claim, flops))) if interval else "—",
-                        "words": words(boundary, levels) if known else "no trial has come to the end of this budget",
+                        "words": words(boundary, levels)
+                        if known
+                        else what_became(found, arm, flops) or "no trial has come to the end of this budget",
                         "mark": claims.mark(standing) if interval or boundary.verdict in _SETTLED else "",
-                        "verdict": boundary.verdict if known else "open",
+                        "verdict": boundary.verdict if known else "lost" if what_became(found, arm, flops) else "open",
                         "replicates": len(boundary.brackets),
                         "not_monotone": boundary.not_monotone,
                     }
@@ -101,8 +130,24 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
             alike = [{**row, "flops": ""} for row in rows]
             if len(rows) > 1 and all(row == alike[0] for row in alike):
                 rows = [{**rows[0], "flops": "all"}]
-            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows})
-    return groups
+            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows, "like": []})
+    return _told_once(found, groups)
+
+
+def _told_once(found: Findings, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Skills that say what their arm's headline says named beside it; and of an arm of which nothing is known, one group."""
+    kept: list[dict[str, Any]] = []
+    headlines: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        headline = headlines.setdefault(group["arm"], group)
+        if not found.ended(group["arm"]) and group is not headline:
+            headline["name"] = "and K_M, of every skill"
+        elif group["letter"] == "A" and group is not headline and group["rows"] == headline["rows"]:
+            headline["like"].append(group["name"])
+        else:
+            group["headline"] = group is headline or group["letter"] == "M"
+            kept.append(group)
+    return kept
 
 
 EVIDENCE = {
@@ -219,8 +264,7 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
         ("Evaluation", f"{_flops(costs.eval_flops)}, not part of any budget"),
         ("Slot time", clock(costs.slot_seconds) + ", training and evaluating"),
     ]
-    begun = min((s["time"] for s in sessions), default=None)
-    ended = max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+    begun, ended = _span(found, sessions)
     if begun is not None:
         facts.append(("Begun", _date(begun)))
     if ended is not None:
@@ -229,6 +273,26 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
         facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
     facts.append(("Sessions", str(len(sessions))))
     return facts
+
+
+def _span(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """When the first session began and when the last trial ended, in seconds."""
+    begun = min((s["time"] for s in sessions), default=None)
+    return begun, max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
+
+
+def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
+    """What was run, how long, where, when and from which commit, in a line; all of it is told under Provenance."""
+    begun, ended = _span(found, sessions)
+    facts = [times(len(found.runs), "trial"), f"{_flops(found.costs().train_flops)} of training"]
+    if begun is not None and ended is not None:
+        facts.append(f"{clock(max(ended - begun, 0.0))} of wall time")
+    machines = dict.fromkeys(s["machine"] for s in sessions if s.get("machine"))
+    facts += ["; ".join(machines)] if machines else []
+    facts += [_date(ended).rpartition(",")[0]] if ended is not None else []
+    commits = dict.fromkeys(r["commit"] for r in found.runs if r.get("commit"))
+    facts += [f"commit {', '.join(commit[:7] for commit in commits)}"] if commits else []
+    return " · ".join(facts)
 
 
 def _short_commit(commit: str) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots, halves, means, tasks_axis
+from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots, halves, join, means, tasks_axis
 from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
 from orchestrator.report.surfaces import on_split
 from orchestrator.results import Track
@@ -163,7 +163,7 @@ def _draw_stop(levels: list[int], walk: Walk, k: int, sheet: Sheet) -> None:
     ax.set_ylim(walk.low, walk.high)
     halves(ax)
     for series, values, side in zip(walk.series, walk.values, (-0.2, 0.2), strict=True):
-        ax.plot(np.arange(len(levels)) + side, means(values[k]), color=TINT[series.colour], lw=1.3, zorder=2)
+        join(ax, levels, means(values[k]), side, color=TINT[series.colour], lw=1.3, zorder=2)
         draw_dots(sheet, values[k], side, series, 3.4, (walk.low, walk.high))
         for mark, beyond, edge in (("v", values[k] < walk.low, walk.low), ("^", values[k] > walk.high, walk.high)):
             columns, replicates = np.nonzero(beyond)

@@ -258,9 +258,10 @@ class Cipher(Family):
         log_shares: np.ndarray | None = None,
         told: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bayes over exactly the training permutations, answers believed with 1 - ε, those of the table `told` too.
+        """Bayes over exactly the training permutations, answers believed with 1 - ε.
 
-        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform, told (N, V) -> (N, P, V).
+        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform, told (N, V) -> (N, P, V); the table told counts
+        as answers.
         """
         v, (n, p) = self.n_symbols, x.shape
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match

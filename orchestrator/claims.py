@@ -17,6 +17,7 @@ from orchestrator.analyses import claim_of, claim_of_arms
 from orchestrator.primary import Primary
 from orchestrator.results import Results
 from orchestrator.stats import compare, multiplicity
+from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.words import number
 
@@ -152,9 +153,7 @@ def _of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looke
     known = {(arm, n): told for (arm, of, n), told in every.items() if told is not None and of == skill}
     for m in analyses.multipliers(results, skill, known, _plain):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
-        n, p = len(m.ratio.slopes), m.ratio.p_value
-        p = None if p is None else max(p, compare.by_chance(n, n))
-        yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, p
+        yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, m.ratio.p_value
 
 
 def _of_contests(results: Results) -> Iterator[Looked]:
@@ -265,8 +264,9 @@ def _break_p(cut: analyses.Cut) -> float | None:
 
 
 def _drift_p(moved: stats.Drift, whole: analyses.Boundaries) -> float | None:
-    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not."""
-    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) > 1]
+    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not, or in
+    too few replicates."""
+    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) >= MIN_TESTED]
     return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 
 

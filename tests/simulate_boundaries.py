@@ -30,6 +30,7 @@ GRIDS = {
     "factor 16": np.arange(2.0, 20, 4),
     "uneven": np.cumsum([1.0, *[1, 1, 1, 6, 1] * 10]),
     "long": np.arange(1.0, 41),
+    "quarter of a decade": np.arange(14) * np.log2(10) / 4,
 }
 BESIDE = 1e-6
 """Doublings by which a boundary lies beside a level at the worst place."""
@@ -366,6 +367,42 @@ def drifts() -> Iterator[Scenario]:
         yield Scenario(name, "coverage", 0.95, drifting(R, slope, place, n_budgets=n_budgets), ratio)
     yield Scenario("drift: none, 3 replicates", "false claims", 0.05, drifting(3, 0.0, "anywhere", "rises falls"))
     yield Scenario("drift: falls by 2, 3 replicates", "power", 0.8, drifting(3, -2.0, "beside", "falls"))
+    yield from of_two_kinds()
+
+
+def two_kinds_told_apart(R: int, name: str, level: float) -> Callable[[int, Rng], Outcome]:
+    """Share of runs in which two rows of thresholds drawn alike, of two kinds three doublings apart, pass for different.
+
+    A drift between two budgets or, along compute on a fine grid, how much more of it one arm needs than another.
+    """
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = GRIDS[name]
+        middle = rng.uniform(grid[0] + 2, grid[-1] - 2, n_runs)
+        thresholds = middle[:, None, None] + rng.choice([-1.5, 1.5], (n_runs, 2, R))
+        values = curves(rng, grid, thresholds, 0.05, 0.03)  # (runs, 2, R, L)
+        all_rows = stats.boundary(2.0**grid, values.reshape(-1, len(grid)), "rising").brackets
+        hits = 0
+        for k in range(0, len(all_rows), 2 * R):
+            found = stats.drift([1.0, 2.0], [all_rows[k : k + R], all_rows[k + R : k + 2 * R]], 1 - level)
+            told = found.p_value is not None and found.p_value <= level
+            assert (found.verdict in ("rises", "falls")) == told, "p goes with the interval"
+            hits += told
+        return Outcome(hits / n_runs, n_runs)
+
+    return run
+
+
+def of_two_kinds() -> Iterator[Scenario]:
+    for what, name in (("drift", "factor 2"), ("multiplier", "quarter of a decade")):
+        for R in (2, 3, 5, 10):
+            for level in (0.05, 0.005):
+                yield Scenario(
+                    f"{what}: none, {R} replicates of two kinds, at {level:.1%}",
+                    "false claims",
+                    level,
+                    two_kinds_told_apart(R, name, level),
+                )
 
 
 # Crossovers ---------------------------------------------------------------------------------------------------------

@@ -92,8 +92,13 @@ def tables(
     first_flops: float = 1e10,
     noise: float = 0.01,
     draw: int = 0,
+    arms_alike: bool = True,
 ) -> tuple[pa.Table, pa.Table]:
-    """`results` and `runs` of a study whose every trial is done: each with its trunk's looks, its branch point, its end."""
+    """`results` and `runs` of a study whose every trial is done: each with its trunk's looks, its branch point, its end.
+
+    `arms_alike`: a replicate is the same in every arm. Otherwise truths see each arm's replicates numbered on from those of
+    the arm before, and so draw shifts of their own for them.
+    """
     ability, memory = ability or rising(), memory or falling()
     axes = study.axes
     budgets = np.array(study.budgets)
@@ -108,7 +113,8 @@ def tables(
     flops = np.array([c for _, c, _ in looks])[look]
     n_tasks = np.array(sorted(axes.n_tasks), float)[level]
     is_memory = np.array([SKILLS[g] == "memory" for g in groups])[group]
-    level_of = np.where(is_memory, memory(n_tasks, flops, replicate), ability(n_tasks, flops, replicate))
+    who = replicate if arms_alike else arm * axes.replicates + replicate
+    level_of = np.where(is_memory, memory(n_tasks, flops, who), ability(n_tasks, flops, who))
     level_of = level_of + noise * stream("synthetic", "noise", draw).standard_normal(len(level_of))
     undefined = np.isnan(level_of)
     value = np.where(undefined, 0.0, level_of)

@@ -43,6 +43,42 @@ def test_the_more_fails_correction_the_wider_the_intervals_of_what_is_kept() -> 
     assert len(kept) == 1 and 0.95 <= kept.pop() < 1
 
 
+def test_arms_drawn_alike_are_hardly_ever_told_apart_where_each_replicate_is_of_one_of_two_kinds() -> None:
+    """Whole studies: onset early or late in tasks and in compute, by lot, for every replicate of either arm."""
+    axes = AXES | {"arm": ("answer", "next_token"), "replicates": 3, "skills": ("recall",)}
+    study = synthetic.made_up(**axes)
+
+    def by_lot(draw: np.random.Generator) -> synthetic.Truth:
+        tasks, compute = (spread * draw.choice([-1, 1], 6) for spread in (3, 1.5))
+
+        def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+            there = (np.log2(n_tasks / 64) > tasks[replicate]) & (np.log2(flops / 1.5e11) > compute[replicate])
+            return 0.02 + 0.96 * there
+
+        return truth
+
+    told = 0
+    for k in range(40):
+        truth = by_lot(stream("test", "two kinds", k))
+        found = findings.find(study, *synthetic.tables(study, truth, noise=0.02, draw=k, arms_alike=False))
+        p_values = [m.ratio.p_value for m in found.multipliers]
+        assert p_values and min(p for p in p_values if p is not None) >= 2 / 4**3
+        told += any(
+            c.verdict == "kept" and ("different compute" in c.says or "overtakes" in c.says) for c in found.claims
+        )
+    assert told <= 2
+
+
+def test_arms_have_shifts_of_their_own_only_where_that_is_asked() -> None:
+    study = synthetic.made_up(**(AXES | {"arm": ("answer", "next_token")}))
+    alike, apart = (
+        findings.find(study, *synthetic.tables(study, synthetic.rising(spread=1.5), noise=0.0, arms_alike=one))
+        for one in (True, False)
+    )
+    brackets = [[b.brackets for _, b in f.k_ability[(arm, "recall")]] for f in (alike, apart) for arm in study.lines]
+    assert brackets[0] == brackets[1] == brackets[2] != brackets[3]
+
+
 @pytest.mark.parametrize(
     "scenario", [s for s in SCENARIOS if s.kind == "false claims"], ids=lambda scenario: scenario.name
 )

@@ -164,6 +164,16 @@ def test_noise_asks_for_more_replicates_the_smaller_the_difference() -> None:
     assert found_of(slope, replicates=1).noise == ()
 
 
+def test_equally_noisy_cells_are_pooled_and_one_that_is_noisier_stands_alone() -> None:
+    def apart(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 0.8 + 0.15 * (n_tasks == 64) * (replicate % 2 - 0.5)
+
+    equal, wide = found_of(lambda n, c, r: 0.8 + 0 * n, noise=0.05), found_of(apart)
+    (of_equal,), (of_wide,) = judged_tables.noise_rows(equal), judged_tables.noise_rows(wide)
+    assert re.fullmatch(r"\d+ pooled, [\d,]+ to [\d,]+", of_equal["n_tasks"]) and len(equal.noise[0].n_tasks) > 5
+    assert of_wide["n_tasks"] == "64"
+
+
 def test_a_forecast_that_could_be_made_is_scored_against_its_rivals() -> None:
     def law(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
         return 1 - 0.9 * (flops / 1e10) ** -0.4  # the excess loss is a power law of compute

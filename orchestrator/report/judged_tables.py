@@ -388,7 +388,7 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             {
                 "arm": row.arm,
                 "skill": row.skill,
-                "n_tasks": number(row.n_tasks),
+                "n_tasks": _pooled_words(row.n_tasks),
                 "mean": decimal(noise.mean),
                 "sd": decimal(noise.sd),
                 "n": noise.n,
@@ -397,6 +397,13 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _pooled_words(n_tasks: tuple[int, ...]) -> str:
+    """The one number of tasks, or from where to where several are pooled."""
+    if len(n_tasks) == 1:
+        return number(n_tasks[0])
+    return f"{len(n_tasks)} pooled, {number(n_tasks[0])} to {number(n_tasks[-1])}"
 
 
 def _between(low: Needed | None, high: Needed | None) -> str:
@@ -412,7 +419,10 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
     for arm, at in found.midpoints.items():
         kinds, made = at.kinds, at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
-        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
+        chosen = (
+            f", corrected for the {number(at.chosen_from)} cells that it was chosen from" if at.chosen_from > 1 else ""
+        )
+        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)}{chosen})"
         if kinds.verdict == "too few":
             said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
         elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:

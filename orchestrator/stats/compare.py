@@ -206,12 +206,9 @@ def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) 
     """How far a boundary lies from A's in B, in doublings of tasks, paired by replicate: the drift from a first to a second scale,
     a factor 2 apart.
 
-    p is at least what so few lotteries agree with. None where nothing is known on one side.
+    None where nothing is known on one side.
     """
-    if not a or not b:
-        return None
-    found = drift([1.0, 2.0], [a, b], confidence)
-    return found if found.p_value is None else found._replace(p_value=max(found.p_value, by_chance(len(a), len(b))))
+    return drift([1.0, 2.0], [a, b], confidence) if a and b else None
 
 
 def crossing_p(met: Crossover, n_levels: int) -> float | None:

@@ -19,6 +19,7 @@ from orchestrator.results import Results
 from orchestrator.stats import compare, multiplicity
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
+from orchestrator.stats.intervals import by_chance
 from orchestrator.words import number
 
 Measure = Literal["ability", "memory"]
@@ -245,7 +246,7 @@ def _met_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float 
     if met.ahead_p is None:
         return 1.0
     n = len(met.brackets)
-    return min(1.0, max(met.ahead_p, n_levels * compare.by_chance(n, n)))
+    return min(1.0, max(met.ahead_p, n_levels * by_chance(n, n)))
 
 
 # p-values -----------------------------------------------------------------------------------------------------------

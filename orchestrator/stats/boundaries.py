@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-from orchestrator.stats.compare import by_chance
+from orchestrator.stats.intervals import by_chance
 
 HALF = 0.5
 """Where a boundary is drawn."""
@@ -353,7 +353,7 @@ def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confi
     from the upper end there to the lower end here, and is open where one of them is. Over replicates: t-limits as for
     a boundary of few replicates, widened where they agree. Brackets that are drawn alike at both ends (of one arm at two
     budgets, of two arms) are of two kinds at worst, and then lie all on the one side here and all on the other there as
-    often as `compare.by_chance` says: p is at least that, and the interval goes with it. Raises ValueError for budgets
+    often as `by_chance` says: p is at least that, and the interval goes with it. Raises ValueError for budgets
     that are not ascending, or rows of different lengths.
     """
     costs = np.asarray(budgets, dtype=float)

@@ -26,6 +26,7 @@ import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
+from orchestrator.stats.intervals import by_chance
 
 FEW = 5
 """Below this many replicates a t-interval leans on normality that nobody can check."""
@@ -116,17 +117,6 @@ def welch_difference(
     part = v_a / (v_a + v_b)
     df = 1 / (part**2 / (n_a - 1) + (1 - part) ** 2 / (n_b - 1))
     return result(*_t_test(mean, math.sqrt(v_a + v_b), df, confidence), df)
-
-
-def by_chance(n_a: int, n_b: int) -> float:
-    """The largest probability with which replicates of one and the same lottery come out on two levels, those of one arm
-    all on the one and those of the other all on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b.
-
-    For n pairs 2 x 4^-n, and not only for lotteries: whatever two values are drawn alike, their difference falls between l
-    and h < 2 l with probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
-    """
-    n = n_a + n_b
-    return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)
 
 
 def guarded_difference(

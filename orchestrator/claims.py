@@ -164,7 +164,8 @@ def _of_contests(results: Results) -> Iterator[Looked]:
         flops = f", {number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
         said = _who_is_ahead(of, met.generalist, met.result)
         where = met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops
-        p = _met_p(met.result, met.result.p_value, len(results.budgets))
+        crosses = compare.crossing_p(met.result, len(results.budgets), either=False)
+        p = _met_p(met.result, crosses, len(results.budgets))
         if met.against == "its best" and met.result.verdict == AHEAD[0]:
             p = 1.0  # the largest of noisy values, chosen after the fact, is ahead by that alone
         yield generalists.claim_of_contest(*where), f"{said} at {number(met.n_tasks)} tasks ({met.against}{flops})", p
@@ -328,9 +329,8 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
     if primary.what == "crossover":
         return claim_of_arms(cast(str, primary.against), arm, skill, cast(int, primary.n_tasks))
     if primary.what == "overtakes":
-        domain = primary.skill or next(
-            (c.domain for c in generalists.contests(results, lambda name: CONFIDENCE) if c.generalist == arm), ""
-        )
+        domains = [pair.domain for pair in generalists.pairs(study) if pair.generalist == arm]
+        domain = primary.skill or (generalists.ALL if len(domains) > 1 else "".join(domains))
         against: generalists.Against = "its budget" if primary.from_flops else "its best"
         return generalists.claim_of_contest(arm, domain, cast(int, primary.n_tasks), against, primary.from_flops)
     if primary.what == "emergence":

@@ -95,6 +95,7 @@ def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
 
 
 _SETTLED = ("crossed", "below", "beyond")
+"""Verdicts that are told as facts; what is undecided is told as a count of replicates."""
 
 
 def boundary_rows(found: Findings) -> list[dict[str, Any]]:
@@ -121,7 +122,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
                         "words": words(boundary, levels)
                         if known
                         else what_became(found, arm, flops) or "no trial has come to the end of this budget",
-                        "mark": claims.mark(standing) if interval or boundary.verdict in _SETTLED else "",
+                        "mark": claims.mark(standing) if known and boundary.verdict in _SETTLED else "",
                         "verdict": boundary.verdict if known else "lost" if what_became(found, arm, flops) else "open",
                         "replicates": len(boundary.brackets),
                         "not_monotone": boundary.not_monotone,

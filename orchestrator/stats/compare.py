@@ -201,12 +201,13 @@ def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) 
     return drift([1.0, 2.0], [a, b], confidence) if a and b else None
 
 
-def crossing_p(met: Crossover, n_levels: int) -> float | None:
-    """Of either overtaking the other: twice that of the surer direction, and at least what lotteries at two levels bring."""
+def crossing_p(met: Crossover, n_levels: int, either: bool = True) -> float | None:
+    """Of `either` overtaking the other, twice that of the surer direction, or of the one that was asked for; and at least what
+    lotteries at two levels bring."""
     if met.p_value is None:
         return None
     n = len(met.brackets)
-    return min(1.0, max(2 * met.p_value, math.comb(n_levels, 2) * by_chance(2 * n, 2 * n)))
+    return min(1.0, max((1 + either) * met.p_value, math.comb(n_levels, 2) * by_chance(2 * n, 2 * n)))
 
 
 def _as_floats(values: Sequence[float | None]) -> np.ndarray:

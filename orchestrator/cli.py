@@ -406,7 +406,6 @@ def _show_plan(
     console = console or Console()
     study = todo.study
     family: Any = study.family
-    time_said = f"about {clock(todo.seconds)}" if todo.seconds is not None else "unknown"
     console.print(
         f"[bold]{study.id}[/bold]: {study.question.strip()}", highlight=False, soft_wrap=not console.is_terminal
     )
@@ -420,7 +419,7 @@ def _show_plan(
         ("work", work),
         ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks{kept}), "
                     f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
-        ("time", f"{time_said} on {todo.slots} slot{'s' if todo.slots > 1 else ''}{slots_known}" + ("" if todo.seconds == 0 else f" (speed {todo.source})")),
+        ("time", _time_words(todo, slots_known)),
     ]  # fmt: skip
     if not brief:
         speed = f"{todo.flops_per_second:.3g} FLOPs/s a slot" if todo.flops_per_second else "unknown"
@@ -445,6 +444,14 @@ def _show_plan(
     for name, text in lines:
         table.add_row(name, text)
     console.print(table)
+
+
+def _time_words(todo: plan.Plan, slots_known: str) -> str:
+    """How long it takes on how many slots, or when that will be known."""
+    on = f"on {times(todo.slots, 'slot')}{slots_known}"
+    if todo.seconds is None:
+        return f"{on}: told after the first reports; before them by {_program()} plan --calibrate"
+    return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
 
 
 def _places(todo: plan.Plan) -> list[tuple[str, str]]:
@@ -589,7 +596,7 @@ def _load(name: str) -> Study:
 
 def _source(name: str, folder: Path) -> str:
     """What to call a study that ran by, so that it can be run again: as it was named, or the file that is kept."""
-    return str(folder / "study.yaml") if "@" in name and not Path(name).exists() else name
+    return name if Path(name).exists() or name in studies.shipped() else str(folder / "study.yaml")
 
 
 def _recorded(name: str) -> tuple[Path, Study, State]:
@@ -599,11 +606,12 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
         study_id = name
     else:
         of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
-        if of_name and not Path(name).exists() and name not in studies.shipped():
+        plain = not Path(name).exists() and name not in studies.shipped()
+        if of_name and plain and (len(of_name) > 1 or name != Path(name).stem):
             raise UsageProblem(
                 f"{name}: no such study file; what ran under that name is {', '.join(of_name)}: give that"
             )
-        study_id = studies.load(name).id
+        study_id = of_name[0] if of_name and plain else studies.load(name).id
     folder = journal.study_folder(study_id)
     state = State.of(folder) if folder.is_dir() else State()
     if state.study is None:

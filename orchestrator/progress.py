@@ -69,7 +69,18 @@ class Surface:
             for n_tasks in sorted(self.study.axes.n_tasks, reverse=True):
                 table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
             blocks.append(table)
+        if legend := self._legend():
+            blocks.append(Text(legend, style="dim"))
         return Group(*blocks)
+
+    def _legend(self) -> str:
+        """What the marks in the cells mean, of those that are there."""
+        n = self.study.axes.replicates
+        known = [len(values) for values in self.cells.values()]
+        cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
+        said = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
+        said += ["·: none has ended yet"] if len(known) < cells else []
+        return "; ".join(said)
 
     def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
         values = self.cells.get((arm, n_tasks, flops), {})

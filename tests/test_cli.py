@@ -118,6 +118,14 @@ def test_the_name_of_ones_own_study_suggests_its_versions(command: str, tmp_path
     assert "mines@1" not in done.stderr
 
 
+def test_the_name_of_ones_own_study_is_enough_where_one_version_ran(tmp_path: Path) -> None:
+    home = home_of(tmp_path, "mine@1", "mine@2", "mines@3")
+    assert "mines@3: not running" in emergence("status", "mines", home=home).stdout
+    assert emergence("report", "mines", home=home).stdout.strip() == str(home / "mines@3" / "report.html")
+    refused(emergence("compare", "mines", "mine@1", home=home), "mines@3 and mine@1 cannot be compared")
+    refused(emergence("report", "mines.yaml", home=home), "mines.yaml: no such study file")
+
+
 def test_a_version_that_never_ran_suggests_those_that_did_and_run_names_the_file_that_is_kept(tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "mine@2")
     refused(emergence("status", "mine@3", home=home), "mine@3: has not been run", "mine@1, mine@2 has")

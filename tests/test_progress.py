@@ -157,3 +157,19 @@ def test_a_reason_with_brackets_in_it_is_told_whole(study: Study) -> None:
     progress, out = watch(study)
     progress.say("it failed: [enforce fail at device.cc:84] ifa != nullptr")
     assert "[enforce fail at device.cc:84] ifa" in out.getvalue()
+
+
+def test_the_marks_of_a_surface_are_explained_while_they_are_there(study: Study) -> None:
+    def shown() -> str:
+        out = io.StringIO()
+        Console(file=out, width=120).print(progress.surface.render())
+        return out.getvalue()
+
+    progress, _ = watch(study)
+    assert "none has ended" in shown() and "fewer than all" not in shown()
+    trunks = sorted(study.trunks(), key=lambda trunk: trunk.replicate)
+    progress.take(events_of(study, trunks[0], 0.5))
+    assert "…: mean of fewer than all 3 replicates" in shown() and "none has ended" in shown()
+    for trunk in trunks[1:]:
+        progress.take(events_of(study, trunk, 0.5))
+    assert "fewer than all" not in shown() and "none has ended" not in shown()

@@ -7,10 +7,10 @@ held-out loss can rise again while tasks are memorised, and a law that only fall
 that the curve bends ahead no more sharply than it was seen to bend. Four kinds of curve break that as a rule and are
 refused: one that does not clearly fall at the end of the fit (it may stay, rise, or fall at a jump), one that has
 hardly begun to fall, one that grew steeper in the last decade of the fit (a skill is being learned, and learning ends),
-and one that would have to fall past what the best possible predictor scores. What begins beyond the fit, a rise, a skill or the end
-of a fall, is in no curve fitted before it, and no interval holds it. How often each is forecast, refused and missed is
-simulated: tests/simulate_forecast.py, `python tests/calibration.py --only forecast`. Arrays in, numbers out: knows no
-study, no file, no figure.
+and one that would have to fall past what the best possible predictor scores. What begins beyond the fit, a rise, a
+skill or the end of a fall, is in no curve fitted before it, and no interval holds it. How often each is forecast,
+refused and missed is simulated: tests/simulate_forecast.py, `python tests/calibration.py --only forecast`. Arrays in,
+numbers out: knows no study, no file, no figure.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ and then rises twice as fast as it fell passes, and misses, in 2.6 to 3.8 % of t
 with 2 % of noise 70 % pass with three points of three replicates, and all with six."""
 LEARNED = 0.2
 """Share of the way from the first loss to the floor (to zero where none is known) that must lie within the fit. The
-first few percent of a skill look like a slow power law; without this, up to 10 % of such curves were forecast, and
-hardly one of those forecasts held."""
+first few percent of a skill look like a slow power law; without this, up to 2.4 % of such curves were forecast, and one
+in six of those forecasts held. The price: a law as slow as C^-.07 is refused unless the fit is longer than a decade and
+a quarter."""
 STEEPENS = 0.8
 """Probability from which on the curve counts as growing steeper at one of the last points fitted. It refuses all but
 some of a thousand of the skills that are learned within the fit, at the price of 4 to 12 % of the pure power laws."""
@@ -43,8 +44,8 @@ LATELY = math.log(10)
 since (a plateau at the start of training, a skill that has long been learned) is continued, and the intervals hold."""
 PASSES = 0.25
 """Probability of passing the floor from which on there is no forecast: the fall must end on the way. Intervals are not
-cut off at the floor: the noise of a measured mean does not stop there, and of curves that had reached it 84 to 96 % of
-the cut intervals held, of whole ones 99 %."""
+cut off at the floor: the noise of a measured mean does not stop there, and at the end of a skill 84 to 96 % of the
+intervals held if they were, 99 % if not."""
 _RHOS = (0.0, 0.5, 0.85)
 """Correlations of neighbouring evaluations that are considered, a quarter of a decade apart (assumed to span what
 occurs)."""

@@ -13,7 +13,7 @@ import simulate_forecast as simulated
 from simulate_forecast import FALLS, LATER, LEARNS, PROMISED, REPLICATES, STOPS, Case, Truth, log_compute, losses, turns
 from simulation import Scenario
 
-from orchestrator.stats.forecast import CLEARLY, forecast
+from orchestrator.stats.forecast import CLEARLY, _roughness, forecast
 from trainers.streams import stream
 
 COMPUTE = np.exp(log_compute(6))
@@ -145,6 +145,20 @@ def test_a_parabola_is_continued_and_a_law_with_a_floor_nearly_so() -> None:
     law = 1 + np.exp(-0.5 * log_x) * np.array([[2.0], [3.0], [4.0]])
     found = forecast(np.exp(log_x), law)
     assert found.predicted == pytest.approx(float(law[:, -1].mean()), rel=0.02) and found.winner == "forecast"
+
+
+def test_value_slope_and_curvature_of_a_rough_curve_vary_together_as_its_integral_says() -> None:
+    # Each is an integral of a kernel over the same white noise, so that covariances are integrals of products.
+    x = np.array([0.0, 0.7, 1.5, 3.0, 5.0])
+    u = (np.arange(200_000) + 0.5) * 5 / 200_000
+
+    def kernel(at: float, derivative: int) -> np.ndarray:
+        return np.where(u < at, ((at - u) ** 2 / 2, at - u, 1.0)[derivative], 0.0)
+
+    kernels = np.array([*(kernel(v, 0) for v in x), kernel(x[-2], 1), *(kernel(v, 2) for v in x[:-1])])
+    expected = kernels @ kernels.T * 5 / 200_000
+    expected[4:6, 6:] = expected[6:, 4:6] = expected[4, 5] = expected[5, 4] = 0  # not used: see there
+    assert _roughness(x) == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_interval_wider_than_all_the_loss_could_do_is_uninformative() -> None:

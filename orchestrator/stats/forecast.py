@@ -256,7 +256,7 @@ def _roughness(x: np.ndarray) -> np.ndarray:
     bending = (fitted[:, None] ** 3 - np.maximum(np.subtract.outer(fitted, fitted), 0) ** 3) / 6
     rough[:n, n + 2 :], rough[n + 2 :, :n] = bending, bending.T
     rough[n + 2 :, n + 2 :] = np.minimum.outer(fitted, fitted)
-    return rough  # top and slope with curvature are left 0: each is predicted for itself
+    return rough  # what top, slope and curvatures share is left 0: each is predicted for itself
 
 
 class _Mixture(NamedTuple):

@@ -490,18 +490,29 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
     for n in results.levels:
         flops, loss = results.along("loss_nats", arm, skill, split, n, decayed=False)
         if len(flops) and np.isfinite(loss).any():
-            span = _span(results, arm, skill, split, n)
-            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence)))
+            span, floor = _references(results, arm, skill, split, n)
+            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence, floor=floor)))
     return found
 
 
-def _span(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> float | None:
-    """Nats from knowing nothing to the general rule: an interval as wide as that says nothing. None without references."""
-    ends = [results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1] for name in ("uniform", "generalizer")]
-    if not all(np.isfinite(end).any() for end in ends):
-        return None
-    know_nothing, rule = (float(np.nanmean(end)) for end in ends)
-    return know_nothing - rule if know_nothing > rule else None
+def _references(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> tuple[float | None, float | None]:
+    """Nats from knowing nothing to the general rule, and the least loss a model can have; None without references.
+
+    An interval as wide as the first says nothing. The second is the exact generaliser's on tasks never seen; on seen
+    ones a list of them may be better.
+    """
+
+    def mean(name: str) -> float | None:
+        values = results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1]
+        return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+    know_nothing, rule, listed = (
+        mean("uniform"),
+        mean("generalizer"),
+        None if split == "held_out" else mean("memorizer"),
+    )
+    span = None if know_nothing is None or rule is None or know_nothing <= rule else know_nothing - rule
+    return span, rule if listed is None or rule is None else min(rule, listed)
 
 
 class Sized(NamedTuple):

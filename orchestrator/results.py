@@ -96,6 +96,7 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "oracle_accuracy": _share("correct_oracle"),
     "uniform_loss_nats": _share("nll_uniform"),
     "generalizer_loss_nats": _share("nll_generalizer"),
+    "memorizer_loss_nats": _share("nll_memorizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
 """Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from orchestrator import stats
@@ -347,11 +347,30 @@ def forecast_words(found: Forecast) -> str:
         return f"no forecast: {found.reason}"
     interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
     vague = ", an interval too wide to say anything" if found.verdict == "uninformative" else ""
+    vague += "" if found.floor is not None else ", if the fall goes on to the top"
     told = f"{found.predicted:.3g} nats{interval}{vague}"
     if found.measured is None:
         return f"{told}; the top is not there yet"
     hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
     return f"{told}; measured {found.measured:.3g}, {hit}"
+
+
+def forecast_score_words(found: Iterable[Forecast]) -> str | None:
+    """How several forecasts fared, as sentences; None below two that could be scored."""
+    scored = [one for one in found if one.log_error is not None]
+    if len(scored) < 2:
+        return None
+    claims = [one for one in scored if one.covers is not None]
+    vague = sum(one.verdict == "uninformative" for one in claims)
+    wide = f" ({vague} of them too wide to say anything)" if vague else ""
+    held = f"The measured loss lay inside {sum(bool(one.covers) for one in claims)} of {len(claims)} intervals{wide}. "
+    nearer: dict[str, list[bool]] = {}
+    for one in scored:
+        for rival in one.rivals:
+            if rival.log_error is not None and one.log_error is not None:
+                nearer.setdefault(rival.name, []).append(abs(one.log_error) < abs(rival.log_error))
+    than = ", ".join(f"the {name}'s in {sum(won)} of {len(won)}" for name, won in nearer.items())
+    return f"{held if claims else ''}The forecast's log error was smaller than {than}."
 
 
 def frontier_words(found: Isoflops) -> str:

@@ -15,7 +15,7 @@ from orchestrator import stats, summary, words
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings, find
 from orchestrator.report import judged_tables
-from orchestrator.stats.forecast import Forecast
+from orchestrator.stats.forecast import Forecast, Rival
 from orchestrator.stats.replicates import Needed
 from orchestrator.summary import description
 from trainers.streams import stream
@@ -199,8 +199,37 @@ def test_a_loss_that_has_turned_is_not_forecast_and_the_page_says_why() -> None:
 def test_a_forecast_that_says_nothing_is_called_so() -> None:
     made = Forecast("uninformative", predicted=1.0, low=0.5, high=3.0, measured=1.2, covers=True)
     assert words.forecast_words(made) == (
-        "1 nats (0.5 to 3), an interval too wide to say anything; measured 1.2, inside the interval"
+        "1 nats (0.5 to 3), an interval too wide to say anything, if the fall goes on to the top; measured 1.2, inside "
+        "the interval"
     )
+    assert "goes on" not in words.forecast_words(made._replace(floor=0.4))
+
+
+def test_several_forecasts_are_counted_against_what_was_measured_and_each_baseline() -> None:
+    rivals = (Rival("last value", 1.5, 0.2), Rival("constant", 2.0, -0.5))
+    made = Forecast(
+        "forecast", predicted=1.0, low=0.9, high=1.1, measured=1.0, log_error=-0.1, covers=True, rivals=rivals
+    )
+    missed = made._replace(log_error=0.3, covers=False, verdict="uninformative")
+    alone = made._replace(
+        log_error=0.2, low=None, high=None, covers=None
+    )  # one replicate: no interval; level with a rival
+    later = made._replace(measured=None, log_error=None, covers=None)
+    assert words.forecast_score_words([made, later]) is None
+    assert words.forecast_score_words([made, missed, alone, later, Forecast(reason="no evaluation")]) == (
+        "The measured loss lay inside 1 of 2 intervals (1 of them too wide to say anything). The forecast's log error was "
+        "smaller than the last value's in 1 of 3, the constant's in 3 of 3."
+    )
+
+
+def test_a_loss_that_falls_to_the_general_rules_within_the_fit_is_not_forecast() -> None:
+    def learned(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 1 / (1 + (flops / 1.5e11) ** -1.2)  # the general rule, learned within the fit
+
+    found = found_of(learned, noise=0.002, compute_flops=(1e11, 1e12))
+    assert not judged_tables.forecast_rows(found)
+    assert {made.verdict for made in found.forecasts.values()} == {"steepens"}
+    assert all(made.floor is not None for made in found.forecasts.values())
 
 
 def test_one_model_size_has_no_frontier_and_says_so() -> None:

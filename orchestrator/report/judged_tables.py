@@ -22,6 +22,7 @@ from orchestrator.words import (
     emergence_words,
     figure,
     flops_words,
+    forecast_score_words,
     forecast_words,
     frontier_words,
     law_words,
@@ -69,6 +70,7 @@ def told(found: Findings) -> dict[str, Any]:
         "midpoints": midpoint_rows(found),
         "forecasts": forecast_rows(found),
         "no_forecast": no_forecast(found),
+        "forecast_score": forecast_score_words(found.forecasts.values()),
         "frontier": frontiers(found),
     }
 

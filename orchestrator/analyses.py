@@ -120,16 +120,22 @@ def claim_of_arms(a: str, b: str, skill: str, n_tasks: int, kind: str = "crossov
     return claim_of(kind, first, second, skill, float(n_tasks))
 
 
+LEAST_TESTED = 6
+"""Replicates of which a sign test can tell the median at 5 %, if all agree: 2 x 2^-6 = .031."""
+
+
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
     """Two-sided sign test of what a boundary's verdict says of the median replicate. table (replicates, levels).
 
     `crossed`: the first level is not across and the last one is; `below`: the first is; `beyond`: the last is not. A boundary
-    is a median over replicates, and n of them agree by chance with probability 2^-n on either side: below six replicates
-    nothing is shown at 5 %, however clear each one is. An undecided boundary is a claim that failed (p = 1), not one that
-    could not be tested. None where nothing is defined.
+    is a median over replicates, and n of them agree by chance with probability 2^-n on either side: below LEAST_TESTED
+    nothing can be shown at 5 %, however clear each one is. Such a test could not be kept and would only make the others
+    harder to keep, so it is none (Tarone 1990: what its least p-value, known before the outcome, rules out is left out of the
+    count). An undecided boundary is a claim that failed (p = 1), not one that could not be tested. None, too, where nothing is
+    defined.
     """
     known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
-    if not len(known):
+    if not len(known) or known.shape[1] < LEAST_TESTED:
         return None
     if verdict not in ("crossed", "below", "beyond"):
         return 1.0

@@ -51,9 +51,7 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
 
 
-NOT_KEPT = " (not kept after correction)"
-ENOUGH = 6
-"""From so many replicates on, 95 % intervals of boundaries are order statistics (stats/boundaries.py)."""
+NOT_KEPT, NOT_TESTED = " (not kept after correction)", " (not tested: too few replicates)"
 
 
 def paragraph(found: Findings) -> str:
@@ -86,8 +84,11 @@ def paragraph(found: Findings) -> str:
     }
     seen = any(found.k_ability[(a, study.shown_skills[0])][-1][1].verdict in ("crossed", "below") for a in study.lines)
     if study.axes.replicates > 1 and seen and not headline <= shown and not found.contests:
-        few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
-        sentences.append(f"Where the skill appears is not kept after correction for all that was looked at{few}.")
+        sentences.append(
+            "Where the skill appears is not kept after correction for all that was looked at."
+            if study.axes.replicates >= analyses.LEAST_TESTED
+            else f"{study.axes.replicates} replicates can agree by chance: {analyses.LEAST_TESTED} are the least that show where the skill appears."
+        )
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
@@ -275,8 +276,8 @@ def _moves(found: Findings, claim: str, plainly: str, measured: str) -> str:
 def _doubt(found: Findings, *names: str) -> str:
     """To follow a sentence that rests on these claims: nothing where each is kept, or is the primary one."""
     verdicts = {c.name: c.verdict for c in found.claims}
-    kept = all(verdicts.get(name, "kept") == "kept" for name in names)
-    return "" if kept else NOT_KEPT
+    stands = {verdicts.get(name, "kept") for name in names}
+    return NOT_KEPT if "not kept" in stands else NOT_TESTED if "untested" in stands else ""
 
 
 def _no_memory(found: Findings, arm: str) -> str:

@@ -26,7 +26,7 @@ Measure = Literal["ability", "memory"]
 CONFIDENCE = 0.95
 FALSE_SHARE = 0.05
 """Of the claims that are kept, at most this share is expected to be false."""
-NOT_KEPT = "not kept"
+NOT_KEPT, NOT_TESTED = "not kept", "not tested"
 
 
 class Claim(NamedTuple):
@@ -47,13 +47,13 @@ class Standing(NamedTuple):
 
     p: float | None = None
     adjusted_p: float | None = None
-    kept: Literal["yes", "no", "primary", ""] = ""
-    """Empty: it could not be tested, or is outside the count."""
+    kept: Literal["yes", "no", "untested", "primary", ""] = ""
+    """`untested`: nothing defines it, or there are too few replicates for any test. Empty: it is outside the count."""
 
 
 def standings(made: Sequence[Claim], primary: str | None) -> Mapping[str, Standing]:
     """Name of a claim -> where it stands, of any name: what is not among them was not counted."""
-    kept: dict[str, Literal["yes", "no", ""]] = {"kept": "yes", "not kept": "no", "untested": ""}
+    kept: dict[str, Literal["yes", "no", "untested"]] = {"kept": "yes", "not kept": "no", "untested": "untested"}
     known = {claim.name: Standing(claim.p_value, claim.adjusted_p, kept[claim.verdict]) for claim in made}
     if primary is not None:
         known[primary] = Standing(kept="primary")
@@ -62,7 +62,7 @@ def standings(made: Sequence[Claim], primary: str | None) -> Mapping[str, Standi
 
 def mark(standing: Standing) -> str:
     """To stand beside a result that is worded as a fact: nothing where it is kept, or was declared, or is outside the count."""
-    return NOT_KEPT if standing.kept == "no" else ""
+    return {"no": NOT_KEPT, "untested": NOT_TESTED}.get(standing.kept, "")
 
 
 # What was looked at -------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def judged(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """At every budget, what a boundary is read from: a table (replicates, n_tasks), and which replicates these are."""
     cube, waiting = counted(results, measure, arm, skill)
-    return [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]
+    tables = lambda: [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]  # noqa: E731
+    return results.once(("judged", measure, arm, skill), tables)
 
 
 def counted(
@@ -73,21 +74,17 @@ def counted(
 
     Diverged and failed trials are as far below one half as need be, wherever the quantity is defined for another replicate.
     """
+    return results.once(("counted", measure, arm, skill), lambda: _counted(results, measure, arm, skill))
+
+
+def _counted(
+    results: Results, measure: Literal["ability", "memory"], arm: str, skill: str
+) -> tuple[np.ndarray, np.ndarray]:
     cube = surface(results, measure, arm, skill)
-    ended = ended_trials(results, arm, ("done", "diverged", "failed"))
-    lost = ended_trials(results, arm, ("diverged", "failed"))
+    ended = results.ended(arm, ("done", "diverged", "failed"))
+    lost = results.ended(arm, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
     return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube)
-
-
-def ended_trials(results: Results, arm: str, how: tuple[str, ...]) -> np.ndarray:
-    """Trials of an arm that ended so, (n_tasks, compute, replicates) bool."""
-    found = np.zeros((len(results.levels), len(results.budgets), results.n_replicates), bool)
-    for run in results.runs:
-        if run["arm"] == arm and run["status"] in how:
-            place = results.levels.index(run["n_tasks"]), results.budgets.index(run["compute_flops"]), run["replicate"]
-            found[place] = True
-    return found
 
 
 def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,34 +222,59 @@ def to_skill(
     is where the model's size follows the budget; each is a training run of its own then, and is lost by itself; a replicate
     counts once all of its budgets have ended.
     """
+    at_ends = at_ends or results.study.grows(arm)
+    key = ("looks", arm, skill, str(n_tasks), str(at_ends))
+    seen = results.once(key, lambda: (_at_ends if at_ends else _along)(results, arm, skill, n_tasks))
+    if seen is None:
+        return None
+    boundary = stats.boundary(seen.flops, seen.values, "rising", confidence)
+    p_value = boundary_p(seen.values, boundary.verdict, "rising")
+    curve = survival.kaplan_meier(*seen.onsets, seen.flops, confidence)
+    return ToSkill(boundary, curve, seen.successes, p_value)
+
+
+class _Looks(NamedTuple):
+    """What compute-to-skill is read from, at whatever confidence."""
+
+    flops: list[float]
+    values: np.ndarray  # (replicates that can be judged, looks)
+    onsets: tuple[np.ndarray, np.ndarray]
+    """Of all replicates, for the Kaplan-Meier curve."""
+    successes: tuple[tuple[float, replicates.Success], ...]
+
+
+def _at_ends(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
+    level, looks = results.levels.index(n_tasks), results.study.ends(arm)
+    cube, open_trials = counted(results, "ability", arm, skill)
+    counting = cube[level].T[~open_trials[level].any(axis=0)]  # a larger budget says nothing of one that has yet to run
+    if not np.isfinite(counting).any():
+        return None
+    onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
+    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level))
+
+
+def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
     flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None
     level = results.levels.index(n_tasks)
-    cube, open_cube = counted(results, "ability", arm, skill)
-    open_trials = open_cube[level]  # (compute, replicates)
-    lost_trials = ended_trials(results, arm, ("diverged", "failed"))[level]
-    if at_ends or results.study.grows(arm):
-        looks = results.study.ends(arm)
-        counting = cube[level].T[~open_trials.any(axis=0)]  # a larger budget says nothing of one that has yet to run
-        if not np.isfinite(counting).any():
-            return None
-        onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
-    else:
-        looks, lost = flops.tolist(), lost_trials.any(axis=0)
-        onsets = survival.onsets(flops, values, lost)
-        looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
-        after = flops > looked[:, None]  # (replicates, looks)
-        values = np.where(after & lost[:, None], -1.0, values)
-        counting, _ = settled(values, after & np.isnan(values) & open_trials.any(axis=0)[:, None])
-    boundary = stats.boundary(looks, counting, "rising", confidence)
-    successes = []
-    for c, line, gone in zip(results.budgets, surface(results, "ability", arm, skill)[level], lost_trials, strict=True):
-        made = replicates.success(line, stats.HALF, gone) if not np.isnan(line).all() else None
-        successes += [(c, made)] if made else []
-    p_value = boundary_p(counting, boundary.verdict, "rising")
-    curve = survival.kaplan_meier(*onsets, looks, confidence)
-    return ToSkill(boundary, curve, tuple(successes), p_value)
+    lost = results.ended(arm, ("diverged", "failed"))[level].any(axis=0)
+    waiting = counted(results, "ability", arm, skill)[1][level].any(axis=0)
+    onsets = survival.onsets(flops, values, lost)
+    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
+    after = flops > looked[:, None]  # (replicates, looks)
+    values = np.where(after & lost[:, None], -1.0, values)
+    counting, _ = settled(values, after & np.isnan(values) & waiting[:, None])
+    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level))
+
+
+def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tuple[float, replicates.Success], ...]:
+    values, lost = surface(results, "ability", arm, skill)[level], results.ended(arm, ("diverged", "failed"))[level]
+    return tuple(
+        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
+        for c, line, gone in zip(results.budgets, values, lost, strict=True)
+        if not np.isnan(line).all()
+    )
 
 
 # Arms ---------------------------------------------------------------------------------------------------------------
@@ -383,9 +405,11 @@ class NoiseRow(NamedTuple):
 
     arm: str
     skill: str
-    n_tasks: int
-    """Where they differ most among the numbers of tasks at which the mean is at least half its largest."""
+    n_tasks: tuple[int, ...]
+    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
+    are not told apart and are pooled."""
     noise: replicates.Noise
+    """`replicates.noisiest`."""
     needed: dict[float, tuple[replicates.Needed | None, ...]]
     """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
 
@@ -394,7 +418,7 @@ DIFFERENCES = (0.01, 0.05, 0.2)
 
 
 def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
-    """The noisiest cell of every skill's accuracy at the largest budget that has it, where there is something to compare."""
+    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
     rows = []
     for arm in results.study.lines:
         for skill in skills:
@@ -408,16 +432,15 @@ def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
 
 
 def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
-    found = [(n, replicates.noise(line.tolist())) for n, line in zip(results.levels, lines, strict=True)]
-    known = [(n, noise) for n, noise in found if noise is not None]
-    top = max((noise.mean for _, noise in known), default=0.0)
-    comparable = [(n, noise) for n, noise in known if noise.cv is not None and noise.mean >= top / 2]
-    if not comparable:
+    measured = [(n, line) for n, line in zip(results.levels, lines, strict=True) if not np.isnan(line).all()]
+    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
+    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
+    found = replicates.noisiest([line for _, line in comparable])
+    if found is None:
         return None
-    n_tasks, noise = max(comparable, key=lambda pair: cast(float, pair[1].cv))
-    ends = (noise.cv, noise.cv_low, noise.cv_high)
+    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
     needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
-    return NoiseRow(arm, skill, n_tasks, noise, needed)
+    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
 
 
 class Midpoint(NamedTuple):
@@ -430,6 +453,9 @@ class Midpoint(NamedTuple):
     values: tuple[float, ...]
     kinds: replicates.Bimodality
     success: replicates.Success
+    """Its interval is corrected for the choice."""
+    chosen_from: int
+    """Cells with a value."""
 
 
 NEAR = 0.35
@@ -438,19 +464,20 @@ NEAR = 0.35
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     """Replicates at the onset of the headline skill; None where no cell is near one half. The lost count as not there."""
-    cube = surface(results, "ability", arm, skill)
-    known = ~np.isnan(cube).all(axis=2)
-    if not known.any():
+    cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
+    cells = cube.reshape(-1, results.n_replicates)
+    found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
+    if found is None:
         return None
-    means = np.full(cube.shape[:2], np.inf)
-    means[known] = np.nanmean(cube[known], axis=1)
-    i, j = np.unravel_index(np.abs(means - stats.HALF).argmin(), means.shape)
-    if abs(means[i, j] - stats.HALF) > NEAR:
+    place, made = found
+    values = cells[place][~np.isnan(cells[place])]
+    mean = float(values.mean())
+    if abs(mean - stats.HALF) > NEAR:
         return None
-    values = cube[i, j][~np.isnan(cube[i, j])].tolist()
-    made = replicates.success(cube[i, j], stats.HALF, ended_trials(results, arm, ("diverged", "failed"))[i, j])
-    where = results.levels[i], results.budgets[j], float(means[i, j])
-    return Midpoint(arm, *where, tuple(values), replicates.bimodality(values), cast(replicates.Success, made))
+    i, j = np.unravel_index(place, cube.shape[:2])
+    looked = int((~np.isnan(cells).all(axis=1)).sum())
+    kinds = replicates.bimodality(values.tolist())
+    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
 
 
 # Forecast and frontier ----------------------------------------------------------------------------------------------
@@ -463,18 +490,29 @@ def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list
     for n in results.levels:
         flops, loss = results.along("loss_nats", arm, skill, split, n, decayed=False)
         if len(flops) and np.isfinite(loss).any():
-            span = _span(results, arm, skill, split, n)
-            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence)))
+            span, floor = _references(results, arm, skill, split, n)
+            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence, floor=floor)))
     return found
 
 
-def _span(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> float | None:
-    """Nats from knowing nothing to the general rule: an interval as wide as that says nothing. None without references."""
-    ends = [results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1] for name in ("uniform", "generalizer")]
-    if not all(np.isfinite(end).any() for end in ends):
-        return None
-    know_nothing, rule = (float(np.nanmean(end)) for end in ends)
-    return know_nothing - rule if know_nothing > rule else None
+def _references(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> tuple[float | None, float | None]:
+    """Nats from knowing nothing to the general rule, and the least loss a model can have; None without references.
+
+    An interval as wide as the first says nothing. The second is the exact generaliser's on tasks never seen; on seen
+    ones a list of them may be better.
+    """
+
+    def mean(name: str) -> float | None:
+        values = results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1]
+        return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+    know_nothing, rule, listed = (
+        mean("uniform"),
+        mean("generalizer"),
+        None if split == "held_out" else mean("memorizer"),
+    )
+    span = None if know_nothing is None or rule is None or know_nothing <= rule else know_nothing - rule
+    return span, rule if listed is None or rule is None else min(rule, listed)
 
 
 class Sized(NamedTuple):

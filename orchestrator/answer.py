@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -15,12 +17,15 @@ from orchestrator.words import (
     contest_words,
     drift_words,
     figure,
+    interval_words,
     memory_words,
     multiplier_words,
     number,
+    seen_words,
     sure,
     times,
 )
+from trainers.tasks import Family
 
 if TYPE_CHECKING:
     from orchestrator.findings import Findings, Verdict
@@ -42,7 +47,8 @@ def verdict_line(verdict: Verdict) -> str:
         said = f"seen in {reached} of {reached + verdict.censored} replicates only"
     agreed = f"{figure(expected.lo)} to {figure(expected.hi)}"
     claim = f"expected {figure(expected.value)} ({agreed}, {expected.source})"
-    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}"
+    doubt = f" ({verdict.caution})" if verdict.caution else ""
+    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
 
 
 NOT_KEPT = " (not kept after correction)"
@@ -65,6 +71,7 @@ def paragraph(found: Findings) -> str:
     nowhere = len(memories) > 1 and all(
         of_arm[:1] == [_no_memory(found, arm)] for arm, of_arm in zip(lines, memories, strict=True)
     )
+    sentences += _scores(found, lines)
     for arm, of_arm in zip(lines, memories, strict=True):
         sentences += _ability_sentences(found, arm) + ([] if nowhere else of_arm)
     sentences += ["Memory is not defined here."] if nowhere else []
@@ -77,15 +84,16 @@ def paragraph(found: Findings) -> str:
     headline = {
         claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
     }
-    defined = any(b.verdict != "missing" for a in study.lines for _, b in found.k_ability[(a, study.shown_skills[0])])
-    if study.axes.replicates > 1 and defined and not headline <= shown and not found.contests:
+    seen = any(found.k_ability[(a, study.shown_skills[0])][-1][1].verdict in ("crossed", "below") for a in study.lines)
+    if study.axes.replicates > 1 and seen and not headline <= shown and not found.contests:
         few = f": {study.axes.replicates} replicates can agree by chance" if study.axes.replicates < ENOUGH else ""
         sentences.append(f"Where the skill appears is not kept after correction for all that was looked at{few}.")
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
     if diverged:
-        sentences.append(f"{times(diverged, 'trial')} of {ended} diverged and stay in the count.")
+        stay = f"{times(diverged, 'trial')} of {ended} diverged and stay in the count" if diverged < ended else ""
+        sentences.append(f"{stay}{'; a' if stay else 'A'} lower learning rate is the first thing to try.")
     return " ".join(one[0].upper() + one[1:] for one in sentences)
 
 
@@ -100,6 +108,48 @@ def speed_sentence(speed: Speed) -> str:
     )
 
 
+SCORED_LINES = 5
+"""Of more lines the scores would be a paragraph of their own; they stand in the tables."""
+
+
+def _scores(found: Findings, lines: Sequence[str]) -> list[str]:
+    """How often the headline skill is right at the largest budget, beside chance: with the most and the fewest training
+    tasks that have ended, or of several lines with the most."""
+    study, skill = found.study, found.study.shown_skills[0]
+    chance, split = cast(Family, study.family).chance(skill), found.skill_split(skill)
+    if chance is None or not 0 < len(lines) <= SCORED_LINES:
+        return []
+    scores = {
+        (line, n, c): accuracy
+        for line in lines
+        for n in found.results.levels
+        for c in study.budgets
+        if (accuracy := found.mean("accuracy", line, skill, split, n, c)) is not None
+    }
+    if not scores:
+        return []
+    flops = max(c for _, _, c in scores)
+    levels = sorted({n for _, n, c in scores if c == flops})
+    shown = {n: [(line, scores[line, n, flops]) for line in lines if (line, n, flops) in scores] for n in levels}
+    on = "unseen tasks" if split == "held_out" else "training tasks"
+    top = shown[levels[-1]]
+    said = f"At {number(flops)} FLOPs, trained on {number(levels[-1])} task{'s' if levels[-1] > 1 else ''}, {skill} on {on} is right in "
+    if len(lines) > 1:
+        said += f"this share of cases: {'; '.join(f'{line} {_share(accuracy)}' for line, accuracy in top)}"
+    else:
+        fewest = shown[levels[0]]
+        said += f"{_share(top[0][1])} of cases"
+        said += f", trained on {number(levels[0])} in {_share(fewest[0][1])}" if len(levels) > 1 else ""
+    return [f"{said} (by chance {_share(chance)})."]
+
+
+def _share(accuracy: float) -> str:
+    """A share in per cent, never rounded up to all or down to nothing."""
+    if 0.995 <= accuracy < 1:
+        return f"{math.floor(1000 * accuracy) / 10:.1f} %"
+    return f"{100 * accuracy:.2g} %" if 0 < accuracy < 0.005 else f"{100 * accuracy:.0f} %"
+
+
 def _known(found: Findings, arm: str, boundaries: Boundaries) -> Boundaries:
     """The budgets to whose end a trial of the arm has come."""
     budgets = {r["compute_flops"] for r in found.runs if r["status"] in ("done", "diverged") and r["arm"] == arm}
@@ -112,14 +162,6 @@ def _ended_levels(found: Findings, arm: str) -> list[float]:
 
 def of_line(found: Findings, arm: str) -> str:
     return f" ({arm})" if len(found.study.lines) > 1 else ""
-
-
-def _at(found: Findings, claim: str, boundary: stats.Boundary) -> str:
-    """What kind of interval a boundary's ends are, in brackets; nothing where they are none."""
-    n = len(boundary.brackets)
-    if boundary.verdict != "crossed" or n < 2:
-        return ""
-    return f" ({sure(found.confidence(claim))} interval, {times(n, 'replicate')})"
 
 
 def confidence_words(found: Findings, boundary: stats.Boundary, claim: str) -> str:
@@ -155,18 +197,32 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
     if not known or np.isnan(abilities).all():
         return [f"{what}: ability is not defined at any cell (references coincide or are missing)."]
     top_flops, top = known[-1]
+    highest = float(np.nanmax(abilities))
     if all(b.verdict in ("beyond", "missing") for _, b in known):
-        best = f"; the highest ability of any trial is {figure(round(float(np.nanmax(abilities)), 2))}"
+        if highest >= stats.HALF:  # seen in cells that some replicates have yet to reach
+            return [_not_yet(found, what, abilities)]
+        upto = max(b.last for _, b in known if b.last is not None)
         return [
-            f"{what} appears nowhere: at no number of tasks up to {number(levels[-1])} and no budget up to "
-            f"{number(top_flops)} FLOPs does a replicate reach half of the general rule{best}."
+            f"{what} appears nowhere: at no number of tasks up to {number(upto)} and no budget up to "
+            f"{number(top_flops)} FLOPs does a replicate reach half of the general rule; the highest ability of any "
+            f"trial is {figure(round(highest, 2))}."
         ]
-    at = _at(found, claim_of("k", "ability", arm, skill, top_flops), top)
-    said = f"{what} {ability_words(top, levels)} at {number(top_flops)} FLOPs{at}"
-    never = [c for c, b in known if b.verdict == "beyond"]
-    if never and known[0][1].verdict == "beyond":
-        said += f", and nowhere up to {number(levels[-1])} tasks at {number(max(never))} FLOPs"
-        said += " or less" if len(never) > 1 else ""
+    if len(levels) == 1:
+        memory = dict(found.k_memory[arm]).get(top_flops)
+        there, n = _of_one(top)
+        said = f"One number of tasks was tried, {number(levels[0])}, which tells no boundary: at {number(top_flops)} FLOPs {what} is there"
+        said += f" in {there} of {times(n, 'replicate')}"
+        if memory is not None and memory.verdict != "missing":
+            forgotten, n = _of_one(memory)
+            said += f", and the tasks are memorised in {n - forgotten} of {n}"
+        return [said + "."]
+    named = claim_of("k", "ability", arm, skill, top_flops)
+    said = f"{what} {_bounded(top, ability_words(top, levels), 'appears', levels, top_flops, found.confidence(named))}"
+    nowhere = list(itertools.takewhile(lambda one: one[1].verdict == "beyond", known))
+    if nowhere and not (abilities[:, : len(nowhere)] >= stats.HALF).any():
+        upto = min(b.last for _, b in nowhere if b.last is not None)
+        said += f", and nowhere up to {number(upto)} tasks at {number(nowhere[-1][0])} FLOPs"
+        said += " or less" if len(nowhere) > 1 else ""
     sentences = [said + "."]
     moved = found.drift_ability.get((arm, skill))
     if moved is not None and moved.verdict in ("rises", "falls"):
@@ -174,6 +230,36 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         of = claim_of("drift", "ability", arm, skill)
         sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks it takes", drift_words(moved, "A")))
     return sentences
+
+
+def _not_yet(found: Findings, what: str, abilities: np.ndarray) -> str:
+    """Of a skill that some trials have, at levels that other replicates have yet to come to: abilities (n_tasks, compute, R)."""
+    n, c, _ = np.unravel_index(np.nanargmax(abilities), abilities.shape)
+    cell, highest = abilities[n, c], figure(round(float(np.nanmax(abilities)), 2))
+    ended, n_tasks = int((~np.isnan(cell)).sum()), number(found.results.levels[n])
+    return (
+        f"From how many tasks on {what} appears cannot be told yet: {int((cell >= stats.HALF).sum())} of the {times(ended, 'replicate')} "
+        f"that {'has' if ended == 1 else 'have'} ended at {n_tasks} tasks and {number(found.results.budgets[c])} FLOPs {'has' if ended == 1 else 'have'} it "
+        f"(the highest ability is {highest}), and the others have yet to end."
+    )
+
+
+def _of_one(boundary: stats.Boundary) -> tuple[int, int]:
+    """What one number of tasks tells: how many replicates are across, of how many."""
+    return sum(b.low is None and b.high is not None for b in boundary.brackets), len(boundary.brackets)
+
+
+def _bounded(
+    found: stats.Boundary, words: str, verb: str, levels: Sequence[float], flops: float, confidence: float
+) -> str:
+    """What a boundary says at a budget: where the replicates were seen to cross, and the interval for the median one."""
+    at, seen = f"at {number(flops)} FLOPs", seen_words(found)
+    if not seen or len(found.brackets) < 2:
+        return f"{words} {at}"
+    n = len(found.brackets)
+    those = "both" if n == 2 else f"all {n}"
+    interval = f"{sure(confidence)} interval for the median one: {interval_words(found, levels)}"
+    return f"{verb} {seen} in {those} replicates {at} ({interval})"
 
 
 def _moves(found: Findings, claim: str, plainly: str, measured: str) -> str:
@@ -203,15 +289,19 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
         return []
     if all(b.verdict == "missing" for _, b in known):
         return [_no_memory(found, arm)]
+    if len(levels) == 1:
+        return []  # said with the skill: one number of tasks tells no boundary
     if all(b.verdict in ("below", "missing") for _, b in known):
         return [f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{of_line(found, arm)}."]
     defined = [(c, b) for c, b in known if b.verdict != "missing"]
     flops, top = defined[-1]
-    at = _at(found, claim_of("k", "memory", arm, "", flops), top)
-    said = f"Memory of the training tasks{of_line(found, arm)} {memory_words(top, levels)} at {number(flops)} FLOPs{at}"
+    sure_of = found.confidence(claim_of("k", "memory", arm, "", flops))
+    which = f"Memory of the training tasks{of_line(found, arm)}"
+    said = f"{which} {_bounded(top, memory_words(top, levels), 'ends', levels, flops, sure_of)}"
     first_flops, first = next(((c, b) for c, b in defined if b.verdict != "below"), defined[-1])
     if first_flops != flops and memory_words(first, levels) != memory_words(top, levels):
-        said += f"; at {number(first_flops)} it {memory_words(first, levels)}"
+        seen = seen_words(first)
+        said += f"; at {number(first_flops)} it {f'ends {seen}' if seen else memory_words(first, levels)}"
     sentences = [said + "."]
     moved = found.drift_memory.get(arm)
     if moved is not None and moved.verdict in ("rises", "falls"):
@@ -224,37 +314,30 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
 
 
 def _fewer_sentences(found: Findings) -> list[str]:
-    """Which arms need fewer tasks at the largest budget, where their intervals do not touch; else that none is shown to.
+    """Which arms need fewer tasks at the largest budget, replicate by replicate; else that none is shown to.
 
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
-    skill, top, overlap = found.study.shown_skills[0], found.study.budgets[-1], 0
+    skill, top = found.study.shown_skills[0], found.study.budgets[-1]
+    pairs = [one for one in claims.fewer_tasks(found.results, skill, found.confidence) if _can_be_compared(found, one)]
     fewer: dict[str, list[str]] = {}
-    unsure: set[str] = set()
-    at = f"at {number(top)} FLOPs"
-    for a, b in found.study.comparable:
-        first, second = found.k_ability[(a, skill)][-1][1], found.k_ability[(b, skill)][-1][1]
-        if {first.verdict, second.verdict} & {"missing"} or first.verdict == second.verdict != "crossed":
-            continue  # nothing to compare, or both beyond (or below) all that was tried
-        if min(len(first.brackets), len(second.brackets)) < 2:
-            continue
-        for less, more, low, high in ((a, b, first, second), (b, a, second, first)):
-            if low.high is not None and high.low is not None and low.high <= high.low:
-                fewer.setdefault(less, []).append(more)
-                unsure |= {line for line in (a, b) if _doubt(found, claim_of("k", "ability", line, skill, top))}
-                break
-        else:
-            overlap += 1
+    doubts: dict[tuple[str, str], str] = {}
+    for one in pairs:
+        if one.shown and one.shift is not None:
+            less, more = (one.first, one.second) if one.shift.verdict == "rises" else (one.second, one.first)
+            fewer.setdefault(less, []).append(more)
+            doubts[(less, more)] = _doubt(found, one.name)
     alike: dict[tuple[str, ...], list[str]] = {}
     for less, those in fewer.items():
         alike.setdefault(tuple(those), []).append(less)
-    said = [
-        f"{listed(these)} {'needs' if len(these) == 1 else 'need'} fewer tasks than {listed(those)} {at}: their intervals do not touch"
-        f"{NOT_KEPT if unsure & {*these, *those} else ''}."
-        for those, these in alike.items()
-    ]
-    if overlap and not said:
-        said.append(f"Which arm needs fewer tasks is not shown {at}: their intervals overlap.")
+    at, said = f"at {number(top)} FLOPs", []
+    for many, these in alike.items():
+        those = list(many)
+        doubt = max(doubts[(less, more)] for less in these for more in those)
+        need = "needs" if len(these) == 1 else "need"
+        said.append(f"{listed(these)} {need} fewer tasks than {listed(those)} {at}, replicate by replicate{doubt}.")
+    if pairs and not said:
+        said.append(f"Which arm needs fewer tasks is not shown {at}.")
     shown = {(m.first, m.second): m for m in found.multipliers if m.ratio.verdict in ("rises", "falls")}
     by_level: dict[int, list[str]] = {}
     for m in shown.values():
@@ -263,6 +346,15 @@ def _fewer_sentences(found: Findings) -> list[str]:
     return said + [
         f"Until {skill} is there to stay, {'; '.join(many)} at {number(n)} tasks." for n, many in by_level.items()
     ]
+
+
+def _can_be_compared(found: Findings, pair: claims.Fewer) -> bool:
+    """Are both measured in two replicates or more, and not both beyond, or below, all that was tried?"""
+    skill = found.study.shown_skills[0]
+    first, second = (found.k_ability[(line, skill)][-1][1] for line in (pair.first, pair.second))
+    if "missing" in (first.verdict, second.verdict) or first.verdict == second.verdict != "crossed":
+        return False
+    return min(len(first.brackets), len(second.brackets)) > 1
 
 
 def listed(names: Sequence[str]) -> str:

@@ -9,14 +9,13 @@ tasks for a replicate, replicates are paired. Knows findings; knows no figure, n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
 from orchestrator import analyses, stats
-from orchestrator.claims import FALSE_SHARE
+from orchestrator.claims import FALSE_SHARE, Brackets, brackets_in_both
 from orchestrator.findings import Findings
 from orchestrator.stats import compare as differences
 from orchestrator.stats import multiplicity
@@ -33,8 +32,6 @@ Measure = Literal["ability", "memory"]
 Arms = tuple[str, str]
 """An arm of A (in a variant, if it has any: a line of the study) and the one of B that it is compared with: the same, or the
 first of each where they share none."""
-Brackets = tuple[tuple[stats.Bracket, ...], tuple[stats.Bracket, ...]]
-"""Of A's replicates and of B's."""
 
 
 class Overall(NamedTuple):
@@ -360,7 +357,9 @@ def _boundaries(looked: _Looked) -> tuple[BoundaryPair, ...]:
                 letter, of = ("A", skill) if skill else ("M", "memory")
                 both = brackets[flops] if looked.paired else ((), ())
                 pairs.append(
-                    BoundaryPair(arms, letter, of, flops, told, said, both, _shift(both, 1 - FALSE_SHARE), _UNTESTED)
+                    BoundaryPair(
+                        arms, letter, of, flops, told, said, both, differences.shift(*both, 1 - FALSE_SHARE), _UNTESTED
+                    )
                 )
     return tuple(pairs)
 
@@ -373,26 +372,9 @@ def _brackets(looked: _Looked, arms: Arms, measure: Measure, skill: str) -> dict
         sides.append(([float(n) for n in found.results.levels], dict(zip(found.results.budgets, judged, strict=True))))
     by_budget = {}
     for flops in looked.budgets:
-        rows = [judged[flops][1].tolist() for _, judged in sides]
-        common = [r for r in rows[0] if r in rows[1]]
-        of_a, of_b = (
-            stats.boundary(levels, judged[flops][0][[own.index(r) for r in common]], analyses.DIRECTION[measure])
-            for (levels, judged), own in zip(sides, rows, strict=True)
-        )
-        by_budget[flops] = of_a.brackets, of_b.brackets
+        (on_a, of_a), (on_b, of_b) = ((levels, judged[flops]) for levels, judged in sides)
+        by_budget[flops] = brackets_in_both((on_a, on_b), (of_a, of_b), measure)
     return by_budget
-
-
-def _shift(brackets: Brackets, confidence: float) -> stats.Drift | None:
-    """How far a boundary lies from A's in B, in doublings of tasks: the drift from a first to a second scale, a factor 2 apart.
-
-    p is at least what so few lotteries agree with. None where nothing is known on one side.
-    """
-    if not all(brackets):
-        return None
-    shift = stats.drift([1.0, 2.0], brackets, confidence)
-    n = len(brackets[0])
-    return shift if shift.p_value is None else shift._replace(p_value=max(shift.p_value, differences.by_chance(n, n)))
 
 
 def _crossovers(looked: _Looked) -> tuple[Overtaking, ...]:
@@ -416,15 +398,6 @@ def _overtaking(looked: _Looked, arms: Arms, n_tasks: int, confidence: float = 1
     return Overtaking(arms, n_tasks, *ids, there, _UNTESTED)
 
 
-def _crossing_p(one: Overtaking, n_budgets: int) -> float | None:
-    """Of either overtaking the other: twice that of the surer direction, and at least what lotteries at two budgets bring."""
-    if one.met.p_value is None:
-        return None
-    n = len(one.met.brackets)
-    by_lot = math.comb(n_budgets, 2) * differences.by_chance(2 * n, 2 * n)
-    return min(1.0, max(2 * one.met.p_value, by_lot))
-
-
 # Correction ---------------------------------------------------------------------------------------------------------
 
 
@@ -438,7 +411,7 @@ def _corrected(
     """All but the overall difference, corrected together; intervals at the confidence that goes with it."""
     p_values = [cell.difference.p if cell.difference else None for cell in cells]
     p_values += [pair.shift.p_value if pair.shift else None for pair in boundaries]
-    p_values += [_crossing_p(one, len(looked.budgets)) for one in crossovers]
+    p_values += [differences.crossing_p(one.met, len(looked.budgets)) for one in crossovers]
     made = iter(multiplicity.adjust(p_values, false_share).claims)
     return (
         tuple(_surer_cell(looked, cell, next(made)) for cell in cells),
@@ -457,7 +430,7 @@ def _surer_cell(looked: _Looked, cell: CellDifference, claim: multiplicity.Claim
 def _surer_boundary(pair: BoundaryPair, claim: multiplicity.Claim) -> BoundaryPair:
     if claim.confidence is None:
         return pair._replace(claim=claim)
-    return pair._replace(shift=_shift(pair.brackets, claim.confidence), claim=claim)
+    return pair._replace(shift=differences.shift(*pair.brackets, claim.confidence), claim=claim)
 
 
 def _surer_crossing(looked: _Looked, one: Overtaking, claim: multiplicity.Claim) -> Overtaking:

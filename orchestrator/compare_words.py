@@ -12,6 +12,7 @@ from orchestrator import stats
 from orchestrator.claims import range_words
 from orchestrator.compare import OVERALL_SHARE, CellDifference, Comparison, Overtaking
 from orchestrator.stats import compare as differences
+from orchestrator.stats.intervals import by_chance
 from orchestrator.words import number, percent, signed, sure, times
 
 
@@ -215,7 +216,7 @@ def _doubt_sentences(found: Comparison) -> list[str]:
     overall = found.overall.difference
     if overall is not None and overall.p is not None:
         n = min(overall.n_a, overall.n_b)
-        if differences.by_chance(overall.n_a, overall.n_b) > OVERALL_SHARE:
+        if by_chance(overall.n_a, overall.n_b) > OVERALL_SHARE:
             sentences.append(f"With {n} replicates nothing can be shown, as so few agree by chance too often.")
         elif n < differences.FEW:
             sentences.append(f"{n} replicates can agree by chance: a single cell is kept only where many cells differ.")

@@ -41,6 +41,8 @@ class Verdict(NamedTuple):
     verdict: str
     censored: int
     """Replicates in which the quantity was not reached or is not defined."""
+    caution: str = ""
+    """What to doubt in the verdict, as of a primary claim; a clause, or nothing."""
 
 
 class Costs(NamedTuple):
@@ -253,9 +255,10 @@ def _verdict(found: Findings, expected: Expected) -> Verdict:
         values = found.values(expected.what, arm, mixture, cell.split, cell.n_tasks, flops)
     known = tuple(v for v in values if v is not None)
     measured = stats.t_interval(known) if len(known) == len(values) else None
-    return Verdict(
-        expected, known, measured, stats.agreement(measured, expected.lo, expected.hi), len(values) - len(known)
-    )
+    verdict = stats.agreement(measured, expected.lo, expected.hi)
+    settled = verdict in ("consistent", "inconsistent")
+    caution = primary_verdict.lottery_words(expected.what, len(known)) if settled else ""
+    return Verdict(expected, known, measured, verdict, len(values) - len(known), caution)
 
 
 def crossing(found: Findings, arm: str, n_tasks: int, replicate: int) -> float | None:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analyses import Confidence, claim_of, ended_trials
+from orchestrator.analyses import Confidence, claim_of
 from orchestrator.results import Results
 from orchestrator.study import Study
 from trainers.tasks import Family
@@ -134,7 +134,7 @@ def _surface(results: Results, line: str, domain: str) -> np.ndarray:
     """One line on a domain's held-out tasks, (n_tasks, compute, replicates); lost trials know nothing of it."""
     measure = measure_of(results.study)
     cube = results.cube(measure, line, domain, "held_out")
-    lost = ended_trials(results, line, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
+    lost = results.ended(line, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
     return np.where(lost & np.isnan(cube), 0.0 if measure == "exact_match" else -1.0, cube)
 
 

@@ -29,7 +29,7 @@ Problem = tuple[tuple[Any, ...], str]
 
 
 class Primary(Record):
-    """The one claim of a study, declared before it runs and tested without correction; all else is corrected for number."""
+    """The one claim of a study, declared before it runs and tested without correction; the others are corrected for number."""
 
     what: Literal[
         "k_ability",

@@ -200,7 +200,7 @@ def planned(study: Study) -> list[tuple[str, str]]:
         else "consistent if the whole 95 % interval over replicates lies there, inconsistent if none of it does"
     )
     lines = [("claim", f"{claim_words(study, claim)}; {rule}")]
-    caution = _lottery_words(claim, n)
+    caution = lottery_words(claim.what, n)
     lines.append(("settled by", f"{least_words(known)}; the less they agree, the more it takes. This study has {n:,}"))
     short = [what for what, k in (("confirm", known.confirm), ("refute", known.refute)) if k is not None and n < k]
     if short:
@@ -212,9 +212,9 @@ def planned(study: Study) -> list[tuple[str, str]]:
     return lines
 
 
-def _lottery_words(claim: Primary, n: int) -> str:
+def lottery_words(what: str, n: int) -> str:
     """What to doubt in a mean over few replicates; "" where there is nothing."""
-    if claim.what not in BOUNDS or not 1 < n < AGREE_BY_LOTTERY:
+    if what not in BOUNDS or not 1 < n < AGREE_BY_LOTTERY:
         return ""
     return f"should the skill come by lottery there, {n} replicates can agree by chance; {AGREE_BY_LOTTERY} seldom do"
 
@@ -268,7 +268,7 @@ def _finding(
     if verdict == "inconclusive":
         needed = estimate(stream("primary claim", "futures")) if n > 1 else None
         wanting = _wanting(results.study, claim, n, needed)
-    elif caution := _lottery_words(claim, n):
+    elif caution := lottery_words(claim.what, n):
         wanting = caution[0].upper() + caution[1:]
     return PrimaryFinding(claim, *ends, measured, verdict, wanting)
 
@@ -283,9 +283,11 @@ def _interval_words(claim: Primary, low: float | None, high: float | None) -> st
 def _wanting(study: Study, claim: Primary, n: int, needed: Needed | None) -> str:
     if needed is not None:
         these = f"going by the spread of these {n}"
-        if needed.or_more:
-            return f"More than {times(needed.n, 'replicate')} would be needed to settle it, {these}"
-        return f"{times(needed.n, 'replicate')} in all should settle it, {these}"
+        if not needed.or_more:
+            return f"{times(needed.n, 'replicate')} in all should settle it, {these}"
+        if needed.even is None:
+            return f"More than {times(needed.n, 'replicate')} would be needed for an even chance to settle it, {these}"
+        return f"{times(needed.even, 'replicate')} in all have an even chance to settle it, {these}"
     known = least(study, claim)
     said = least_words(known)
     return said[0].upper() + said[1:] if n < max(known.confirm or 0, known.refute or 0) else ""

@@ -175,19 +175,21 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
         os.replace(temporary, folder / f"{name}.parquet")
 
 
-SUMMARY_FILE = "summary.csv"
-"""Every boundary, verdict and claim of a study, a row each; see `summary.rows`."""
+SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
+"""Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
+counted (`summary.claim_rows`)."""
 
 
 def write_summary(folder: Path, found: findings.Findings) -> None:
-    """Write the summary table, in one rename. Raises OSError."""
-    rows = summary.rows(found)
-    temporary = folder / f".{SUMMARY_FILE}.{os.getpid()}"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, fieldnames=summary.COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, folder / SUMMARY_FILE)
+    """Write the tables of results and of claims, each in one rename. Raises OSError."""
+    tables = ((SUMMARY_FILE, summary.COLUMNS, summary.rows), (CLAIMS_FILE, summary.CLAIM_COLUMNS, summary.claim_rows))
+    for name, columns, rows in tables:
+        temporary = folder / f".{name}.{os.getpid()}"
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, fieldnames=columns)
+            table.writeheader()
+            table.writerows(rows(found))
+        os.replace(temporary, folder / name)
 
 
 # MLflow -------------------------------------------------------------------------------------------------------------
@@ -397,7 +399,8 @@ class MlflowRecord:
         note = [self._entities.RunTag("mlflow.note.content", description)]
         self.client.log_batch(parent, metrics=points[:1000], tags=note)
         self._tell_axes(parent, self.client.get_run(parent).data.params)
-        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")) + [folder / SUMMARY_FILE]:
+        tables = [folder / SUMMARY_FILE, folder / CLAIMS_FILE]
+        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")) + tables:
             self.client.log_artifact(parent, str(path))
         for path in sorted((folder / "figures").glob("*")):
             self.client.log_artifact(parent, str(path), "figures")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trainers.tasks import Family
 from trainers.tasks.decomposition import PREDICTORS
 
 Row = dict[str, Any]
+T = TypeVar("T")
 Phase = Literal["pre_decay", "final"]
 Columns = Mapping[str, np.ndarray]
 
@@ -95,6 +96,7 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "oracle_accuracy": _share("correct_oracle"),
     "uniform_loss_nats": _share("nll_uniform"),
     "generalizer_loss_nats": _share("nll_generalizer"),
+    "memorizer_loss_nats": _share("nll_memorizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
 """Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
@@ -197,6 +199,8 @@ class Results:
         self.n_replicates = study.axes.replicates
         self._columns = columns
         self._cubes: dict[tuple[str, ...], np.ndarray] = {}
+        self._ended: dict[tuple[str, str], np.ndarray] = {}
+        self._made: dict[tuple[str, ...], Any] = {}
         self._values: dict[str, np.ndarray] = {}
         level, self._level_known = _places(self.levels, columns["n_tasks"])
         budget, budget_known = _places(self.budgets, columns["compute_flops"])
@@ -264,6 +268,25 @@ class Results:
         if phase == "pre_decay" and not strictly:
             there |= ~np.isnan(self._scattered(ones, arm, skill, split, "final"))
         return there
+
+    def ended(self, arm: str, how: Sequence[str]) -> np.ndarray:
+        """Trials of an arm that ended so, one of `done`, `diverged`, `failed`; (n_tasks, compute, replicates) bool."""
+        none = np.zeros((len(self.levels), len(self.budgets), self.n_replicates), bool)
+        if not self._ended:
+            level, budget = ({value: i for i, value in enumerate(axis)} for axis in (self.levels, self.budgets))
+            for run in self.runs:
+                cube = self._ended.setdefault((run["arm"], run["status"]), none.copy())
+                cube[level[run["n_tasks"]], budget[run["compute_flops"]], run["replicate"]] = True
+        return np.logical_or.reduce([none, *(self._ended.get((arm, status), none) for status in how)])
+
+    def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What `make` makes of these tables, made the first time that it is asked for under this key.
+
+        For what both claims.py and findings.py start from, before they put a confidence to it.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
 
     def span(self, arm: str) -> tuple[float, float] | None:
         """Smallest and largest compute, above zero, at which anything of an arm was measured."""

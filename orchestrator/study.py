@@ -219,7 +219,7 @@ class Study(Record):
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Skills shown, the headline first; left out: all of the family's."""
     primary: Primary | None = None
-    """The one claim that is tested without correction; left out: all are corrected."""
+    """The one claim that is tested without correction; left out: none is."""
     expected: Annotated[tuple[Expected, ...], Field(strict=False)] = ()
     """Values to compare with; without any, the study is exploratory."""
 

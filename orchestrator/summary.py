@@ -1,10 +1,11 @@
-"""What a study found, as one table for spreadsheets and one page of Markdown for MLflow."""
+"""What a study found, as two tables for spreadsheets and one page of Markdown for MLflow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator import claims
+from orchestrator import claims, stats
 from orchestrator.analyses import claim_of, claim_of_arms
 from orchestrator.answer import confidence_words, of_line, primary_sentence, verdict_line
 from orchestrator.findings import Findings
@@ -14,6 +15,7 @@ from orchestrator.words import (
     contest_words,
     drift_words,
     emergence_words,
+    fewer_words,
     flops_words,
     interval_words,
     memory_words,
@@ -23,103 +25,158 @@ from orchestrator.words import (
     times_of,
 )
 
-COLUMNS = ("quantity", "arm", "skill", "n_tasks", "compute_flops", "low", "high", "confidence", "verdict", "words")
-"""Columns of the summary table: an interval's ends are empty where it is open, or where there is none."""
+COLUMNS = (
+    *("quantity", "arm", "skill", "n_tasks", "compute_flops", "low", "high", "confidence", "p", "adjusted_p", "kept"),
+    *("verdict", "words"),
+)
+"""Columns of the summary table: an interval's ends are empty where it is open, or where there is none. `kept` is yes, no, primary,
+or empty where the words rest on no claim that could be tested; p-values are those of the claim."""
+CLAIM_COLUMNS = ("claim", "says", "p", "adjusted_p", "verdict", "confidence")
+"""Columns of the table of claims."""
+
+Row = tuple[str | None, dict[str, Any]]
+"""The claim that the words rest on, if any, and the columns that are not empty."""
 
 
 def rows(found: Findings) -> list[dict[str, Any]]:
-    """The study in one table: boundaries, drifts, compute-to-skill, crossovers, breaks, claims; a row each."""
+    """What was found, a row each: the primary claim, boundaries, drifts, compute-to-skill, pairs of arms, breaks, expected values.
+    The claims themselves have a table of their own, `claim_rows`."""
+    known = claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
+    parts = (_primary, _boundaries, _drifts, _to_skill, _fewer, _crossovers, _multipliers, _contests, _cuts, _expected)
+    return [_filled(found, known, row) for part in parts for row in part(found)]
+
+
+def claim_rows(found: Findings) -> list[dict[str, Any]]:
+    """Every claim that was counted besides the primary one, the untested included."""
+    return [
+        dict(zip(CLAIM_COLUMNS, (c.name, c.says, c.p_value, c.adjusted_p, c.verdict, c.confidence), strict=True))
+        for c in found.claims
+    ]
+
+
+def _filled(found: Findings, known: Mapping[str, claims.Standing], row: Row) -> dict[str, Any]:
+    """A row with all its columns: where its claim stands, and its interval's confidence where it has one."""
+    name, values = row
+    standing = claims.Standing() if name is None else known[name]
+    ended = values.get("low") is not None or values.get("high") is not None
+    confidence = found.confidence(name or "") if ended else None  # what is no claim is shown at 95 %
+    return dict.fromkeys(COLUMNS) | standing._asdict() | {"confidence": confidence} | values
+
+
+def _primary(found: Findings) -> Iterator[Row]:
+    if found.primary is None:
+        return
+    claim = found.primary.claim
+    where = {"arm": claim.arm, "skill": claim.skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
+    ends = {"low": found.primary.low, "high": found.primary.high, "kept": "primary"}
+    words = {"verdict": found.primary.verdict, "words": primary_sentence(found)}
+    yield None, {"quantity": "primary claim"} | where | ends | words
+
+
+def _boundaries(found: Findings) -> Iterator[Row]:
     levels = [float(n) for n in found.results.levels]
-    confidences = {claim.name: claim.confidence for claim in found.claims}
-    made: list[dict[str, Any]] = []
-
-    def add(quantity: str, claim: str | None, **values: Any) -> None:
-        confidence = None if claim is None else confidences.get(claim, claims.CONFIDENCE)
-        made.append(dict.fromkeys(COLUMNS) | {"quantity": quantity, "confidence": confidence} | values)
-
-    if found.primary is not None:
-        claim = found.primary.claim
-        where = {"arm": claim.arm, "skill": claim.skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
-        ends = {"low": found.primary.low, "high": found.primary.high, "confidence": claims.CONFIDENCE}
-        add("primary claim", None, **where, **ends, verdict=found.primary.verdict, words=primary_sentence(found))
     for (arm, skill), whole in found.k_ability.items():
         for c, b in whole:
-            name, said = claim_of("k", "ability", arm, skill, c), ability_words(b, levels)
-            add(
-                "K_A",
-                name,
-                arm=arm,
-                skill=skill,
-                compute_flops=c,
-                low=b.low,
-                high=b.high,
-                verdict=b.verdict,
-                words=said,
-            )
+            where = {"quantity": "K_A", "arm": arm, "skill": skill, "compute_flops": c}
+            yield claim_of("k", "ability", arm, skill, c), where | _told(b, ability_words(b, levels))
     for arm, whole in found.k_memory.items():
         for c, b in whole:
-            name, said = claim_of("k", "memory", arm, "", c), memory_words(b, levels)
-            add("K_M", name, arm=arm, compute_flops=c, low=b.low, high=b.high, verdict=b.verdict, words=said)
+            where = {"quantity": "K_M", "arm": arm, "compute_flops": c}
+            yield claim_of("k", "memory", arm, "", c), where | _told(b, memory_words(b, levels))
+
+
+def _told(result: stats.Boundary | stats.Drift | stats.Crossover, words: str) -> dict[str, Any]:
+    return {"low": result.low, "high": result.high, "verdict": result.verdict, "words": words}
+
+
+def _drifts(found: Findings) -> Iterator[Row]:
     for (arm, skill), d in found.drift_ability.items():
-        name, said = claim_of("drift", "ability", arm, skill), drift_words(d, "A")
-        add("drift of K_A", name, arm=arm, skill=skill, low=d.low, high=d.high, verdict=d.verdict, words=said)
+        where = {"quantity": "drift of K_A", "arm": arm, "skill": skill}
+        yield claim_of("drift", "ability", arm, skill), where | _told(d, drift_words(d, "A"))
     for arm, d in found.drift_memory.items():
-        name, said = claim_of("drift", "memory", arm, ""), drift_words(d, "M")
-        add("drift of K_M", name, arm=arm, low=d.low, high=d.high, verdict=d.verdict, words=said)
+        where = {"quantity": "drift of K_M", "arm": arm}
+        yield claim_of("drift", "memory", arm, ""), where | _told(d, drift_words(d, "M"))
+
+
+def _to_skill(found: Findings) -> Iterator[Row]:
     headline = found.study.shown_skills[0]
     every = {(arm, headline, n): told for (arm, n), told in found.to_skill.items()} | found.onsets
     for (arm, skill, n), told in every.items():
-        b, name = told.boundary, claim_of("to", "skill", arm, skill, float(n))
-        said = flops_words(b, found.looks(arm, n, skill))
-        ends = {"low": b.low, "high": b.high}
-        add("compute to skill", name, arm=arm, skill=skill, n_tasks=n, verdict=b.verdict, words=said, **ends)
+        where = {"quantity": "compute to skill", "arm": arm, "skill": skill, "n_tasks": n}
+        words = flops_words(told.boundary, found.looks(arm, n, skill))
+        yield claim_of("to", "skill", arm, skill, float(n)), where | _told(told.boundary, words)
+
+
+def _fewer(found: Findings) -> Iterator[Row]:
+    """How many times the tasks of the first arm the second needs."""
+    skill = found.study.shown_skills[0]
+    for one in claims.fewer_tasks(found.results, skill, found.confidence):
+        if one.shift is not None:
+            where = {"quantity": "task multiplier", "arm": one.second, "skill": skill}
+            low, high = times_of(one.shift)
+            verdict = one.shift.verdict if one.shown or one.shift.verdict == "missing" else "undecided"
+            words = {"low": low, "high": high, "verdict": verdict, "words": fewer_words(one)}
+            yield one.name, where | {"compute_flops": one.compute_flops} | words
+
+
+def _crossovers(found: Findings) -> Iterator[Row]:
+    headline = found.study.shown_skills[0]
     for o in found.crossovers:
-        said = f"{o.second} over {o.first}: {o.result.verdict}"
-        ends = {"low": o.result.low, "high": o.result.high}
-        name = claim_of_arms(o.first, o.second, headline, o.n_tasks)
-        add(
-            "crossover",
-            name,
-            arm=o.second,
-            skill=headline,
-            n_tasks=o.n_tasks,
-            verdict=o.result.verdict,
-            words=said,
-            **ends,
-        )
+        where = {"quantity": "crossover", "arm": o.second, "skill": headline, "n_tasks": o.n_tasks}
+        words = f"{o.second} over {o.first}: {o.result.verdict}"
+        yield claim_of_arms(o.first, o.second, headline, o.n_tasks), where | _told(o.result, words)
+
+
+def _multipliers(found: Findings) -> Iterator[Row]:
+    headline = found.study.shown_skills[0]
     for m in found.multipliers:
-        name, (low, high) = claim_of_arms(m.first, m.second, headline, m.n_tasks, "multiplier"), times_of(m.ratio)
-        where = {"arm": m.second, "skill": headline, "n_tasks": m.n_tasks}
-        add("compute multiplier", name, **where, low=low, high=high, verdict=m.ratio.verdict, words=multiplier_words(m))
+        where = {"quantity": "compute multiplier", "arm": m.second, "skill": headline, "n_tasks": m.n_tasks}
+        low, high = times_of(m.ratio)
+        words = {"low": low, "high": high, "verdict": m.ratio.verdict, "words": multiplier_words(m)}
+        yield claim_of_arms(m.first, m.second, headline, m.n_tasks, "multiplier"), where | words
+
+
+def _contests(found: Findings) -> Iterator[Row]:
     for met in found.contests:
+        where: dict[str, Any] = {
+            "quantity": f"generalist against {met.against}",
+            "arm": met.generalist,
+            "skill": met.domain,
+        }
+        where |= {"n_tasks": met.n_tasks, "compute_flops": met.specialist_flops}
+        low, high = met.multiples
+        words = {"verdict": met.result.verdict, "words": contest_words(met, found.study.budgets)}
         name = claim_of_contest(met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops)
-        where = {"arm": met.generalist, "skill": met.domain, "n_tasks": met.n_tasks}
-        (low, high), said = met.multiples, contest_words(met, found.study.budgets)
-        ends = {"low": low, "high": high, "compute_flops": met.specialist_flops}
-        add(f"generalist against {met.against}", name, **where, **ends, verdict=met.result.verdict, words=said)
+        yield name, where | {"low": low, "high": high} | words
+
+
+def _cuts(found: Findings) -> Iterator[Row]:
+    """Of the verdicts on a cut only a break is a claim that was counted."""
     for cut in found.cuts:
-        place: dict[str, Any] = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
-        said = emergence_words(cut.result)
-        add(
-            f"emergence along {cut.axis}",
-            None,
-            arm=cut.arm,
-            skill=cut.skill,
-            verdict=cut.result.verdict,
-            words=said,
-            **place,
-        )
+        where = {"quantity": f"emergence along {cut.axis}", "arm": cut.arm, "skill": cut.skill}
+        place = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
+        words = {"verdict": cut.result.verdict, "words": emergence_words(cut.result)}
+        yield claims.claim_of_cut(cut) if cut.result.verdict == "break" else None, where | place | words
+
+
+def _expected(found: Findings) -> Iterator[Row]:
     for v in found.verdicts:
         cell = v.expected.cell
-        where = {"arm": cell.arm, "skill": cell.skill, "n_tasks": cell.n_tasks, "compute_flops": cell.compute_flops}
+        where: dict[str, Any] = {"quantity": f"expected {v.expected.what}", "arm": cell.arm, "skill": cell.skill}
+        where |= {"n_tasks": cell.n_tasks, "compute_flops": cell.compute_flops}
         ends = {"low": v.measured.low, "high": v.measured.high} if v.measured else {}
-        add(f"expected {v.expected.what}", None, **where, **ends, verdict=v.verdict, words=verdict_line(v))
-    return made
+        yield None, where | ends | {"verdict": v.verdict, "words": verdict_line(v)}
+
+
+def _mark(boundary: stats.Boundary, standing: claims.Standing) -> str:
+    words = claims.mark(standing) if boundary.verdict in ("crossed", "below", "beyond") else ""
+    return f" ({words})" if words else ""
 
 
 def description(found: Findings) -> str:
     """The answer and both boundaries in Markdown, for a person who opens nothing but MLflow."""
     levels = [float(n) for n in found.results.levels]
+    known = claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
     parts = [f"**{found.study.question.strip()}**", found.answer]
     for arm in found.study.lines:
         skill = found.study.shown_skills[0]
@@ -128,7 +185,10 @@ def description(found: Findings) -> str:
         lines = []
         for (c, a), (_, m) in pairs:
             shown = [(a, claim_of("k", "ability", arm, skill, c)), (m, claim_of("k", "memory", arm, "", c))]
-            cells = [interval_words(b, levels) + confidence_words(found, b, claim) for b, claim in shown]
+            cells = [
+                interval_words(b, levels) + confidence_words(found, b, claim) + _mark(b, known[claim])
+                for b, claim in shown
+            ]
             lines.append(f"| {number(c)} | {' | '.join(cells)} |")
         parts.append("\n".join([head, *lines]))
     parts += [f"- {verdict_line(v)}" for v in found.verdicts]

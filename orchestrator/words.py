@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from orchestrator import stats
@@ -17,6 +17,7 @@ from trainers.tasks import Family
 
 if TYPE_CHECKING:
     from orchestrator.analyses import Multiplier
+    from orchestrator.claims import Fewer
     from orchestrator.generalists import Contest
 
 
@@ -71,14 +72,12 @@ def _boundary_words(
 
 
 def _told(end: float | None, levels: Sequence[float]) -> float | None:
-    """An end that may be told as a number: within the grid, or beyond it by no more than its outermost step.
+    """An end that may be told as a number: one within the grid.
 
-    Further out nothing was measured, and what a t-interval says there is its formula's, not the study's.
+    Outside nothing was measured, and what a t-interval says there is its formula's, not the study's: from the quickstart's
+    levels, of which the last two lie a factor of 1e9 apart, it once told 1e20 ciphers where there are 2e13.
     """
-    if end is None:
-        return None
-    step_down, step_up = (levels[1] / levels[0], levels[-1] / levels[-2]) if len(levels) > 1 else (1.0, 1.0)
-    if not levels[0] / step_down <= end <= levels[-1] * step_up:
+    if end is None or not levels[0] <= end <= levels[-1]:
         return None
     return end if end in levels else float(f"{end:.3g}")
 
@@ -106,6 +105,15 @@ def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     if high is None:
         return f"above {number(cast(float, low))}{one}"
     return (f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}") + one
+
+
+def seen_words(boundary: stats.Boundary) -> str:
+    """Between which levels all replicates of a boundary cross: what was seen, before any inference. Empty if one does not."""
+    ends = [end for b in boundary.brackets for end in (b.low, b.high)]
+    if boundary.verdict != "crossed" or not ends or None in ends:
+        return ""
+    known = cast(list[float], ends)
+    return f"between {number(min(known))} and {number(max(known))} tasks"
 
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
@@ -204,6 +212,19 @@ def multiplier_words(found: Multiplier) -> str:
         return f"{second} needs {bound} times the compute of {first}"
     told = "" if low > 1 or high < 1 else ": which needs less is not shown"
     return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
+
+
+def fewer_words(found: Fewer) -> str:
+    """Which of two arms needs fewer tasks, and how many times fewer, as a sentence without its full stop."""
+    if found.shift is None or found.shift.verdict == "missing":
+        return f"how the numbers of tasks that {found.first} and {found.second} need compare cannot be told"
+    if not found.shown:
+        return f"which of {found.first} and {found.second} needs fewer tasks is not shown"
+    falls = found.shift.verdict == "falls"
+    less, more = (found.second, found.first) if falls else (found.first, found.second)
+    least, most = sorted(math.inf if end is None else 2 ** abs(end) for end in (found.shift.low, found.shift.high))
+    by = f"{least:.2g} to {most:.2g}" if math.isfinite(most) else f"at least {least:.2g}"
+    return f"{less} needs fewer tasks than {more}, {by} times"
 
 
 def contest_words(found: Contest, budgets: Sequence[float], level: bool = False) -> str:
@@ -326,11 +347,30 @@ def forecast_words(found: Forecast) -> str:
         return f"no forecast: {found.reason}"
     interval = "" if found.low is None or found.high is None else f" ({found.low:.3g} to {found.high:.3g})"
     vague = ", an interval too wide to say anything" if found.verdict == "uninformative" else ""
+    vague += "" if found.floor is not None else ", if the fall goes on to the top"
     told = f"{found.predicted:.3g} nats{interval}{vague}"
     if found.measured is None:
         return f"{told}; the top is not there yet"
     hit = {True: "inside the interval", False: "outside the interval", None: "no interval to hold it"}[found.covers]
     return f"{told}; measured {found.measured:.3g}, {hit}"
+
+
+def forecast_score_words(found: Iterable[Forecast]) -> str | None:
+    """How several forecasts fared, as sentences; None below two that could be scored."""
+    scored = [one for one in found if one.log_error is not None]
+    if len(scored) < 2:
+        return None
+    claims = [one for one in scored if one.covers is not None]
+    vague = sum(one.verdict == "uninformative" for one in claims)
+    wide = f" ({vague} of them too wide to say anything)" if vague else ""
+    held = f"The measured loss lay inside {sum(bool(one.covers) for one in claims)} of {len(claims)} intervals{wide}. "
+    nearer: dict[str, list[bool]] = {}
+    for one in scored:
+        for rival in one.rivals:
+            if rival.log_error is not None and one.log_error is not None:
+                nearer.setdefault(rival.name, []).append(abs(one.log_error) < abs(rival.log_error))
+    than = ", ".join(f"the {name}'s in {sum(won)} of {len(won)}" for name, won in nearer.items())
+    return f"{held if claims else ''}The forecast's log error was smaller than {than}."
 
 
 def frontier_words(found: Isoflops) -> str:

@@ -222,19 +222,42 @@ def main() -> int:
     row(f"memory after 300 trunks / after 20 ({early:.0f} MB)", late / early, 1.02, False)
     save_seconds, step_seconds = save_and_step(trunk)
     row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
-    seconds, n_rows = statistics_seconds()
-    row(f"processor seconds of the statistics of 10,000 trials ({n_rows:,} evaluations)", seconds, 10, False)
+    for shape, axes in SHAPES.items():
+        seconds, n_rows = statistics_seconds(axes)
+        row(f"processor seconds of the statistics of {shape} trials ({n_rows:,} evaluations)", seconds, 10, False)
     print(f"\none step {step_seconds * 1e3:.1f} ms, one checkpoint {save_seconds * 1e3:.1f} ms")
     return 0 if all(fine for *_, fine in rows) else 1
 
 
-def statistics_seconds() -> tuple[float, int]:
-    """Processor seconds of everything that is computed from the tables of a study of 10,000 trials, and its evaluations."""
-    study = synthetic.made_up(
-        n_tasks=tuple(4**k for k in range(1, 11)),
-        compute_flops=tuple(1e11 * 2**k for k in range(10)),
-        replicates=100,
-    )
+SHAPES: dict[str, dict[str, Any]] = {
+    "1 x 10 x 10 x 100": {
+        "n_tasks": tuple(4**k for k in range(1, 11)),
+        "compute_flops": tuple(1e11 * 2**k for k in range(10)),
+        "replicates": 100,
+    },
+    "3 x 34 x 10 x 10": {
+        "arm": ("answer", "next_token", "task_id"),
+        "n_tasks": tuple(int(3 * 1.7**k) for k in range(1, 35)),
+        "compute_flops": tuple(1e11 * 2**k for k in range(10)),
+        "replicates": 10,
+    },
+    "1 x 100 x 10 x 10": {
+        "n_tasks": tuple(4 * k for k in range(1, 101)),
+        "compute_flops": tuple(1e11 * 2**k for k in range(10)),
+        "replicates": 10,
+    },
+    "1 x 5 x 100 x 20": {
+        "n_tasks": tuple(4**k for k in range(1, 6)),
+        "compute_flops": tuple(1e11 * 1.1**k for k in range(100)),
+        "replicates": 20,
+    },
+}
+"""10,000 trials: arms x numbers of tasks x budgets x replicates. What they cost goes with the cells and cuts, not with the trials."""
+
+
+def statistics_seconds(axes: dict[str, Any]) -> tuple[float, int]:
+    """Processor seconds of everything that is computed from the tables of a study with these axes, and its evaluations."""
+    study = synthetic.made_up(**axes)
     results, runs = synthetic.tables(study)
     begin = time.process_time()
     findings.find(study, results, runs)

@@ -30,6 +30,7 @@ GRIDS = {
     "factor 16": np.arange(2.0, 20, 4),
     "uneven": np.cumsum([1.0, *[1, 1, 1, 6, 1] * 10]),
     "long": np.arange(1.0, 41),
+    "quarter of a decade": np.arange(14) * np.log2(10) / 4,
 }
 BESIDE = 1e-6
 """Doublings by which a boundary lies beside a level at the worst place."""
@@ -366,6 +367,42 @@ def drifts() -> Iterator[Scenario]:
         yield Scenario(name, "coverage", 0.95, drifting(R, slope, place, n_budgets=n_budgets), ratio)
     yield Scenario("drift: none, 3 replicates", "false claims", 0.05, drifting(3, 0.0, "anywhere", "rises falls"))
     yield Scenario("drift: falls by 2, 3 replicates", "power", 0.8, drifting(3, -2.0, "beside", "falls"))
+    yield from of_two_kinds()
+
+
+def two_kinds_told_apart(R: int, name: str, level: float) -> Callable[[int, Rng], Outcome]:
+    """Share of runs in which two rows of thresholds drawn alike, of two kinds three doublings apart, pass for different.
+
+    A drift between two budgets or, along compute on a fine grid, how much more of it one arm needs than another.
+    """
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = GRIDS[name]
+        middle = rng.uniform(grid[0] + 2, grid[-1] - 2, n_runs)
+        thresholds = middle[:, None, None] + rng.choice([-1.5, 1.5], (n_runs, 2, R))
+        values = curves(rng, grid, thresholds, 0.05, 0.03)  # (runs, 2, R, L)
+        all_rows = stats.boundary(2.0**grid, values.reshape(-1, len(grid)), "rising").brackets
+        hits = 0
+        for k in range(0, len(all_rows), 2 * R):
+            found = stats.drift([1.0, 2.0], [all_rows[k : k + R], all_rows[k + R : k + 2 * R]], 1 - level)
+            told = found.p_value is not None and found.p_value <= level
+            assert (found.verdict in ("rises", "falls")) == told, "p goes with the interval"
+            hits += told
+        return Outcome(hits / n_runs, n_runs)
+
+    return run
+
+
+def of_two_kinds() -> Iterator[Scenario]:
+    for what, name in (("drift", "factor 2"), ("multiplier", "quarter of a decade")):
+        for R in (2, 3, 5, 10):
+            for level in (0.05, 0.005):
+                yield Scenario(
+                    f"{what}: none, {R} replicates of two kinds, at {level:.1%}",
+                    "false claims",
+                    level,
+                    two_kinds_told_apart(R, name, level),
+                )
 
 
 # Crossovers ---------------------------------------------------------------------------------------------------------
@@ -440,6 +477,27 @@ def crossing(
     return run
 
 
+def crossing_at_once(R: int, by_lot: bool) -> Callable[[int, Rng], Outcome]:
+    """Coverage of what is claimed where each arm jumps (.1 doublings wide) at a place of its own in each replicate, on a grid
+    with steps of a factor four. `by_lot`: B comes one and a half steps early or late, as a coin falls, and all that is said
+    counts: what is claimed of three are just those that fell alike."""
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = 2 * np.arange(6.0)
+        step = step_of(grid)
+        truth = rng.uniform(grid[1], grid[-2], n_runs)
+        spread = step * rng.uniform(0.1, 1.2, (n_runs, 1))
+        a_at, b_at = truth[:, None] + spread * rng.standard_normal((2, n_runs, R))
+        if by_lot:
+            b_at = truth[:, None] + 1.5 * step * rng.choice([-1.0, 1.0], (n_runs, R))
+        a = 0.7 * curves(rng, grid, a_at - 2.5 * step, 0.1, 0.02)
+        found = crossings(grid, (a, curves(rng, grid, b_at, 0.1, 0.02)))
+        said = [(c, k) for c, k in zip(found, 2.0**truth, strict=True) if by_lot or c.verdict == "crosses"]
+        return Outcome(sum(covers(c.low, c.high, k) for c, k in said) / len(said), len(said))
+
+    return run
+
+
 def crossovers() -> Iterator[Scenario]:
     for R in (3, 10):
         for name, draw in (("alike, onset times", onsets), ("A ahead at first, then alike", ahead_at_first)):
@@ -460,6 +518,14 @@ def crossovers() -> Iterator[Scenario]:
         for R, ratio in widest.items():
             name = f"crossover: {R} replicates, {place}" + (", claimed or not" if ask == "all" else "")
             yield Scenario(name, "coverage", 0.94, crossing(R, place, ask), ratio)
+    for R in (3, 5, 10):
+        yield Scenario(f"crossover: arms that jump, {R} replicates", "coverage", 0.93, crossing_at_once(R, False))
+    for R, bound in (
+        (3, 0.74),
+        (5, 0.92),
+        (10, 0.95),
+    ):  # three that agree by chance are what few replicates cannot show
+        yield Scenario(f"crossover: by lot, {R} replicates", "coverage", bound, crossing_at_once(R, True))
     for R, bound in ((3, 0.5), (5, 0.9)):
         yield Scenario(
             f"crossover: found, spread of half a step, {R} replicates",
@@ -499,6 +565,18 @@ def skill_met(per_decade: float, R: int) -> Callable[[int, Rng], Outcome]:
     def run(n_runs: int, rng: Rng) -> Outcome:
         grid = looks(per_decade, 24)
         times, median = onset_times(rng, grid[:12], R, n_runs)
+        return covered(grid, (curves(rng, grid, times, 0.1, 0.05), median))
+
+    return run
+
+
+def lots_covered(per_decade: float, R: int) -> Callable[[int, Rng], Outcome]:
+    """Onsets of two kinds, one and a half looks or more to either side of the median, as a coin falls."""
+
+    def run(n_runs: int, rng: Rng) -> Outcome:
+        grid = looks(per_decade, 16)
+        median, off = rng.uniform(grid[4], grid[-5], n_runs), step_of(grid) * rng.uniform(1.5, 3, n_runs)
+        times = median[:, None] + off[:, None] * rng.choice([-1.0, 1.0], (n_runs, R))
         return covered(grid, (curves(rng, grid, times, 0.1, 0.05), median))
 
     return run
@@ -563,6 +641,9 @@ def to_skill() -> Iterator[Scenario]:
             named, every = f"{name}, {R} replicates", f"all get there, {name}, {R} replicates"
             yield Scenario(f"compute to skill: {named}", "coverage", 0.94, skill_covered(per_decade, R))
             yield Scenario(f"compute to skill: {every}", "coverage", 0.94, skill_met(per_decade, R), ratio)
+
+    for R, bound in ((3, 0.74), (5, 0.92), (10, 0.95)):
+        yield Scenario(f"compute to skill: of two kinds, {R} replicates", "coverage", bound, lots_covered(4.0, R))
 
 
 def survivals() -> Iterator[Scenario]:

@@ -3,7 +3,8 @@
 Whole studies go through the tables, the analyses, the tests and the correction, as in a report. A study costs some 80 ms, so no
 scenario plays more than MOST_RUNS of them, however many are asked for.
 
-Of 600 lotteries below one half none was claimed anything of that is not so, of 600 onsets by lottery three (0.5 %). Of studies
+Of 600 lotteries below one half none was claimed anything of that is not so, of 600 onsets by lottery three (0.5 %); of 600
+studies of arms drawn alike (4, 6 and 10 replicates in turn) a winner was kept in five (0.8 %). Of studies
 that settle nothing and are told a number, it settled (1,000 studies begun; told): boundaries .88 (202) from 3 replicates and
 .95 (114) from 5, means .85 (399) and .86 (220), crossovers .86 (176) and .92 (157), drifts from 3 all of 42.
 """
@@ -11,7 +12,7 @@ that settle nothing and are told a number, it settled (1,000 studies begun; told
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import synthetic
@@ -82,7 +83,23 @@ def more_likely_with_tasks(draw: Rng, replicates: int) -> Looked:
     return lottery(draw, replicates, share)
 
 
-ALWAYS_FALSE = ("drifts", "overtakes", "different", "breaks")
+ALIKE_AXES: dict[str, Any] = {
+    "arm": ("answer", "next_token", "task_id"),
+    "n_tasks": (4, 16, 64, 256, 1024, 4096),
+    "compute_flops": (1e11, 4e11, 1.6e12),
+    "skills": ("recall",),
+}
+
+
+def arms_drawn_alike(draw: Rng, replicates: int) -> Looked:
+    """Three arms whose replicates come early or late by one law, normal or of two kinds."""
+    study = synthetic.made_up(**ALIKE_AXES, replicates=replicates)
+    truth = synthetic.alike(draw, len(study.axes.arm), replicates, two_kinds=bool(draw.integers(2)))
+    return look(synthetic.tables(study, truth, noise=0.02, draw=int(draw.integers(2**31))), study)
+
+
+OF_ARMS = ("overtakes", "is ahead", "different")
+ALWAYS_FALSE = ("drifts", *OF_ARMS, "breaks")
 NOT_OF_A_MINORITY = ("appears", "is there", "comes", "ends", "holds", *ALWAYS_FALSE)
 """Where fewer than half of the replicates have the skill it is true that it does not appear, and no more."""
 
@@ -193,8 +210,9 @@ KINDS = {
 }
 
 
-def kept_promise(kind: Kind, replicates: int) -> Callable[[int, Rng], Outcome]:
-    """Of studies of so many replicates that settle nothing and are told a number: share that this number settles."""
+def kept_promise(kind: Kind, replicates: int, even: bool = False) -> Callable[[int, Rng], Outcome]:
+    """Of studies of so many replicates that settle nothing and are told a number: share that this number settles. `even`: of
+    those that are told no more than the number of an even chance."""
 
     def run(n_runs: int, draw: Rng) -> Outcome:
         told = settled = 0
@@ -204,9 +222,11 @@ def kept_promise(kind: Kind, replicates: int) -> Callable[[int, Rng], Outcome]:
             if kind.settled(seen):
                 continue
             needed = kind.needed(seen, draw)
-            if needed is not None and not needed.or_more:
-                told += 1
-                settled += kind.settled(np.concatenate([seen, more(needed.n - replicates)]))
+            if needed is None or needed.or_more != even or (even and needed.even is None):
+                continue
+            told += 1
+            total = cast(int, needed.even) if even else needed.n
+            settled += kind.settled(np.concatenate([seen, more(total - replicates)]))
         return Outcome(settled / max(told, 1), told)
 
     return run
@@ -225,9 +245,16 @@ SCENARIOS = (
         0.05,
         falsely_claimed(more_likely_with_tasks, ALWAYS_FALSE),
     ),
+    Scenario("of arms drawn alike none wins", "false claims", 0.05, falsely_claimed(arms_drawn_alike, OF_ARMS)),
     *(
         Scenario(f"the replicates asked for a {name} settle it, from {n}", "power", 0.8, kept_promise(kind, n))
         for name, kind in KINDS.items()
         for n in ((3,) if name == "drift" else (3, 5))  # of five, a drift is settled at once or never
+    ),
+    *(
+        Scenario(
+            f"from 3: an even chance to settle a {name} is one", "power", 0.4, kept_promise(KINDS[name], 3, even=True)
+        )
+        for name in ("boundary", "mean", "crossover")
     ),
 )

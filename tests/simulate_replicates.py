@@ -6,7 +6,7 @@ nobody. `python tests/calibration.py --only replicates` plays them at length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import special
@@ -19,6 +19,11 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
 # --- two kinds? --------------------------------------------------------------------------------------------------------
+
+
+def normal(mean: float, sd: float) -> Draw:
+    """n normal values."""
+    return lambda draw, n: mean + sd * draw.standard_normal(n)
 
 
 def lottery(share: float, sd: float) -> Draw:
@@ -145,6 +150,54 @@ def spread_covered(what: str, n: int, cv: float) -> Callable[[int, np.random.Gen
     return run
 
 
+def largest_covered(cvs: Sequence[float], n: int) -> Callable[[int, np.random.Generator], Outcome]:
+    """Interval of the largest cv among normal cells of mean 1; an open end covers."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        covered = 0
+        for _ in range(n_runs):
+            cells = 1 + np.array(cvs)[:, None] * draw.standard_normal((len(cvs), n))
+            found = replicates.noisiest(cells.tolist())
+            assert found is not None and found.noise.cv_low is not None
+            covered += found.noise.cv_low <= max(cvs) and (
+                found.noise.cv_high is None or max(cvs) <= found.noise.cv_high
+            )
+        return Outcome(covered / n_runs, n_runs)
+
+    return run
+
+
+def asks_for_enough(cells: Sequence[Draw], n: int, enough: int) -> Callable[[int, np.random.Generator], Outcome]:
+    """How often does the high end ask for at least as many replicates to find 20 % as the worst cell needs?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        hits, told = 0, 0
+        for _ in range(max(1, n_runs // 4)):  # the search for a power takes milliseconds
+            found = replicates.noisiest([cell(draw, n).tolist() for cell in cells])
+            if found is None:
+                continue
+            told += 1
+            needed = replicates.replicates_needed(found.noise.cv_high, 0.2)
+            hits += needed is None or needed.or_more or needed.n >= enough  # no number promises nothing
+        return Outcome(hits / told, told)
+
+    return run
+
+
+def asked_of_equals(n: int) -> Callable[[int, np.random.Generator], Outcome]:
+    """Six cells of cv .1 need 64 replicates to find 5 %: how often is the first number within a factor two of that?"""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        hits = 0
+        for _ in range(n_runs):
+            found = replicates.noisiest((1 + 0.1 * draw.standard_normal((6, n))).tolist())
+            assert found is not None and found.noise.cv is not None
+            hits += 1 / 2 <= (found.noise.cv / 0.1) ** 2 <= 2
+        return Outcome(hits / n_runs, n_runs)
+
+    return run
+
+
 def found_as_promised(cv: float, difference: float) -> Callable[[int, np.random.Generator], Outcome]:
     """As many replicates as were said to be needed: how often is the difference found by the test that the project uses?"""
 
@@ -168,11 +221,73 @@ NOISE = (
         for what, n, cv in (("sd", 3, 0.1), ("cv", 3, 0.05), ("cv", 3, 0.3), ("cv", 10, 0.5))
     ),
     *(
+        Scenario(f"noise: the noisiest of {name}, {n} replicates", "coverage", 0.93, largest_covered(cvs, n))
+        for n in (2, 3, 5, 10)
+        for name, cvs in (
+            ("six of .1", (0.1,) * 6),
+            ("six of .3", (0.3,) * 6),
+            ("one of .1 and five of .05", (0.1, *(0.05,) * 5)),
+            ("one of .1 and five of .01", (0.1, *(0.01,) * 5)),
+            ("thirty of .1", (0.1,) * 30),
+        )
+    ),
+    *(
+        Scenario(
+            f"noise: asks six equal cells of {n} for the number they need, within a factor two",
+            "power",
+            bound,
+            asked_of_equals(n),
+        )
+        for n, bound in ((3, 0.75), (5, 0.85), (10, 0.95))
+    ),
+    *(
+        Scenario(
+            f"noise: five steady cells do not hide that a lottery needs {enough}, {n} replicates (measured)",
+            "power",
+            0.0,
+            asks_for_enough([lottery(0.3, 0.02), *[normal(0.9, 0.02)] * 5], n, enough),
+        )
+        for n, enough in ((3, 128), (5, 128), (10, 128))
+    ),
+    *(
         Scenario(
             f"replicates needed: cv {cv}, {difference:.0%} apart", "power", 0.78, found_as_promised(cv, difference)
         )
         for cv, difference in ((0.03, 0.2), (0.06, 0.2), (0.08, 0.2), (0.15, 0.2), (0.3, 0.2), (0.1, 0.05))
     ),
+)
+
+
+# --- how many made it? -------------------------------------------------------------------------------------------------
+
+
+def chosen_covered(p: float, n: int, alike: bool = False) -> Callable[[int, np.random.Generator], Outcome]:
+    """Of 18 cells the one nearest one half: is the probability of success in its interval? `alike`: of every six cells along
+    compute the replicates succeed together, as those along one training run do."""
+
+    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
+        covered = 0
+        for _ in range(n_runs):
+            chances = np.repeat(draw.random((3, n)), 6, axis=0) if alike else draw.random((18, n))
+            cells = (chances < p).astype(float)
+            found = replicates.nearest_success(cells, 0.5, np.zeros(cells.shape, bool))
+            assert found is not None
+            covered += found[1].low <= p <= found[1].high
+        return Outcome(covered / n_runs, n_runs)
+
+    return run
+
+
+SUCCESS = tuple(
+    Scenario(
+        f"success: of 18 cells of {p} the nearest to one half, {n} replicates{', alike' * alike}",
+        "coverage",
+        0.93,
+        chosen_covered(p, n, alike),
+    )
+    for p in (0.2, 0.35, 0.8)
+    for n in (3, 5, 10, 20)
+    for alike in (False, True)
 )
 
 
@@ -343,11 +458,6 @@ def doubted(a: Draw, n: int) -> Callable[[int, np.random.Generator], Outcome]:
     return run
 
 
-def normal(mean: float, sd: float) -> Draw:
-    """n normal values."""
-    return lambda draw, n: mean + sd * draw.standard_normal(n)
-
-
 COMPARE = (
     *(
         Scenario(
@@ -412,4 +522,4 @@ COMPARE = (
     Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
 )
 
-SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *MULTIPLICITY, *COMPARE)
+SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

@@ -63,6 +63,27 @@ def falling(centre: float = 16.0, width: float = 0.3, spread: float = 0.2) -> Tr
     return truth
 
 
+def alike(draw: np.random.Generator, n_arms: int, replicates: int, two_kinds: bool = False) -> Truth:
+    """Arms that differ by chance alone: every replicate of every arm has its own onset, along tasks around 64 and along compute
+    around 1.5e11 FLOPs, drawn from one law: normal, or early and late. For `tables`, whose rows come arm by arm."""
+    shape = (n_arms, replicates)
+    if two_kinds:
+        wide = (draw.choice([-1, 1], shape) for _ in range(2))
+        late = [scale * sign + 0.1 * draw.standard_normal(shape) for scale, sign in zip((3, 1.5), wide, strict=True)]
+    else:
+        late = [scale * draw.standard_normal(shape) for scale in (1.5, 1.0)]
+
+    def there(log_level: np.ndarray, at: np.ndarray, width: float) -> np.ndarray:
+        return 1 / (1 + np.exp(-np.clip((log_level - at) / width, -50, 50)))
+
+    def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        arm = np.repeat(np.arange(n_arms), len(n_tasks) // n_arms)
+        tasks = there(np.log2(n_tasks), 6 + late[0][arm, replicate], 0.3)
+        return 0.02 + 0.96 * tasks * there(np.log2(flops / 1.5e11), late[1][arm, replicate], 0.2)
+
+    return truth
+
+
 def tables(
     study: Study,
     ability: Truth | None = None,
@@ -71,8 +92,13 @@ def tables(
     first_flops: float = 1e10,
     noise: float = 0.01,
     draw: int = 0,
+    arms_alike: bool = True,
 ) -> tuple[pa.Table, pa.Table]:
-    """`results` and `runs` of a study whose every trial is done: each with its trunk's looks, its branch point, its end."""
+    """`results` and `runs` of a study whose every trial is done: each with its trunk's looks, its branch point, its end.
+
+    `arms_alike`: a replicate is the same in every arm. Otherwise truths see each arm's replicates numbered on from those of
+    the arm before, and so draw shifts of their own for them.
+    """
     ability, memory = ability or rising(), memory or falling()
     axes = study.axes
     budgets = np.array(study.budgets)
@@ -87,7 +113,8 @@ def tables(
     flops = np.array([c for _, c, _ in looks])[look]
     n_tasks = np.array(sorted(axes.n_tasks), float)[level]
     is_memory = np.array([SKILLS[g] == "memory" for g in groups])[group]
-    level_of = np.where(is_memory, memory(n_tasks, flops, replicate), ability(n_tasks, flops, replicate))
+    who = replicate if arms_alike else arm * axes.replicates + replicate
+    level_of = np.where(is_memory, memory(n_tasks, flops, who), ability(n_tasks, flops, who))
     level_of = level_of + noise * stream("synthetic", "noise", draw).standard_normal(len(level_of))
     undefined = np.isnan(level_of)
     value = np.where(undefined, 0.0, level_of)

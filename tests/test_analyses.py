@@ -79,7 +79,7 @@ def test_a_widened_study_says_what_its_finished_replicates_say() -> None:
     whole, widened = found_of(replicates=2), found_of({(None, None, None, r): "open" for r in (2, 3)})
     for (_, a), (_, b) in zip(whole.k_ability["answer", "recall"], widened.k_ability["answer", "recall"], strict=True):
         assert a == b and a.verdict == "crossed" and len(a.brackets) == 2
-    assert "2 of 4" not in widened.answer and "95 % interval, 2 replicates" in widened.answer
+    assert "2 of 4" not in widened.answer and "in both replicates" in widened.answer
     shares = [(s.k, s.n) for _, s in widened.to_skill["answer", 256].successes]
     assert shares == [(2, 2), (2, 2)]
     assert all(len(t.boundary.brackets) == 2 for t in widened.to_skill.values())
@@ -109,7 +109,7 @@ def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
     name = analyses.claim_of("k", "ability", "answer", "recall", 4e11)
     assert 0.95 < kept[name] < 1
     said = words.sure(kept[name])
-    assert f"({said} interval, 10 replicates)" in found.answer and f"({said})" in description(found)
+    assert f"({said} interval for the median one: " in found.answer and f"({said})" in description(found)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import synthetic
-from simulate_claims import LOTTERY_AXES, SCENARIOS, look, more_likely_with_tasks
+from simulate_claims import ALIKE_AXES, LOTTERY_AXES, SCENARIOS, look, more_likely_with_tasks
 from simulation import Scenario
 
-from orchestrator import analyses, claims, findings
+from orchestrator import analyses, claims, findings, summary
 from orchestrator.findings import Findings
 from orchestrator.record import RUNS
+from orchestrator.report import judged_tables
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -41,12 +43,88 @@ def test_the_more_fails_correction_the_wider_the_intervals_of_what_is_kept() -> 
     assert len(kept) == 1 and 0.95 <= kept.pop() < 1
 
 
+def test_arms_drawn_alike_are_hardly_ever_told_apart_where_each_replicate_is_of_one_of_two_kinds() -> None:
+    """Whole studies: onset early or late in tasks and in compute, by lot, for every replicate of either arm."""
+    axes = AXES | {"arm": ("answer", "next_token"), "replicates": 3, "skills": ("recall",)}
+    study = synthetic.made_up(**axes)
+
+    def by_lot(draw: np.random.Generator) -> synthetic.Truth:
+        tasks, compute = (spread * draw.choice([-1, 1], 6) for spread in (3, 1.5))
+
+        def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+            there = (np.log2(n_tasks / 64) > tasks[replicate]) & (np.log2(flops / 1.5e11) > compute[replicate])
+            return 0.02 + 0.96 * there
+
+        return truth
+
+    told = 0
+    for k in range(40):
+        truth = by_lot(stream("test", "two kinds", k))
+        found = findings.find(study, *synthetic.tables(study, truth, noise=0.02, draw=k, arms_alike=False))
+        p_values = [m.ratio.p_value for m in found.multipliers]
+        assert p_values and min(p for p in p_values if p is not None) >= 2 / 4**3
+        told += any(
+            c.verdict == "kept" and ("different compute" in c.says or "overtakes" in c.says) for c in found.claims
+        )
+    assert told <= 2
+
+
+def test_arms_have_shifts_of_their_own_only_where_that_is_asked() -> None:
+    study = synthetic.made_up(**(AXES | {"arm": ("answer", "next_token")}))
+    alike, apart = (
+        findings.find(study, *synthetic.tables(study, synthetic.rising(spread=1.5), noise=0.0, arms_alike=one))
+        for one in (True, False)
+    )
+    brackets = [[b.brackets for _, b in f.k_ability[(arm, "recall")]] for f in (alike, apart) for arm in study.lines]
+    assert brackets[0] == brackets[1] == brackets[2] != brackets[3]
+
+
 @pytest.mark.parametrize(
     "scenario", [s for s in SCENARIOS if s.kind == "false claims"], ids=lambda scenario: scenario.name
 )
 def test_of_lotteries_no_more_is_claimed_than_correction_allows(scenario: Scenario) -> None:
     outcome = scenario.play(30)  # at length: make calibration
     assert outcome.share <= scenario.bound, outcome
+
+
+WINNERS = (
+    r"overtakes",
+    r"ahead throughout",
+    r" needs [\d.e+]+ to ",
+    r" needs at (least|most) ",
+    r" needs fewer tasks than ",
+)
+
+
+def winner_named(words: str) -> bool:
+    return any(re.search(pattern, words) for pattern in WINNERS) and "not shown" not in words
+
+
+@pytest.mark.parametrize("replicates", [2, 3, 6, 10])
+def test_whoever_wins_among_arms_drawn_alike_is_named_with_the_mark_but_where_correction_lets_it_through(
+    replicates: int,
+) -> None:
+    draw, named, let_through = stream("test", "alike", replicates), 0, 0
+    for k in range(8):
+        study = synthetic.made_up(**ALIKE_AXES, replicates=replicates)
+        truth = synthetic.alike(draw, 3, replicates, two_kinds=k % 2 == 0)
+        found = findings.find(study, *synthetic.tables(study, truth, noise=0.02, draw=k))
+        rows = judged_tables.overtaking_rows(found)
+        told = [(row["words"], row["mark"], row["p"]) for row in rows]
+        told += [(row["ratio"], row["ratio_mark"], row["ratio_p"]) for row in rows]
+        marked = [p for words, mark, p in told if winner_named(words) and mark == "not kept"]
+        unmarked = [p for words, mark, p in told if winner_named(words) and not mark]
+        assert all(p.startswith((".", "1")) and float(p) > 0.05 for p in marked)  # the adjusted one
+        assert all(p.startswith("<") or float(p) <= 0.05 for p in unmarked)
+        lines = [row for row in summary.rows(found) if winner_named(row["words"])]
+        assert all(row["kept"] == ("yes" if row["adjusted_p"] <= 0.05 else "no") for row in lines)
+        for sentence in re.split(r"(?<=\.) |; ", found.answer):
+            assert (
+                not winner_named(sentence) or "not kept" in sentence or unmarked or "yes" in {x["kept"] for x in lines}
+            )
+        named += bool(marked or unmarked)
+        let_through += bool(unmarked or any(row["kept"] == "yes" for row in lines))
+    assert bool(named) == (replicates > 2) and let_through <= 1  # two replicates name nobody
 
 
 def test_what_the_nulls_must_not_claim_is_claimed_where_it_is_so() -> None:

@@ -12,6 +12,7 @@ from simulate_replicates import COMPARE, lottery
 from simulation import Scenario
 
 from orchestrator.stats import compare
+from orchestrator.stats.intervals import by_chance
 from trainers.streams import stream
 
 
@@ -133,7 +134,7 @@ def test_so_few_replicates_agree_by_chance_as_the_binomial_says() -> None:
     for n_a, n_b in ((1, 1), (3, 3), (3, 10), (8, 8)):
         shares = np.linspace(0.001, 0.999, 999)
         worst = max(2 * share**n_a * (1 - share) ** n_b for share in shares)
-        assert compare.by_chance(n_a, n_b) == pytest.approx(worst, rel=1e-3)
+        assert by_chance(n_a, n_b) == pytest.approx(worst, rel=1e-3)
 
 
 def test_three_pairs_that_agree_are_surer_than_chance_for_t_alone_and_the_interval_reaches_back() -> None:

@@ -73,12 +73,56 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     assert set(small.brackets) == {(4, 64)} and set(large.brackets) == {(64, 1024)}
     # Two replicates that agree are no proof: a median beside a level sends both to the same side in one case of four.
     assert high.low < 4 and high.high > 64
-    assert found.answer.startswith(
-        f"Recall appears between {words.number(high.low)} and {words.number(high.high)} tasks at 8e11 FLOPs "
-        "(95 % interval, 2 replicates), and nowhere up to 1,024 tasks at 1e11 FLOPs."
+    told = words.interval_words(high, [float(n) for n in LEVELS])
+    assert (
+        f"Recall appears between 4 and 64 tasks in both replicates at 8e11 FLOPs (95 % interval for the median one: {told}), "
+        "and nowhere up to 1,024 tasks at 1e11 FLOPs."
+    ) in found.answer
+    assert (
+        "Memory of the training tasks ends between 64 and 1,024 tasks in both replicates at 8e11 FLOPs" in found.answer
     )
-    assert f"Memory of the training tasks ends between {words.number(large.low)} and " in found.answer
-    assert "at 8e11 FLOPs (95 % interval, 2 replicates); at 1e11 it ends between" in found.answer
+    assert "; at 1e11 it ends between 4 and 64 tasks." in found.answer
+
+
+def test_the_answer_begins_with_how_often_the_skill_is_right() -> None:
+    rows, runs = tables({(n, c): 0.9 for n in LEVELS for c in BUDGETS})
+    for r in rows:
+        r["n"], r["n_correct"] = (
+            10_000,
+            {4: 600, 64: 5_000, 1024: 9_996 if r["compute_flops"] == 8e11 else 7_000}[r["n_tasks"]],
+        )
+    expected = (
+        "At 8e11 FLOPs, trained on 1,024 tasks, recall on unseen tasks is right in 99.9 % of cases, "
+        "trained on 4 in 6 % (by chance 6 %)."
+    )
+    assert find(study(), rows, runs).answer.startswith(expected)
+
+
+def test_what_only_some_replicates_have_shown_so_far_is_not_said_to_be_nowhere() -> None:
+    """At 64 tasks one replicate of two has ended, and has the skill; at 4 both have ended, without it."""
+    rows = [row(4, 1e11, r, nll_nats=195) for r in range(2)] + [row(64, 1e11, 0, nll_nats=112)]
+    runs = [
+        {
+            "arm": "answer",
+            "n_tasks": n,
+            "compute_flops": 1e11,
+            "replicate": r,
+            "status": "open" if (n, r) == (64, 1) else "done",
+        }
+        for n in (4, 64)
+        for r in range(2)
+    ]
+    one = study(axes={"arm": ["answer"], "n_tasks": [4, 64], "compute_flops": [1e11], "replicates": 2})
+    said = find(one, rows, runs).answer
+    assert "nowhere" not in said.split("Memory")[0]
+    assert "cannot be told yet: 1 of the 1 replicate that has ended at 64 tasks" in said and "ability is 0.88" in said
+
+
+def test_one_number_of_tasks_tells_no_boundary() -> None:
+    one = study(axes={"arm": ["answer"], "n_tasks": [64], "compute_flops": [8e11], "replicates": 2})
+    said = find(one, *tables({(64, 8e11): 0.9}, {(64, 8e11): 0.1})).answer
+    assert "tells no boundary: at 8e11 FLOPs recall is there in 2 of 2 replicates" in said
+    assert "memorised in 0 of 2" in said and "from 64 tasks on" not in said
 
 
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
@@ -158,6 +202,25 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
     assert verdict in answer.verdict_line(found) and "made up" in answer.verdict_line(found)
+    assert found.caution == ""  # no mean over what may be a lottery
+
+
+@pytest.mark.parametrize(("lo", "verdict"), [(0.8, "consistent"), (0.97, "inconsistent"), (0.89, "inconclusive")])
+@pytest.mark.parametrize("replicates", [3, 6])
+def test_an_expected_mean_is_doubted_as_a_primary_one_where_few_replicates_settle_it(
+    lo: float, verdict: str, replicates: int
+) -> None:
+    entry = {"what": "ability", "cell": {"n_tasks": 64}, "value": 0.98, "lo": lo, "hi": 0.99}
+    wanted = study(
+        axes={"arm": ["answer"], "n_tasks": LEVELS, "compute_flops": BUDGETS, "replicates": replicates},
+        expected=[entry | {"source": "made up", "evidence": "C"}],
+    )
+    spread = {"inconclusive": 0.2}.get(verdict, 0.002)
+    rows = [row(64, 8e11, r, nll_nats=200 - 100 * (0.9 + spread * (r % 3 - 1) / 2)) for r in range(replicates)]
+    (found,) = find(wanted, rows, []).verdicts
+    assert found.verdict == verdict
+    doubted = f"{replicates} replicates can agree by chance" in answer.verdict_line(found)
+    assert doubted == (replicates < 6 and verdict != "inconclusive")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Power laws and forecasts: hand-computed laws, simulated truths, what nobody can know, and degenerate input.
+"""Forecasts: simulated truths, what is refused and what nobody can know, hand-computed lines, and degenerate input.
 
-The scenarios are played at 300 runs each here, three standard errors allowed, and at length by `make calibration`.
+The scenarios are played at 2,000 runs each, with no error allowed for the simulation, and at length by `make calibration`.
 """
 
 from __future__ import annotations
@@ -10,105 +10,36 @@ import math
 import numpy as np
 import pytest
 import simulate_forecast as simulated
-from simulate_forecast import FALLS, LATER, PROMISED, STOPS, Truth, log_compute, losses, turns
+from simulate_forecast import FALLS, LATER, LEARNS, PROMISED, REPLICATES, STOPS, Case, Truth, log_compute, losses, turns
 from simulation import Scenario
 
-from orchestrator.stats.forecast import CLEARLY, forecast, power_law
+from orchestrator.stats.forecast import CLEARLY, _roughness, forecast
 from trainers.streams import stream
 
-X = np.geomspace(1, 1e4, 9)
 COMPUTE = np.exp(log_compute(6))
-
-
-# --- power laws --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("floor", "amplitude", "exponent"), [(0.0, 3.0, 0.3), (1.69, 5.0, 0.5), (0.5, 1.0, 1.2)])
-def test_an_exact_law_is_recovered_with_its_floor(floor: float, amplitude: float, exponent: float) -> None:
-    law = power_law(X, floor + amplitude * X**-exponent)
-    assert law.floor == pytest.approx(floor, abs=1e-5)
-    assert law.amplitude == pytest.approx(amplitude, rel=1e-5)
-    assert law.exponent == pytest.approx(exponent, abs=1e-5)
-    assert law.floor_at_bound == (floor == 0)
-
-
-def test_a_known_floor_makes_a_straight_line_of_either_slope() -> None:
-    law = power_law([1, 10, 100], [2 + 3, 2 + 0.3, 2 + 0.03], floor_low=2, floor_high=2)
-    assert (law.floor, law.amplitude, law.exponent) == (2, pytest.approx(3), pytest.approx(1))
-    rising = power_law([1, 10, 100], [2, 20, 200], floor_low=0, floor_high=0)
-    assert rising.exponent == pytest.approx(-1)
-
-
-def test_the_interval_of_a_known_floor_is_that_of_a_straight_line() -> None:
-    # log y = 0, -1, -3 at log x = 0, 1, 2: slope -1.5, residuals 1/6, -1/3, 1/6, so error sqrt((1/6) / 1 / 2)
-    law = power_law(np.exp([0, 1, 2]), np.exp([0, -1, -3]), 0, 0)
-    assert law.exponent == pytest.approx(1.5)
-    assert law.high is not None and law.exponent is not None
-    assert law.high - law.exponent == pytest.approx(12.7062 * math.sqrt(1 / 12), rel=1e-4)
-
-
-@pytest.mark.parametrize(("floor", "least"), [(0.0, 0.93), (1.0, 0.93), (3.0, 0.93)])
-def test_the_interval_of_an_exponent_covers_it_for_independent_points(floor: float, least: float) -> None:
-    draw, hits = stream("power law", str(floor)), 0
-    for _ in range(500):
-        y = (floor + 3 * X**-0.4) * np.exp(0.01 * draw.standard_normal(len(X)))
-        law = power_law(X, y)
-        hits += law.low is not None and law.high is not None and law.low <= 0.4 <= law.high
-    assert hits / 500 >= least
-
-
-def test_a_floor_stays_within_its_bounds() -> None:
-    y = 1.5 + X**-0.5
-    assert power_law(X, y, floor_low=0, floor_high=1).floor == 1
-    assert power_law(X, y, floor_low=0, floor_high=1).floor_at_bound
-    assert power_law(X, y, floor_low=1.4).floor == pytest.approx(1.5, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "reason"),
-    [
-        ([], [], "distinct"),
-        ([1, 1, 1, 2], [3, 3, 3, 2], "2 distinct"),
-        ([1, 2, 3], [1, None, None], "1 distinct"),
-        ([1, 2, 4, 8], [1, 1, 1, 1], "no falling"),
-        ([1, 2, 4, 8], [1, 2, 3, 4], "no falling"),
-        ([1, 2, 4, 8], [3, 2, 1, 0], "floor"),
-    ],
-)
-def test_where_there_is_no_law_there_is_a_reason(x, y, reason) -> None:
-    law = power_law(np.array(x, dtype=float), np.array(y, dtype=float))
-    assert law.exponent is None and law.floor is None and law.reason is not None and reason in law.reason
-
-
-def test_three_points_give_a_law_and_no_interval() -> None:
-    law = power_law([1, 10, 100], [3.0, 2.0, 1.5])
-    assert law.exponent is not None and law.low is None and law.high is None
-    with pytest.raises(ValueError, match="positive"):
-        power_law([0, 1, 2], [1, 1, 1])
 
 
 # --- coverage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scenario", PROMISED, ids=lambda s: s.name)
-def test_a_claimed_interval_holds_and_a_curve_that_stops_falling_gets_none(scenario: Scenario) -> None:
-    outcome = scenario.play(300)
-    missed_by = outcome.share - scenario.bound if scenario.kind == "false claims" else scenario.bound - outcome.share
-    assert missed_by <= 3 * outcome.error, f"{outcome.share:.3f} of {outcome.n_runs}"
+CASES = [case for group in (FALLS, LEARNS, STOPS) for case in group.values() for _ in REPLICATES]
 
 
-@pytest.mark.parametrize("name", [name for name, truth in FALLS.items() if truth.widest])
-def test_the_interval_is_not_needlessly_wide(name: str) -> None:
-    truth, n, widest = FALLS[name]
-    for n_replicates in simulated.REPLICATES:
-        ratio = simulated.of_claims(truth, n, n_replicates)(60, stream("width", name, n_replicates)).width_ratio
-        assert ratio is not None and widest is not None and ratio <= widest
+@pytest.mark.parametrize(
+    ("scenario", "case"), list(zip(PROMISED, CASES, strict=True)), ids=[scenario.name for scenario in PROMISED]
+)
+def test_a_claimed_interval_holds_and_a_curve_that_cannot_be_continued_gets_none(
+    scenario: Scenario, case: Case
+) -> None:
+    outcome = scenario.play(2000)
+    assert scenario.holds(outcome), outcome
+    assert scenario.kind == "false claims" or outcome.n_runs >= 2000 * case.made
 
 
 def test_two_replicates_are_covered_too_and_pay_with_width() -> None:
-    found = {R: simulated.played(Truth(floor=1.0, lasts=0.5), 5, R, 200, stream("replicates", R)) for R in (2, 5)}
+    found = {R: simulated.played(Case(Truth(floor=1.0, lasts=0.5), 5), R, 200, stream("replicates", R)) for R in (2, 5)}
     claims = [f for f in found[2] if f.low is not None]
-    assert len(claims) >= 150 and np.mean([f.covers for f in claims]) >= 0.93
+    assert len(claims) >= 140 and np.mean([f.covers for f in claims]) >= 0.93
     widths = {R: np.median([w for w in map(simulated.width, made) if w is not None]) for R, made in found.items()}
     assert widths[2] > 1.2 * widths[5]
 
@@ -117,7 +48,7 @@ def test_it_beats_what_costs_nothing_where_there_is_a_floor_and_loses_little_whe
     draw = stream("rivals")
 
     def error(truth: Truth) -> tuple[float, float]:
-        found = simulated.played(truth, 6, 5, 200, draw)
+        found = [f for f in simulated.played(Case(truth), 5, 200, draw) if f.log_error is not None]
         own = [f.log_error for f in found]
         rivals = [[r.log_error for r in f.rivals] for f in found]
         return float(np.sqrt(np.mean(np.square(own)))), float(np.sqrt(np.mean(np.square(rivals), 0)).min())
@@ -128,20 +59,41 @@ def test_it_beats_what_costs_nothing_where_there_is_a_floor_and_loses_little_whe
     assert own < 2.5 * best
 
 
-@pytest.mark.parametrize("name", list(STOPS))
-def test_a_curve_that_stops_falling_within_the_fit_is_refused(name: str) -> None:
-    found = simulated.played(*STOPS[name], 5, 100, stream("refused", name))
-    refused = [f for f in found if f.verdict == "not falling"]
-    assert len(refused) >= 85
+@pytest.mark.parametrize(
+    ("case", "verdict", "words"),
+    [
+        (STOPS["turns within the fit, rises as it fell"], "not falling", "does not clearly fall"),
+        (STOPS["ends at a known floor a quarter decade later"], "floor", "the best possible predictor"),
+        (LEARNS["a skill of 1.5 decades, within the fit"], "steepens", "a skill is being learned"),
+        (Case(Truth(slope=0.05, noise=0.002)), "hardly fallen", "less than 20 %"),
+    ],
+)
+def test_a_refusal_says_why_and_gives_no_number(case: Case, verdict: str, words: str) -> None:
+    found = simulated.played(case, 5, 100, stream("refused", verdict))
+    refused = [f for f in found if f.verdict == verdict]
+    assert len(refused) >= 90
     for made in refused:
         assert made.predicted is None and made.low is None and made.covers is None and not made.rivals
-        assert made.falling is not None and made.falling < CLEARLY
-        assert made.reason is not None and "does not clearly fall" in made.reason
+        assert made.falling is not None and (made.falling < CLEARLY) == (verdict == "not falling")
+        assert made.reason is not None and words in made.reason
+
+
+def test_a_known_floor_refuses_what_would_pass_it_and_moves_no_interval() -> None:
+    y = losses(Truth(), 6, 4, stream("floor"))
+    free, low, high = (forecast(COMPUTE, y, floor=floor) for floor in (None, 0.01, float(y[:, -1].mean()) * 1.1))
+    assert free.verdict == "forecast" and free._replace(floor=0.01) == low
+    assert high.verdict == "floor" and high.predicted is None
+
+
+def test_a_floor_that_the_fit_has_already_passed_is_refused_and_does_not_raise() -> None:
+    y = losses(Truth(), 6, 4, stream("floor"))
+    for floor in (float(y[:, 5].mean()), float(y.max()) * 2):
+        assert forecast(COMPUTE, y, floor=floor).verdict == "floor"
 
 
 @pytest.mark.parametrize(("noise", "share"), [(0.02, 1.0), (0.3, 0.0)])
 def test_whether_a_fall_is_clear_depends_on_the_noise(noise: float, share: float) -> None:
-    found = simulated.played(Truth(slope=0.1, noise=noise), 6, 5, 60, stream("clear", noise))
+    found = simulated.played(Case(Truth(slope=0.1, noise=noise)), 5, 60, stream("clear", noise))
     assert np.mean([f.verdict != "not falling" for f in found]) == pytest.approx(share, abs=0.1)
 
 
@@ -151,16 +103,16 @@ def test_what_begins_beyond_the_fit_is_missed_and_nothing_seen_warns_of_it() -> 
         ("a skill emerges later, half the loss", 2.0),
         ("a skill emerges later, a tenth of the loss", 9.4),
     ):
-        found = simulated.played(*LATER[name], 5, 100, stream("later", name))
-        assert np.mean([f.covers for f in found]) <= 0.05
+        found = [f for f in simulated.played(LATER[name], 5, 100, stream("later", name)) if f.verdict != "steepens"]
+        assert len(found) >= 90 and np.mean([f.covers for f in found]) <= 0.05
         assert math.exp(np.median([f.log_error for f in found if f.log_error is not None])) == pytest.approx(
             factor, rel=0.06
         )
-        assert all(f.verdict == "forecast" for f in found)
+        assert np.mean([f.verdict == "forecast" for f in found]) >= 0.95
 
 
 def test_a_rise_ahead_is_held_while_it_bends_no_more_sharply_than_what_was_seen() -> None:
-    mild, sharp = (simulated.of_claims(turns(6, rises), 6, 5)(150, stream("rises", rises)).share for rises in (1, 4))
+    mild, sharp = (simulated.of_claims(Case(turns(6, rises)), 5)(300, stream("rises", rises)).share for rises in (1, 4))
     assert mild >= 0.93 and sharp <= 0.4
 
 
@@ -193,6 +145,20 @@ def test_a_parabola_is_continued_and_a_law_with_a_floor_nearly_so() -> None:
     law = 1 + np.exp(-0.5 * log_x) * np.array([[2.0], [3.0], [4.0]])
     found = forecast(np.exp(log_x), law)
     assert found.predicted == pytest.approx(float(law[:, -1].mean()), rel=0.02) and found.winner == "forecast"
+
+
+def test_value_slope_and_curvature_of_a_rough_curve_vary_together_as_its_integral_says() -> None:
+    # Each is an integral of a kernel over the same white noise, so that covariances are integrals of products.
+    x = np.array([0.0, 0.7, 1.5, 3.0, 5.0])
+    u = (np.arange(200_000) + 0.5) * 5 / 200_000
+
+    def kernel(at: float, derivative: int) -> np.ndarray:
+        return np.where(u < at, ((at - u) ** 2 / 2, at - u, 1.0)[derivative], 0.0)
+
+    kernels = np.array([*(kernel(v, 0) for v in x), kernel(x[-2], 1), *(kernel(v, 2) for v in x[:-1])])
+    expected = kernels @ kernels.T * 5 / 200_000
+    expected[4:6, 6:] = expected[6:, 4:6] = expected[4, 5] = expected[5, 4] = 0  # not used: see there
+    assert _roughness(x) == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_interval_wider_than_all_the_loss_could_do_is_uninformative() -> None:
@@ -305,8 +271,9 @@ def test_shapes_and_compute_that_make_no_sense_are_refused() -> None:
         ("rising", "not falling"),
         ("jagged", "not falling"),
         ("wild", "not falling"),
-        ("alike", "forecast"),
-        ("steep", "forecast"),
+        ("alike", "steepens"),
+        ("exact", "forecast"),
+        ("steep", "steepens"),
     ],
 )
 def test_odd_curves_give_finite_numbers_or_none(kind: str, verdict: str) -> None:
@@ -317,12 +284,13 @@ def test_odd_curves_give_finite_numbers_or_none(kind: str, verdict: str) -> None
         "jagged": y * np.array([1, 3] * 5)[: y.shape[1]],
         "wild": np.exp(3 * stream("odd", 1).standard_normal(y.shape)),
         "alike": np.repeat(y[:1], 3, 0),
+        "exact": np.tile(1 + COMPUTE**-0.3, (3, 1)),
         "steep": np.exp(-3.0 * np.arange(y.shape[1]) ** 2) * y,
     }[kind]
     found = forecast(COMPUTE, odd)
     assert found.verdict == verdict and found.falling is not None and 0 <= found.falling <= 1
     numbers = [found.low, found.predicted, found.high]
-    if verdict == "not falling":
+    if verdict != "forecast":
         assert numbers == [None] * 3 and found.log_error is None
         return
     known = [v for v in (*numbers, found.log_error) if v is not None and math.isfinite(v)]

@@ -15,7 +15,7 @@ from orchestrator import stats, summary, words
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings, find
 from orchestrator.report import judged_tables
-from orchestrator.stats.forecast import Forecast
+from orchestrator.stats.forecast import Forecast, Rival
 from orchestrator.stats.replicates import Needed
 from orchestrator.summary import description
 from trainers.streams import stream
@@ -94,6 +94,67 @@ def test_compute_to_skill_counts_the_replicates_that_have_it() -> None:
     assert curve is not None and {round(step.reached, 3) for step in curve.steps} == {0, 0.667, 1}
 
 
+@pytest.mark.parametrize(("come", "replicates", "bound"), [(1, 3, False), (5, 12, True)])
+def test_where_few_replicates_come_to_a_skill_a_confidence_stands_beside_a_bound_alone(
+    come: int, replicates: int, bound: bool
+) -> None:
+    def seldom(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        late = flops > (1.5e11 if bound else 0)  # else one is there at the first look, which leaves the lower end open
+        return np.where(late & (replicate < come), 0.9, 0.1)
+
+    row = judged_tables.to_skill_rows(found_of(seldom, replicates=replicates))[0]
+    assert f"is there to stay in {come} of {replicates} replicates" in row["words"]
+    assert ("not before" in row["words"]) == ("%" in row["confidence"]) == bound
+
+
+def two_arms(ahead: Any, replicates: int) -> Findings:
+    """`answer` is ahead of `next_token` where told (n_tasks, flops) so, by .2; every replicate with its own noise."""
+    study = synthetic.made_up(
+        **AXES | {"arm": ("answer", "next_token"), "replicates": replicates, "n_tasks": LEVELS[:5]}
+    )
+
+    def truth(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        first = np.arange(len(n_tasks)) < len(n_tasks) // 2
+        return np.where(np.log2(n_tasks) > np.where(first & ahead(n_tasks, flops), 3.5, 5.5), 0.9, 0.1)
+
+    return find(study, *synthetic.tables(study, truth, noise=0.03))
+
+
+def test_who_is_ahead_or_needs_fewer_tasks_is_kept_with_enough_replicates_and_marked_with_few() -> None:
+    for replicates, mark in ((10, ""), (3, "not kept")):
+        found = two_arms(lambda n, c: True, replicates)
+        rows = [row for row in judged_tables.overtaking_rows(found) if row["n_tasks"] in ("16", "32")]
+        assert all(row["words"].startswith("answer is ahead throughout") for row in rows)
+        assert {row["mark"] for row in rows} == {mark}
+        assert all((row["p"] == "< .001" or float(row["p"]) <= 0.05) == (not mark) for row in rows)
+        assert "Answer needs fewer tasks than next_token" in found.answer
+        (line,) = [row for row in summary.rows(found) if row["quantity"] == "task multiplier"]
+        assert line["low"] < 4 < line["high"] and line["words"].startswith("answer needs fewer tasks than next_token, ")
+        assert line["kept"] == ("no" if mark else "yes")
+        assert any("need different numbers of tasks" in claim.says for claim in found.claims)
+
+
+def test_the_summary_says_of_each_row_what_became_of_its_claim() -> None:
+    primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 16}
+    found = found_of(jump, primary=primary, replicates=10)
+    rows = {(row["quantity"], row["skill"], row["compute_flops"]): row for row in summary.rows(found)}
+    assert rows[("K_A", "recall", 1e11)]["kept"] == rows[("primary claim", None, 1e11)]["kept"] == "primary"
+    other = rows[("K_A", "recall", 4e11)]
+    assert other["kept"] == "yes" and other["p"] <= other["adjusted_p"] <= 0.05
+    for row in summary.rows(found):
+        assert (row["kept"] in ("yes", "no")) == (row["adjusted_p"] is not None)
+        assert (row["confidence"] is not None) == (row["low"] is not None or row["high"] is not None)
+        assert row["kept"] == "" or not row["quantity"].startswith("emergence") or row["verdict"] == "break"
+    assert [row["claim"] for row in summary.claim_rows(found)] == [claim.name for claim in found.claims]
+
+
+def test_the_page_marks_what_is_not_kept_and_says_what_is_outside_the_count(tmp_path: Path) -> None:
+    few: Page = page_of(tmp_path, two_arms(lambda n, c: True, 3))
+    assert "answer is ahead throughout; no crossover below 4e11 FLOPs (not kept)" in few.text
+    assert "it may be chance ( Claims )" in few.text or "it may be chance (Claims)" in few.text
+    assert "Not corrected" in few.text and "forecasts" in few.text
+
+
 def test_noise_asks_for_more_replicates_the_smaller_the_difference() -> None:
     found = found_of(slope, noise=0.1)
     (row,) = found.noise
@@ -101,6 +162,16 @@ def test_noise_asks_for_more_replicates_the_smaller_the_difference() -> None:
     assert isinstance(one, Needed) and isinstance(five, Needed) and isinstance(twenty, Needed)
     assert one.n > five.n > twenty.n
     assert found_of(slope, replicates=1).noise == ()
+
+
+def test_equally_noisy_cells_are_pooled_and_one_that_is_noisier_stands_alone() -> None:
+    def apart(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 0.8 + 0.15 * (n_tasks == 64) * (replicate % 2 - 0.5)
+
+    equal, wide = found_of(lambda n, c, r: 0.8 + 0 * n, noise=0.05), found_of(apart)
+    (of_equal,), (of_wide,) = judged_tables.noise_rows(equal), judged_tables.noise_rows(wide)
+    assert re.fullmatch(r"\d+ pooled, [\d,]+ to [\d,]+", of_equal["n_tasks"]) and len(equal.noise[0].n_tasks) > 5
+    assert of_wide["n_tasks"] == "64"
 
 
 def test_a_forecast_that_could_be_made_is_scored_against_its_rivals() -> None:
@@ -128,8 +199,37 @@ def test_a_loss_that_has_turned_is_not_forecast_and_the_page_says_why() -> None:
 def test_a_forecast_that_says_nothing_is_called_so() -> None:
     made = Forecast("uninformative", predicted=1.0, low=0.5, high=3.0, measured=1.2, covers=True)
     assert words.forecast_words(made) == (
-        "1 nats (0.5 to 3), an interval too wide to say anything; measured 1.2, inside the interval"
+        "1 nats (0.5 to 3), an interval too wide to say anything, if the fall goes on to the top; measured 1.2, inside "
+        "the interval"
     )
+    assert "goes on" not in words.forecast_words(made._replace(floor=0.4))
+
+
+def test_several_forecasts_are_counted_against_what_was_measured_and_each_baseline() -> None:
+    rivals = (Rival("last value", 1.5, 0.2), Rival("constant", 2.0, -0.5))
+    made = Forecast(
+        "forecast", predicted=1.0, low=0.9, high=1.1, measured=1.0, log_error=-0.1, covers=True, rivals=rivals
+    )
+    missed = made._replace(log_error=0.3, covers=False, verdict="uninformative")
+    alone = made._replace(
+        log_error=0.2, low=None, high=None, covers=None
+    )  # one replicate: no interval; level with a rival
+    later = made._replace(measured=None, log_error=None, covers=None)
+    assert words.forecast_score_words([made, later]) is None
+    assert words.forecast_score_words([made, missed, alone, later, Forecast(reason="no evaluation")]) == (
+        "The measured loss lay inside 1 of 2 intervals (1 of them too wide to say anything). The forecast's log error was "
+        "smaller than the last value's in 1 of 3, the constant's in 3 of 3."
+    )
+
+
+def test_a_loss_that_falls_to_the_general_rules_within_the_fit_is_not_forecast() -> None:
+    def learned(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        return 1 / (1 + (flops / 1.5e11) ** -1.2)  # the general rule, learned within the fit
+
+    found = found_of(learned, noise=0.002, compute_flops=(1e11, 1e12))
+    assert not judged_tables.forecast_rows(found)
+    assert {made.verdict for made in found.forecasts.values()} == {"steepens"}
+    assert all(made.floor is not None for made in found.forecasts.values())
 
 
 def test_one_model_size_has_no_frontier_and_says_so() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import calibration
 import numpy as np
 import pytest
-from simulate_replicates import KINDS, NOISE, lottery
+from simulate_replicates import KINDS, NOISE, SUCCESS, lottery
 from simulation import Outcome, Scenario
 
 from orchestrator.stats import replicates
@@ -18,7 +18,7 @@ from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 
 
-@pytest.mark.parametrize("scenario", [*KINDS, *NOISE], ids=lambda s: s.name)
+@pytest.mark.parametrize("scenario", [*KINDS, *NOISE, *SUCCESS], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
     outcome = scenario.play(2000)
     assert scenario.holds(outcome), outcome
@@ -210,3 +210,41 @@ def test_the_command_plays_from_anywhere_and_ends_with_one_where_there_is_nothin
     played = subprocess.run([*command, "noise: sd"], cwd=tmp_path, capture_output=True, text=True)
     assert played.returncode == 0 and "1 of 1 hold" in played.stdout, played.stdout + played.stderr
     assert subprocess.run([*command, "no such thing"], cwd=tmp_path, capture_output=True).returncode == 1
+
+
+# --- the noisiest of several cells -------------------------------------------------------------------------------------
+
+
+def test_of_two_equal_cells_the_cvs_are_pooled_by_hand_and_the_interval_is_that_of_the_noisier_one() -> None:
+    cells = [[0.9, 1.0, 1.1], [1.88, 2.0, 2.12]]
+    found = replicates.noisiest([*cells, [0.5], [1.0, None]])  # of one value nothing is known
+    assert found is not None and found.cells == (0, 1)
+    assert found.noise.cv == pytest.approx(math.sqrt((0.1**2 + 0.06**2) / 2)) and found.noise.mean == pytest.approx(1.5)
+    plain, surer = replicates.noise(cells[0]), replicates.noise(cells[0], 0.975)
+    assert plain is not None and surer is not None
+    assert (found.noise.cv_low, found.noise.cv_high) == (surer.cv_low, plain.cv_high)
+
+
+def test_a_cell_that_is_far_noisier_is_not_pooled_and_equal_values_are_not_with_others() -> None:
+    steady, wild = [0.99, 1.0, 1.01, 1.0, 1.005], [0.2, 0.9, 1.0, 0.3, 0.95]
+    found = replicates.noisiest([steady, wild, [1.0] * 5, steady])
+    assert found is not None and found.cells == (1,)
+    own = replicates.noise(wild)
+    assert own is not None and found.noise.cv == pytest.approx(own.cv)
+    still = replicates.noisiest([[1.0] * 5, [0.9] * 5])
+    assert still is not None and still.noise.cv == 0 and still.cells == (0, 1)
+    assert replicates.noisiest([]) is None and replicates.noisiest([[0.3], [-1.0, 1.1, 0.2]]) is None
+
+
+# --- the cell nearest one half -----------------------------------------------------------------------------------------
+
+
+def test_the_cell_nearest_one_half_has_an_interval_corrected_for_the_choice() -> None:
+    cells = np.array([[0.1] * 4, [np.nan] * 4, [0.9, 0.1, 0.9, np.nan], [1.0] * 4])
+    lost = np.zeros(cells.shape, bool)
+    lost[2, 3] = True
+    found = replicates.nearest_success(cells, 0.5, lost)
+    assert found is not None and found[0] == 2
+    assert found[1] == replicates.success(cells[2], 0.5, lost[2], 1 - 0.05 / 3)  # one of the four has no value
+    assert (found[1].k, found[1].n, found[1].lost) == (2, 4, 1)
+    assert replicates.nearest_success(cells[1:2], 0.5, lost[1:2]) is None

@@ -258,12 +258,15 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
     levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
     _, (_, at_top) = found.k_ability[("answer", "recall")]
     table = page.text[page.text.index("The boundaries") :]
-    assert f"{ability_words(at_top, levels)} {interval_words(at_top, levels)} 95 % crossed 3 0" in table
+    assert f"{ability_words(at_top, levels)} (not kept) {interval_words(at_top, levels)} 95 % crossed 3 0" in table
     for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
         for _, boundary in boundaries:
             words = memory_words if boundaries in found.k_memory.values() else ability_words
             at = "95 %" if boundary.verdict in ("crossed", "undecided") else "—"
-            assert f"{words(boundary, levels)} {interval_words(boundary, levels)} {at} {boundary.verdict}" in table
+            settled = boundary.verdict in ("crossed", "beyond", "below")
+            kept = " (not kept)" if settled else ""  # three replicates can agree by chance
+            told = f"{words(boundary, levels)}{kept} {interval_words(boundary, levels)} {at} {boundary.verdict}"
+            assert told in table
 
 
 def test_the_same_record_gives_the_same_bytes(written: Reports, tmp_path: Path) -> None:
@@ -861,12 +864,21 @@ def test_ink_can_be_read_on_every_colour() -> None:
         (0.001, 64.0, "64 or fewer"),
         (64.0, None, "above 64"),
         (64.0, 1e20, "above 64"),
+        (3.9, 64.0, "64 or fewer"),
+        (64.0, 1025.0, "above 64"),
         (None, None, "open at both ends"),
     ],
 )
 def test_an_interval_is_not_told_beyond_the_grid(low: float | None, high: float | None, words: str) -> None:
     boundary = stats.Boundary(low, high, (stats.Bracket(low, high),) * 2, "crossed", 0)
     assert interval_words(boundary, [4.0, 64.0, 1024.0]) == words
+
+
+def test_a_grid_of_a_coarse_last_step_lends_nothing_beyond_it() -> None:
+    levels = [4.0, 16.0, 32.0, 64.0, 1024.0, 1e12]
+    boundary = stats.boundary(levels, [[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]], "rising")
+    assert boundary.high is not None and boundary.high > 1e12  # what a t-interval says
+    assert ability_words(boundary, levels) == "appears, at a number of tasks that is open at both ends"
 
 
 def test_a_reference_is_averaged_over_replicates_not_over_budgets() -> None:

@@ -108,3 +108,23 @@ def test_how_a_model_decomposes_is_read_as_it_was_recorded_and_missing_elsewhere
     assert of_rows("weight_memorizer", rows) == [0.25, None]
     assert of_rows("unexplained_nats", rows) == [0.5, None]
     assert {"weight_memorizer", "weight_backward", "unexplained_nats"} <= set(RESULTS.names)
+
+
+def test_how_trials_ended_is_told_by_arm_and_cell() -> None:
+    study = synthetic.made_up(arm=("answer", "next_token"))
+    table, runs = synthetic.tables(study)
+    rows = runs.to_pylist()
+    gone = {("answer", 64, 8e11, 1): "diverged", ("answer", 4, 1e11, 0): "failed", ("next_token", 4, 1e11, 2): "open"}
+    for row in rows:
+        row["status"] = gone.get((row["arm"], row["n_tasks"], row["compute_flops"], row["replicate"]), "done")
+    found = Results.of_tables(study, table, pa.Table.from_pylist(rows, schema=runs.schema))
+    lost = found.ended("answer", ("diverged", "failed"))
+    assert np.argwhere(lost).tolist() == [[0, 0, 0], [1, 1, 1]] and lost.shape == (3, 2, 3)
+    assert not found.ended("next_token", ("diverged", "failed")).any()
+    assert found.ended("next_token", ("done",)).sum() == 17 and not found.ended("nobody", ("done",)).any()
+
+
+def test_what_is_made_once_is_not_made_again(results: Results) -> None:
+    made: list[int] = []
+    make = lambda: made.append(1) or len(made)  # type: ignore[func-returns-value]  # noqa: E731
+    assert [results.once(("a", "b"), make), results.once(("a", "b"), make), results.once(("a",), make)] == [1, 1, 2]

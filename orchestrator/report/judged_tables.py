@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator import claims, stats
@@ -21,6 +22,7 @@ from orchestrator.words import (
     emergence_words,
     figure,
     flops_words,
+    forecast_score_words,
     forecast_words,
     frontier_words,
     law_words,
@@ -34,7 +36,13 @@ from orchestrator.words import (
 )
 
 MAX_CLAIM_ROWS = 400
-"""Rows of the table of claims on the page, the kept ones first; all are in summary.csv and in the journal's numbers."""
+"""Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""
+
+NOT_CORRECTED = (
+    "forecasts, best sizes and their exponents, what more workers gain, expected values, verdicts of smooth and of metric "
+    "artefact, one kind of replicates or two, and shares (k of n)"
+)
+"""What the report says outside the count of claims."""
 
 
 def told(found: Findings) -> dict[str, Any]:
@@ -44,6 +52,7 @@ def told(found: Findings) -> dict[str, Any]:
         "primary_verdict": found.primary.verdict if found.primary else "",
         "counted": claim_counts(found),
         "claims": claim_rows(found),
+        "not_corrected": NOT_CORRECTED,
         "drifts": drift_rows(found),
         "dips": dip_rows(found),
         "to_skill": to_skill_rows(found),
@@ -61,6 +70,7 @@ def told(found: Findings) -> dict[str, Any]:
         "midpoints": midpoint_rows(found),
         "forecasts": forecast_rows(found),
         "no_forecast": no_forecast(found),
+        "forecast_score": forecast_score_words(found.forecasts.values()),
         "frontier": frontiers(found),
     }
 
@@ -115,6 +125,16 @@ def claim_rows(found: Findings) -> list[dict[str, str]]:
     ]
 
 
+def standings(found: Findings) -> Mapping[str, claims.Standing]:
+    """Where each result's claim stands after the correction."""
+    return claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
+
+
+def adjusted_words(standing: claims.Standing) -> str:
+    """The p-value that a claim is judged by among all others."""
+    return standing.kept if standing.kept == "primary" else p_words(standing.adjusted_p)
+
+
 def p_words(p: float | None) -> str:
     """A p-value as far as it means anything."""
     if p is None or math.isnan(p):
@@ -129,19 +149,22 @@ def drift_rows(found: Findings) -> list[dict[str, str]]:
     """How each boundary moves with compute; a row for those that say more than nothing."""
     if len(found.study.budgets) < 2:
         return []
-    rows = []
+    known, rows = standings(found), []
     for (arm, skill), moved in found.drift_ability.items():
         name = claim_of("drift", "ability", arm, skill)
-        rows.append(_drift_row(found, name, arm, skill, moved, "A"))
+        rows.append(_drift_row(found, name, arm, skill, moved, "A", known[name]))
     for arm, moved in found.drift_memory.items():
         name = claim_of("drift", "memory", arm, "")
-        rows.append(_drift_row(found, name, arm, "memory", moved, "M"))
+        rows.append(_drift_row(found, name, arm, "memory", moved, "M", known[name]))
     return rows
 
 
-def _drift_row(found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str) -> dict[str, str]:
+def _drift_row(
+    found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str, standing: claims.Standing
+) -> dict[str, str]:
     confidence = "" if moved.low is None and moved.high is None else sure(found.confidence(claim))
-    return {"arm": arm, "skill": skill, "words": drift_words(moved, letter), "confidence": confidence}
+    mark = claims.mark(standing) if moved.verdict in ("rises", "falls") else ""
+    return {"arm": arm, "skill": skill, "words": drift_words(moved, letter), "confidence": confidence, "mark": mark}
 
 
 def dip_rows(found: Findings) -> list[dict[str, str]]:
@@ -172,28 +195,50 @@ def onset_rows(found: Findings) -> list[dict[str, Any]]:
 
 def _to_skill_rows(found: Findings, told: dict[tuple[str, str, int], ToSkill]) -> list[dict[str, Any]]:
     """Rows with the same budgets, of those that any of them has come to."""
+    known = standings(found)
     budgets = sorted({c for one in told.values() for c, _ in one.successes})
-    return [_to_skill_row(found, *place, one, budgets) for place, one in told.items()]
+    return [
+        _to_skill_row(found, *place, one, budgets, known[claim_of("to", "skill", *place[:2], float(place[2]))])
+        for place, one in told.items()
+    ]
 
 
 def _to_skill_row(
-    found: Findings, arm: str, skill: str, n_tasks: int, one: ToSkill, budgets: list[float]
+    found: Findings,
+    arm: str,
+    skill: str,
+    n_tasks: int,
+    one: ToSkill,
+    budgets: list[float],
+    standing: claims.Standing,
 ) -> dict[str, Any]:
     made = dict(one.successes)
     successes = [{"flops": number(c), "share": "—", "interval": ""} for c in budgets]
     for cell, c in zip(successes, budgets, strict=True):
         if (s := made.get(c)) is not None:
             cell |= {"share": f"{s.k} of {s.n}", "interval": f"{decimal(s.low)} to {decimal(s.high)}"}
-    interval = one.boundary.verdict in ("crossed", "undecided") and len(one.boundary.brackets) > 1
-    confidence = found.confidence(claim_of("to", "skill", arm, skill, float(n_tasks)))
+    looks, confidence = (
+        found.looks(arm, n_tasks, skill),
+        found.confidence(claim_of("to", "skill", arm, skill, float(n_tasks))),
+    )
+    interval = _has_end(one.boundary, looks)
     return {
         "arm": arm,
         "skill": skill,
         "n_tasks": number(n_tasks),
-        "words": flops_words(one.boundary, found.looks(arm, n_tasks, skill)),
+        "words": flops_words(one.boundary, looks),
+        "mark": claims.mark(standing) if interval or one.boundary.verdict in ("crossed", "below", "beyond") else "",
         "confidence": sure(confidence) if interval else "—",
         "successes": successes,
     }
+
+
+def _has_end(boundary: stats.Boundary, looks: Sequence[float]) -> bool:
+    """Do its words (`flops_words`) tell an end of its interval?"""
+    if boundary.verdict not in ("crossed", "undecided") or len(boundary.brackets) < 2:
+        return False
+    low_told = boundary.low is not None and boundary.low >= min(looks)
+    return low_told or (boundary.high is not None and boundary.high <= max(looks))
 
 
 # Breaks -------------------------------------------------------------------------------------------------------------
@@ -214,18 +259,18 @@ def _place(cut: Cut) -> str:
 def cut_rows(found: Findings) -> list[dict[str, Any]]:
     """The cuts that something can be said of; the undecided and the empty ones are told together."""
     rows = []
-    kept = {claim.name: claim.verdict for claim in found.claims}
+    known = standings(found)
     for cut in found.cuts:
         if cut.result.verdict not in ("break", "smooth", "metric artefact"):
             continue
         said = {_SCORES[name]: break_words(one) for name, one in cut.result.metrics.items()}
-        dropped = cut.result.verdict == "break" and kept.get(claims.claim_of_cut(cut)) == "not kept"
         rows.append(
             {
                 "arm": cut.arm,
                 "skill": cut.skill,
                 "place": _place(cut),
-                "verdict": cut.result.verdict + (" (not kept after correction)" if dropped else ""),
+                "verdict": cut.result.verdict,
+                "mark": claims.mark(known[claims.claim_of_cut(cut)]) if cut.result.verdict == "break" else "",
                 "words": emergence_words(cut.result),
                 "scores": [(name, said.get(name, "—")) for name in _SCORES.values()],
             }
@@ -250,39 +295,61 @@ def undecided(found: Findings) -> list[dict[str, str]]:
 # Arms, replicates ---------------------------------------------------------------------------------------------------
 
 
+NAMED = ("crosses", *claims.AHEAD)
+"""Verdicts on two arms that name one: what is told of them has a claim behind it, and an interval's end in it."""
+
+
 def overtaking_rows(found: Findings) -> list[dict[str, str]]:
     """Every pair of arms at every number of tasks."""
+    known, skill = standings(found), found.study.shown_skills[0]
     rows = []
     for o in found.crossovers:
-        met = o.result
-        said = {
-            "crosses": f"{o.second} overtakes {o.first} at {claims.range_words(met.low, met.high)} FLOPs",
-            "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
-            "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
-            "no difference shown": "no difference is shown at any budget",
-            "missing": "not measured",
-        }.get(met.verdict, f"undecided between {o.first} and {o.second}")
-        pair = f"{o.second} against {o.first}"
-        skill = found.study.shown_skills[0]
-        name = claim_of_arms(o.first, o.second, skill, o.n_tasks)
-        ratio = next((m for m in found.multipliers if (m.first, m.second, m.n_tasks) == _pair(o, found)), None)
-        ratio_claim = claim_of_arms(o.first, o.second, skill, o.n_tasks, "multiplier")
-        confidence = sure(found.confidence(name)) if met.low is not None or met.high is not None else "—"
-        n_tasks = number(o.n_tasks)
-        row = {"n_tasks": n_tasks, "pair": pair, "words": said, "confidence": confidence, "p": p_words(met.p_value)}
-        ends = ratio is not None and (ratio.ratio.low is not None or ratio.ratio.high is not None)
-        row["ratio"] = multiplier_words(ratio) if ratio is not None and ends else "—"
-        row["ratio_confidence"] = sure(found.confidence(ratio_claim)) if ends else "—"
-        rows.append(row)
+        name, met = claim_of_arms(o.first, o.second, skill, o.n_tasks), o.result
+        ended = met.verdict in NAMED and (met.low is not None or met.high is not None)
+        row = {
+            "n_tasks": number(o.n_tasks),
+            "pair": f"{o.second} against {o.first}",
+            "words": _overtaking_words(o),
+            "mark": claims.mark(known[name]) if met.verdict in NAMED else "",
+            "confidence": sure(found.confidence(name)) if ended else "—",
+            "p": adjusted_words(known[name]),
+        }
+        rows.append(row | _ratio_cells(found, o, known))
     return rows
+
+
+def _overtaking_words(o: Overtaking) -> str:
+    met = o.result
+    return {
+        "crosses": f"{o.second} overtakes {o.first} at {claims.range_words(met.low, met.high)} FLOPs",
+        "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
+        "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
+        "no difference shown": "no difference is shown at any budget",
+        "missing": "not measured",
+    }.get(met.verdict, f"undecided between {o.first} and {o.second}")
+
+
+def _ratio_cells(found: Findings, o: Overtaking, known: Mapping[str, claims.Standing]) -> dict[str, str]:
+    """What the same pair needs of compute."""
+    one = next((m for m in found.multipliers if (m.first, m.second, m.n_tasks) == _pair(o, found)), None)
+    if one is None or (one.ratio.low is None and one.ratio.high is None):
+        return {"ratio": "—", "ratio_mark": "", "ratio_confidence": "—", "ratio_p": "—"}
+    name = claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks, "multiplier")
+    return {
+        "ratio": multiplier_words(one),
+        "ratio_mark": claims.mark(known[name]) if one.ratio.verdict in ("rises", "falls") else "",
+        "ratio_confidence": sure(found.confidence(name)),
+        "ratio_p": adjusted_words(known[name]),
+    }
 
 
 def contest_rows(found: Findings) -> list[dict[str, str]]:
     """Every generalist against its specialists, number of tasks by number of tasks."""
-    rows = []
+    known, rows = standings(found), []
     for met in found.contests:
         name = claim_of_contest(met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops)
-        interval = met.result.low is not None or met.result.high is not None
+        named = met.result.verdict in NAMED
+        interval = named and (met.result.low is not None or met.result.high is not None)
         spent = f"{number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
         rows.append(
             {
@@ -291,9 +358,10 @@ def contest_rows(found: Findings) -> list[dict[str, str]]:
                 "domain": "mean of them" if met.pooled else met.domain,
                 "rival": {"its budget": spent, "the same": "equal compute", "its best": "its best"}[met.against],
                 "words": contest_words(met, found.study.budgets),
+                "mark": claims.mark(known[name]) if named else "",
                 "has": decimal(met.rival),
                 "confidence": sure(found.confidence(name)) if interval else "—",
-                "p": p_words(met.result.p_value),
+                "p": adjusted_words(known[name]),
             }
         )
     return rows
@@ -322,7 +390,7 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             {
                 "arm": row.arm,
                 "skill": row.skill,
-                "n_tasks": number(row.n_tasks),
+                "n_tasks": _pooled_words(row.n_tasks),
                 "mean": decimal(noise.mean),
                 "sd": decimal(noise.sd),
                 "n": noise.n,
@@ -331,6 +399,13 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _pooled_words(n_tasks: tuple[int, ...]) -> str:
+    """The one number of tasks, or from where to where several are pooled."""
+    if len(n_tasks) == 1:
+        return number(n_tasks[0])
+    return f"{len(n_tasks)} pooled, {number(n_tasks[0])} to {number(n_tasks[-1])}"
 
 
 def _between(low: Needed | None, high: Needed | None) -> str:
@@ -346,7 +421,10 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
     for arm, at in found.midpoints.items():
         kinds, made = at.kinds, at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
-        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)})"
+        chosen = (
+            f", corrected for the {number(at.chosen_from)} cells that it was chosen from" if at.chosen_from > 1 else ""
+        )
+        said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)}{chosen})"
         if kinds.verdict == "too few":
             said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
         elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from orchestrator import stats
+from orchestrator import claims, stats
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings
 from orchestrator.progress import clock
+from orchestrator.report.judged_tables import standings
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import PARTS, Study, Variant
@@ -93,11 +94,15 @@ def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
     return grid.index(bracket.high) - grid.index(bracket.low)
 
 
+_SETTLED = ("crossed", "below", "beyond")
+"""Verdicts that are told as facts; what is undecided is told as a count of replicates."""
+
+
 def boundary_rows(found: Findings) -> list[dict[str, Any]]:
     """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
     study = found.study
     levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    groups = []
+    known_claims, groups = standings(found), []
     for arm in study.lines:
         named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
         mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
@@ -107,6 +112,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
                 known = found.reached(arm, flops)
                 claim = ("ability", arm, name) if letter == "A" else ("memory", arm, "")
                 ended = boundary.low is not None or boundary.high is not None
+                standing = known_claims[claim_of("k", *claim, flops)]
                 interval = ended and boundary.verdict in ("crossed", "undecided") and len(boundary.brackets) > 1
                 rows.append(
                     {
@@ -116,6 +122,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
                         "words": words(boundary, levels)
                         if known
                         else what_became(found, arm, flops) or "no trial has come to the end of this budget",
+                        "mark": claims.mark(standing) if known and boundary.verdict in _SETTLED else "",
                         "verdict": boundary.verdict if known else "lost" if what_became(found, arm, flops) else "open",
                         "replicates": len(boundary.brackets),
                         "not_monotone": boundary.not_monotone,
@@ -173,6 +180,7 @@ def expected_rows(found: Findings) -> list[dict[str, Any]]:
                 "interval": f"{figure(measured.low)} to {figure(measured.high)}" if known and measured else "—",
                 "replicates": len(verdict.values),
                 "verdict": verdict.verdict,
+                "caution": verdict.caution,
                 "source": expected.source,
                 "source_replicates": expected.replicates,
                 "evidence": expected.evidence,

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
+from orchestrator.stats.intervals import by_chance
+
 HALF = 0.5
 """Where a boundary is drawn."""
 MIN_TESTED = 3
@@ -340,7 +342,7 @@ class Drift(NamedTuple):
     """Of each replicate (None: open end)."""
     verdict: Literal["rises", "falls", "undecided", "missing"]
     p_value: float | None
-    """Two-sided: the smallest 1 - confidence at which the interval excludes zero. None below two replicates."""
+    """Two-sided: the smallest 1 - confidence at which the interval excludes zero. None below MIN_TESTED replicates."""
 
 
 def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confidence: float = 0.95) -> Drift:
@@ -349,7 +351,9 @@ def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confi
     brackets (B x R), the same replicates at every budget; an empty row is a budget at which nothing is known. Each
     replicate is read at the smallest and the largest budget at which it has a bracket: the least drift these allow is
     from the upper end there to the lower end here, and is open where one of them is. Over replicates: t-limits as for
-    a boundary of few replicates, widened where they agree. Raises ValueError for budgets
+    a boundary of few replicates, widened where they agree. Brackets that are drawn alike at both ends (of one arm at two
+    budgets, of two arms) are of two kinds at worst, and then lie all on the one side here and all on the other there as
+    often as `by_chance` says: p is at least that, and the interval goes with it. Raises ValueError for budgets
     that are not ascending, or rows of different lengths.
     """
     costs = np.asarray(budgets, dtype=float)
@@ -377,13 +381,22 @@ def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confi
     closed = np.isfinite(widths)
     widths[~closed] = OPEN_STEPS * widths[closed].max() if closed.any() else np.inf
     width = float(((widths[bottom, at] + widths[top, at]) / doublings)[usable].mean())
+    n, alpha = len(at), 1 - confidence
     below, above = float(lows[0]), float(highs[0])
-    if len(at) > 1:
+    p_value, chance = None, by_chance(n, n)
+    if n > 1:
         below, above = _t_limits(lows, highs, width, confidence)
+    if n > 1 and chance > alpha:  # as `compare.guarded_difference`; to the far ends, which may be open
+        back = (alpha / chance) ** (1 / (2 * n)) - 1
+        below, above = (
+            (min(below, float(highs.mean()) * back) if below > 0 else below),
+            (max(above, float(lows.mean()) * back) if above < 0 else above),
+        )
     verdict: Literal["rises", "falls", "undecided"] = "undecided"
-    if len(at) > 1 and (below > 0 or above < 0):
-        verdict = "rises" if below > 0 else "falls"
-    p_value = min(_excludes_zero(lows, highs, width), _excludes_zero(-highs, -lows, width)) if len(at) > 1 else None
+    if n >= MIN_TESTED:
+        p_value = max(chance, min(_excludes_zero(lows, highs, width), _excludes_zero(-highs, -lows, width)))
+        if below > 0 or above < 0:
+            verdict = "rises" if below > 0 else "falls"
     slopes = tuple(Bracket(_finite(lo), _finite(hi)) for lo, hi in zip(lows.tolist(), highs.tolist(), strict=True))
     return Drift(_finite(below), _finite(above), slopes, verdict, p_value)
 
@@ -422,6 +435,9 @@ class Crossover(NamedTuple):
     a_ahead: tuple[float, ...]
     """Levels at which A is shown ahead, over all levels at once."""
     b_ahead: tuple[float, ...]
+    ahead_p: float | None = None
+    """Two-sided, of "the one is ahead" that is said to be throughout: twice that of A at the last level, or of B at its surest.
+    None of other verdicts."""
 
 
 def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0.95) -> Crossover:
@@ -459,15 +475,16 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
             high = high and max(high, float(grid[b_at[b_at > last_a][0]]))
         return Crossover(low, high, brackets, "crosses", p_value, *ahead)
     verdict: Literal["a ahead throughout", "b ahead throughout", "no difference shown", "undecided"] = "undecided"
+    ahead_p = None
     if not len(a_at) and not len(b_at):
         verdict = "no difference shown"
     elif not len(a_at):
-        verdict = "b ahead throughout"
+        verdict, ahead_p = "b ahead throughout", min(1.0, 2 * float(np.nanmin(p_b)))
     elif not len(b_at) and a_at[-1] == len(grid) - 1:
-        verdict = "a ahead throughout"
+        verdict, ahead_p = "a ahead throughout", min(1.0, 2 * float(p_a[-1]))
     from_a = ahead[0][-1] if ahead[0] and not ahead[1] else None
     to_b = ahead[1][0] if ahead[1] and not ahead[0] else None
-    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead)
+    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead, ahead_p)
 
 
 def _sign_changes(

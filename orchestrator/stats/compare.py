@@ -25,6 +25,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
+from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
+from orchestrator.stats.intervals import by_chance
+
 FEW = 5
 """Below this many replicates a t-interval leans on normality that nobody can check."""
 
@@ -116,17 +119,6 @@ def welch_difference(
     return result(*_t_test(mean, math.sqrt(v_a + v_b), df, confidence), df)
 
 
-def by_chance(n_a: int, n_b: int) -> float:
-    """The largest probability with which replicates of one and the same lottery come out on two levels, those of one arm
-    all on the one and those of the other all on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b.
-
-    For n pairs 2 x 4^-n, and not only for lotteries: whatever two values are drawn alike, their difference falls between l
-    and h < 2 l with probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
-    """
-    n = n_a + n_b
-    return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)
-
-
 def guarded_difference(
     a: Sequence[float | None], b: Sequence[float | None], in_pairs: bool, confidence: float = 0.95
 ) -> Difference | None:
@@ -195,6 +187,27 @@ def two_levels(values: np.ndarray) -> bool:
     ordered = np.sort(values)
     wide = max(0.5, 1 - (0.05 / (n - 1)) ** (1 / (n - 2)))
     return bool(np.diff(ordered).max() > wide * (ordered[-1] - ordered[0]))
+
+
+# Places, not means --------------------------------------------------------------------------------------------------
+
+
+def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) -> Drift | None:
+    """How far a boundary lies from A's in B, in doublings of tasks, paired by replicate: the drift from a first to a second scale,
+    a factor 2 apart.
+
+    None where nothing is known on one side.
+    """
+    return drift([1.0, 2.0], [a, b], confidence) if a and b else None
+
+
+def crossing_p(met: Crossover, n_levels: int, either: bool = True) -> float | None:
+    """Of `either` overtaking the other, twice that of the surer direction, or of the one that was asked for; and at least what
+    lotteries at two levels bring."""
+    if met.p_value is None:
+        return None
+    n = len(met.brackets)
+    return min(1.0, max((1 + either) * met.p_value, math.comb(n_levels, 2) * by_chance(2 * n, 2 * n)))
 
 
 def _as_floats(values: Sequence[float | None]) -> np.ndarray:

@@ -73,3 +73,14 @@ def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consi
     if measured.high - measured.low <= hi - lo and lo <= measured.mean <= hi:
         return "consistent"
     return "inconclusive"
+
+
+def by_chance(n_a: int, n_b: int) -> float:
+    """The largest probability with which replicates of one and the same lottery come out on two levels, those of one arm
+    all on the one and those of the other all on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b.
+
+    For n pairs 2 x 4^-n, and not only for lotteries: whatever two values are drawn alike, their difference falls between l
+    and h < 2 l with probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
+    """
+    n = n_a + n_b
+    return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)

@@ -1,6 +1,6 @@
 """Many claims at once: which survive Benjamini and Hochberg's procedure, and at what confidence to show their intervals.
 
-One primary claim a study stays outside; everything else that is looked at goes through here together. Imports scipy.stats inside.
+One primary claim a study stays outside; the other claims go through here together. Imports scipy.stats inside.
 Checked by tests/simulate_replicates.py.
 """
 
@@ -44,12 +44,16 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
 
     Two-sided p-values (n,), None or NaN for what could not be tested. Benjamini and Hochberg (1995): right for independent and for
     positively dependent tests. Intervals of selected claims: Benjamini and Yekutieli (2005, JASA 100:71), confidence
-    1 - q R / m. An interval and the p-value must come from the same test.
+    1 - q R / m. That holds where an interval and its p-value come from the same test. Of one kind of claim they do not: boundaries and
+    compute-to-skill are tested by signs, while up to five replicates their intervals are t-limits. These intervals can look sure
+    of what the signs do not show; none is ever selected at q = .05, as the least p of five signs is .0625. From six replicates on
+    the intervals are order statistics, which are sign tests, too, as far as they reach.
 
     Intervals of the others: their guarantee covers selected claims only, and the plain 95 % would let rows that were not
     selected exclude zero. They get 1 - q (R + 1) / m, what the next claim to be selected would have got. So an interval
-    excludes zero exactly where its claim is selected; and as none is narrower than the plain one, the expected share of
-    misses over the whole table is at most q as well.
+    of the same test excludes zero exactly where its claim is selected; and as none is narrower than the plain one, the expected
+    share of misses over the whole table is at most q as well. `compare` shows these; a study's report does not (claims.py): it
+    shows plain 95 % intervals of what is not selected, and marks them as supporting no claim.
 
     Whether a claim can be tested must not depend on how it would come out. Raises ValueError for a p-value outside [0, 1]
     and a q outside (0, 1).

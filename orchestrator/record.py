@@ -244,6 +244,7 @@ class MlflowRecord:
         self._described: set[str] = set()  # keys whose run has its params
         self._settled: set[str] = set()  # trials whose run holds all there will ever be
         self._logged: dict[str, int] = {}  # evaluations already sent, by trial
+        self._counts: dict[str, int] = {}  # of trials, as last told
         token = None
         while True:
             mine = f"tags.`emergence.record` = '{record_id}'"
@@ -290,6 +291,7 @@ class MlflowRecord:
             if say and time.monotonic() - told > SAY_EVERY_SECONDS:
                 told = time.monotonic()
                 say(f"MLflow: {i + 1} of {len(unsettled)} trials")
+        self._tell_counts(parent, state)
 
     def _parent(self, state: State) -> str:
         tags = {"emergence.kind": "study", "emergence.study": self.study.id}
@@ -299,19 +301,23 @@ class MlflowRecord:
         """A session has begun: the parent run says so, and with which axes; an answer that it had stays, and is called older."""
         parent = self._parent(state)
         run = self.client.get_run(parent)
-        ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
-        when = round(state.last_time * 1000)
-        counts = [
-            self._entities.Metric(f"trials/{kind}", float(ended.count(kind)), when, 0)
-            for kind in ("done", "diverged", "failed", "open")
-        ]
-        note, tags = run.data.tags.get("mlflow.note.content", ""), []
+        note = run.data.tags.get("mlflow.note.content", "")
         if note and not note.startswith(RUNNING_NOTE):
-            tags = [self._entities.RunTag("mlflow.note.content", RUNNING_NOTE + note)]
-        self.client.log_batch(parent, metrics=counts, tags=tags)
+            self.client.set_tag(parent, "mlflow.note.content", RUNNING_NOTE + note)
         self._tell_axes(parent, run.data.params)
+        self._tell_counts(parent, state)
         if run.info.status != "RUNNING":
             self.client.update_run(parent, status="RUNNING")
+
+    def _tell_counts(self, parent: str, state: State) -> None:
+        """How many trials are done, diverged, failed and open, whenever that has changed."""
+        ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
+        counts = {kind: ended.count(kind) for kind in ("done", "diverged", "failed", "open")}
+        if counts != self._counts:
+            when, metric = round(state.last_time * 1000), self._entities.Metric
+            points = [metric(f"trials/{kind}", float(n), when, 0) for kind, n in counts.items()]
+            self.client.log_batch(parent, metrics=points)
+            self._counts = counts
 
     def _tell_axes(self, parent: str, known: dict[str, str]) -> None:
         """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what

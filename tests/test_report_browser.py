@@ -447,6 +447,8 @@ def test_on_paper_there_are_no_controls_but_the_walk_at_every_budget_and_every_t
     assert overlaps(page) == []
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".settings").is_visible()
+    folded = page.locator("details", has_text="The other skills")
+    assert folded.count() >= 2 and all(one.locator("table").is_visible() for one in folded.all())
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator(".settings").is_hidden()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from orchestrator import stats
 from orchestrator.stats.breaks import MIN_SCALES, Break, Emergence
 from orchestrator.stats.forecast import Forecast
-from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum
+from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum, interval
 from orchestrator.stats.replicates import Needed
 from trainers import budget
 from trainers.spec import TrunkSpec
@@ -385,10 +385,21 @@ def frontier_words(found: Isoflops) -> str:
         if one.n_optimal is not None and one.tokens_per_parameter is not None:
             ends = f" ({_open_range(one.low, one.high)})" if one.low is not None or one.high is not None else ""
             per = f"{one.tokens_per_parameter:.3g} tokens a parameter"
+            per += f" ({_open_range(one.ratio_low, one.ratio_high)})" if one.ratio_low or one.ratio_high else ""
             said.append(f"{at} the best size is {number(one.n_optimal)} parameters{ends}, {per}.")
         elif one.verdict in ("beyond", "below"):
             edge = "largest" if one.verdict == "beyond" else "smallest"
-            said.append(f"{at} the {edge} size is the best: the grid does not bracket the minimum, so none is claimed.")
+            bound = (
+                f"at least {number(one.at_least)}"
+                if one.at_least
+                else f"at most {number(one.at_most)}"
+                if one.at_most
+                else ""
+            )
+            said.append(
+                f"{at} the {edge} size is the best: the grid does not bracket the minimum, so none is claimed"
+                f"{f' but that it has {bound} parameters, if there is one minimum' if bound else ''}."
+            )
         elif one.verdict == "unclear":
             said.append(f"{at} the sizes are not told apart.")
     if found.exponent is not None:
@@ -405,18 +416,24 @@ def law_words(found: Chinchilla, best: Optimum | None) -> str:
         return f"No parametric law: {found.reason}." if found.reason else ""
     fit = found.law
     said = (
-        f"Parametric law over {times(found.n_trials, 'trial')}: loss = {figure(fit.floor)} + A / N^{fit.alpha:.2f} + "
-        f"B / D^{fit.beta:.2f}, within {percent(found.rms_log_error or 0.0)} of what was measured; at {number(best.compute)} FLOPs its best "
+        f"Parametric law over {times(found.n_trials, 'trial')}: loss = {figure(fit.floor)} + A / N^α + B / D^β, "
+        f"α {fit.alpha:.2f}{_at_95(interval(found, lambda law: law.alpha))}, β {fit.beta:.2f}{_at_95(interval(found, lambda law: law.beta))}, "
+        f"within {percent(found.rms_log_error or 0.0)} of what was measured; at {number(best.compute)} FLOPs its best "
         f"size is {number(best.n_parameters)} parameters"
     )
     if best.n_parameters_interval:
         said += f" ({number(best.n_parameters_interval[0])} to {number(best.n_parameters_interval[1])} at 95 %)"
-    said += f", {figure(best.tokens_per_parameter)} tokens a parameter."
+    said += f", {figure(best.tokens_per_parameter)} tokens a parameter{_at_95(best.ratio_interval)}."
     if best.extrapolated:
         said += " That is outside the sizes that were tried: an extrapolation."
     if found.edge:
         said += f" The loss hardly depends on {found.edge}: read the law with care."
     return said
+
+
+def _at_95(ends: tuple[float, float] | None) -> str:
+    """An interval behind a number, in brackets; nothing where there is none."""
+    return f" ({figure(ends[0])} to {figure(ends[1])} at 95 %)" if ends else ""
 
 
 def _open_range(low: float | None, high: float | None) -> str:

@@ -297,7 +297,7 @@ def test_the_plan_says_the_claim_what_settles_it_and_when_there_are_too_few_repl
     assert rows["claim"].startswith(
         "the number of tasks from which on recall appears at 6.4e11 FLOPs is 16 to 256; consistent"
     )
-    assert rows["settled by"].endswith("This study has 3") and "warning" not in rows
+    assert rows["settled by"].endswith("This study has 3") and "by lottery" in rows["warning"]
     for replicates, warning in (
         (5, None),
         (4, "4 replicates cannot confirm the claim, however well they agree"),

@@ -436,6 +436,9 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
                 "undecided": "One kind or two: the dip test and the mixture disagree",
             }
             said += f". {named.get(kinds.verdict, 'All alike')}"
+        if kinds.dip_p is not None and kinds.bic_gain is not None:
+            favours = "two" if kinds.bic_gain > 0 else "one"
+            said += f" (dip test p {p_words(kinds.dip_p)}; BIC favours {favours} by {abs(kinds.bic_gain):.3g})"
         rows.append({"arm": arm, "where": where, "words": said})
     return rows
 

@@ -12,6 +12,7 @@ from orchestrator import stats
 from orchestrator.claims import range_words
 from orchestrator.compare import OVERALL_SHARE, CellDifference, Comparison, Overtaking
 from orchestrator.stats import compare as differences
+from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
 from orchestrator.words import number, percent, signed, sure, times
 
@@ -105,6 +106,11 @@ def _first_sentence(found: Comparison) -> str:
     if found.kept:
         but = f"is not shown to be better or worse at {skill} on the whole"
         return f"{b} differs from {a} in {found.kept:,} of {single}, but {but}: {whole}."
+    if by_chance(overall.n_a, overall.n_b) > OVERALL_SHARE:
+        few = min(overall.n_a, overall.n_b)
+        return (
+            f"{times(few, 'replicate')} cannot show a difference between {a} and {b}, however large it looks: {whole}."
+        )
     return f"{a} and {b} are not told apart: {whole}, and none of {single} is more than noise."
 
 
@@ -118,6 +124,8 @@ def difference_words(difference: differences.Difference) -> tuple[str, str]:
     """A difference and its interval, empty if there is none, in as many decimals as it takes to see on which side of zero
     they lie and how far apart; two at least."""
     ends = [] if difference.low is None or difference.high is None else [difference.low, difference.high]
+    if min(difference.n_a, difference.n_b) < MIN_TESTED:
+        ends = []  # two have a spread, and Student's interval from it can be a hundred times as wide as what is measured
     for digits in (2, 3, 4):
         said = [signed(value, digits) for value in (difference.mean, *ends)]
         hidden = any(value and not float(one[1:]) for value, one in zip((difference.mean, *ends), said, strict=True))
@@ -217,7 +225,10 @@ def _doubt_sentences(found: Comparison) -> list[str]:
     if overall is not None and overall.p is not None:
         n = min(overall.n_a, overall.n_b)
         if by_chance(overall.n_a, overall.n_b) > OVERALL_SHARE:
-            sentences.append(f"With {n} replicates nothing can be shown, as so few agree by chance too often.")
+            least = next(k for k in range(n, 100) if by_chance(k, k) <= OVERALL_SHARE)
+            sentences.append(
+                f"So few replicates agree by chance too often; {least} on either side are the least that could."
+            )
         elif n < differences.FEW:
             sentences.append(f"{n} replicates can agree by chance: a single cell is kept only where many cells differ.")
     lotteries = sum(_is_lottery(cell) for cell in found.cells)

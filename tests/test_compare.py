@@ -250,9 +250,11 @@ def test_one_replicate_tests_nothing_and_two_show_nothing() -> None:
         "No difference between made_up@1 and made_up@2 can be tested: that takes two replicates on both sides."
     )
     two = compare(found_of(1, replicates=2), found_of(2, centre=8, replicates=2))
-    assert not two.kept and "With 2 replicates nothing can be shown, as so few agree by chance too often." in text_of(
-        two
+    assert not two.kept and "3 on either side are the least that could" in text_of(two)
+    assert answer(two)[0].startswith(
+        "2 replicates cannot show a difference between made_up@1 and made_up@2, however large"
     )
+    assert "interval" not in answer(two)[0]
 
 
 # What is refused, or left out ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ Measure = Literal["ability", "memory"]
 CONFIDENCE = 0.95
 FALSE_SHARE = 0.05
 """Of the claims that are kept, at most this share is expected to be false."""
-NOT_KEPT, NOT_TESTED = "not kept", "not tested"
+NOT_KEPT, TOO_FEW = "not kept", "too few to test"
 
 
 class Claim(NamedTuple):
@@ -62,7 +62,7 @@ def standings(made: Sequence[Claim], primary: str | None) -> Mapping[str, Standi
 
 def mark(standing: Standing) -> str:
     """To stand beside a result that is worded as a fact: nothing where it is kept, or was declared, or is outside the count."""
-    return {"no": NOT_KEPT, "untested": NOT_TESTED}.get(standing.kept, "")
+    return {"no": NOT_KEPT, "untested": TOO_FEW}.get(standing.kept, "")
 
 
 # What was looked at -------------------------------------------------------------------------------------------------

@@ -258,7 +258,9 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
     levels = [float(n) for n in sorted(found.study.axes.n_tasks)]
     _, (_, at_top) = found.k_ability[("answer", "recall")]
     table = page.text[page.text.index("The boundaries") :]
-    assert f"{ability_words(at_top, levels)} (not kept) {interval_words(at_top, levels)} 95 % crossed 3 0" in table
+    assert (
+        f"{ability_words(at_top, levels)} (too few to test) {interval_words(at_top, levels)} 95 % crossed 3 0" in table
+    )
     for boundaries in (*found.k_ability.values(), *found.k_memory.values()):
         for _, boundary in boundaries:
             words = memory_words if boundaries in found.k_memory.values() else ability_words

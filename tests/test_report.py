@@ -266,7 +266,7 @@ def test_the_boundaries_are_told_in_the_words_of_the_findings(written: Reports) 
             words = memory_words if boundaries in found.k_memory.values() else ability_words
             at = "95 %" if boundary.verdict in ("crossed", "undecided") else "—"
             settled = boundary.verdict in ("crossed", "beyond", "below")
-            kept = " (not kept)" if settled else ""  # three replicates can agree by chance
+            kept = " (too few to test)" if settled else ""  # three replicates can agree by chance
             told = f"{words(boundary, levels)}{kept} {interval_words(boundary, levels)} {at} {boundary.verdict}"
             assert told in table
 

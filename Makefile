@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: quickstart test test-cluster check bench calibration format clean install
 
-quickstart: install  ## a real study in about five minutes: a skill emerges
+quickstart: install  ## a real study in about six minutes: a skill emerges
 	$(BIN)/emergence run quickstart
 
 test: install  ## all tests

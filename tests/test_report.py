@@ -913,3 +913,13 @@ def test_the_relative_distance_is_drawn_with_its_crossings(tmp_path: Path) -> No
     assert told is not None and [int(step) for step in told.groups()] == pytest.approx([100, 200], rel=0.03)
     assert "16 tasks no crossing of ½ seen" in page.text
     assert (tmp_path / "figures" / "distance.png").exists()
+
+
+def test_a_half_finished_study_is_not_said_to_have_nothing_where_some_replicates_have_the_skill(tmp_path: Path) -> None:
+    found = found_of(study_of(), status=lambda n, c, r: "open" if n >= 64 and r > 0 else "done")
+    page = page_of(tmp_path, found)
+    assert all(b.verdict in ("beyond", "missing") for _, b in found.k_ability["answer", "recall"])
+    assert (
+        "replicates that have ended reach an ability of one half, but not all have at the numbers of tasks" in page.text
+    )
+    assert "no replicate reaches" not in page.text and "nowhere" not in found.answer.split("Memory")[0]

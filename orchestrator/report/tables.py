@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from orchestrator import claims, stats
+from orchestrator import analyses, claims, stats
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings
 from orchestrator.progress import clock
@@ -47,6 +47,7 @@ def block_words(found: Findings, arm: str) -> dict[str, Any]:
         "under": any(b.low is None and b.high is not None for b in brackets),
         "wide": any(_rows_between(levels, b) > 1 for b in brackets),
         "states": states,
+        "across": bool((analyses.surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
         "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,

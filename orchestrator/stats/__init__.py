@@ -9,7 +9,9 @@ replicates  two kinds? how many more?    breaks      break, smooth or metric art
 frontier    best size for a budget       forecast    does the bottom predict the top
 multiplicity  many claims at once                further  replicates that would settle a claim
 
-What is light is exported here; the others take a second to import (scipy.stats, scikit-learn) and are imported by name.
+What is light is exported here; the others take a second to import (scipy.stats, scikit-learn) and are imported by name. For the
+same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests hold it to scipy.stats or
+to published values: every command imports these, and half of them draw no statistic.
 """
 
 from orchestrator.stats.boundaries import (

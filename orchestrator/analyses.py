@@ -177,28 +177,41 @@ def drift(
     return stats.drift([c for c, _ in found], rows, confidence)
 
 
-Dips = dict[tuple[str, str], list[tuple[float, stats.Monotone]]]
+class Dip(NamedTuple):
+    """Does a mean go against its direction along one axis, the other held fixed?"""
+
+    arm: str
+    skill: str
+    """"" is memory."""
+    axis: Axis
+    fixed: float
+    test: stats.Monotone
+    """p-values are adjusted."""
 
 
-def dips(results: Results, skills: tuple[str, ...]) -> Dips:
-    """(arm, skill; "" is memory) -> at every budget: is the mean monotone along the numbers of tasks, or does noise not
-    explain a dip? p-values are adjusted (Benjamini and Hochberg) over all that is asked here."""
+def dips(results: Results, skills: tuple[str, ...]) -> tuple[Dip, ...]:
+    """Is each mean monotone along the numbers of tasks at every budget, and ability along the budgets at every number of tasks,
+    or does noise not explain a dip? p-values are adjusted (Benjamini and Hochberg) over all that is asked here.
+
+    Along compute a negative ability counts as 0: a model that knows nothing and grows surer of it loses no skill.
+    """
     levels = [float(n) for n in results.levels]
-    found: Dips = {}
+    asked: list[Dip] = []
     for arm in results.study.lines:
-        asked: list[tuple[Literal["ability", "memory"], str]] = [("ability", skill) for skill in skills]
-        for measure, skill in [*asked, ("memory", "")]:
+        measures: list[tuple[Literal["ability", "memory"], str]] = [("ability", skill) for skill in skills]
+        for measure, skill in [*measures, ("memory", "")]:
             cube = surface(results, measure, arm, skill)
-            found[(arm, skill)] = [
-                (c, stats.monotone(levels, cube[:, j].T, DIRECTION[measure]))
-                for j, c in enumerate(results.budgets)
-                if not np.isnan(cube[:, j]).all()
-            ]
-    adjusted = iter(multiplicity.adjust([test.p_value for tests in found.values() for _, test in tests]).claims)
-    return {
-        key: [(c, test._replace(p_value=next(adjusted).adjusted_p)) for c, test in tests]
-        for key, tests in found.items()
-    }
+            for j, c in enumerate(results.budgets):
+                test = stats.monotone(levels, cube[:, j].T, DIRECTION[measure])
+                asked += [Dip(arm, skill, "n_tasks", c, test)] if not np.isnan(cube[:, j]).all() else []
+            for i, n in enumerate(results.levels if measure == "ability" else ()):
+                test = stats.monotone(results.budgets, np.maximum(cube[i], 0.0).T, "rising")
+                asked += [Dip(arm, skill, "compute_flops", float(n), test)] if not np.isnan(cube[i]).all() else []
+    adjusted = multiplicity.adjust([one.test.p_value for one in asked]).claims
+    return tuple(
+        one._replace(test=one.test._replace(p_value=claim.adjusted_p))
+        for one, claim in zip(asked, adjusted, strict=True)
+    )
 
 
 # Along compute ------------------------------------------------------------------------------------------------------

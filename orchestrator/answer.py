@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from orchestrator import analyses, claims, primary_verdict, stats
-from orchestrator.analyses import Boundaries, Overtaking, claim_of, claim_of_arms
+from orchestrator.analyses import Boundaries, Dip, Overtaking, claim_of, claim_of_arms
 from orchestrator.generalists import Contest, claim_of_contest
 from orchestrator.words import (
     ability_words,
     contest_words,
+    dip_words,
     drift_words,
     figure,
     interval_words,
@@ -225,12 +226,23 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         said += f", and nowhere up to {number(upto)} tasks at {number(nowhere[-1][0])} FLOPs"
         said += " or less" if len(nowhere) > 1 else ""
     sentences = [said + "."]
+    lost = [d for d in found.dips if (d.arm, d.skill, d.axis) == (arm, skill, "compute_flops") and _shown(d)]
+    if lost:
+        deepest = min(lost, key=lambda dip: cast(float, dip.test.change))
+        sentences.append(
+            f"More compute also takes some of it away again: with {number(deepest.fixed)} tasks ability "
+            f"{dip_words(deepest).rpartition(' at ')[0]}."
+        )
     moved = found.drift_ability.get((arm, skill))
     if moved is not None and moved.verdict in ("rises", "falls"):
         plainly = "fewer" if moved.verdict == "falls" else "more"
         of = claim_of("drift", "ability", arm, skill)
         sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks it takes", drift_words(moved, "A")))
     return sentences
+
+
+def _shown(dip: Dip) -> bool:
+    return dip.test.p_value is not None and dip.test.p_value < 0.05
 
 
 def _not_yet(found: Findings, what: str, abilities: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from orchestrator import analyses, answer, claims, generalists, primary_verdict,
 from orchestrator.analyses import (
     Boundaries,
     Cut,
+    Dip,
     Midpoint,
     Multiplier,
     NoiseRow,
@@ -73,8 +74,8 @@ class Findings:
     """arm -> per budget: up to where the training tasks are memorised, before the decay."""
     drift_ability: dict[tuple[str, str], stats.Drift] = field(default_factory=dict)
     drift_memory: dict[str, stats.Drift] = field(default_factory=dict)
-    dips: dict[tuple[str, str], list[tuple[float, stats.Monotone]]] = field(default_factory=dict)
-    """(arm, skill; "" is memory) -> per budget: is the mean monotone along the numbers of tasks? p-values are adjusted."""
+    dips: tuple[Dip, ...] = ()
+    """Is each mean monotone along the numbers of tasks, and ability along compute?"""
     to_skill: dict[tuple[str, int], ToSkill] = field(default_factory=dict)
     """(arm, n_tasks) -> from how much compute on the headline skill is there."""
     onsets: dict[tuple[str, str, int], ToSkill] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from trainers.spec import TrunkSpec
 from trainers.tasks import Family
 
 if TYPE_CHECKING:
-    from orchestrator.analyses import Multiplier
+    from orchestrator.analyses import Dip, Multiplier
     from orchestrator.claims import Fewer
     from orchestrator.generalists import Contest
 
@@ -189,6 +189,13 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
         else low or high
     )
     return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
+
+
+def dip_words(dip: Dip) -> str:
+    """Where a mean goes against its direction: changes by -0.2 between 4 and 64 tasks at 1e11 FLOPs."""
+    first, second = (number(end) for end in cast(tuple[float, float], dip.test.pair))
+    unit, other = ("tasks", "FLOPs") if dip.axis == "n_tasks" else ("FLOPs", "tasks")
+    return f"changes by {signed(cast(float, dip.test.change))} between {first} and {second} {unit} at {number(dip.fixed)} {other}"
 
 
 def times_of(ratio: stats.Drift) -> tuple[float | None, float | None]:

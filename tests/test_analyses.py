@@ -121,16 +121,18 @@ def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
 
 def test_dips_are_corrected_for_all_that_were_asked() -> None:
     found = found_of(replicates=3)
-    asked = [test for tests in found.dips.values() for _, test in tests]
-    raw = [
-        analyses.stats.monotone(
-            [float(n) for n in LEVELS],
-            analyses.surface(found.results, measure, "answer", skill)[:, j].T,
-            analyses.DIRECTION[measure],
-        )
-        for measure, skill in (("ability", "recall"), ("memory", ""))
-        for j in range(2)
-    ]
+    asked = [dip.test for dip in found.dips]
+    along = {dip.axis for dip in found.dips if dip.skill == ""}, {dip.axis for dip in found.dips if dip.skill}
+    assert along == ({"n_tasks"}, {"n_tasks", "compute_flops"})
+    raw = []
+    for measure, skill in (("ability", "recall"), ("memory", "")):
+        cube, direction = analyses.surface(found.results, measure, "answer", skill), analyses.DIRECTION[measure]
+        raw += [analyses.stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
+        if skill:
+            raw += [
+                analyses.stats.monotone(found.results.budgets, np.maximum(cube[i], 0).T, "rising")
+                for i in range(len(LEVELS))
+            ]
     assert len(asked) == len(raw)
     tested = [(a.p_value, r.p_value) for a, r in zip(asked, raw, strict=True) if r.p_value is not None]
     assert tested and all(a is not None and a >= r for a, r in tested)

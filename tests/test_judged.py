@@ -327,3 +327,19 @@ def test_a_skill_that_is_defined_up_to_some_level_is_told_up_to_there() -> None:
     levels = [4.0, 16.0, 64.0, 256.0]
     found = stats.boundary(levels, [[0, 0, 1, np.nan], [0, 0, 0, np.nan], [0, 0, 0, np.nan]], "rising")
     assert "appears up to 64 tasks in 1 of 3 replicates" in words.ability_words(found, levels)
+
+
+def test_what_more_compute_takes_away_again_is_said_and_noise_or_deeper_ignorance_is_not(tmp_path: Path) -> None:
+    def eroded(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+        late = flops > 2e11
+        return np.where(
+            n_tasks == 32, np.where(late, 0.6, 0.9), np.where(n_tasks > 32, 0.95, np.where(late, -2.0, -0.5))
+        )
+
+    found = found_of(eroded, noise=0.05)
+    said = "with 32 tasks ability changes by \u22120."
+    assert said in found.answer and " between 1e11 and 4e11 FLOPs" in found.answer
+    (row,) = judged_tables.dip_rows(found)
+    assert row["words"].startswith("changes by \u22120.") and row["words"].endswith("FLOPs at 32 tasks")
+    assert "Noise does not explain these: recall changes by" in page_of(tmp_path, found).text
+    assert not judged_tables.dip_rows(found_of(jump, noise=0.05)) and "again" not in found_of(jump, noise=0.05).answer

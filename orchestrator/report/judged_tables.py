@@ -18,6 +18,7 @@ from orchestrator.stats.replicates import Needed
 from orchestrator.words import (
     break_words,
     contest_words,
+    dip_words,
     drift_words,
     emergence_words,
     figure,
@@ -30,7 +31,6 @@ from orchestrator.words import (
     needed_words,
     number,
     percent,
-    signed,
     sure,
     times,
 )
@@ -168,15 +168,12 @@ def _drift_row(
 
 
 def dip_rows(found: Findings) -> list[dict[str, str]]:
-    """Where the mean goes against its direction by more than noise explains; and whether it could be tested at all."""
-    rows = []
-    for (arm, skill), tests in found.dips.items():
-        for flops, test in tests:
-            if test.p_value is not None and test.p_value < 0.05 and test.pair and test.change is not None:
-                between = f"{number(test.pair[0])} and {number(test.pair[1])} tasks"
-                said = f"changes by {signed(test.change)} between {between} at {number(flops)} FLOPs"
-                rows.append({"arm": arm, "skill": skill or "memory", "words": said, "p": p_words(test.p_value)})
-    return rows
+    """Where a mean goes against its direction by more than noise explains."""
+    return [
+        {"arm": dip.arm, "skill": dip.skill or "memory", "words": dip_words(dip), "p": p_words(dip.test.p_value)}
+        for dip in found.dips
+        if dip.test.p_value is not None and dip.test.p_value < 0.05
+    ]
 
 
 # Along compute ------------------------------------------------------------------------------------------------------

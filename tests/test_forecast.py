@@ -1,6 +1,7 @@
 """Forecasts: simulated truths, what is refused and what nobody can know, hand-computed lines, and degenerate input.
 
-The scenarios are played at 2,000 runs each, with no error allowed for the simulation, and at length by `make calibration`.
+The scenarios are played at 2,000 runs each (600 where hardly anything is forecast), with no error allowed for the simulation, and
+at length by `make calibration`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CASES = [case for group in (FALLS, LEARNS, STOPS) for case in group.values() for
 def test_a_claimed_interval_holds_and_a_curve_that_cannot_be_continued_gets_none(
     scenario: Scenario, case: Case
 ) -> None:
-    outcome = scenario.play(2000)
+    is_close = scenario.kind == "coverage" or "at the last point" in scenario.name
+    outcome = scenario.play(2000 if is_close else 600)  # the others are refused nearly always
     assert scenario.holds(outcome), outcome
     assert scenario.kind == "false claims" or outcome.n_runs >= 2000 * case.made
 

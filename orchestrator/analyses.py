@@ -229,6 +229,8 @@ class ToSkill(NamedTuple):
     """(budget, k of n replicates at or above one half after its decay)."""
     p_value: float | None
     """Of what the boundary's verdict says."""
+    judged: tuple[int, ...]
+    """The replicates behind the boundary's brackets."""
 
 
 def to_skill(
@@ -249,7 +251,7 @@ def to_skill(
     boundary = stats.boundary(seen.flops, seen.values, "rising", confidence)
     p_value = boundary_p(seen.values, boundary.verdict, "rising")
     curve = survival.kaplan_meier(*seen.onsets, seen.flops, confidence)
-    return ToSkill(boundary, curve, seen.successes, p_value)
+    return ToSkill(boundary, curve, seen.successes, p_value, seen.judged)
 
 
 class _Looks(NamedTuple):
@@ -260,16 +262,19 @@ class _Looks(NamedTuple):
     onsets: tuple[np.ndarray, np.ndarray]
     """Of all replicates, for the Kaplan-Meier curve."""
     successes: tuple[tuple[float, replicates.Success], ...]
+    judged: tuple[int, ...]
+    """The replicates that `values` are of."""
 
 
 def _at_ends(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
     level, looks = results.levels.index(n_tasks), results.study.ends(arm)
     cube, open_trials = counted(results, "ability", arm, skill)
-    counting = cube[level].T[~open_trials[level].any(axis=0)]  # a larger budget says nothing of one that has yet to run
+    rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
+    counting = cube[level].T[rows]
     if not np.isfinite(counting).any():
         return None
     onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
-    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level))
+    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
 
 
 def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
@@ -283,8 +288,8 @@ def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | Non
     looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
     after = flops > looked[:, None]  # (replicates, looks)
     values = np.where(after & lost[:, None], -1.0, values)
-    counting, _ = settled(values, after & np.isnan(values) & waiting[:, None])
-    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level))
+    counting, rows = settled(values, after & np.isnan(values) & waiting[:, None])
+    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
 
 
 def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tuple[float, replicates.Success], ...]:
@@ -335,7 +340,8 @@ class Multiplier(NamedTuple):
 def multipliers(
     results: Results, skill: str, told: dict[tuple[str, int], ToSkill], confidence: Confidence
 ) -> list[Multiplier]:
-    """Every pair of arms at every number of tasks at which either is seen to come; compute to skill against compute to skill.
+    """Every pair of arms at every number of tasks, by the replicates that can be judged of both; compute to skill against compute to
+    skill.
 
     Where the size of one follows the budget, both are read at the ends of budgets: like against like.
     """
@@ -347,9 +353,11 @@ def multipliers(
                 to_skill(results, arm, skill, n, 0.95, at_ends=True) if at_ends else told.get((arm, n))
                 for arm in (a, b)
             ]
-            rows = [one.boundary.brackets if one else () for one in pair]
-            if len(rows[0]) != len(rows[1]) or all(bracket.high is None for row in rows for bracket in row):
+            of = [dict(zip(one.judged, one.boundary.brackets, strict=True)) if one else {} for one in pair]
+            both = sorted(of[0].keys() & of[1].keys())
+            if not both:
                 continue
+            rows = [[brackets[r] for r in both] for brackets in of]
             level = confidence(claim_of_arms(a, b, skill, n, "multiplier"))
             found.append(Multiplier(a, b, n, stats.drift([1.0, 2.0], rows, level)))
     return found

@@ -52,7 +52,7 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
 
 
-NOT_KEPT, NOT_TESTED = " (not kept after correction)", " (not tested: too few replicates)"
+NOT_KEPT, NOT_TESTED = " (not kept after correction)", f" (not tested: that takes {analyses.LEAST_TESTED} replicates)"
 
 
 def paragraph(found: Findings) -> str:
@@ -60,7 +60,8 @@ def paragraph(found: Findings) -> str:
     study = found.study
     ended = sum(r["status"] in ("done", "diverged") for r in found.runs)
     if not ended:
-        return "Nothing can be said yet: no trial has ended."
+        waits = any(r["status"] not in ("diverged", "failed") for r in found.runs) or not found.runs
+        return "Nothing can be said yet: no trial has ended." if waits else "Every trial failed: nothing can be said."
     missing = len(found.runs) - ended
     sentences = [f"So far, with {ended} of {times(len(found.runs), 'trial')} ended."] if missing else []
     sentences += [speed_sentence(one) for one in found.speeds if one.multiple is not None]
@@ -79,17 +80,6 @@ def paragraph(found: Findings) -> str:
     sentences += _contest_sentences(found)
     if found.primary is not None:
         sentences.append(primary_sentence(found))
-    shown = {claims.name_of(found.results, study.primary)} | {c.name for c in found.claims if c.verdict == "kept"}
-    headline = {
-        claim_of("k", "ability", arm, study.shown_skills[0], c) for arm in study.lines for c in study.budgets[-1:]
-    }
-    seen = any(found.k_ability[(a, study.shown_skills[0])][-1][1].verdict in ("crossed", "below") for a in study.lines)
-    if study.axes.replicates > 1 and seen and not headline <= shown and not found.contests:
-        sentences.append(
-            "Where the skill appears is not kept after correction for all that was looked at."
-            if study.axes.replicates >= analyses.LEAST_TESTED
-            else f"{study.axes.replicates} replicates can agree by chance: {analyses.LEAST_TESTED} are the least that show where the skill appears."
-        )
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
@@ -207,7 +197,7 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         return [
             f"{what} appears nowhere: at no number of tasks up to {number(upto)} and no budget up to "
             f"{number(top_flops)} FLOPs does a replicate reach half of the general rule; the highest ability of any "
-            f"trial is {figure(round(highest, 2))}."
+            f"trial is {figure(round(highest, 2))}{_doubt_of(found, claim_of('k', 'ability', arm, skill, top_flops), top)}."
         ]
     if len(levels) == 1:
         memory = dict(found.k_memory[arm]).get(top_flops)
@@ -225,13 +215,12 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         upto = min(b.last for _, b in nowhere if b.last is not None)
         said += f", and nowhere up to {number(upto)} tasks at {number(nowhere[-1][0])} FLOPs"
         said += " or less" if len(nowhere) > 1 else ""
-    sentences = [said + "."]
+    sentences = [f"{said}{_doubt_of(found, named, top)}."]
     lost = [d for d in found.dips if (d.arm, d.skill, d.axis) == (arm, skill, "compute_flops") and _shown(d)]
     if lost:
         deepest = min(lost, key=lambda dip: cast(float, dip.test.change))
         sentences.append(
-            f"More compute also takes some of it away again: with {number(deepest.fixed)} tasks ability "
-            f"{dip_words(deepest).rpartition(' at ')[0]}."
+            f"With {number(deepest.fixed)} tasks more compute takes some of {what} away: ability {dip_words(deepest)}."
         )
     moved = found.drift_ability.get((arm, skill))
     if moved is not None and moved.verdict in ("rises", "falls"):
@@ -268,7 +257,8 @@ def _bounded(
     """What a boundary says at a budget: where the replicates were seen to cross, and the interval for the median one."""
     at, seen = f"at {number(flops)} FLOPs", seen_words(found)
     if not seen or len(found.brackets) < 2:
-        return f"{words} {at}"
+        one_end = found.verdict == "crossed" and len(found.brackets) > 1
+        return f"{words} {at}{f' ({sure(confidence)} interval)' if one_end else ''}"
     n = len(found.brackets)
     those = "both" if n == 2 else f"all {n}"
     interval = f"{sure(confidence)} interval for the median one: {interval_words(found, levels)}"
@@ -292,6 +282,12 @@ def _doubt(found: Findings, *names: str) -> str:
     return NOT_KEPT if "not kept" in stands else NOT_TESTED if "untested" in stands else ""
 
 
+def _doubt_of(found: Findings, claim: str, boundary: stats.Boundary) -> str:
+    """The same of a boundary that says something; one replicate is doubted once, at the end."""
+    says = boundary.verdict in ("crossed", "below", "beyond") and len(boundary.brackets) > 1
+    return _doubt(found, claim) if says else ""
+
+
 def _no_memory(found: Findings, arm: str) -> str:
     return f"Memory is not defined here{of_line(found, arm)}."
 
@@ -305,17 +301,22 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
     if len(levels) == 1:
         return []  # said with the skill: one number of tasks tells no boundary
     if all(b.verdict in ("below", "missing") for _, b in known):
-        return [f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{of_line(found, arm)}."]
+        top_flops, top = next((c, b) for c, b in reversed(known) if b.verdict == "below")
+        doubt = _doubt_of(found, claim_of("k", "memory", arm, "", top_flops), top)
+        return [
+            f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{of_line(found, arm)}{doubt}."
+        ]
     defined = [(c, b) for c, b in known if b.verdict != "missing"]
     flops, top = defined[-1]
-    sure_of = found.confidence(claim_of("k", "memory", arm, "", flops))
+    named = claim_of("k", "memory", arm, "", flops)
+    sure_of = found.confidence(named)
     which = f"Memory of the training tasks{of_line(found, arm)}"
     said = f"{which} {_bounded(top, memory_words(top, levels), 'ends', levels, flops, sure_of)}"
     first_flops, first = next(((c, b) for c, b in defined if b.verdict != "below"), defined[-1])
     if first_flops != flops and memory_words(first, levels) != memory_words(top, levels):
         seen = seen_words(first)
         said += f"; at {number(first_flops)} it {f'ends {seen}' if seen else memory_words(first, levels)}"
-    sentences = [said + "."]
+    sentences = [f"{said}{_doubt_of(found, named, top)}."]
     moved = found.drift_memory.get(arm)
     if moved is not None and moved.verdict in ("rises", "falls"):
         plainly = "more" if moved.verdict == "rises" else "fewer"

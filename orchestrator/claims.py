@@ -138,7 +138,7 @@ def _of_compute_to_skill(results: Results, skills: tuple[str, ...], every: Told)
 def _of_fewer_tasks(results: Results, skill: str) -> Iterator[Looked]:
     for one in fewer_tasks(results, skill, _plain):
         says = f"{one.first} and {one.second} need different numbers of tasks at {number(one.compute_flops)} FLOPs"
-        yield one.name, says, one.shift.p_value if one.shift else None
+        yield one.name, says, _least_sure(one.shift)
 
 
 def _of_overtaking(results: Results, skill: str) -> Iterator[Looked]:
@@ -154,7 +154,7 @@ def _of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looke
     known = {(arm, n): told for (arm, of, n), told in every.items() if told is not None and of == skill}
     for m in analyses.multipliers(results, skill, known, _plain):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
-        yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, m.ratio.p_value
+        yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, _least_sure(m.ratio)
 
 
 def _of_contests(results: Results) -> Iterator[Looked]:
@@ -270,6 +270,14 @@ def _drift_p(moved: stats.Drift, whole: analyses.Boundaries) -> float | None:
     too few replicates."""
     looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) >= MIN_TESTED]
     return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
+
+
+def _least_sure(ratio: stats.Drift | None) -> float | None:
+    """p-value of a pair: 1 where replicates enough were looked at and nobody was seen to cross, so that what is tested does not
+    depend on how it came out."""
+    if ratio is None or len(ratio.slopes) < MIN_TESTED:
+        return None
+    return 1.0 if ratio.p_value is None else ratio.p_value
 
 
 def claim_of_cut(cut: analyses.Cut) -> str:

@@ -30,7 +30,7 @@ COLUMNS = (
     *("verdict", "words"),
 )
 """Columns of the summary table: an interval's ends are empty where it is open, or where there is none. `kept` is yes, no, primary,
-or empty where the words rest on no claim that could be tested; p-values are those of the claim."""
+untested (nothing defines the claim, or too few replicates), or empty where the words rest on no claim that is counted; p-values are those of the claim."""
 CLAIM_COLUMNS = ("claim", "says", "p", "adjusted_p", "verdict", "confidence")
 """Columns of the table of claims."""
 
@@ -59,7 +59,8 @@ def _filled(found: Findings, known: Mapping[str, claims.Standing], row: Row) -> 
     name, values = row
     standing = claims.Standing() if name is None else known[name]
     ended = values.get("low") is not None or values.get("high") is not None
-    confidence = found.confidence(name or "") if ended else None  # what is no claim is shown at 95 %
+    one = found.study.axes.replicates < 2  # gives a bracket and no interval
+    confidence = found.confidence(name or "") if ended and not one else None  # what is no claim is shown at 95 %
     return dict.fromkeys(COLUMNS) | standing._asdict() | {"confidence": confidence} | values
 
 

@@ -39,7 +39,7 @@ def figure(value: float | None) -> str:
 
 
 def _boundary_words(
-    boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str
+    boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str, again: str
 ) -> str:
     """A boundary in words, open ends said as such; {} is the last level seen, or the first."""
     if boundary.verdict == "missing":
@@ -52,7 +52,7 @@ def _boundary_words(
         reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
         last = number(boundary.last or levels[-1])
         if n == 1:
-            return f"{crossed}, but not for good: it is lost again by {last} tasks"
+            return f"{crossed}, but not for good: it is {again} again by {last} tasks"
         least, most = stats.wilson_interval(reached, n)
         closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
         return (
@@ -118,14 +118,14 @@ def seen_words(boundary: stats.Boundary) -> str:
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """K_A in words; an end outside the grid of `levels` is told by the grid's end."""
-    said = ("appears", "does not appear up to {} tasks", "is there from {} tasks on")
+    said = ("appears", "does not appear up to {} tasks", "is there from {} tasks on", "lost")
     return _boundary_words(boundary, levels, *said)
 
 
 def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """K_M in words; an end outside the grid of `levels` is told by the grid's end."""
     return _boundary_words(
-        boundary, levels, "ends", "holds up to {} tasks and more", "is not there, not even at {} tasks"
+        boundary, levels, "ends", "holds up to {} tasks and more", "is not there, not even at {} tasks", "there"
     )
 
 
@@ -179,7 +179,7 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
         return f"how {name} moves with compute is not settled: a replicate leaves it open at both ends"
     if moved.verdict in ("rises", "falls"):
         least, most = sorted(abs(end) if end is not None else math.inf for end in (moved.low, moved.high))
-        by = f"{least:.2g} to {most:.2g}" if math.isfinite(most) else f"at least {least:.2g}"
+        by = f"{_factor(least)} to {_factor(most)}" if math.isfinite(most) else f"at least {_factor(least)}"
         return f"{name} {moved.verdict} with compute, by {by} doublings of tasks per doubling of compute"
     low = "" if moved.low is None else f"{signed(moved.low)} or more"
     high = "" if moved.high is None else f"{signed(moved.high)} or less"
@@ -192,10 +192,10 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
 
 
 def dip_words(dip: Dip) -> str:
-    """Where a mean goes against its direction: changes by -0.2 between 4 and 64 tasks at 1e11 FLOPs."""
+    """How a mean goes against its direction: changes by -0.2 between 4 and 64 tasks."""
     first, second = (number(end) for end in cast(tuple[float, float], dip.test.pair))
-    unit, other = ("tasks", "FLOPs") if dip.axis == "n_tasks" else ("FLOPs", "tasks")
-    return f"changes by {signed(cast(float, dip.test.change))} between {first} and {second} {unit} at {number(dip.fixed)} {other}"
+    unit = "tasks" if dip.axis == "n_tasks" else "FLOPs"
+    return f"changes by {signed(cast(float, dip.test.change))} between {first} and {second} {unit}"
 
 
 def times_of(ratio: stats.Drift) -> tuple[float | None, float | None]:
@@ -212,13 +212,22 @@ def multiplier_words(found: Multiplier) -> str:
         return f"how the compute that {first} and {second} need compares cannot be told"
     if high is not None and high < 1:  # said of the one that needs more
         first, second, low, high = second, first, 1 / high, None if low is None else 1 / low
+    if found.ratio.verdict not in ("rises", "falls"):
+        between = (
+            f" ({second} {_factor(low)} to {_factor(high)} times that of {first})"
+            if low is not None and high is not None
+            else ""
+        )
+        return f"which of {first} and {second} needs less compute is not shown{between}"
     if low is None or high is None:
-        if (low or 0.0) < 1 < (high or math.inf):
-            return f"which of {first} and {second} needs less compute is not shown"
-        bound = f"at least {low:.2g}" if low is not None else f"at most {high:.2g}"
+        bound = f"at least {_factor(low)}" if low is not None else f"at most {_factor(cast(float, high))}"
         return f"{second} needs {bound} times the compute of {first}"
-    told = "" if low > 1 or high < 1 else ": which needs less is not shown"
-    return f"{second} needs {low:.2g} to {high:.2g} times the compute of {first}{told}"
+    return f"{second} needs {_factor(low)} to {_factor(high)} times the compute of {first}"
+
+
+def _factor(value: float) -> str:
+    """A factor or a number of doublings to two figures, never as 1e+02."""
+    return number(value) if value >= 100 else f"{value:.2g}"
 
 
 def fewer_words(found: Fewer) -> str:
@@ -230,7 +239,7 @@ def fewer_words(found: Fewer) -> str:
     falls = found.shift.verdict == "falls"
     less, more = (found.second, found.first) if falls else (found.first, found.second)
     least, most = sorted(math.inf if end is None else 2 ** abs(end) for end in (found.shift.low, found.shift.high))
-    by = f"{least:.2g} to {most:.2g}" if math.isfinite(most) else f"at least {least:.2g}"
+    by = f"{_factor(least)} to {_factor(most)}" if math.isfinite(most) else f"at least {_factor(least)}"
     return f"{less} needs fewer tasks than {more}, {by} times"
 
 
@@ -452,16 +461,3 @@ def _open_range(low: float | None, high: float | None) -> str:
 def needed_words(needed: Needed | None) -> str:
     """Replicates that a comparison needs; an em dash where it cannot be computed."""
     return "—" if needed is None else f"more than {needed.n:,}" if needed.or_more else f"{needed.n:,}"
-
-
-def said_once(words: Sequence[tuple[str, float]]) -> str:
-    """(what, budget) in order -> one clause for each run of budgets of which the same is said."""
-    groups: list[tuple[str, list[float]]] = []
-    for what, flops in words:
-        if groups and groups[-1][0] == what:
-            groups[-1][1].append(flops)
-        else:
-            groups.append((what, [flops]))
-    return "; ".join(
-        f"{what} at {number(of[0])}{f' to {number(of[-1])}' if len(of) > 1 else ''} FLOPs" for what, of in groups
-    )

@@ -175,3 +175,19 @@ def test_arms_that_are_alike_share_a_sentence_and_what_holds_of_all_is_said_once
     said = find(study, results, runs).answer
     assert "Answer, one and answer, two need fewer tasks than next_token, one and next_token, two at 4e11 FLOPs" in said
     assert said.count("Memory is not defined here.") == 1 and "Memory is not defined here (" not in said
+
+
+def test_arms_are_compared_by_the_replicates_that_have_ended_in_both() -> None:
+    arms = ("answer", "next_token")
+    apart = {("answer", None, None, r): "open" for r in (2, 3)} | {
+        ("next_token", None, None, r): "open" for r in (0, 1)
+    }
+    assert not found_of(apart, arm=arms, replicates=4).multipliers
+    shared = found_of(
+        {("answer", None, None, 3): "open", ("next_token", None, None, 0): "open"}, arm=arms, replicates=4
+    )
+    assert shared.multipliers and {len(m.ratio.slopes) for m in shared.multipliers} == {2}
+
+
+def test_where_every_trial_failed_nothing_is_said_to_be_on_its_way() -> None:
+    assert found_of({(None, None, None, None): "failed"}).answer == "Every trial failed: nothing can be said."

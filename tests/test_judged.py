@@ -337,9 +337,11 @@ def test_what_more_compute_takes_away_again_is_said_and_noise_or_deeper_ignoranc
         )
 
     found = found_of(eroded, noise=0.05)
-    said = "with 32 tasks ability changes by \u22120."
+    said = "With 32 tasks more compute takes some of recall away: ability changes by \u22120."
     assert said in found.answer and " between 1e11 and 4e11 FLOPs" in found.answer
     (row,) = judged_tables.dip_rows(found)
     assert row["words"].startswith("changes by \u22120.") and row["words"].endswith("FLOPs at 32 tasks")
     assert "Noise does not explain these: recall changes by" in page_of(tmp_path, found).text
-    assert not judged_tables.dip_rows(found_of(jump, noise=0.05)) and "again" not in found_of(jump, noise=0.05).answer
+    assert (
+        not judged_tables.dip_rows(found_of(jump, noise=0.05)) and "takes some" not in found_of(jump, noise=0.05).answer
+    )

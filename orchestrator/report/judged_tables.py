@@ -162,7 +162,8 @@ def drift_rows(found: Findings) -> list[dict[str, str]]:
 def _drift_row(
     found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str, standing: claims.Standing
 ) -> dict[str, str]:
-    confidence = "" if moved.low is None and moved.high is None else sure(found.confidence(claim))
+    told = len(moved.slopes) > 1 and not (moved.low is None and moved.high is None)  # one replicate gives no interval
+    confidence = sure(found.confidence(claim)) if told else ""
     mark = claims.mark(standing) if moved.verdict in ("rises", "falls") else ""
     return {"arm": arm, "skill": skill, "words": drift_words(moved, letter), "confidence": confidence, "mark": mark}
 
@@ -170,7 +171,12 @@ def _drift_row(
 def dip_rows(found: Findings) -> list[dict[str, str]]:
     """Where a mean goes against its direction by more than noise explains."""
     return [
-        {"arm": dip.arm, "skill": dip.skill or "memory", "words": dip_words(dip), "p": p_words(dip.test.p_value)}
+        {
+            "arm": dip.arm,
+            "skill": dip.skill or "memory",
+            "words": f"{dip_words(dip)} at {number(dip.fixed)} {'FLOPs' if dip.axis == 'n_tasks' else 'tasks'}",
+            "p": p_words(dip.test.p_value),
+        }
         for dip in found.dips
         if dip.test.p_value is not None and dip.test.p_value < 0.05
     ]
@@ -335,7 +341,7 @@ def _ratio_cells(found: Findings, o: Overtaking, known: Mapping[str, claims.Stan
     return {
         "ratio": multiplier_words(one),
         "ratio_mark": claims.mark(known[name]) if one.ratio.verdict in ("rises", "falls") else "",
-        "ratio_confidence": sure(found.confidence(name)),
+        "ratio_confidence": sure(found.confidence(name)) if len(one.ratio.slopes) > 1 else "—",
         "ratio_p": adjusted_words(known[name]),
     }
 

@@ -46,7 +46,7 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
     positively dependent tests. Intervals of selected claims: Benjamini and Yekutieli (2005, JASA 100:71), confidence
     1 - q R / m. That holds where an interval and its p-value come from the same test. Of one kind of claim they do not: boundaries and
     compute-to-skill are tested by signs, while up to five replicates their intervals are t-limits. These intervals can look sure
-    of what the signs do not show; none is ever selected at q = .05, as the least p of five signs is .0625. From six replicates on
+    of what the signs do not show; none is ever selected, as fewer than six signs are not tested (the least p of five is .0625). From six replicates on
     the intervals are order statistics, which are sign tests, too, as far as they reach.
 
     Intervals of the others: their guarantee covers selected claims only, and the plain 95 % would let rows that were not

@@ -80,6 +80,7 @@ def paragraph(found: Findings) -> str:
     sentences += _contest_sentences(found)
     if found.primary is not None:
         sentences.append(primary_sentence(found))
+    sentences += _untested(found, lines)
     if study.axes.replicates < 2:
         sentences.append("One replicate: no interval can be given, and nothing of this can be tested.")
     diverged = sum(r["status"] == "diverged" for r in found.runs)
@@ -284,8 +285,28 @@ def _doubt(found: Findings, *names: str) -> str:
 
 def _doubt_of(found: Findings, claim: str, boundary: stats.Boundary) -> str:
     """The same of a boundary that says something; one replicate is doubted once, at the end."""
-    says = boundary.verdict in ("crossed", "below", "beyond") and len(boundary.brackets) > 1
-    return _doubt(found, claim) if says else ""
+    doubt = _doubt(found, claim) if _says(boundary) else ""
+    return "" if doubt == NOT_TESTED else doubt  # said once, at the end
+
+
+def _says(boundary: stats.Boundary) -> bool:
+    """Does a boundary's verdict say something of several replicates?"""
+    return boundary.verdict in ("crossed", "below", "beyond") and len(boundary.brackets) > 1
+
+
+def _untested(found: Findings, lines: Sequence[str]) -> list[str]:
+    """That where skills appear and memory ends is told of too few replicates to be tested, where it is."""
+    skill = found.study.shown_skills[0]
+    told = [(claim_of("k", "ability", a, skill, c), b) for a in lines for c, b in found.k_ability[(a, skill)]]
+    told += [(claim_of("k", "memory", a, "", c), b) for a in lines for c, b in found.k_memory[a]]
+    if len(found.results.levels) < 2 or not any(_says(b) and _doubt(found, name) == NOT_TESTED for name, b in told):
+        return []
+    both = "where the skill appears" + (
+        " and where memory ends" if any(_says(b) for name, b in told if name.startswith("k_memory")) else ""
+    )
+    return [
+        f"So few replicates can agree by chance: {both} is not tested, for which {analyses.LEAST_TESTED} are the least."
+    ]
 
 
 def _no_memory(found: Findings, arm: str) -> str:

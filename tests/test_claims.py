@@ -193,7 +193,7 @@ def test_three_replicates_that_agree_are_kept_for_nothing_as_they_agree_by_chanc
     study = synthetic.made_up(**(AXES | {"replicates": 3}))
     found = findings.find(study, *synthetic.tables(study))
     assert not any(c.verdict == "kept" for c in found.claims if c.name.startswith(("k_", "to_")))
-    assert "(not tested: that takes 6 replicates)." in found.answer
+    assert "where the skill appears and where memory ends is not tested, for which 6 are the least." in found.answer
 
 
 def test_a_crossover_has_one_name_in_either_direction() -> None:

@@ -76,12 +76,12 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     told = words.interval_words(high, [float(n) for n in LEVELS])
     assert (
         f"Recall appears between 4 and 64 tasks in both replicates at 8e11 FLOPs (95 % interval for the median one: {told}), "
-        "and nowhere up to 1,024 tasks at 1e11 FLOPs (not tested: that takes 6 replicates)."
+        "and nowhere up to 1,024 tasks at 1e11 FLOPs."
     ) in found.answer
     assert (
         "Memory of the training tasks ends between 64 and 1,024 tasks in both replicates at 8e11 FLOPs" in found.answer
     )
-    assert "; at 1e11 it ends between 4 and 64 tasks (not tested" in found.answer
+    assert "; at 1e11 it ends between 4 and 64 tasks. " in found.answer
 
 
 def test_the_answer_begins_with_how_often_the_skill_is_right() -> None:

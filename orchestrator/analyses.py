@@ -188,6 +188,11 @@ class Dip(NamedTuple):
     test: stats.Monotone
     """p-values are adjusted."""
 
+    @property
+    def is_shown(self) -> bool:
+        """Is it more than noise explains, at 5 % of what is told being false?"""
+        return self.test.p_value is not None and self.test.p_value < 0.05
+
 
 def dips(results: Results, skills: tuple[str, ...]) -> tuple[Dip, ...]:
     """Is each mean monotone along the numbers of tasks at every budget, and ability along the budgets at every number of tasks,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from orchestrator import analyses, claims, primary_verdict, stats
-from orchestrator.analyses import Boundaries, Dip, Overtaking, claim_of, claim_of_arms
+from orchestrator.analyses import Boundaries, Overtaking, claim_of, claim_of_arms
 from orchestrator.generalists import Contest, claim_of_contest
 from orchestrator.words import (
     ability_words,
@@ -52,7 +52,7 @@ def verdict_line(verdict: Verdict) -> str:
     return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
 
 
-NOT_KEPT, NOT_TESTED = " (not kept after correction)", f" (not tested: that takes {analyses.LEAST_TESTED} replicates)"
+NOT_KEPT, NOT_TESTED = " (not kept after correction)", " (not tested: too few replicates)"
 
 
 def paragraph(found: Findings) -> str:
@@ -217,7 +217,7 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         said += f", and nowhere up to {number(upto)} tasks at {number(nowhere[-1][0])} FLOPs"
         said += " or less" if len(nowhere) > 1 else ""
     sentences = [f"{said}{_doubt_of(found, named, top)}."]
-    lost = [d for d in found.dips if (d.arm, d.skill, d.axis) == (arm, skill, "compute_flops") and _shown(d)]
+    lost = [d for d in found.dips if (d.arm, d.skill, d.axis) == (arm, skill, "compute_flops") and d.is_shown]
     if lost:
         deepest = min(lost, key=lambda dip: cast(float, dip.test.change))
         sentences.append(
@@ -229,10 +229,6 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
         of = claim_of("drift", "ability", arm, skill)
         sentences.append(_moves(found, of, f"the more compute, the {plainly} tasks it takes", drift_words(moved, "A")))
     return sentences
-
-
-def _shown(dip: Dip) -> bool:
-    return dip.test.p_value is not None and dip.test.p_value < 0.05
 
 
 def _not_yet(found: Findings, what: str, abilities: np.ndarray) -> str:
@@ -291,7 +287,7 @@ def _doubt_of(found: Findings, claim: str, boundary: stats.Boundary) -> str:
 
 def _says(boundary: stats.Boundary) -> bool:
     """Does a boundary's verdict say something of several replicates?"""
-    return boundary.verdict in ("crossed", "below", "beyond") and len(boundary.brackets) > 1
+    return boundary.is_told and len(boundary.brackets) > 1
 
 
 def _untested(found: Findings, lines: Sequence[str]) -> list[str]:
@@ -368,7 +364,7 @@ def _fewer_sentences(found: Findings) -> list[str]:
     at, said = f"at {number(top)} FLOPs", []
     for many, these in alike.items():
         those = list(many)
-        doubt = max(doubts[(less, more)] for less in these for more in those)
+        doubt = next(filter(None, (doubts[(less, more)] for less in these for more in those)), "")
         need = "needs" if len(these) == 1 else "need"
         said.append(f"{listed(these)} {need} fewer tasks than {listed(those)} {at}, replicate by replicate{doubt}.")
     if pairs and not said:

@@ -170,7 +170,7 @@ def _expected(found: Findings) -> Iterator[Row]:
 
 
 def _mark(boundary: stats.Boundary, standing: claims.Standing) -> str:
-    words = claims.mark(standing) if boundary.verdict in ("crossed", "below", "beyond") else ""
+    words = claims.mark(standing) if boundary.is_told else ""
     return f" ({words})" if words else ""
 
 

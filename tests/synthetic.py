@@ -161,6 +161,12 @@ def tables(
     results = pa.Table.from_arrays(
         [pa.array(a).cast(f.type) for a, f in zip(arrays, RESULTS, strict=True)], schema=RESULTS
     )
+    return results, pa.Table.from_pylist(_runs(study), schema=RUNS)
+
+
+def _runs(study: Study) -> list[dict[str, Any]]:
+    """A row a trial, each done."""
+    axes = study.axes
     runs = []
     for a, n, r, c in itertools.product(axes.arm, sorted(axes.n_tasks), range(axes.replicates), study.budgets):
         name = f"{a}/n{n}/c{c:g}/r{r}"
@@ -173,7 +179,7 @@ def tables(
             "eval_seconds": 2.0,
         }
         runs.append(place | costs | {"status": "done", "steps": round(c / 1e9), "sequences": round(32 * c / 1e9)})
-    return results, pa.Table.from_pylist(runs, schema=RUNS)
+    return runs
 
 
 def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Table]:

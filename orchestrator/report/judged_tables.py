@@ -178,7 +178,7 @@ def dip_rows(found: Findings) -> list[dict[str, str]]:
             "p": p_words(dip.test.p_value),
         }
         for dip in found.dips
-        if dip.test.p_value is not None and dip.test.p_value < 0.05
+        if dip.is_shown
     ]
 
 
@@ -230,7 +230,7 @@ def _to_skill_row(
         "skill": skill,
         "n_tasks": number(n_tasks),
         "words": flops_words(one.boundary, looks),
-        "mark": claims.mark(standing) if interval or one.boundary.verdict in ("crossed", "below", "beyond") else "",
+        "mark": claims.mark(standing) if interval or one.boundary.is_told else "",
         "confidence": sure(confidence) if interval else "—",
         "successes": successes,
     }

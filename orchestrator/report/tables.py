@@ -95,10 +95,6 @@ def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
     return grid.index(bracket.high) - grid.index(bracket.low)
 
 
-_SETTLED = ("crossed", "below", "beyond")
-"""Verdicts that are told as facts; what is undecided is told as a count of replicates."""
-
-
 def boundary_rows(found: Findings) -> list[dict[str, Any]]:
     """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
     study = found.study
@@ -123,7 +119,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
                         "words": words(boundary, levels)
                         if known
                         else what_became(found, arm, flops) or "no trial has come to the end of this budget",
-                        "mark": claims.mark(standing) if known and boundary.verdict in _SETTLED else "",
+                        "mark": claims.mark(standing) if known and boundary.is_told else "",
                         "verdict": boundary.verdict if known else "lost" if what_became(found, arm, flops) else "open",
                         "replicates": len(boundary.brackets),
                         "not_monotone": boundary.not_monotone,

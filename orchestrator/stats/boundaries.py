@@ -64,6 +64,11 @@ class Boundary(NamedTuple):
     last: float | None = None
     """The last level at which any replicate has a value; None: there is none."""
 
+    @property
+    def is_told(self) -> bool:
+        """Does the verdict say where the boundary lies: among the levels, below them all or beyond?"""
+        return self.verdict in ("crossed", "below", "beyond")
+
 
 # Brackets -----------------------------------------------------------------------------------------------------------
 

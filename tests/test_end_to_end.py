@@ -60,6 +60,7 @@ class Home:
     """A results home of its own, and the `emergence` command in it."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.file = folder / "tiny.yaml"
         self.file.write_text(TINY)
@@ -243,8 +244,13 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
     assert code == 0 and f"Report:    {home.study / 'report.html'}\n" in out and "behind" not in out
 
 
-def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(quiet: Home, tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(tmp_path: Path) -> None:
+    longer = TINY.replace("2e9]", "8e9]")  # no trunk is near its end when it is interrupted
+    left_alone, home = Home(tmp_path / "left_alone"), Home(tmp_path / "interrupted")
+    for each in (left_alone, home):
+        each.file.write_text(longer)
+    code, out = left_alone.run()
+    assert code == 0, out
 
     driver = home.run_until(n_evaluations=6)
     code, out = home.run()  # a second driver, while the first one runs
@@ -270,7 +276,7 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(q
 
     code, out = home.run()
     assert code == 0, out
-    assert (home.study / "results.parquet").read_bytes() == (quiet.study / "results.parquet").read_bytes()
+    assert (home.study / "results.parquet").read_bytes() == (left_alone.study / "results.parquet").read_bytes()
     ended = [event["key"] for event in home.events("trial")]
     assert len(set(ended)) == N_TRIALS
     assert set(home.mlflow_runs().values()) == {1} and len(home.mlflow_runs()) == N_TRIALS + 1

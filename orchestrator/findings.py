@@ -6,7 +6,9 @@ Between results.py (tables as arrays) and report.py (figures). Knows the study; 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +26,7 @@ from orchestrator.analyses import (
     ToSkill,
     claim_of,
 )
+from orchestrator.claims import Standing
 from orchestrator.generalists import Contest
 from orchestrator.results import Phase, Results, Row
 from orchestrator.speed import Speed, speeds
@@ -99,6 +102,11 @@ class Findings:
     """arm -> the parametric law of loss in size and tokens, and its best size at the largest budget."""
     verdicts: tuple[Verdict, ...] = ()
     answer: str = ""
+
+    @cached_property
+    def standings(self) -> Mapping[str, Standing]:
+        """Where the claim behind each result stands after the correction, by its name."""
+        return claims.standings(self.claims, claims.name_of(self.results, self.study.primary))
 
     def confidence(self, claim: str) -> float:
         """At which the interval of a claim holds: corrected where it is kept; 95 % for the primary and the untested."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from orchestrator import claims, stats
@@ -41,9 +41,8 @@ Row = tuple[str | None, dict[str, Any]]
 def rows(found: Findings) -> list[dict[str, Any]]:
     """What was found, a row each: the primary claim, boundaries, drifts, compute-to-skill, pairs of arms, breaks, expected values.
     The claims themselves have a table of their own, `claim_rows`."""
-    known = claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
     parts = (_primary, _boundaries, _drifts, _to_skill, _fewer, _crossovers, _multipliers, _contests, _cuts, _expected)
-    return [_filled(found, known, row) for part in parts for row in part(found)]
+    return [_filled(found, row) for part in parts for row in part(found)]
 
 
 def claim_rows(found: Findings) -> list[dict[str, Any]]:
@@ -54,10 +53,10 @@ def claim_rows(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def _filled(found: Findings, known: Mapping[str, claims.Standing], row: Row) -> dict[str, Any]:
+def _filled(found: Findings, row: Row) -> dict[str, Any]:
     """A row with all its columns: where its claim stands, and its interval's confidence where it has one."""
     name, values = row
-    standing = claims.Standing() if name is None else known[name]
+    standing = claims.Standing() if name is None else found.standings[name]
     ended = values.get("low") is not None or values.get("high") is not None
     one = found.study.axes.replicates < 2  # gives a bracket and no interval
     confidence = found.confidence(name or "") if ended and not one else None  # what is no claim is shown at 95 %
@@ -177,7 +176,7 @@ def _mark(boundary: stats.Boundary, standing: claims.Standing) -> str:
 def description(found: Findings) -> str:
     """The answer and both boundaries in Markdown, for a person who opens nothing but MLflow."""
     levels = [float(n) for n in found.results.levels]
-    known = claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
+    known = found.standings
     parts = [f"**{found.study.question.strip()}**", found.answer]
     for arm in found.study.lines:
         skill = found.study.shown_skills[0]

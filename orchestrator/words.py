@@ -146,8 +146,9 @@ def sure(confidence: float) -> str:
 
 
 def signed(value: float, digits: int | None = None) -> str:
-    """A change to two figures, or to so many decimals, with a true minus sign."""
-    return (f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}").replace("-", "\u2212")
+    """A change to two figures, or to so many decimals, with a true minus sign; no change at all has none."""
+    told = f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}"
+    return told.replace("-", "\u2212") if value else told[1:]
 
 
 def flops_words(boundary: stats.Boundary, looks: Sequence[float]) -> str:
@@ -189,6 +190,20 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
         else low or high
     )
     return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
+
+
+def slopes_words(moved: stats.Drift) -> str:
+    """What each replicate's brackets allow, in the unit of the drift: -0.5 to +1.5, +0.2 or more, not seen."""
+
+    def one(slope: stats.Bracket) -> str:
+        if slope.low is None or slope.high is None:
+            ends = [
+                f"{signed(end)} or {word}" for end, word in zip(slope, ("more", "less"), strict=True) if end is not None
+            ]
+            return ends[0] if ends else "open"
+        return f"{signed(slope.low)} to {signed(slope.high)}"
+
+    return ", ".join(one(slope) for slope in moved.slopes)
 
 
 def dip_words(dip: Dip) -> str:
@@ -420,7 +435,8 @@ def frontier_words(found: Isoflops) -> str:
             said.append(f"{at} the sizes are not told apart.")
     if found.exponent is not None:
         ends = f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None and found.high is not None else ""
-        said.append(f"The best size grows as compute to the power of {found.exponent:.2f}{ends}.")
+        law = f": {found.coefficient:.3g} C^{found.exponent:.3f} parameters" if found.coefficient is not None else ""
+        said.append(f"The best size grows as compute to the power of {found.exponent:.2f}{ends}{law}.")
     elif found.reason:
         said.append(f"No exponent: {found.reason}.")
     return " ".join(said)

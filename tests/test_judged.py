@@ -294,6 +294,12 @@ def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, s
     assert said in words.drift_words(stats.Drift(low, high, (), verdict, None), "A")
 
 
+def test_what_each_replicate_allows_of_a_drift_is_told_in_the_same_unit() -> None:
+    slopes = ((-1.0, 0.0), (0.25, None), (None, -0.5), (None, None))
+    moved = stats.Drift(None, None, tuple(stats.Bracket(*ends) for ends in slopes), "undecided", None)
+    assert words.slopes_words(moved) == "−1 to 0, +0.25 or more, −0.5 or less, open"
+
+
 def test_the_other_skills_have_their_own_compute_to_skill_counted_among_the_claims() -> None:
     """They rise together here, so each is told what the headline skill is; memory is no skill."""
     study = synthetic.made_up(skills=("recall", "elimination"))

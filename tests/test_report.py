@@ -635,11 +635,14 @@ def test_intervals_are_told_where_pointed_at_as_in_the_tables(case: str, written
     found, _, page = written(case)
     levels, said = [float(n) for n in sorted(found.study.axes.n_tasks)], pointed_words(page)
     bars = [words.split("\n") for words in said if "\nverdict: " in words]
-    headline = {"K_A": found.k_ability["answer", "recall"], "K_M": found.k_memory["answer"]}
-    for name, boundaries in headline.items():
-        for flops, boundary in boundaries:
-            told = f"{name}: {surfaces.interval_in_tasks(boundary, levels)}"
-            assert boundary.verdict == "missing" or [told, f"verdict: {boundary.verdict}"] in [
+    headline = {"A": found.k_ability["answer", "recall"], "M": found.k_memory["answer"]}
+    for group, (letter, boundaries) in zip(tables.boundary_rows(found), headline.items(), strict=False):
+        assert group["letter"] == letter
+        for k, (flops, boundary) in enumerate(boundaries):
+            mark = group["rows"][min(k, len(group["rows"]) - 1)]["mark"]  # one row where all are alike
+            told = f"K_{letter}: {surfaces.interval_in_tasks(boundary, levels)}"
+            verdict = f"verdict: {boundary.verdict}{f' ({mark})' if mark else ''}"
+            assert boundary.verdict == "missing" or [told, verdict] in [
                 [bar[0], bar[2]] for bar in bars if f"at {number(flops)} FLOPs" in bar[1]
             ]
     section = page.text[page.text.index("From how much compute on: recall") :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
     told = found.frontier["answer"]
     assert [one.verdict for one in told.budgets] == ["minimum", "minimum"]
     assert told.exponent == pytest.approx(0.5, abs=0.05)
+    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", words.frontier_words(told))[0])
+    assert a * 8e12**b == pytest.approx(parameters["d64"], rel=0.1)
     assert analyses.isoflops(found.results, "answer", "recall") == told
 
 

@@ -22,6 +22,7 @@ from orchestrator.report.curves import (
     note_dots,
     tasks_axis,
 )
+from orchestrator.report.judged_tables import to_skill_mark
 from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal
 from orchestrator.report.surfaces import of_arm, on_split
 from orchestrator.stats.forecast import Forecast
@@ -210,13 +211,29 @@ def _draw_median(
     for mark, edge, end in zip("<>", span, ends, strict=True):
         if end == edge:
             sheet.marks([edge], [0.5], marker=mark, ms=6, color=GREY, mew=0, clip_on=False, zorder=2)
-    confidence = sure(found.confidence(claim_of("to", "skill", arm, found.study.shown_skills[0], float(n_tasks))))
+    skill = found.study.shown_skills[0]
+    claim = claim_of("to", "skill", arm, skill, float(n_tasks))
+    confidence = sure(found.confidence(claim))
     n = len(told.boundary.brackets)
     kind = "one bracket, no interval" if n == 1 else f"{confidence} interval for half of {counted(n, 'replicate')}"
     kind += ", open at both ends" if low is None and high is None else ""
-    sheet.area(ends[0], 0.46, ends[1], 0.54, f"{flops_words(told.boundary, looks)}\n{kind}")
+    mark = to_skill_mark(found, arm, skill, n_tasks, told)
+    words = flops_words(told.boundary, looks) + (f" ({mark})" if mark else "")
+    sheet.area(ends[0], 0.46, ends[1], 0.54, f"{words}\n{kind}{_by_curve(told)}")
     shared: dict[str, Any] = {"measure": "compute to skill", "unit": "FLOPs", "arm": arm, "n_tasks": n_tasks}
-    sheet.row(series="interval", low_flops=low, high_flops=high, verdict=told.boundary.verdict, **shared)
+    verdict = {"verdict": told.boundary.verdict, "kept": found.standings[claim].kept}
+    sheet.row(series="interval", low_flops=low, high_flops=high, **verdict, **shared)
+    if told.curve is not None and told.curve.median is not None:
+        seen = told.curve.median
+        sheet.row(series="the curve passes one half", low_flops=seen.low, high_flops=seen.high, **shared)
+
+
+def _by_curve(told: ToSkill) -> str:
+    """Between which looks the curve passes one half, as a line of its own; it also counts those of which the end is not known."""
+    seen = None if told.curve is None else told.curve.median
+    if seen is None or seen.high is None:
+        return ""
+    return f"\nthe curve passes ½ {f'between {number(seen.low)} and' if seen.low else 'by'} {number(seen.high)} FLOPs"
 
 
 # Forecast -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import claims, stats
@@ -31,6 +31,7 @@ from orchestrator.words import (
     needed_words,
     number,
     percent,
+    slopes_words,
     sure,
     times,
 )
@@ -125,11 +126,6 @@ def claim_rows(found: Findings) -> list[dict[str, str]]:
     ]
 
 
-def standings(found: Findings) -> Mapping[str, claims.Standing]:
-    """Where each result's claim stands after the correction."""
-    return claims.standings(found.claims, claims.name_of(found.results, found.study.primary))
-
-
 def adjusted_words(standing: claims.Standing) -> str:
     """The p-value that a claim is judged by among all others."""
     return standing.kept if standing.kept == "primary" else p_words(standing.adjusted_p)
@@ -149,23 +145,27 @@ def drift_rows(found: Findings) -> list[dict[str, str]]:
     """How each boundary moves with compute; a row for those that say more than nothing."""
     if len(found.study.budgets) < 2:
         return []
-    known, rows = standings(found), []
+    rows = []
     for (arm, skill), moved in found.drift_ability.items():
         name = claim_of("drift", "ability", arm, skill)
-        rows.append(_drift_row(found, name, arm, skill, moved, "A", known[name]))
+        rows.append(_drift_row(found, name, arm, skill, moved, "A"))
     for arm, moved in found.drift_memory.items():
         name = claim_of("drift", "memory", arm, "")
-        rows.append(_drift_row(found, name, arm, "memory", moved, "M", known[name]))
+        rows.append(_drift_row(found, name, arm, "memory", moved, "M"))
     return rows
 
 
-def _drift_row(
-    found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str, standing: claims.Standing
-) -> dict[str, str]:
+TOLD_SLOPES = 10
+"""Replicates whose own drift is told."""
+
+
+def _drift_row(found: Findings, claim: str, arm: str, skill: str, moved: stats.Drift, letter: str) -> dict[str, str]:
     told = len(moved.slopes) > 1 and not (moved.low is None and moved.high is None)  # one replicate gives no interval
     confidence = sure(found.confidence(claim)) if told else ""
-    mark = claims.mark(standing) if moved.verdict in ("rises", "falls") else ""
-    return {"arm": arm, "skill": skill, "words": drift_words(moved, letter), "confidence": confidence, "mark": mark}
+    mark = claims.mark(found.standings[claim]) if moved.verdict in ("rises", "falls") else ""
+    each = "" if moved.verdict == "missing" or len(moved.slopes) > TOLD_SLOPES else slopes_words(moved)
+    words = {"words": drift_words(moved, letter), "each": each}
+    return {"arm": arm, "skill": skill, **words, "confidence": confidence, "mark": mark}
 
 
 def dip_rows(found: Findings) -> list[dict[str, str]]:
@@ -198,12 +198,8 @@ def onset_rows(found: Findings) -> list[dict[str, Any]]:
 
 def _to_skill_rows(found: Findings, told: dict[tuple[str, str, int], ToSkill]) -> list[dict[str, Any]]:
     """Rows with the same budgets, of those that any of them has come to."""
-    known = standings(found)
     budgets = sorted({c for one in told.values() for c, _ in one.successes})
-    return [
-        _to_skill_row(found, *place, one, budgets, known[claim_of("to", "skill", *place[:2], float(place[2]))])
-        for place, one in told.items()
-    ]
+    return [_to_skill_row(found, *place, one, budgets) for place, one in told.items()]
 
 
 def _to_skill_row(
@@ -213,7 +209,6 @@ def _to_skill_row(
     n_tasks: int,
     one: ToSkill,
     budgets: list[float],
-    standing: claims.Standing,
 ) -> dict[str, Any]:
     made = dict(one.successes)
     successes = [{"flops": number(c), "share": "—", "interval": ""} for c in budgets]
@@ -230,10 +225,16 @@ def _to_skill_row(
         "skill": skill,
         "n_tasks": number(n_tasks),
         "words": flops_words(one.boundary, looks),
-        "mark": claims.mark(standing) if interval or one.boundary.is_told else "",
+        "mark": to_skill_mark(found, arm, skill, n_tasks, one),
         "confidence": sure(confidence) if interval else "—",
         "successes": successes,
     }
+
+
+def to_skill_mark(found: Findings, arm: str, skill: str, n_tasks: int, one: ToSkill) -> str:
+    """What stands beside its words: where they tell an end or a verdict, how that fared in the correction."""
+    told = one.boundary.is_told or _has_end(one.boundary, found.looks(arm, n_tasks, skill))
+    return claims.mark(found.standings[claim_of("to", "skill", arm, skill, float(n_tasks))]) if told else ""
 
 
 def _has_end(boundary: stats.Boundary, looks: Sequence[float]) -> bool:
@@ -262,7 +263,7 @@ def _place(cut: Cut) -> str:
 def cut_rows(found: Findings) -> list[dict[str, Any]]:
     """The cuts that something can be said of; the undecided and the empty ones are told together."""
     rows = []
-    known = standings(found)
+    known = found.standings
     for cut in found.cuts:
         if cut.result.verdict not in ("break", "smooth", "metric artefact"):
             continue
@@ -304,7 +305,7 @@ NAMED = ("crosses", *claims.AHEAD)
 
 def overtaking_rows(found: Findings) -> list[dict[str, str]]:
     """Every pair of arms at every number of tasks."""
-    known, skill = standings(found), found.study.shown_skills[0]
+    known, skill = found.standings, found.study.shown_skills[0]
     rows = []
     for o in found.crossovers:
         name, met = claim_of_arms(o.first, o.second, skill, o.n_tasks), o.result
@@ -317,7 +318,7 @@ def overtaking_rows(found: Findings) -> list[dict[str, str]]:
             "confidence": sure(found.confidence(name)) if ended else "—",
             "p": adjusted_words(known[name]),
         }
-        rows.append(row | _ratio_cells(found, o, known))
+        rows.append(row | _ratio_cells(found, o))
     return rows
 
 
@@ -332,23 +333,24 @@ def _overtaking_words(o: Overtaking) -> str:
     }.get(met.verdict, f"undecided between {o.first} and {o.second}")
 
 
-def _ratio_cells(found: Findings, o: Overtaking, known: Mapping[str, claims.Standing]) -> dict[str, str]:
+def _ratio_cells(found: Findings, o: Overtaking) -> dict[str, str]:
     """What the same pair needs of compute."""
     one = next((m for m in found.multipliers if (m.first, m.second, m.n_tasks) == _pair(o, found)), None)
     if one is None or (one.ratio.low is None and one.ratio.high is None):
         return {"ratio": "—", "ratio_mark": "", "ratio_confidence": "—", "ratio_p": "—"}
     name = claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks, "multiplier")
+    standing = found.standings[name]
     return {
         "ratio": multiplier_words(one),
-        "ratio_mark": claims.mark(known[name]) if one.ratio.verdict in ("rises", "falls") else "",
+        "ratio_mark": claims.mark(standing) if one.ratio.verdict in ("rises", "falls") else "",
         "ratio_confidence": sure(found.confidence(name)) if len(one.ratio.slopes) > 1 else "—",
-        "ratio_p": adjusted_words(known[name]),
+        "ratio_p": adjusted_words(standing),
     }
 
 
 def contest_rows(found: Findings) -> list[dict[str, str]]:
     """Every generalist against its specialists, number of tasks by number of tasks."""
-    known, rows = standings(found), []
+    known, rows = found.standings, []
     for met in found.contests:
         name = claim_of_contest(met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops)
         named = met.result.verdict in NAMED

@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from orchestrator import analyses, stats
+from orchestrator import analyses, claims, stats
 from orchestrator.findings import Findings
 from orchestrator.report.plates import (
     CIVIDIS,
@@ -125,6 +125,12 @@ class Edge(NamedTuple):
     replicates: tuple[int, ...]
     """Whose brackets these are: a replicate that has not come so far has none."""
     confidence: float
+    standing: claims.Standing
+
+    @property
+    def mark(self) -> str:
+        """Beside its words, as in the table of boundaries."""
+        return claims.mark(self.standing) if self.found.is_told else ""
 
 
 class Band(NamedTuple):
@@ -166,8 +172,8 @@ def _edges(
     for (flops, boundary), (_, which) in zip(
         boundaries, analyses.judged(found.results, measure, arm, skill), strict=True
     ):
-        confidence = found.confidence(analyses.claim_of("k", measure, arm, skill, flops))
-        edge = Edge(boundary, tuple(int(r) for r in which), confidence)
+        claim = analyses.claim_of("k", measure, arm, skill, flops)
+        edge = Edge(boundary, tuple(int(r) for r in which), found.confidence(claim), found.standings[claim])
         edges.append(edge if boundary.verdict != "missing" else None)
     return tuple(edges)
 
@@ -516,7 +522,9 @@ def _note_interval(sheet: Sheet, lane: _Lane) -> None:
     sided = len(boundary.brackets) > 1 and boundary.verdict in ("crossed", "undecided")
     kind = f"{sure(lane.edge.confidence)} interval" if sided else "interval" if known > 1 else "bracket"
     head = f"{lane.band.name}: {interval_in_tasks(boundary, lane.levels)}"
-    says = f"{head}\n{kind} at {number(lane.flops)} FLOPs, {counted(known, 'replicate')}\nverdict: {boundary.verdict}"
+    about = f"{kind} at {number(lane.flops)} FLOPs, {counted(known, 'replicate')}"
+    mark = f" ({lane.edge.mark})" if lane.edge.mark else ""
+    says = f"{head}\n{about}\nverdict: {boundary.verdict}{mark}"
     half, ((low, _), (high, _)) = 7 / lane.pitch, lane.ends
     sheet.area(lane.x - half, low - 0.2, lane.x + half, high + 0.2, says)
 
@@ -528,7 +536,8 @@ def _note_boundary(sheet: Sheet, lane: _Lane, shared: Row) -> None:
         end if end is not None and _rank(lane.levels, end, 0)[1] else None for end in (boundary.low, boundary.high)
     )
     shared = shared | {"measure": "boundary"}
-    sheet.row(series=f"{name} interval", low_tasks=low, high_tasks=high, verdict=boundary.verdict, **shared)
+    found = {"low_tasks": low, "high_tasks": high, "verdict": boundary.verdict, "kept": lane.edge.standing.kept}
+    sheet.row(series=f"{name} interval", **found, **shared)
     for replicate, bracket in zip(lane.edge.replicates, boundary.brackets, strict=True):
         ends = {"low_tasks": bracket.low, "high_tasks": bracket.high}
         sheet.row(series=f"{name} of a replicate", replicate=replicate, **ends, **shared)

@@ -14,7 +14,6 @@ from orchestrator import analyses, claims, stats
 from orchestrator.analyses import claim_of
 from orchestrator.findings import Findings
 from orchestrator.progress import clock
-from orchestrator.report.judged_tables import standings
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
 from orchestrator.study import PARTS, Study, Variant
@@ -99,7 +98,7 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
     """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
     study = found.study
     levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    known_claims, groups = standings(found), []
+    known_claims, groups = found.standings, []
     for arm in study.lines:
         named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
         mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]

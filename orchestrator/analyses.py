@@ -495,11 +495,12 @@ NEAR = 0.35
 
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
-    """Replicates at the onset of the headline skill; None where no cell is near one half. The lost count as not there."""
+    """Replicates at the onset of the headline skill; None where no cell is near one half, or no replicate reaches it in any.
+    The lost count as not there."""
     cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
     cells = cube.reshape(-1, results.n_replicates)
     found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
-    if found is None:
+    if found is None or not (cells >= stats.HALF).any():
         return None
     place, made = found
     values = cells[place][~np.isnan(cells[place])]

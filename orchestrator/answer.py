@@ -22,6 +22,7 @@ from orchestrator.words import (
     memory_words,
     multiplier_words,
     number,
+    range_words,
     seen_words,
     sure,
     times,
@@ -394,7 +395,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _overtaking_sentence(found: Findings, o: Overtaking) -> str:
-    where = claims.range_words(o.result.low, o.result.high)
+    where = range_words(o.result.low, o.result.high)
     doubt = _doubt(found, claim_of_arms(o.first, o.second, found.study.shown_skills[0], o.n_tasks))
     return f"With {number(o.n_tasks)} tasks {o.second} overtakes {o.first} at {where} FLOPs{doubt}."
 

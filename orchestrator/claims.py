@@ -346,12 +346,3 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
         fixed = primary.compute_flops if primary.n_tasks is None else primary.n_tasks
         return claim_of("break", along, arm, skill, float(cast(float, fixed)))
     return None
-
-
-def range_words(low: float | None, high: float | None) -> str:
-    """An interval in words, an open end said as such."""
-    if low is None and high is None:
-        return "nothing: the interval is open at both ends"
-    if low is None or high is None:
-        return f"at most {number(cast(float, high))}" if low is None else f"more than {number(low)}"
-    return f"{number(low)} to {number(high)}"

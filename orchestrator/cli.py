@@ -369,9 +369,9 @@ def _serve(port: int, uri: str) -> None:
         server = subprocess.Popen(
             command, env=os.environ | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
-    try:
+    try:  # at once: who leaves from here on takes the server with him
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, signal.default_int_handler)
         code = server.wait()
     except KeyboardInterrupt:
         return
@@ -549,7 +549,9 @@ def _show_comparison(found: Any) -> None:
 def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
     for head in heads:
-        table.add_column(head, header_style="dim", justify=justify if head else "left", no_wrap=True)
+        table.add_column(
+            head, header_style="dim", justify=justify if head else "left", no_wrap=not head, overflow="fold"
+        )
     return table
 
 
@@ -611,6 +613,10 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
             raise UsageProblem(
                 f"{name}: no such study file; what ran under that name is {', '.join(of_name)}: give that"
             )
+        if plain and not of_name and name == Path(name).stem:
+            near = difflib.get_close_matches(name, [other.partition("@")[0] for other in known], 1)
+            meant = f"; did you mean '{near[0]}'?" if near else f"; what ran there: {', '.join(known) or 'nothing'}"
+            raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
         study_id = of_name[0] if of_name and plain else studies.load(name).id
     folder = journal.study_folder(study_id)
     state = State.of(folder) if folder.is_dir() else State()

@@ -9,12 +9,11 @@ from typing import cast
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.claims import range_words
 from orchestrator.compare import OVERALL_SHARE, CellDifference, Comparison, Overtaking
 from orchestrator.stats import compare as differences
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
-from orchestrator.words import number, percent, signed, sure, times
+from orchestrator.words import number, percent, range_words, signed, sure, times
 
 
 def left_out(found: Comparison) -> list[str]:

@@ -173,7 +173,8 @@ def _ask_for_an_answer(address: str) -> str:
     named, target = _named(address), address
     what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
     if address == "auto":
-        left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        left = Path(temporary) / "ray" / "ray_current_cluster"
         target = os.environ.get("RAY_ADDRESS", "")
         if target in ("", "auto"):
             target = left.read_text().strip() if left.exists() else ""

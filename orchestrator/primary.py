@@ -7,6 +7,7 @@ replicates may be added later. May not know Ray, MLflow or torch.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -151,7 +152,9 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
         if value is not None and key in _PLACE[claim.what] and value not in allowed:
             listed = ", ".join(a if isinstance(a, str) else number(a) for a in allowed)
             given = value if isinstance(value, str) else number(value)
-            yield ("primary", key), f"{given} is not in the study; it has {listed}"
+            near = difflib.get_close_matches(given, listed.split(", "), 1) if isinstance(value, str) else []
+            meant = f"; did you mean '{near[0]}'?" if near else ""
+            yield ("primary", key), f"{given} is not in the study; it has {listed}{meant}"
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from orchestrator import analyses, generalists, stats
-from orchestrator.claims import CONFIDENCE, range_words
+from orchestrator.claims import CONFIDENCE
 from orchestrator.primary import BOUNDS, OVERTAKING, Primary, grid
 from orchestrator.results import Results
 from orchestrator.stats import further
@@ -21,7 +21,7 @@ from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.breaks import MIN_REPLICATES
 from orchestrator.stats.replicates import Needed
 from orchestrator.study import Study
-from orchestrator.words import emergence_words, figure, number, times
+from orchestrator.words import emergence_words, figure, number, range_words, times, within
 from trainers.streams import stream
 from trainers.tasks import Family
 
@@ -48,7 +48,7 @@ class PrimaryFinding(NamedTuple):
 
 _QUANTITIES = {
     "k_ability": "the number of tasks from which on {skill} appears at {flops} FLOPs",
-    "k_memory": "the number of tasks up to which they are memorised{of_arm} at {flops} FLOPs",
+    "k_memory": "the number of training tasks up to which all are memorised{of_arm} at {flops} FLOPs",
     "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
     "drift_memory": "the drift of K_M{of_arm}, in doublings per doubling of compute,",
     "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
@@ -324,7 +324,24 @@ def _of_boundary(results: Results, claim: Primary, found: stats.Boundary, levels
         return further.for_boundary(levels, found.brackets, lambda b: _settles(claim, b.low, b.high), draw, CONFIDENCE)
 
     verdict = _judged(claim, found.low, found.high) if n > 1 else "inconclusive"
-    return _finding(results, claim, n, (found.low, found.high), verdict, estimate)
+    told = _finding(results, claim, n, within(found, levels), verdict, estimate)
+    alike = _if_they_stay_alike(claim, levels, found.brackets) if verdict == "inconclusive" and n > 1 else None
+    return (
+        told._replace(wanting=f"{told.wanting}; {alike} do if they go on agreeing") if alike and told.wanting else told
+    )
+
+
+def _if_they_stay_alike(claim: Primary, levels: Sequence[float], brackets: Sequence[stats.Bracket]) -> int | None:
+    """How many replicates in all settle the claim where all cross in the same step, if the others do so too; None: they do not,
+    or TRIED do not. What they agree in says nothing of their spread, so that a forecast from it asks for far more."""
+    line = [float(brackets[0].high is not None and n >= brackets[0].high) for n in levels]
+    for n in range(len(brackets) + 1, TRIED + 1):
+        found = stats.boundary(levels, [line] * n, "rising", CONFIDENCE)
+        if set(found.brackets) != set(brackets):
+            return None
+        if _settles(claim, found.low, found.high):
+            return n
+    return None
 
 
 def _settles(claim: Primary, low: float | None, high: float | None) -> bool:

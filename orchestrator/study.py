@@ -397,6 +397,8 @@ def find(name: str) -> Path:
         return path
     if name in shipped():
         return shipped()[name]
+    if path.is_dir():
+        raise StudyError(f"{name}: that is a folder; give a study file, or a study that ships: {', '.join(shipped())}")
     near = difflib.get_close_matches(path.stem, shipped(), 1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")

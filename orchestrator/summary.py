@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator import claims, stats
@@ -21,8 +21,10 @@ from orchestrator.words import (
     memory_words,
     multiplier_words,
     number,
+    overtaking_words,
     percent,
     times_of,
+    within,
 )
 
 COLUMNS = (
@@ -67,7 +69,9 @@ def _primary(found: Findings) -> Iterator[Row]:
     if found.primary is None:
         return
     claim = found.primary.claim
-    where = {"arm": claim.arm, "skill": claim.skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
+    arm = claim.arm or next(iter(found.study.lines))
+    skill = claim.skill or ("" if claim.what.endswith("memory") else found.study.shown_skills[0])
+    where = {"arm": arm, "skill": skill, "n_tasks": claim.n_tasks, "compute_flops": claim.compute_flops}
     ends = {"low": found.primary.low, "high": found.primary.high, "kept": "primary"}
     words = {"verdict": found.primary.verdict, "words": primary_sentence(found)}
     yield None, {"quantity": "primary claim"} | where | ends | words
@@ -78,14 +82,20 @@ def _boundaries(found: Findings) -> Iterator[Row]:
     for (arm, skill), whole in found.k_ability.items():
         for c, b in whole:
             where = {"quantity": "K_A", "arm": arm, "skill": skill, "compute_flops": c}
-            yield claim_of("k", "ability", arm, skill, c), where | _told(b, ability_words(b, levels))
+            yield claim_of("k", "ability", arm, skill, c), where | _within(b, levels, ability_words(b, levels))
     for arm, whole in found.k_memory.items():
         for c, b in whole:
             where = {"quantity": "K_M", "arm": arm, "compute_flops": c}
-            yield claim_of("k", "memory", arm, "", c), where | _told(b, memory_words(b, levels))
+            yield claim_of("k", "memory", arm, "", c), where | _within(b, levels, memory_words(b, levels))
 
 
-def _told(result: stats.Boundary | stats.Drift | stats.Crossover, words: str) -> dict[str, Any]:
+def _within(boundary: stats.Boundary, levels: Sequence[float], words: str) -> dict[str, Any]:
+    """Open where it ends beyond what was looked at, as in the words and in the figures."""
+    low, high = within(boundary, levels)
+    return {"low": low, "high": high, "verdict": boundary.verdict, "words": words}
+
+
+def _told(result: stats.Drift | stats.Crossover, words: str) -> dict[str, Any]:
     return {"low": result.low, "high": result.high, "verdict": result.verdict, "words": words}
 
 
@@ -103,8 +113,9 @@ def _to_skill(found: Findings) -> Iterator[Row]:
     every = {(arm, headline, n): told for (arm, n), told in found.to_skill.items()} | found.onsets
     for (arm, skill, n), told in every.items():
         where = {"quantity": "compute to skill", "arm": arm, "skill": skill, "n_tasks": n}
-        words = flops_words(told.boundary, found.looks(arm, n, skill))
-        yield claim_of("to", "skill", arm, skill, float(n)), where | _told(told.boundary, words)
+        looks = found.looks(arm, n, skill)
+        words = flops_words(told.boundary, looks)
+        yield claim_of("to", "skill", arm, skill, float(n)), where | _within(told.boundary, looks, words)
 
 
 def _fewer(found: Findings) -> Iterator[Row]:
@@ -123,8 +134,7 @@ def _crossovers(found: Findings) -> Iterator[Row]:
     headline = found.study.shown_skills[0]
     for o in found.crossovers:
         where = {"quantity": "crossover", "arm": o.second, "skill": headline, "n_tasks": o.n_tasks}
-        words = f"{o.second} over {o.first}: {o.result.verdict}"
-        yield claim_of_arms(o.first, o.second, headline, o.n_tasks), where | _told(o.result, words)
+        yield claim_of_arms(o.first, o.second, headline, o.n_tasks), where | _told(o.result, overtaking_words(o))
 
 
 def _multipliers(found: Findings) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from trainers.spec import TrunkSpec
 from trainers.tasks import Family
 
 if TYPE_CHECKING:
-    from orchestrator.analyses import Dip, Multiplier
+    from orchestrator.analyses import Dip, Multiplier, Overtaking
     from orchestrator.claims import Fewer
     from orchestrator.generalists import Contest
 
@@ -39,7 +39,14 @@ def figure(value: float | None) -> str:
 
 
 def _boundary_words(
-    boundary: stats.Boundary, levels: Sequence[float], crossed: str, never: str, everywhere: str, again: str
+    boundary: stats.Boundary,
+    levels: Sequence[float],
+    *,
+    crossed: str,
+    never: str,
+    everywhere: str,
+    again: str,
+    already: str,
 ) -> str:
     """A boundary in words, open ends said as such; {} is the last level seen, or the first."""
     if boundary.verdict == "missing":
@@ -55,19 +62,26 @@ def _boundary_words(
             return f"{crossed}, but not for good: it is {again} again by {last} tasks"
         least, most = stats.wilson_interval(reached, n)
         closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
+        lost = f", in {boundary.lost_again} more only to be {again} again" if boundary.lost_again else ""
         return (
-            f"{crossed} up to {last} tasks in {reached} of {n} replicates "
+            f"{crossed} up to {last} tasks in {reached} of {n} replicates{lost} "
             f"(95 % interval of the share {least:.2f} to {most:.2f}){closed}"
         )
     low, high = _told(boundary.low, levels), _told(boundary.high, levels)
+    at_first = [b.high for b in boundary.brackets if b.low is None and b.high is not None]
+    there = (
+        f" (in {len(at_first)} of {len(boundary.brackets)} replicates {already.format(number(min(at_first)))})"
+        if at_first
+        else ""
+    )
     if low is None and high is None:
-        return f"{crossed}, at a number of tasks that is open at both ends"
+        return f"{crossed}, at a number of tasks that is open at both ends{there}"
     if high is None:
-        return f"{crossed} at more than {number(cast(float, low))} tasks"
+        return f"{crossed} at more than {number(cast(float, low))} tasks{there}"
     return (
-        f"{crossed} at {number(high)} tasks or fewer"
+        f"{crossed} at {number(high)} tasks or fewer{there}"
         if low is None
-        else f"{crossed} between {number(low)} and {number(high)} tasks"
+        else f"{crossed} between {number(low)} and {number(high)} tasks{there}"
     )
 
 
@@ -80,6 +94,12 @@ def _told(end: float | None, levels: Sequence[float]) -> float | None:
     if end is None or not levels[0] <= end <= levels[-1]:
         return None
     return end if end in levels else float(f"{end:.3g}")
+
+
+def within(boundary: stats.Boundary, levels: Sequence[float]) -> tuple[float | None, float | None]:
+    """The ends of its interval as far as they lie within what was looked at; what lies beyond is open."""
+    low, high = (end if _told(end, levels) is not None else None for end in (boundary.low, boundary.high))
+    return low, high
 
 
 def _edge(boundary: stats.Boundary) -> float:
@@ -118,14 +138,27 @@ def seen_words(boundary: stats.Boundary) -> str:
 
 def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """K_A in words; an end outside the grid of `levels` is told by the grid's end."""
-    said = ("appears", "does not appear up to {} tasks", "is there from {} tasks on", "lost")
-    return _boundary_words(boundary, levels, *said)
+    return _boundary_words(
+        boundary,
+        levels,
+        crossed="appears",
+        never="does not appear up to {} tasks",
+        everywhere="is there from {} tasks on",
+        again="lost",
+        already="it is there at {} already",
+    )
 
 
 def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
     """K_M in words; an end outside the grid of `levels` is told by the grid's end."""
     return _boundary_words(
-        boundary, levels, "ends", "holds up to {} tasks and more", "is not there, not even at {} tasks", "there"
+        boundary,
+        levels,
+        crossed="ends",
+        never="holds up to {} tasks and more",
+        everywhere="is not there, not even at {} tasks",
+        again="there",
+        already="not even {} are memorised",
     )
 
 
@@ -163,7 +196,7 @@ def flops_words(boundary: stats.Boundary, looks: Sequence[float]) -> str:
     if high is None or high > max(looks):
         bound = f", not before {number(low)} FLOPs" if low is not None and low >= min(looks) else ""
         reached = sum(b.high is not None for b in boundary.brackets)
-        lost = f" ({boundary.not_monotone} had it and lost it again)" if boundary.not_monotone else ""
+        lost = f" ({boundary.lost_again} had it and lost it again)" if boundary.lost_again else ""
         n = times(len(boundary.brackets), "replicate")
         return f"is there to stay in {reached} of {n} by {number(max(looks))} FLOPs{lost}{bound}"
     if low is None or low < min(looks):
@@ -217,6 +250,27 @@ def times_of(ratio: stats.Drift) -> tuple[float | None, float | None]:
     """The ends of a ratio in doublings, as factors."""
     low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
     return low, high
+
+
+def range_words(low: float | None, high: float | None) -> str:
+    """An interval in words, an open end said as such."""
+    if low is None and high is None:
+        return "nothing: the interval is open at both ends"
+    if low is None or high is None:
+        return f"at most {number(cast(float, high))}" if low is None else f"more than {number(low)}"
+    return f"{number(low)} to {number(high)}"
+
+
+def overtaking_words(o: Overtaking) -> str:
+    """One arm against another along compute."""
+    met = o.result
+    return {
+        "crosses": f"{o.second} overtakes {o.first} at {range_words(met.low, met.high)} FLOPs",
+        "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
+        "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
+        "no difference shown": "no difference is shown at any budget",
+        "missing": "not measured",
+    }.get(met.verdict, f"undecided between {o.first} and {o.second}")
 
 
 def multiplier_words(found: Multiplier) -> str:

@@ -1,16 +1,31 @@
-"""What all tests share: one thread a process, and property tests that draw the same examples on every machine."""
+"""What all tests share: one thread a process, surroundings that change nothing, and property tests that draw the same examples everywhere."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
 
 from hypothesis import settings
 
+for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"):
+    os.environ.pop(name, None)  # a hook has them, and the repositories that tests make would be that hook's
+for name in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # on a runner of GitHub's it would take a pipe for a terminal
+# Ray's sockets have room for 107 bytes, which a long TMPDIR uses up; and a cluster on this machine is not to be found, nor lost.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="el", dir="/tmp")
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
+
 # A shell that starts tests in the background has SIGINT ignored, and children would inherit that: Ctrl-C is to reach them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PATIENCE_SECONDS = 900
+"""For what ends by itself. Nothing depends on it but that a hang is found: a machine may be busy with something else."""
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")

@@ -180,7 +180,7 @@ def test_a_lost_replicate_stays_in_the_count_and_opens_both_ends_among_few() -> 
 def test_one_replicate_gives_its_bracket_and_none_nothing() -> None:
     assert stats.boundary(GRID, crossing_at(2), "rising")[:2] == (16, 32)
     assert stats.boundary(GRID, [NEVER], "rising")[:2] == (1e12, None)
-    assert stats.boundary(GRID, [], "rising") == (None, None, (), "missing", 0, None)
+    assert stats.boundary(GRID, [], "rising") == (None, None, (), "missing", 0, None, 0)
 
 
 def test_a_single_level_is_no_scale_to_widen_by() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent
 
@@ -19,6 +20,8 @@ def test_without_chromium_pages_count_as_failed_on_github_and_as_skipped_aloud_e
     (tmp_path / "test_page.py").write_text("from browser import chromium\n\ndef test_page(chromium):\n    pass\n")
     command = [sys.executable, "-m", "pytest", "-c", str(HERE.parent / "pyproject.toml"), "-p", "no:cacheprovider"]
     environment = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": str(HERE), "GITHUB_ACTIONS": github}
-    done = subprocess.run([*command, "-v", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command, "-v", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == code, done.stdout
     assert counted in done.stdout and "not looked at: no Chromium" in done.stdout

@@ -16,6 +16,7 @@ from orchestrator import analyses, claims, findings, summary
 from orchestrator.findings import Findings
 from orchestrator.record import RUNS
 from orchestrator.report import judged_tables
+from orchestrator.words import range_words
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -227,4 +228,4 @@ def test_a_diverged_trial_counts_as_one_without_the_skill() -> None:
     ],
 )
 def test_ranges_say_their_open_ends(low: float | None, high: float | None, words: str) -> None:
-    assert words in claims.range_words(low, high)
+    assert words in range_words(low, high)

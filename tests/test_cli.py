@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_SECONDS
 
 from orchestrator.journal import Journal
 from orchestrator.provenance import session_event
@@ -31,7 +32,7 @@ def emergence(*arguments: str, home: Path, **environment: str) -> subprocess.Com
     surroundings = {k: v for k, v in os.environ.items() if k not in left_out}
     surroundings |= {"EMERGENCE_HOME": str(home), "COLUMNS": "100"} | environment
     command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-    return subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -181,7 +182,9 @@ def test_a_relative_home_in_a_job_folder_named_after_its_content_is_refused(tmp_
     folder.mkdir(parents=True)
     environment = {k: v for k, v in os.environ.items() if k != "EMERGENCE_HOME"}
     command = [sys.executable, "-m", "orchestrator.cli", "run", "quickstart"]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     refused(done, "EMERGENCE_HOME", "absolute folder")
     assert list(folder.iterdir()) == []
 

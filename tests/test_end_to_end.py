@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
 from orchestrator import links, record
@@ -65,6 +66,8 @@ class Home:
         self.file = folder / "tiny.yaml"
         self.file.write_text(TINY)
         self.study = folder / "runs" / "tiny@1"
+        # Two slots on any machine: with a slot for every trunk the work is over before it can be interrupted four times.
+        self.command = ("run", str(self.file), "--checkpoint-seconds", "0.5", "--slots", "2")
         self.environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "120"}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
 
@@ -88,18 +91,18 @@ class Home:
 
     def emergence(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode, out
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        return self.emergence("run", str(self.file), "--checkpoint-seconds", "0.5", *arguments)
+        return self.emergence(*self.command, *arguments)
 
     def events(self, kind: str) -> list[dict]:
         return [event for event in read(self.study)[0] if event["kind"] == kind]
 
     def run_until(self, n_evaluations: int) -> subprocess.Popen[str]:
         """Start a run and wait until its journal has so many evaluations; it is then somewhere in the middle."""
-        driver = self.start("run", str(self.file), "--checkpoint-seconds", "0.5")
+        driver = self.start(*self.command)
         while len(self.events("evaluation")) < n_evaluations:
             assert driver.poll() is None, driver.communicate()[0]
             time.sleep(0.05)
@@ -215,9 +218,11 @@ def test_the_ui_on_another_port_says_where_each_study_is_and_leads_its_report_th
     assert page.count(f"http://127.0.0.1:{port}/#/experiments/") == N_TRIALS and ":5000/" not in page
     while not any("mlflow" in words for words in descendants(quiet.study.parent)):
         assert ui.poll() is None
+        time.sleep(0.02)
     os.killpg(ui.pid, signal.SIGINT)  # as a terminal does: the server is still being loaded
-    assert ui.communicate(timeout=60)[0] == "" and ui.returncode == 0
-    assert descendants(quiet.study.parent) == []
+    assert ui.communicate(timeout=PATIENCE_SECONDS)[0] == "" and ui.returncode == 0
+    while descendants(quiet.study.parent):  # what was just ended may still be listed
+        time.sleep(0.05)
     code, out = quiet.run()
     assert code == 0 and f"emergence ui --port {port}" in out and quiet.parent_link(port) in out
 
@@ -234,7 +239,7 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
         said += line
     assert "The record is behind the journal" in said
     driver.send_signal(signal.SIGINT)
-    out, _ = driver.communicate(timeout=120)
+    out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 0 and "Traceback" not in out  # nothing is left for the driver to do
     assert "The publisher goes on by itself" in out
     assert f"Report:    still being written, to {home.study / 'report.html'}\n" in out
@@ -256,7 +261,7 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
     code, out = home.run()  # a second driver, while the first one runs
     assert code == 2 and "tiny@1 is being run by process" in out and "Traceback" not in out
     assert home.emergence("stop", str(home.file))[0] == 0
-    out, _ = driver.communicate(timeout=120)
+    out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 130 and "Go on with: emergence run" in out
     assert 0 < len(State.of(home.study).trials) < N_TRIALS
 
@@ -266,12 +271,12 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
             os.kill(pid, signal.SIGTERM)  # `ray job stop` sends it to all there are
         assert publishers
         driver.send_signal(asked)
-        out, _ = driver.communicate(timeout=120)
+        out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
         assert driver.returncode == 130 and "not up to date" not in out and "still being written" not in out
 
     driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
     driver.kill()
-    driver.communicate(timeout=120)
+    driver.communicate(timeout=PATIENCE_SECONDS)
     assert len(State.of(home.study).trials) < N_TRIALS
 
     code, out = home.run()

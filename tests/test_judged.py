@@ -138,7 +138,7 @@ def test_the_summary_says_of_each_row_what_became_of_its_claim() -> None:
     primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 16}
     found = found_of(jump, primary=primary, replicates=10)
     rows = {(row["quantity"], row["skill"], row["compute_flops"]): row for row in summary.rows(found)}
-    assert rows[("K_A", "recall", 1e11)]["kept"] == rows[("primary claim", None, 1e11)]["kept"] == "primary"
+    assert rows[("K_A", "recall", 1e11)]["kept"] == rows[("primary claim", "recall", 1e11)]["kept"] == "primary"
     other = rows[("K_A", "recall", 4e11)]
     assert other["kept"] == "yes" and other["p"] <= other["adjusted_p"] <= 0.05
     for row in summary.rows(found):
@@ -292,6 +292,26 @@ def test_the_summary_and_the_description_say_what_the_page_says() -> None:
 )
 def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, said: str) -> None:
     assert said in words.drift_words(stats.Drift(low, high, (), verdict, None), "A")
+
+
+def test_replicates_that_have_it_at_the_first_row_or_lose_it_again_are_told() -> None:
+    levels, up, here, back, never = [4.0, 16.0, 64.0], (0, 1, 1), (1, 1, 1), (0, 1, 0), (0, 0, 0)
+    mostly = stats.boundary(levels, [here] * 5 + [up], "rising")
+    assert words.ability_words(mostly, levels) == (
+        "appears at 16 tasks or fewer (in 5 of 6 replicates it is there at 4 already)"
+    )
+    forgot = stats.boundary(levels, [never] * 5 + [(1, 0, 0)], "falling")
+    assert words.memory_words(forgot, levels) == (
+        "ends at 16 tasks or fewer (in 5 of 6 replicates not even 4 are memorised)"
+    )
+    within = stats.boundary(levels, [(1, 1, 0), (1, 0, 0)], "falling")
+    assert "not even" not in words.memory_words(within, levels)
+    some = stats.boundary(levels, [up, up, back, back, never, never], "rising")
+    assert words.ability_words(some, levels).startswith(
+        "appears up to 64 tasks in 2 of 6 replicates, in 2 more only to be lost again (95 % interval"
+    )
+    both = stats.boundary(levels, [back, (1, 0, 1), up], "rising")
+    assert (both.not_monotone, both.lost_again) == (2, 1)
 
 
 def test_what_each_replicate_allows_of_a_drift_is_told_in_the_same_unit() -> None:

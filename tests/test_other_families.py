@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import PATIENCE_SECONDS
+
 FAMILY = '''
 """echo: a task is a symbol, said over and over. The rule: say the last one again."""
 
@@ -90,7 +92,9 @@ def installed(folder: Path, module: str) -> dict[str, str]:
 
 def call(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_a_family_of_another_package_is_planned_trained_and_examined(tmp_path: Path) -> None:

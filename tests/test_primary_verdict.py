@@ -88,7 +88,7 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
     ("primary", "says"),
     [
         ({"what": "k_ability", "arm": "next_token", "lo": 16}, "recall (next_token) appears at 1.6e12 FLOPs is at least 16"),
-        ({"what": "k_memory", "lo": 16}, "up to which they are memorised (answer) at"),
+        ({"what": "k_memory", "lo": 16}, "up to which all are memorised (answer) at"),
         ({"what": "drift_ability", "hi": -0.125}, "the drift of K_A of recall (answer), in doublings per doubling of compute, is at most \u22120.125"),
         ({"what": "drift_memory", "hi": 0}, "the drift of K_M (answer), in"),
         ({"what": "compute_to_skill", "n_tasks": 64, "hi": 1e12}, "recall (answer) is there at 64 tasks is at most 1e12"),
@@ -312,6 +312,29 @@ def test_the_plan_says_the_claim_what_settles_it_and_when_there_are_too_few_repl
         rows = dict(planned(synthetic.made_up(**(AXES | {"replicates": replicates, "primary": mean}))))
         assert (rows.get("warning") or "").startswith(doubt or "") and (doubt is None) == ("warning" not in rows)
     assert planned(synthetic.made_up()) == []
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(3, "inconclusive"), (4, "inconclusive"), (5, "consistent")])
+def test_how_many_settle_it_if_they_go_on_agreeing_is_told_and_is_so(n: int, verdict: str) -> None:
+    """What three that agree say of their spread asks for far more than it then takes."""
+    primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 16, "hi": 64}
+
+    def step(n_tasks: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.where(n_tasks >= 64, 0.9, 0.1)
+
+    found = judged(primary, {"replicates": n}, ability=step, noise=0)
+    assert found.verdict == verdict
+    assert found.wanting.endswith("; 5 do if they go on agreeing") == (verdict == "inconclusive")
+
+
+def test_an_end_beyond_the_levels_is_told_as_open() -> None:
+    primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 256, "hi": 1024}
+
+    def last(n_tasks: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
+        return np.where(n_tasks >= 1024, 0.9, 0.1)
+
+    found = judged(primary, {"replicates": 3}, ability=last, noise=0)
+    assert found.verdict == "inconclusive" and found.high is None and "more than" in found.measured
 
 
 def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_where_they_do_not() -> None:

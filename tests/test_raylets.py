@@ -64,7 +64,9 @@ def address() -> Iterator[str]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
         assert cluster.stdout is not None
         lines = iter(cluster.stdout.readline, "")
-        yield next(line.split()[1] for line in lines if line.startswith("at "))
+        found = next((line.split()[1] for line in lines if line.startswith("at ")), None)
+        assert found is not None, "the cluster ended before it was there"
+        yield found
         cluster.communicate("")  # closes its input, on which it ends
 
 
@@ -115,16 +117,18 @@ def test_trials_of_one_and_two_workers_end_once_each_and_agree(address: str, tmp
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_with_the_arithmetic(address: str, tmp_path: Path) -> None:
     """Before Ray Tune is loaded, which alone takes as long again; the limit of two seconds is for a machine with nothing else to
     do, so what is held to here is that of a command that does nothing."""
-    begin = time.monotonic()
-    assert emergence(tmp_path, "plan", "--slots", "1", "--workers", "2").returncode == 2
-    nothing_seconds = time.monotonic() - begin
-    for command in ("run", "plan"):
+    seconds: dict[str, list[float]] = {"nothing": [], "run": [], "plan": []}
+    for _ in range(2):  # the least of two, side by side: the machine may stall in any of them
         begin = time.monotonic()
-        done = emergence(tmp_path, command, "--address", address, "--workers", "4")
-        seconds = time.monotonic() - begin
-        assert done.returncode == 2, done.stdout + done.stderr
-        text = "the widest trial takes 4 slots, which need 4 CPU, Ray sees 2; it would never start"
-        assert text in done.stderr and len(done.stderr.splitlines()) == 1
-        print(f"{command} refused in {seconds:.1f} s; without a cluster in {nothing_seconds:.1f} s")
-        assert seconds < 3 * nothing_seconds
+        assert emergence(tmp_path, "plan", "--slots", "1", "--workers", "2").returncode == 2
+        seconds["nothing"].append(time.monotonic() - begin)
+        for command in ("run", "plan"):
+            begin = time.monotonic()
+            done = emergence(tmp_path, command, "--address", address, "--workers", "4")
+            seconds[command].append(time.monotonic() - begin)
+            assert done.returncode == 2, done.stdout + done.stderr
+            text = "the widest trial takes 4 slots, which need 4 CPU, Ray sees 2; it would never start"
+            assert text in done.stderr and len(done.stderr.splitlines()) == 1
+    print({what: round(min(measured), 1) for what, measured in seconds.items()})
+    assert max(min(seconds["run"]), min(seconds["plan"])) < 3 * min(seconds["nothing"])
     assert not (tmp_path / "runs" / "shared@1" / "journal.jsonl").exists()

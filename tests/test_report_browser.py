@@ -81,6 +81,11 @@ def tip(page: Any) -> list[str]:
     return page.locator("#tip > *").all_inner_texts() if page.locator("#tip").is_visible() else []
 
 
+def settle(page: Any) -> None:
+    """Wait until the page has drawn, and heard of, what it was made to do: a scroll is told a frame later."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 # Opening ------------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +97,7 @@ def test_it_opens_without_a_complaint_asks_for_nothing_and_no_text_is_in_the_way
     written: Written = request.getfixturevalue(which)
     opened = open_page(written.path, size)
     opened.page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
-    opened.page.wait_for_timeout(100)
+    settle(opened.page)
     assert overlaps(opened.page) == []
     assert sticking_out(opened.page) == []
     assert opened.requests == [written.path.as_uri()] and opened.complaints == []
@@ -143,6 +148,7 @@ def test_pointing_at_a_cell_shows_every_replicate_of_it(real: Written, open_page
     page = open_page(real.path).page
     panel = page.locator("#surface .panel").first
     panel.scroll_into_view_if_needed()
+    settle(page)
     for n, c, told in ((64, 3.2e11, "3 of 3"), (16, 6.4e11, "2 of 3")):
         across, down = middle(text_at(page, panel, number(c)))[0], middle(text_at(page, panel, number(n)))[1]
         page.mouse.move(across, down)
@@ -163,6 +169,7 @@ def test_pointing_at_the_end_of_a_curve_shows_its_trial_and_draws_its_line(real:
     page = open_page(real.path).page
     panel = page.locator("#curves figure", has=page.locator("b", has_text=re.compile("^32 tasks$"))).locator(".panel")
     panel.scroll_into_view_if_needed()
+    settle(page)
     marks = panel.locator("svg use").evaluate_all("(all) => all.map((use) => use.getBoundingClientRect().toJSON())")
     y = {value: middle(text_at(page, panel, words))[1] for value, words in ((0.0, "0"), (1.0, "1"))}
     values = real.found.values("accuracy", "answer", "recall", "held_out", 32, 6.4e11)
@@ -188,6 +195,7 @@ def test_pointing_at_a_boundary_shows_its_interval_and_a_replicate_s_bracket(rea
     page = open_page(real.path).page
     panel = page.locator("#surface .panel").first
     panel.scroll_into_view_if_needed()
+    settle(page)
     told = data_of(Page(real.path.read_text()))["panels"][0]
     box = panel.bounding_box()
     scale = box["width"] / told["box"][0]
@@ -206,6 +214,7 @@ def test_a_finger_shows_and_hides_a_tip(real: Written, open_page: Open) -> None:
     page = open_page(real.path, PHONE, has_touch=True, is_mobile=True).page
     panel = page.locator("#surface .panel").first
     panel.scroll_into_view_if_needed()
+    settle(page)
     across, down = middle(text_at(page, panel, "1.6e11"))[0], middle(text_at(page, panel, "64"))[1]
     page.touchscreen.tap(across, down)
     assert tip(page)[1] == "64 tasks, 1.6e11 FLOPs"
@@ -228,7 +237,7 @@ def test_the_arrow_keys_go_from_cell_to_cell(real: Written, open_page: Open) -> 
     assert seen == ["16 tasks, 8e10 FLOPs", "32 tasks, 8e10 FLOPs", "16 tasks, 8e10 FLOPs"]
     before = page.locator("#tip").bounding_box()["y"]
     page.evaluate("scrollBy(0, 60)")  # as the window does a moment after a panel was given the focus
-    page.wait_for_timeout(100)
+    settle(page)
     assert tip(page)[1] == "16 tasks, 8e10 FLOPs" and page.locator("#tip").bounding_box()["y"] == pytest.approx(
         before - 60, abs=2
     )
@@ -241,7 +250,7 @@ def test_the_arrow_keys_go_from_cell_to_cell(real: Written, open_page: Open) -> 
 
 def marks_of(page: Any, walk: Any) -> list[dict[str, Any]]:
     """The marks of a walk that are shown: series, level, value, and the height at which it is drawn."""
-    page.wait_for_timeout(350)  # they glide to their places
+    page.evaluate("document.getAnimations().forEach((one) => one.finish())")  # they glide to their places
     return list(
         walk.locator(".mark[data-value]").evaluate_all(
             "(all) => all.map((m) => { const b = m.getBoundingClientRect(); return { series: m.dataset.series, level: +m.dataset.level,"
@@ -292,6 +301,7 @@ def test_the_walk_tells_the_table_s_numbers_where_a_reader_points(real: Written,
     page = open_page(real.path).page
     walk = page.locator(".walk")
     walk.scroll_into_view_if_needed()
+    settle(page)
     mark = next(m for m in marks_of(page, walk) if (m["series"], m["level"]) == ("ability", 3))
     page.mouse.move(mark["x"], mark["y"])
     head, where, trial, *_ = tip(page)
@@ -306,12 +316,13 @@ def test_play_walks_to_the_end_and_stops(real: Written, open_page: Open) -> None
     page = open_page(real.path).page
     walk = page.locator(".walk")
     play, slider = walk.locator("button"), walk.locator("input")
-    play.click()
-    assert play.inner_text() == "Pause" and slider.input_value() == "0"
-    page.wait_for_function("document.querySelector('.walk input').value === '2'")
-    play.click()
-    assert play.inner_text() == "Play" and slider.input_value() == "2"
+    click = "const play = document.querySelector('.walk button'), at = document.querySelector('.walk input');"
+    assert page.evaluate(f"() => {{ {click} play.click(); return [play.textContent, at.value]; }}") == ["Pause", "0"]
+    stop = "if (at.value < 2) return false; play.click(); return [play.textContent, at.value];"  # in one: it walks on
+    said, at = page.wait_for_function(f"() => {{ {click} {stop} }}").json_value()
+    page.wait_for_timeout(800)  # longer than a step: it has stopped
     last = int(slider.get_attribute("max"))
+    assert said == "Play" and 2 <= int(at) < last and slider.input_value() == at
     slider.fill(str(last - 1))
     play.click()
     assert slider.input_value() == str(last)

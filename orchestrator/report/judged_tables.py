@@ -30,6 +30,7 @@ from orchestrator.words import (
     multiplier_words,
     needed_words,
     number,
+    overtaking_words,
     percent,
     slopes_words,
     sure,
@@ -313,24 +314,13 @@ def overtaking_rows(found: Findings) -> list[dict[str, str]]:
         row = {
             "n_tasks": number(o.n_tasks),
             "pair": f"{o.second} against {o.first}",
-            "words": _overtaking_words(o),
+            "words": overtaking_words(o),
             "mark": claims.mark(known[name]) if met.verdict in NAMED else "",
             "confidence": sure(found.confidence(name)) if ended else "—",
             "p": adjusted_words(known[name]),
         }
         rows.append(row | _ratio_cells(found, o))
     return rows
-
-
-def _overtaking_words(o: Overtaking) -> str:
-    met = o.result
-    return {
-        "crosses": f"{o.second} overtakes {o.first} at {claims.range_words(met.low, met.high)} FLOPs",
-        "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
-        "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
-        "no difference shown": "no difference is shown at any budget",
-        "missing": "not measured",
-    }.get(met.verdict, f"undecided between {o.first} and {o.second}")
 
 
 def _ratio_cells(found: Findings, o: Overtaking) -> dict[str, str]:

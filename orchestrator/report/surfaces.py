@@ -477,7 +477,7 @@ def _draw_marks(sheet: Sheet, lane: _Lane, y: float, mark: str, those: list[int]
     style: dict[str, Any] = {"marker": mark, "ls": "", "color": colour, "zorder": 5, "clip_on": False, "mew": 0}
     if mark in "^v":
         style |= {"mfc": "white", "mew": 0.9}
-    said = [f"replicate {lane.edge.replicates[k]}: {_bracket_words(lane.edge.found.brackets[k])}" for k in those]
+    said = [f"replicate {lane.edge.replicates[k]}: {_bracket_words(lane, lane.edge.found.brackets[k])}" for k in those]
     head = f"{lane.band.name} at {number(lane.flops)} FLOPs\n"
     if count <= 3:
         step = 4.9 / lane.pitch
@@ -499,11 +499,16 @@ def _draw_marks(sheet: Sheet, lane: _Lane, y: float, mark: str, those: list[int]
     sheet.point(x, y, says=head + "\n".join(said[:TOLD_REPLICATES] + more))
 
 
-def _bracket_words(bracket: stats.Bracket) -> str:
+def _bracket_words(lane: _Lane, bracket: stats.Bracket) -> str:
+    """What a replicate's mark says, of the skill or of memory."""
+    skill, last = lane.band.colour == RULE, lane.edge.found.last
+    if bracket.high is None and bracket.low is not None and last is not None and bracket.low < last:
+        back = "has it in between, and not" if skill else "does not remember in between, and does"
+        return f"{back} at {counted(last, 'task')}"
     if bracket.high is None and bracket.low is not None:
-        return f"not up to {counted(bracket.low, 'task')}"
+        return f"{'does not have it' if skill else 'remembers'} up to {counted(bracket.low, 'task')}"
     if bracket.low is None and bracket.high is not None:
-        return f"across at {counted(bracket.high, 'task')} already"
+        return f"{'has it at' if skill else 'does not even remember'} {counted(bracket.high, 'task')}{' already' if skill else ''}"
     return f"crosses between {number(cast(float, bracket.low))} and {number(cast(float, bracket.high))} tasks"
 
 

@@ -63,6 +63,8 @@ class Boundary(NamedTuple):
     """Replicates that come back after their first crossing."""
     last: float | None = None
     """The last level at which any replicate has a value; None: there is none."""
+    lost_again: int = 0
+    """Replicates that are across somewhere, and not at their last level."""
 
     @property
     def is_told(self) -> bool:
@@ -135,7 +137,7 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
         verdict = "undecided"
     ends = _interval(grid, low, high, confidence)
     last = float(grid[np.flatnonzero(across.any(0))[-1]])
-    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()), last)
+    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()), last, int((back & ~always).sum()))
 
 
 def _interval(

@@ -568,7 +568,8 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
         values = getattr(axes, axis)
         for i, value in enumerate(values):
             if value in values[:i]:
-                yield ("axes", axis, i), f"{value} is given twice"
+                given = f"{value:g}".replace("e+", "e") if isinstance(value, float) else value
+                yield ("axes", axis, i), f"{given} is given twice"
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = _nearest(arm, family.arms)

@@ -119,6 +119,13 @@ def test_the_name_of_ones_own_study_suggests_its_versions(command: str, tmp_path
     assert "mines@1" not in done.stderr
 
 
+def test_a_name_that_nothing_ran_under_is_told_what_comes_near_and_a_folder_what_it_is(tmp_path: Path) -> None:
+    home = home_of(tmp_path, "mine@1", "other@2")
+    refused(emergence("report", "mien", home=home), "mien: has not been run in", "did you mean 'mine'?")
+    refused(emergence("status", "nosuch", home=home), "nosuch: has not been run in", "what ran there: mine@1, other@2")
+    refused(emergence("plan", str(tmp_path), home=home), f"{tmp_path}: that is a folder; give a study file")
+
+
 def test_the_name_of_ones_own_study_is_enough_where_one_version_ran(tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "mine@2", "mines@3")
     assert "mines@3: not running" in emergence("status", "mines", home=home).stdout

@@ -215,7 +215,7 @@ CLAIMS = [
     ("an arm too many", "{what: k_memory, against: next_token, lo: 16}", "does not take 'against'"),
     ("a number of tasks off the axes", "{what: ability, n_tasks: 5, lo: 0.5}", "5 is not in the study; it has 4, 16, 64, 256, 10,000"),
     ("a budget off the axes", "{what: k_ability, compute_flops: 3e11, lo: 16}", "3e11 is not in the study; it has 1e11, 2e11"),
-    ("a skill that is not there", "{what: k_ability, skill: recal, lo: 16}", "recal is not in the study; it has recall"),
+    ("a skill that is not there", "{what: k_ability, skill: recal, lo: 16}", "; did you mean 'recall'?"),
     ("an arm that is not there", "{what: k_ability, arm: reward, lo: 16}", "reward is not in the study; it has answer, next_token"),
     ("an arm against itself", "{what: crossover, n_tasks: 4, against: answer, lo: 2e11}", "give the other as 'against'"),
     ("a range for a verdict", "{what: emergence, n_tasks: 4, lo: 1}", "give verdict: break, smooth or metric artefact"),

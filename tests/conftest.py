@@ -23,6 +23,7 @@ atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 # A shell that starts tests in the background has SIGINT ignored, and children would inherit that: Ctrl-C is to reach them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, lambda *_: None)  # the same under nohup: we are to go on, and children to hear of it
 
 PATIENCE_SECONDS = 900
 """For what ends by itself. Nothing depends on it but that a hang is found: a machine may be busy with something else."""

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -173,7 +174,8 @@ def _ask_for_an_answer(address: str) -> str:
     named, target = _named(address), address
     what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
     if address == "auto":
-        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray has it
+        temporary = os.environ.get("RAY_TMPDIR") or own or "/tmp"
         left = Path(temporary) / "ray" / "ray_current_cluster"
         target = os.environ.get("RAY_ADDRESS", "")
         if target in ("", "auto"):

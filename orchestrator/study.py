@@ -448,6 +448,7 @@ class _Reader:
         self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
 
     def study(self) -> Study:
+        """The study. Raises StudyError with every problem found, a line each."""
         plain = _plain(self.raw)
         family = self._family(plain.get("family")) if "family" in plain else None
         study = None

@@ -82,14 +82,14 @@ def _boundaries(found: Findings) -> Iterator[Row]:
     for (arm, skill), whole in found.k_ability.items():
         for c, b in whole:
             where = {"quantity": "K_A", "arm": arm, "skill": skill, "compute_flops": c}
-            yield claim_of("k", "ability", arm, skill, c), where | _within(b, levels, ability_words(b, levels))
+            yield claim_of("k", "ability", arm, skill, c), where | _told_within(b, levels, ability_words(b, levels))
     for arm, whole in found.k_memory.items():
         for c, b in whole:
             where = {"quantity": "K_M", "arm": arm, "compute_flops": c}
-            yield claim_of("k", "memory", arm, "", c), where | _within(b, levels, memory_words(b, levels))
+            yield claim_of("k", "memory", arm, "", c), where | _told_within(b, levels, memory_words(b, levels))
 
 
-def _within(boundary: stats.Boundary, levels: Sequence[float], words: str) -> dict[str, Any]:
+def _told_within(boundary: stats.Boundary, levels: Sequence[float], words: str) -> dict[str, Any]:
     """Open where it ends beyond what was looked at, as in the words and in the figures."""
     low, high = within(boundary, levels)
     return {"low": low, "high": high, "verdict": boundary.verdict, "words": words}
@@ -115,7 +115,7 @@ def _to_skill(found: Findings) -> Iterator[Row]:
         where = {"quantity": "compute to skill", "arm": arm, "skill": skill, "n_tasks": n}
         looks = found.looks(arm, n, skill)
         words = flops_words(told.boundary, looks)
-        yield claim_of("to", "skill", arm, skill, float(n)), where | _within(told.boundary, looks, words)
+        yield claim_of("to", "skill", arm, skill, float(n)), where | _told_within(told.boundary, looks, words)
 
 
 def _fewer(found: Findings) -> Iterator[Row]:

@@ -226,7 +226,7 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
 
 
 def slopes_words(moved: stats.Drift) -> str:
-    """What each replicate's brackets allow, in the unit of the drift: -0.5 to +1.5, +0.2 or more, not seen."""
+    """What each replicate's brackets allow, in the unit of the drift: -0.5 to +1.5, +0.2 or more, open."""
 
     def one(slope: stats.Bracket) -> str:
         if slope.low is None or slope.high is None:

@@ -230,7 +230,7 @@ def test_two_workers_hold_what_is_estimated_at_every_zero_stage_and_no_more(tmp_
         )
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=900)[0] for worker in workers]
+    said = [worker.communicate(timeout=900)[0] for worker in workers]  # they import this file, not conftest
     peaks = {int(line.split()[1]): int(line.split()[2]) for line in said[0].splitlines() if line.startswith("peak ")}
     assert peaks.keys() == {0, 1, 2, 3}, said
     for stage, peak in peaks.items():

@@ -75,6 +75,22 @@ def test_an_address_from_the_environment_is_named_as_such(monkeypatch: pytest.Mo
         machines._ask_for_an_answer("auto")
 
 
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform == "linux" else [])])
+def test_auto_looks_where_ray_start_left_the_address(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(machines.ClusterProblem, match="belongs to no cluster"):
+        machines._ask_for_an_answer("auto")
+    place = f"127.0.0.1:{closed_port()}"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(place)
+    with pytest.raises(machines.ClusterProblem, match=rf"^--address auto \({place}\): nothing answers there"):
+        machines._ask_for_an_answer("auto")
+
+
 # Ctrl-C ---------------------------------------------------------------------------------------------------------------
 
 

@@ -211,13 +211,12 @@ def _draw_median(
     for mark, edge, end in zip("<>", span, ends, strict=True):
         if end == edge:
             sheet.marks([edge], [0.5], marker=mark, ms=6, color=GREY, mew=0, clip_on=False, zorder=2)
-    skill = found.study.shown_skills[0]
-    claim = claim_of("to", "skill", arm, skill, float(n_tasks))
+    claim = claim_of("to", "skill", arm, found.study.shown_skills[0], float(n_tasks))
     confidence = sure(found.confidence(claim))
     n = len(told.boundary.brackets)
     kind = "one bracket, no interval" if n == 1 else f"{confidence} interval for half of {counted(n, 'replicate')}"
     kind += ", open at both ends" if low is None and high is None else ""
-    mark = to_skill_mark(found, arm, skill, n_tasks, told)
+    mark = to_skill_mark(found, claim, told.boundary, looks)
     words = flops_words(told.boundary, looks) + (f" ({mark})" if mark else "")
     sheet.area(ends[0], 0.46, ends[1], 0.54, f"{words}\n{kind}{_by_curve(told)}")
     shared: dict[str, Any] = {"measure": "compute to skill", "unit": "FLOPs", "arm": arm, "n_tasks": n_tasks}

@@ -216,26 +216,21 @@ def _to_skill_row(
     for cell, c in zip(successes, budgets, strict=True):
         if (s := made.get(c)) is not None:
             cell |= {"share": f"{s.k} of {s.n}", "interval": f"{decimal(s.low)} to {decimal(s.high)}"}
-    looks, confidence = (
-        found.looks(arm, n_tasks, skill),
-        found.confidence(claim_of("to", "skill", arm, skill, float(n_tasks))),
-    )
-    interval = _has_end(one.boundary, looks)
+    looks, claim = found.looks(arm, n_tasks, skill), claim_of("to", "skill", arm, skill, float(n_tasks))
     return {
         "arm": arm,
         "skill": skill,
         "n_tasks": number(n_tasks),
         "words": flops_words(one.boundary, looks),
-        "mark": to_skill_mark(found, arm, skill, n_tasks, one),
-        "confidence": sure(confidence) if interval else "—",
+        "mark": to_skill_mark(found, claim, one.boundary, looks),
+        "confidence": sure(found.confidence(claim)) if _has_end(one.boundary, looks) else "—",
         "successes": successes,
     }
 
 
-def to_skill_mark(found: Findings, arm: str, skill: str, n_tasks: int, one: ToSkill) -> str:
+def to_skill_mark(found: Findings, claim: str, boundary: stats.Boundary, looks: Sequence[float]) -> str:
     """What stands beside its words: where they tell an end or a verdict, how that fared in the correction."""
-    told = one.boundary.is_told or _has_end(one.boundary, found.looks(arm, n_tasks, skill))
-    return claims.mark(found.standings[claim_of("to", "skill", arm, skill, float(n_tasks))]) if told else ""
+    return claims.mark(found.standings[claim]) if boundary.is_told or _has_end(boundary, looks) else ""
 
 
 def _has_end(boundary: stats.Boundary, looks: Sequence[float]) -> bool:

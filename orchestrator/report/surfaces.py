@@ -32,7 +32,7 @@ from orchestrator.report.plates import (
     decimal,
 )
 from orchestrator.results import Phase
-from orchestrator.words import interval_words, number, sure
+from orchestrator.words import interval_words, number, sure, within
 
 
 def on_split(split: str) -> str:
@@ -537,9 +537,7 @@ def _note_interval(sheet: Sheet, lane: _Lane) -> None:
 def _note_boundary(sheet: Sheet, lane: _Lane, shared: Row) -> None:
     """Rows of the CSV: the interval as drawn, ends beyond the grid left open, and every replicate's bracket."""
     boundary, name = lane.edge.found, lane.band.name
-    low, high = (
-        end if end is not None and _rank(lane.levels, end, 0)[1] else None for end in (boundary.low, boundary.high)
-    )
+    low, high = within(boundary, lane.levels)
     shared = shared | {"measure": "boundary"}
     found = {"low_tasks": low, "high_tasks": high, "verdict": boundary.verdict, "kept": lane.edge.standing.kept}
     sheet.row(series=f"{name} interval", **found, **shared)

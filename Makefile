@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-cluster check bench calibration format clean install
+.PHONY: quickstart test test-cluster faults faults-long check bench calibration format clean install
 
 quickstart: install  ## a real study in about six minutes: a skill emerges
 	$(BIN)/emergence run quickstart
@@ -14,6 +14,12 @@ test: install  ## all tests
 
 test-cluster: install  ## ray up, submit, job and down for real, between machines that the test makes; needs root, sshd, rsync
 	$(BIN)/python -m pytest -s tests/cluster/on_machines.py
+
+faults: install  ## kills, signals, full disks and the like, with Ray and MLflow for real: at most twenty minutes
+	$(BIN)/python -m pytest -s tests/faults/with_ray.py
+
+faults-long: install  ## 50,000 mutated studies, 300 trials in one process, random faults for five minutes
+	$(BIN)/python -m pytest -s tests/faults/long_*.py
 
 check: install  ## style and types
 	$(BIN)/ruff check .

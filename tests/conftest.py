@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
 
@@ -30,3 +31,21 @@ PATIENCE_SECONDS = 900
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+# Faults -------------------------------------------------------------------------------------------------------------
+
+_FAULTS: dict[str, tuple[int, int]] = {}
+
+
+def tally(kind: str, tried: int, survived: int) -> None:
+    """Count faults of one kind that a test has tried and that the software survived; the sums are printed at the end."""
+    before = _FAULTS.get(kind, (0, 0))
+    _FAULTS[kind] = (before[0] + tried, before[1] + survived)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the faults that were tried, by kind: the table of docs/reliability.md."""
+    if _FAULTS:
+        terminalreporter.section("faults")
+        for kind, (tried, survived) in sorted(_FAULTS.items()):
+            terminalreporter.line(f"{kind}: {tried:,} tried, {survived:,} survived")

@@ -32,11 +32,13 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import answer, findings, journal, links, plan, primary_verdict, progress, provenance
+from orchestrator import answer, findings, journal, lease, links, plan, primary_verdict, progress, provenance, recorded
 from orchestrator import study as studies
-from orchestrator.journal import State, StudyHeldError, StudyLock
+from orchestrator.journal import State
+from orchestrator.lease import LeaseLostError, StudyHeldError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.progress import clock
+from orchestrator.recorded import Recorded
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study import Study, StudyError
 from orchestrator.words import model_words, number, sure, times
@@ -129,8 +131,9 @@ def plan_command(
     _check_device(device)
     study = _load(study_name)
     folder = journal.study_folder(study.id)
-    state = State.of(folder)
-    plan.check_against_record(study, state, study_name)
+    everything = State.of(folder)
+    plan.check_against_record(study, everything, study_name)
+    state = recorded.of_study(everything, study)
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     _check_room(study, options, absent_is_fine=not address)
     n_slots, known = _slots(options)
@@ -169,9 +172,11 @@ def run(
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Console()
-    with StudyLock(folder, study.id):
-        state = State.of(folder)
-        plan.check_against_record(study, state, study_name)
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease, _aside) as lock:
+        everything = State.of(folder)
+        plan.check_against_record(study, everything, study_name)
+        state = recorded.of_study(everything, study)
+        _tell_damage(state, folder, "they are trained again now")
         if plan.owes(study, state):
             _check_room(study, options)
             _check_writable(options.storage)
@@ -181,7 +186,7 @@ def run(
                 "journal, and out of tables, report and answer."
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
-        outcome = _run_missing(study, state, folder, options, uri, console)
+        outcome = _run_missing(study, state, folder, lock, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", highlight=False, soft_wrap=True)
@@ -192,13 +197,15 @@ def run(
         raise typer.Exit(1)
 
 
-def _run_missing(study: Study, state: State, folder: Path, options: Options, uri: str, console: Console) -> str:
+def _run_missing(
+    study: Study, state: State, folder: Path, lock: StudyLock, options: Options, uri: str, console: Console
+) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
     todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
-        _publish_if_needed(study, state, folder, uri)
+        _publish_if_needed(study, state, folder, lock, uri)
         return "complete"
     _show_plan(todo, folder, known, console, brief=True)
     if changes := provenance.source()["changes"]:
@@ -216,10 +223,10 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
             raise UsageProblem(str(problem)) from None
         from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
 
-        return runner.run(study, todo.jobs, folder, options, uri, watcher)
+        return runner.run(study, todo.jobs, folder, lock, options, uri, watcher)
 
 
-def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> None:
+def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
     """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
     from orchestrator import record
 
@@ -227,8 +234,8 @@ def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> No
         return
     typer.echo("The record is behind the journal; writing it anew ...")
     if state.study != study.model_dump(mode="json"):
-        file = journal.Journal(folder)
-        file.append([provenance.session_event(study, {})])
+        file = journal.Journal(folder, lock)
+        file.append([provenance.session_event(study, {}, state.record)])
         file.close()
     record.finish_publishing(record.start_publisher(folder, uri, follow=False), folder, typer.echo)
 
@@ -247,10 +254,10 @@ def status(
     folder, study, state = _recorded(study_name)
     ended = {t.id: state.trials[t.id]["status"] for t in study.trials() if t.id in state.trials}
     counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
-    running = "running" if journal.is_held(folder) else "not running"
+    running = "running" if lease.is_held(folder) else "not running"
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
     console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials", highlight=False)
-    if journal.is_held(folder) and (holder := journal.lock_holder(folder)):
+    if lease.is_held(folder) and (holder := lease.lock_holder(folder)):
         console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}", highlight=False)
     for trial, kind in ended.items():
         if kind in ("failed", "diverged"):
@@ -265,7 +272,7 @@ def status(
 def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
     folder, study, _ = _recorded(study_name)
-    if not journal.is_held(folder):
+    if not lease.is_held(folder):
         typer.echo(f"{study.id} is not running; nothing to stop.")
         return
     (folder / "stop").touch()
@@ -275,10 +282,12 @@ def stop(study_name: RecordedName) -> None:
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures anew from the journal; print where it is."""
-    folder, _, _ = _recorded(study_name)
+    folder, _, state = _recorded(study_name)
     from orchestrator import record
 
     typer.echo(record.rewrite(folder, _aside))
+    if state.short:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")
@@ -308,7 +317,7 @@ def compare(
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
 def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
-    folder, study, _ = _recorded(study_name)
+    folder, study, state = _recorded(study_name)
     from orchestrator import record
 
     uri = _tracking_uri(tracking_uri)
@@ -322,6 +331,8 @@ def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     typer.echo(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")
     if link := links.study_link(folder, uri):
         typer.echo(f"MLflow: {link}")
+    if state.short:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: emergence ui --port 5001")
@@ -387,8 +398,8 @@ def _serve(port: int, uri: str) -> None:
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
-    folder, study, _ = _recorded(study_name)
-    with StudyLock(folder, study.id):
+    folder, study, state = _recorded(study_name)
+    with StudyLock(folder, study.id, lambda: state.lease, _aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         checkpoints = plan.checkpoints_of(folder, _storage(given) if given else None)
         n_bytes = checkpoint.clear(checkpoints)
@@ -488,7 +499,7 @@ def _show_result(
 ) -> None:
     from orchestrator import record
 
-    state = State.of(folder)
+    state = recorded.read(folder, study)
     surface = progress.Surface(study)
     surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
@@ -577,11 +588,12 @@ def _list_studies(console: Console) -> None:
     if not folders:
         console.print(f"No study has run yet in {journal.home_folder()}.", highlight=False)
     for folder in folders:
-        state = State.of(folder)
-        if state.study:
-            study = Study.from_record(state.study)
+        everything = State.of(folder)
+        if everything.study:
+            study = Study.from_record(everything.study)
+            state = recorded.of_study(everything, study)
             ended = sum(t.id in state.trials for t in study.trials())
-            running = "running" if journal.is_held(folder) else "not running"
+            running = "running" if lease.is_held(folder) else "not running"
             console.print(f"{study.id}: {ended} of {len(study.trials())} trials ended, {running}", highlight=False)
 
 
@@ -601,7 +613,7 @@ def _source(name: str, folder: Path) -> str:
     return name if Path(name).exists() or name in studies.shipped() else str(folder / "study.yaml")
 
 
-def _recorded(name: str) -> tuple[Path, Study, State]:
+def _recorded(name: str) -> tuple[Path, Study, Recorded]:
     """Folder, study and state of a study that ran. Raises UsageProblem when it has not, naming what comes near."""
     known = sorted(path.parent.name for path in journal.home_folder().glob("*@*/journal.jsonl"))
     if "@" in name and not Path(name).exists():
@@ -626,7 +638,10 @@ def _recorded(name: str) -> tuple[Path, Study, State]:
         hint = f"; {', '.join(near)} has" if near else ""
         hint += "" if "@" in name else f"; run it with: {_program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
-    return folder, Study.from_record(state.study), state
+    study = Study.from_record(state.study)
+    counted = recorded.of_study(state, study)
+    _tell_damage(counted, folder, f"{_program()} run {_source(name, folder)} trains them again")
+    return folder, study, counted
 
 
 def _writable(folder: Path) -> Path:
@@ -765,6 +780,23 @@ def _keep_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _tell_damage(state: Recorded, folder: Path, remedy: str) -> None:
+    """Name the lines of the journal that do not count, and the trials that lack rows."""
+    damage = [line for line in state.damage if line != journal.INCOMPLETE or not lease.is_held(folder)]
+    shown = damage[:MAX_DAMAGE_SHOWN]
+    if len(damage) > len(shown):
+        shown.append(f"so are {times(len(damage) - len(shown), 'line')} more")
+    for line in shown:
+        _aside(f"{folder.name}: {line}, and does not count.")
+    if state.short:
+        names = ", ".join(state.short[:3]) + (" ..." if len(state.short) > 3 else "")
+        _aside(f"{folder.name}: {times(len(state.short), 'trial')} without all rows ({names}): {remedy}.")
+
+
+MAX_DAMAGE_SHOWN = 5
+"""Damaged lines of a journal that a command names."""
+
+
 def _aside(line: str) -> None:
     """For the person who waits: not among what the command answers."""
     typer.echo(line, err=True)
@@ -783,6 +815,9 @@ def main() -> None:
         app()
     except (StudyError, StudyHeldError, UsageProblem) as problem:
         _refuse(str(problem))
+    except LeaseLostError as problem:
+        typer.echo(str(problem), err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

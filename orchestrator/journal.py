@@ -1,26 +1,27 @@
-"""The journal: append-only JSON lines, the truth about a study; and the lock that lets one driver hold it.
+"""The journal: append-only JSON lines, the truth about a study.
 
-Events carry a key; the first of a key counts, so emitting again changes nothing. What ends a trial is fsynced. MLflow and
-Parquet are projections of this file (record.py) and can be rebuilt from it.
+Events carry a key; the first of a key counts, so emitting again changes nothing. What ends a trial is fsynced. Each line carries
+its number, a checksum, and the lease under which it was written: a damaged or superseded line never counts, and is named.
+MLflow and Parquet are projections of this file (record.py) and can be rebuilt from it.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
-import socket
-import threading
-import time
+import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from orchestrator.lease import StudyLock
+
 Event = dict[str, Any]
+FILE = "journal.jsonl"
 SYNCED = {"trial", "trunk", "session"}
 """Kinds of events that must survive a power cut; the others are rebuilt by resuming."""
-LEASE_SECONDS = 60.0
-"""A driver on another machine that has not renewed its lease for this long is taken for dead."""
+INCOMPLETE = f"{FILE}: the last line is incomplete, as a crash leaves it"
+"""Of a journal that a driver is writing at this moment, too."""
 
 
 def home_folder() -> Path:
@@ -34,51 +35,222 @@ def study_folder(study_id: str) -> Path:
 
 
 class Journal:
-    """The single writer. Appends whole lines to `journal.jsonl`; a line torn by a crash is closed off and skipped."""
+    """The single writer. Appends whole lines to `journal.jsonl`; a line torn by a crash is closed off and never counts.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "journal.jsonl"
+    With the `lock` of the study, nothing is written once that is lost.
+    """
+
+    def __init__(self, folder: Path, lock: StudyLock | None = None) -> None:
+        """Raises OSError, and LeaseLostError where the lock is lost already."""
+        _make_synced(folder)
+        self.path, self._lock = folder / FILE, lock
+        if lock is not None:
+            lock.check()
+        _give_checksums(self.path)
+        is_new = not self.path.exists()
         self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")
+        if is_new:
+            _sync_folder(folder)
+        self._reader = Reader(folder)
+        self._reader.read()
+        self._is_clean = True  # all that was written since has arrived whole
 
     def append(self, events: list[Event]) -> None:
-        """Append; returns after the data has reached the disk if an event ends something."""
-        data = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events).encode()
+        """Append; returns after the data has reached the disk if an event ends something.
+
+        Raises OSError where the disk is full, say: what did not arrive whole never counts, and the next call goes on.
+        Raises LeaseLostError, having written nothing.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        if not self._is_clean:
+            self._reader.read()
+        reader = self._reader
+        lease = self._lock.number if self._lock else reader.lease
+        first = reader.next_number + reader.is_unended
+        data = b"".join(_line(first + i, lease, event) for i, event in enumerate(events))
+        if reader.is_torn:
+            data = b"\n" + data
+        self._is_clean = False
         while data:
             data = data[os.write(self._file, data) :]
         if any(event["kind"] in SYNCED for event in events):
             os.fsync(self._file)
+        reader.written(len(events), lease, os.fstat(self._file).st_size)
+        self._is_clean = True
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
 
-def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
-    """Events from byte `start` on, and the byte after the last whole line. A torn line is skipped."""
-    path = folder / "journal.jsonl"
-    if not path.exists():
-        return [], 0
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    events = []
-    for line in whole.splitlines():
+# Lines --------------------------------------------------------------------------------------------------------------
+
+_SUM = ', "sum": "'
+_DIGITS = 16
+_TAIL = len(_SUM) + _DIGITS + len('"}')
+_ENVELOPE = ("line", "lease", "sum")
+
+
+def _line(number: int, lease: int, event: Event) -> bytes:
+    """One line: the event with its number and its lease before it, and at its end a checksum over all before that."""
+    body = json.dumps({"line": number, "lease": lease} | event, allow_nan=False)[:-1].encode()
+    return body + f'{_SUM}{_sum(body)}"}}\n'.encode()
+
+
+def _sum(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=_DIGITS // 2).hexdigest()
+
+
+def _event(line: bytes) -> Event | None:
+    """The event of a line, its envelope included; None where the line is damaged. A line of earlier versions has no envelope."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not {"kind", "key"} <= event.keys():
+        return None
+    if not any(name in event for name in _ENVELOPE):
+        return event
+    body, tail = line[:-_TAIL], line[-_TAIL:]
+    if tail != f'{_SUM}{_sum(body)}"}}'.encode() or not all(name in event for name in _ENVELOPE):
+        return None
+    return event
+
+
+class Reader:
+    """Reads a journal in portions and judges every line: `damage` has a sentence for each that does not count.
+
+    A line that a crash tore is no damage: its number is given to the next one. A gap in the numbers is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.position = 0
+        """Bytes read: up to the end of the last whole line."""
+        self.next_number = 1
+        """Of the line that is written next."""
+        self.lease = 0
+        """The highest so far."""
+        self.is_torn = False
+        """The file ends in the middle of a line, or just before its end."""
+        self.is_unended = False
+        """That line lacks nothing but its end: once it is closed off it counts."""
+        self.damage: list[str] = []
+        self._row = 0  # as an editor counts
+        self._broken: list[int] = []  # rows that are torn or damaged: the number of the next good one tells which
+
+    def read(self) -> list[Event]:
+        """The events that count since the last time. Raises OSError."""
         try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "kind" in event and "key" in event:
-            events.append(event)
-    return events, start + len(whole)
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self.is_torn = len(whole) < len(data)
+        self.is_unended = self.is_torn and _event(data[len(whole) :]) is not None
+        self.position += len(whole)
+        found: list[tuple[int, Event]] = []
+        for line in whole.split(b"\n")[:-1]:
+            self._row += 1
+            event = _event(line)
+            if event is None:
+                self._broken += [self._row] if line else []
+            elif (place := self._place(event, found)) is not None:
+                found.append((place, {k: v for k, v in event.items() if k not in _ENVELOPE}))
+        if self._broken and not self.is_torn:  # nothing came after: whatever it was, its number is not given again
+            self._tell(self._broken, "damaged")
+            self._broken = []
+            self.next_number += 1
+        return [event for _, event in found]
+
+    def _place(self, event: Event, found: list[tuple[int, Event]]) -> int | None:
+        """The number under which a sound line counts; None if it does not."""
+        number, lease = event.get("line", self.next_number), event.get("lease", 0)
+        if lease < self.lease:
+            self._tell([self._row], "written by a driver that had lost the study")
+            return None
+        if number < self.next_number and lease == self.lease:
+            self._tell([self._row], f"a copy of line {number}")
+            return None
+        if number < self.next_number:
+            late = [one for one in found if one[0] >= number]
+            found[:] = [one for one in found if one[0] < number]
+            self._tell([self._row - 1], f"written by a driver that had lost the study ({len(late)} events)")
+        elif number > self.next_number:
+            self._tell(self._broken or [self._row], "damaged" if self._broken else "preceded by a line that is missing")
+        self._broken = []
+        self.next_number, self.lease = number + 1, lease
+        return int(number)
+
+    def _tell(self, rows: list[int], what: str) -> None:
+        named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        self.damage.append(f"{FILE}: line {named} is {what}" if len(rows) == 1 else f"{FILE}: lines {named} are {what}")
+
+    def written(self, n_lines: int, lease: int, size: int) -> None:
+        """So many sound lines were appended since the last reading, up to this size."""
+        self._row += n_lines + self.is_torn
+        self.next_number += n_lines + self.is_unended
+        self.position, self.is_torn, self.is_unended, self.lease = size, False, False, max(lease, self.lease)
+
+
+def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
+    """Events from byte `start` on, and the byte after the last whole line. Lines that do not count are left out."""
+    reader = Reader(folder)
+    reader.position = start
+    if start:  # the numbers before are not known
+        reader.next_number = 0
+    return reader.read(), reader.position
+
+
+def _give_checksums(path: Path) -> None:
+    """Write a journal of an earlier version anew with numbers and checksums, in one rename. The old file stays beside it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    lines = [line for line in data.split(b"\n") if line]
+    events = [_event(line) for line in lines]
+    if not any(event is not None and "sum" not in event for event in events):
+        return
+    if any(event is not None and "sum" in event for event in events):
+        return  # an earlier version went on with a journal of this one: each line is read as what it is
+    sound = [event for event in events if event is not None]
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(temporary, "xb") as file:
+        file.write(b"".join(_line(i, 0, event) for i, event in enumerate(sound, 1)))
+        file.flush()
+        os.fsync(file.fileno())
+    before = path.with_name(f"{path.stem}.before_checksums.jsonl")
+    if not before.exists():
+        os.link(path, before)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _make_synced(folder: Path) -> None:
+    """Make a folder that a power cut does not take away again."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        _sync_folder(one.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class State:
-    """A journal in memory: what has happened to each trunk and trial. Feed it events in order, in any portions."""
+    """A journal in memory: all that was recorded. Feed it events in order, in any portions.
+
+    What of it counts for a study is the matter of `recorded.py`: events of other settings may stand among them.
+    """
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -86,23 +258,39 @@ class State:
         self.sessions: list[Event] = []
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
+        self.ends: list[Event] = []  # of trials, in order, of whatever settings
         self.trunks: list[Event] = []
         self.last_time = 0.0  # of the newest event
+        self.record = ""
+        """Names this journal among others of the same study: its first session."""
+        self.lease = 0
+        """The highest under which a line was written."""
+        self.n_bytes = 0
+        """Of the journal up to the end of its last whole line, where it was read whole."""
+        self.damage: list[str] = []
+        """A sentence for each line that does not count."""
+        self._known: set[tuple[str, str | None]] = set()  # a key and the fingerprint of what made it
 
     @classmethod
     def of(cls, folder: Path) -> State:
         """The state of a study's folder."""
-        state = cls()
-        state.feed(read(folder)[0])
+        state, reader = cls(), Reader(folder)
+        state.feed(reader.read())
+        state.damage, state.n_bytes, state.lease = reader.damage, reader.position, reader.lease
+        if reader.is_torn:
+            state.damage.append(INCOMPLETE)
         return state
 
     def feed(self, events: list[Event]) -> None:
-        """Take events in; a key that is known already changes nothing."""
+        """Take events in; a key that is known already changes nothing, unless other settings made it."""
         for event in events:
-            if event["key"] in self.keys:
+            known = event["key"], event.get("fingerprint")
+            if known in self._known:
                 continue
+            self._known.add(known)
             self.keys.add(event["key"])
             self.last_time = max(self.last_time, event.get("time", 0.0))
+            self.record = self.record or event.get("record") or event.get("session", "")
             kind = event["kind"]
             if kind == "session":
                 self.sessions.append(event)
@@ -110,89 +298,9 @@ class State:
             elif kind == "evaluation":
                 self.evaluations.setdefault(event["trunk"], []).append(event)
             elif kind == "trial":
+                self.ends.append(event)
                 ended = self.trials.get(event["trial"])
                 if ended is None or ended["status"] == "failed":  # a failure may be made good later
                     self.trials[event["trial"]] = event
             elif kind == "trunk":
                 self.trunks.append(event)
-
-
-class StudyHeldError(Exception):
-    """Another driver holds the study."""
-
-
-class StudyLock:
-    """One driver at a time. Held by an flock on this machine, by a renewed lease as seen from others."""
-
-    def __init__(self, folder: Path, study_id: str) -> None:
-        self.path, self.study_id = folder / "driver.lock", study_id
-        self._file = -1
-        self._done = threading.Event()
-
-    def __enter__(self) -> StudyLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = True
-        except OSError:
-            mine = False
-        holder = lock_holder(self.path.parent)
-        if not mine or (holder and holder["host"] != socket.gethostname() and not _expired(holder)):
-            os.close(self._file)
-            who = (
-                f"process {holder['pid']} on {holder['host']}, since {holder['since']}" if holder else "another process"
-            )
-            raise StudyHeldError(
-                f"{self.study_id} is being run by {who}; watch it with 'emergence status', end it with 'emergence stop'"
-            )
-        self._since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._renew()
-        self._renewing = threading.Thread(target=self._keep_renewing, daemon=True)
-        self._renewing.start()
-        return self
-
-    def _renew(self) -> None:
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since, "renewed": time.time()}
-        data = json.dumps(facts).encode()
-        os.pwrite(self._file, data.ljust(256), 0)
-
-    def _keep_renewing(self) -> None:
-        while not self._done.wait(LEASE_SECONDS / 4):
-            self._renew()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._renewing.join()
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
-
-
-def lock_holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds or last held the study without letting go, as written in the lock; None if nobody."""
-    try:
-        holder = json.loads((folder / "driver.lock").read_text())
-    except (OSError, ValueError):
-        return None
-    return holder if isinstance(holder, dict) else None
-
-
-def is_held(folder: Path) -> bool:
-    """Is a driver alive on this study? On this machine flock tells; for another one its lease does."""
-    holder = lock_holder(folder)
-    if holder is None:
-        return False
-    if holder["host"] != socket.gethostname():
-        return not _expired(holder)
-    with open(folder / "driver.lock", "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        except OSError:
-            return True
-
-
-def _expired(holder: dict[str, Any]) -> bool:
-    return bool(time.time() - holder["renewed"] > LEASE_SECONDS)

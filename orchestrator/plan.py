@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+from orchestrator import recorded
 from orchestrator.journal import State
 from orchestrator.provenance import cpu_name
 from orchestrator.study import Study, StudyError, differences
@@ -177,24 +178,20 @@ def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: 
 
 
 def check_against_record(study: Study, state: State, source: str) -> None:
-    """Refuse a study that changed more than its axes under the same version. Raises StudyError naming the fields."""
-    if state.study is None:
-        return
-    old = Study.from_record(state.study)
-    recorded = state.sessions[-1].get("science", old.science())
-    changed = differences(recorded, study.science())
+    """Refuse a study that changed more than its axes under the same version. Raises StudyError naming the fields.
+
+    `state` is all that was recorded: whatever has events is compared, ended or not.
+    """
+    changed: list[str] = []
+    if state.study is not None:
+        old = state.sessions[-1].get("science") or Study.from_record(state.study).science()
+        changed = differences(old, study.science())
+    changed = changed or recorded.changed(state, study)
     if changed:
         raise StudyError(
             f"{source}: {study.id} has results of other settings; changed: {'; '.join(changed)}. "
             f"Raise 'version' to start afresh, or restore the old settings"
         )
-    for trial in study.trials():
-        event = state.trials.get(trial.id)
-        if event and event.get("fingerprint") not in (None, trial.fingerprint()):
-            raise StudyError(
-                f"{source}: {trial.id} was recorded with fingerprint {event['fingerprint']}, now it is "
-                f"{trial.fingerprint()}; raise 'version' to start afresh"
-            )
 
 
 class Plan(NamedTuple):

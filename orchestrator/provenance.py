@@ -15,13 +15,17 @@ from typing import Any
 from orchestrator.study import Study
 
 
-def session_event(study: Study, options: dict[str, Any]) -> dict[str, Any]:
-    """The first event of a driver: the study as resolved, where and with what it runs. Its key is new each time."""
+def session_event(study: Study, options: dict[str, Any], record: str = "") -> dict[str, Any]:
+    """The first event of a driver: the study as resolved, where and with what it runs. Its key is new each time.
+
+    `record` names the journal that it goes on with; left out: it begins one.
+    """
     session = uuid.uuid4().hex[:12]
     return {
         "kind": "session",
         "key": f"session/{session}",
         "session": session,
+        "record": record or session,
         "time": time.time(),
         "study": study.model_dump(mode="json"),
         "science": study.science(),

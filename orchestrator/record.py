@@ -24,8 +24,9 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings, links, results, summary
+from orchestrator import findings, links, recorded, results, summary
 from orchestrator.journal import Event, State, home_folder, read
+from orchestrator.recorded import trial_evaluations
 from orchestrator.study import Study
 from orchestrator.words import number
 from trainers import budget
@@ -86,20 +87,6 @@ what was run for it beyond the smaller budgets of its trunk, so that a trunk is 
 _ORDER = ("arm", "variant", "n_tasks")
 
 # Projection ---------------------------------------------------------------------------------------------------------
-
-
-def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]:
-    """A trial's evaluations, (phase, event) in order: its trunk up to its branch, then its branch."""
-    end, branch = budget.steps_of(trial, trial.compute_flops).end, budget.steps_of(trial, trial.compute_flops).branch
-    found = []
-    for event in state.evaluations.get(trial.trunk.id, []):
-        if event["on"] == repr(trial.compute_flops):
-            found.append(("final", event))
-        elif event["on"] == "trunk" and event["step"] == branch and branch < end:
-            found.append(("pre_decay", event))
-        elif event["on"] == "trunk" and event["step"] < branch and event["grid"]:
-            found.append(("trunk", event))
-    return sorted(found, key=lambda pair: pair[1]["step"])
 
 
 def results_table(state: State, study: Study) -> pa.Table:
@@ -468,21 +455,25 @@ def publish(
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        state, position, target = State(), 0, None
+        everything, position, target = State(), 0, None
         while True:
             ending = not follow or _stdin_closed(pause_seconds)
-            events, position = read(folder, position)
-            state.feed(events)
-            if state.study is None:
+            if ending:
+                everything = State.of(folder)  # anew: a line that came under an older lease may count no longer
+            else:
+                events, position = read(folder, position)
+                everything.feed(events)
+            if everything.study is None:
                 if ending:
                     return
                 continue
-            study = Study.from_record(state.study)
+            study = Study.from_record(everything.study)
+            state = recorded.of_study(everything, study)
             if ending:
                 break
             try:
                 if target is None or target.study != study:
-                    target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
+                    target = MlflowRecord(tracking_uri, study, state.record)
                     target.begin(state)
                 target.publish(state)
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
@@ -493,31 +484,33 @@ def publish(
         unpublished: Exception | None = None
         say("MLflow runs ...")
         try:
-            target = MlflowRecord(tracking_uri, study, state.sessions[0]["session"])
+            target = MlflowRecord(tracking_uri, study, state.record)
             target.publish(state, say)
             links.write(folder, target.links(tracking_uri))
         except Exception as problem:  # the report needs no MLflow: it comes first
             unpublished = problem
         say("Report and figures ...")
-        _write_report(folder, found, state, position)
+        _write_report(folder, found, state)
         if unpublished is not None:
             raise unpublished
         assert target is not None
         say("Report, figures and tables to MLflow ...")
         target.publish_study(folder, summary.description(found), found.metrics(), state.last_time)
-        _mark(folder, {"journal_bytes": position, "tracking_uri": links.store_of(tracking_uri), "study": state.study})
+        _mark(
+            folder, {"journal_bytes": state.n_bytes, "tracking_uri": links.store_of(tracking_uri), "study": state.study}
+        )
 
 
 def rewrite(folder: Path, say: Say = lambda line: None) -> Path:
     """Tables, summary and report anew from the journal, without MLflow; returns the path of the report. Raises OSError."""
-    events, position = read(folder)
-    state = State()
-    state.feed(events)
-    assert state.study is not None
+    everything = State.of(folder)
+    assert everything.study is not None
+    study = Study.from_record(everything.study)
+    state = recorded.of_study(everything, study)
     say("Tables ...")
-    found = _write_tables(folder, state, Study.from_record(state.study))
+    found = _write_tables(folder, state, study)
     say("Report and figures ...")
-    return _write_report(folder, found, state, position)
+    return _write_report(folder, found, state)
 
 
 def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings:
@@ -527,11 +520,11 @@ def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings
     return found
 
 
-def _write_report(folder: Path, found: findings.Findings, state: State, position: int) -> Path:
+def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
     from orchestrator import report  # here: matplotlib takes a second that following does not need
 
     path = report.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
-    _mark(folder, {"report": {"journal_bytes": position, "study": state.study}})
+    _mark(folder, {"report": {"journal_bytes": state.n_bytes, "study": state.study}})
     return path
 
 

@@ -23,9 +23,10 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import machines, plan, record, together
+from orchestrator import machines, plan, record, recorded, together
 from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
+from orchestrator.lease import StudyLock
 from orchestrator.plan import Options
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
@@ -53,9 +54,15 @@ Outcome = Literal["complete", "stopped", "failed"]
 
 
 def run(
-    study: Study, todo: list[plan.Job], folder: Path, options: Options, tracking_uri: str, watcher: Watcher
+    study: Study,
+    todo: list[plan.Job],
+    folder: Path,
+    lock: StudyLock,
+    options: Options,
+    tracking_uri: str,
+    watcher: Watcher,
 ) -> Outcome:
-    """Run the jobs of a study and publish it. The caller holds the lock and has shown the plan.
+    """Run the jobs of a study and publish it. The caller holds the `lock` and has shown the plan.
 
     Ray has been started (`machines.py`), and is shut down. Raises TuneError if Tune itself breaks; the journal then has what
     was reported.
@@ -64,8 +71,8 @@ def run(
     flag.unlink(missing_ok=True)
     failures: list[Event] = []
     with machines.on_signals(_stopper(flag, watcher)):
-        session = session_event(study, options._asdict())
-        journal = Journal(folder)
+        session = session_event(study, options._asdict(), State.of(folder).record)
+        journal = Journal(folder, lock)
         journal.append([session])
         publisher = record.start_publisher(folder, tracking_uri, follow=True)
 
@@ -76,7 +83,7 @@ def run(
         try:
             if not flag.exists():
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say)
-            delivered = State.of(folder).trials
+            delivered = recorded.read(folder, study).trials
             failures = [f for f in failures if f["trial"] not in delivered]
             sink([] if flag.exists() else failures)
         except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
@@ -87,7 +94,7 @@ def run(
             flag.unlink(missing_ok=True)
     watcher.say("Writing tables, report and MLflow runs ...")
     record.finish_publishing(publisher, folder, watcher.say)
-    state = State.of(folder)
+    state = recorded.read(folder, study)
     if speed := plan.recorded_throughput(state, options.device):
         plan.remember_throughput(study, options.device, speed)
     if failures:
@@ -229,6 +236,7 @@ def _failure(result: Any, session: str) -> list[Event]:
             "key": f"{trunk.id}/failed/{flops!r}/{session}",
             "trunk": trunk.id,
             "trial": trunk.trial(flops).id,
+            "fingerprint": trunk.trial(flops).fingerprint(),
             "status": "failed",
             "reason": _reason(str(result.error) or type(result.error).__name__),
             "time": time.time(),

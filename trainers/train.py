@@ -49,6 +49,7 @@ def run_trunk(
     started = time.time()
     torch.set_num_threads(place.threads)
     family: Any = trunk.family
+    fingerprint = trunk.fingerprint()
     cost = budget.flops_per_step(trunk)
     steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}
     last = max(s.branch for s in steps.values())
@@ -73,13 +74,14 @@ def run_trunk(
         engine.restore(found[1]["live"])
         now["resumed"] += 1
         if now["events"] and leads:
-            emit(now["events"])
+            emit([{"fingerprint": fingerprint} | event for event in now["events"]])  # earlier versions named none
     elif found and folder and leads:
         checkpoint.clear(folder)  # it has passed a budget that is wanted now: train again from the start
     saved_at, save_seconds = time.monotonic(), 0.0
 
     def say(kind: str, key: str, **facts: Any) -> None:
-        event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time(), **facts}
+        event: Event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "fingerprint": fingerprint}
+        event |= {"time": time.time(), **facts}
         now["events"].append(event)
         if leads:
             emit([event])

@@ -1,0 +1,219 @@
+"""The lease: one driver holds a study at a time, and one that has lost it stops before it writes.
+
+On one machine flock decides. Other machines see a lease that the holder renews; its age is measured by the clock of the file
+system, so that two machines need not agree on the time. Each lease has a number higher than all before it, and every line
+of the journal carries the number: a line of a holder that was superseded never counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+LOCK_FILE = "driver.lock"
+LEASE_SECONDS = 60.0
+"""A driver on another machine that has not renewed its lease for this long is taken for dead."""
+SETTLE_SECONDS = 1.0
+"""Where the file system has no flock, the lock is read again after this time: of two that wrote it, the later one has it."""
+CLOCK_SECONDS = 5.0
+"""A lock dated further ahead than this has a date that says nothing: somebody set a clock back, or the file's date."""
+_ROOM = 512  # bytes of the lock, always written whole
+_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+
+
+class StudyHeldError(Exception):
+    """Another driver holds the study."""
+
+
+class LeaseLostError(Exception):
+    """This driver held the study and does so no longer."""
+
+
+@cache
+def here() -> dict[str, str]:
+    """This machine since its last start: host name, boot id, and the name space in which process ids mean something."""
+    found = {"host": socket.gethostname(), "boot": "", "pids": ""}
+    with contextlib.suppress(OSError):  # Linux has them
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["pids"] = str(Path("/proc/self/ns/pid").readlink())
+    return found
+
+
+def started(pid: int) -> str:
+    """When a process of this machine started, in ticks since the boot; "" where it is gone or the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class StudyLock:
+    """Hold a study, as a context manager. `number` is the lease's; `check` raises once it is lost."""
+
+    def __init__(
+        self,
+        folder: Path,
+        study_id: str,
+        last_lease: Callable[[], int] = lambda: 0,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """`last_lease` is asked for the journal's highest where the lock file was lost; `say` hears of waiting."""
+        self.path, self.study_id, self.number = folder / LOCK_FILE, study_id, 0
+        self._last_lease, self._say = last_lease, say
+        self._token, self._beat = uuid.uuid4().hex, 0
+        self._file = -1
+        self._done = threading.Event()
+
+    def __enter__(self) -> StudyLock:
+        """Raises StudyHeldError where another driver is alive, and OSError where no lock can be written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._renewing = threading.Thread(target=self._keep_renewing, daemon=True)
+        self._renewing.start()
+        return self
+
+    def _take(self) -> None:
+        free = _flock(self._file, fcntl.LOCK_EX)
+        before = _read(self.path)
+        if free is False or (before and _is_alive(before, self.path, free, self._say)):
+            raise StudyHeldError(self._refusal(before))
+        self.number = 1 + (before["lease"] if before and "lease" in before else self._last_lease())
+        self._since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._write()
+        if free is None:
+            time.sleep(SETTLE_SECONDS)
+            if not self._is_mine():
+                raise StudyHeldError(self._refusal(_read(self.path)))
+
+    def _refusal(self, holder: dict[str, Any] | None) -> str:
+        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}" if holder else "another process"
+        return f"{self.study_id} is being run by {who}; watch it with 'emergence status', end it with 'emergence stop'"
+
+    def check(self) -> None:
+        """Raises LeaseLostError where another driver has taken over, or the lock file is gone."""
+        if not self._is_mine():
+            raise LeaseLostError(
+                f"{self.study_id}: this driver no longer holds the study: {self.path} names "
+                f"{_name(_read(self.path))}; nothing more is written here"
+            )
+
+    def _is_mine(self) -> bool:
+        return (_read(self.path) or {}).get("token") == self._token
+
+    def _write(self, **changes: Any) -> None:
+        self._beat += 1
+        facts = here() | {"pid": os.getpid(), "started": started(os.getpid()), "since": self._since}
+        facts |= {"renewed": time.time(), "beat": self._beat, "lease": self.number, "token": self._token} | changes
+        os.pwrite(self._file, json.dumps(facts).encode().ljust(_ROOM), 0)
+
+    def _keep_renewing(self) -> None:
+        while not self._done.wait(LEASE_SECONDS / 4):
+            with contextlib.suppress(OSError):  # a server that is away for a moment: the next time will do
+                if not self._is_mine():
+                    return  # `check` says so before the next write
+                self._write()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._renewing.join()
+        with contextlib.suppress(OSError):
+            if self._is_mine():
+                self._write(renewed=0, released=True)
+        os.close(self._file)
+
+
+def lock_holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds or last held the study without letting go, as written in the lock; None if nobody."""
+    holder = _read(folder / LOCK_FILE)
+    return None if holder is None or holder.get("released") else holder
+
+
+def is_held(folder: Path) -> bool:
+    """Is a driver alive on this study? Never waits: a lock with a date ahead of the clock counts as nobody's."""
+    path = folder / LOCK_FILE
+    holder = lock_holder(folder)
+    if holder is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            free = _flock(file.fileno(), fcntl.LOCK_SH)
+    except OSError:
+        free = None
+    return free is False or _is_alive(holder, path, free, None)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The lock's facts; None where there is no lock or it names nobody."""
+    try:
+        holder = json.loads(path.read_bytes() or b"null")
+    except (OSError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys() else None
+
+
+def _name(holder: dict[str, Any] | None) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
+
+
+def _flock(file: int, how: int) -> bool | None:
+    """Take an flock: True if it was free, False if another process has it, None where the file system has none."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError as problem:
+        return False if problem.errno in _TAKEN else None
+    return True
+
+
+def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callable[[str], None] | None) -> bool:
+    """Does the holder named in a lock still live? `free`: the answer of flock. With `say`, waits where dates do not tell."""
+    if holder.get("released"):
+        return False
+    if holder["host"] == here()["host"] and holder.get("boot", here()["boot"]) == here()["boot"]:
+        if free is not None:
+            return not free
+        if holder.get("pids", "") == here()["pids"]:
+            return bool(started(holder["pid"])) and started(holder["pid"]) == holder.get("started")
+    age = _age_seconds(path)
+    if age >= -CLOCK_SECONDS:
+        return age <= LEASE_SECONDS
+    if say is None:
+        return False
+    say(f"The lock of {path.parent.name} is dated ahead of the clock; watching it for {LEASE_SECONDS / 2:.0f} s ...")
+    until = time.monotonic() + LEASE_SECONDS / 2
+    while time.monotonic() < until:
+        if (_read(path) or {}).get("beat") != holder.get("beat"):
+            return True
+        time.sleep(LEASE_SECONDS / 120)
+    return False
+
+
+def _age_seconds(path: Path) -> float:
+    """Seconds since the lock was written, by the file system's own clock; by ours where nothing can be written there."""
+    written = path.stat().st_mtime
+    probe = path.with_name(f".{LOCK_FILE}.{uuid.uuid4().hex}")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        now = time.time()
+    return now - written

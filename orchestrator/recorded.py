@@ -87,7 +87,7 @@ def missing(state: State, trial: TrialSpec, end: Event) -> list[tuple[str, int]]
 
 def maker(state: State) -> Callable[[Event], str | None]:
     """A function: the fingerprint of the spec that made an event; None where nothing tells."""
-    studies = {session["session"]: session["study"] for session in state.sessions}
+    studies = {session.get("session", ""): session["study"] for session in state.sessions}
     of_session: dict[str, dict[str, str]] = {}
 
     def made_by(event: Event) -> str | None:

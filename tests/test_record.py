@@ -16,6 +16,7 @@ from conftest import PATIENCE_SECONDS
 from orchestrator import record
 from orchestrator.journal import Journal, State, read
 from orchestrator.provenance import session_event
+from orchestrator.recorded import trial_evaluations
 from orchestrator.study import Study
 from trainers import budget
 from trainers.place import Place
@@ -57,7 +58,7 @@ def test_a_trial_owns_its_trunk_up_to_its_branch_then_its_branch(study: Study, e
     for trial in study.trials():
         steps = budget.steps_of(trial, trial.compute_flops)
         grid = [s for s in budget.evaluation_steps(trial, steps.branch) if s < steps.branch]
-        found = [(phase, event["step"]) for phase, event in record.trial_evaluations(state, trial)]
+        found = [(phase, event["step"]) for phase, event in trial_evaluations(state, trial)]
         assert found == [("trunk", s) for s in grid] + [("pre_decay", steps.branch), ("final", steps.end)]
 
 

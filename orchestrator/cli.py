@@ -785,9 +785,11 @@ def _tell_damage(state: Recorded, folder: Path, remedy: str) -> None:
     damage = [line for line in state.damage if line != journal.INCOMPLETE or not lease.is_held(folder)]
     shown = damage[:MAX_DAMAGE_SHOWN]
     if len(damage) > len(shown):
-        shown.append(f"so are {times(len(damage) - len(shown), 'line')} more")
+        shown.append(f"... and {len(damage) - len(shown)} more like these")
     for line in shown:
-        _aside(f"{folder.name}: {line}, and does not count.")
+        _aside(f"{folder.name}: {line}")
+    if damage and not state.short:
+        _aside(f"{folder.name}: lines that are damaged do not count; no row of a trial that has ended is missing.")
     if state.short:
         names = ", ".join(state.short[:3]) + (" ..." if len(state.short) > 3 else "")
         _aside(f"{folder.name}: {times(len(state.short), 'trial')} without all rows ({names}): {remedy}.")

@@ -34,7 +34,7 @@ def of_study(state: State, study: Study) -> Recorded:
     """What counts of a journal for a study."""
     made_by = maker(state)
     found = Recorded()
-    for name in ("keys", "study", "sessions", "trunks", "last_time", "record", "lease", "n_bytes", "damage"):
+    for name in ("study", "sessions", "trunks", "last_time", "record", "lease", "n_bytes", "damage"):
         setattr(found, name, getattr(state, name))
     trunks = {trunk.id: trunk for trunk in study.trunks()}
     for name, trunk in trunks.items():
@@ -42,6 +42,7 @@ def of_study(state: State, study: Study) -> Recorded:
         mine = {e["key"]: e for e in reversed(state.evaluations.get(name, [])) if made_by(e) == fingerprint}
         if mine:
             found.evaluations[name] = list(reversed(mine.values()))
+            found.keys |= mine.keys()
     trials = {trial.id: trial for trial in study.trials()}
     for event in state.ends:
         trial = trials.get(event["trial"])
@@ -49,7 +50,7 @@ def of_study(state: State, study: Study) -> Recorded:
             found.feed([event])
     found.short = tuple(name for name, end in found.trials.items() if missing(found, trials[name], end))
     for name in found.short:
-        del found.trials[name]
+        found.keys.remove(found.trials.pop(name)["key"])
     for event in state.ends:  # outside the study's axes: in no table, and counted
         if event["trial"] not in trials:
             found.trials.setdefault(event["trial"], event)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from steps import Counter
 
 from trainers import checkpoint
 from trainers.budget import flops_per_step
@@ -65,17 +66,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 EXPLODING = {"learning_rate": 1e30, "warmup_steps": 30}
 
 
-class StopBefore:
-    """A `should_stop` that asks to stop instead of step number `n`."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
 def play(rank: int, folder: Path) -> None:
     """Every case, on one of two ranks; rank 0 writes down what was told."""
 
@@ -94,11 +84,11 @@ def play(rank: int, folder: Path) -> None:
         told(f"exploding {stage}", EXPLODING, zero_stage=stage, micro_batch=2)
         for name, at in (("early", EARLY), ("branch", BRANCH)):
             left = f"{folder}/left {name} {stage}"
-            told(f"left {name} {stage}", {}, StopBefore(at), zero_stage=stage, checkpoint_folder=left)
+            told(f"left {name} {stage}", {}, Counter(at), zero_stage=stage, checkpoint_folder=left)
             told(f"taken {name} {stage}", {}, zero_stage=stage, checkpoint_folder=f"{folder}/given {name} {stage}")
     told("weights", {}, zero_stage=3, weights_folder=f"{folder}/weights")
     offloading = {"zero_stage": 2, "offload": True, "checkpoint_folder": f"{folder}/offloading"}
-    told("offloading, left", {}, StopBefore(BRANCH), **offloading)
+    told("offloading, left", {}, Counter(BRANCH), **offloading)
     told("offloading, taken", {}, **offloading)
     told("bf16 in turns", {"precision": "bf16"}, micro_batch=2)
     told("bf16", {"precision": "bf16"}, zero_stage=2, micro_batch=2)
@@ -112,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in range(4):
         for name, at in (("early", EARLY), ("branch", BRANCH)):
             place = Place(checkpoint_folder=f"{folder}/given {name} {stage}")
-            assert run_trunk(trunk_of(), budgets_of(trunk_of()), place, lambda _: None, StopBefore(at)) == "stopped"
+            assert run_trunk(trunk_of(), budgets_of(trunk_of()), place, lambda _: None, Counter(at)) == "stopped"
     together(2, False, play, folder)
     return folder
 

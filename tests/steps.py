@@ -4,6 +4,7 @@ between micro-batches and in the middle of evaluations too.
 
 from __future__ import annotations
 
+import traceback
 from functools import wraps
 from typing import Any
 
@@ -40,3 +41,20 @@ class Counter:
     def __call__(self) -> bool:
         assert self.steps < 2000, "the trunk does not come to an end"
         return self.steps == self.stop_before
+
+
+def under_way() -> str:
+    """What a trunk is in the middle of, for a `should_stop` that is being asked: a step, an evaluation, or neither."""
+    frames = [frame.name for frame in traceback.extract_stack()]
+    return "evaluation" if "evaluate" in frames else "step" if "_counted" in frames else "neither"
+
+
+class Within(Counter):
+    """A `should_stop` that asks to stop in the middle of step number `n`, or of the evaluation before it."""
+
+    def __init__(self, n: int, what: str) -> None:
+        super().__init__(n)
+        self.what = what
+
+    def __call__(self) -> bool:
+        return super().__call__() and under_way() == self.what

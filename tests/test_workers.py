@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from steps import Counter
+from steps import Counter, Within
 
 from trainers import checkpoint
 from trainers.budget import flops_per_step
@@ -63,6 +63,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ZeRO 3 offloading": ({}, {"zero_stage": 3, "offload": True}),
 }
 """Training and place of each case that must come to the same as one worker alone."""
+IN_TURNS = ("ZeRO 0 in turns", "ZeRO 1", "ZeRO 2 in turns", "ZeRO 3 in turns, recomputing")
+"""Cases in which a step can be stopped between two micro-batches."""
 EXPLODING = {"learning_rate": 1e30, "warmup_steps": 30}
 
 
@@ -86,6 +88,11 @@ def play(rank: int, folder: Path) -> None:
             left = f"{folder}/left {name} {stage}"
             told(f"left {name} {stage}", {}, Counter(at), zero_stage=stage, checkpoint_folder=left)
             told(f"taken {name} {stage}", {}, zero_stage=stage, checkpoint_folder=f"{folder}/given {name} {stage}")
+    for case in IN_TURNS:
+        place = CASES[case][1] | {"checkpoint_folder": f"{folder}/within {case}"}
+        told(f"{case}, left in a step", {}, Within(BRANCH, "step"), **place)
+        told(f"{case}, left in an evaluation", {}, Within(3, "evaluation"), **place)
+        told(f"{case}, taken", {}, **place)
     told("weights", {}, zero_stage=3, weights_folder=f"{folder}/weights")
     offloading = {"zero_stage": 2, "offload": True, "checkpoint_folder": f"{folder}/offloading"}
     told("offloading, left", {}, Counter(BRANCH), **offloading)
@@ -171,6 +178,17 @@ def test_what_two_workers_left_one_goes_on_with_to_the_same_losses(folder, refer
 @pytest.mark.parametrize("where", ["early", "branch"])
 def test_what_one_worker_left_two_go_on_with_to_the_same_losses(folder, reference, where, stage):
     compare(told(folder, f"taken {where} {stage}"), reference, 1e-6)
+
+
+@pytest.mark.parametrize("case", IN_TURNS)
+def test_two_workers_stopped_within_a_step_and_an_evaluation_equal_an_uninterrupted_run_to_the_bit(folder, case):
+    """Fails if the ranks do not stop at the same micro-batch, or if gradients of a step given up are left in a state."""
+    names = ("left in a step", "left in an evaluation", "taken")
+    stopped = [told(folder, f"{case}, {name}") for name in names]
+    whole = {e["key"]: e.get("rows") for e in told(folder, case) if e["kind"] != "trunk"}
+    assert not any(e["kind"] == "trunk" for e in stopped[0] + stopped[1])
+    found = {e["key"]: e.get("rows") for events in stopped for e in events if e["kind"] != "trunk"}
+    assert found == whole and len(whole) > 5
 
 
 def test_offloaded_state_is_saved_and_taken_up_again(folder, reference):

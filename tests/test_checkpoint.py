@@ -32,7 +32,11 @@ def tensors_of(seed: int) -> dict[str, checkpoint.Tensors]:
 
 
 def meta_of(seed: int) -> dict[str, Any]:
-    return {"now": {"step": seed, "branch": None, "loss_sum": 0.1 + 0.2, "events": [{"key": "a/é", "rows": [None]}]}}
+    """The form that a trainer writes, on the trunk."""
+    now: dict[str, Any] = {"step": seed, "branch": None, "loss_sum": 0.1 + 0.2, "loss_n": 3, "resumed": 0, "saves": 1}
+    now |= {"ended": [1e12], "exams": ["trunk/1"], "events": [{"kind": "evaluation", "key": "a/é", "rows": [None]}]}
+    now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.25, "eval_seconds": 0.0}
+    return {"now": now, "left": {}}
 
 
 def same(one: dict[str, checkpoint.Tensors], other: dict[str, checkpoint.Tensors]) -> bool:
@@ -270,7 +274,8 @@ def test_a_kill_in_the_middle_of_a_save_costs_that_save_alone(tmp_path):
     assert all(loaded in ("1", "2") for _, _, loaded in rows)
     assert [loaded for _, _, loaded in rows] == sorted(loaded for _, _, loaded in rows)
     assert rows[0][2] == "1"
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["000000000001", "000000000002"]  # nothing torn stays
+    # Nothing torn stays. The last kill came when 2 was whole, and a whole one is not written over.
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["000000000002", "000000000003"]
 
 
 # Elsewhere -------------------------------------------------------------------------------------------------------

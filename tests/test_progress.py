@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from steps import Counter
 
 from orchestrator import plan
 from orchestrator.journal import State
@@ -83,27 +84,21 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
     )
     trunk, state, cost = study.trunks()[0], State(), budget.flops_per_step(study.trunks()[0])
     place = Place(checkpoint_folder=plan.checkpoint_folder(tmp_path, trunk))
-    steps = [0]
-
-    def count(stop_before: int | None = None) -> bool:
-        steps[0] += 1
-        return steps[0] - 1 == stop_before
-
     told: list[dict[str, Any]] = []
-    assert run_trunk(trunk, study.budgets, place, told.extend, lambda: count(stop_after)) == "stopped"
+    assert run_trunk(trunk, study.budgets, place, told.extend, Counter(stop_after)) == "stopped"
     state.feed(
         [e for e in told if e["kind"] == "evaluation"]
     )  # how a trial ended was lost on the way: it is told again
     made = plan.make(study, state, 1, "cpu", folder=tmp_path)
     progress = Progress(study, state, made, Console(file=io.StringIO(), width=120))
-    steps[0] = 0
+    count = Counter()
 
     def take(events: list[dict[str, Any]]) -> None:
         progress.take(events)
-        assert 0 <= progress.flops <= steps[0] * cost
+        assert 0 <= progress.flops <= count.steps * cost
 
     assert run_trunk(trunk, study.budgets, place, take, count) == "finished"
-    assert progress.flops == made.train_flops == steps[0] * cost
+    assert progress.flops == made.train_flops == count.steps * cost
     assert made.kept_flops == stop_after * cost
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import Counter
 
 from trainers import budget, checkpoint, train
 from trainers.__main__ import results_of
@@ -49,20 +50,6 @@ def budgets_of(trunk: TrunkSpec, *ends: int) -> list[float]:
 
 def place_of(folder: Path, seconds: float = 1e9) -> Place:
     return Place(checkpoint_folder=str(folder), checkpoint_every_seconds=seconds)
-
-
-class Counter:
-    """A `should_stop` that counts the steps, and asks to stop instead of step number `stop_before`."""
-
-    def __init__(self, stop_before: int | None = None) -> None:
-        self.steps, self.stop_before = 0, stop_before
-
-    def __call__(self) -> bool:
-        if self.steps == self.stop_before:
-            return True
-        self.steps += 1
-        assert self.steps < 2000, "the trunk does not come to an end"
-        return False
 
 
 def run(trunk: TrunkSpec, budgets: Sequence[float], place: Place | None = None, stop: Counter | None = None) -> Events:
@@ -289,7 +276,7 @@ def test_a_trunk_stopped_between_any_two_steps_equals_an_uninterrupted_one_to_th
         if status == "finished":
             break
         assert counter.steps == 1 and calls <= N_STEPS
-    assert calls == N_STEPS
+    assert calls == N_STEPS + 1 and counter.steps == 0  # the last one evaluates what the last step has come to
     assert keyed(events) == whole
 
 

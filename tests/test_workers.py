@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from steps import Counter, Within
 
 from trainers import checkpoint
 from trainers.budget import flops_per_step
@@ -62,18 +63,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ZeRO 3 offloading": ({}, {"zero_stage": 3, "offload": True}),
 }
 """Training and place of each case that must come to the same as one worker alone."""
+IN_TURNS = ("ZeRO 0 in turns", "ZeRO 1", "ZeRO 2 in turns", "ZeRO 3 in turns, recomputing")
+"""Cases in which a step can be stopped between two micro-batches."""
 EXPLODING = {"learning_rate": 1e30, "warmup_steps": 30}
-
-
-class StopBefore:
-    """A `should_stop` that asks to stop instead of step number `n`."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def play(rank: int, folder: Path) -> None:
@@ -94,11 +86,16 @@ def play(rank: int, folder: Path) -> None:
         told(f"exploding {stage}", EXPLODING, zero_stage=stage, micro_batch=2)
         for name, at in (("early", EARLY), ("branch", BRANCH)):
             left = f"{folder}/left {name} {stage}"
-            told(f"left {name} {stage}", {}, StopBefore(at), zero_stage=stage, checkpoint_folder=left)
+            told(f"left {name} {stage}", {}, Counter(at), zero_stage=stage, checkpoint_folder=left)
             told(f"taken {name} {stage}", {}, zero_stage=stage, checkpoint_folder=f"{folder}/given {name} {stage}")
+    for case in IN_TURNS:
+        place = CASES[case][1] | {"checkpoint_folder": f"{folder}/within {case}"}
+        told(f"{case}, left in a step", {}, Within(BRANCH, "step"), **place)
+        told(f"{case}, left in an evaluation", {}, Within(3, "evaluation"), **place)
+        told(f"{case}, taken", {}, **place)
     told("weights", {}, zero_stage=3, weights_folder=f"{folder}/weights")
     offloading = {"zero_stage": 2, "offload": True, "checkpoint_folder": f"{folder}/offloading"}
-    told("offloading, left", {}, StopBefore(BRANCH), **offloading)
+    told("offloading, left", {}, Counter(BRANCH), **offloading)
     told("offloading, taken", {}, **offloading)
     told("bf16 in turns", {"precision": "bf16"}, micro_batch=2)
     told("bf16", {"precision": "bf16"}, zero_stage=2, micro_batch=2)
@@ -112,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in range(4):
         for name, at in (("early", EARLY), ("branch", BRANCH)):
             place = Place(checkpoint_folder=f"{folder}/given {name} {stage}")
-            assert run_trunk(trunk_of(), budgets_of(trunk_of()), place, lambda _: None, StopBefore(at)) == "stopped"
+            assert run_trunk(trunk_of(), budgets_of(trunk_of()), place, lambda _: None, Counter(at)) == "stopped"
     together(2, False, play, folder)
     return folder
 
@@ -181,6 +178,17 @@ def test_what_two_workers_left_one_goes_on_with_to_the_same_losses(folder, refer
 @pytest.mark.parametrize("where", ["early", "branch"])
 def test_what_one_worker_left_two_go_on_with_to_the_same_losses(folder, reference, where, stage):
     compare(told(folder, f"taken {where} {stage}"), reference, 1e-6)
+
+
+@pytest.mark.parametrize("case", IN_TURNS)
+def test_two_workers_stopped_within_a_step_and_an_evaluation_equal_an_uninterrupted_run_to_the_bit(folder, case):
+    """Fails if the ranks do not stop at the same micro-batch, or if gradients of a step given up are left in a state."""
+    names = ("left in a step", "left in an evaluation", "taken")
+    stopped = [told(folder, f"{case}, {name}") for name in names]
+    whole = {e["key"]: e.get("rows") for e in told(folder, case) if e["kind"] != "trunk"}
+    assert not any(e["kind"] == "trunk" for e in stopped[0] + stopped[1])
+    found = {e["key"]: e.get("rows") for events in stopped for e in events if e["kind"] != "trunk"}
+    assert found == whole and len(whole) > 5
 
 
 def test_offloaded_state_is_saved_and_taken_up_again(folder, reference):

@@ -5,76 +5,183 @@ sizes and hashes last. On a local file system that happens in a temporary folder
 has no rename, and there a folder without its manifest does not count. A load takes the newest checkpoint whose manifest
 holds. Two are kept. Tensors are safetensors, which hold no code; torch is imported where they are touched: a plan looks at
 checkpoints too.
+
+A checkpoint may come from a stranger. Its manifest names files of this folder only, by names from a short list. Nothing is
+opened through a link. Nothing is parsed before its size and hash agree with the manifest, and all of it must have the
+form that a trainer writes. Anything else is no checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-import socket
+import stat
+import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from pydantic import Field, model_validator
+
+from trainers.spec import NotNegative, Positive, Record
 
 if TYPE_CHECKING:
     import torch
 
 KEEP = 2
 TENSORS = ".safetensors"
+MANIFEST, META = "manifest.json", "meta.json"
+MANIFEST_BYTES = 2**16
+"""A larger manifest is none, and is not read: three files take 400 bytes."""
 PROBE = ".writable"
 GIVE_UP_SECONDS = 30
 """Google's storage is tried for so long; by itself its client would try for a quarter of an hour. `?retry_limit_seconds=` in the
 URI goes before."""
 Tensors = dict[str, "torch.Tensor"]
 Meta = dict[str, Any]
+Found = tuple[Meta, dict[str, Tensors]]
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class File(Record, extra="ignore"):
+    """What a manifest says of one file."""
+
+    bytes: Whole
+    sha256: str
+
+
+class Manifest(Record, extra="ignore"):
+    """The file that makes a checkpoint count."""
+
+    fingerprint: str
+    number: Whole
+    files: dict[Annotated[str, Field(pattern=r"^(meta\.json|[a-z_]{1,32}\.safetensors)$")], File]
+
+    @model_validator(mode="after")
+    def _has_meta(self) -> Manifest:
+        if META not in self.files:
+            raise ValueError(f"{META} is missing")
+        return self
+
+
+class Told(Record, extra="ignore"):
+    """An event that was emitted before the save."""
+
+    kind: str
+    key: str
+
+
+class Left(Record, extra="ignore"):
+    """Where the trunk was left for a branch."""
+
+    step: Whole
+    loss_sum: Finite
+    loss_n: Whole
+
+
+class Now(Left, extra="ignore"):
+    """How far a trunk has come (`train.run_trunk`)."""
+
+    branch: Positive | None
+    ended: list[Positive]
+    exams: list[str]
+    events: list[Told]
+    resumed: Whole
+    saves: Whole
+    steps_charged: Whole
+    exams_charged: Whole
+    train_seconds: NotNegative
+    eval_seconds: NotNegative
+
+
+class Progress(Record, extra="ignore"):
+    """The form of `meta`."""
+
+    now: Now
+    left: Left | dict[str, Any]
+
+    @model_validator(mode="after")
+    def _left_for_a_branch(self) -> Progress:
+        if self.now.branch is None and self.left == {}:
+            return self
+        if self.now.branch is not None and isinstance(self.left, Left):
+            return self
+        raise ValueError("a branch needs the place where the trunk was left, and the trunk none")
 
 
 def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors: dict[str, Tensors]) -> str:
     """Write checkpoint `number` under `folder`; returns its name there once it is safe.
 
-    `meta` is JSON; `tensors` maps a name to a flat dictionary of tensors, a file each. Raises OSError (disk full, no
-    permission): an older checkpoint is then still whole.
+    `meta` is JSON of the form `Progress`; `tensors` maps a name to a flat dictionary of tensors, a file each. A valid
+    checkpoint is never written over: where this number has one, the next number is taken. Raises OSError in one line
+    (disk full, no permission): an older checkpoint is then still whole.
     """
     from safetensors.torch import save as as_bytes
 
-    store, name = store_of(folder), f"{number:012d}"
-    files = {"meta.json": json.dumps(meta).encode()}
-    files |= {f"{part}{TENSORS}": as_bytes(of_part) for part, of_part in tensors.items()}
-    facts = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
-    manifest = {"fingerprint": fingerprint, "number": number, "files": facts}
-    store.put(name, files | {"manifest.json": json.dumps(manifest).encode()})
-    for other in _numbered(store):  # a valid one of a higher number is another's, who has come further: leave it
-        if int(other) <= number - KEEP or (int(other) > number and not valid(store, other, fingerprint)):
+    try:
+        store = store_of(folder)
+        taken = set(_numbered(store))
+        while _name(number) in taken and not _is_damaged(store, _name(number), fingerprint):
+            number += 1  # another's, of a run that was taken for dead: a write that fails must not cost it
+        name = _name(number)
+        files = {META: json.dumps(meta).encode()}
+        files |= {f"{part}{TENSORS}": as_bytes(of_part) for part, of_part in tensors.items()}
+        facts = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+        manifest = {"fingerprint": fingerprint, "number": number, "files": facts}
+        store.put(name, files | {MANIFEST: json.dumps(manifest).encode()})
+    except OSError as problem:
+        raise _in_one_line(f"{folder}: checkpoint {number} cannot be written", problem) from problem
+    with contextlib.suppress(OSError):  # the checkpoint is safe: what cannot be removed now is removed next time
+        names = _numbered(store)
+        for other in [n for n in names if n <= name][:-KEEP]:
             store.remove(other)
+        for other in (n for n in names if n > name):  # a valid one is another's, who has come further: leave it
+            if _is_damaged(store, other, fingerprint):
+                store.remove(other)
     return name
 
 
-def load(folder: str | Path, fingerprint: str, number: int | None = None) -> tuple[Meta, dict[str, Tensors]] | None:
-    """The newest valid checkpoint of this fingerprint, or that number, as (meta, tensors); None when there is none."""
-    from safetensors.torch import load as from_bytes
+def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Found | None:
+    """The newest valid checkpoint of this fingerprint, or that number, as (meta, tensors); None when there is none.
 
+    Raises OSError if that number, or all that there are, cannot be read. What cannot be read may be whole all the same:
+    nobody is to start again because a disk was away for a moment.
+    """
     store = store_of(folder)
-    name = _newest(store, fingerprint) if number is None else f"{number:012d}"
-    if name is None or (number is not None and not valid(store, name, fingerprint)):
-        return None
-    files = json.loads(store.read(name, "manifest.json"))["files"]  # no other file here was checked
-    parts = {file.removesuffix(TENSORS): store.read(name, file) for file in files if file.endswith(TENSORS)}
-    return json.loads(store.read(name, "meta.json")), {part: from_bytes(data) for part, data in parts.items()}
+    if number is not None:
+        return _look(store, _name(number), fingerprint)
+    found = _newest(store, fingerprint)
+    return found[1] if found else None
 
 
 def newest(folder: str | Path, fingerprint: str) -> int | None:
-    """The number of the checkpoint that `load` would take."""
-    name = _newest(store_of(folder), fingerprint)
-    return int(name) if name else None
+    """The number of the checkpoint that `load` would take. Raises OSError as `load` does."""
+    found = _newest(store_of(folder), fingerprint)
+    return int(found[0]) if found else None
+
+
+def numbers(folder: str | Path) -> list[int]:
+    """The numbers of all checkpoints, valid or not, in order. Raises OSError if the folder cannot be read."""
+    return [int(name) for name in _numbered(store_of(folder))]
 
 
 def peek(folder: str | Path, fingerprint: str) -> Meta | None:
-    """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked."""
-    store = store_of(folder)
-    name = _newest(store, fingerprint, tensors=False)
-    return json.loads(store.read(name, "meta.json")) if name else None
+    """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked.
+
+    None also where this machine may not read: a plan is for others too.
+    """
+    try:
+        found = _newest(store_of(folder), fingerprint, tensors=False)
+    except PermissionError:
+        return None
+    return found[1][0] if found else None
 
 
 def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
@@ -93,6 +200,13 @@ def check_writable(folder: str | Path) -> None:
     store.remove_file(probe)
 
 
+def discard(folder: str | Path) -> None:
+    """Delete the checkpoints in `folder`, and nothing else that somebody keeps there."""
+    store = store_of(folder)
+    for name in _numbered(store):
+        store.remove(name)
+
+
 def clear(folder: str | Path) -> int:
     """Delete `folder` and whatever is in it; returns the bytes of its files."""
     store = store_of(folder)
@@ -101,26 +215,85 @@ def clear(folder: str | Path) -> int:
     return n_bytes
 
 
-def _newest(store: Store, fingerprint: str, tensors: bool = True) -> str | None:
-    return next((name for name in reversed(_numbered(store)) if valid(store, name, fingerprint, tensors)), None)
+def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Found] | None:
+    unreadable: OSError | None = None
+    for name in reversed(_numbered(store)):
+        try:
+            found = _look(store, name, fingerprint, tensors)
+        except OSError as problem:
+            unreadable = unreadable or problem
+            continue
+        if found:
+            return name, found
+    if unreadable:
+        raise unreadable
+    return None
 
 
-def valid(store: Store, name: str, fingerprint: str, tensors: bool = True) -> bool:
-    """Does every file have the size and hash that the manifest states, for this fingerprint? Tensors' hash on demand."""
+def _is_damaged(store: Store, name: str, fingerprint: str) -> bool:
+    """Is it surely no checkpoint of this fingerprint? One that cannot be read at present may be."""
     try:
-        manifest = json.loads(store.read(name, "manifest.json"))
-        return manifest["fingerprint"] == fingerprint and all(
-            store.size(name, file) == facts["bytes"]
-            if file.endswith(TENSORS) and not tensors
-            else hashlib.sha256(store.read(name, file)).hexdigest() == facts["sha256"]
-            for file, facts in manifest["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _look(store, name, fingerprint) is None
+    except OSError:
         return False
 
 
+def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Found | None:
+    """What a checkpoint holds; None unless all of it has the size, hash and form that it must have, for this fingerprint.
+
+    Tensors are read on demand; otherwise their sizes alone are checked. Raises OSError for what cannot be read.
+    """
+    try:
+        if store.size(name, MANIFEST) > MANIFEST_BYTES:
+            return None
+        manifest = Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
+        if (manifest.fingerprint, _name(manifest.number)) != (fingerprint, name):
+            return None
+        data: dict[str, bytes] = {}
+        for file, facts in manifest.files.items():
+            if store.size(name, file) != facts.bytes:  # before memory is taken for it
+                return None
+            if file == META or tensors:
+                data[file] = store.read(name, file)
+                if hashlib.sha256(data[file]).hexdigest() != facts.sha256:
+                    return None
+        meta = json.loads(data.pop(META))
+        Progress.model_validate(meta)
+        return meta, {file.removesuffix(TENSORS): _tensors(content) for file, content in data.items()}
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+
+
+def _tensors(data: bytes) -> Tensors:
+    """Raises ValueError for what is no safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    try:
+        return from_bytes(data)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as problem:  # types that torch lacks are a KeyError
+        raise ValueError(f"no safetensors: {problem}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _name(number: int) -> str:
+    return f"{number:012d}"
+
+
 def _numbered(store: Store) -> list[str]:
-    return sorted(name for name in store.names() if name[:1].isdigit() and name.isdigit())
+    return sorted(name for name in store.names() if re.fullmatch("[0-9]{12}", name))
+
+
+def _in_one_line(what: str, problem: OSError) -> OSError:
+    said = problem.strerror or str(problem) or type(problem).__name__
+    text = f"{what}: {said.splitlines()[0]}"
+    return OSError(text) if problem.errno is None else OSError(problem.errno, text)
 
 
 # Where ---------------------------------------------------------------------------------------------------------------
@@ -174,36 +347,47 @@ class Local:
         self.folder = folder
 
     def names(self) -> list[str]:
-        return [p.name for p in self.folder.glob("*") if p.is_dir()]
+        try:
+            with os.scandir(self.folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read(self, name: str, file: str) -> bytes:
-        return (self.folder / name / file).read_bytes()
+        with open(self.folder / name / file, "rb", opener=_open_plain) as opened:
+            return opened.read()
 
     def size(self, name: str, file: str) -> int:
-        return (self.folder / name / file).stat().st_size
+        found = (self.folder / name / file).lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{file}: no plain file")
+        return found.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(f".[0-9]*.{socket.gethostname()}.*"):  # left by a kill in mid-write
-            if not Path("/proc", torn.suffix[1:]).exists():  # another's who is at it, if this machine can tell
-                shutil.rmtree(torn, ignore_errors=True)
-        target, temporary = self.folder / name, self.folder / f".{name}.{socket.gethostname()}.{os.getpid()}"
-        temporary.mkdir()
+        _make(self.folder)
+        _remove_torn(self.folder)
+        target, temporary = self.folder / name, self.folder / _temporary(name)
         try:
+            temporary.mkdir()
             for file, data in files.items():
                 _write(temporary / file, data)
-            if target.exists():
-                shutil.rmtree(target)  # only ever the same number again, after a resume
+            _sync_folder(temporary)
+            _remove(target)  # no valid one: `save` sees to that
             os.rename(temporary, target)
             _sync_folder(self.folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
 
     def put_file(self, file: str, data: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{file}.{os.getpid()}"
-        _write(temporary, data)
-        os.replace(temporary, self.folder / file)
+        _make(self.folder)
+        _remove_torn(self.folder)
+        temporary = self.folder / _temporary(file)
+        try:
+            _write(temporary, data)
+            os.replace(temporary, self.folder / file)
+            _sync_folder(self.folder)
+        finally:
+            _remove(temporary)
 
     def remove_file(self, file: str) -> None:
         (self.folder / file).unlink()
@@ -244,7 +428,7 @@ class Remote:
         return int(info.size)
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        self.remove(name)
+        self.remove(name)  # no valid one: `save` sees to that
         self.system.create_dir(f"{self.root}/{name}", recursive=True)
         for file, data in files.items():
             self._write(f"{self.root}/{name}/{file}", data)
@@ -270,6 +454,101 @@ class Remote:
             self.system.delete_dir(path)
 
 
+# On a file system ----------------------------------------------------------------------------------------------------
+
+TORN_SECONDS = 86_400
+"""What a save left unfinished is removed at this age if nobody can say whether its writer lives. Assumed: no save takes a
+day; and if one does, its removal costs that save alone."""
+TORN = re.compile(
+    r"\..+~(?P<system>[0-9a-f-]+)~(?P<pid>[0-9]{1,9})~(?P<started>[0-9]+)~[0-9a-f]{32}"
+    r"|\.[0-9]{12}\..+\.[0-9]+"  # as the version before named them
+)
+
+
+def _temporary(name: str) -> str:
+    """A name that nobody else takes, and that says who writes: the system, the process there and when it started."""
+    pid = os.getpid()
+    return f".{name}~{_system() or 0}~{pid}~{_started(pid) or 0}~{uuid.uuid4().hex}"
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what writers that are gone left unfinished, and nothing of those that live.
+
+    A PID means something only within one boot of one machine and one PID namespace, and only with the time at which its
+    process started: containers share host names, and PIDs come again. Elsewhere age decides.
+    """
+    with os.scandir(folder) as entries:
+        found = [(entry, match) for entry in entries if (match := TORN.fullmatch(entry.name))]
+    for entry, of in found:
+        with contextlib.suppress(OSError):  # somebody else was faster
+            if of["system"] and of["system"] == _system():
+                gone = not _lives(int(of["pid"]), of["started"])
+            else:
+                gone = time.time() - entry.stat(follow_symlinks=False).st_mtime > TORN_SECONDS
+            if gone:
+                _remove(Path(entry.path))
+
+
+def _system() -> str | None:
+    """This boot of this machine and this PID namespace; None where the system does not say."""
+    try:
+        if str(Path("/proc/self").readlink()) != str(os.getpid()):
+            return None  # the processes of another namespace
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino:x}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since boot; "" for one that has ended, None where the system does not say."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if state in "ZX" else fields[18]
+
+
+def _lives(pid: int, started: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return _started(pid) in (started, None)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, each synced into the one that holds it. Raises OSError."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Open a file that is no link, pipe or device, without waiting for one. Raises ValueError for those."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as problem:
+        if problem.errno == errno.ELOOP:
+            raise ValueError(f"{path}: a link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path}: no plain file")
+    return handle
+
+
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
@@ -278,8 +557,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make names in it last. Some file systems (FUSE, SMB) cannot, and say so; there is nothing more to be done there."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)

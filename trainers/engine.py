@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -86,16 +86,20 @@ class Engine:
             },
         }
 
-    def step(self, batch: Batch, rate: float, number: int) -> float:
+    def step(self, batch: Batch, rate: float, number: int, between: Callable[[], None] = lambda: None) -> float:
         """Forward, backward, finite?, clip, update. Returns the loss of the whole batch in nats, alike on every rank.
 
-        Raises Diverged, on every rank and before any update, in step `number`.
+        Raises Diverged, on every rank and before any update, in step `number`. `between` is called between two
+        micro-batches. What it raises, on every rank, gives the step up: weights and moments are as they were before it,
+        `snapshot` still holds, and another step needs another engine.
         """
         training = self.trunk.training
         pieces = self.world * self.turns
         n_lost = int(batch.loss_mask.sum())
         total = torch.zeros((), device=self.place.device)
         for turn in range(self.turns):
+            if turn:
+                between()
             begin = (self.rank * self.turns + turn) * self.micro_batch
             mask = batch.loss_mask[begin : begin + self.micro_batch]
             tokens = torch.from_numpy(batch.tokens[begin : begin + self.micro_batch]).to(self.place.device)  # (b, T+1)
@@ -172,9 +176,30 @@ class Engine:
                     tensors[f"{name}//{key}"] = safe_get_full_optimizer_state(parameter, key).detach().cpu()
         return tensors
 
+    def misfit(self, tensors: Tensors) -> str | None:
+        """Why these cannot be a snapshot of this model: a name, a shape or a type; None where they can be one."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self.model.named_parameters():
+            shapes[name] = tuple(
+                getattr(parameter, "ds_shape", parameter.shape)
+            )  # ZeRO 3 has emptied the tensor itself
+        if any("//" in name for name in tensors):
+            shapes |= {f"{name}//{key}": shape for name, shape in shapes.items() for key in MOMENTS} | {
+                f"{name}//step": () for name in shapes
+            }
+        if strange := shapes.keys() ^ tensors.keys():
+            return f"{min(strange)}: {'missing' if min(strange) in shapes else 'unknown'}"
+        for name, shape in shapes.items():
+            if (tuple(tensors[name].shape), tensors[name].dtype) != (shape, torch.float32):
+                return f"{name}: {tuple(tensors[name].shape)} {tensors[name].dtype}; {shape} torch.float32 is needed"
+        return None
+
     @torch.no_grad()
     def restore(self, tensors: Tensors) -> None:
-        """The inverse of `snapshot`, in place: bit for bit, whoever took it."""
+        """The inverse of `snapshot`, in place: bit for bit, whoever took it. Raises ValueError for what does not fit this
+        model, before anything is changed."""
+        if problem := self.misfit(tensors):
+            raise ValueError(problem)
         if self.place.zero_stage:
             self._restore_shares(tensors)
             return

@@ -9,6 +9,7 @@ contains every event emitted before it, so a killed run continues bit for bit an
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from trainers import budget, checkpoint
-from trainers.engine import Diverged, Engine, Tensors
+from trainers.engine import Diverged, Engine
 from trainers.place import Place
 from trainers.spec import Training, TrialSpec, TrunkSpec
 from trainers.tasks import ItemSet
@@ -27,7 +28,15 @@ Status = Literal["finished", "stopped"]
 
 SAVES_SHARE = 20
 """A save that takes long is not made often: this many times as long is trained in between, unless one after each step is
-asked for."""
+asked for. What the first one takes nobody knows: it comes after the interval alone."""
+
+
+class _Stopped(Exception):
+    """Somebody asked us to stop. What was under way has changed nothing and is done again after the resume."""
+
+
+def _to_stderr(note: str) -> None:
+    print(note, file=sys.stderr, flush=True)
 
 
 def run_trunk(
@@ -36,12 +45,16 @@ def run_trunk(
     place: Place,
     emit: Callable[[list[Event]], None],
     should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = _to_stderr,
 ) -> Status:
     """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
 
     Returns "stopped" when `should_stop` asked for it: a checkpoint then holds everything, and the same call goes on from
-    there. Budgets that ended in an earlier call are simply left out. Raises BudgetTooSmall, ValueError for a batch that the
-    workers cannot share, and OSError when a checkpoint cannot be written.
+    there. It is asked between any two micro-batches, evaluation chunks and steps. Budgets that ended in an earlier call are
+    simply left out. `note` is given what a person should know and no result needs: a damaged checkpoint, a failed save.
+
+    Raises BudgetTooSmall, ValueError for a batch that the workers cannot share, and OSError, in one line, when checkpoints
+    cannot be read or written.
 
     In a process group every rank makes this call, and does the same; rank 0 alone emits, saves and is asked to stop.
     """
@@ -49,8 +62,7 @@ def run_trunk(
     started = time.time()
     torch.set_num_threads(place.threads)
     family: Any = trunk.family
-    fingerprint = trunk.fingerprint()
-    cost = budget.flops_per_step(trunk)
+    fingerprint, cost = trunk.fingerprint(), budget.flops_per_step(trunk)
     steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}
     last = max(s.branch for s in steps.values())
     grid = set(budget.evaluation_steps(trunk, last))
@@ -66,36 +78,56 @@ def run_trunk(
     now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
     now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}  # since a trial ended
     left: dict[str, Any] = {}  # while on a branch: where the trunk was left, step and loss
-    left_state: Tensors = {}  # and its weights and moments
+    left_state: checkpoint.Tensors = {}  # and its weights and moments
     folder = place.checkpoint_folder
-    found = _newest_checkpoint(trunk, folder, engine) if folder else None
+    found = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
     if found and budget.Standing.of(found[0]).toward(steps):
         now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
         engine.restore(found[1]["live"])
         now["resumed"] += 1
+        for event in now["events"]:
+            event.setdefault("fingerprint", fingerprint)  # the version before named it for trials alone
         if now["events"] and leads:
-            emit([{"fingerprint": fingerprint} | event for event in now["events"]])  # earlier versions named none
+            emit(now["events"])
     elif found and folder and leads:
-        checkpoint.clear(folder)  # it has passed a budget that is wanted now: train again from the start
+        checkpoint.discard(folder)  # it has passed a budget that is wanted now: train again from the start
     saved_at, save_seconds = time.monotonic(), 0.0
+    saves_worked, noted = found is not None, False
 
     def say(kind: str, key: str, **facts: Any) -> None:
-        event: Event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "fingerprint": fingerprint}
-        event |= {"time": time.time(), **facts}
+        event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time()}
+        event |= {"fingerprint": fingerprint} | facts
         now["events"].append(event)
         if leads:
             emit([event])
 
-    def save() -> None:
-        nonlocal saved_at, save_seconds
+    def save(needed: bool = False) -> None:
+        """A full disk passes, and training goes on: the next save is tried when it is due. Where none has worked yet the
+        folder may be one that never can be written, and little is lost by saying so at once. A save that is `needed`, for
+        a stop or at the end, is the last thing that could be done, and raises."""
+        nonlocal saved_at, save_seconds, saves_worked, noted
         begin = time.monotonic()
         if folder:
             tensors = {"live": engine.snapshot()} | ({"left": left_state} if left_state else {})
             now["saves"] += 1
-            if leads:
-                checkpoint.save(folder, now["saves"], trunk.fingerprint(), {"now": now, "left": left}, tensors)
+            try:
+                if leads:
+                    checkpoint.save(folder, now["saves"], fingerprint, {"now": now, "left": left}, tensors)
+                saves_worked, noted = True, False
+            except OSError as problem:
+                now["saves"] -= 1
+                if needed or not saves_worked:
+                    raise
+                if not noted:
+                    note(f"{trunk.id}: {problem.strerror or problem}; training goes on, and the save is tried again")
+                noted = True
         saved_at = time.monotonic()
         save_seconds = saved_at - begin
+
+    def heed() -> None:
+        """Stop here, on every rank, if somebody asks for it."""
+        if engine.agreed(leads and should_stop())[0]:
+            raise _Stopped
 
     def examine(on: str, **facts: Any) -> bool:
         """Evaluate and emit, once for each (trunk or branch, step) even across restarts. Is the model still finite?"""
@@ -103,7 +135,7 @@ def run_trunk(
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine, suite)
+            rows = evaluate(engine, suite, heed)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
@@ -139,7 +171,16 @@ def run_trunk(
         while now["branch"] is not None or any(b not in now["ended"] for b in steps):
             step, branch = now["step"], now["branch"]
 
-            # 4. A branch is at its end: examine it, close its trial, return to the trunk where it was left.
+            # 4. Before whatever takes long, one step or one evaluation: are we asked to stop, is it time to save?
+            every = place.checkpoint_every_seconds
+            patience = max(every, SAVES_SHARE * save_seconds) if every else 0.0
+            asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > patience)
+            if asked:
+                raise _Stopped
+            if due:
+                save()
+
+            # 5. A branch is at its end: examine it, close its trial, return to the trunk where it was left.
             if branch is not None and step == steps[branch].end:
                 if examine(repr(branch)):
                     if place.weights_folder:
@@ -150,7 +191,7 @@ def run_trunk(
                 return_to_trunk()
                 continue
 
-            # 5. The trunk is at a budget's branch point: examine it, remember it, let the learning rate decay from here.
+            # 6. The trunk is at a budget's branch point: examine it, remember it, let the learning rate decay from here.
             here = [b for b, s in steps.items() if s.branch == step and b not in now["ended"]]  # two may share a step
             if branch is None and here:
                 decays = steps[here[0]].end > step
@@ -161,24 +202,16 @@ def run_trunk(
                 left_state |= engine.snapshot()
                 now.update(loss, branch=here[0])
                 continue
-            if branch is None and step in grid:
+            if branch is None and step in grid and f"trunk/{step}" not in now["exams"]:
                 examine("trunk", grid=True)
-
-            # 6. Between two steps: is somebody asking us to stop, is it time to save?
-            every = place.checkpoint_every_seconds
-            patience = max(every, SAVES_SHARE * save_seconds) if every else 0.0
-            asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > patience)
-            if asked or due:
-                save()
-            if asked:
-                return "stopped"
+                continue
 
             # 7. One optimizer step; a loss or gradient that is not finite ends what is under way, before the update.
             decay_from, end = steps[branch] if branch is not None else (None, last)
             rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = engine.step(family.batch(trunk, step), rate, step)
+                    loss_nats = engine.step(family.batch(trunk, step), rate, step, heed)
             except Diverged as reason:
                 for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
                     end_trial(lost, "diverged", reason=str(reason))
@@ -189,10 +222,13 @@ def run_trunk(
             now.update(loss_sum=now["loss_sum"] + loss_nats, loss_n=now["loss_n"] + 1)
 
         # 8. Every budget has ended. The trunk's last constant-rate state stays: a larger budget may come later.
-        save()
+        save(needed=True)
         seconds = {"setup_seconds": setup_seconds, "wall_seconds": time.time() - started}
         say("trunk", f"end/{len(now['ended'])}", device=place.device, resumed=now["resumed"], **seconds)
         return "finished"
+    except _Stopped:  # what has been done so far is whole: a step or an evaluation given up left no trace in it
+        save(needed=True)
+        return "stopped"
     finally:
         engine.destroy()
 
@@ -220,11 +256,16 @@ def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
     return suite
 
 
+CHUNK = 256
+"""Sequences that an evaluation reads at once."""
+
+
 @torch.no_grad()
-def evaluate(engine: Engine, suite: list[ItemSet]) -> list[dict[str, Any]]:
+def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream.
 
-    Every rank reads its part of the sequences, and all score them.
+    Every rank reads its part of the sequences, and all score them. `before` is called before each forward pass, of at most
+    CHUNK sequences; what it raises gives the evaluation up.
     """
     rows = []
     for items in suite:
@@ -234,36 +275,72 @@ def evaluate(engine: Engine, suite: list[ItemSet]) -> list[dict[str, Any]]:
             :n_here
         ]  # the last rank may begin again: what is too much is cut off
         with engine.autocast():
-            parts = [_read(engine.model, part, items.written) for part in mine.split(256)]
+            parts = [_read(engine.model, part, items.written, before) for part in mine.split(CHUNK)]
         predicted = engine.gathered(torch.cat(parts))[: len(tokens)].cpu().numpy()  # (N, T, V), or (N, T) numbers
         rows += [probe.score(predicted) for probe in items.probes]
     return rows
 
 
-def _read(model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int]) -> torch.Tensor:
+def _read(
+    model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int], before: Callable[[], None] = lambda: None
+) -> torch.Tensor:
     """Log-probabilities (B, T, V) for tokens (B, T); at the positions `written` the model's likeliest token is what it
     goes on from, so that an early mistake is carried along as it would be in use. Numbers (B, T) for tokens (B, T, W)."""
     device = next(model.parameters()).device
     tokens = tokens.to(device, copy=True)
     for position in written:
         if position + 1 < tokens.shape[1]:
+            before()
             tokens[:, position + 1] = model(tokens)[:, position].argmax(-1)
+    before()
     out = model(tokens).float()
     return torch.Tensor(out[:, :, 0] if tokens.is_floating_point() else out.log_softmax(-1))
 
 
 def _newest_checkpoint(
-    trunk: TrunkSpec, folder: str, engine: Engine
-) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
-    """What rank 0 finds, read by every rank; raises OSError on one that cannot."""
-    found = checkpoint.newest(folder, trunk.fingerprint()) if engine.rank == 0 else None
-    (number,) = engine.agreed(-1 if found is None else found)
-    if number < 0:
-        return None
-    read = checkpoint.load(folder, trunk.fingerprint(), int(number))
-    if read is None:
-        raise OSError(f"{folder}: checkpoint {int(number)} cannot be read on rank {engine.rank}; do all nodes see it?")
-    return read
+    folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
+) -> checkpoint.Found | None:
+    """The newest that fits, as rank 0 finds it; every other rank reads the same. Raises OSError where one cannot."""
+    number, found = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
+    (agreed,) = engine.agreed(number)
+    if engine.rank and agreed >= 0:
+        found = checkpoint.load(folder, fingerprint, int(agreed))
+        if found is None:
+            raise OSError(
+                f"{folder}: checkpoint {int(agreed)} cannot be read on rank {engine.rank}; do all nodes see it?"
+            )
+    return found
+
+
+def _newest_that_fits(
+    folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
+) -> tuple[int, checkpoint.Found | None]:
+    """What is damaged, unreadable or another's is passed over and noted. Raises OSError where nothing else is there."""
+    passed: list[int] = []
+    unreadable: OSError | None = None
+    for number in reversed(checkpoint.numbers(folder)):
+        try:
+            found = checkpoint.load(folder, fingerprint, number)
+        except OSError as problem:
+            unreadable = unreadable or problem
+            found = None
+        if found and _fits(found, engine):
+            if passed:
+                note(f"{folder}: checkpoint {passed[0]} is damaged or of another setting: going on from {number}")
+            return number, found
+        passed.append(number)
+    if unreadable:
+        raise OSError(f"{folder}: no checkpoint can be read: {unreadable.strerror or unreadable}") from unreadable
+    if passed:
+        note(f"{folder}: no checkpoint here is whole and of this setting: training begins at the start")
+    return -1, None
+
+
+def _fits(found: checkpoint.Found, engine: Engine) -> bool:
+    """Is it of this model, and does it hold what its place on the trunk or on a branch needs?"""
+    meta, parts = found
+    needed = {"live"} if meta["now"]["branch"] is None else {"live", "left"}
+    return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 
 
 def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:

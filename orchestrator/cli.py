@@ -257,7 +257,10 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
         _publish_if_needed(study, state, folder, uri)
         return "complete"
     _show_plan(todo, folder, known, console, brief=True)
-    if changes := provenance.source()["changes"]:
+    source = provenance.source()
+    if unknown := source.get("commit_unknown"):
+        console.print(styled(("Note:", "bold"), f" the commit is not fully known: {unknown}."))
+    if changes := source["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         console.print(styled(("Note:", "bold"), f" not as committed: {', '.join(changes[:3])}{rest}."))
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +30,23 @@ if Path(sys.argv[0]).stem in ("emergence", "cli") and signal.getsignal(signal.SI
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nStopped; nothing had begun.\n"), os._exit(130)))
 
 import typer
-from rich.console import Console
+from pydantic import ValidationError
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import answer, findings, journal, lease, links, plan, primary_verdict, progress, provenance, recorded
+from orchestrator import (
+    answer,
+    findings,
+    journal,
+    lease,
+    links,
+    plan,
+    primary_verdict,
+    progress,
+    provenance,
+    recorded,
+    terminal,
+)
 from orchestrator import study as studies
 from orchestrator.journal import State
 from orchestrator.lease import LeaseLostError, StudyHeldError, StudyLock
@@ -41,19 +55,70 @@ from orchestrator.progress import clock
 from orchestrator.recorded import Recorded
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study import Study, StudyError
+from orchestrator.terminal import Terminal, say, shortened, styled
 from orchestrator.words import model_words, number, sure, times
 from trainers import budget, checkpoint
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C ends any of them with one line."""
+    """The commands; Ctrl-C ends any of them with one line, and so does trouble with files, disks and networks."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("\nStopped; everything so far is kept, and the same command goes on.", err=True)
+            say("\nStopped; everything so far is kept, and the same command goes on.", err=True)
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # typer ends quietly: nobody reads on
+        except OSError as problem:
+            _mute_what_is_full()
+            say(_trouble(problem), err=True)
+            given = problem.errno in GIVEN_WRONG and ctx.invoked_subcommand != "run"
+            raise typer.Exit(2 if given else 1) from None
+        except RuntimeError:
+            try:
+                journal.home_folder()
+            except RuntimeError:  # pathlib's: `~` of nobody
+                raise UsageProblem(
+                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give a "
+                    "whole path, or set HOME"
+                ) from None
+            raise
+
+
+GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
+"""Trouble with a path that was given: exit code 2. Any other ends a command that may have begun: 1."""
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or have your quota raised",
+    errno.EACCES: "get access to it, or set EMERGENCE_HOME to a folder that is yours",
+    errno.EPERM: "get access to it, or set EMERGENCE_HOME to a folder that is yours",
+    errno.EROFS: "set EMERGENCE_HOME to a folder that can be written",
+    errno.ENOTDIR: "set EMERGENCE_HOME to a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def _trouble(problem: OSError) -> str:
+    """Where, what, and what to do, in a line."""
+    try:
+        home = str(journal.home_folder())
+    except RuntimeError:
+        home = "the home folder"
+    paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
+    where = f"{' -> '.join(paths)}" if paths else f"Reading or writing in {home}"
+    said = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
+    remedy = REMEDIES.get(problem.errno or 0, "mend that")
+    return f"{where}: {said}. Everything recorded so far is kept; {remedy}, and give the same command again."
+
+
+def _mute_what_is_full() -> None:
+    """Where standard output is what cannot be written, throw away what waits in it: Python would fail at its very end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(
@@ -109,7 +174,7 @@ def _top(context: typer.Context, version: Version = False) -> None:
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"emergence-lab {installed('emergence-lab')}")
+        say(f"emergence-lab {installed('emergence-lab')}")
         raise typer.Exit
 
 
@@ -171,7 +236,7 @@ def run(
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
-    console = Console()
+    console = Terminal()
     with StudyLock(folder, study.id, lambda: State.of(folder).lease, _aside) as lock:
         everything = State.of(folder)
         plan.check_against_record(study, everything, study_name)
@@ -182,36 +247,42 @@ def run(
             _check_writable(options.storage)
         if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
             console.print(
-                f"[bold]Note:[/bold] {left_out} recorded trials are outside the axes of {study_name}: they stay in the "
-                "journal, and out of tables, report and answer."
+                styled(
+                    ("Note:", "bold"),
+                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and "
+                    "out of tables, report and answer.",
+                )
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, lock, options, uri, console)
     _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
-        console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", highlight=False, soft_wrap=True)
+        console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", soft_wrap=True)
         raise typer.Exit(130)
     if outcome == "failed":
         again = f"\nSome trials failed (see above). Try them again with: {_again()}"
-        console.print(again, highlight=False, soft_wrap=True)
+        console.print(again, soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _run_missing(
-    study: Study, state: State, folder: Path, lock: StudyLock, options: Options, uri: str, console: Console
+    study: Study, state: State, folder: Path, lock: StudyLock, options: Options, uri: str, console: Terminal
 ) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
     todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
-        console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.", highlight=False)
+        console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
         _publish_if_needed(study, state, folder, lock, uri)
         return "complete"
     _show_plan(todo, folder, known, console, brief=True)
-    if changes := provenance.source()["changes"]:
+    source = provenance.source()
+    if unknown := source.get("commit_unknown"):
+        console.print(styled(("Note:", "bold"), f" the commit is not fully known: {unknown}."))
+    if changes := source["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        console.print(f"[bold]Note:[/bold] not as committed: {', '.join(changes[:3])}{rest}.", highlight=False)
-    console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...", highlight=False)
+        console.print(styled(("Note:", "bold"), f" not as committed: {', '.join(changes[:3])}{rest}."))
+    console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")
     from orchestrator import machines  # here: importing Ray takes a second that a refusal of ours should not
 
     with progress.Progress(study, state, todo, console) as watcher:
@@ -232,12 +303,12 @@ def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock
 
     if record.is_published(folder, uri, study):
         return
-    typer.echo("The record is behind the journal; writing it anew ...")
+    say("The record is behind the journal; writing it anew ...")
     if state.study != study.model_dump(mode="json"):
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
         file.close()
-    record.finish_publishing(record.start_publisher(folder, uri, follow=False), folder, typer.echo)
+    record.finish_publishing(record.start_publisher(folder, uri, follow=False), folder, say)
 
 
 @app.command(epilog="Example: emergence status quickstart")
@@ -247,7 +318,7 @@ def status(
     ] = None,
 ) -> None:
     """Show where a study stands, or list all studies that ran."""
-    console = Console()
+    console = Terminal()
     if study_name is None:
         _list_studies(console)
         return
@@ -256,12 +327,12 @@ def status(
     counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
     running = "running" if lease.is_held(folder) else "not running"
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
-    console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials", highlight=False)
+    console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials")
     if lease.is_held(folder) and (holder := lease.lock_holder(folder)):
-        console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}", highlight=False)
+        console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}")
     for trial, kind in ended.items():
         if kind in ("failed", "diverged"):
-            console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}", highlight=False, markup=False)
+            console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}")
     surface = progress.Surface(study)
     surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
@@ -273,10 +344,10 @@ def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
     folder, study, _ = _recorded(study_name)
     if not lease.is_held(folder):
-        typer.echo(f"{study.id} is not running; nothing to stop.")
+        say(f"{study.id} is not running; nothing to stop.")
         return
     (folder / "stop").touch()
-    typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
+    say(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
@@ -285,7 +356,7 @@ def report(study_name: RecordedName) -> None:
     folder, _, state = _recorded(study_name)
     from orchestrator import record
 
-    typer.echo(record.rewrite(folder, _aside))
+    say(str(record.rewrite(folder, _aside)))
     if state.short:
         raise typer.Exit(1)
 
@@ -311,7 +382,7 @@ def compare(
     except ValueError as problem:
         raise UsageProblem(f"{both[0].study.id} and {both[1].study.id} cannot be compared: {problem}") from None
     _show_comparison(comparison)
-    typer.echo(f"\nPage: {compare_page.write(journal.home_folder(), comparison)}")
+    say(f"\nPage: {compare_page.write(journal.home_folder(), comparison)}")
 
 
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
@@ -328,9 +399,9 @@ def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
             f"{study.id}: MLflow at {links.without_password(uri)} was not brought up to date: {record.one_line(problem)}\n"
             "The journal has everything; try again when MLflow is up."
         ) from None
-    typer.echo(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")
+    say(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")
     if link := links.study_link(folder, uri):
-        typer.echo(f"MLflow: {link}")
+        say(f"MLflow: {link}")
     if state.short:
         raise typer.Exit(1)
 
@@ -343,7 +414,7 @@ def ui(
     """Open the MLflow UI on the right store, on 127.0.0.1 only; Ctrl-C ends it."""
     uri = _tracking_uri(tracking_uri)
     if not links.is_local(uri):
-        typer.echo(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
+        say(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UsageProblem(
@@ -356,9 +427,9 @@ def ui(
         except OSError as problem:
             raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
     address = f"http://127.0.0.1:{port}"
-    typer.echo(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
+    say(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
     for folder in links.serve_at(address, uri):
-        typer.echo(f"  {folder.name}: {links.study_link(folder, uri)}")
+        say(f"  {folder.name}: {links.study_link(folder, uri)}")
     _serve(port, uri)
 
 
@@ -402,24 +473,27 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
     with StudyLock(folder, study.id, lambda: state.lease, _aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         checkpoints = plan.checkpoints_of(folder, _storage(given) if given else None)
+        if "://" not in checkpoints:
+            checkpoints = _within(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
-    typer.echo(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
+        if checkpoint.store_of(checkpoints).n_bytes():
+            raise UsageProblem(f"{checkpoints}: not all of it could be removed; get access to it, and clean again")
+    say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
     if not n_bytes:
-        typer.echo(f"There were none in {checkpoints}; with another --storage they are there.")
+        say(f"There were none in {checkpoints}; with another --storage they are there.")
 
 
 # Showing ------------------------------------------------------------------------------------------------------------
 
 
 def _show_plan(
-    todo: plan.Plan, folder: Path, slots_known: str = "", console: Console | None = None, brief: bool = False
+    todo: plan.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
 ) -> None:
-    console = console or Console()
+    console = console or Terminal()
     study = todo.study
     family: Any = study.family
-    console.print(
-        f"[bold]{study.id}[/bold]: {study.question.strip()}", highlight=False, soft_wrap=not console.is_terminal
-    )
+    question = shortened(study.question.strip())
+    console.print(styled((study.id, "bold"), f": {question}"), soft_wrap=not console.is_terminal)
     done = todo.n_trials - todo.n_open
     work = f"{todo.n_open} trials on {len(todo.jobs)} trunks to run" + (
         f", {done} of {todo.n_trials} have ended" if done else ""
@@ -495,7 +569,7 @@ def _shapes(study: Study) -> list[tuple[str, str]]:
 
 
 def _show_result(
-    study: Study, folder: Path, uri: str, console: Console, tracking_uri: str | None, study_name: str
+    study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> None:
     from orchestrator import record
 
@@ -507,35 +581,35 @@ def _show_result(
     page = folder / "report.html"
     if record.report_is_current(folder, study):
         found = findings.read(folder, study)
-        console.print(f"\n{found.answer}", highlight=False)
+        console.print(f"\n{found.answer}")
         for verdict in found.verdicts:
-            console.print(f"  {answer.verdict_line(verdict)}", highlight=False)
+            console.print(f"  {answer.verdict_line(verdict)}")
         said = str(page)
     elif record.is_publishing(folder):
         said = f"still being written, to {page}"
     else:
         older = f"; what {page} shows is older" if page.exists() else ""
         said = f"not written yet{older}. Write it with: {_program()} publish {study_name}"
-    console.print(f"\nReport:    {said}", highlight=False, soft_wrap=True)
+    console.print(f"\nReport:    {said}", soft_wrap=True)
     if link := links.study_link(folder, uri):
-        console.print(f"MLflow:    {link}", highlight=False, soft_wrap=True)
+        console.print(f"MLflow:    {link}", soft_wrap=True)
     if links.is_local(uri):
         address = links.ui_address(uri)
         option = f" --port {urlsplit(address).port}" if address != links.LOCAL_UI else ""
         option += f" --tracking-uri {links.without_password(uri)}" if tracking_uri else ""
-        console.print(f"MLflow UI: {_program()} ui{option}", highlight=False, soft_wrap=True)
+        console.print(f"MLflow UI: {_program()} ui{option}", soft_wrap=True)
 
 
 def _show_comparison(found: Any) -> None:
     from orchestrator.compare_words import answer, difference_words, left_out
 
-    console = Console()
+    console = Terminal()
     a, b = found.a.study.id, found.b.study.id
-    console.print("\n".join([" ".join(answer(found)), *left_out(found)]), highlight=False, markup=False)
+    console.print("\n".join([" ".join(answer(found)), *left_out(found)]))
     if found.settings:
-        console.print(f"\n[bold]Settings that differ[/bold] ({a} -> {b})", highlight=False)
+        console.print(styled(("\nSettings that differ", "bold"), f" ({a} -> {b})"))
         for line in found.settings:
-            console.print(f"  {line}", highlight=False, markup=False)
+            console.print(f"  {line}")
     of_arm = {arms: f" ({arms[0]})" if len(found.arms) > 1 else "" for arms in found.arms}
     table = _plain_table("\nBoundaries, in tasks", ("", "FLOPs", a, b), "left")
     for pair in found.boundaries:
@@ -554,7 +628,7 @@ def _show_comparison(found: Any) -> None:
         console.print(table)
     rest = sum(cell.kept for cell in found.cells) - len(kept)
     if rest:
-        console.print(f"... and {rest} more, other skills included, on the page", highlight=False)
+        console.print(f"... and {rest} more, other skills included, on the page")
 
 
 def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
@@ -583,18 +657,65 @@ def _again() -> str:
     return shlex.join([_program(), *sys.argv[1:]])
 
 
-def _list_studies(console: Console) -> None:
-    folders = sorted(p.parent for p in journal.home_folder().glob("*@*/journal.jsonl"))
+def _list_studies(console: Terminal) -> None:
+    """A line for each study, whatever is wrong with some of them."""
+    folders = _study_folders()
     if not folders:
-        console.print(f"No study has run yet in {journal.home_folder()}.", highlight=False)
+        console.print(f"No study has run yet in {journal.home_folder()}.")
     for folder in folders:
-        everything = State.of(folder)
-        if everything.study:
-            study = Study.from_record(everything.study)
-            state = recorded.of_study(everything, study)
+        try:
+            study, state = _read(folder)
+            held = lease.is_held(folder)
+        except (OSError, UsageProblem) as problem:
+            console.print(f"{folder.name}: {_trouble(problem)}" if isinstance(problem, OSError) else str(problem))
+            continue
+        if study is not None:
             ended = sum(t.id in state.trials for t in study.trials())
-            running = "running" if lease.is_held(folder) else "not running"
-            console.print(f"{study.id}: {ended} of {len(study.trials())} trials ended, {running}", highlight=False)
+            running = "running" if held else "not running"
+            other = "" if study.id == folder.name else f"{folder.name}, which is renamed or copied: "
+            console.print(f"{other}{study.id}: {ended} of {len(study.trials())} trials ended, {running}")
+
+
+def _study_folders() -> list[Path]:
+    """Folders of studies that ran, in the home; other files and folders there are passed over. Raises OSError."""
+    home = journal.home_folder()
+    if not home.exists():
+        return []
+    return sorted(path for path in home.iterdir() if studies.is_id(path.name) and _has_journal(path))
+
+
+def _has_journal(folder: Path) -> bool:
+    try:
+        return stat.S_ISREG((folder / "journal.jsonl").stat().st_mode)  # reading a pipe would wait for ever
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # and reading it says why not
+
+
+def _read(folder: Path) -> tuple[Study | None, Recorded]:
+    """The study and state of a folder; None where nothing was recorded. Raises OSError, and UsageProblem for a record that
+    cannot be read here."""
+    try:
+        state = State.of(folder)
+        if state.study is None:
+            return None, Recorded()
+        study = Study.from_record(state.study)
+        return study, recorded.of_study(state, study)
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as problem:  # whatever stands there: of another version, of a family that is not installed, damaged
+        raise UsageProblem(f"{folder.name}: its record in {folder} cannot be read here: {_why(problem)}") from None
+
+
+def _why(problem: Exception) -> str:
+    """The reason in a line."""
+    if isinstance(problem, ValidationError):
+        first = problem.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]
 
 
 # Checking -----------------------------------------------------------------------------------------------------------
@@ -602,8 +723,7 @@ def _list_studies(console: Console) -> None:
 
 def _load(name: str) -> Study:
     """A study to plan or run. Raises StudyError, and UsageProblem where the name is that of a study that ran."""
-    kept = journal.study_folder(name) / "study.yaml"
-    if "@" in name and not Path(name).exists() and kept.exists():
+    if studies.is_id(name) and not Path(name).exists() and (kept := journal.study_folder(name) / "study.yaml").exists():
         raise UsageProblem(f"{name}: a study file is needed; the one that ran is kept: {_program()} run {kept}")
     return studies.load(name)
 
@@ -615,8 +735,13 @@ def _source(name: str, folder: Path) -> str:
 
 def _recorded(name: str) -> tuple[Path, Study, Recorded]:
     """Folder, study and state of a study that ran. Raises UsageProblem when it has not, naming what comes near."""
-    known = sorted(path.parent.name for path in journal.home_folder().glob("*@*/journal.jsonl"))
+    known = [folder.name for folder in _study_folders()]
     if "@" in name and not Path(name).exists():
+        if not studies.is_id(name):
+            raise UsageProblem(
+                f"{name}: neither a study file nor NAME@VERSION; a name has small letters, digits and underscores, "
+                f"as in {known[0] if known else 'quickstart@1'}"
+            )
         study_id = name
     else:
         of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
@@ -631,17 +756,26 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
             raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
         study_id = of_name[0] if of_name and plain else studies.load(name).id
     folder = journal.study_folder(study_id)
-    state = State.of(folder) if folder.is_dir() else State()
-    if state.study is None:
+    study, state = _read(folder) if _has_journal(folder) else (None, Recorded())
+    if study is None:
         versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
         near = versions or difflib.get_close_matches(study_id, known, 1)
         hint = f"; {', '.join(near)} has" if near else ""
         hint += "" if "@" in name else f"; run it with: {_program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
-    study = Study.from_record(state.study)
-    counted = recorded.of_study(state, study)
-    _tell_damage(counted, folder, f"{_program()} run {_source(name, folder)} trains them again")
-    return folder, study, counted
+    _tell_damage(state, folder, f"{_program()} run {_source(name, folder)} trains them again")
+    return folder, study, state
+
+
+def _within(home: Path, folder: Path) -> str:
+    """A folder that is to be deleted, without links. Raises UsageProblem where they lead out of the home or storage."""
+    real = folder.resolve()
+    if not real.is_relative_to(home.resolve()):
+        raise UsageProblem(
+            f"{folder}: a link leads to {real}, outside {home}, and nothing is deleted there; remove it by hand, or give "
+            "the folder that holds it as EMERGENCE_HOME or --storage"
+        )
+    return str(real)
 
 
 def _writable(folder: Path) -> Path:
@@ -801,16 +935,17 @@ MAX_DAMAGE_SHOWN = 5
 
 def _aside(line: str) -> None:
     """For the person who waits: not among what the command answers."""
-    typer.echo(line, err=True)
+    say(line, err=True)
 
 
 def _refuse(message: str) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message, err=True)
     sys.exit(2)
 
 
 def main() -> None:
     """The `emergence` command."""
+    terminal.prepare()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -818,7 +953,7 @@ def main() -> None:
     except (StudyError, StudyHeldError, UsageProblem) as problem:
         _refuse(str(problem))
     except LeaseLostError as problem:
-        typer.echo(str(problem), err=True)
+        say(str(problem), err=True)
         sys.exit(1)
 
 

@@ -107,7 +107,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put a whole file in place of another, in one rename. Raises OSError."""
+    """Put a whole file in place of another, in one rename; on a full disk no part of it stays. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

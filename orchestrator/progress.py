@@ -21,6 +21,7 @@ from orchestrator.journal import Event, State
 from orchestrator.plan import Plan
 from orchestrator.results import of_rows
 from orchestrator.study import Study
+from orchestrator.terminal import Terminal, styled
 from orchestrator.words import number
 from trainers import budget
 from trainers.tasks import Family
@@ -61,7 +62,7 @@ class Surface:
         blocks: list[RenderableType] = []
         for arm in self.study.lines:
             of_arm = f", arm {arm}" if len(self.study.lines) > 1 else ""
-            blocks.append(Text(f"{self.title}{of_arm}; columns: training FLOPs", style="bold"))
+            blocks.append(styled((f"{self.title}{of_arm}; columns: training FLOPs", "bold")))
             table = Table(box=None, padding=(0, 1))
             table.add_column("tasks", justify="right")
             for flops in self.study.budgets:
@@ -70,7 +71,7 @@ class Surface:
                 table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
             blocks.append(table)
         if legend := self._legend():
-            blocks.append(Text(legend, style="dim"))
+            blocks.append(styled((legend, "dim")))
         return Group(*blocks)
 
     def _legend(self) -> str:
@@ -97,7 +98,7 @@ class Progress:
     """A Watcher: feed it events; it draws. Use as a context manager around the run."""
 
     def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Terminal()
         self.plan = plan
         self.surface = Surface(study)
         self.surface.take([e for events in state.evaluations.values() for e in events])
@@ -136,7 +137,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line, above the live panel if there is one."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(styled(line), soft_wrap=True)
 
     def on_slots(self, slots: int) -> None:
         """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""

@@ -44,26 +44,64 @@ CODE = (".py", ".j2", ".css", ".js")
 def source(root: Path | None = None) -> dict[str, Any]:
     """`commit`: the project's, with `+changes` where code or tracked files differ from it; `changes`: which.
 
-    The commit is None outside a repository, and where the repository around us does not hold this project.
+    The commit is None outside a repository, and where the repository around us does not hold this project. Where there is a
+    checkout and git does not answer, `commit_unknown` says why; `+unknown` after a commit: what differs is not known.
     """
     root = root or Path(__file__).resolve().parent.parent
     here = f"{PACKAGES[0]}/{Path(__file__).name}"
-    head = _git(root, "rev-parse", "HEAD")
-    if not head or not _git(root, "ls-files", "--", here):  # installed into somebody else's repository
-        return {"commit": None, "changes": []}
-    changed = _git(root, "diff", "--name-only", "--relative", "HEAD") or []
-    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or []
-    changes = sorted({*changed, *(path for path in unknown if path.endswith(CODE))})
-    return {"commit": head[0] + ("+changes" if changes else ""), "changes": changes}
-
-
-def _git(root: Path, *words: str) -> list[str] | None:
-    """Lines of git's answer; None where it has none: no git, no repository."""
+    commit = None
     try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
+        head = _git(root, "rev-parse", "--verify", "HEAD")[0]
+        if not _git(root, "ls-files", "--", here):  # installed into somebody else's repository
+            return {"commit": None, "changes": []}
+        commit = f"{head}+unknown"
+        changed = _git(root, "diff", *_NO_PROGRAMS, "--name-only", "--relative", "HEAD")
+        unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    except _NoAnswer as problem:
+        quiet = commit is None and not _is_checkout(root)
+        return {"commit": commit, "changes": []} | ({} if quiet else {"commit_unknown": str(problem)})
+    changes = sorted({*changed, *(path for path in unknown if path.endswith(CODE))})
+    return {"commit": head + ("+changes" if changes else ""), "changes": changes}
+
+
+class _NoAnswer(Exception):
+    """Git is missing, refuses, or takes too long; its message in a line."""
+
+
+GIT_SECONDS = 10
+_NO_PROGRAMS = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+
+
+def _git(root: Path, *words: str) -> list[str]:
+    """Lines of git's answer about this checkout. Raises _NoAnswer.
+
+    Git refuses a checkout of another user, because its settings may name programs to run. We run its Python code already, so
+    exactly this folder is trusted; and none of those programs is needed. Variables that a hook sets name another repository.
+    """
+    trusted = (f"safe.directory={root}", "core.fsmonitor=false", f"core.hooksPath={os.devnull}")
+    settings = [word for setting in trusted for word in ("-c", setting)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"}
+    environment = kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none"}
+    try:
+        done = subprocess.run(
+            ["git", *settings, *words], cwd=root, env=environment, capture_output=True, timeout=GIT_SECONDS
+        )
+    except FileNotFoundError:
+        raise _NoAnswer("git is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise _NoAnswer(f"git did not answer within {GIT_SECONDS} s") from None
+    except OSError as problem:
+        raise _NoAnswer(f"git cannot be run: {problem.strerror}") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _NoAnswer(said[0] if said else f"git ended with code {done.returncode}")
+    return done.stdout.decode(errors="replace").splitlines()
+
+
+def _is_checkout(root: Path) -> bool:
+    """Are these the project's own files, in a repository? An installed wheel has no pyproject.toml beside it."""
+    in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
+    return in_repository and (root / "pyproject.toml").exists()
 
 
 def versions() -> dict[str, str]:
@@ -80,7 +118,7 @@ def versions() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor's model name, as far as the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings, links, recorded, results, summary
+from orchestrator import findings, links, recorded, results, summary, terminal
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.recorded import trial_evaluations
 from orchestrator.study import Study
@@ -653,6 +653,7 @@ def _stdin_closed(seconds: float) -> bool:
 
 def main() -> int:
     """The publisher process."""
+    terminal.prepare()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; our end is our standard input's
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record")
     parser.add_argument("folder", type=Path)

@@ -55,6 +55,15 @@ MAX_STEPS = 10**9
 """More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
 
 
+NAME = "[a-z][a-z0-9_]*"
+"""Of studies; it stands in the name of a folder."""
+
+
+def is_id(text: str) -> bool:
+    """Is this NAME@VERSION, as `Study.id` is, and so the name of a folder in the home and of nothing outside it?"""
+    return len(text) <= 100 and re.fullmatch(f"{NAME}@[1-9][0-9]*", text) is not None
+
+
 class StudyError(Exception):
     """A study that cannot be run as written. One line per problem: where, what was given, what is allowed."""
 
@@ -196,7 +205,7 @@ def _changed(record: Record, changes: dict[str, Any]) -> Record:
 class Study(Record):
     """One YAML file in sweeps/: the question, the axes, the expectation."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=80)]
+    study: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=80)]
     """Its name: small letters, digits, underscores."""
     version: Count
     """Raise it to change anything but the axes: results live under `study@version`."""

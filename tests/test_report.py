@@ -18,7 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -466,7 +465,7 @@ def test_more_replicates_are_not_more_artists() -> None:
         found, drawn = found_of(study_of(replicates=replicates)), {}
         for name in ("walk", "curves", "override", "override_compute", "scores", "to_skill"):
             panels, sheets = plate_of(found, name).panels, []
-            with matplotlib.rc_context(plates.STYLE):
+            with plates.drawing():
                 for panel in panels:
                     sheets.append(blank_sheet())
                     panel.draw(sheets[-1])

@@ -9,7 +9,9 @@ script, which lets a reader point at a figure, walk along compute, and sort and 
 
 from __future__ import annotations
 
-import os
+from orchestrator.report import surroundings  # noqa: F401 - before anything else loads matplotlib
+
+# isort: split
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from markupsafe import Markup, escape
 
 from orchestrator import stats
 from orchestrator.findings import Findings
+from orchestrator.links import replace
 from orchestrator.report import judged_tables, tables
 from orchestrator.report.curves import Curves, decays, jumps
 from orchestrator.report.embed import Embedded
@@ -32,18 +35,19 @@ from orchestrator.report.plates import (
     LIST,
     MAX_SVG_BYTES,
     RULE,
-    STYLE,
     TINT,
     Drawn,
     Plate,
     decimal,
     draw,
+    drawing,
     files_of,
     merged_words,
     shown,
 )
 from orchestrator.report.surfaces import on_split
 from orchestrator.report.walk import walk_of
+from orchestrator.terminal import printable
 from orchestrator.words import number, times
 from trainers.tasks import Family
 
@@ -107,7 +111,7 @@ def write(
     curves, embedded = Curves(found), Embedded(found)
     walks = {arm: walk_of(curves, arm) for arm in found.study.lines}
     plates = {arm: plates_of(curves, arm, walk) for arm, walk in walks.items()}
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         files, pictures = _drawn([plate for of_arm in plates.values() for plate in of_arm.values() if plate], embedded)
     blocks = [_block(found, arm, plates[arm], pictures) for arm in plates]
     for walk in walks.values():
@@ -115,7 +119,7 @@ def write(
             embedded.walk(walk)
     told = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
     _write_files(folder, files)
-    _replace(folder / "report.html", _fitting(told, blocks, embedded))
+    replace(folder / "report.html", _fitting(told, blocks, embedded))
     return folder / "report.html"
 
 
@@ -126,13 +130,7 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         if stale.suffix in (".png", ".svg", ".csv"):
             stale.unlink()
     for name, data in files.items():
-        _replace(figures / name, data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+        replace(figures / name, data)
 
 
 Shown = dict[str, Any]
@@ -209,7 +207,7 @@ def _page(told: dict[str, Any], blocks: list[Shown], embedded: Embedded) -> byte
     page = told | {"data": embedded.json(), "thinned": embedded.thinned, "without": embedded.without}
     page["most"] = f"{MAX_PAGE_BYTES / 1e6:g} MB"
     page["sections"] = [section for section in SECTIONS if section.shown(page)]
-    return templates().get_template("report.html.j2").render(page).encode()
+    return templates().get_template("report.html.j2").render(page).encode(errors="replace")
 
 
 def templates() -> jinja2.Environment:
@@ -220,6 +218,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup has been through it
     )
     environment.filters["subscripts"] = subscripts
     return environment
@@ -227,7 +226,7 @@ def templates() -> jinja2.Environment:
 
 def subscripts(words: str) -> Markup:
     """Words for the page, in which K_A and K_M have their letter below the line."""
-    return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(words))))
+    return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(printable(words)))))
 
 
 def _told(
@@ -288,8 +287,8 @@ def _told(
         "rule_tint": TINT[RULE],
         "list_tint": TINT[LIST],
         "ramp": ", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
-        "style": Markup((PAGE / "report.css").read_text()),
-        "script": Markup((PAGE / "report.js").read_text()),
+        "style": Markup((PAGE / "report.css").read_text(encoding="utf-8")),
+        "script": Markup((PAGE / "report.js").read_text(encoding="utf-8")),
         "ability_of": family.ability_of,
         "min_gap": stats.MIN_GAP_NATS,
         "min_errors": stats.MIN_GAP_ERRORS,

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 
 from orchestrator.claims import FALSE_SHARE
 from orchestrator.compare import OVERALL_SHARE, Arms, BoundaryPair, CellDifference, Comparison
 from orchestrator.compare_words import answer, difference_words, left_out, overtaking_words, shift_words
 from orchestrator.findings import Findings
+from orchestrator.links import replace
 from orchestrator.report import PAGE, templates
 from orchestrator.report.judged_tables import p_words
-from orchestrator.report.plates import LIST, RULE, STYLE, TINT, decimal, inline
+from orchestrator.report.plates import LIST, RULE, TINT, decimal, drawing, inline
 from orchestrator.report.surfaces import ability_band, memory_band, on_split, surface
 from orchestrator.words import number, percent, sure, times
 
 
 def write(home: Path, found: Comparison) -> Path:
     """Write `compare_A_B.html` into the home folder, in one rename; returns its path. Raises OSError."""
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         surfaces = [[_surface(found, side, arms) for side in (0, 1)] for arms in found.arms]
     ids = [found.a.study.id, found.b.study.id]
     page = (
@@ -44,14 +43,12 @@ def write(home: Path, found: Comparison) -> Path:
             tables=_tables(found),
             counted=_counted(found),
             alone=[{"id": f.study.id, "answer": f.answer} for f in (found.a, found.b)][: len(set(ids))],
-            style=Markup((PAGE / "report.css").read_text()),
+            style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
             colours={"rule": RULE, "list": LIST, "rule_tint": TINT[RULE], "list_tint": TINT[LIST]},
         )
     )
     path = home / f"compare_{ids[0]}_{ids[1]}.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page)
-    os.replace(temporary, path)
+    replace(path, page.encode(errors="replace"))
     return path
 
 

@@ -9,6 +9,7 @@ Lengths are CSS pixels, which are points of the figure.
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import html
@@ -17,8 +18,9 @@ import itertools
 import math
 import re
 import textwrap
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +35,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from orchestrator.terminal import printable
 from orchestrator.words import number
 
 INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
@@ -58,6 +61,7 @@ STYLE = {
     "hatch.linewidth": 0.6,
     "svg.fonttype": "none",  # text stays text: small, selectable, set in the reader's own font
     "legend.frameon": False,
+    "text.parse_math": False,  # names may hold dollars; `_image` has the one formula that there is
 }
 PNG_DPI, FINE_COLOURS = 144, 256
 """Two pixels for one of CSS. So many colours cannot be told from all, and take a third of the bytes (measured)."""
@@ -66,6 +70,16 @@ MAX_SVG_BYTES = 60_000
 COARSE_BYTES, COARSE_COLOURS = 12_000, 64
 """Where a page has very many panels, larger SVGs become PNGs of few colours: 6 to 13 kB each, surfaces of 480 cells 60
 (measured). With fewer colours, or by median cut, vermilion on a yellow surface turned brown."""
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in the report's style, whatever a matplotlibrc, a notebook or TeX settings say outside; these stay as they are."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a name in letters that DejaVu lacks: the SVG still has them
+        yield
 
 
 # What is drawn, noted -----------------------------------------------------------------------------------------------
@@ -382,18 +396,20 @@ def csv_of(rows: Sequence[Row]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(list(map(row.get, columns)) for row in rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="replace")
 
 
 def _image(figure: Figure) -> Image.Image:
     """A figure as a picture, in which K_A and K_M have their letter below the line."""
     plain = {text: text.get_text() for text in figure.findobj(Text) if re.search(r"K_[AM]", text.get_text())}
     for text, words in plain.items():
-        text.set_text(re.sub(r"K_([AM])", r"$K_\1$", words))
+        text.set_text(re.sub(r"K_([AM])", r"$K_\1$", words.replace("$", r"\$")))
+        text.set_parse_math(True)
     pixels = io.BytesIO()
     figure.savefig(pixels, format="rgba", dpi=PNG_DPI)
     for text, words in plain.items():
         text.set_text(words)
+        text.set_parse_math(False)
     width, height = (figure.get_size_inches() * PNG_DPI).astype(int).tolist()  # rounded as the renderer does
     return Image.frombytes("RGBA", (width, height), pixels.getvalue())
 
@@ -409,7 +425,7 @@ def _svg(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    text = printable(buffer.getvalue())  # XML has no control characters
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r'<g id="[^"]*"', "<g", text)

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
-if Path(sys.argv[0]).stem in ("emergence", "cli") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # We are the program, and loading what follows takes a second, in which Ctrl-C should be no traceback either.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nStopped; nothing had begun.\n"), os._exit(130)))
+from orchestrator import supervise
+
+if Path(sys.argv[0]).stem in ("emergence", "cli"):  # we are the program; what follows takes a second to load
+    supervise.begin()
 
 import typer
 from rich.console import Console
@@ -777,12 +778,15 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> None:
     """The `emergence` command."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    supervise.take_over()
     try:
-        app()
-    except (StudyError, StudyHeldError, UsageProblem) as problem:
-        _refuse(str(problem))
+        try:
+            app()
+        except (StudyError, StudyHeldError, UsageProblem) as problem:
+            _refuse(str(problem))
+    except SystemExit as end:
+        supervise.tell("left", end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 if __name__ == "__main__":

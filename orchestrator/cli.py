@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import answer, findings, journal, links, plan, primary_verdict, progress, provenance
+from orchestrator import answer, findings, journal, links, output, plan, primary_verdict, progress, provenance
 from orchestrator import study as studies
 from orchestrator.journal import State, StudyHeldError, StudyLock
 from orchestrator.plan import Options
@@ -171,6 +171,9 @@ def run(
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Console()
     with StudyLock(folder, study.id):
+        stop_request = supervise.StopRequest(folder)
+        stop_request.clear()  # now and not later: what is asked for while Ray starts counts
+        output.outlive_readers(folder / "driver.log")
         state = State.of(folder)
         plan.check_against_record(study, state, study_name)
         if plan.owes(study, state):
@@ -182,7 +185,7 @@ def run(
                 "journal, and out of tables, report and answer."
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
-        outcome = _run_missing(study, state, folder, options, uri, console)
+        outcome = _run_missing(study, state, folder, options, uri, console, stop_request)
     _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", highlight=False, soft_wrap=True)
@@ -193,7 +196,15 @@ def run(
         raise typer.Exit(1)
 
 
-def _run_missing(study: Study, state: State, folder: Path, options: Options, uri: str, console: Console) -> str:
+def _run_missing(
+    study: Study,
+    state: State,
+    folder: Path,
+    options: Options,
+    uri: str,
+    console: Console,
+    stop_request: supervise.StopRequest,
+) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
     todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
@@ -205,6 +216,8 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
     if changes := provenance.source()["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         console.print(f"[bold]Note:[/bold] not as committed: {', '.join(changes[:3])}{rest}.", highlight=False)
+    if stop_request.is_asked():
+        return "stopped"
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...", highlight=False)
     from orchestrator import machines  # here: importing Ray takes a second that a refusal of ours should not
 
@@ -217,7 +230,7 @@ def _run_missing(study: Study, state: State, folder: Path, options: Options, uri
             raise UsageProblem(str(problem)) from None
         from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
 
-        return runner.run(study, todo.jobs, folder, options, uri, watcher)
+        return runner.run(study, todo.jobs, folder, options, uri, watcher, stop_request)
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, uri: str) -> None:
@@ -269,7 +282,7 @@ def stop(study_name: RecordedName) -> None:
     if not journal.is_held(folder):
         typer.echo(f"{study.id} is not running; nothing to stop.")
         return
-    (folder / "stop").touch()
+    supervise.StopRequest(folder).ask()
     typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
 
 

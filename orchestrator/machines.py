@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import ray
 from ray._private.state import GlobalState
 from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
+from orchestrator import supervise
 from orchestrator.plan import Options
 
 HERE = Path(__file__).resolve().parent.parent
@@ -27,6 +29,10 @@ HERE = Path(__file__).resolve().parent.parent
 
 ANSWER_SECONDS = 10.0
 """A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
+
+
+REFUSED_SECONDS = 10.0
+"""A server of a running cluster that refuses calls for so long is taken for dead."""
 
 
 class ClusterProblem(Exception):
@@ -45,26 +51,41 @@ ENVIRONMENT = {
 
 
 def start_unless_stopped(options: Options, widest: int) -> int:
-    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it.
-
-    (Ctrl-C reaches Ray's own processes too: its dashboard dies of it, and `ray.init` then raises what it will.)
-    """
-    asked: list[int] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
+    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it."""
     try:
-        with on_signals(leave):
+        with on_signals(supervise.interrupt), _children_shielded():
             slots = _start_ray(options, widest)
-    except BaseException:
-        if asked:
+    except BaseException as problem:
+        if supervise.is_asked() or isinstance(
+            problem, SystemExit
+        ):  # Ray sets a handler of its own for SIGTERM, that exits
             raise KeyboardInterrupt from None
         raise
-    if asked:
+    if supervise.is_asked():
         raise KeyboardInterrupt
     return slots
+
+
+@contextmanager
+def _children_shielded() -> Iterator[None]:
+    """What is started meanwhile never hears of the signals that ask a run to stop, nor do its children.
+
+    A batch system may send them to every process. Ray is to outlive that until all trunks have saved. This process still hears
+    of them: a thread of its own takes them (`supervise.py`).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shutdown() -> None:
+    """Leave the cluster. What was started here is killed, since it heeds no SIGTERM and Ray would wait for each in turn."""
+    if (node := ray._private.worker._global_node) is not None:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
+    ray.shutdown()
 
 
 def _start_ray(options: Options, widest: int) -> int:
@@ -94,7 +115,7 @@ def _start_ray(options: Options, widest: int) -> int:
     try:
         _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
     except ClusterProblem:
-        ray.shutdown()
+        shutdown()
         raise
     return slots_there(options)
 
@@ -153,6 +174,46 @@ def slots_there(options: Options) -> int:
 def _count(there: dict[str, float], options: Options) -> int:
     slots = min(int(there.get(name, 0) / share + 1e-9) for name, share in slot(options).items())
     return min(slots, options.slots or slots)
+
+
+class Lifeline:
+    """Tells whether the Ray that we use is alive, without asking Ray: what waits for a dead Ray may wait for ever."""
+
+    def __init__(self, options: Options) -> None:
+        """Ray has been started or joined."""
+        self._processes: dict[str, Any] = {}
+        self._servers: dict[str, tuple[str, int]] = {}
+        self._refused_since: dict[str, float] = {}
+        node = ray._private.worker._global_node
+        if options.address == "local":
+            names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
+            self._processes = {name: node.all_processes[kind][0].process for kind, name in names.items()}
+        elif node is not None:  # not for a client (ray://), which Ray tells itself
+            host, _, port = node.gcs_address.rpartition(":")
+            self._servers["the cluster's head"] = (host.strip("[]"), int(port))
+            here = next((n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
+            if here:
+                self._servers["Ray on this machine"] = (here["NodeManagerAddress"], here["NodeManagerPort"])
+
+    def lost(self) -> str | None:
+        """What has died, in words; None while all is well.
+
+        A server is dead that refuses every call for REFUSED_SECONDS. One that is silent may only be slow, and Ray gives it up.
+        """
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                return f"{name} died"
+        for name, place in self._servers.items():
+            try:
+                socket.create_connection(place, timeout=1.0).close()
+                self._refused_since.pop(name, None)
+            except ConnectionRefusedError:
+                since = self._refused_since.setdefault(name, time.monotonic())
+                if time.monotonic() - since > REFUSED_SECONDS:
+                    return f"{name} no longer answers"
+            except OSError:
+                pass
+        return None
 
 
 def want(options: Options, slots: int) -> None:
@@ -225,11 +286,9 @@ Handler = Callable[[int, FrameType | None], None]
 def on_signals(handler: Handler) -> Iterator[None]:
     """Ctrl-C, SIGTERM, and the SIGHUP of a connection that was lost go to this handler meanwhile.
 
-    What was told to ignore a SIGHUP (`nohup`) goes on ignoring it.
+    Those that we were started to ignore (`nohup`) stay ignored.
     """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in supervise.ending_signals()}
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 VARIABLE = "EMERGENCE_SUPERVISOR"
@@ -68,13 +69,42 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def is_forced() -> bool:
-    """Does the person want to leave at once? A second Ctrl-C does that."""
-    return _forced.is_set()
+def is_asked() -> bool:
+    """Did a signal ask this process to end?"""
+    return _asked.is_set()
+
+
+class StopRequest:
+    """What asks a run to stop: a file in the study's folder, which anybody can make, or a signal to this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.flag = folder / "stop"
+        self._here = threading.Event()
+
+    def ask(self) -> None:
+        """Ask for it. Works on a full disk too, if it is this process that is asked."""
+        self._here.set()
+        with contextlib.suppress(OSError):
+            self.flag.touch()
+
+    def is_asked(self) -> bool:
+        """Is it to stop?"""
+        return self._here.is_set() or self.flag.exists()
+
+    def clear(self) -> None:
+        """Forget what was asked of an earlier run; for the holder of the study's lock."""
+        self.flag.unlink(missing_ok=True)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """A handler: ask; KeyboardInterrupt once leaving at once is asked for. It prints nothing: it may interrupt a print."""
+        _asked.set()
+        if _forced.is_set():
+            raise KeyboardInterrupt
+        self.ask()
 
 
 def tell(name: str, fact: str | int) -> None:
-    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant."""
+    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant; `lost`, why there is none."""
     if _link is not None:
         with contextlib.suppress(OSError):
             _link.sendall(f"{name} {fact}\n".encode())
@@ -147,8 +177,10 @@ def _supervise() -> int:
     if asked_at and code == -signal.SIGTERM:  # it had not come so far as to listen
         _say(NOTHING_BEGUN)
         return 130
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    words = f"; its last words: {told['log']}" if "log" in told else ""
+    if os.isatty(1):
+        _say("\x1b[?25h\r")  # a live panel had hidden the cursor
+    how = told.get("lost") or f"signal {-code}" if code < 0 else f"exit code {code}"
+    words = f"; see {told['log']}" if "log" in told else ""
     _say(f"The driver ended unexpectedly ({how}{words}). Everything recorded is kept, and the same command goes on.\n")
     return 1
 

@@ -765,7 +765,7 @@ def _slots(options: Options) -> tuple[int, str]:
         return options.slots, ""
     local = options.address == "local"
     if options.device == "cpu":
-        return os.cpu_count() or 1, "" if local else " (assumed: the cores of this machine, not those of the cluster)"
+        return provenance.cores(), "" if local else " (assumed: the cores of this machine, not those of the cluster)"
     gpus = provenance.n_gpus() if local else None
     if gpus:
         return gpus * options.slots_per_gpu, f" ({gpus} GPU{'s' if gpus > 1 else ''} here)"

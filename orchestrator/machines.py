@@ -23,6 +23,7 @@ from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
 from orchestrator import supervise
 from orchestrator.plan import Options
+from orchestrator.provenance import cores
 
 HERE = Path(__file__).resolve().parent.parent
 """Where this code is: the project's folder, or where it is installed."""
@@ -98,7 +99,7 @@ def _start_ray(options: Options, widest: int) -> int:
     address = options.address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
     if options.address == "local":
-        quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
+        quiet |= {"num_cpus": options.slots or cores(), "object_store_memory": 256 * 2**20}
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
         address = (

@@ -30,7 +30,6 @@ from orchestrator.provenance import session_event
 from orchestrator.study import Study
 from orchestrator.supervise import StopRequest
 from trainers import checkpoint
-from trainers.spec import TrunkSpec
 
 
 class Watcher(Protocol):
@@ -120,6 +119,8 @@ def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writin
 class _Receiver(NamedTuple):
     take: Callable[[list[Event]], None]
     say: Callable[[str], None]
+    reasons: dict[str, str]
+    """Why a trunk failed last, by its id."""
 
 
 _RECEIVERS: dict[str, _Receiver] = {}
@@ -141,15 +142,22 @@ class JournalCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
-        trunk = trial.config["job"]["trunk_id"]
-        how = ""
-        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
-            how = Path(
-                trial.error_file
-            ).read_text()  # on the driver's disk; Tune's own reading looks elsewhere, too early
+        trunk, reason = self._note(trial)
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
         again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
-        _RECEIVERS[self.session].say(f"{trunk} failed: {_reason(how)}; {again}")
+        _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Called by Tune when a trunk has failed for good."""
+        self._note(trial)
+
+    def _note(self, trial: Any) -> tuple[str, str]:
+        """The trunk, and why it failed: on the driver's disk, while Tune's own reading looks elsewhere, too early."""
+        trunk, how = trial.config["job"]["trunk_id"], ""
+        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
+            how = Path(trial.error_file).read_text()
+        reason = _RECEIVERS[self.session].reasons[trunk] = _reason(how)
+        return trunk, reason
 
 
 def _run_on_ray(
@@ -161,9 +169,10 @@ def _run_on_ray(
     say: Callable[[str], None],
     stop_request: StopRequest,
 ) -> list[Event]:
-    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
+    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
-    _RECEIVERS[session] = _Receiver(sink, say)
+    reasons: dict[str, str] = {}
+    _RECEIVERS[session] = _Receiver(sink, say, reasons)
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
@@ -191,9 +200,10 @@ def _run_on_ray(
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
         )
-        grid = tuner.fit()
-        lost = [failure for i in range(len(grid)) if (failure := _failure(grid[i], session))]
-        return [event for events in lost for event in events]
+        tuner.fit()
+        return [
+            event for job in todo if job.trunk.id in reasons for event in _failures(job, reasons[job.trunk.id], session)
+        ]
     finally:
         done.set()
         stopping.join(5.0)
@@ -240,12 +250,9 @@ def _scratch(folder: Path, options: Options, session: str) -> str:
     return checkpoint.under(options.storage, folder.name, f"scratch-{session}")
 
 
-def _failure(result: Any, session: str) -> list[Event]:
-    """The trials that a failed Ray Tune trial did not deliver, as events; the reason in one line."""
-    if result.error is None or not result.config:
-        return []
-    job = result.config["job"]
-    trunk = TrunkSpec.model_validate_json(job["trunk"])
+def _failures(job: plan.Job, reason: str, session: str) -> list[Event]:
+    """The trials of a trunk that failed, as events. Those that it did deliver are left out by the caller."""
+    trunk = job.trunk
     return [
         {
             "kind": "trial",
@@ -253,11 +260,11 @@ def _failure(result: Any, session: str) -> list[Event]:
             "trunk": trunk.id,
             "trial": trunk.trial(flops).id,
             "status": "failed",
-            "reason": _reason(str(result.error) or type(result.error).__name__),
+            "reason": reason,
             "time": time.time(),
             "session": session,
         }
-        for flops in job["budgets"]
+        for flops in job.budgets
     ]
 
 

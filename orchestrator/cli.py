@@ -278,12 +278,19 @@ def status(
 @app.command(epilog="Example: emergence stop quickstart")
 def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
-    folder, study, _ = _recorded(study_name)
+    try:
+        folder, _, _ = _recorded(study_name)
+    except UsageProblem:
+        if not (Path(study_name).exists() or study_name in studies.shipped()):
+            raise
+        folder = journal.study_folder(studies.load(study_name).id)
+        if not journal.is_held(folder):  # else it starts, and has recorded nothing yet
+            raise
     if not journal.is_held(folder):
-        typer.echo(f"{study.id} is not running; nothing to stop.")
+        typer.echo(f"{folder.name} is not running; nothing to stop.")
         return
     supervise.StopRequest(folder).ask()
-    typer.echo(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
+    typer.echo(f"Asked {folder.name} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")

@@ -43,11 +43,15 @@ class Admission(Searcher):
         room: Callable[[], int],
         wanted: Callable[[int], None] = lambda slots: None,
         say: Callable[[str], None] = lambda line: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`room` tells how many slots there are now; `wanted` is told how many are of use, when that changes."""
+        """`room` tells how many slots there are now; `wanted` is told how many are of use, when that changes.
+
+        Once `stopping`, nothing is given out.
+        """
         super().__init__()
         self.waiting, self.running = list(asks), dict[str, int]()
-        self._room, self._wanted, self._say = room, wanted, say
+        self._room, self._wanted, self._say, self._stopping = room, wanted, say, stopping
         self._looked, self._slots, self._said, self._told_wanted = -1e9, 0, time.monotonic(), -1
         self._passed = 0  # how often the first that waits was passed over, though it would fit
 
@@ -57,7 +61,7 @@ class Admission(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trunk that has room; None: later; FINISHED: there are no more."""
-        if not self.waiting:
+        if not self.waiting or self._stopping():
             return Searcher.FINISHED
         self._look()
         free = self._slots - sum(self.running.values())

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
-if Path(sys.argv[0]).stem in ("emergence", "cli") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # We are the program, and loading what follows takes a second, in which Ctrl-C should be no traceback either.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nStopped; nothing had begun.\n"), os._exit(130)))
+from orchestrator import supervise
+
+if Path(sys.argv[0]).stem in ("emergence", "cli"):  # we are the program; what follows takes a second to load
+    supervise.begin()
 
 import typer
 from pydantic import ValidationError
@@ -40,6 +41,7 @@ from orchestrator import (
     journal,
     lease,
     links,
+    output,
     plan,
     primary_verdict,
     progress,
@@ -238,6 +240,9 @@ def run(
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
     with StudyLock(folder, study.id, lambda: State.of(folder).lease, _aside) as lock:
+        stop_request = supervise.StopRequest(folder)
+        stop_request.clear()  # now and not later: what is asked for while Ray starts counts
+        output.outlive_readers(folder / "driver.log")
         everything = State.of(folder)
         plan.check_against_record(study, everything, study_name)
         state = recorded.of_study(everything, study)
@@ -254,7 +259,7 @@ def run(
                 )
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
-        outcome = _run_missing(study, state, folder, lock, options, uri, console)
+        outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", soft_wrap=True)
@@ -266,7 +271,14 @@ def run(
 
 
 def _run_missing(
-    study: Study, state: State, folder: Path, lock: StudyLock, options: Options, uri: str, console: Terminal
+    study: Study,
+    state: State,
+    folder: Path,
+    lock: StudyLock,
+    options: Options,
+    uri: str,
+    console: Terminal,
+    stop_request: supervise.StopRequest,
 ) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
@@ -282,6 +294,8 @@ def _run_missing(
     if changes := source["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         console.print(styled(("Note:", "bold"), f" not as committed: {', '.join(changes[:3])}{rest}."))
+    if stop_request.is_asked():
+        return "stopped"
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")
     from orchestrator import machines  # here: importing Ray takes a second that a refusal of ours should not
 
@@ -294,7 +308,7 @@ def _run_missing(
             raise UsageProblem(str(problem)) from None
         from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
 
-        return runner.run(study, todo.jobs, folder, lock, options, uri, watcher)
+        return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
@@ -342,12 +356,19 @@ def status(
 @app.command(epilog="Example: emergence stop quickstart")
 def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
-    folder, study, _ = _recorded(study_name)
+    try:
+        folder, _, _ = _recorded(study_name)
+    except UsageProblem:
+        if not (Path(study_name).exists() or study_name in studies.shipped()):
+            raise
+        folder = journal.study_folder(studies.load(study_name).id)
+        if not lease.is_held(folder):  # else it starts, and has recorded nothing yet
+            raise
     if not lease.is_held(folder):
-        say(f"{study.id} is not running; nothing to stop.")
+        say(f"{folder.name} is not running; nothing to stop.")
         return
-    (folder / "stop").touch()
-    say(f"Asked {study.id} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
+    supervise.StopRequest(folder).ask()
+    say(f"Asked {folder.name} to stop. Go on later with: {_program()} run {_source(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
@@ -900,7 +921,7 @@ def _slots(options: Options) -> tuple[int, str]:
         return options.slots, ""
     local = options.address == "local"
     if options.device == "cpu":
-        return os.cpu_count() or 1, "" if local else " (assumed: the cores of this machine, not those of the cluster)"
+        return provenance.cores(), "" if local else " (assumed: the cores of this machine, not those of the cluster)"
     gpus = provenance.n_gpus() if local else None
     if gpus:
         return gpus * options.slots_per_gpu, f" ({gpus} GPU{'s' if gpus > 1 else ''} here)"
@@ -946,15 +967,18 @@ def _refuse(message: str) -> NoReturn:
 def main() -> None:
     """The `emergence` command."""
     terminal.prepare()
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    supervise.take_over()
     try:
-        app()
-    except (StudyError, StudyHeldError, UsageProblem) as problem:
-        _refuse(str(problem))
-    except LeaseLostError as problem:
-        say(str(problem), err=True)
-        sys.exit(1)
+        try:
+            app()
+        except (StudyError, StudyHeldError, UsageProblem) as problem:
+            _refuse(str(problem))
+        except LeaseLostError as problem:
+            say(str(problem), err=True)
+            sys.exit(1)
+    except SystemExit as end:
+        supervise.tell("left", end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 if __name__ == "__main__":

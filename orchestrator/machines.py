@@ -5,28 +5,37 @@ A refusal should not have to wait for what a run needs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
 from ray._private.state import GlobalState
-from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
+from orchestrator import supervise
 from orchestrator.plan import Options
+from orchestrator.provenance import cores
 
 HERE = Path(__file__).resolve().parent.parent
 """Where this code is: the project's folder, or where it is installed."""
 
 ANSWER_SECONDS = 10.0
 """A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
+
+
+REFUSED_SECONDS = 10.0
+"""A server of a running cluster that refuses calls for so long is taken for dead."""
 
 
 class ClusterProblem(Exception):
@@ -44,27 +53,52 @@ ENVIRONMENT = {
 }
 
 
-def start_unless_stopped(options: Options, widest: int) -> int:
-    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it.
+def _set_environment() -> None:
+    """What Ray reads from the environment, for us and what we start. Token mode, unless somebody decided otherwise.
 
-    (Ctrl-C reaches Ray's own processes too: its dashboard dies of it, and `ray.init` then raises what it will.)
+    Without a token whoever reaches Ray's ports runs code here, other users of this machine first.
     """
-    asked: list[int] = []
+    os.environ |= ENVIRONMENT
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    Config.initialize("")  # Ray has read it before, when it was imported
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
 
+def start_unless_stopped(options: Options, widest: int) -> int:
+    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it."""
     try:
-        with on_signals(leave):
+        with on_signals(supervise.interrupt), _children_shielded():
             slots = _start_ray(options, widest)
-    except BaseException:
-        if asked:
+    except BaseException as problem:
+        if supervise.is_asked() or isinstance(
+            problem, SystemExit
+        ):  # Ray sets a handler of its own for SIGTERM, that exits
             raise KeyboardInterrupt from None
         raise
-    if asked:
+    if supervise.is_asked():
         raise KeyboardInterrupt
     return slots
+
+
+@contextlib.contextmanager
+def _children_shielded() -> Iterator[None]:
+    """What is started meanwhile never hears of the signals that ask a run to stop, nor do its children.
+
+    A batch system may send them to every process. Ray is to outlive that until all trunks have saved. This process still hears
+    of them: a thread of its own takes them (`supervise.py`).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shutdown() -> None:
+    """Leave the cluster. What was started here is killed, since it heeds no SIGTERM and Ray would wait for each in turn."""
+    if (node := ray._private.worker._global_node) is not None:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
+    ray.shutdown()
 
 
 def _start_ray(options: Options, widest: int) -> int:
@@ -73,11 +107,12 @@ def _start_ray(options: Options, widest: int) -> int:
 
     A bare `ray.init` would join whatever it finds.
     """
-    os.environ |= ENVIRONMENT
+    _set_environment()
     address = options.address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
     if options.address == "local":
-        quiet |= {"num_cpus": options.slots or os.cpu_count(), "object_store_memory": 256 * 2**20}
+        quiet |= {"num_cpus": options.slots or cores(), "object_store_memory": 256 * 2**20}
+        _make_token()
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
         address = (
@@ -85,16 +120,19 @@ def _start_ray(options: Options, widest: int) -> int:
         )  # that which was asked, and no other that Ray finds
         quiet |= {"runtime_env": {"env_vars": ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
-        with chdir(HERE):  # Ray puts the current folder on its workers' path, and another checkout may lie there
+        with contextlib.chdir(
+            HERE
+        ):  # Ray puts the current folder on its workers' path, and another checkout may lie there
             ray.init(address=address, **quiet)
     except Exception as problem:  # some are bare
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         reason = lines[0] if lines else type(problem).__name__
-        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be reached: {reason}") from None
+        what = "started" if options.address == "local" else "reached"
+        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {what}: {reason}") from None
     try:
         _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
     except ClusterProblem:
-        ray.shutdown()
+        shutdown()
         raise
     return slots_there(options)
 
@@ -124,6 +162,7 @@ def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) ->
 
     A cluster that cannot be asked so (by a client's address) is not refused here: joining it will tell.
     """
+    _set_environment()
     try:
         target = _ask_for_an_answer(options.address)
     except ClusterProblem:
@@ -132,12 +171,11 @@ def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) ->
         raise
     if not target:
         return
-    os.environ |= ENVIRONMENT
     asked = GlobalState()
     try:
         asked._initialize_global_state(GcsClientOptions.create(target, None, True, False))
         there, limits = asked.cluster_resources(), asked.get_max_resources_from_cluster_config() or {}
-    except Exception:  # a token that is missing, say: in Ray's words when it is joined
+    except Exception:  # in Ray's words when it is joined
         return
     finally:
         asked.disconnect()
@@ -153,6 +191,46 @@ def slots_there(options: Options) -> int:
 def _count(there: dict[str, float], options: Options) -> int:
     slots = min(int(there.get(name, 0) / share + 1e-9) for name, share in slot(options).items())
     return min(slots, options.slots or slots)
+
+
+class Lifeline:
+    """Tells whether the Ray that we use is alive, without asking Ray: what waits for a dead Ray may wait for ever."""
+
+    def __init__(self, options: Options) -> None:
+        """Ray has been started or joined."""
+        self._processes: dict[str, Any] = {}
+        self._servers: dict[str, tuple[str, int]] = {}
+        self._refused_since: dict[str, float] = {}
+        node = ray._private.worker._global_node
+        if options.address == "local":
+            names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
+            self._processes = {name: node.all_processes[kind][0].process for kind, name in names.items()}
+        elif node is not None:  # not for a client (ray://), which Ray tells itself
+            host, _, port = node.gcs_address.rpartition(":")
+            self._servers["the cluster's head"] = (host.strip("[]"), int(port))
+            here = next((n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
+            if here:
+                self._servers["Ray on this machine"] = (here["NodeManagerAddress"], here["NodeManagerPort"])
+
+    def lost(self) -> str | None:
+        """What has died, in words; None while all is well.
+
+        A server is dead that refuses every call for REFUSED_SECONDS. One that is silent may only be slow, and Ray gives it up.
+        """
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                return f"{name} died"
+        for name, place in self._servers.items():
+            try:
+                socket.create_connection(place, timeout=1.0).close()
+                self._refused_since.pop(name, None)
+            except ConnectionRefusedError:
+                since = self._refused_since.setdefault(name, time.monotonic())
+                if time.monotonic() - since > REFUSED_SECONDS:
+                    return f"{name} no longer answers"
+            except OSError:
+                pass
+        return None
 
 
 def want(options: Options, slots: int) -> None:
@@ -202,7 +280,80 @@ def _ask_for_an_answer(address: str) -> str:
             raise ClusterProblem(
                 f"{named}: what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s; {what}"
             ) from None
-    return "" if target.startswith("ray://") else place
+        if target.startswith("ray://"):
+            return ""
+        _check_token(named, channel)
+    return place
+
+
+def _check_token(named: str, channel: Any) -> None:
+    """Do this cluster and this machine agree on a token? Raises ClusterProblem with the cause, and what to do on which side."""
+    import grpc
+
+    def lets_in(token: str) -> bool | None:
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(
+                b"", timeout=ANSWER_SECONDS, metadata=metadata
+            )
+        except grpc.RpcError as problem:
+            return False if problem.code() == grpc.StatusCode.UNAUTHENTICATED else None  # None: it does not tell
+        return True
+
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    everybody = lets_in("")
+    if everybody is None or mode not in ("token", "disabled"):
+        return
+    see = "docs/cluster.md, 'Tokens'"
+    if everybody and mode == "token":
+        raise ClusterProblem(
+            f"{named}: this cluster asks for no token, so all who reach it can run code on it. Start it with "
+            f"RAY_AUTH_MODE=token in its environment ({see}), or set RAY_AUTH_MODE=disabled here to use it all the same"
+        )
+    if not everybody and mode == "disabled":
+        raise ClusterProblem(
+            f"{named}: this cluster asks for a token, and RAY_AUTH_MODE=disabled is set here; unset it ({see})"
+        )
+    if not everybody and not (token := _token()):
+        raise ClusterProblem(
+            f"{named}: this cluster asks for a token, and this machine has none; copy ~/.ray/auth_token of the head here ({see})"
+        )
+    if not everybody and lets_in(token) is False:
+        where = next((f"${name}" for name in TOKEN_VARIABLES if os.environ.get(name)), "~/.ray/auth_token")
+        raise ClusterProblem(
+            f"{named}: this cluster refuses the token of this machine ({where}); copy ~/.ray/auth_token of the head here ({see})"
+        )
+
+
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Where Ray looks for a token before ~/.ray/auth_token."""
+
+
+def _token() -> str:
+    """The token that Ray finds on this machine; "" if there is none. Raises ClusterProblem for a path that leads to none."""
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    try:
+        return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
+    except AuthenticationError:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        raise ClusterProblem(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct or unset it") from None
+
+
+def _make_token() -> None:
+    """See to a token for a Ray of our own: the one of this machine, else a new one, kept where Ray looks if that can be."""
+    if os.environ["RAY_AUTH_MODE"].lower() != "token" or _token():
+        return
+    made = secrets.token_hex(32)
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        path = Path.home() / ".ray" / "auth_token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # an empty one
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(made)
+    if not _token():
+        os.environ["RAY_AUTH_TOKEN"] = made
+        _token()
 
 
 def _named(address: str) -> str:
@@ -221,15 +372,13 @@ def slot(options: Options) -> dict[str, float]:
 Handler = Callable[[int, FrameType | None], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_signals(handler: Handler) -> Iterator[None]:
     """Ctrl-C, SIGTERM, and the SIGHUP of a connection that was lost go to this handler meanwhile.
 
-    What was told to ignore a SIGHUP (`nohup`) goes on ignoring it.
+    Those that we were started to ignore (`nohup`) stay ignored.
     """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in supervise.ending_signals()}
     try:
         yield
     finally:

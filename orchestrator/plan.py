@@ -293,6 +293,7 @@ def shape_key(study: Study, device: str) -> str:
         family = study.family_of(line)
         for trunk, _ in study.sizes(line):
             facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
+    # All cores of the machine, not those that we may use: they tell which machine it is.
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

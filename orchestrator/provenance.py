@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -30,7 +31,7 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
         "study": study.model_dump(mode="json"),
         "science": study.science(),
         "host": socket.gethostname(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{cpu_name()}, {_cores_words()}, {platform.system()} {platform.machine()}",
         "options": options,
         "versions": versions(),
     } | source()
@@ -122,6 +123,50 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def cores(membership: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: by its affinity (`taskset`, Slurm) and the CPU quota of its cgroups (containers).
+
+    A quota is rounded down, to one at least. `membership` and `cgroups` are where Linux tells of cgroups, of version 1 or 2.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(allowed, int(_quota(membership, cgroups))))
+
+
+def _quota(membership: Path, cgroups: Path) -> float:
+    """Cores by the least CPU quota of this process's cgroup and those around it; many where there is none."""
+    least = 1e9
+    with contextlib.suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = next(
+                (cgroups / name for name in (controllers, "cpu") if controllers and (cgroups / name).is_dir()), cgroups
+            )
+            inner = top / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                least = min(least, _quota_of(folder))
+                if folder == top:
+                    break
+    return least
+
+
+def _quota_of(folder: Path) -> float:
+    """Cores that one cgroup's quota comes to: `cpu.max` of version 2, `cpu.cfs_*` of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if float(quota) > 0:  # "max" and -1 mean none
+                return float(quota) / float(period)
+    return 1e9
+
+
+def _cores_words() -> str:
+    mine, all_there = cores(), os.cpu_count()
+    return f"{mine} cores" if mine == all_there else f"{mine} of {all_there} cores"
 
 
 def n_gpus() -> int | None:

@@ -561,6 +561,13 @@ def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess
         )
 
 
+def leave_publishing(publisher: subprocess.Popen[bytes]) -> None:
+    """Let the publisher finish by itself."""
+    assert publisher.stdin is not None
+    with contextlib.suppress(OSError):
+        publisher.stdin.close()
+
+
 def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say) -> bool:
     """Let the publisher finish, and say what it is at. False, and why, if MLflow could not be brought up to date."""
     assert publisher.stdin is not None

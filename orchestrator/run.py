@@ -1,7 +1,7 @@
 """Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `together.py`).
 
 The driver holds the study's lock, writes the journal (a Tune callback that only appends) and starts the publisher, which
-is a process of its own. Ctrl-C raises a stop flag that every training loop looks at between two steps.
+is a process of its own. A stop reaches every training loop through the event relay. If Ray itself dies, the driver ends.
 """
 
 from __future__ import annotations
@@ -16,25 +16,21 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import machines, plan, record, recorded, together
+from orchestrator import machines, plan, record, recorded, supervise, together
 from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
-from orchestrator.lease import StudyLock
+from orchestrator.lease import LeaseLostError, StudyLock
 from orchestrator.plan import Options
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
+from orchestrator.supervise import StopRequest
 from trainers import checkpoint
-from trainers.spec import TrunkSpec
-
-STOP_FLAG = "stop"
-"""A file of this name in a study's folder asks its driver and every trunk to stop; `emergence stop` makes it."""
 
 
 class Watcher(Protocol):
@@ -61,37 +57,57 @@ def run(
     options: Options,
     tracking_uri: str,
     watcher: Watcher,
+    stop_request: StopRequest,
 ) -> Outcome:
     """Run the jobs of a study and publish it. The caller holds the `lock` and has shown the plan.
 
     Ray has been started (`machines.py`), and is shut down. Raises TuneError if Tune itself breaks; the journal then has what
-    was reported.
+    was reported. Raises OSError where the journal cannot be written and LeaseLostError where another driver has taken over; every
+    trunk has saved then. Does not return if Ray dies: the process ends with exit code 1.
     """
-    flag = folder / STOP_FLAG
-    flag.unlink(missing_ok=True)
     failures: list[Event] = []
-    with machines.on_signals(_stopper(flag, watcher)):
+    with machines.on_signals(stop_request.on_signal):
         session = session_event(study, options._asdict(), State.of(folder).record)
-        journal = Journal(folder, lock)
+        journal, writing = Journal(folder, lock), threading.Lock()
         journal.append([session])
         publisher = record.start_publisher(folder, tracking_uri, follow=True)
+        ray_ends = threading.Event()
+        lifeline = machines.Lifeline(options)
+        threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
+
+        unwritten: list[OSError | LeaseLostError] = []
 
         def sink(events: list[Event]) -> None:
-            journal.append(events)
+            """Raises nothing: an error here would end Tune, and no trunk would save."""
+            if unwritten:
+                return
+            try:
+                with writing:
+                    journal.append(events)
+            except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events, and emit them again
+                unwritten.append(problem)
+                stop_request.ask_this_driver()
+                return
             watcher.take(events)
 
         try:
-            if not flag.exists():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say)
+            if not stop_request.is_asked():
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
             delivered = recorded.read(folder, study).trials
             failures = [f for f in failures if f["trial"] not in delivered]
-            sink([] if flag.exists() else failures)
+            if not stop_request.is_asked() and not lifeline.lost():
+                sink(failures)
         except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
             pass
         finally:
-            ray.shutdown()
+            ray_ends.set()
+            machines.shutdown()
             journal.close()
-            flag.unlink(missing_ok=True)
+            if not any(isinstance(problem, LeaseLostError) for problem in unwritten):
+                stop_request.clear()  # else it is the new holder's
+    if unwritten:
+        record.leave_publishing(publisher)
+        raise unwritten[0]
     watcher.say("Writing tables, report and MLflow runs ...")
     record.finish_publishing(publisher, folder, watcher.say)
     state = recorded.read(folder, study)
@@ -102,20 +118,34 @@ def run(
     return "stopped" if plan.jobs(study, state) else "complete"
 
 
+def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
+    """Until `ray_ends`: once Ray is dead, end this process, for the main thread may wait for it for ever.
+
+    Every event in the journal is whole: whoever writes one is waited for. For a thread.
+    """
+    while not ray_ends.wait(1.0):
+        if reason := lifeline.lost():
+            writing.acquire(timeout=5.0)
+            supervise.tell("lost", reason)
+            os._exit(1)
+
+
 # Ray ----------------------------------------------------------------------------------------------------------------
 
 
-class _Ears(NamedTuple):
+class _Receiver(NamedTuple):
     take: Callable[[list[Event]], None]
     say: Callable[[str], None]
+    reasons: dict[str, str]
+    """Why a trunk failed last, by its id."""
 
 
-_EARS: dict[str, _Ears] = {}
+_RECEIVERS: dict[str, _Receiver] = {}
 """Where each session's reports go. Held here because Tune pickles callbacks, and an open journal cannot come along."""
 
 
-class Scribe(tune.Callback):
-    """Hands what trunks report to the driver's ears and does nothing else: every trunk waits for it."""
+class JournalCallback(tune.Callback):
+    """Hands what trunks report to the driver and does nothing else: every trunk waits for it."""
 
     def __init__(self, session: str) -> None:
         self.session = session
@@ -123,21 +153,28 @@ class Scribe(tune.Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Called by Tune in the driver for each report, in order."""
         if "events" in result:
-            _EARS[self.session].take(json.loads(result["events"]))
+            _RECEIVERS[self.session].take(json.loads(result["events"]))
         if note := result.get("note"):
-            _EARS[self.session].say(note)
+            _RECEIVERS[self.session].say(note)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
-        trunk = trial.config["job"]["trunk_id"]
-        how = ""
-        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
-            how = Path(
-                trial.error_file
-            ).read_text()  # on the driver's disk; Tune's own reading looks elsewhere, too early
+        trunk, reason = self._note(trial)
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
         again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
-        _EARS[self.session].say(f"{trunk} failed: {_reason(how)}; {again}")
+        _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Called by Tune when a trunk has failed for good."""
+        self._note(trial)
+
+    def _note(self, trial: Any) -> tuple[str, str]:
+        """The trunk, and why it failed: on the driver's disk, while Tune's own reading looks elsewhere, too early."""
+        trunk, how = trial.config["job"]["trunk_id"], ""
+        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
+            how = Path(trial.error_file).read_text()
+        reason = _RECEIVERS[self.session].reasons[trunk] = _reason(how)
+        return trunk, reason
 
 
 def _run_on_ray(
@@ -147,24 +184,28 @@ def _run_on_ray(
     session: str,
     sink: Callable[[list[Event]], None],
     say: Callable[[str], None],
+    stop_request: StopRequest,
 ) -> list[Event]:
-    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial that was lost."""
+    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
-    _EARS[session] = _Ears(sink, say)
+    reasons: dict[str, str] = {}
+    _RECEIVERS[session] = _Receiver(sink, say, reasons)
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
-    desk = together.Desk.options(name=f"desk-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    relay = together.Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
-    watching = threading.Thread(target=together.watch, args=(folder / STOP_FLAG, desk, done), daemon=True)
+    stopping = threading.Thread(target=together.hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
     asks = [
         Ask({"job": _config(job, folder, options, session)}, plan.slots_of(job.laid, options), job.trunk.id)
         for job in todo
     ]
-    admission = Admission(asks, partial(machines.slots_there, options), partial(machines.want, options), say)
+    admission = Admission(
+        asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked
+    )
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200"  # Tune would start one by one; admission lets in no more than fit
     try:
-        watching.start()
+        stopping.start()
         tuner = tune.Tuner(
             tune.with_resources(together.execute, partial(_resources_of, options)),
             tune_config=tune.TuneConfig(reuse_actors=True, search_alg=admission, num_samples=len(asks)),
@@ -172,18 +213,20 @@ def _run_on_ray(
                 name=session,
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[Scribe(session)],
+                callbacks=[JournalCallback(session)],
                 failure_config=tune.FailureConfig(max_failures=options.retries),
             ),
         )
-        grid = tuner.fit()
-        lost = [failure for i in range(len(grid)) if (failure := _failure(grid[i], session))]
-        return [event for events in lost for event in events]
+        tuner.fit()
+        return [
+            event for job in todo if job.trunk.id in reasons for event in _failures(job, reasons[job.trunk.id], session)
+        ]
     finally:
         done.set()
+        stopping.join(5.0)
         with contextlib.suppress(Exception):  # the cluster may be what was lost, and this would hide how
             machines.want(options, 0)
-        del _EARS[session]
+        del _RECEIVERS[session]
         shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
             checkpoint.store_of(_scratch(folder, options, session)).remove("")
@@ -211,7 +254,7 @@ def _config(job: plan.Job, folder: Path, options: Options, session: str) -> dict
         "budgets": list(job.budgets),
         "workers": job.laid.workers,
         "session": session,
-        "desk": f"desk-{session}",
+        "relay": f"relay-{session}",
         "scratch": _scratch(folder, options, session),
         "place": place,
     }
@@ -224,12 +267,9 @@ def _scratch(folder: Path, options: Options, session: str) -> str:
     return checkpoint.under(options.storage, folder.name, f"scratch-{session}")
 
 
-def _failure(result: Any, session: str) -> list[Event]:
-    """The trials that a failed Ray Tune trial did not deliver, as events; the reason in one line."""
-    if result.error is None or not result.config:
-        return []
-    job = result.config["job"]
-    trunk = TrunkSpec.model_validate_json(job["trunk"])
+def _failures(job: plan.Job, reason: str, session: str) -> list[Event]:
+    """The trials of a trunk that failed, as events. Those that it did deliver are left out by the caller."""
+    trunk = job.trunk
     return [
         {
             "kind": "trial",
@@ -238,11 +278,11 @@ def _failure(result: Any, session: str) -> list[Event]:
             "trial": trunk.trial(flops).id,
             "fingerprint": trunk.trial(flops).fingerprint(),
             "status": "failed",
-            "reason": _reason(str(result.error) or type(result.error).__name__),
+            "reason": reason,
             "time": time.time(),
             "session": session,
         }
-        for flops in job["budgets"]
+        for flops in job.budgets
     ]
 
 
@@ -250,18 +290,3 @@ def _reason(said: str) -> str:
     """Why something failed, in one line: the last of what Ray says."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
     return lines[-1].strip()[:500] if lines else "no reason given"
-
-
-# Stopping -----------------------------------------------------------------------------------------------------------
-
-
-def _stopper(flag: Path, watcher: Watcher) -> machines.Handler:
-    """A handler that raises the stop flag; called again, it does not wait for the trunks."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if flag.exists():
-            raise KeyboardInterrupt
-        flag.touch()
-        watcher.say("Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.")
-
-    return stop

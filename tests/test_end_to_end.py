@@ -24,7 +24,7 @@ from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
 from orchestrator import links, record
-from orchestrator.journal import State, read
+from orchestrator.journal import State, lock_holder, read
 
 pytestmark = pytest.mark.end_to_end
 
@@ -107,6 +107,12 @@ class Home:
             assert driver.poll() is None, driver.communicate()[0]
             time.sleep(0.05)
         return driver
+
+    def driver_pid(self) -> int:
+        """The process that holds the study; what was started is its parent."""
+        holder = lock_holder(self.study)
+        assert holder is not None
+        return int(holder["pid"])
 
     def stored_runs(self) -> list[Any]:
         """All runs of the study in MLflow's store."""
@@ -275,8 +281,9 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
         assert driver.returncode == 130 and "not up to date" not in out and "still being written" not in out
 
     driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
-    driver.kill()
-    driver.communicate(timeout=PATIENCE_SECONDS)
+    os.kill(home.driver_pid(), signal.SIGKILL)
+    out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
+    assert driver.returncode == 1 and out.count("The driver ended unexpectedly (signal 9") == 1
     assert len(State.of(home.study).trials) < N_TRIALS
 
     code, out = home.run()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_report import CASES, SESSION
 
-from orchestrator.provenance import source
+from orchestrator.provenance import _quota, cores, source
 from orchestrator.report import tables
 
 
@@ -61,3 +63,49 @@ def test_the_report_names_what_was_not_as_committed_and_counts_the_rest() -> Non
     sessions = [SESSION | {"changes": ["a/9.py", "a/0.py"]}, SESSION | {"changes": [f"a/{i}.py" for i in range(10)]}]
     said = dict(tables.provenance(found, sessions))["Not as committed"]
     assert said == "a/0.py, a/1.py, a/2.py, a/3.py, a/4.py, a/5.py, a/6.py, a/7.py and 2 more"
+
+
+# Cores --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_a_process_held_to_one_core_counts_one() -> None:
+    """Fails if `cores` counts those of the machine, wherever that has several."""
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from orchestrator import provenance; print(provenance.cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+V1 = "3:cpuset:/\n1:cpu,cpuacct:/job/step\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/job/step\n", {"job/step/cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/job/step\n", {"job/step/cpu.max": "50000 100000"}, 0.5),
+        ("0::/job\n", {"job/cpu.max": "max 100000"}, None),
+        ("0::/elsewhere\n", {"cpu.max": "300000 100000"}, 3.0),  # a container: its own cgroup is the root it sees
+        (
+            V1,
+            {"cpu,cpuacct/job/step/cpu.cfs_quota_us": "150000", "cpu,cpuacct/job/step/cpu.cfs_period_us": "100000"},
+            1.5,
+        ),
+        (V1, {"cpu/job/cpu.cfs_quota_us": "400000", "cpu/job/cpu.cfs_period_us": "100000"}, 4.0),
+        (V1, {"cpu/job/step/cpu.cfs_quota_us": "-1", "cpu/job/step/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {"cpu.max": "damaged"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_quota_of_cpu_time_is_a_number_of_cores_rounded_down_to_one_at_least(
+    tmp_path: Path, membership: str, files: dict[str, str], expected: float | None
+) -> None:
+    """Fails if only one version of cgroups is read, or only the innermost cgroup."""
+    (tmp_path / "cgroup").write_text(membership)
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text + "\n")
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = there if expected is None else max(1, min(there, int(expected)))
+    assert cores(tmp_path / "cgroup", tmp_path / "fs") == wanted
+    assert _quota(tmp_path / "cgroup", tmp_path / "fs") == (expected or 1e9)

@@ -42,6 +42,7 @@ evaluation: {n_sequences: 4, first_flops: 2e7, points_per_decade: 10}
 """
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of this cluster alone"}
 RAYLETS = """
 import sys
 from ray.cluster_utils import Cluster
@@ -61,7 +62,9 @@ cluster.shutdown()
 def address() -> Iterator[str]:
     """Where the head of the cluster answers."""
     command = [sys.executable, "-c", RAYLETS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | TOKEN
+    ) as cluster:
         assert cluster.stdout is not None
         lines = iter(cluster.stdout.readline, "")
         found = next((line.split()[1] for line in lines if line.startswith("at ")), None)
@@ -73,7 +76,7 @@ def address() -> Iterator[str]:
 def emergence(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     file = folder / "shared.yaml"
     file.write_text(STUDY)
-    environment = os.environ | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "200"}
+    environment = os.environ | TOKEN | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "200"}
     environment.pop("RAY_ADDRESS", None)
     for package in ("trainers", "orchestrator"):  # as if another checkout lay in the current folder
         (folder / package).mkdir(exist_ok=True)

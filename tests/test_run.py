@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -64,6 +65,80 @@ def test_a_server_that_speaks_is_not_refused() -> None:
         machines._ask_for_an_answer(f"127.0.0.1:{port}")
     finally:
         server.stop(None).wait()
+
+
+class Guarded(grpc.GenericRpcHandler):
+    """Answers as Ray's head does: to everybody, or to those with a token."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def service(self, details: Any) -> Any:
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            given = dict(context.invocation_metadata()).get("authorization")
+            if self.token and given != f"Bearer {self.token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "mode", "here", "refused"),
+    [
+        ("", "", "", r"asks for no token.*RAY_AUTH_MODE=token in its environment.*RAY_AUTH_MODE=disabled here"),
+        ("", "token", "secret", r"asks for no token"),
+        ("", "disabled", "", None),
+        ("secret", "", "", r"asks for a token, and this machine has none; copy ~/.ray/auth_token of the head"),
+        ("secret", "", "other", r"refuses the token of this machine \(\$RAY_AUTH_TOKEN\)"),
+        ("secret", "disabled", "secret", r"asks for a token, and RAY_AUTH_MODE=disabled is set here"),
+        ("secret", "", "secret", None),
+    ],
+)
+def test_a_token_on_which_cluster_and_machine_do_not_agree_is_named_with_the_side_to_mend(
+    cluster: str, mode: str, here: str, refused: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without `_check_token`: Ray then joins, and says pages about it or fails every trial."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": here, "RAY_AUTH_TOKEN_PATH": ""}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Guarded(cluster),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        if refused:
+            with pytest.raises(machines.ClusterProblem, match=rf"^--address 127.0.0.1:{port}: this cluster {refused}"):
+                machines._ask_for_an_answer(f"127.0.0.1:{port}")
+        else:
+            machines._ask_for_an_answer(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("home", ["empty", "absent", "dead", "not writable"])
+def test_a_ray_of_our_own_has_a_token_whatever_the_home_folder_holds(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without `_make_token`: Ray ends at a folder where it cannot write, with a traceback."""
+    monkeypatch.setenv("HOME", str(tmp_path / "absent" if home == "absent" else tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+    if home == "dead":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").touch()
+    if home == "not writable":
+        (tmp_path / ".ray").touch()  # a file where the folder should be: not even root can write below it
+    machines._make_token()
+    made = machines._token()
+    assert len(made) == 64
+    kept = tmp_path / ("absent" if home == "absent" else "") / ".ray" / "auth_token"
+    if home == "not writable":
+        assert os.environ["RAY_AUTH_TOKEN"] == made
+    else:
+        assert kept.read_text() == made and kept.stat().st_mode & 0o777 == 0o600
+    machines._make_token()
+    assert machines._token() == made
 
 
 def test_an_address_from_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

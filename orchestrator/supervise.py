@@ -1,0 +1,203 @@
+"""A small parent of `emergence run`: it owns the signals, and tells how the driver ended. Standard library only.
+
+The driver is the same program in a session of its own, so that what a batch system, `timeout` or a terminal sends to a whole
+process group reaches the parent alone. The two hold a socket: if either dies, however, the other one sees its end. The driver
+then stops as for a signal: every trunk saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+VARIABLE = "EMERGENCE_SUPERVISOR"
+"""Names the driver's end of the socket. The driver takes it out of its environment: it is for no process further down."""
+SAME_SECONDS = 0.5
+"""A Ctrl-C so soon after another signal is the same one: wrappers send on what the terminal sent already."""
+NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
+
+_asked, _forced = threading.Event(), threading.Event()
+_link: socket.socket | None = None
+
+
+def begin() -> None:
+    """To be called first by the program. In the parent of a run it does not return.
+
+    Until `main` takes over, Ctrl-C is one line: loading what follows takes a second.
+    """
+    end = os.environ.pop(VARIABLE, None)
+    if end is None and sys.argv[1:2] == ["run"]:
+        sys.exit(_supervise())
+    for number in ending_signals() if end is not None else (signal.SIGINT,):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _leave_early)
+    if end is not None:
+        _hold(int(end))
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Signals that ask a run to stop. Those that we were started to ignore (`nohup`) stay ignored."""
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in every if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+# The driver's side ---------------------------------------------------------------------------------------------------
+
+
+def take_over() -> None:
+    """From now on what asks a command to end is a KeyboardInterrupt: for a run any of the signals, else Ctrl-C."""
+    if _link is not None:
+        for number in ending_signals():
+            signal.signal(number, interrupt)
+    elif signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler: KeyboardInterrupt for the first signal, and once leaving at once is asked for. Repeats change nothing."""
+    first = not _asked.is_set()
+    _asked.set()
+    if first or _forced.is_set():
+        raise KeyboardInterrupt
+
+
+def is_asked() -> bool:
+    """Did a signal ask this process to end?"""
+    return _asked.is_set()
+
+
+class StopRequest:
+    """What asks a run to stop: a file in the study's folder, which anybody can make, or a signal to this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.flag = folder / "stop"
+        self._here = threading.Event()
+
+    def ask(self) -> None:
+        """Ask for it. Works on a full disk too, if it is this process that is asked."""
+        self._here.set()
+        with contextlib.suppress(OSError):
+            self.flag.touch()
+
+    def ask_this_driver(self) -> None:
+        """Ask this driver alone: the file may by now be another's, who has taken over."""
+        self._here.set()
+
+    def is_asked(self) -> bool:
+        """Is it to stop?"""
+        return self._here.is_set() or self.flag.exists()
+
+    def clear(self) -> None:
+        """Forget what was asked of an earlier run; for the holder of the study's lock."""
+        self.flag.unlink(missing_ok=True)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """A handler: ask; KeyboardInterrupt once leaving at once is asked for. It prints nothing: it may interrupt a print."""
+        _asked.set()
+        if _forced.is_set():
+            raise KeyboardInterrupt
+        self.ask()
+
+
+def tell(name: str, fact: str | int) -> None:
+    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant; `lost`, why there is none."""
+    if _link is not None:
+        with contextlib.suppress(OSError):
+            _link.sendall(f"{name} {fact}\n".encode())
+
+
+def _hold(end: int) -> None:
+    """Take the socket; a thread listens to it. The thread takes signals even while the main thread blocks them."""
+    global _link
+    _link = socket.socket(fileno=end)
+    _link.set_inheritable(False)
+    threading.Thread(target=_listen, args=(_link,), daemon=True).start()
+
+
+def _listen(link: socket.socket) -> None:
+    going = True
+    while going:
+        try:
+            going = bool(link.recv(1))
+        except OSError:
+            going = False
+        if going:
+            _forced.set()
+        os.kill(os.getpid(), signal.SIGTERM)  # handled as if it had been sent to us
+
+
+def _leave_early(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, NOTHING_BEGUN.encode())
+    tell("left", 130)
+    os._exit(130)
+
+
+# The parent's side ---------------------------------------------------------------------------------------------------
+
+
+def _supervise() -> int:
+    """Start the driver, hand on what asks it to stop, wait for it. Returns the exit code."""
+    ours, theirs = socket.socketpair()
+    driver: subprocess.Popen[bytes] | None = None
+    asked_at, again = 0.0, 0
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at, again
+        before, asked_at = asked_at, time.monotonic()
+        if not before:
+            if driver is not None:
+                driver.send_signal(signal.SIGTERM)
+        elif number == signal.SIGINT and asked_at - before > SAME_SECONDS and driver is not None:
+            again += 1
+            if again > 1:
+                driver.kill()
+            with contextlib.suppress(OSError):
+                ours.sendall(b"!")
+
+    for number in ending_signals():
+        signal.signal(number, hand_on)
+    driver = subprocess.Popen(
+        [sys.executable, *sys.orig_argv[1:]],
+        env=os.environ | {VARIABLE: str(theirs.fileno())},
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+    )
+    theirs.close()
+    if asked_at:  # while it was being started
+        driver.send_signal(signal.SIGTERM)
+    code = driver.wait()
+    told = _facts(ours)
+    if "left" in told:  # whatever happened in tearing down
+        return int(told["left"])
+    if asked_at and code == -signal.SIGTERM:  # it had not come so far as to listen
+        _say(NOTHING_BEGUN)
+        return 130
+    if os.isatty(1):
+        _say("\x1b[?25h\r")  # a live panel had hidden the cursor
+    how = told.get("lost") or f"signal {-code}" if code < 0 else f"exit code {code}"
+    words = f"; see {told['log']}" if "log" in told else ""
+    _say(f"The driver ended unexpectedly ({how}{words}). Everything recorded is kept, and the same command goes on.\n")
+    return 1
+
+
+def _facts(link: socket.socket) -> dict[str, str]:
+    """What the driver left with us."""
+    data = b""
+    with contextlib.suppress(OSError):
+        while part := link.recv(4096, socket.MSG_DONTWAIT):
+            data += part
+    return dict(line.split(" ", 1) for line in data.decode(errors="replace").splitlines() if " " in line)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())

@@ -93,6 +93,7 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     """
     cost, per_decade = flops_per_step(trunk), trunk.evaluation.points_per_decade
     first = math.ceil(per_decade * math.log10(trunk.evaluation.first_flops) - 1e-9)
+    first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # what is below rounds to no step at all
     last = math.ceil(per_decade * math.log10((last_step + 1) * cost))  # one too far: what rounds beyond goes below
     steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
     return sorted(s for s in steps if 1 <= s <= last_step)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-MAX_BYTES = 40_000
-"""Twelve times the longest study that ships. ruamel.yaml reads some 100 kB a second."""
-MAX_VALUES = 30_000
-"""More than that many bytes can hold, unless aliases multiply them."""
+MAX_BYTES = 64_000
+"""Twenty times the longest study that ships."""
+MAX_VALUES = 5_000
+"""Keys count, and what aliases stand for; a study on the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
 MAX_DEPTH = 20
 """Levels of lists and mappings; a study needs six."""
 MAX_DIGITS = 40
@@ -62,8 +63,33 @@ def _forbidden(character: str) -> str:
     return f"character U+{ord(character):04X} ({name}) is not allowed in a study; remove it"
 
 
-def _line(node: Node) -> int:
-    return int(node.start_mark.line) + 1
+def _line(at: Any) -> int:
+    """Of a node or event, counted from 1."""
+    return int(at.start_mark.line) + 1
+
+
+class _Small(Composer):  # type: ignore[misc]  # ruamel.yaml's classes are untyped for mypy
+    """Composes no more, and no deeper, than a study needs: ruamel.yaml takes seconds for a thousand levels."""
+
+    depth = 0
+    n_values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node with all that is in it. Raises Unreadable."""
+        self.depth += 1
+        self.n_values += 1
+        _check(self.n_values, self.depth, self.parser.peek_event())
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _check(n_values: int, depth: int, at: Any) -> None:
+    if n_values > MAX_VALUES:
+        raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, aliases written out; a study needs fewer")
+    if depth > MAX_DEPTH:
+        raise Unreadable(_line(at), f"nested more than {MAX_DEPTH} levels deep; a study needs six")
 
 
 def _merges(key: Node) -> bool:
@@ -75,6 +101,7 @@ class _Values:
 
     def __init__(self) -> None:
         self.yaml = YAML(typ="safe", pure=True)
+        self.yaml.Composer = _Small
         self.lines: dict[Place, int] = {}
         self.n_values = 0
 
@@ -97,10 +124,7 @@ class _Values:
 
     def _of(self, node: Node, place: Place, depth: int = 0) -> Any:
         self.n_values += 1
-        if self.n_values > MAX_VALUES:
-            raise Unreadable(_line(node), f"aliases make more than {MAX_VALUES:,} values; write out what is needed")
-        if depth > MAX_DEPTH:
-            raise Unreadable(_line(node), f"nested more than {MAX_DEPTH} levels deep; a study needs six")
+        _check(self.n_values, depth, node)
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if isinstance(node, SequenceNode) and kind == "seq":
             items = []

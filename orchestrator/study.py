@@ -280,26 +280,24 @@ class Study(Record):
 
         Raises ValueError for a budget too small for any size, where a rule gives it one.
         """
+        fixed, stated = self._first_trunk(line)
+        return _of_size(fixed, stated, _size(fixed, stated, flops or self.budgets[-1]))
+
+    def _first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
+        """The first trunk of a line with the model that it states, or the default's widths in place of a rule; and what it states."""
         settings = self.settings(line)
         stated = cast(SizedModel, settings.pop("model"))
-        shared = {"n_tasks": min(self.axes.n_tasks), "replicate": 0} | settings
-        fixed = TrunkSpec(**shared, model=stated.at(""))
-        if stated.tokens_per_parameter is None:
-            return fixed
-        shape = budget.shape_of(fixed)[1:]
-        size = preset_for(flops or self.budgets[-1], stated.tokens_per_parameter, *shape, others=fixed.model)
-        return TrunkSpec(**shared, model=stated.at(size), size=size)
+        return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
 
     def sizes(self, line: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """The models of a line, each by its first trunk with the budgets that it is for, ascending; most lines have one.
 
         Raises ValueError as `trunk_of` does.
         """
-        if not self._has_rule(line):
-            return [(self.trunk_of(line), tuple(self.budgets))]
-        trunks = [(self.trunk_of(line, flops), flops) for flops in self.budgets]
-        sizes = itertools.groupby(trunks, key=lambda pair: pair[0].size)  # more compute never makes a smaller one
-        return [(same[0][0], tuple(flops for _, flops in same)) for same in (list(pairs) for _, pairs in sizes)]
+        fixed, stated = self._first_trunk(line)
+        sizes = itertools.groupby(self.budgets, key=lambda flops: _size(fixed, stated, flops))
+        # More compute never makes a smaller one: budgets of one size stand together.
+        return [(_of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
 
     def _has_rule(self, line: str) -> bool:
         return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
@@ -379,6 +377,17 @@ class Study(Record):
         named = {"family", "model", "training", "evaluation", "primary"}
         fixed = without_neutral(self.model_dump(mode="json", include=named))
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
+
+
+def _size(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
+    """The preset that a rule gives to a budget, "" where there is no rule. Raises ValueError as `Study.trunk_of` does."""
+    if stated.tokens_per_parameter is None:
+        return ""
+    return preset_for(flops, stated.tokens_per_parameter, *budget.shape_of(fixed)[1:], others=fixed.model)
+
+
+def _of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
+    return fixed.model_copy(update={"model": stated.at(size), "size": size}) if size else fixed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -741,10 +750,11 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
     which = f" ({line})" if len(study.lines) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
+    fixed, stated = study._first_trunk(line)
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
-            trunk = study.trunk_of(line, flops)
+            trunk = _of_size(fixed, stated, _size(fixed, stated, flops))
             end = budget.steps_of(trunk, flops).end
         except ValueError as problem:  # too small for any size, or for the size that it has
             yield place, f"{problem}{which}"

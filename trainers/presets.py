@@ -8,6 +8,7 @@ one number: `model: {depth: 6}` in a study, or `model: {preset: 124m}` (`Dial`).
 from __future__ import annotations
 
 import difflib
+import functools
 from typing import Annotated, Any
 
 from pydantic import field_validator, model_validator
@@ -129,6 +130,7 @@ def preset_for(
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def with_preset(others: Model, name: str) -> Model:
     """A preset's widths in a model that has all else from `others`."""
     return Model.model_validate(others.model_dump(include=Model.model_fields.keys() - set(SHAPE)) | {"preset": name})

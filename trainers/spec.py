@@ -261,8 +261,9 @@ class TrunkSpec(Record):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 
     def trial(self, compute_flops: float) -> TrialSpec:
-        """The trial that this trunk carries at one budget."""
-        return TrialSpec(**dict(self), compute_flops=compute_flops)
+        """The trial that this trunk carries at one budget, a positive number. All else has been checked with the trunk, and a wide
+        study has 100,000 trials: they are not checked again."""
+        return TrialSpec.model_construct(**self.__dict__, compute_flops=float(compute_flops))
 
 
 class TrialSpec(TrunkSpec):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -23,11 +22,9 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from orchestrator import primary as primaries
+from orchestrator import reading
 from orchestrator.primary import Finite, Primary
 from trainers import budget
 from trainers.place import Fitting, shares
@@ -37,15 +34,17 @@ from trainers.spec import (
     VARIANT,
     Count,
     Evaluation,
+    Limit,
     Model,
     Positive,
     Record,
     Training,
     TrialSpec,
     TrunkSpec,
+    beyond_limits,
     without_neutral,
 )
-from trainers.tasks import FAMILIES, Family, family_from
+from trainers.tasks import FAMILIES, Family, FamilyError, family_from, family_named
 
 MAX_EVALUATION_SHARE = 0.10
 """Evaluation may cost at most this share of a trial's training FLOPs."""
@@ -53,6 +52,13 @@ MAX_TRIALS = 100_000
 """A larger crossing is a slip of the pen, and would fill the memory before anything else."""
 MAX_STEPS = 10**9
 """More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
+MAX_PROBLEMS = 20
+"""Lines of a refusal; the rest are counted."""
+MAX_GIVEN = 100
+"""Characters of a given value that a refusal shows."""
+
+
+_T = TypeVar("_T")
 
 
 NAME = "[a-z][a-z0-9_]*"
@@ -85,20 +91,23 @@ class Variant(Record):
     """Keys of `place`, which change no result: to ask what workers gain."""
 
 
+Text = Annotated[str, Limit(10_000)]
+
+
 class Axes(Record):
     """What a study crosses. Adding values or replicates later runs only the new trials."""
 
     arm: Annotated[tuple[str, ...], _listed()]
     """How the tasks are presented; the family says which arms it has."""
-    variant: dict[Annotated[str, Field(pattern=VARIANT, min_length=1, max_length=60)], Variant] = Field(
-        default_factory=dict
-    )
+    variant: Annotated[
+        dict[Annotated[str, Field(pattern=VARIANT, min_length=1, max_length=60)], Variant], Limit(100)
+    ] = Field(default_factory=dict)
     """Named variants, each with what it changes of model, training or family; left out: one, as stated."""
     training_of_arm: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of `training` that an arm changes, by its name: a learning rate tuned for each, say; left out: none."""
-    n_tasks: Annotated[tuple[Count, ...], _listed()]
+    n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
     """Numbers of distinct training tasks."""
-    compute_flops: Annotated[tuple[Positive, ...], _listed()]
+    compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, items=100)]
     """Budgets in training FLOPs; each at least 50 optimizer steps."""
     replicates: Annotated[Count, Field(le=10_000)]
     """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
@@ -140,11 +149,11 @@ class Expected(Record):
     """Lower end of what would agree."""
     hi: Finite
     """Upper end of what would agree."""
-    source: str
+    source: Text
     """Paper, figure or run that the value comes from."""
     evidence: Literal["V", "F", "C"]
     """V read in the paper or its code, F read off a figure, C computed or run by us."""
-    replicates: Count | None = None
+    replicates: Annotated[Count | None, Limit(1e6)] = None
     """How many repetitions the source had, where it says so."""
 
     @model_validator(mode="after")
@@ -161,7 +170,7 @@ PARTS = ("model", "training", "family")
 class SizedModel(Model):
     """The transformer as a study states it: one for all budgets, or one for each by a rule."""
 
-    tokens_per_parameter: Positive | None = None
+    tokens_per_parameter: Annotated[Positive | None, Limit(1e6)] = None
     """Given in place of the widths, a rule: each budget trains the largest preset of which it reads so many tokens a parameter.
     Its trials then share no training run with those of another size."""
 
@@ -207,11 +216,11 @@ class Study(Record):
 
     study: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=80)]
     """Its name: small letters, digits, underscores."""
-    version: Count
+    version: Annotated[Count, Limit(1e15)]
     """Raise it to change anything but the axes: results live under `study@version`."""
-    question: str
+    question: Text
     """What is asked, in a sentence or two; the report opens with it."""
-    expectation: str = ""
+    expectation: Text = ""
     """What you expect, written before the run."""
     family: SerializeAsAny[Record]
     """The universe of tasks: `name`, and the parameters of that family."""
@@ -229,7 +238,7 @@ class Study(Record):
     """Skills shown, the headline first; left out: all of the family's."""
     primary: Primary | None = None
     """The one claim that is tested without correction; left out: none is."""
-    expected: Annotated[tuple[Expected, ...], Field(strict=False)] = ()
+    expected: Annotated[tuple[Expected, ...], Field(strict=False), Limit(items=100)] = ()
     """Values to compare with; without any, the study is exploratory."""
 
     @property
@@ -280,26 +289,24 @@ class Study(Record):
 
         Raises ValueError for a budget too small for any size, where a rule gives it one.
         """
+        fixed, stated = self._first_trunk(line)
+        return _of_size(fixed, stated, _size(fixed, stated, flops or self.budgets[-1]))
+
+    def _first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
+        """The first trunk of a line with the model that it states, or the default's widths in place of a rule; and what it states."""
         settings = self.settings(line)
         stated = cast(SizedModel, settings.pop("model"))
-        shared = {"n_tasks": min(self.axes.n_tasks), "replicate": 0} | settings
-        fixed = TrunkSpec(**shared, model=stated.at(""))
-        if stated.tokens_per_parameter is None:
-            return fixed
-        shape = budget.shape_of(fixed)[1:]
-        size = preset_for(flops or self.budgets[-1], stated.tokens_per_parameter, *shape, others=fixed.model)
-        return TrunkSpec(**shared, model=stated.at(size), size=size)
+        return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
 
     def sizes(self, line: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """The models of a line, each by its first trunk with the budgets that it is for, ascending; most lines have one.
 
         Raises ValueError as `trunk_of` does.
         """
-        if not self._has_rule(line):
-            return [(self.trunk_of(line), tuple(self.budgets))]
-        trunks = [(self.trunk_of(line, flops), flops) for flops in self.budgets]
-        sizes = itertools.groupby(trunks, key=lambda pair: pair[0].size)  # more compute never makes a smaller one
-        return [(same[0][0], tuple(flops for _, flops in same)) for same in (list(pairs) for _, pairs in sizes)]
+        fixed, stated = self._first_trunk(line)
+        sizes = itertools.groupby(self.budgets, key=lambda flops: _size(fixed, stated, flops))
+        # More compute never makes a smaller one: budgets of one size stand together.
+        return [(_of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
 
     def _has_rule(self, line: str) -> bool:
         return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
@@ -363,8 +370,14 @@ class Study(Record):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
-        """A study as the journal keeps it (`model_dump`). Raises pydantic's ValidationError."""
-        return cls.model_validate(record | {"family": family_from(record["family"])})
+        """A study as the journal keeps it (`model_dump`). Raises StudyError where its family is not here, or is another by now."""
+        try:
+            return cls.model_validate(record | {"family": family_from(record["family"])})
+        except (FamilyError, ValidationError) as problem:
+            said = problem.errors()[0] if isinstance(problem, ValidationError) else {"loc": (), "msg": problem}
+            where = "".join(f"{part}: " for part in said["loc"])
+            id_of = f"{record.get('study')}@{record.get('version')}"
+            raise StudyError(f"{id_of}: its record cannot be read: {where}{said['msg']}") from None
 
     def science(self) -> dict[str, Any]:
         """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
@@ -373,6 +386,17 @@ class Study(Record):
         named = {"family", "model", "training", "evaluation", "primary"}
         fixed = without_neutral(self.model_dump(mode="json", include=named))
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
+
+
+def _size(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
+    """The preset that a rule gives to a budget, "" where there is no rule. Raises ValueError as `Study.trunk_of` does."""
+    if stated.tokens_per_parameter is None:
+        return ""
+    return preset_for(flops, stated.tokens_per_parameter, *budget.shape_of(fixed)[1:], others=fixed.model)
+
+
+def _of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
+    return fixed.model_copy(update={"model": stated.at(size), "size": size}) if size else fixed
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -402,11 +426,15 @@ def shipped() -> dict[str, Path]:
 def find(name: str) -> Path:
     """The file of a study given by path or, if it ships, by name. Raises StudyError when there is none."""
     path = Path(name)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as problem:  # a name too long, a folder that may not be looked into
+        raise StudyError(f"{name[:MAX_GIVEN]}: cannot be read: {problem}") from None
+    if is_file:
         return path
     if name in shipped():
         return shipped()[name]
-    if path.is_dir():
+    if is_folder:
         raise StudyError(f"{name}: that is a folder; give a study file, or a study that ships: {', '.join(shipped())}")
     near = difflib.get_close_matches(path.stem, shipped(), 1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
@@ -417,26 +445,20 @@ def load(name: str) -> Study:
     """Read and check a study. Raises StudyError with every problem found, a line each."""
     path = find(name)
     try:
-        raw = YAML(typ="rt").load(path)
-    except DuplicateKeyError as problem:
-        mark = problem.problem_mark
-        key = re.search(r'found duplicate key "([^"]*)"', str(problem.problem))
-        name_of_key = f"key '{key[1]}'" if key else "a key"
-        raise StudyError(f"{path}:{mark.line + 1}: {name_of_key} is given twice; keep one") from None
-    except MarkedYAMLError as problem:
-        mark = problem.problem_mark or problem.context_mark
-        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem.problem}") from None
-    except YAMLError as problem:
-        raise StudyError(f"{path}:1: not YAML: {' '.join(str(problem).split())[:200]}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as problem:
-        raise StudyError(f"{path}: cannot be read: {problem}") from None
-    try:
-        json.dumps(_plain(raw), ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as problem:
-        raise StudyError(f"{path}:1: text that UTF-8 cannot hold: {problem.reason}") from None
+        raw, lines = reading.read(path)
+    except OSError as problem:
+        raise StudyError(f"{path}: cannot be read: {problem.strerror or problem}") from None
+    except reading.Unreadable as problem:
+        raise StudyError(f"{path}:{problem.line}: {_one_line(str(problem))}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
-    return _Reader(path, raw).study()
+    return _Reader(path, raw, lines).study()
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, and no longer than a person reads."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 1000 else f"{plain[:1000]} ..."
 
 
 def _required(model: type[BaseModel]) -> list[str]:
@@ -451,46 +473,115 @@ def _keys(model: type[BaseModel]) -> list[str]:
 class _Reader:
     """One file on its way to a Study: knows the lines, collects the problems."""
 
-    def __init__(self, path: Path, raw: Any) -> None:
-        self.path, self.raw = path, raw
+    def __init__(self, path: Path, raw: dict[str, Any], lines: dict[reading.Place, int]) -> None:
+        self.path, self.raw, self.lines = path, raw, lines
         self.problems: list[tuple[int, str]] = []
+        self.n_left_out = 0
         self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
 
     def study(self) -> Study:
         """The study. Raises StudyError with every problem found, a line each."""
-        plain = _plain(self.raw)
-        family = self._family(plain.get("family")) if "family" in plain else None
+        self._limits()
+        family = self._family(self.raw.get("family")) if "family" in self.raw else None
         study = None
         try:
-            study = Study.model_validate(plain | ({"family": family} if family else {}))
+            study = Study.model_validate(self.raw | ({"family": family} if family else {}))
         except ValidationError as error:
-            for e in sorted(error.errors(), key=lambda e: e["type"] == "missing"):  # misspelt keys first
-                if not (e["loc"][:1] == ("family",) and e["type"] != "missing"):  # said better by _family
-                    self._pydantic(e, (), Study)
+            of_family = [e for e in error.errors() if e["loc"][:1] == ("family",) and e["type"] != "missing"]
+            self._all([e for e in error.errors() if e not in of_family], (), Study)  # those are said better by _family
         if study and family:
             self._variants(study)
             self._arms(study, family)
-            for loc, message in _meaning(study, family) if not self.problems else ():
-                self._say(loc, message)
+            if not self.problems:
+                self._meaning(study, family)
         if self.problems or study is None:
-            lines = [f"{self.path}:{line}: {text}" for line, text in sorted(set(self.problems))]
-            raise StudyError("\n".join(lines))
+            raise StudyError("\n".join(self._lines()))
         return study
 
+    def _lines(self) -> list[str]:
+        """The refusal: a line for each problem, in the order of the file."""
+        found = sorted(set(self.problems))
+        told = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
+        if n_more := len(found) - len(told) + self.n_left_out:
+            told.append(f"{self.path}:{found[len(told) - 1][0]}: and {n_more} problems more")
+        return told
+
+    def _limits(self) -> None:
+        """What is beyond the limits of the fields, wherever a person may write it."""
+        axes, question = self.raw.get("axes"), self.raw.get("question")
+        for place, record in (((), Study), (("axes",), Axes), *(((part,), of) for part, of in _MODELS.items())):
+            self._beyond(place, record)
+        self._beyond(("model",), Dial)
+        self._beyond(("evaluation",), Evaluation)
+        if isinstance(question, str) and not question.strip():
+            self._say(("question",), "a question is needed; given none")
+        for i, _ in enumerate(given if isinstance(given := self.raw.get("expected"), list) else []):
+            self._beyond(("expected", i), Expected)
+        if not isinstance(axes, dict):
+            return
+        for arm in _keys_of(axes.get("training_of_arm")):
+            self._beyond(("axes", "training_of_arm", arm), Training)
+        for name in _keys_of(axes.get("variant")):
+            for part, record in _MODELS.items():
+                self._beyond(("axes", "variant", name, part), record)
+            self._beyond(("axes", "variant", name, "model"), Dial)
+            self._beyond(("axes", "variant", name, "family"), self._kind())
+
+    def _kind(self) -> type[Record]:
+        """The record of the family that is named, or an empty one."""
+        given = self.raw.get("family")
+        name = given.get("name") if isinstance(given, dict) else None
+        return FAMILIES.get(name, Record) if isinstance(name, str) else Record
+
+    def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
+        given: Any = self.raw
+        for part in place:
+            given = given[part] if isinstance(given, list) else given.get(part) if isinstance(given, dict) else None
+        if isinstance(given, dict):
+            for inner, said in beyond_limits(record, given):
+                self._say((*place, *inner), said)
+
     def _family(self, given: Any) -> Family | None:
+        self._beyond(("family",), self._kind())
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
-        elif given["name"] not in FAMILIES:
-            near = _nearest(str(given["name"]), FAMILIES)
-            self._say(("family", "name"), f"unknown family '{given['name']}'{near}; families are {', '.join(FAMILIES)}")
-        else:
-            kind = FAMILIES[given["name"]]
-            try:
-                return kind.model_validate(given)
-            except ValidationError as error:
-                for e in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
-                    self._pydantic(e, ("family",), kind)
+            return None
+        try:
+            kind = family_named(given["name"])
+            return self._own(kind, lambda: kind.model_validate(given))
+        except FamilyError as problem:
+            self._say(("family", "name"), str(problem), named=False)
+        except ValidationError as error:
+            self._all(error.errors(), ("family",), kind)
         return None
+
+    def _own(self, kind: type[Family], work: Callable[[], _T]) -> _T | None:
+        """What a family is asked for. One of another package may fail in its own code: that is a problem of the study."""
+        try:
+            return work()
+        except ValidationError:
+            raise
+        except Exception as problem:
+            if kind.__module__.partition(".")[0] == "trainers":
+                raise
+            package = kind.__module__.partition(".")[0]
+            said = f"family '{self.raw['family']['name']}' of {package} fails with {type(problem).__name__}: {problem}"
+            self._say(("family", "name"), f"{said}; mend or update that package", named=False)
+        return None
+
+    def _meaning(self, study: Study, family: Family) -> None:
+        def ask() -> None:
+            for loc, message in _meaning(study, family):
+                self._say(loc, message)
+
+        self._own(type(family), ask)
+
+    def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
+        """Pydantic's errors in our words: misspelt keys first, and no more than anybody reads."""
+        ordered = sorted(errors, key=lambda e: e["type"] == "missing")
+        for error in ordered[: 5 * MAX_PROBLEMS]:
+            self._pydantic(error, prefix, model)
+        self.n_left_out += len(ordered[5 * MAX_PROBLEMS :])
 
     def _variants(self, study: Study) -> None:
         """Every change of every variant against the record that it changes."""
@@ -503,8 +594,7 @@ class _Reader:
                 try:
                     _changed(base, changes)
                 except ValidationError as error:
-                    for e in error.errors():
-                        self._pydantic(e, place, type(base))
+                    self._all(error.errors(), place, type(base))
 
     def _arms(self, study: Study, family: Family) -> None:
         """Every change of every arm against the training that it changes."""
@@ -519,8 +609,7 @@ class _Reader:
             try:
                 _changed(study.training, changes)
             except ValidationError as error:
-                for e in error.errors():
-                    self._pydantic(e, place, Training)
+                self._all(error.errors(), place, Training)
 
     def _pydantic(self, error: Any, prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
         """Put one of pydantic's errors into our words."""
@@ -564,22 +653,36 @@ class _Reader:
             }.get(kind, error["msg"].removeprefix("Value error, "))
             if isinstance(given, str) and kind in ("int_type", "float_type"):
                 wanted += ", without unit or quotes"
-            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {given!r}")
+            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {_shown(given)}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
-        name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in loc))
-        self.problems.append((_line(self.raw, loc), f"{name}: {message}" if named and name else message))
+        name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
+        line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
+        self.problems.append((line, _one_line(f"{name}: {message}" if named and name else message)))
+
+
+def _keys_of(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, dict) else []
+
+
+def _shown(given: Any) -> str:
+    """A value as a refusal shows it."""
+    text = repr(given)
+    return text if len(text) <= MAX_GIVEN else f"{text[:MAX_GIVEN]} ..."
 
 
 def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
     """What single fields cannot tell: checks between fields and against the family. Yields (place, problem)."""
     axes = study.axes
+    twice = False
     for axis in ("arm", "n_tasks", "compute_flops"):
-        values = getattr(axes, axis)
-        for i, value in enumerate(values):
-            if value in values[:i]:
+        seen: set[Any] = set()
+        for i, value in enumerate(getattr(axes, axis)):
+            if value in seen:
                 given = f"{value:g}".replace("e+", "e") if isinstance(value, float) else value
                 yield ("axes", axis, i), f"{given} is given twice"
+                twice = True
+            seen.add(value)
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = _nearest(arm, family.arms)
@@ -588,9 +691,9 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
                 ("axes", "arm", i),
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
             )
+    families = {line: study.family_of(line) for line in study.lines}
     for i, n_tasks in enumerate(axes.n_tasks):
-        for line in study.lines:
-            of_line = study.family_of(line)
+        for line, of_line in families.items():
             if n_tasks > of_line.n_tasks_max:
                 which = f" in {line}" if axes.variant else ""
                 each = " in each domain" if of_line.domains else ""
@@ -623,8 +726,8 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     yield from wrong
-    least = min(study.family_of(line).n_tasks_max for line in study.lines)
-    if any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
+    least = min(of_line.n_tasks_max for of_line in families.values())
+    if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
     n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:
@@ -656,10 +759,11 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
     which = f" ({line})" if len(study.lines) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
+    fixed, stated = study._first_trunk(line)
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
-            trunk = study.trunk_of(line, flops)
+            trunk = _of_size(fixed, stated, _size(fixed, stated, flops))
             end = budget.steps_of(trunk, flops).end
         except ValueError as problem:  # too small for any size, or for the size that it has
             yield place, f"{problem}{which}"
@@ -738,33 +842,3 @@ def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] |
         if current is None:
             return None
     return cast("type[BaseModel] | None", current)
-
-
-def _plain(node: Any) -> Any:
-    """ruamel's annotated containers and scalars as plain Python values."""
-    if isinstance(node, dict):
-        return {str(k): _plain(v) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_plain(v) for v in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _line(raw: Any, loc: tuple[Any, ...]) -> int:
-    """Line of the deepest part of `loc` that the file has, counted from 1."""
-    line = 1
-    node: Any = raw
-    for part in loc:
-        try:
-            if hasattr(node, "keys"):
-                line = node.lc.key(part)[0] + 1
-            elif hasattr(node, "append"):
-                line = node.lc.item(part)[0] + 1
-            else:
-                break
-            node = node[part]
-        except (KeyError, IndexError, AttributeError, TypeError):
-            break
-    return line

@@ -101,7 +101,7 @@ def test_a_family_of_another_package_is_planned_trained_and_examined(tmp_path: P
     environment = installed(tmp_path, FAMILY)
     planned = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
     assert planned.returncode == 0 and "4, 12 of 12" in planned.stdout, planned.stderr
-    from orchestrator.study import YAML
+    from ruamel.yaml import YAML
 
     record = YAML(typ="safe").load(STUDY)
     trial = {key: record[key] for key in ("family", "model", "evaluation")}

@@ -117,7 +117,8 @@ REFUSALS = [
     ("a family without a name", ("name: cipher", "nam: cipher"), 4, ["'name'", "cipher, "]),
     ("a billion replicates", ("replicates: 2", "replicates: 1e9"), 11, ["at most 10000", "1000000000"]),
     ("an endless name", ("study: good", "study: " + "a" * 300), 1, ["study", "80"]),
-    ("a slip of the exponent", ("8e11]", "1.7e308]"), 10, ["1.7e+308 FLOPs", "at most"]),
+    ("a slip of the exponent", ("8e11]", "8e21]"), 10, ["8e+21 FLOPs", "at most"]),
+    ("a long slip of the exponent", ("8e11]", "1.7e308]"), 10, ["axes.compute_flops[1]: at most 1e30", "1.7e308"]),
     (
         "a warm-up that never ends",
         ("model:", "training: {warmup_steps: 99999}\nmodel:"),

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from trainers import budget, memory
 from trainers.checkpoint import check_writable
 from trainers.place import Place, shares
-from trainers.spec import TrunkSpec
+from trainers.spec import TrialSpec, TrunkSpec
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,7 +142,7 @@ def read(path: Path) -> tuple[TrunkSpec, list[float]]:
     if not budgets or not all(isinstance(b, int | float) and not isinstance(b, bool) for b in budgets):
         raise ValueError(f"compute_flops: {flops!r} given; a number of FLOPs, or a list of them, is needed")
     trunk = TrunkSpec.model_validate(raw)
-    return trunk, sorted({trunk.trial(float(b)).compute_flops for b in budgets})
+    return trunk, sorted({TrialSpec(**dict(trunk), compute_flops=float(b)).compute_flops for b in budgets})
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:

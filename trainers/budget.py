@@ -7,6 +7,8 @@ the optimiser count as nothing; recomputation and evaluation are counted apart. 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,11 +93,19 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
 
     It depends on the model and on no axis value, so that curves of different trials meet at the same compute.
     """
-    cost, per_decade = flops_per_step(trunk), trunk.evaluation.points_per_decade
-    first = math.ceil(per_decade * math.log10(trunk.evaluation.first_flops) - 1e-9)
-    last = math.ceil(per_decade * math.log10((last_step + 1) * cost))  # one too far: what rounds beyond goes below
-    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
-    return sorted(s for s in steps if 1 <= s <= last_step)
+    cost, of = flops_per_step(trunk), trunk.evaluation
+    decades = math.ceil(math.log10((last_step + 1) * cost))
+    grid = _grid(cost, of.points_per_decade, of.first_flops, decades)
+    return list(grid[: bisect.bisect_right(grid, last_step)])
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
+    """The grid in steps of so many FLOPs up to 10^decades FLOPs or one step more, ascending. Kept: trunks share it by the thousand."""
+    first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
+    first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # what is below rounds to no step at all
+    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, per_decade * decades + 1)}
+    return tuple(sorted(s for s in steps if s >= 1))
 
 
 class Standing(NamedTuple):
@@ -175,11 +185,14 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     steps = {b: steps_of(trunk, b) for b in budgets}
     last = max(s.branch for s in steps.values())
     points = set(evaluation_steps(trunk, last)) | {s.branch for s in steps.values() if s.end > s.branch}
-    ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
+    n_ahead = len(points) + len(steps)
+    if at != START:
+        ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
+        n_ahead = len(ahead - at.exams)
     forward = forward_flops_per_sequence(*shape_of(trunk))
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
-        len(ahead - at.exams) * family.suite_size(trunk) * forward,
+        n_ahead * family.suite_size(trunk) * forward,
         sum(s.end for s in steps.values()) * flops_per_step(trunk),
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from trainers.budget import n_parameters, shape_of
-from trainers.place import Place, halved, shares
+from trainers.place import Place, divisors, halved, shares
 from trainers.spec import Count, Index, Model, Numbers, Record, TrunkSpec
 
 Precision = Literal["fp32", "bf16"]
@@ -346,7 +346,7 @@ def workers_needed(
     """The fewest workers, of those that share the batch equally, on whose devices the trunk fits without offload; if no number
     up to `max_workers` does, the fewest with it, because moments that cross to the host in every step cost more than a
     worker. Raises DoesNotFit."""
-    possible = [w for w in _divisors(trunk.training.batch_size) if w <= max_workers]
+    possible = [w for w in divisors(trunk.training.batch_size) if w <= max_workers]
     if not possible:
         raise ValueError(f"max_workers {max_workers}: a trunk needs at least one")
     for offload in (False, True):
@@ -409,10 +409,6 @@ def _usable(device_bytes: int) -> int:
     return int((1 - FREE_SHARE) * device_bytes)
 
 
-def _divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
-
-
 def _share(trunk: TrunkSpec, workers: int) -> int:
     """Sequences of the batch that each worker takes. Raises ValueError."""
     return shares(trunk.training.batch_size, workers, None)[0]
@@ -445,7 +441,7 @@ def _first_that_fits(
     refused: list[Tried] = []
     if given.offload and given.zero_stage == 0:
         raise ValueError("offload needs ZeRO 1 or higher: at stage 0 DeepSpeed leaves the optimiser where it is")
-    micros = _divisors(share)[::-1] if given.micro_batch is None else [given.micro_batch]
+    micros = divisors(share)[::-1] if given.micro_batch is None else [given.micro_batch]
     for stage, again, away in _ways(workers, given.zero_stage, given.recompute, given.offload):
         for micro in micros:
             tried = (how := How(stage, micro, again, away)), needs(trunk, workers, how, precision)
@@ -507,7 +503,7 @@ def _refusal(
     def would_do(of: int, at: Precision, within: Given = Given()) -> bool:  # noqa: B008 - a constant
         return _first_that_fits(trunk, of, device_bytes, at, within)[0] is not None
 
-    more = next((w for w in _divisors(trunk.training.batch_size) if w > workers and would_do(w, precision)), None)
+    more = next((w for w in divisors(trunk.training.batch_size) if w > workers and would_do(w, precision)), None)
     advice = ["leaving open what is given"] if would_do(workers, precision) else []
     advice += [f"{more} workers"] if more else []
     advice += ["precision bf16"] if precision == "fp32" and would_do(workers, "bf16", given) else []

@@ -5,21 +5,22 @@ No torch here: a plan and a study speak of places too.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field
 
-from trainers.spec import Count, Index, NotNegative, Record
+from trainers.spec import Count, Index, Limit, NotNegative, Record
 
 
 class Fitting(Record):
     """How trials are laid on workers. Left out, each is chosen by what fits (`trainers/memory.py`)."""
 
-    workers: Count | None = None
+    workers: Annotated[Count | None, Limit(1e6)] = None
     """Workers that share each batch; left out: as few as it fits on."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """What ZeRO shares out between them: 0 nothing, 1 the moments, 2 gradients, 3 weights too."""
-    micro_batch: Count | None = None
+    micro_batch: Annotated[Count | None, Limit(1e6)] = None
     """Sequences that a worker takes at once."""
     recompute: bool | None = None
     """Keep only each block's input for the backward pass, and compute the rest again."""
@@ -79,6 +80,12 @@ def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, i
     return turn, share // turn
 
 
+def divisors(n: int) -> list[int]:
+    """All of them, ascending."""
+    low = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return low + [n // k for k in reversed(low) if k * k != n]
+
+
 def _able(n: int) -> str:
-    divisors = [k for k in range(1, n + 1) if n % k == 0]
-    return ", ".join(str(k) for k in divisors[:12]) + (" ..." if len(divisors) > 12 else "")
+    found = divisors(n)
+    return ", ".join(str(k) for k in found[:12]) + (" ..." if len(found) > 12 else "")

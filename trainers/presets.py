@@ -8,12 +8,13 @@ one number: `model: {depth: 6}` in a study, or `model: {preset: 124m}` (`Dial`).
 from __future__ import annotations
 
 import difflib
-from typing import Any
+import functools
+from typing import Annotated, Any
 
 from pydantic import field_validator, model_validator
 
 from trainers import budget
-from trainers.spec import Count, Model, Numbers, Record
+from trainers.spec import Count, Limit, Model, Numbers, Record
 
 WIDTH_PER_DEPTH = 64
 """Also the width of a head, where there are enough of them."""
@@ -56,7 +57,7 @@ class Dial(Record):
 
     preset: str | None = None
     """A model by its name, in place of its four widths: `0.1m` ... `350m` (`trainers/presets.py`)."""
-    depth: Count | None = None
+    depth: Annotated[Count | None, Limit(1000)] = None
     """Number of blocks; `d_model` is then 64 times that, `d_mlp` 256 times, and a head 64 wide (below depth 4 there are four)."""
 
     @field_validator("preset", mode="before")
@@ -129,6 +130,7 @@ def preset_for(
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def with_preset(others: Model, name: str) -> Model:
     """A preset's widths in a model that has all else from `others`."""
     return Model.model_validate(others.model_dump(include=Model.model_fields.keys() - set(SHAPE)) | {"preset": name})

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,28 +37,75 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How far a value may go in a file that a person writes; in a field's annotation, `Annotated[Count, Limit(1000)]`.
+
+    A record that is read back is not held to it: results of an older, laxer version still open. Limits are generous. They
+    refuse slips of the pen, and keep the arithmetic of FLOPs inside what a float holds.
+    """
+
+    most: float = float("inf")
+    """Of a number or of each in a list; of text the characters, of a mapping the entries."""
+    least: float = float("-inf")
+    items: int | None = None
+    """Values in a list."""
+
+    def broken_by(self, given: Any) -> Iterator[tuple[tuple[int, ...], str]]:
+        """What is beyond the limit: (place inside `given`, what is allowed and what was given)."""
+        if isinstance(given, list | tuple):
+            if self.items is not None and len(given) > self.items:
+                yield (), f"at most {self.items} values are allowed; given {len(given)}"
+            else:
+                yield from (((i,), said) for i, one in enumerate(given) for _, said in self.broken_by(one))
+        elif isinstance(given, str | dict):
+            if len(given) > self.most:
+                what = "characters" if isinstance(given, str) else "entries"
+                yield (), f"at most {self.most} {what} are allowed; given {len(given)}"
+        elif isinstance(given, int | float) and not isinstance(given, bool):
+            if self.most < given < float("inf"):  # what is not finite is refused as such
+                yield (), f"at most {short_number(self.most)} is allowed; given {_shown(given)}"
+            elif self.least > given > 0:  # as is what is not positive
+                yield (), f"at least {short_number(self.least)} is needed; given {_shown(given)}"
+
+
+def _shown(given: float) -> str:
+    try:
+        return short_number(given)
+    except OverflowError:  # an int beyond all floats
+        return f"a number of {len(str(given))} digits"
+
+
+def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What a mapping of keys gives beyond the limits of a record's fields: (place, what is allowed and what was given)."""
+    for name, field in record.model_fields.items():
+        for limit in field.metadata:
+            if isinstance(limit, Limit) and name in given:
+                yield from (((name, *place), said) for place, said in limit.broken_by(given[name]))
+
+
 class Model(Record):
     """The decoder-only transformer (`trainers/model.py`)."""
 
-    n_layers: Count = 2
+    n_layers: Annotated[Count, Limit(1000)] = 2
     """Number of blocks, each attention then MLP, with a residual around both."""
-    d_model: Count = 64
+    d_model: Annotated[Count, Limit(100_000)] = 64
     """Width of the residual stream; a multiple of `n_heads`."""
-    n_heads: Count = 4
+    n_heads: Annotated[Count, Limit(10_000)] = 4
     """Attention heads."""
-    d_mlp: Count = 256
+    d_mlp: Annotated[Count, Limit(1e6)] = 256
     """Width of the hidden layer of the MLP."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation before attention, MLP and output: RMSNorm or LayerNorm."""
     positions: Literal["rotary", "learned"] = "rotary"
     """Rotary angles inside attention, or a learned vector added to each token."""
-    conv_kernel: Index = 0
+    conv_kernel: Annotated[Index, Limit(10_000)] = 0
     """Length of a depthwise causal convolution before attention; 0 has none. A built-in structure, and a strong one."""
-    attention_window: Index = 0
+    attention_window: Annotated[Index, Limit(1e6)] = 0
     """Positions that attention looks back on, its own included; 0 looks at all. A built-in structure."""
-    init_gain: Positive = 0.58
+    init_gain: Annotated[Positive, Limit(1000)] = 0.58
     """Weight matrices start as N(0, init_gain² / fan_in); 0.58 is the spread of torch's default uniform, 1/sqrt(3)."""
-    embed_std: Positive = 1.0
+    embed_std: Annotated[Positive, Limit(1000)] = 1.0
     """Standard deviation of token and learned position vectors at the start."""
 
     @model_validator(mode="before")
@@ -81,32 +130,34 @@ class Model(Record):
 class Training(Record):
     """The optimiser (AdamW, fused) and its schedule."""
 
-    batch_size: Count = 32
+    batch_size: Annotated[Count, Limit(1e6)] = 32
     """Sequences per optimizer step, over all workers: science, not place."""
-    learning_rate: Positive = 3e-3
+    # AdamW moves a weight by about the rate in a step, and weights start below 1: more than 10 erases them in the first.
+    learning_rate: Annotated[Positive, Limit(10)] = 3e-3
     """Learning rate after the warm-up."""
     beta1: NotNegative = 0.9
     """AdamW's decay of the first moment."""
     beta2: NotNegative = 0.98
     """AdamW's decay of the second moment."""
-    weight_decay: NotNegative = 0.0
+    # A step multiplies weights by 1 - rate * decay: at the default rate more than 700 no longer shrinks them but throws them up.
+    weight_decay: Annotated[NotNegative, Limit(1000)] = 0.0
     """Decoupled weight decay, on weight matrices only."""
-    base_d_model: Count | None = None
+    base_d_model: Annotated[Count | None, Limit(100_000)] = None
     """Width at which `learning_rate` was tuned. Given, wider models follow the maximal update rule (Yang et al. 2022,
     arXiv 2203.03466, for Adam): matrices inside the blocks and the output learn at base_d_model / d_model of the rate, and
     the output starts smaller by the square root of that. Left out: one rate for all widths."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[Positive, Limit(1e30)] = 1.0
     """Gradients longer than this (all parameters together) are scaled down to it."""
     schedule: Literal["constant", "wsd"] = "wsd"
     """`constant`, or `wsd`: warm up, stay, decay linearly to zero over the last share of each budget, as a branch off the trunk."""
-    warmup_steps: Index = 0
+    warmup_steps: Annotated[Index, Limit(1e9)] = 0
     """Linear warm-up of the learning rate over this many optimizer steps."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a budget's steps that decay (`wsd` only); it belongs to the budget."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of what is multiplied: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
     is part of the question and not of the place."""
-    task_exponent: NotNegative = 0.0
+    task_exponent: Annotated[NotNegative, Limit(100)] = 0.0
     """How often training task number r (from 1) is drawn: in proportion to r^-task_exponent; 0 draws all alike. Zipf's law
     is 1."""
 
@@ -122,9 +173,9 @@ class Evaluation(Record):
 
     points_per_decade: Annotated[Count, Field(le=1000)] = 4
     """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""
-    first_flops: Positive = 1e10
+    first_flops: Annotated[Positive, Limit(1e30)] = 1e10
     """The grid starts here; before it nothing is evaluated."""
-    n_sequences: Count = 64
+    n_sequences: Annotated[Count, Limit(1e6)] = 64
     """Sequences per item set (held-out tasks, seen tasks, ...), the same for every trial."""
 
 
@@ -210,8 +261,9 @@ class TrunkSpec(Record):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 
     def trial(self, compute_flops: float) -> TrialSpec:
-        """The trial that this trunk carries at one budget."""
-        return TrialSpec(**dict(self), compute_flops=compute_flops)
+        """The trial that this trunk carries at one budget, a positive number. All else has been checked with the trunk, and a wide
+        study has 100,000 trials: they are not checked again."""
+        return TrialSpec.model_construct(**self.__dict__, compute_flops=float(compute_flops))
 
 
 class TrialSpec(TrunkSpec):

@@ -7,11 +7,22 @@ here. numpy only: the orchestrator asks families for their names and sizes witho
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import entry_points
 from typing import Any
 
-from trainers.tasks.base import FAMILIES, Batch, Family, ItemSet, Probe, Reference, family_from, register
+from trainers.tasks.base import (
+    FAMILIES,
+    LEFT_OUT,
+    Batch,
+    Family,
+    FamilyError,
+    ItemSet,
+    Probe,
+    Reference,
+    family_from,
+    family_named,
+    register,
+)
 from trainers.tasks.cipher import Cipher
 from trainers.tasks.compose import Compose
 from trainers.tasks.grok import Grok
@@ -23,10 +34,12 @@ from trainers.tasks.urns import Urns
 
 __all__ = [
     "FAMILIES",
+    "LEFT_OUT",
     "Batch",
     "Cipher",
     "Compose",
     "Family",
+    "FamilyError",
     "Grok",
     "ItemSet",
     "Markov",
@@ -37,6 +50,7 @@ __all__ = [
     "Regression",
     "Urns",
     "family_from",
+    "family_named",
     "register",
 ]
 
@@ -44,16 +58,14 @@ __all__ = [
 def _load_others() -> None:
     """Families of other packages: whatever they name as entry points of the group `emergence.families`.
 
-    One that cannot be imported is named on stderr and passed over: a study that does not use it still runs.
+    One that cannot be loaded is passed over. A study that asks for it is told why; no other hears of it.
     """
     for point in entry_points(group="emergence.families"):
         try:
             point.load()
-        except Exception as problem:
-            print(
-                f"family '{point.name}' of {point.value} is left out: {type(problem).__name__}: {problem}",
-                file=sys.stderr,
-            )
+        except (Exception, SystemExit) as problem:
+            said = " ".join(str(problem).split())[:300]
+            LEFT_OUT[point.name] = f"{point.value} could not be loaded: {type(problem).__name__}: {said}"
 
 
 _load_others()

@@ -397,27 +397,50 @@ class SkillsOfParameters:
 
 
 FAMILIES: dict[str, type[Family]] = {}
+LEFT_OUT: dict[str, str] = {}
+"""Families of other packages that could not be loaded, by the name of their entry point: why."""
 _F = TypeVar("_F", bound=type[Family])
 
 
+class FamilyError(ValueError):
+    """A family that is not known here, or that its package does not bring whole."""
+
+
 def register(family: _F) -> _F:
-    """Class decorator: make a family known under its `name`. Raises ValueError when the name is taken."""
+    """Class decorator: make a family known under its `name`. Raises ValueError when the name is taken, and FamilyError for a
+    family that lacks a part of the contract."""
     fields: Any = family.__pydantic_fields__
-    name = fields["name"].default
-    if FAMILIES.setdefault(name, family) is not family:
+    name = fields["name"].default if "name" in fields else None
+    if not isinstance(name, str):
+        raise FamilyError(f"{family.__qualname__} has no `name: Literal[...]` with that name as its default")
+    if FAMILIES.get(name, family) is not family:
         raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")
+    known = {part for kind in family.__mro__ for part in vars(kind)}  # looked at, not asked: skills may be computed
+    needed = ("version", "arms", "skills", "headline", "mixture")
+    if lacking := sorted(family.__abstractmethods__) + [part for part in needed if part not in known]:
+        raise FamilyError(f"{family.__qualname__} lacks {', '.join(lacking)}")
+    FAMILIES[name] = family
     return family
 
 
 def family_from(value: Any) -> Any:
-    """A family from its record, or from a mapping with `name` and parameters. Raises ValueError on an unknown name."""
+    """A family from its record, or from a mapping with `name` and parameters. Raises FamilyError where there is none of that
+    name, and pydantic's ValidationError for parameters that it does not take. Both are ValueErrors."""
     if isinstance(value, Family):
         return value
     if not isinstance(value, dict) or "name" not in value:
-        raise ValueError(f"a family is a mapping with 'name'; families: {', '.join(FAMILIES)}")
-    name = value["name"]
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(str(name), FAMILIES, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise ValueError(f"unknown family '{name}'{hint} Families: {', '.join(FAMILIES)}")
-    return FAMILIES[name].model_validate(value)
+        raise FamilyError(f"a family is a mapping with 'name'; families: {', '.join(FAMILIES)}")
+    return family_named(value["name"]).model_validate(value)
+
+
+def family_named(name: Any) -> type[Family]:
+    """The family of that name. Raises FamilyError, saying what is known or why it could not be loaded."""
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
+    if isinstance(name, str) and name in LEFT_OUT:
+        raise FamilyError(f"family '{name}' cannot be used: {LEFT_OUT[name]}; mend or update that package")
+    given = str(name)[:100]
+    near = difflib.get_close_matches(given, FAMILIES, 1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    broken = f". Could not be loaded: {', '.join(LEFT_OUT)}" if LEFT_OUT else ""
+    raise FamilyError(f"unknown family '{given}'{hint} Families: {', '.join(FAMILIES)}{broken}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count
+from trainers.spec import Count, Limit
 from trainers.streams import keyed_permutation, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
 
@@ -39,7 +39,7 @@ class Cipher(Family):
     name: Literal["cipher"] = "cipher"
     n_symbols: Annotated[Count, Field(ge=4, le=20)] = 16
     """V: symbols per side; the universe has V! tasks (20! is the last below 2^62)."""
-    n_pairs: Annotated[Count, Field(ge=4)] = 24
+    n_pairs: Annotated[Count, Field(ge=4), Limit(10_000)] = 24
     """Pairs per sequence."""
     answers: Literal["permutation", "noise"] = "permutation"
     """`noise` trains on answers drawn independently of everything: a null, on which no skill can be learned."""

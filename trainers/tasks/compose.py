@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.spec import Count, Index, Positive
+from trainers.spec import Count, Index, Limit, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.base import (
     SMALL_UNIVERSE,
@@ -58,9 +58,9 @@ class Compose(Family):
     """Compositions of `n_slots` functions, one of `n_functions` in each slot, the identity among them."""
 
     name: Literal["compose"] = "compose"
-    n_slots: Annotated[Count, Field(ge=2)] = 3
+    n_slots: Annotated[Count, Field(ge=2, le=62)] = 3  # 2 functions in 62 slots are 2^62 tasks
     """L: functions applied one after another."""
-    n_functions: Annotated[Count, Field(ge=2)] = 8
+    n_functions: Annotated[Count, Field(ge=2), Limit(1000)] = 8
     """F: functions to choose from in each slot, the first of them the identity; the universe has F^L tasks, at most 2^62."""
     kind: Literal["letters", "positions"] = "letters"
     """What a function does: map each letter to another (`letters`), or rearrange the positions (`positions`)."""
@@ -68,11 +68,11 @@ class Compose(Family):
     """S: letters of the input, and of every step, up to 6."""
     n_letters: Annotated[Count, Field(ge=4, le=26)] = 8
     """Letters of the alphabet, from 4 to 26."""
-    n_domains: Index = 0
+    n_domains: Annotated[Index, Limit(100)] = 0
     """Domains, each the compositions that begin with one function; 0 has none, and any function may come first."""
     domain: Index | None = None
     """A specialist: train on this domain alone (from 0). Left out, a generalist: on n_tasks compositions of each domain."""
-    domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] = ()
+    domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Limit(1e6, 1e-6, 100)] = ()
     """How often a generalist is shown each domain, in proportion, one number a domain; left out: all alike. A specialist does not heed it."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control, nothing carries over."""

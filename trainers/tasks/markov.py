@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count, Training
+from trainers.spec import Count, Limit, Training
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
 
@@ -36,7 +36,7 @@ class Markov(Family):
     name: Literal["markov"] = "markov"
     n_states: Annotated[Count, Field(ge=3, le=32)] = 8
     """k. With two states the transitions alternate, so that a sequence read backwards has the same counts."""
-    n_tokens: Annotated[Count, Field(ge=4)] = 128
+    n_tokens: Annotated[Count, Field(ge=4), Limit(100_000)] = 128
     """T: states per sequence; the model reads T - 1 and predicts as many."""
     prior: Literal["ranked", "uniform"] = "ranked"
     """How often each training chain is drawn: chain r of n in (1/n) Σ_{i=r..n} 1/i (`ranked`) or 1/n (`uniform`), which

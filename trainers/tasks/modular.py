@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from trainers.spec import Count
+from trainers.spec import Count, Limit
 from trainers.streams import keyed_permutation, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
 
@@ -48,7 +48,7 @@ class Modular(Family):
     """p: a prime, at most 127."""
     n_inputs: Annotated[Count, Field(ge=2, le=16)] = 2
     """D: numbers that a function takes, from 2 to 16; the universe has p^D tasks, at most 2^62."""
-    n_examples: Annotated[Count, Field(ge=2)] = 8
+    n_examples: Annotated[Count, Field(ge=2), Limit(10_000)] = 8
     """P: examples in a sequence."""
 
     version: ClassVar[int] = 1

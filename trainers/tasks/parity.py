@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from trainers.spec import Count
+from trainers.spec import Count, Limit
 from trainers.streams import key_of, keyed_permutation, mix64, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, SkillsOfParameters, register
 
@@ -43,7 +43,7 @@ class Parity(Family):
     """n: bits of the data, from 8 to 60."""
     n_summed: Count = 3
     """k: bits whose parity a task asks for."""
-    n_controls: Count = 64
+    n_controls: Annotated[Count, Limit(100_000)] = 64
     """Controls, and so the most tasks there can be; the model has a token for each, in use or not."""
 
     version: ClassVar[int] = 1

@@ -23,11 +23,11 @@ as trial.json, python -m trainers trial.json --events events.jsonl; ability and 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 
-from trainers.spec import Count, Numbers, Positive
+from trainers.spec import Count, Limit, Numbers, Positive
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, normal_loss_nats, register
 
@@ -43,11 +43,11 @@ class Regression(Family):
     """Linear functions of `n_dims` numbers, shown as `n_pairs` noisy pairs."""
 
     name: Literal["regression"] = "regression"
-    n_dims: Count = 8
+    n_dims: Annotated[Count, Limit(10_000)] = 8
     """D: numbers in x, and weights of a task."""
-    n_pairs: Count = 16
+    n_pairs: Annotated[Count, Limit(10_000)] = 16
     """K: pairs per sequence, every y of them predicted, the first from nothing."""
-    noise_variance: Positive = 0.25
+    noise_variance: Annotated[Positive, Limit(1e6, 1e-6)] = 0.25
     """σ²: variance of the noise on y."""
 
     version: ClassVar[int] = 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count
+from trainers.spec import Count, Limit
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
 
@@ -27,9 +27,9 @@ class Urns(Family):
     """Urns with `n_colors` colours, shown as `n_draws` draws after a start token."""
 
     name: Literal["urns"] = "urns"
-    n_colors: Annotated[Count, Field(ge=2)] = 8
+    n_colors: Annotated[Count, Field(ge=2), Limit(10_000)] = 8
     """V: colours; the start token has id V."""
-    n_draws: Count = 128
+    n_draws: Annotated[Count, Limit(100_000)] = 128
     """C: draws per sequence, all of them predicted."""
 
     version: ClassVar[int] = 1

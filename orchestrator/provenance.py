@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from orchestrator import links
 from orchestrator.study import Study
 
 
@@ -27,7 +28,7 @@ def session_event(study: Study, options: dict[str, Any]) -> dict[str, Any]:
         "science": study.science(),
         "host": socket.gethostname(),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "options": options,
+        "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
         "versions": versions(),
     } | source()
 

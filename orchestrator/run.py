@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import machines, plan, record, together
+from orchestrator import links, machines, plan, record, together
 from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
 from orchestrator.plan import Options
@@ -241,7 +241,7 @@ def _failure(result: Any, session: str) -> list[Event]:
 def _reason(said: str) -> str:
     """Why something failed, in one line: the last of what Ray says."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else "no reason given"
+    return links.without_password(lines[-1].strip())[:500] if lines else "no reason given"
 
 
 # Stopping -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ script, which lets a reader point at a figure, walk along compute, and sort and 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import matplotlib
 from markupsafe import Markup, escape
 
 from orchestrator import stats
+from orchestrator.files import replace
 from orchestrator.findings import Findings
 from orchestrator.report import judged_tables, tables
 from orchestrator.report.curves import Curves, decays, jumps
@@ -115,7 +115,7 @@ def write(
             embedded.walk(walk)
     told = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
     _write_files(folder, files)
-    _replace(folder / "report.html", _fitting(told, blocks, embedded))
+    replace(folder / "report.html", _fitting(told, blocks, embedded))
     return folder / "report.html"
 
 
@@ -126,13 +126,7 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         if stale.suffix in (".png", ".svg", ".csv"):
             stale.unlink()
     for name, data in files.items():
-        _replace(figures / name, data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+        replace(figures / name, data, synced=False)  # hundreds; one that a crash tears is found by its hash
 
 
 Shown = dict[str, Any]

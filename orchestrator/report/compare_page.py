@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from markupsafe import Markup
 from orchestrator.claims import FALSE_SHARE
 from orchestrator.compare import OVERALL_SHARE, Arms, BoundaryPair, CellDifference, Comparison
 from orchestrator.compare_words import answer, difference_words, left_out, overtaking_words, shift_words
+from orchestrator.files import replace
 from orchestrator.findings import Findings
 from orchestrator.report import PAGE, templates
 from orchestrator.report.judged_tables import p_words
@@ -49,9 +49,7 @@ def write(home: Path, found: Comparison) -> Path:
         )
     )
     path = home / f"compare_{ids[0]}_{ids[1]}.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page)
-    os.replace(temporary, path)
+    replace(path, page.encode())
     return path
 
 

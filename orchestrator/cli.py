@@ -21,6 +21,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
@@ -313,11 +314,19 @@ def _run_missing(
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
     """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
-    from orchestrator import record
+    from orchestrator import record, trouble
 
-    if record.is_published(folder, uri, study):
+    try:
+        why = record.behind(folder, uri, study)
+    except Exception as problem:  # files were looked at first
+        found = trouble.of(problem, uri)
+        if found.is_away:
+            typer.echo(f"{found.what}; whether it still has the runs that were published there is not known.")
+            return
+        why = found.what
+    if not why:
         return
-    say("The record is behind the journal; writing it anew ...")
+    say(f"{why}; writing it anew ...")
     if state.study != study.model_dump(mode="json"):
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
@@ -374,10 +383,14 @@ def stop(study_name: RecordedName) -> None:
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures anew from the journal; print where it is."""
-    folder, _, state = _recorded(study_name)
-    from orchestrator import record
+    folder, study, state = _recorded(study_name)
+    from orchestrator import record, trouble
 
-    say(str(record.rewrite(folder, _aside)))
+    try:
+        say(str(record.rewrite(folder, _aside)))
+    except OSError as problem:
+        found = trouble.of(problem)
+        raise UsageProblem(f"{study.id}: the report cannot be written: {found.what}") from None
     if state.short:
         raise typer.Exit(1)
 
@@ -410,15 +423,16 @@ def compare(
 def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
     folder, study, state = _recorded(study_name)
-    from orchestrator import record
+    from orchestrator import record, trouble
 
     uri = _tracking_uri(tracking_uri)
     try:
         record.publish(folder, uri, say=_aside)
     except Exception as problem:
+        found = trouble.of(problem, uri)
+        advice = f": {found.advice}" if found.advice else ""
         raise UsageProblem(
-            f"{study.id}: MLflow at {links.without_password(uri)} was not brought up to date: {record.one_line(problem)}\n"
-            "The journal has everything; try again when MLflow is up."
+            f"{study.id}: the record is not up to date: {found.what}; the journal has everything{advice}"
         ) from None
     say(f"{study.id}: tables and report in {folder}, runs in {links.without_password(uri)}")
     if link := links.study_link(folder, uri):
@@ -437,9 +451,9 @@ def ui(
     if not links.is_local(uri):
         say(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (store := links.sqlite_file(uri)) is not None and not store.exists():
         raise UsageProblem(
-            f"{uri}: no MLflow store there yet; run a study first, for example: {_program()} run quickstart"
+            f"{links.without_password(uri)}: no MLflow store there yet; run a study first, for example: {_program()} run quickstart"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -449,7 +463,13 @@ def ui(
             raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
     address = f"http://127.0.0.1:{port}"
     say(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
-    for folder in links.serve_at(address, uri):
+    try:
+        shown = links.serve_at(address, uri)
+    except OSError as problem:
+        raise UsageProblem(
+            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI keeps its address there"
+        ) from None
+    for folder in shown:
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
     _serve(port, uri)
 
@@ -484,7 +504,8 @@ def _serve(port: int, uri: str) -> None:
                 os.killpg(server.pid, ending)
                 server.wait(5)
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    raise UsageProblem(f"MLflow's UI ended with code {code}: {lines[-1] if lines else ''}\nAll it said: {path}")
+    said = links.hide(lines[-1], uri) if lines else ""
+    raise UsageProblem(f"MLflow's UI ended with code {code}: {said}\nAll it said: {path}")
 
 
 @app.command(epilog="Example: emergence clean quickstart")
@@ -501,7 +522,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
             raise UsageProblem(f"{checkpoints}: not all of it could be removed; get access to it, and clean again")
     say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
     if not n_bytes:
-        say(f"There were none in {checkpoints}; with another --storage they are there.")
+        say(f"There were none in {links.without_password(checkpoints)}; with another --storage they are there.")
 
 
 # Showing ------------------------------------------------------------------------------------------------------------
@@ -600,8 +621,11 @@ def _show_result(
     console.print()
     console.print(surface.render())
     page = folder / "report.html"
+    found = None
     if record.report_is_current(folder, study):
-        found = findings.read(folder, study)
+        with contextlib.suppress(OSError):  # damaged or taken away a moment ago
+            found = findings.read(folder, study)
+    if found is not None:
         console.print(f"\n{found.answer}")
         for verdict in found.verdicts:
             console.print(f"  {answer.verdict_line(verdict)}")
@@ -612,13 +636,19 @@ def _show_result(
         older = f"; what {page} shows is older" if page.exists() else ""
         said = f"not written yet{older}. Write it with: {_program()} publish {study_name}"
     console.print(f"\nReport:    {said}", soft_wrap=True)
-    if link := links.study_link(folder, uri):
+    published = record.mlflow_is_current(folder, uri, study) or record.is_publishing(folder)
+    if not published:
+        console.print(
+            f"MLflow:    not up to date. Bring it there with: {_program()} publish {study_name}",
+            soft_wrap=True,
+        )
+    elif link := links.study_link(folder, uri):
         console.print(f"MLflow:    {link}", soft_wrap=True)
     if links.is_local(uri):
         address = links.ui_address(uri)
-        option = f" --port {urlsplit(address).port}" if address != links.LOCAL_UI else ""
-        option += f" --tracking-uri {links.without_password(uri)}" if tracking_uri else ""
-        console.print(f"MLflow UI: {_program()} ui{option}", soft_wrap=True)
+        words = [_program(), "ui", *(["--port", str(urlsplit(address).port)] if address != links.LOCAL_UI else [])]
+        words += ["--tracking-uri", tracking_uri] if tracking_uri else []
+        console.print(f"MLflow UI: {_to_copy(words)}", soft_wrap=True)
 
 
 def _show_comparison(found: Any) -> None:
@@ -675,7 +705,31 @@ def _program() -> str:
 
 def _again() -> str:
     """This very command, to copy: without its options it might not find its checkpoints again."""
-    return shlex.join([_program(), *sys.argv[1:]])
+    return _to_copy([_program(), *sys.argv[1:]])
+
+
+_SECRET_OPTIONS = {"--tracking-uri": "MLFLOW_TRACKING_URI", "--storage": "EMERGENCE_STORAGE"}
+"""Options that may hold a password, and the variables that say the same."""
+
+
+def _to_copy(words: Sequence[str]) -> str:
+    """A command as it may be shown: an option that holds a password is left out, and the variable for it is named."""
+    kept: list[str] = []
+    unset: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, given, value = word.partition("=")
+        if option in _SECRET_OPTIONS and (given or rest):
+            value = value if given else rest.pop(0)
+            if links.holds_secret(value):
+                unset.append(_SECRET_OPTIONS[option])
+            else:
+                kept += [word] if given else [word, value]
+        else:
+            kept.append(links.without_password(word))
+    first = f"   (set {' and '.join(unset)} first: what it holds is not repeated here)" if unset else ""
+    return shlex.join(kept) + first
 
 
 def _list_studies(console: Terminal) -> None:
@@ -821,14 +875,36 @@ def _writable(folder: Path) -> Path:
 def _tracking_uri(given: str | None) -> str:
     from orchestrator import record  # here: pyarrow takes a moment that --help should not
 
-    uri = given or record.default_tracking_uri()
-    known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+    try:
+        uri = given or record.default_tracking_uri()
+    except ValueError as problem:
+        raise UsageProblem(f"{problem}; set EMERGENCE_HOME to a folder without ? and %") from None
+    shown = links.without_password(uri)
+    known = ("sqlite:///", "sqlite+", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
     if not uri.startswith(known):
         raise UsageProblem(
-            f"{uri}: not a tracking URI that MLflow can write to; give http://host:port, sqlite:///path.db, or a "
+            f"{shown}: not a tracking URI that MLflow can write to; give http://host:port, sqlite:///path.db, or a "
             "database such as postgresql://..."
         )
+    if uri.startswith(("http://", "https://")):
+        _check_address(uri)
+    elif uri.startswith("sqlite") and "?" in uri and not re.fullmatch(r"\w+=[^/]*", uri.partition("?")[2]):
+        raise UsageProblem(f"{shown}: what follows the ? is taken for settings; in a path write %3F for it")
     return uri
+
+
+def _check_address(uri: str) -> None:
+    """Refuse an address that no client would read as it was meant. Raises UsageProblem, without any password."""
+    try:
+        parts = urlsplit(uri)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        port, host = None, None
+    if not host or port == 0 or not links.ui_address(uri):
+        raise UsageProblem(
+            f"{links.without_password(uri)}: not an address; give http://host:port, and in a password write %2F for /, "
+            "%3F for ?, %23 for # and %40 for @"
+        )
 
 
 def _check_device(device: str) -> None:
@@ -869,12 +945,12 @@ def _storage(given: str) -> str:
     not answer."""
     what = "give a folder, or a URI such as s3://bucket/prefix"
     if re.match(r"[a-z][a-z0-9+]+:/(?!/)", given) or given.endswith("://"):
-        raise UsageProblem(f"--storage {given}: neither a folder nor a whole URI; {what}")
+        raise UsageProblem(f"--storage {links.without_password(given)}: neither a folder nor a whole URI; {what}")
     try:
         checkpoint.store_of(given).names()
     except (ValueError, OSError) as problem:
-        said = str(problem).splitlines()[0][:200]
-        raise UsageProblem(f"--storage {given}: cannot be reached: {said}; {what}") from None
+        said = links.hide(" ".join(str(problem).split()), given)[:200]
+        raise UsageProblem(f"--storage {links.without_password(given)}: cannot be reached: {said}; {what}") from None
     return given if "://" in given else str(Path(given).resolve())
 
 
@@ -885,8 +961,9 @@ def _check_writable(storage: str | None) -> None:
     try:
         checkpoint.check_writable(storage)
     except OSError as problem:
-        said = str(problem).splitlines()[0][:200]
-        raise UsageProblem(f"--storage {storage}: checkpoints cannot be written there: {said}") from None
+        said = links.hide(" ".join(str(problem).split()), storage)[:200]
+        shown = links.without_password(storage)
+        raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {said}") from None
 
 
 def _check_room(study: Study, options: Options, absent_is_fine: bool = False) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
+from orchestrator.files import replace, sync_folder
 from orchestrator.lease import StudyLock
 
 Event = dict[str, Any]
@@ -50,7 +50,7 @@ class Journal:
         is_new = not self.path.exists()
         self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
         if is_new:
-            _sync_folder(folder)
+            sync_folder(folder)
         self._reader = Reader(folder)
         self._reader.read()
         self._is_clean = True  # all that was written since has arrived whole
@@ -218,16 +218,10 @@ def _give_checksums(path: Path) -> None:
     if any(event is not None and "sum" in event for event in events):
         return  # an earlier version went on with a journal of this one: each line is read as what it is
     sound = [event for event in events if event is not None]
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(temporary, "xb") as file:
-        file.write(b"".join(_line(i, 0, event) for i, event in enumerate(sound, 1)))
-        file.flush()
-        os.fsync(file.fileno())
     before = path.with_name(f"{path.stem}.before_checksums.jsonl")
     if not before.exists():
-        os.link(path, before)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+        replace(before, data)
+    replace(path, b"".join(_line(i, 0, event) for i, event in enumerate(sound, 1)))
 
 
 def _make_synced(folder: Path) -> None:
@@ -235,15 +229,7 @@ def _make_synced(folder: Path) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in reversed(missing):
-        _sync_folder(one.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(one.parent)
 
 
 class State:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from orchestrator import recorded
+from orchestrator import files, recorded
 from orchestrator.journal import State
 from orchestrator.provenance import cpu_name
 from orchestrator.study import Study, StudyError, differences
@@ -323,9 +323,8 @@ def remember_throughput(study: Study, device: str, flops_per_second: float) -> N
     path = _throughput_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(_throughputs() | {shape_key(study, device): flops_per_second}, indent=1))
-        os.replace(temporary, path)
+        known = _throughputs() | {shape_key(study, device): flops_per_second}
+        files.replace(path, json.dumps(known, indent=1).encode())
     except OSError:
         pass
 

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from orchestrator import links
 from orchestrator.study import Study
 
 
@@ -32,7 +33,7 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
         "science": study.science(),
         "host": socket.gethostname(),
         "machine": f"{cpu_name()}, {_cores_words()}, {platform.system()} {platform.machine()}",
-        "options": options,
+        "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
         "versions": versions(),
     } | source()
 

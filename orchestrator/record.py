@@ -9,31 +9,37 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import fcntl
+import hashlib
 import json
+import logging
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator import findings, links, recorded, results, summary, terminal
+from orchestrator import files, findings, links, recorded, results, summary, terminal, trouble
 from orchestrator.journal import Event, State, home_folder, read
 from orchestrator.recorded import trial_evaluations
 from orchestrator.study import Study
+from orchestrator.trouble import RecordProblem
 from orchestrator.words import number
 from trainers import budget
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
 from trainers.tasks.decomposition import PREDICTORS
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 """Takes one line for the person who waits."""
 
@@ -155,13 +161,12 @@ def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
 def write_parquet(folder: Path, state: State, study: Study) -> None:
     """Write both tables, each in one rename. Raises OSError."""
     for name, table in (("results", results_table(state, study)), ("runs", runs_table(state, study))):
-        temporary = folder / f".{name}.parquet.{os.getpid()}"
-        pq.write_table(table, temporary, compression="zstd")
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{name}.parquet")
+        with files.aside(folder / f"{name}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd")
 
 
+TABLES = ("results.parquet", "runs.parquet")
+REPORT_FILE = "report.html"
 SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
 """Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
 counted (`summary.claim_rows`)."""
@@ -171,33 +176,107 @@ def write_summary(folder: Path, found: findings.Findings) -> None:
     """Write the tables of results and of claims, each in one rename. Raises OSError."""
     tables = ((SUMMARY_FILE, summary.COLUMNS, summary.rows), (CLAIMS_FILE, summary.CLAIM_COLUMNS, summary.claim_rows))
     for name, columns, rows in tables:
-        temporary = folder / f".{name}.{os.getpid()}"
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with files.aside(folder / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, fieldnames=columns)
             table.writeheader()
             table.writerows(rows(found))
-        os.replace(temporary, folder / name)
 
 
 # MLflow -------------------------------------------------------------------------------------------------------------
 
 
 def default_tracking_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home_folder() / 'mlflow.db'}"
-
-
-def experiment_id(tracking_uri: str, study_id: str) -> str | None:
-    """The MLflow experiment of a study, None while there is none. Imports mlflow."""
-    from mlflow import MlflowClient
-
-    found = MlflowClient(tracking_uri).get_experiment_by_name(study_id)
-    return found.experiment_id if found else None
+    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder. Raises ValueError where no URI can name that file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or links.sqlite_uri(home_folder() / "mlflow.db")
 
 
 PARENT = "study"
 """Key of the parent run; the key of any other run is its trial's id."""
 RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
+MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
+"""What MLflow takes: characters of a tag, a param and a name; metrics in one request."""
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_PATIENCE = {_RETRIES: "2", _TIMEOUT: "20"}
+"""Its own 7 tries are minutes before it says no, and its 120 s are long for a server that hangs."""
+_FIRST_CONTACT = {_RETRIES: "1", _TIMEOUT: "5"}
+"""A server that does not answer the first request of all is taken for dead after ten seconds."""
+SQLITE_PATIENCE_SECONDS = 5.0
+"""How long a locked database is waited for before the first request; MLflow alone would try for minutes."""
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set these variables for a while: MLflow reads them at each request."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _client(tracking_uri: str) -> Any:
+    """A client of this store, quiet and not endlessly patient. Raises what is wrong with a store that is a file."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if (path := links.sqlite_file(tracking_uri)) is not None:
+        _check_sqlite(path)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "urllib3"):  # what they log is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri)
+
+
+def _check_sqlite(path: Path) -> None:
+    """Write to a database and take it back. Raises sqlite3.Error, and OSError where its folder is missing.
+
+    MLflow would try ten times for minutes, and then quote SQL.
+    """
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+        return
+    database = sqlite3.connect(path, timeout=SQLITE_PATIENCE_SECONDS, isolation_level=None)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("CREATE TABLE emergence_probe (x)")
+        database.execute("ROLLBACK")
+    finally:
+        database.close()
+
+
+def _first_contact(client: Any, study_id: str) -> Any:
+    """The experiment of a study, None while there is none. The first request: it tells whether anybody is there."""
+    brief = {name: value for name, value in _FIRST_CONTACT.items() if os.environ.get(name) == _PATIENCE[name]}
+    with _environment(brief):
+        return client.get_experiment_by_name(study_id)
+
+
+def _runs_of(client: Any, experiment: str, record_id: str) -> Iterator[Any]:
+    """Every run of a record that is not deleted."""
+    token = None
+    while True:
+        mine = f"tags.`emergence.record` = '{record_id}'"
+        page = client.search_runs([experiment], mine, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _tag(value: Any, limit: int = MAX_TAG) -> str:
+    """A value as a tag: of a length that MLflow takes, without characters that a database refuses."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class MlflowRecord:
@@ -205,47 +284,54 @@ class MlflowRecord:
 
     Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
     the journal: two homes that share a server have a parent run each, and never mix.
+
+    An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So a run is
+    looked for after any error, and of several runs of one key the fullest stays.
     """
 
     def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 are minutes before it says no,
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # and 120 s is long for a server that hangs
+        self.client = _client(tracking_uri)
         import mlflow.entities
-        from mlflow import MlflowClient
 
         self._entities = mlflow.entities
-        self.client = MlflowClient(tracking_uri)
         self.study, self.record_id = study, record_id
-        found = self.client.get_experiment_by_name(study.id)
+        found = _first_contact(self.client, study.id)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         if found is not None and tracking_uri.startswith("sqlite") and found.artifact_location != self._artifacts():
-            raise RuntimeError(
+            raise RecordProblem(
                 f"{tracking_uri} keeps the artifacts of {study.id} in {found.artifact_location}, outside this home: it was "
                 "copied or moved. Remove the .db file, which is rebuilt, and publish again"
             )
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
+        self._above: dict[str, str] = {}  # trial id -> the parent that its run names
         self._described: set[str] = set()  # keys whose run has its params
         self._settled: set[str] = set()  # trials whose run holds all there will ever be
         self._logged: dict[str, int] = {}  # evaluations already sent, by trial
         self._counts: dict[str, int] = {}  # of trials, as last told
-        token = None
-        while True:
-            mine = f"tags.`emergence.record` = '{record_id}'"
-            page = self.client.search_runs([self.experiment], mine, max_results=1000, page_token=token)
-            for run in page:
-                key = run.data.tags["emergence.key"]
-                self.runs[key] = run.info.run_id
-                if run.data.tags.get("emergence.ended"):
-                    self._settled.add(key)
-                if run.data.params:
-                    self._described.add(key)
-            token = page.token
-            if not token:
-                break
+        self._find()
+
+    def _find(self) -> None:
+        """Learn which runs there are. Of several for one key all but the fullest are ended and deleted."""
+        by_key: dict[str, list[Any]] = {}
+        for run in _runs_of(self.client, self.experiment, self.record_id):
+            by_key.setdefault(run.data.tags["emergence.key"], []).append(run)
+        for key, runs in by_key.items():
+            run, *others = sorted(runs, key=_fullest_first)
+            for other in others:
+                if other.info.status == "RUNNING":
+                    self.client.set_terminated(other.info.run_id, "KILLED")
+                self.client.delete_run(other.info.run_id)
+            if self.runs.get(key, run.info.run_id) != run.info.run_id:  # what we have sent went to the other one
+                self._logged.pop(key, None)
+                self._described.discard(key)
+            self.runs[key] = run.info.run_id
+            self._above[key] = run.data.tags.get("mlflow.parentRunId", "")
+            if _is_settled(run):
+                self._settled.add(key)
+            if run.data.params:
+                self._described.add(key)
 
     def _artifacts(self) -> str:
         return (home_folder() / "mlartifacts" / self.study.id).as_uri()
@@ -254,23 +340,57 @@ class MlflowRecord:
         place = None
         if not tracking_uri.startswith("http"):  # a server keeps artifacts itself
             place = self._artifacts()
-        tags = {"emergence.question": self.study.question, "mlflow.note.content": self.study.question}
+        note = summary.as_markdown(_tag(self.study.question, MAX_TAG // 6))
+        tags = {"emergence.question": _tag(self.study.question), "mlflow.note.content": note}
         tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
-        return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
+        try:
+            with _environment({_RETRIES: "0"}):
+                return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
+        except Exception:
+            found = self.client.get_experiment_by_name(self.study.id)  # made, and only the answer was lost?
+            if found is None:
+                raise
+            return cast(str, found.experiment_id)
 
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
-        """The run of this key, made on first use: its tag is written with it, so a crash cannot make a second one."""
+        """The run of this key, made on first use. Its key is written with it, so that it is found again after any error.
+
+        MLflow's client may not repeat the request by itself: a repeated one makes a second run.
+        """
         if key not in self.runs:
-            tags = {k: str(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
-            run = self.client.create_run(self.experiment, round(started * 1000), tags=tags, run_name=name)
-            self.runs[key] = run.info.run_id
+            tags = {k: _tag(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
+            at = round(started * 1000)
+            try:
+                with _environment({_RETRIES: "0"}):
+                    run = self.client.create_run(self.experiment, at, tags=tags, run_name=_tag(name, MAX_NAME))
+                self.runs[key] = run.info.run_id
+            except Exception:
+                self._find()  # made, and only the answer was lost?
+                if key not in self.runs:
+                    raise
         return self.runs[key]
+
+    def _log(self, run: str, points: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
+        """Log to a run in requests of a size that MLflow takes; params with the first, tags with the last."""
+        starts = range(0, max(len(points), 1), MAX_METRICS)
+        for start in starts:
+            is_last = start == starts[-1]
+            self.client.log_batch(
+                run,
+                metrics=points[start : start + MAX_METRICS],
+                params=params if start == 0 else [],
+                tags=tags if is_last else [],
+            )
 
     def publish(self, state: State, say: Say | None = None) -> None:
         """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
         if not state.sessions:
             return
         parent = self._parent(state)
+        for key in self._settled - {PARENT}:
+            if self._above[key] != parent:
+                self.client.set_tag(self.runs[key], "mlflow.parentRunId", parent)
+                self._above[key] = parent
         unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
         told = time.monotonic()
         for i, trial in enumerate(unsettled):
@@ -302,8 +422,7 @@ class MlflowRecord:
         counts = {kind: ended.count(kind) for kind in ("done", "diverged", "failed", "open")}
         if counts != self._counts:
             when, metric = round(state.last_time * 1000), self._entities.Metric
-            points = [metric(f"trials/{kind}", float(n), when, 0) for kind, n in counts.items()]
-            self.client.log_batch(parent, metrics=points)
+            self._log(parent, [metric(f"trials/{kind}", float(n), when, 0) for kind, n in counts.items()])
             self._counts = counts
 
     def _tell_axes(self, parent: str, known: dict[str, str]) -> None:
@@ -312,12 +431,14 @@ class MlflowRecord:
         axes = axes_words(self.study)
         params = {"family": cast(Any, self.study.family).name} | axes
         for name, words in params.items():
+            words = _tag(words, MAX_PARAM)
             told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
             if not told or known[max(told, key=len)] != words:
                 key = name if not told else f"{name}/extended{'_again' * (len(told) - 1)}"
-                self.client.log_param(parent, key, words)
-        for axis, words in axes.items():
-            self.client.set_tag(parent, f"emergence.axes.{axis}", words)
+                if len(key) <= MAX_NAME:  # it was extended dozens of times; the tags have what holds now
+                    self.client.log_param(parent, key, words)
+        tags = [self._entities.RunTag(f"emergence.axes.{axis}", _tag(words)) for axis, words in axes.items()]
+        self._log(parent, tags=tags)
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
         evaluations = trial_evaluations(state, trial)
@@ -331,18 +452,21 @@ class MlflowRecord:
         tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.parentRunId": parent}
         tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
         if changes := session.get("changes"):
-            tags["emergence.changes"] = ", ".join(changes)[:5000]
+            tags["emergence.changes"] = ", ".join(changes)
         run = self._run(trial.id, trial.id, started, tags)
         metric, param = self._entities.Metric, self._entities.Param
         is_new = trial.id not in self._described
-        params = [param(k, str(v)) for k, v in trial_params(trial).items()] if is_new else []
+        params = [param(k, _tag(v, MAX_PARAM)) for k, v in trial_params(trial).items()] if is_new else []
         points = [
             metric(key, value, round(event["time"] * 1000), event["step"])
             for _, event in evaluations[known:]
             for key, value in trial_metrics(event, cast(Family, trial.family).ability_of).items()
         ]
-        for start in range(0, max(len(points), 1), 900):
-            self.client.log_batch(run, metrics=points[start : start + 900], params=params if start == 0 else [])
+        if self._above.get(trial.id, parent) != parent:
+            self.client.set_tag(run, "mlflow.parentRunId", parent)
+        self._above[trial.id] = parent
+        if points or params:
+            self._log(run, points, params)
         self._described.add(trial.id)
         self._logged[trial.id] = len(evaluations)
         if end is not None:
@@ -353,8 +477,8 @@ class MlflowRecord:
             ]
             ended = [self._entities.RunTag("emergence.ended", end["status"])]
             if end.get("reason"):
-                ended.append(self._entities.RunTag("emergence.reason", end["reason"][:500]))
-            self.client.log_batch(run, metrics=totals, tags=ended if end["status"] != "failed" else ended[1:])
+                ended.append(self._entities.RunTag("emergence.reason", _tag(end["reason"], 500)))
+            self._log(run, totals, tags=ended if end["status"] != "failed" else ended[1:])
             good = end["status"] in ("done", "diverged")
             self.client.set_terminated(run, "FINISHED" if good else "FAILED", when)
             if good:
@@ -371,6 +495,10 @@ class MlflowRecord:
             "store": links.store_of(tracking_uri),
         }
 
+    def heal(self) -> None:
+        """Look once more for runs that were made twice: MLflow may have made one long after it was asked."""
+        self._find()
+
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
     ) -> None:
@@ -383,15 +511,27 @@ class MlflowRecord:
         points = [
             self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
         ]
-        note = [self._entities.RunTag("mlflow.note.content", description)]
-        self.client.log_batch(parent, metrics=points[:1000], tags=note)
+        self._log(parent, points, tags=[self._entities.RunTag("mlflow.note.content", description)])
         self._tell_axes(parent, self.client.get_run(parent).data.params)
-        tables = [folder / SUMMARY_FILE, folder / CLAIMS_FILE]
-        for path in sorted(folder.glob("*.parquet")) + sorted(folder.glob("report.html")) + tables:
-            self.client.log_artifact(parent, str(path))
-        for path in sorted((folder / "figures").glob("*")):
-            self.client.log_artifact(parent, str(path), "figures")
+        for name in _shown_files(folder):
+            self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self.client.set_terminated(parent, "FINISHED", now)
+
+
+def _fullest_first(run: Any) -> tuple[bool, int, str]:
+    """The order in which runs of one key are kept: settled ones, then by how much they hold; the rest by their ids."""
+    return not _is_settled(run), -len(run.data.metrics) - len(run.data.params), run.info.run_id
+
+
+def _is_settled(run: Any) -> bool:
+    """Does a trial's run hold all there will ever be? Its status is set last."""
+    return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
+
+
+def _shown_files(folder: Path) -> list[str]:
+    """What the record consists of in a study's folder, by their paths in it."""
+    figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
+    return [*TABLES, SUMMARY_FILE, CLAIMS_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
 
 
 def axes_words(study: Study) -> dict[str, str]:
@@ -451,13 +591,14 @@ def publish(
     """Project the journal of a study's folder into Parquet, report and MLflow; with `follow`, until stdin closes.
 
     One publisher at a time per folder: a second one waits. Parquet and report come first and do not need MLflow;
-    MLflow's exceptions are raised only after they are written.
+    MLflow's exceptions are raised only after they are written. Raises OSError where the folder cannot be written.
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        everything, position, target = State(), 0, None
+        everything, position, target, told, pause = State(), 0, None, "", pause_seconds
         while True:
-            ending = not follow or _stdin_closed(pause_seconds)
+            ending = not follow or _stdin_closed(pause)
+            began = time.monotonic()
             if ending:
                 everything = State.of(folder)  # anew: a line that came under an older lease may count no longer
             else:
@@ -476,16 +617,28 @@ def publish(
                     target = MlflowRecord(tracking_uri, study, state.record)
                     target.begin(state)
                 target.publish(state)
+                told = ""
             except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
-                print(f"MLflow: {one_line(problem)}", file=sys.stderr, flush=True)
-                target = None
+                if (what := trouble.of(problem, tracking_uri).what) != told:
+                    print(f"MLflow: {what}", file=sys.stderr, flush=True)
+                told, target = what, None
+            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # following takes a tenth of a core at most
+        for place in (folder, folder / "figures"):
+            files.remove_stale(place)
         say("Tables ...")
         found = _write_tables(folder, state, study)
+        _mark(folder, {"mlflow": None})
         unpublished: Exception | None = None
         say("MLflow runs ...")
-        try:
+
+        def publish_runs() -> MlflowRecord:
             target = MlflowRecord(tracking_uri, study, state.record)
             target.publish(state, say)
+            target.heal()
+            return target
+
+        try:
+            target = _again_after_outages(publish_runs)
             links.write(folder, target.links(tracking_uri))
         except Exception as problem:  # the report needs no MLflow: it comes first
             unpublished = problem
@@ -495,10 +648,30 @@ def publish(
             raise unpublished
         assert target is not None
         say("Report, figures and tables to MLflow ...")
-        target.publish_study(folder, summary.description(found), found.metrics(), state.last_time)
-        _mark(
-            folder, {"journal_bytes": state.n_bytes, "tracking_uri": links.store_of(tracking_uri), "study": state.study}
-        )
+        described, metrics = summary.description(found), found.metrics()
+        last = target
+        _again_after_outages(lambda: last.publish_study(folder, described, metrics, state.last_time))
+        if (store := links.sqlite_file(tracking_uri)) is not None and not store.exists():
+            raise RecordProblem(f"{store} was removed while it was written; publish again")
+        shown = _what_is_shown(folder, state)
+        _mark(folder, {"mlflow": shown | {"store": links.store_of(tracking_uri), "record": target.record_id}})
+
+
+PAUSES_SECONDS = (1.0, 2.0, 4.0)
+"""Between attempts to reach an MLflow that hung up or refused."""
+
+
+def _again_after_outages(work: Callable[[], T]) -> T:
+    """Do what needs MLflow; again after a short outage. The work finds what is there already, and repeats nothing."""
+    for pause in PAUSES_SECONDS:
+        try:
+            return work()
+        except Exception as problem:
+            found = trouble.of(problem)
+            if not found.is_away or found.is_slow:
+                raise
+        time.sleep(pause)
+    return work()
 
 
 def rewrite(folder: Path, say: Say = lambda line: None) -> Path:
@@ -524,17 +697,33 @@ def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
     from orchestrator import report  # here: matplotlib takes a second that following does not need
 
     path = report.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
-    _mark(folder, {"report": {"journal_bytes": state.n_bytes, "study": state.study}})
+    facts = {name: files.facts_of(folder / name) for name in _shown_files(folder)}
+    _mark(folder, {"report": _what_is_shown(folder, state) | {"files": facts}})
     return path
 
 
-LOCK_FILE, MARKER_FILE = "publisher.lock", "published.json"
+LOCK_FILE = "publisher.lock"
 SAY_EVERY_SECONDS = 5.0
 
 
 def _mark(folder: Path, facts: dict[str, Any]) -> None:
     """Note what the record shows by now."""
-    links.write_json(folder / MARKER_FILE, (links.read_json(folder / MARKER_FILE) or {}) | facts)
+    links.write_json(folder / links.MARKER_FILE, (links.read_json(folder / links.MARKER_FILE) or {}) | facts)
+
+
+def _what_is_shown(folder: Path, state: State) -> dict[str, Any]:
+    """Which part of which journal, and which study."""
+    digest = _journal_hash(folder, state.n_bytes)
+    return {"journal_bytes": state.n_bytes, "journal_sha256": digest, "study": state.study}
+
+
+def _journal_hash(folder: Path, n_bytes: int) -> str:
+    digest = hashlib.sha256()
+    with open(folder / "journal.jsonl", "rb") as file:
+        while n_bytes > 0 and (data := file.read(min(n_bytes, 1 << 20))):
+            digest.update(data)
+            n_bytes -= len(data)
+    return digest.hexdigest()
 
 
 PUBLISHER_PATIENCE_SECONDS = 300.0
@@ -574,6 +763,7 @@ def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say
     path = folder / LOG_FILE
     position = path.stat().st_size
     publisher.stdin.close()
+    reasons: list[str] = []
     deadline = time.monotonic() + PUBLISHER_PATIENCE_SECONDS
     try:
         code = None
@@ -584,14 +774,16 @@ def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say
             for line in lines:
                 if line.startswith(PROGRESS):
                     say(line.removeprefix(PROGRESS))
+                elif line.strip():
+                    reasons.append(line)
     except KeyboardInterrupt:
         code = None
     if code is None:
         say(f"The publisher goes on by itself (its log: {path}).")
         return False
     if code:
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line and line[0] != PROGRESS[0]]
-        say(f"The record is not up to date: {lines[-1] if lines else 'no reason given'}")
+        how = f"the publisher was ended by signal {-code}" if code < 0 else f"the publisher ended with code {code}"
+        say(f"The record is not up to date: {reasons[-1] if reasons else how}")
         say("The journal has everything; 'emergence publish' rebuilds the record from it.")
     return code == 0
 
@@ -611,22 +803,91 @@ def _new_lines(path: Path, start: int) -> tuple[list[str], int]:
 
 
 def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
-    """Does the record already show all that the journal has?"""
-    marker = links.read_json(folder / MARKER_FILE) or {}
-    here = marker.get("tracking_uri") == links.store_of(tracking_uri)
-    return here and _shows_all(marker, folder, study) and report_is_current(folder, study)
+    """Does the record show all that the journal has, as far as can be seen? Files and MLflow's store are looked at."""
+    try:
+        return not behind(folder, tracking_uri, study)
+    except Exception:
+        return False
+
+
+def behind(folder: Path, tracking_uri: str, study: Study) -> str:
+    """Why the record must be written anew; "" where it shows all that the journal has.
+
+    Files are looked at by size and hash, MLflow's store by asking it for the runs. Raises what MLflow raises.
+    """
+    if not mlflow_is_current(folder, tracking_uri, study):
+        return "The record is behind the journal"
+    if lost := _lost_files(folder, study):
+        return lost
+    return _lost_runs(folder, tracking_uri, study)
+
+
+def mlflow_is_current(folder: Path, tracking_uri: str, study: Study) -> bool:
+    """Was all that the journal has published in this store? Looks at our own notes only."""
+    marker = _marker(folder, "mlflow")
+    return marker.get("store") == links.store_of(tracking_uri) and _shows_all(marker, folder, study)
 
 
 def report_is_current(folder: Path, study: Study) -> bool:
-    """Do tables and report show all that the journal has, for the study as it is now?"""
-    marker = links.read_json(folder / MARKER_FILE) or {}
-    return _shows_all(marker.get("report", marker), folder, study) and (folder / "report.html").exists()
+    """Are tables, report and figures whole, and do they show all that the journal has, for the study as it is now?"""
+    return not _lost_files(folder, study)
+
+
+def _lost_files(folder: Path, study: Study) -> str:
+    marker = _marker(folder, "report")
+    facts = marker.get("files")
+    if not isinstance(facts, dict) or not _shows_all(marker, folder, study):
+        return "The record is behind the journal"
+    lost = [name for name, fact in facts.items() if not files.is_whole(folder / name, fact)]
+    return f"{folder / lost[0]} is missing or damaged" if lost else ""
+
+
+def _lost_runs(folder: Path, tracking_uri: str, study: Study) -> str:
+    """What MLflow's store has lost of a record that was published there."""
+    store, shown = links.sqlite_file(tracking_uri), links.of(folder)
+    if store is not None and not store.exists():
+        return f"MLflow's store {store} is gone"
+    if shown is None or shown.get("store") != links.store_of(tracking_uri):
+        return f"{folder / links.LINKS_FILE} is missing or damaged"
+    client = _client(tracking_uri)
+    experiment = _first_contact(client, study.id)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        return "MLflow no longer has the experiment"
+    wanted = shown["runs"] | {PARENT: shown["study"]}
+    there: dict[str, str] = {}
+    parent = ""
+    for run in _runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
+        key = run.data.tags["emergence.key"]
+        if key in there or run.info.status == "RUNNING":
+            return f"MLflow's run of {key} is not as it was published"
+        there[key] = links.run_path(experiment.experiment_id, run.info.run_id)
+        parent = run.info.run_id if key == PARENT else parent
+    if lost := [key for key, path in wanted.items() if there.get(key) != path]:
+        return f"MLflow no longer has the run of {lost[0]}"
+    kept = {file.path for place in (None, "figures") for file in client.list_artifacts(parent, place)}
+    if lost := [name for name in _marker(folder, "report")["files"] if name not in kept]:
+        return f"MLflow no longer has the file {lost[0]}"
+    return ""
+
+
+def _marker(folder: Path, part: str) -> dict[str, Any]:
+    """A part of the notes on what is published; empty where it is missing, or written by an older version."""
+    found = (links.read_json(folder / links.MARKER_FILE) or {}).get(part)
+    return found if isinstance(found, dict) else {}
 
 
 def _shows_all(marker: dict[str, Any], folder: Path, study: Study) -> bool:
-    journal = folder / "journal.jsonl"
-    size = journal.stat().st_size if journal.exists() else 0
-    return bool(marker.get("journal_bytes") == size and marker.get("study") == study.model_dump(mode="json"))
+    """Do notes speak of the journal as it is, byte for byte, and of the study as it is? A torn last line is no event."""
+    journal, position = folder / "journal.jsonl", marker.get("journal_bytes")
+    if not isinstance(position, int) or marker.get("study") != study.model_dump(mode="json"):
+        return False
+    try:
+        with open(journal, "rb") as file:
+            file.seek(position)
+            rest = file.read()
+        return b"\n" not in rest and marker.get("journal_sha256") == _journal_hash(folder, position)
+    except OSError:
+        return False
 
 
 def is_publishing(folder: Path) -> bool:
@@ -634,20 +895,26 @@ def is_publishing(folder: Path) -> bool:
     try:
         with open(folder / LOCK_FILE, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # there is no such file, or no lock on this file system
+        pass
     return False
 
 
 def _wait_for(lock: IO[str], folder: Path) -> None:
-    """Take the publisher's lock; say so where another publisher has it."""
+    """Take the publisher's lock; say so where another publisher has it.
+
+    Some file systems know no locks. Two publishers then may work side by side: each file is whole all the same, and runs
+    that are made twice are healed.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         print(f"Another publisher is at work on {folder.name}; waiting for it ...", file=sys.stderr, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        pass
 
 
 def _stdin_closed(seconds: float) -> bool:
@@ -671,16 +938,10 @@ def main() -> int:
         publish(
             options.folder, options.tracking_uri, options.follow, say=lambda line: print(PROGRESS + line, flush=True)
         )
-    except Exception as problem:  # MLflow's, after tables and report were written; whatever it is, one line tells it
-        print(one_line(problem), file=sys.stderr)
+    except Exception as problem:  # whatever it is, one line says it; tables and report may be written all the same
+        print(trouble.of(problem, options.tracking_uri).what, file=sys.stderr)
         return 1
     return 0
-
-
-def one_line(problem: Exception) -> str:
-    """What went wrong, short, and without the password that MLflow quotes."""
-    text = links.without_password(" ".join(str(problem).split()))
-    return f"{type(problem).__name__}: {text[:300]}"
 
 
 if __name__ == "__main__":

@@ -214,10 +214,17 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Results:
-        """From the Parquet files of a study's folder. Raises OSError when there are none yet."""
+        """From the Parquet files of a study's folder. Raises OSError when there are none yet, or when one is damaged."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return cls.of_tables(study, *(pq.read_table(folder / f"{name}.parquet") for name in ("results", "runs")))
+        tables = []
+        for name in ("results.parquet", "runs.parquet"):
+            try:
+                tables.append(pq.read_table(folder / name))
+            except pa.ArrowException as problem:
+                raise OSError(f"{folder / name} is damaged: {str(problem).splitlines()[0][:200]}") from None
+        return cls.of_tables(study, *tables)
 
     @classmethod
     def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:

@@ -22,7 +22,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import machines, plan, record, recorded, supervise, together
+from orchestrator import links, machines, plan, record, recorded, supervise, together
 from orchestrator.admission import Admission, Ask
 from orchestrator.journal import Event, Journal, State
 from orchestrator.lease import LeaseLostError, StudyLock
@@ -289,4 +289,4 @@ def _failures(job: plan.Job, reason: str, session: str) -> list[Event]:
 def _reason(said: str) -> str:
     """Why something failed, in one line: the last of what Ray says."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else "no reason given"
+    return links.without_password(lines[-1].strip())[:500] if lines else "no reason given"

@@ -183,11 +183,31 @@ def _mark(boundary: stats.Boundary, standing: claims.Standing) -> str:
     return f" ({words})" if words else ""
 
 
+MAX_QUESTION, MAX_DESCRIPTION = 600, 5000
+"""Characters of a question and of the whole page that MLflow's notes take. The report has all of it."""
+REST = "\n\n... The report among the artifacts has the rest."
+_MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>[]()!*_`#|~\\:@"}
+
+
+def as_markdown(text: str) -> str:
+    """Foreign text as Markdown that shows it as it is: no image, link, HTML or heading of it comes alive.
+
+    An entity never opens a structure. Nor does an address become a link without its colon, its @ or the dot after www.
+    """
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split()).translate(_MARKUP).replace("www.", "www&#46;")
+
+
+def _cut(text: str, limit: int, rest: str) -> str:
+    return text if len(text) <= limit else text[: limit - len(rest)] + rest
+
+
 def description(found: Findings) -> str:
     """The answer and both boundaries in Markdown, for a person who opens nothing but MLflow."""
     levels = [float(n) for n in found.results.levels]
     known = found.standings
-    parts = [f"**{found.study.question.strip()}**", found.answer]
+    question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
+    parts = [f"**{as_markdown(question)}**", found.answer]
     for arm in found.study.lines:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
@@ -201,7 +221,7 @@ def description(found: Findings) -> str:
             ]
             lines.append(f"| {number(c)} | {' | '.join(cells)} |")
         parts.append("\n".join([head, *lines]))
-    parts += [f"- {verdict_line(v)}" for v in found.verdicts]
+    parts += [f"- {as_markdown(verdict_line(v))}" for v in found.verdicts]
     kept = sum(claim.verdict == "kept" for claim in found.claims)
     tested = sum(claim.verdict != "untested" for claim in found.claims)
     primary = "One primary claim" if found.primary else "No primary claim"
@@ -209,4 +229,7 @@ def description(found: Findings) -> str:
         f"{primary}; {tested} other claims were tested, {kept} kept after correction (at most "
         f"{percent(claims.FALSE_SHARE)} of them expected to be false). Figures, tables and the report are among the artifacts."
     )
-    return "\n\n".join(parts)
+    page = "\n\n".join(parts)
+    if len(page) <= MAX_DESCRIPTION:
+        return page
+    return page[: MAX_DESCRIPTION - len(REST)].rpartition("\n")[0] + REST  # a table ends with a whole row

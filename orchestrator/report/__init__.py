@@ -24,8 +24,8 @@ import matplotlib
 from markupsafe import Markup, escape
 
 from orchestrator import stats
+from orchestrator.files import replace
 from orchestrator.findings import Findings
-from orchestrator.links import replace
 from orchestrator.report import judged_tables, tables
 from orchestrator.report.curves import Curves, decays, jumps
 from orchestrator.report.embed import Embedded
@@ -130,7 +130,7 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         if stale.suffix in (".png", ".svg", ".csv"):
             stale.unlink()
     for name, data in files.items():
-        replace(figures / name, data)
+        replace(figures / name, data, synced=False)  # hundreds; one that a crash tears is found by its hash
 
 
 Shown = dict[str, Any]

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from orchestrator.claims import FALSE_SHARE
 from orchestrator.compare import OVERALL_SHARE, Arms, BoundaryPair, CellDifference, Comparison
 from orchestrator.compare_words import answer, difference_words, left_out, overtaking_words, shift_words
+from orchestrator.files import replace
 from orchestrator.findings import Findings
-from orchestrator.links import replace
 from orchestrator.report import PAGE, templates
 from orchestrator.report.judged_tables import p_words
 from orchestrator.report.plates import LIST, RULE, TINT, decimal, drawing, inline

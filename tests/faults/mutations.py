@@ -397,7 +397,9 @@ def accepted(folder: Path, data: bytes) -> studies.Study | None:
         lines = str(refusal).split("\n")
         assert len(lines) <= studies.MAX_PROBLEMS + 1, lines[:3]
         for line in lines:
-            assert re.fullmatch(rf"{re.escape(str(path))}:[1-9]\d*: \S.*", line) and len(line.splitlines()) == 1, line[:300]
+            assert re.fullmatch(rf"{re.escape(str(path))}:[1-9]\d*: \S.*", line) and len(line.splitlines()) == 1, line[
+                :300
+            ]
             assert len(line) < 2000 and not re.search(r"[\x00-\x1f\x7f-\x9f]", line), line[:300]
         return None
 

@@ -212,17 +212,26 @@ def test_without_flock_a_process_that_is_gone_holds_nothing_and_a_live_one_does(
     assert not lease.is_held(tmp_path)
 
 
-def test_without_flock_one_of_two_that_come_at_once_has_the_study(tmp_path: Path, without_flock: None) -> None:
+def test_without_flock_one_of_two_that_come_at_once_has_the_study(
+    tmp_path: Path, without_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found the study free before either writes. Without the second look both have it; seen so."""
     other = {"host": "elsewhere", "pid": 7, "since": "today", "renewed": 0, "lease": 1}
     (tmp_path / lease.LOCK_FILE).write_text(json.dumps(other))
     date(tmp_path, -1000.0)
     held: list[StudyLock] = []
     refused: list[StudyHeldError] = []
-    start = threading.Barrier(2)
+    ready, write = threading.Barrier(2), StudyLock._write
+
+    def write_together(lock: StudyLock, **changes: Any) -> None:
+        if not lock._beat:
+            ready.wait(20)
+        write(lock, **changes)
+
+    monkeypatch.setattr(StudyLock, "_write", write_together)
 
     def come() -> None:
         lock = StudyLock(tmp_path, "s@1")
-        start.wait()
         try:
             lock.__enter__()
             held.append(lock)
@@ -277,6 +286,7 @@ def test_a_line_of_an_older_lease_never_counts_and_is_named(tmp_path: Path, monk
         log.append([event("between")])  # before the new holder's first line, and under the number that it will take
         new.append([event("new")])
         log.append([event("too late")])
+        assert State.of(tmp_path).keys == {"in time", "new"}
         new.append([event("newer")])
     state = State.of(tmp_path)
     assert state.keys == {"in time", "new", "newer"}

@@ -172,14 +172,23 @@ def numbers(folder: str | Path) -> list[int]:
     return [int(name) for name in _numbered(store_of(folder))]
 
 
+def is_anothers(folder: str | Path, fingerprint: str, number: int) -> bool:
+    """Does that number say that another setting made it? Then it is not damaged, and not ours either."""
+    try:
+        manifest = _manifest(store_of(folder), _name(number))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return manifest.fingerprint != fingerprint
+
+
 def peek(folder: str | Path, fingerprint: str) -> Meta | None:
     """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked.
 
-    None also where this machine may not read: a plan is for others too.
+    None also where nothing can be read now: a plan is an estimate, and a run says why it cannot go on.
     """
     try:
         found = _newest(store_of(folder), fingerprint, tensors=False)
-    except PermissionError:
+    except OSError:
         return None
     return found[1][0] if found else None
 
@@ -244,9 +253,7 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
     Tensors are read on demand; otherwise their sizes alone are checked. Raises OSError for what cannot be read.
     """
     try:
-        if store.size(name, MANIFEST) > MANIFEST_BYTES:
-            return None
-        manifest = Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
+        manifest = _manifest(store, name)
         if (manifest.fingerprint, _name(manifest.number)) != (fingerprint, name):
             return None
         data: dict[str, bytes] = {}
@@ -262,6 +269,13 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
         return meta, {file.removesuffix(TENSORS): _tensors(content) for file, content in data.items()}
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+
+
+def _manifest(store: Store, name: str) -> Manifest:
+    """Raises OSError, ValueError, and RecursionError for one that is nested too deeply."""
+    if store.size(name, MANIFEST) > MANIFEST_BYTES:
+        raise ValueError(f"{MANIFEST} is too large")
+    return Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
 
 
 def _tensors(data: bytes) -> Tensors:

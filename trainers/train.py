@@ -315,7 +315,7 @@ def _newest_checkpoint(
 def _newest_that_fits(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
 ) -> tuple[int, checkpoint.Found | None]:
-    """What is damaged, unreadable or another's is passed over and noted. Raises OSError where nothing else is there."""
+    """What is damaged or cannot be read is passed over and noted. Raises OSError where nothing else is there."""
     passed: list[int] = []
     unreadable: OSError | None = None
     for number in reversed(checkpoint.numbers(folder)):
@@ -326,13 +326,14 @@ def _newest_that_fits(
             found = None
         if found and _fits(found, engine):
             if passed:
-                note(f"{folder}: checkpoint {passed[0]} is damaged or of another setting: going on from {number}")
+                note(f"{folder}: checkpoint {passed[0]} is damaged; training goes on from checkpoint {number}")
             return number, found
-        passed.append(number)
+        if not checkpoint.is_anothers(folder, fingerprint, number):
+            passed.append(number)
     if unreadable:
         raise OSError(f"{folder}: no checkpoint can be read: {unreadable.strerror or unreadable}") from unreadable
     if passed:
-        note(f"{folder}: no checkpoint here is whole and of this setting: training begins at the start")
+        note(f"{folder}: every checkpoint here is damaged; training begins at the start")
     return -1, None
 
 

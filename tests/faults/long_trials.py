@@ -55,5 +55,5 @@ def test_many_trials_in_one_process_leave_nothing_behind(tmp_path: Path) -> None
     assert late[0] - early[0] < GROWTH_BYTES, (before, early, late)
     assert late[1] == early[1] and late[2] == early[2]
     assert late[3] - early[3] < 0.02 * early[3]
-    hidden = [path for path in tmp_path.rglob(".*")]
+    hidden = list(tmp_path.rglob(".*"))
     assert not hidden and all(len(list(folder.iterdir())) <= 2 for folder in tmp_path.iterdir())

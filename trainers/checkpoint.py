@@ -323,7 +323,7 @@ class Store(Protocol):
         """A file's content. Raises OSError."""
 
     def size(self, name: str, file: str) -> int:
-        """A file's bytes. Raises OSError."""
+        """A file's bytes, asked before it is read. Raises OSError, and ValueError for what is no plain file."""
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         """Write a folder: whole, or not so that it counts. The last file is the one that makes it count. Raises OSError."""
@@ -368,13 +368,12 @@ class Local:
             return []
 
     def read(self, name: str, file: str) -> bytes:
-        with open(self.folder / name / file, "rb", opener=_open_plain) as opened:
-            return opened.read()
+        return (self.folder / name / file).read_bytes()
 
     def size(self, name: str, file: str) -> int:
         found = (self.folder / name / file).lstat()
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{file}: no plain file")
+            raise ValueError(f"{file}: a link, pipe or folder")
         return found.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
@@ -476,6 +475,7 @@ day; and if one does, its removal costs that save alone."""
 TORN = re.compile(
     r"\..+~(?P<system>[0-9a-f-]+)~(?P<pid>[0-9]{1,9})~(?P<started>[0-9]+)~[0-9a-f]{32}"
     r"|\.[0-9]{12}\..+\.[0-9]+"  # as the version before named them
+    rf"|\{PROBE}-[0-9a-f]{{32}}"
 )
 
 
@@ -547,20 +547,6 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _open_plain(path: str, flags: int) -> int:
-    """Open a file that is no link, pipe or device, without waiting for one. Raises ValueError for those."""
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as problem:
-        if problem.errno == errno.ELOOP:
-            raise ValueError(f"{path}: a link") from None
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError(f"{path}: no plain file")
-    return handle
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,8 @@ class _Stopped(Exception):
 
 
 def _to_stderr(note: str) -> None:
-    print(note, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody may be reading
+        print(note, file=sys.stderr, flush=True)
 
 
 def run_trunk(

@@ -351,7 +351,10 @@ def test_a_finished_trunk_tells_its_results_again_and_trains_nothing(trunk, budg
 
 def test_another_trunks_checkpoints_are_not_taken_up(trunk, budgets, whole, tmp_path):
     run(trunk_of(replicate=1), budgets, place_of(tmp_path), Counter(45))
-    assert keyed(run(trunk, budgets, place_of(tmp_path))) == whole
+    events: Events = []
+    notes: list[str] = []
+    run_trunk(trunk, budgets, place_of(tmp_path), events.extend, note=notes.append)
+    assert keyed(events) == whole and notes == []  # nor are they damaged
 
 
 def test_a_place_changes_no_result(trunk, budgets, whole, tmp_path):
@@ -359,6 +362,44 @@ def test_a_place_changes_no_result(trunk, budgets, whole, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     _, states = checkpoint.load(tmp_path, trunk.fingerprint())
     assert set(states) == {"live"}  # the branch points are behind it: only the trunk's own state is kept
+
+
+@pytest.mark.parametrize("save_seconds", [0.1, 2.0])
+def test_a_crash_costs_at_most_what_lies_between_two_saves(trunk, budgets, whole, tmp_path, monkeypatch, save_seconds):
+    """max(interval, 20 x the last save), and the step or evaluation that is under way; the first save after the interval.
+
+    On a clock of the test's own: a step takes 1 s, a forward pass of an evaluation 2 s. Fails if evaluations follow each
+    other without a look at the clock, if a save's length is not counted, or if it counts before there was one.
+    """
+    now, ended, gaps = 0.0, 0.0, []
+    make_step, read, save = train.Engine.step, train._read, checkpoint.save
+
+    def passing(seconds: float, do: Callable[..., Any]) -> Callable[..., Any]:
+        def taking(*given: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return do(*given)
+
+        return taking
+
+    def saving(*given: Any) -> str:
+        nonlocal now, ended
+        gaps.append(now - ended)
+        now += save_seconds
+        ended = now
+        return save(*given)
+
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now, perf_counter=lambda: now)
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(train.Engine, "step", passing(1.0, make_step))
+    monkeypatch.setattr(train, "_read", passing(2.0, read))
+    monkeypatch.setattr(checkpoint, "save", saving)
+    found = keyed(run(trunk, budgets, place_of(tmp_path, 10.0)))
+    assert {k: v.get("rows") for k, v in found.items()} == {k: v.get("rows") for k, v in whole.items()}
+    exam = 2.0 * len(train.suite_of(trunk))
+    most = max(10.0, train.SAVES_SHARE * save_seconds) + max(1.0, exam)
+    assert len(gaps) >= 3 and 10.0 < gaps[0] <= 10.0 + max(1.0, exam)
+    assert all(gap <= most for gap in gaps) and all(gap > most - max(1.0, exam) for gap in gaps[1:-1])
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(trunk, budgets, tmp_path):

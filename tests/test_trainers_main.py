@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +195,75 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, options
     assert command.main([str(spec), *options]) == 2
     told = capsys.readouterr().err
     assert said in told and len(told.splitlines()) == 1
+
+
+# Stops and faults ----------------------------------------------------------------------------------------------------
+
+LONG = TRUNK | {"compute_flops": [400 * STEP, 500 * STEP], "evaluation": {"first_flops": 1e6, "n_sequences": 6, "points_per_decade": 9}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory) -> dict[str, Any]:
+    """What an uninterrupted run of LONG tells."""
+    folder = tmp_path_factory.mktemp("golden")
+    assert command.main([str(write(folder, LONG)), "--events", str(folder / "events.jsonl")]) == 0
+    return results((folder / "events.jsonl").read_text())
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, golden, number, workers):
+    """Sent to the process, or to all of its group, once the first line is there. Fails without the handlers, or where workers do not hear of a signal to all."""
+    spec, events, folder = write(tmp_path, LONG), tmp_path / "events.jsonl", tmp_path / "checkpoints"
+    options = ["--events", str(events), "--checkpoints", str(folder), "--workers", str(workers)]
+    line = [sys.executable, "-m", "trainers", str(spec), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=ROOT, start_new_session=True, **pipes) as running:
+        assert running.stdout.readline().startswith("step")
+        (os.kill if workers == 1 else os.killpg)(running.pid, number)
+        _, said = running.communicate()
+    assert running.returncode == 128 + number, said
+    assert said.count("\n") == 1 and "stopped; the same command goes on" in said
+    before = len(results(events.read_text()))
+    assert 0 < before < len(golden) and len(list(folder.iterdir())) == 1
+    assert command.main([str(spec), *options[:4]]) == 0
+    if workers == 1:
+        assert results(events.read_text()) == golden
+    else:
+        assert results(events.read_text()).keys() == golden.keys()
+
+
+def test_training_goes_on_when_nobody_reads_any_more(tmp_path, golden):
+    """Its output is a pipe whose reader is gone. Fails if that ends the run."""
+    spec, events = write(tmp_path, LONG), tmp_path / "events.jsonl"
+    line = [sys.executable, "-m", "trainers", str(spec), "--events", str(events)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.readline()
+        running.stdout.close()
+        said = running.stderr.read()
+    assert running.returncode == 0 and said == ""
+    assert results(events.read_text()) == golden
+
+
+def test_a_line_of_events_that_was_cut_off_is_ended_before_the_next(tmp_path, golden):
+    """Fails if the next line is glued to it."""
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"kind": "evaluation", "key": "answ')
+    assert command.main([str(write(tmp_path, LONG)), "--events", str(events)]) == 0
+    torn, rest = events.read_text().split("\n", 1)
+    assert torn.endswith('"answ') and results(rest) == golden
+
+
+def test_checkpoints_that_cannot_be_written_are_one_line_and_exit_code_one(tmp_path, capsys, monkeypatch):
+    """The folder is a file by the time of the save."""
+    folder, sound = tmp_path / "checkpoints", command.check_writable
+
+    def then_blocked(place: str) -> None:
+        sound(place)
+        folder.rmdir()
+        folder.write_text("in the way")
+
+    monkeypatch.setattr(command, "check_writable", then_blocked)
+    spec = write(tmp_path, TRUNK | {"compute_flops": 50 * STEP})
+    assert command.main([str(spec), "--checkpoints", str(folder)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot be written" in err and str(folder) in err

@@ -5,14 +5,19 @@
     python -m trainers trial.json --events out.jsonl --checkpoints folder
     python -m trainers trial.json --workers 2 --zero-stage 2          # two processes, each with its half of the batch
 
-`compute_flops` in the file is a number or a list of numbers. Bad input: one line, exit code 2.
+`compute_flops` in the file is a number or a list of numbers. Bad input: one line, exit code 2. Ctrl-C and SIGTERM save first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,11 @@ from trainers.checkpoint import check_writable
 from trainers.place import Place, shares
 from trainers.spec import TrialSpec, TrunkSpec
 
+Emit = Callable[[list[dict[str, Any]]], None]
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 the proof failed, 2 bad input."""
+    """Entry point; returns the exit code: 0 done, 1 the run or the proof failed, 2 bad input, 130 or 143 stopped."""
     parser = argparse.ArgumentParser(prog="python -m trainers", description="Train one trial or trunk, alone.")
     parser.add_argument("spec", type=Path, help="JSON file: a TrialSpec, compute_flops a number or a list")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
@@ -61,13 +68,19 @@ def main(argv: list[str] | None = None) -> int:
             if folder:
                 check_writable(folder)
         if options.events:
-            options.events.open("a").close()
+            _close_the_last_line(options.events)
     except (OSError, ValueError, OverflowError, RecursionError) as problem:
         print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
         return 2
+    stop = multiprocessing.get_context("spawn").RawValue("i", 0)
+    with _signals_ask(stop):
+        return _carry_out(options, trunk, budgets, stop)
 
+
+def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[float], stop: Any) -> int:
+    """What was asked for, once it is known to be sound. `stop` holds the signal that asks to stop; returns the exit code."""
     from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
-    from trainers.workers import n_gpus, together
+    from trainers.workers import WorkerLost, n_gpus
 
     if options.device == "cuda" and (here := n_gpus()) < options.workers:
         print(f"--device cuda: {here} GPUs here, {options.workers} are needed", file=sys.stderr)
@@ -83,53 +96,117 @@ def main(argv: list[str] | None = None) -> int:
         offload=options.offload,
         compiled=options.compile,
     )
-    if options.workers > 1:
-        # Run by `-m` this module goes by a name that another process cannot import.
-        from trainers import __main__ as module
-
-        on_gpu = options.device == "cuda"
-        memory.with_less(
-            lambda place: together(
-                options.workers, on_gpu, module._one_of_several, trunk, budgets, place, options.events
-            ),
-            place,
-            trunk.training.batch_size,
-            options.workers,
-        )
-        return 0
     told: list[dict[str, Any]] = []
 
     def emit(events: list[dict[str, Any]]) -> None:
         told.extend(events)
         _tell(events, options.events)
 
-    memory.with_less(lambda place: run_trunk(trunk, budgets, place, emit), place, trunk.training.batch_size, 1)
+    try:
+        memory.with_less(
+            lambda place: _run(trunk, budgets, place, options, stop, emit),
+            place,
+            trunk.training.batch_size,
+            options.workers,
+        )
+    except (OSError, WorkerLost) as problem:
+        if not stop.value or isinstance(problem, OSError):  # a worker that was just starting ends of a signal
+            print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
+            return 1
+    if stop.value:
+        kept = "the same command goes on from there" if options.checkpoints else "without --checkpoints nothing is kept"
+        print(f"{options.spec}: stopped; {kept}", file=sys.stderr)
+        return 128 + int(stop.value)
     if not options.prove:
         return 0
     agree = True
     for flops in budgets:
         alone: list[dict[str, Any]] = []
-        run_trunk(trunk, [flops], place.model_copy(update={"checkpoint_folder": None}), alone.extend)
+        apart = place.model_copy(update={"checkpoint_folder": None})
+        if run_trunk(trunk, [flops], apart, alone.extend, lambda: bool(stop.value)) == "stopped":
+            return 128 + int(stop.value)
         same = results_of(alone, trunk, flops) == results_of(told, trunk, flops)
         agree = agree and same
         print(f"{trunk.trial(flops).id}: by itself {'equals' if same else 'DIFFERS FROM'} the trunk, to the bit")
     return 0 if agree else 1
 
 
-def _one_of_several(rank: int, trunk: TrunkSpec, budgets: list[float], place: Place, events: Path | None) -> None:
+def _run(
+    trunk: TrunkSpec, budgets: list[float], place: Place, options: argparse.Namespace, stop: Any, emit: Emit
+) -> None:
+    """The trunk, on one worker here or on several. `stop` is 0 again if it came to its end all the same."""
+    if options.workers == 1:
+        from trainers.train import run_trunk
+
+        if run_trunk(trunk, budgets, place, emit, lambda: bool(stop.value)) == "finished":
+            stop.value = 0
+        return
+    # Run by `-m` this module goes by a name that another process cannot import.
+    from trainers import __main__ as module
+    from trainers.workers import together
+
+    given = (trunk, budgets, place, options.events, stop)
+    together(options.workers, options.device == "cuda", module._one_of_several, *given)
+
+
+def _one_of_several(
+    rank: int, trunk: TrunkSpec, budgets: list[float], place: Place, events: Path | None, stop: Any
+) -> None:
     from trainers.train import run_trunk
 
     if place.device == "cuda":
         place = place.model_copy(update={"device": f"cuda:{rank}"})
-    run_trunk(trunk, budgets, place, lambda told: _tell(told, events))
+    with _signals_ask(stop):  # Ctrl-C reaches every process of a terminal, and so may SIGTERM
+        try:
+            status = run_trunk(trunk, budgets, place, lambda told: _tell(told, events), lambda: bool(stop.value))
+        except OSError as problem:
+            sys.exit(_one_line(problem))
+    if rank == 0 and status == "finished":
+        stop.value = 0
+
+
+@contextmanager
+def _signals_ask(stop: Any) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks to stop, and a second one ends the process. One that is ignored stays so: nohup."""
+
+    def ask(number: int, _: Any) -> None:
+        stop.value = number
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in heard:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _tell(events: list[dict[str, Any]], file: Path | None) -> None:
-    for event in events:
-        _show(event)
     if file:
-        with file.open("a") as out:
-            out.writelines(json.dumps(event) + "\n" for event in events)
+        with file.open("ab", buffering=0) as out:
+            data = "".join(json.dumps(event) + "\n" for event in events).encode()
+            while data:
+                data = data[out.write(data) :]
+    try:
+        for event in events:
+            _show(event)
+    except BrokenPipeError:  # nobody reads any more: training goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _close_the_last_line(file: Path) -> None:
+    """Make the file, or end a line of it that a kill or a full disk has cut off: the next one is not glued to it."""
+    file.open("ab").close()
+    if not file.is_file():
+        return  # a pipe or a terminal
+    with file.open("ab+", buffering=0) as out:
+        if size := out.seek(0, os.SEEK_END):
+            out.seek(size - 1)
+            if out.read(1) != b"\n":
+                out.write(b"\n")
 
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:
@@ -180,7 +257,7 @@ def _one_line(problem: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
-    return str(problem)
+    return next(iter(str(problem).splitlines()), type(problem).__name__)
 
 
 if __name__ == "__main__":

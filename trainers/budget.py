@@ -139,11 +139,15 @@ class Standing(NamedTuple):
         )
 
     def toward(self, steps: Mapping[float, Steps]) -> Standing | None:
-        """From where a run for these budgets goes on; None if the trunk has passed one of them, and begins again."""
+        """From where a run for these budgets goes on; None if the trunk has passed one of them, and begins again.
+
+        None also for a place beyond the end of its branch, where no run ever stood and none would end.
+        """
         wanted = self.branch is None or self.branch in steps
         on = self if wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
         ahead = [s for b, s in steps.items() if b not in on.ended and b != on.branch]
-        return on if all(s.branch >= on.trunk_step for s in ahead) else None
+        beyond = on.branch is not None and on.branch_step > steps[on.branch].end
+        return on if not beyond and all(s.branch >= on.trunk_step for s in ahead) else None
 
 
 START = Standing()

@@ -172,14 +172,23 @@ def numbers(folder: str | Path) -> list[int]:
     return [int(name) for name in _numbered(store_of(folder))]
 
 
+def is_anothers(folder: str | Path, fingerprint: str, number: int) -> bool:
+    """Does that number say that another setting made it? Then it is not damaged, and not ours either."""
+    try:
+        manifest = _manifest(store_of(folder), _name(number))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return manifest.fingerprint != fingerprint
+
+
 def peek(folder: str | Path, fingerprint: str) -> Meta | None:
     """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked.
 
-    None also where this machine may not read: a plan is for others too.
+    None also where nothing can be read now: a plan is an estimate, and a run says why it cannot go on.
     """
     try:
         found = _newest(store_of(folder), fingerprint, tensors=False)
-    except PermissionError:
+    except OSError:
         return None
     return found[1][0] if found else None
 
@@ -244,9 +253,7 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
     Tensors are read on demand; otherwise their sizes alone are checked. Raises OSError for what cannot be read.
     """
     try:
-        if store.size(name, MANIFEST) > MANIFEST_BYTES:
-            return None
-        manifest = Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
+        manifest = _manifest(store, name)
         if (manifest.fingerprint, _name(manifest.number)) != (fingerprint, name):
             return None
         data: dict[str, bytes] = {}
@@ -262,6 +269,13 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
         return meta, {file.removesuffix(TENSORS): _tensors(content) for file, content in data.items()}
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+
+
+def _manifest(store: Store, name: str) -> Manifest:
+    """Raises OSError, ValueError, and RecursionError for one that is nested too deeply."""
+    if store.size(name, MANIFEST) > MANIFEST_BYTES:
+        raise ValueError(f"{MANIFEST} is too large")
+    return Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
 
 
 def _tensors(data: bytes) -> Tensors:
@@ -309,7 +323,7 @@ class Store(Protocol):
         """A file's content. Raises OSError."""
 
     def size(self, name: str, file: str) -> int:
-        """A file's bytes. Raises OSError."""
+        """A file's bytes, asked before it is read. Raises OSError, and ValueError for what is no plain file."""
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         """Write a folder: whole, or not so that it counts. The last file is the one that makes it count. Raises OSError."""
@@ -354,13 +368,12 @@ class Local:
             return []
 
     def read(self, name: str, file: str) -> bytes:
-        with open(self.folder / name / file, "rb", opener=_open_plain) as opened:
-            return opened.read()
+        return (self.folder / name / file).read_bytes()
 
     def size(self, name: str, file: str) -> int:
         found = (self.folder / name / file).lstat()
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{file}: no plain file")
+            raise ValueError(f"{file}: a link, pipe or folder")
         return found.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
@@ -462,6 +475,7 @@ day; and if one does, its removal costs that save alone."""
 TORN = re.compile(
     r"\..+~(?P<system>[0-9a-f-]+)~(?P<pid>[0-9]{1,9})~(?P<started>[0-9]+)~[0-9a-f]{32}"
     r"|\.[0-9]{12}\..+\.[0-9]+"  # as the version before named them
+    rf"|\{PROBE}-[0-9a-f]{{32}}"
 )
 
 
@@ -533,20 +547,6 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _open_plain(path: str, flags: int) -> int:
-    """Open a file that is no link, pipe or device, without waiting for one. Raises ValueError for those."""
-    try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as problem:
-        if problem.errno == errno.ELOOP:
-            raise ValueError(f"{path}: a link") from None
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError(f"{path}: no plain file")
-    return handle
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,8 @@ class _Stopped(Exception):
 
 
 def _to_stderr(note: str) -> None:
-    print(note, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody may be reading
+        print(note, file=sys.stderr, flush=True)
 
 
 def run_trunk(
@@ -315,7 +316,7 @@ def _newest_checkpoint(
 def _newest_that_fits(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
 ) -> tuple[int, checkpoint.Found | None]:
-    """What is damaged, unreadable or another's is passed over and noted. Raises OSError where nothing else is there."""
+    """What is damaged or cannot be read is passed over and noted. Raises OSError where nothing else is there."""
     passed: list[int] = []
     unreadable: OSError | None = None
     for number in reversed(checkpoint.numbers(folder)):
@@ -326,13 +327,14 @@ def _newest_that_fits(
             found = None
         if found and _fits(found, engine):
             if passed:
-                note(f"{folder}: checkpoint {passed[0]} is damaged or of another setting: going on from {number}")
+                note(f"{folder}: checkpoint {passed[0]} is damaged; training goes on from checkpoint {number}")
             return number, found
-        passed.append(number)
+        if not checkpoint.is_anothers(folder, fingerprint, number):
+            passed.append(number)
     if unreadable:
         raise OSError(f"{folder}: no checkpoint can be read: {unreadable.strerror or unreadable}") from unreadable
     if passed:
-        note(f"{folder}: no checkpoint here is whole and of this setting: training begins at the start")
+        note(f"{folder}: every checkpoint here is damaged; training begins at the start")
     return -1, None
 
 

@@ -16,17 +16,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
+
+
+class WorkerLost(Exception):
+    """A worker ended by itself or was killed, and left no traceback."""
 
 
 def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any) -> None:
     """Run `main(rank, *given)` in so many processes that form a process group; `main` and `given` must pickle.
 
-    Raises torch's ProcessRaisedException with the traceback of the first that fails, after ending the others.
+    Raises torch's ProcessRaisedException with the traceback of the first that fails, or WorkerLost, after ending the others.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)
-        spawn(_rank, args=given, nprocs=workers)
+        try:
+            spawn(_rank, args=given, nprocs=workers)
+        except ProcessExitedException as problem:
+            raise WorkerLost(f"a worker was lost: {problem}") from None
 
 
 def n_gpus() -> int:

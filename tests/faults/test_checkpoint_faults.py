@@ -369,6 +369,23 @@ def test_a_run_passes_over_what_does_not_fit_and_ends_the_same_to_the_bit(
     tally("runs whose newest checkpoint does not fit", 1, 1)
 
 
+@pytest.mark.parametrize("name", ["step", "left"])
+def test_a_place_where_no_run_ever_stood_is_not_gone_on_from(
+    whole: dict[str, Any], left: Path, tmp_path: Path, name: str
+) -> None:
+    """Beyond the end of a branch or of the trunk. Fails without the comparison with both ends: the run would not end."""
+    folder = tmp_path / "c"
+    shutil.copytree(left, folder)
+    edit = {
+        "step": lambda meta: meta["now"].update(step=10**9),
+        "left": lambda meta: meta["left"].update(step=10**9),
+    }
+    edit_meta(edit[name])(max(folder.iterdir()))
+    found, steps, _ = resumed(folder)
+    assert found == whole and steps == N_STEPS
+    tally("places where no run ever stood", 1, 1)
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_begins_at_the_start_and_ends_the_same(
     whole: dict[str, Any], left: Path, tmp_path: Path
 ) -> None:
@@ -377,7 +394,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_at_the_start_and_ends_th
     for path in folder.iterdir():
         UNFIT["other shape"](path)
     found, steps, notes = resumed(folder)
-    assert found == whole and steps == N_STEPS and len(notes) == 1
+    assert found == whole and steps == N_STEPS and len(notes) == 1 and "damaged" in notes[0]
     tally("runs without a whole checkpoint", 1, 1)
 
 

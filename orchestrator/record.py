@@ -196,9 +196,9 @@ RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 """What MLflow takes: characters of a tag, a param and a name; metrics in one request."""
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_PATIENCE = {_RETRIES: "2", _TIMEOUT: "20"}
+_PATIENCE = {_RETRIES: "1", _TIMEOUT: "20"}
 """Its own 7 tries are minutes before it says no, and its 120 s are long for a server that hangs."""
-_FIRST_CONTACT = {_RETRIES: "1", _TIMEOUT: "5"}
+_FIRST_TIMEOUT = "5"
 """A server that does not answer the first request of all is taken for dead after ten seconds."""
 SQLITE_PATIENCE_SECONDS = 5.0
 """How long a locked database is waited for before the first request; MLflow alone would try for minutes."""
@@ -223,6 +223,7 @@ def _client(tracking_uri: str) -> Any:
     """A client of this store, quiet and not endlessly patient. Raises what is wrong with a store that is a file."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line for each run, among our answers
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     if (path := links.sqlite_file(tracking_uri)) is not None:
@@ -256,8 +257,8 @@ def _check_sqlite(path: Path) -> None:
 
 def _first_contact(client: Any, study_id: str) -> Any:
     """The experiment of a study, None while there is none. The first request: it tells whether anybody is there."""
-    brief = {name: value for name, value in _FIRST_CONTACT.items() if os.environ.get(name) == _PATIENCE[name]}
-    with _environment(brief):
+    is_ours = os.environ.get(_TIMEOUT) == _PATIENCE[_TIMEOUT]
+    with _environment({_TIMEOUT: _FIRST_TIMEOUT} if is_ours else {}):
         return client.get_experiment_by_name(study_id)
 
 
@@ -630,15 +631,8 @@ def publish(
         _mark(folder, {"mlflow": None})
         unpublished: Exception | None = None
         say("MLflow runs ...")
-
-        def publish_runs() -> MlflowRecord:
-            target = MlflowRecord(tracking_uri, study, state.record)
-            target.publish(state, say)
-            target.heal()
-            return target
-
         try:
-            target = _again_after_outages(publish_runs)
+            target = publish_runs(tracking_uri, study, state, say)
             links.write(folder, target.links(tracking_uri))
         except Exception as problem:  # the report needs no MLflow: it comes first
             unpublished = problem
@@ -650,7 +644,7 @@ def publish(
         say("Report, figures and tables to MLflow ...")
         described, metrics = summary.description(found), found.metrics()
         last = target
-        _again_after_outages(lambda: last.publish_study(folder, described, metrics, state.last_time))
+        after_outages(lambda: last.publish_study(folder, described, metrics, state.last_time))
         if (store := links.sqlite_file(tracking_uri)) is not None and not store.exists():
             raise RecordProblem(f"{store} was removed while it was written; publish again")
         shown = _what_is_shown(folder, state)
@@ -661,7 +655,19 @@ PAUSES_SECONDS = (1.0, 2.0, 4.0)
 """Between attempts to reach an MLflow that hung up or refused."""
 
 
-def _again_after_outages(work: Callable[[], T]) -> T:
+def publish_runs(tracking_uri: str, study: Study, state: State, say: Say | None = None) -> MlflowRecord:
+    """Bring MLflow's runs up to the journal, also through short outages. Raises what MLflow raises."""
+
+    def attempt() -> MlflowRecord:
+        target = MlflowRecord(tracking_uri, study, state.record)
+        target.publish(state, say)
+        target.heal()
+        return target
+
+    return after_outages(attempt)
+
+
+def after_outages(work: Callable[[], T]) -> T:
     """Do what needs MLflow; again after a short outage. The work finds what is there already, and repeats nothing."""
     for pause in PAUSES_SECONDS:
         try:
@@ -783,7 +789,7 @@ def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say
         return False
     if code:
         how = f"the publisher was ended by signal {-code}" if code < 0 else f"the publisher ended with code {code}"
-        say(f"The record is not up to date: {reasons[-1] if reasons else how}")
+        say(f"The record is not up to date: {reasons[-1] if reasons and code > 0 else how}")
         say("The journal has everything; 'emergence publish' rebuilds the record from it.")
     return code == 0
 

@@ -17,14 +17,14 @@ from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from trainers.spec import MAX_DIGITS
+
 MAX_BYTES = 64_000
 """Twenty times the longest study that ships."""
 MAX_VALUES = 5_000
 """Keys count, and what aliases stand for; a study on the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
 MAX_DEPTH = 20
 """Levels of lists and mappings; a study needs six."""
-MAX_DIGITS = 40
-"""Characters of a whole number. Python converts long ones slowly, and refuses to write them."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Control characters but for tab and line break, and those that end a line or turn the direction of what a terminal shows."""

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from orchestrator import reading
 from orchestrator import study as studies
 from orchestrator.study import Study, StudyError, differences, load
 from trainers.presets import PRESETS, Dial
+from trainers.spec import MAX_DIGITS, Limit, limit_words
 
 GOOD = """\
 study: good
@@ -382,6 +384,50 @@ def all_keys() -> dict[str, str]:
         fields = walk(family, f"family.{family_name}.")
         del fields[f"family.{family_name}.name"]
         keys |= fields
+    return keys
+
+
+def test_the_readme_of_sweeps_states_every_limit_and_no_other() -> None:
+    """Fails with a limit of the schema changed, or a row's."""
+    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_0-9.]+)` \| .*? \| (.*) \|$", text, flags=re.MULTILINE))
+    limits = all_limits()
+    assert len(limits) > 40
+    for key, words in limits.items():
+        assert all(re.search(rf"\b{re.escape(word)}\b", rows[key]) for word in words), (key, words)
+    # With a tail: 2^62 is no limit of a field.
+    stated = {key for key, row in rows.items() if re.search(r"[Aa]t most \d[\d,.e]*(?![\d,.e^])", row)}
+    assert stated <= limits.keys()
+    for number in (reading.MAX_BYTES, reading.MAX_VALUES, studies.MAX_TRIALS):
+        assert f"{number:,}" in text
+    for number in (reading.MAX_DEPTH, MAX_DIGITS, studies.MAX_PROBLEMS):
+        assert re.search(rf"\b{number}\b", text)
+
+
+def all_limits() -> dict[str, list[str]]:
+    """Every key that has limits, dotted, with them as the README writes them."""
+    from pydantic import BaseModel
+
+    from trainers.tasks import FAMILIES
+
+    def limits(field: Any) -> list[str]:
+        found = []
+        for part in field.metadata:
+            of_field = (part.most, part.least, part.items) if isinstance(part, Limit) else (getattr(part, "le", None),)
+            found += [limit_words(n) for n in of_field if n is not None and abs(n) != float("inf")]
+        return found
+
+    def walk(model: type[BaseModel], prefix: str) -> dict[str, list[str]]:
+        found = {prefix + name: words for name, field in model.model_fields.items() if (words := limits(field))}
+        for name in model.model_fields:
+            inner = studies._model_at(model, (name,))
+            if inner is not None and name != "family":
+                found |= walk(inner, f"{prefix}{name}.")
+        return found
+
+    keys = walk(Study, "") | walk(Dial, "model.")
+    for name, family in FAMILIES.items():
+        keys |= walk(family, f"family.{name}.")
     return keys
 
 

@@ -15,7 +15,9 @@ import pytest
 from trainers import __main__ as command
 from trainers import budget
 from trainers.budget import flops_per_step
+from trainers.place import Place
 from trainers.spec import TrunkSpec
+from trainers.train import run_trunk
 
 ROOT = Path(__file__).parent.parent
 TRUNK: dict[str, Any] = {
@@ -103,6 +105,16 @@ BAD = {
         "model: preset '17m' and depth 2",
     ),
     "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
+    "rate": (TRUNK | {"compute_flops": 1e12, "training": {"learning_rate": 1e3}}, "learning_rate: at most 10 is allowed"),
+    "budget_huge": (TRUNK | {"compute_flops": [1e12, 1e300]}, "compute_flops.1: at most 1e30 is allowed; given 1e300"),
+    "budget_beyond_floats": (TRUNK | {"compute_flops": 10**400}, "a whole number of 401 digits; at most 40"),
+    "depth_huge": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 10**39}}, "model.depth: at most 1,000 is allowed"),
+    "slots_huge": (TRUNK | {"compute_flops": 1e12, "family": {"name": "compose", "n_slots": 1e12}}, "family.n_slots"),
+    "many_digits": ('{"n_tasks": ' + "9" * 5000 + "}", "a whole number of 5000 digits"),
+    "key_twice": ('{"n_tasks": 3, "n_tasks": 4}', "key 'n_tasks' is given twice"),
+    "deep": ("[" * 100_000, "trial.json"),
+    "long": ('{"arm": "' + "x" * 2_000_000 + '"}', "longer than 1,000,000 characters"),
+    "arm_of_two_lines": (TRUNK | {"compute_flops": 1e12, "arm": "a\nb" * 5000}, "has no arm 'a b"),
     "width": (TRUNK | {"compute_flops": 1e12, "model": {"d_model": 30}}, "model: d_model 30 is no multiple"),
 }
 
@@ -153,10 +165,10 @@ def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeyp
     ]
 
 
-def test_a_trial_that_diverges_at_once_is_told_like_any_other(tmp_path, capsys):
-    """One update of 1e39, beyond float32, and an exam after it that has no numbers to show."""
-    training = {"batch_size": 8, "learning_rate": 1e39}
-    assert command.main([str(write(tmp_path, TRUNK | {"compute_flops": 50 * STEP, "training": training}))]) == 0
+def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
+    """One update of 1e39, beyond float32 and what a file may ask for, and an exam after it that has no numbers to show."""
+    trunk = TrunkSpec.model_validate(TRUNK | {"training": {"batch_size": 8, "learning_rate": 1e39}})
+    run_trunk(trunk, [50.0 * STEP], Place(), lambda events: command._tell(events, None))
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"diverged after 1 steps, {STEP:.4g} FLOPs")
 
 

@@ -26,7 +26,12 @@ from pydantic import ValidationError
 from trainers import budget, memory
 from trainers.checkpoint import check_writable
 from trainers.place import Place, shares
-from trainers.spec import TrialSpec, TrunkSpec
+from trainers.presets import Dial
+from trainers.spec import MAX_DIGITS, Evaluation, Model, Record, Training, TrialSpec, TrunkSpec, beyond_limits
+from trainers.tasks import FAMILIES
+
+MAX_CHARACTERS = 1_000_000
+"""Of a trial's file; one has some hundred."""
 
 Emit = Callable[[list[dict[str, Any]]], None]
 
@@ -211,15 +216,46 @@ def _close_the_last_line(file: Path) -> None:
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:
     """The trunk and its budgets. Raises OSError or ValueError (pydantic's ValidationError is one)."""
-    raw = json.loads(path.read_text())
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MAX_CHARACTERS + 1)
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the file is longer than {MAX_CHARACTERS:,} characters, the most that a trial may have")
+    raw = json.loads(text, object_pairs_hook=_each_key_once, parse_int=_whole_number)
     if not isinstance(raw, dict):
         raise ValueError("expected a JSON object")
+    _check_limits(raw)
     flops = raw.pop("compute_flops", None)
     budgets = flops if isinstance(flops, list) else [flops]
     if not budgets or not all(isinstance(b, int | float) and not isinstance(b, bool) for b in budgets):
         raise ValueError(f"compute_flops: {flops!r} given; a number of FLOPs, or a list of them, is needed")
     trunk = TrunkSpec.model_validate(raw)
     return trunk, sorted({TrialSpec(**dict(trunk), compute_flops=float(b)).compute_flops for b in budgets})
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key '{twice}' is given twice; keep one")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits; at most {MAX_DIGITS} can be read")
+    return int(digits)
+
+
+def _check_limits(raw: dict[str, Any]) -> None:
+    """Raises ValueError for what is beyond the limits of the fields."""
+    family = raw.get("family")
+    kind = FAMILIES.get(str(family.get("name")), Record) if isinstance(family, dict) else Record
+    parts = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation), ("family", kind))
+    found = [((), beyond_limits(TrialSpec, raw))]
+    found += [((part,), beyond_limits(record, raw[part])) for part, record in parts if isinstance(raw.get(part), dict)]
+    for prefix, problems in found:
+        for place, said in problems:
+            raise ValueError(f"{'.'.join(map(str, (*prefix, *place)))}: {said}")
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:
@@ -252,12 +288,17 @@ def _show(event: dict[str, Any]) -> None:
 
 
 def _one_line(problem: Exception) -> str:
+    said = _said(problem)
+    return said if len(said) <= 1000 else f"{said[:1000]} ..."
+
+
+def _said(problem: Exception) -> str:
     if isinstance(problem, ValidationError):
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}" if where else message
-    return next(iter(str(problem).splitlines()), type(problem).__name__)
+        return " ".join((f"{where}: {message}" if where else message).split())
+    return " ".join(str(problem).split())
 
 
 if __name__ == "__main__":

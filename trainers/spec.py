@@ -17,6 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 TRAINER_VERSION = 1
 """Raise it when a change of the trainer moves results: every fingerprint then changes, and old studies say so."""
 
+MAX_DIGITS = 40
+"""Of a whole number in a file. Python converts long ones slowly, and refuses to write them."""
+
 
 class Record(BaseModel):
     """A frozen, strict record: unknown keys, strings for numbers and True for 1 are all refused."""
@@ -55,25 +58,23 @@ class Limit:
         """What is beyond the limit: (place inside `given`, what is allowed and what was given)."""
         if isinstance(given, list | tuple):
             if self.items is not None and len(given) > self.items:
-                yield (), f"at most {self.items} values are allowed; given {len(given)}"
+                yield (), f"at most {limit_words(self.items)} values are allowed; given {limit_words(len(given))}"
             else:
                 yield from (((i,), said) for i, one in enumerate(given) for _, said in self.broken_by(one))
         elif isinstance(given, str | dict):
             if len(given) > self.most:
                 what = "characters" if isinstance(given, str) else "entries"
-                yield (), f"at most {self.most} {what} are allowed; given {len(given)}"
+                yield (), f"at most {limit_words(self.most)} {what} are allowed; given {limit_words(len(given))}"
         elif isinstance(given, int | float) and not isinstance(given, bool):
             if self.most < given < float("inf"):  # what is not finite is refused as such
-                yield (), f"at most {short_number(self.most)} is allowed; given {_shown(given)}"
+                yield (), f"at most {limit_words(self.most)} is allowed; given {limit_words(given)}"
             elif self.least > given > 0:  # as is what is not positive
-                yield (), f"at least {short_number(self.least)} is needed; given {_shown(given)}"
+                yield (), f"at least {limit_words(self.least)} is needed; given {limit_words(given)}"
 
 
-def _shown(given: float) -> str:
-    try:
-        return short_number(given)
-    except OverflowError:  # an int beyond all floats
-        return f"a number of {len(str(given))} digits"
+def limit_words(value: float) -> str:
+    """A number as messages and sweeps/README.md write limits: 10,000, 1e6, 0.5."""
+    return f"{int(value):,}" if abs(value) < 1e6 and float(value).is_integer() else short_number(value)
 
 
 def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -269,7 +270,7 @@ class TrunkSpec(Record):
 class TrialSpec(TrunkSpec):
     """One (arm, n_tasks, compute_flops, replicate): one row of results, one MLflow run."""
 
-    compute_flops: Positive
+    compute_flops: Annotated[Positive, Limit(1e30)]
     """Training FLOPs: matmuls and attention, forward and backward, branch included."""
 
     @property

@@ -405,12 +405,13 @@ def accepted(folder: Path, data: bytes) -> studies.Study | None:
 
 
 def planned(study: studies.Study) -> None:
-    """Plan an accepted study, and take it through the journal. Raises where either goes wrong."""
+    """Plan an accepted study, and take it through the journal. Raises where either goes wrong. Of thousands of replicates two do."""
     from orchestrator import plan
     from orchestrator.journal import State
 
+    few = study.axes.model_copy(update={"replicates": min(2, study.axes.replicates)})
     try:
-        made = plan.make(study, State(), 2, "cpu")
+        made = plan.make(study.model_copy(update={"axes": few}), State(), 2, "cpu")
     except studies.StudyError as refusal:
         assert len(str(refusal).splitlines()) == 1 and str(refusal).startswith(f"{study.id}: "), refusal
     else:

@@ -47,7 +47,7 @@ class Regression(Family):
     """D: numbers in x, and weights of a task."""
     n_pairs: Annotated[Count, Limit(10_000)] = 16
     """K: pairs per sequence, every y of them predicted, the first from nothing."""
-    noise_variance: Annotated[Positive, Limit(1e6, 1e-6)] = 0.25
+    noise_variance: Annotated[Positive, Limit(1e6, 1e-12)] = 0.25
     """σ²: variance of the noise on y."""
 
     version: ClassVar[int] = 1

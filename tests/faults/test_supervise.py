@@ -1,0 +1,199 @@
+"""The parent of a run and its driver, without Ray: a stand-in for the driver says what it hears of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE_SECONDS, tally
+
+from orchestrator import supervise
+
+STAND_IN = """
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orchestrator import output, supervise
+
+supervise.begin()  # the parent stays in here
+supervise.take_over()
+request = supervise.StopRequest(Path(sys.argv[2]))
+for number in supervise.ending_signals():
+    signal.signal(number, request.on_signal)
+output.outlive_readers(Path(sys.argv[2]) / "driver.log")
+inherited = supervise.VARIABLE in subprocess.run(["env"], capture_output=True, text=True).stdout
+print("ready", os.getpid(), os.getsid(0) != os.getsid(os.getppid()), inherited, flush=True)
+try:
+    while not request.is_asked():
+        time.sleep(0.01)
+    print("saving", flush=True)
+    if "slow" in sys.argv:
+        while True:
+            time.sleep(0.01)
+    (Path(sys.argv[2]) / "saved").touch()
+    supervise.tell("left", 130)
+    if "crash" in sys.argv:
+        os.abort()
+    sys.exit(130)
+except KeyboardInterrupt:
+    supervise.tell("left", 77)
+"""
+"""Run as `stand_in.py run FOLDER`, it takes the place of `emergence run STUDY`."""
+
+
+class StandIn:
+    """A parent with its driver, which is ready."""
+
+    def __init__(self, folder: Path, *words: str, before: tuple[str, ...] = ()) -> None:
+        program = folder / "stand_in.py"
+        program.write_text(STAND_IN)
+        root = str(Path(supervise.__file__).parents[1])
+        self.folder = folder
+        self.parent = subprocess.Popen(
+            [*before, sys.executable, str(program), "run", str(folder), *words],
+            env=os.environ | {"PYTHONPATH": root},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.parent.stdout is not None
+        said = self.parent.stdout.readline().split()
+        self.driver, self.facts = int(said[1]), said[2:]
+
+    def heard(self) -> None:
+        """Wait until the driver has heard of the stop."""
+        assert self.parent.stdout is not None and self.parent.stdout.readline() == "saving\n"
+
+    def end(self) -> tuple[int, str]:
+        """Exit code of the parent, and what went to standard error."""
+        _, said = self.parent.communicate(timeout=PATIENCE_SECONDS)
+        return self.parent.returncode, said
+
+    def saved(self) -> bool:
+        """Did the driver save?"""
+        return (self.folder / "saved").exists()
+
+
+def is_alive(pid: int) -> bool:
+    """Does this process run, other than as a zombie?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def signals_of(pid: int, what: str) -> set[int]:
+    """Signals that a process ignores (SigIgn) or holds back (SigBlk)."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(what))
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+
+
+def test_the_driver_has_a_session_of_its_own_and_passes_the_socket_to_nobody(folder: Path) -> None:
+    """Fails without `start_new_session`, or if the variable stays in the environment."""
+    run = StandIn(folder)
+    assert run.facts == ["True", "False"]
+    run.parent.terminate()
+    assert run.end() == (130, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: signal.Signals(n).name)
+def test_a_signal_to_the_whole_group_twice_is_one_stop_that_saves(number: int, folder: Path) -> None:
+    """Fails if each repetition counts as wanting to leave at once."""
+    run = StandIn(folder)
+    os.killpg(run.parent.pid, number)
+    os.killpg(run.parent.pid, number)
+    os.kill(run.driver, number)
+    assert run.end() == (130, "") and run.saved()
+    tally("stop: signal to the group, no Ray", 1, 1)
+
+
+def test_a_parent_that_is_killed_is_a_stop_too(folder: Path) -> None:
+    """Fails if the driver does not listen to the socket's end."""
+    run = StandIn(folder)
+    run.parent.kill()
+    run.heard()
+    while is_alive(run.driver):
+        time.sleep(0.01)
+    assert run.end()[0] == -signal.SIGKILL and run.saved()
+    tally("killed: parent, no Ray", 1, 1)
+
+
+def test_a_driver_that_is_killed_is_one_line_and_exit_code_1(folder: Path) -> None:
+    """Fails without the parent's last word."""
+    run = StandIn(folder)
+    os.kill(run.driver, signal.SIGKILL)
+    code, said = run.end()
+    assert code == 1 and len(said.splitlines()) == 1 and "ended unexpectedly (signal 9" in said
+    assert str(folder / "driver.log") in said
+    tally("killed: driver, no Ray", 1, 1)
+
+
+def test_the_exit_code_that_is_meant_outlives_a_crash_at_the_very_end(folder: Path) -> None:
+    """Fails if the parent goes by how the process ended alone."""
+    run = StandIn(folder, "crash")
+    run.parent.terminate()
+    assert run.end()[0] == 130 and run.saved()
+
+
+def test_a_second_ctrl_c_leaves_at_once(folder: Path) -> None:
+    """Fails if the driver takes each signal for the same."""
+    run = StandIn(folder, "slow")
+    run.parent.send_signal(signal.SIGINT)
+    run.heard()
+    time.sleep(supervise.SAME_SECONDS + 0.2)  # what comes sooner is the same Ctrl-C
+    run.parent.send_signal(signal.SIGINT)
+    assert run.end() == (77, "") and not run.saved()
+
+
+def test_what_nohup_ignores_stays_ignored(folder: Path) -> None:
+    """Fails if the parent takes every signal."""
+    run = StandIn(folder, before=("sh", "-c", "trap '' HUP; exec \"$@\"", "sh"))
+    assert signal.SIGHUP in signals_of(run.parent.pid, "SigIgn") & signals_of(run.driver, "SigIgn")
+    run.parent.terminate()
+    assert run.end() == (130, "") and run.saved()
+
+
+def test_a_reader_that_is_gone_does_not_keep_the_driver_from_saving(folder: Path) -> None:
+    """Fails without `outlive_readers`: to say that it saves ends the driver."""
+    run = StandIn(folder)
+    assert run.parent.stdout is not None and run.parent.stderr is not None
+    run.parent.stdout.close()
+    run.parent.stderr.close()
+    run.parent.terminate()
+    assert run.parent.wait(PATIENCE_SECONDS) == 130 and run.saved()
+    tally("stop: reader gone, no Ray", 1, 1)
+
+
+def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:
+    """Fails without the mask that Ray's processes inherit. The shell's child stands for a worker."""
+    from orchestrator import machines
+
+    with machines._children_shielded():
+        child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    worker = int(child.stdout.readline())
+    asked = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
+    try:
+        assert asked <= signals_of(child.pid, "SigBlk") & signals_of(worker, "SigBlk")
+        assert not asked & signals_of(os.getpid(), "SigBlk")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        child.kill()
+        child.communicate(timeout=PATIENCE_SECONDS)

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
 FILE = """
 study: small
 version: 1
-question: "a [/INST] [see fig] :smile: \\x1b[31mred\\x1b]0;title\\x07 \\x9b2J \\u202etxt.exe </script><img src=x onerror=alert(1)> $x_1$"
+question: "a [/INST] [see fig] [bold]x[/bold] :smile: </script> $x_1$"
 family: {name: cipher, n_symbols: 8, n_pairs: 8}
 axes: {arm: [answer], n_tasks: [4, 8], compute_flops: [3e8], replicates: 2}
 model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32}
@@ -179,7 +179,7 @@ def test_every_command_shows_hostile_questions_reasons_and_homes_as_they_are(hom
     for words, said in (
         (("status",), "small@2: 2 of 4 trials ended"),
         (("status", "small@1"), SEEN),
-        (("plan", str(home.parent / "small.yaml")), SEEN),
+        (("plan", str(home.parent / "small.yaml")), "a [/INST] [see fig] [bold]x[/bold] :smile: </script> $x_1$"),
         (("status", "nothing"), shown_home),
         (("compare", "small@1", "small@2"), shown_home),
         (("clean", "small@1"), shown_home),
@@ -191,11 +191,11 @@ def test_every_command_shows_hostile_questions_reasons_and_homes_as_they_are(hom
 
 
 def test_a_very_long_question_is_shortened_on_a_terminal(tmp_path: Path) -> None:
-    """Fails without `shortened`: 100 kB go over the screen."""
+    """Fails without `shortened`: 9,600 letters go over the screen."""
     assert shortened("x" * 600) == "x" * 600
-    (tmp_path / "long.yaml").write_text(re.sub("question: .*", f"question: {'why ' * 25_000}", FILE))
+    (tmp_path / "long.yaml").write_text(re.sub("question: .*", f"question: {'why ' * 2_400}", FILE))
     done = invoke(tmp_path, "plan", str(tmp_path / "long.yaml"))
-    assert done.code == 0 and len(done.text) < 10_000
+    assert done.code == 0 and len(done.text) < 5_000 and "characters more" in done.text
 
 
 @pytest.mark.parametrize(
@@ -247,16 +247,21 @@ def test_a_home_that_cannot_be_is_refused_in_one_line(recorded: Path, tmp_path: 
 
 def test_each_broken_study_is_a_line_of_the_list_and_hides_no_other(home: Path) -> None:
     """Fails without the `except` in `_read`: one study of a family that is not installed ends the list."""
-    journal = (home / "small@1" / "journal.jsonl").read_text()
-    broken = {
-        "family@1": journal.replace('"name": "cipher"', '"name": "not_here"'),
-        "session@1": '{"kind": "session", "key": "session/1"}\n',
+    session = session_event(Study.from_record(SMALL), {})
+    broken: dict[str, Any] = {
+        "family@1": session | {"study": session["study"] | {"family": {"name": "not_here"}}},
+        "session@1": {key: value for key, value in session.items() if key != "study"},
+        "future@1": session | {"study": session["study"] | {"not_known_yet": 1}},
         "deep@1": '{"kind": "session", "key": "session/1", "study": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
         "noise@1": os.urandom(3000).hex() + "\n",
     }
-    for name, text in broken.items():
-        (home / name).mkdir()
-        (home / name / "journal.jsonl").write_text(text)
+    for name, made in broken.items():
+        log = Journal(home / name)
+        if isinstance(made, dict):
+            log.append([made])
+        log.close()
+        if isinstance(made, str):
+            (home / name / "journal.jsonl").write_text(made)
     (home / "link@1").mkdir()
     (home / "link@1" / "journal.jsonl").symlink_to("journal.jsonl")
     for foreign in ("copy of small@1", "small@1.bak", "x@0", "pipe@1", "folder@1/journal.jsonl"):
@@ -268,9 +273,9 @@ def test_each_broken_study_is_a_line_of_the_list_and_hides_no_other(home: Path) 
     done = invoke(home, "status")
     lines = done.text.splitlines()
     assert done.code == 0
-    named = ["deep@1", "family@1", "link@1", "noise@1", "session@1", "small@1", "small@2"]
+    named = ["deep@1", "family@1", "future@1", "link@1", "noise@1", "session@1", "small@1", "small@2"]
     assert [line.partition(":")[0] for line in lines] == named
-    assert "not_here" in lines[1] and "2 of 4 trials ended" in lines[-1]
+    assert "not_here" in lines[1] and "not_known_yet" in lines[2] and "2 of 4 trials ended" in lines[-1]
     for name in ("family@1", "noise@1", "link@1", "pipe@1"):
         for words in (("report", name), ("compare", name, "small@1")):
             one_line(invoke(home, *words), 2, name)

@@ -321,7 +321,7 @@ def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock
     except Exception as problem:  # files were looked at first
         found = trouble.of(problem, uri)
         if found.is_away:
-            typer.echo(f"{found.what}; whether it still has the runs that were published there is not known.")
+            say(f"{found.what}; whether it still has the runs that were published there is not known.")
             return
         why = found.what
     if not why:

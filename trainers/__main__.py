@@ -134,7 +134,7 @@ def _tell(events: list[dict[str, Any]], file: Path | None) -> None:
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:
     """The trunk and its budgets. Raises OSError or ValueError (pydantic's ValidationError is one)."""
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(raw, dict):
         raise ValueError("expected a JSON object")
     flops = raw.pop("compute_flops", None)

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from orchestrator import supervise
 
@@ -75,7 +75,7 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             raise  # typer ends quietly: nobody reads on
         except OSError as problem:
-            _mute_what_is_full()
+            _let_go_of_full_output()
             say(_trouble(problem), err=True)
             given = problem.errno in GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if given else 1) from None
@@ -110,17 +110,17 @@ def _trouble(problem: OSError) -> str:
     except RuntimeError:
         home = "the home folder"
     paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
-    where = f"{' -> '.join(paths)}" if paths else f"Reading or writing in {home}"
+    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {home})"
     said = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
     remedy = REMEDIES.get(problem.errno or 0, "mend that")
     return f"{where}: {said}. Everything recorded so far is kept; {remedy}, and give the same command again."
 
 
-def _mute_what_is_full() -> None:
-    """Where standard output is what cannot be written, throw away what waits in it: Python would fail at its very end."""
+def _let_go_of_full_output() -> None:
+    """Throw away what waits in a standard output that does not take it: Python would fail over it at its very end."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -383,14 +383,10 @@ def stop(study_name: RecordedName) -> None:
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures anew from the journal; print where it is."""
-    folder, study, state = _recorded(study_name)
-    from orchestrator import record, trouble
+    folder, _, state = _recorded(study_name)
+    from orchestrator import record
 
-    try:
-        say(str(record.rewrite(folder, _aside)))
-    except OSError as problem:
-        found = trouble.of(problem)
-        raise UsageProblem(f"{study.id}: the report cannot be written: {found.what}") from None
+    say(str(record.rewrite(folder, _aside)))
     if state.short:
         raise typer.Exit(1)
 
@@ -514,6 +510,8 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
     folder, study, state = _recorded(study_name)
     with StudyLock(folder, study.id, lambda: state.lease, _aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
+        if given and given.startswith("file://"):  # a folder of this machine, whose links are looked at below
+            given = unquote(urlsplit(given).path)
         checkpoints = plan.checkpoints_of(folder, _storage(given) if given else None)
         if "://" not in checkpoints:
             checkpoints = _within(Path(given) if given else journal.home_folder(), Path(checkpoints))
@@ -742,13 +740,15 @@ def _list_studies(console: Terminal) -> None:
             study, state = _read(folder)
             held = lease.is_held(folder)
         except (OSError, UsageProblem) as problem:
-            console.print(f"{folder.name}: {_trouble(problem)}" if isinstance(problem, OSError) else str(problem))
-            continue
-        if study is not None:
-            ended = sum(t.id in state.trials for t in study.trials())
+            line = f"{folder.name}: {_trouble(problem)}" if isinstance(problem, OSError) else str(problem)
+        else:
             running = "running" if held else "not running"
-            other = "" if study.id == folder.name else f"{folder.name}, which is renamed or copied: "
-            console.print(f"{other}{study.id}: {ended} of {len(study.trials())} trials ended, {running}")
+            line = f"{folder.name}: nothing is recorded yet, {running}"
+            if study is not None:
+                ended = sum(t.id in state.trials for t in study.trials())
+                other = "" if study.id == folder.name else f"{folder.name}, which is renamed or copied: "
+                line = f"{other}{study.id}: {ended} of {len(study.trials())} trials ended, {running}"
+        console.print(line, soft_wrap=True)
 
 
 def _study_folders() -> list[Path]:
@@ -773,15 +773,15 @@ def _read(folder: Path) -> tuple[Study | None, Recorded]:
     cannot be read here."""
     try:
         state = State.of(folder)
-        if state.study is None:
+        if state.study is not None:
+            study = Study.from_record(state.study)
+            return study, recorded.of_study(state, study)
+        if not (folder / "journal.jsonl").stat().st_size:
             return None, Recorded()
-        study = Study.from_record(state.study)
-        return study, recorded.of_study(state, study)
+        raise ValueError("no line of its journal says what was run")
     except OSError:
         raise
-    except (
-        Exception
-    ) as problem:  # whatever stands there: of another version, of a family that is not installed, damaged
+    except Exception as problem:  # of another version, of a family that is not installed, damaged, or anything else
         raise UsageProblem(f"{folder.name}: its record in {folder} cannot be read here: {_why(problem)}") from None
 
 
@@ -833,6 +833,7 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
     folder = journal.study_folder(study_id)
     study, state = _read(folder) if _has_journal(folder) else (None, Recorded())
     if study is None:
+        known = [other for other in known if other != study_id]
         versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
         near = versions or difflib.get_close_matches(study_id, known, 1)
         hint = f"; {', '.join(near)} has" if near else ""

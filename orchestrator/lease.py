@@ -54,7 +54,7 @@ def here() -> dict[str, str]:
 def started(pid: int) -> str:
     """When a process of this machine started, in ticks since the boot; "" where it is gone or the system does not say."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 

@@ -172,7 +172,7 @@ class JournalCallback(tune.Callback):
         """The trunk, and why it failed: on the driver's disk, while Tune's own reading looks elsewhere, too early."""
         trunk, how = trial.config["job"]["trunk_id"], ""
         with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
-            how = Path(trial.error_file).read_text()
+            how = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         reason = _RECEIVERS[self.session].reasons[trunk] = _reason(how)
         return trunk, reason
 

@@ -7,6 +7,7 @@ emphasis is `styled`. After `prepare`, a terminal with few letters gets the near
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import re
 import sys
@@ -50,8 +51,9 @@ class Terminal(Console):
 
 
 def say(line: str, err: bool = False) -> None:
-    """One line on standard output, or on standard error."""
-    print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
+    """One line on standard output, or on standard error, where one that cannot be written is lost. Raises OSError."""
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def prepare() -> None:

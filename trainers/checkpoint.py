@@ -517,7 +517,7 @@ def _system() -> str | None:
 def _started(pid: int) -> str | None:
     """When a process started, in ticks since boot; "" for one that has ended, None where the system does not say."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return "" if state in "ZX" else fields[18]

@@ -243,9 +243,10 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
     facts: list[tuple[str, str]] = []
     commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
     commits = commits or list(dict.fromkeys(s["commit"] for s in sessions if s.get("commit")))
-    reasons = ", ".join(dict.fromkeys(s["commit_unknown"] for s in sessions if s.get("commit_unknown")))
-    known = ", ".join(map(_short_commit, commits)) or ("" if reasons else "unknown (not run from a repository)")
-    facts.append(("Commit", known + (f" not fully known: {reasons}" if reasons else "")))
+    reasons = dict.fromkeys(f"not known: {s['commit_unknown']}" for s in sessions if s.get("commit_unknown"))
+    facts.append(
+        ("Commit", ", ".join([*map(_short_commit, commits), *reasons]) or "unknown (not run from a repository)")
+    )
     if changes := sorted({path for s in sessions for path in s.get("changes") or []}):
         rest = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
         facts.append(("Not as committed", ", ".join(changes[:8]) + rest))

@@ -16,7 +16,7 @@ test-cluster: install  ## ray up, submit, job and down for real, between machine
 	$(BIN)/python -m pytest -s tests/cluster/on_machines.py
 
 faults: install  ## kills, signals, full disks and the like, with Ray and MLflow for real: at most twenty minutes
-	$(BIN)/python -m pytest -s tests/faults/with_ray.py
+	$(BIN)/python -m pytest -s tests/faults/with_ray*.py
 
 faults-long: install  ## 50,000 mutated studies, 300 trials in one process, random faults for five minutes
 	$(BIN)/python -m pytest -s tests/faults/long_*.py

@@ -105,10 +105,16 @@ BAD = {
         "model: preset '17m' and depth 2",
     ),
     "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
-    "rate": (TRUNK | {"compute_flops": 1e12, "training": {"learning_rate": 1e3}}, "learning_rate: at most 10 is allowed"),
+    "rate": (
+        TRUNK | {"compute_flops": 1e12, "training": {"learning_rate": 1e3}},
+        "learning_rate: at most 10 is allowed",
+    ),
     "budget_huge": (TRUNK | {"compute_flops": [1e12, 1e300]}, "compute_flops.1: at most 1e30 is allowed; given 1e300"),
     "budget_beyond_floats": (TRUNK | {"compute_flops": 10**400}, "a whole number of 401 digits; at most 40"),
-    "depth_huge": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 10**39}}, "model.depth: at most 1,000 is allowed"),
+    "depth_huge": (
+        TRUNK | {"compute_flops": 1e12, "model": {"depth": 10**39}},
+        "model.depth: at most 1,000 is allowed",
+    ),
     "slots_huge": (TRUNK | {"compute_flops": 1e12, "family": {"name": "compose", "n_slots": 1e12}}, "family.n_slots"),
     "many_digits": ('{"n_tasks": ' + "9" * 5000 + "}", "a whole number of 5000 digits"),
     "key_twice": ('{"n_tasks": 3, "n_tasks": 4}', "key 'n_tasks' is given twice"),

@@ -67,11 +67,11 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.place = folder / self.study.id
-        self.journal(self.place)
-        record.rewrite(self.place)
-        figures = sorted((self.place / "figures").iterdir())
-        for figure in figures[2:]:
+        self.home, self.uri = self.journal(record.home_folder() / self.study.id), record.default_tracking_uri()
+        record.publish(self.home, self.uri)
+        self.place = folder / self.study.id  # the same with two figures only: each is a request
+        shutil.copytree(self.home, self.place)
+        for figure in sorted((self.place / "figures").iterdir())[2:]:
             figure.unlink()
         self.found = findings.read(self.place, self.study)
         self.golden = self.publish("golden", f"http://127.0.0.1:{self.port}")
@@ -260,16 +260,6 @@ def test_a_publisher_killed_in_the_middle_is_made_good_by_the_next_one(world: Wo
 # Files and stores ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def at_home(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Facts]:
-    """The study in a home of its own, published to the SQLite file there: its folder, the URI, what MLflow holds."""
-    folder = world.journal(Path(os.environ["EMERGENCE_HOME"]) / world.study.id)
-    uri = record.default_tracking_uri()
-    record.publish(folder, uri)
-    assert record.behind(folder, uri, world.study) == ""
-    return folder, uri, mlflow_facts(uri, world.study.id)
-
-
 def _cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -280,9 +270,10 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_what_was_published_is_looked_at_file_by_file(world: World, at_home: tuple[Path, str, Facts]) -> None:
+def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
     """Fails where a note says that it was published and nobody looks, or a size alone stands for a file."""
-    folder, uri, _ = at_home
+    folder, uri = world.home, world.uri
+    assert record.behind(folder, uri, world.study) == ""
     names = [
         "journal.jsonl",
         "results.parquet",
@@ -305,18 +296,19 @@ def test_what_was_published_is_looked_at_file_by_file(world: World, at_home: tup
                 assert not record.report_is_current(folder, world.study)
             (folder / name).write_bytes(whole)
             tried += 1
+    whole = (folder / "runs.parquet").read_bytes()
+    _cut(folder / "runs.parquet")
     with pytest.raises(OSError, match="is damaged"):
-        _cut(folder / "runs.parquet")
         findings.read(folder, world.study)
-    record.rewrite(folder)
+    (folder / "runs.parquet").write_bytes(whole)
     assert record.behind(folder, uri, world.study) == ""
     tally("published file damaged", tried, tried)
 
 
-def test_what_mlflow_lost_is_noticed_and_written_again(world: World, at_home: tuple[Path, str, Facts]) -> None:
+def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     """A run deleted, a run left running, an artifact deleted; then the whole store, of which `run` says so and rebuilds
     it. Fails where the store is not asked."""
-    folder, uri, golden = at_home
+    folder, uri, golden = world.home, world.uri, mlflow_facts(world.uri, world.study.id)
     client = record._client(uri)
     trial = world.study.trials()[0].id
 
@@ -338,10 +330,11 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World, at_home: tu
         lambda target: shutil.rmtree(artifacts(target)),
         lambda target: client.delete_experiment(target.experiment),
     ]
+    target = published()
     for damage in damages:
-        damage(published())
+        damage(target)
         assert record.behind(folder, uri, world.study)
-        published()
+        target = published()
         assert record.behind(folder, uri, world.study) == "" and mlflow_facts(uri, world.study.id) == golden
     file = folder / "small.yaml"
     file.write_text(str(SMALL).replace("'", '"'))
@@ -449,17 +442,15 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     assert experiment.tags["emergence.question"].startswith("![x](http://evil/p.png)")
 
 
-def test_publish_and_go_on_say_no_password(
-    world: World, at_home: tuple[Path, str, Facts], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publish_and_go_on_say_no_password(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a refusal quotes the URI, or the command to copy repeats it."""
-    for uri in ("http://me:topsecret@127.0.0.1:9", "http://topsecret@127.0.0.1:9"):
-        with pytest.raises(cli.UsageProblem) as problem:
-            cli.publish(world.study.id, uri)
-        assert "topsecret" not in str(problem.value) and "\n" not in str(problem.value)
-        assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
-        monkeypatch.setattr(
-            sys, "argv", ["emergence", "run", "x", "--tracking-uri", uri, f"--storage=s3://k:{uri[7:]}"]
-        )
-        again = cli._again()
-        assert "topsecret" not in again and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in again and "run x" in again
+    uri = "http://me:topsecret@127.0.0.1:9"
+    with pytest.raises(cli.UsageProblem) as problem:
+        cli.publish(world.study.id, uri)
+    assert "topsecret" not in str(problem.value) and "\n" not in str(problem.value)
+    assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
+    argv = ["emergence", "run", "x", "--tracking-uri", uri, "--storage=s3://k:top/secret@b", "--slots", "2"]
+    monkeypatch.setattr(sys, "argv", argv)
+    again = cli._again()
+    assert "secret" not in again and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in again
+    assert "emergence run x --slots 2" in again

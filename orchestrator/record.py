@@ -286,8 +286,8 @@ class MlflowRecord:
     Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
     the journal: two homes that share a server have a parent run each, and never mix.
 
-    An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So a run is
-    looked for after any error, and of several runs of one key the fullest stays.
+    An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So after any
+    error a new record looks for its runs before it makes one, and of several runs of one key the fullest stays.
     """
 
     def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
@@ -348,27 +348,24 @@ class MlflowRecord:
             with _environment({_RETRIES: "0"}):
                 return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
         except Exception:
-            found = self.client.get_experiment_by_name(self.study.id)  # made, and only the answer was lost?
+            found = self.client.get_experiment_by_name(
+                self.study.id
+            )  # made by another publisher, or for us, and the answer was lost
             if found is None:
                 raise
             return cast(str, found.experiment_id)
 
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
-        """The run of this key, made on first use. Its key is written with it, so that it is found again after any error.
+        """The run of this key, made on first use. Its key is written with it: after any error a new record finds it.
 
         MLflow's client may not repeat the request by itself: a repeated one makes a second run.
         """
         if key not in self.runs:
             tags = {k: _tag(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
             at = round(started * 1000)
-            try:
-                with _environment({_RETRIES: "0"}):
-                    run = self.client.create_run(self.experiment, at, tags=tags, run_name=_tag(name, MAX_NAME))
-                self.runs[key] = run.info.run_id
-            except Exception:
-                self._find()  # made, and only the answer was lost?
-                if key not in self.runs:
-                    raise
+            with _environment({_RETRIES: "0"}):
+                run = self.client.create_run(self.experiment, at, tags=tags, run_name=_tag(name, MAX_NAME))
+            self.runs[key] = run.info.run_id
         return self.runs[key]
 
     def _log(self, run: str, points: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
@@ -430,16 +427,16 @@ class MlflowRecord:
         """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what
         they have grown to is a param beside the first, and the tags say what they are now."""
         axes = axes_words(self.study)
-        params = {"family": cast(Any, self.study.family).name} | axes
+        params, fresh = {"family": cast(Any, self.study.family).name} | axes, []
         for name, words in params.items():
             words = _tag(words, MAX_PARAM)
             told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
             if not told or known[max(told, key=len)] != words:
                 key = name if not told else f"{name}/extended{'_again' * (len(told) - 1)}"
                 if len(key) <= MAX_NAME:  # it was extended dozens of times; the tags have what holds now
-                    self.client.log_param(parent, key, words)
+                    fresh.append(self._entities.Param(key, words))
         tags = [self._entities.RunTag(f"emergence.axes.{axis}", _tag(words)) for axis, words in axes.items()]
-        self._log(parent, tags=tags)
+        self._log(parent, params=fresh, tags=tags)
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
         evaluations = trial_evaluations(state, trial)

@@ -21,7 +21,8 @@ def mlflow_facts(tracking_uri: str, study_id: str, record_id: str = "") -> Facts
     """By key, the runs of a study in an SQLite store that are not deleted: status, params, tags, whole histories.
 
     A key that has two runs has two entries. `parent` is the key of the parent run, by whatever id. `record_id` leaves
-    out the runs of other records. Seconds are there without their values.
+    out the runs of other records. Seconds are there without their values. Of the study's own run a step has its newest
+    value alone: how often it was told depends on attempts.
     """
     path = links.sqlite_file(tracking_uri)
     assert path is not None and path.exists(), f"{tracking_uri}: no SQLite store"
@@ -46,16 +47,22 @@ def mlflow_facts(tracking_uri: str, study_id: str, record_id: str = "") -> Facts
 
 
 def _run(store: sqlite3.Connection, run_id: str, status: str) -> dict[str, Any]:
-    points = store.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", (run_id,))
+    tags = dict(store.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)))
+    is_study = tags.get("emergence.kind") == "study"
     histories: dict[str, list[Any]] = {}
-    for key, step, value, is_nan in points:
-        histories.setdefault(key, []).append((step, None if is_nan or key in _SECONDS else value))
+    for key, step, value, is_nan in store.execute(
+        "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key, step, timestamp", (run_id,)
+    ):
+        history = histories.setdefault(key, [])
+        if is_study and history and history[-1][0] == step:
+            history.pop()
+        history.append((step, None if is_nan or key in _SECONDS else value))
     return {
         "id": run_id,
         "status": status,
         "params": dict(store.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run_id,))),
-        "tags": dict(store.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,))),
-        "metrics": {key: sorted(history) for key, history in histories.items()},
+        "tags": tags,
+        "metrics": histories,
     }
 
 

@@ -7,6 +7,7 @@ nothing disturbed: the same histories, params and tags, one run for each key, no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import PATIENCE_SECONDS, tally
@@ -65,11 +67,11 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.place = folder / self.study.id
-        self.journal(self.place)
-        record.rewrite(self.place)
-        figures = sorted((self.place / "figures").iterdir())
-        for figure in figures[2:]:
+        self.home, self.uri = self.journal(record.home_folder() / self.study.id), record.default_tracking_uri()
+        record.publish(self.home, self.uri)
+        self.place = folder / self.study.id  # the same with two figures only: each is a request
+        shutil.copytree(self.home, self.place)
+        for figure in sorted((self.place / "figures").iterdir())[2:]:
             figure.unlink()
         self.found = findings.read(self.place, self.study)
         self.golden = self.publish("golden", f"http://127.0.0.1:{self.port}")
@@ -110,6 +112,12 @@ class World:
                 run["tags"].pop("mlflow.runName", None)
         return found
 
+    def made(self, record_id: str) -> int:
+        """Runs that were ever made under a record's name, deleted ones included."""
+        with contextlib.closing(sqlite3.connect(self.folder / "server.db")) as store:
+            named = "SELECT count(*) FROM tags WHERE key = 'emergence.record' AND value = ?"
+            return int(store.execute(named, (record_id,)).fetchone()[0])
+
     def close(self) -> None:
         self.proxy.close()
         with contextlib.suppress(ProcessLookupError):
@@ -142,30 +150,38 @@ def test_an_undisturbed_publication_has_one_run_for_each_key(world: World) -> No
 
 
 def test_a_lost_cut_dropped_or_refused_answer_at_any_request_changes_nothing(world: World) -> None:
-    """Fails with doubled runs where creating leaves retries to MLflow's client, or is not followed by a search; fails
-    with an error where a publication is not tried again after a short outage."""
+    """Fails with a fourth run where MLflow's client may repeat a request to create, and with an error where a
+    publication is not tried again after a short outage."""
     with world.proxy.doing(Fault("none")):
         assert world.publish("counted") == world.golden
     requests = list(world.proxy.heard)
     assert sum(request.endswith("runs/create") for request in requests) == 3
-    first_of_kind = {request: i for i, request in reversed(list(enumerate(requests)))}
-    tried = [("lose", i) for i in range(len(requests))]
-    tried += [(how, i) for how in ("cut", "drop", "500") for i in first_of_kind.values()]
+    kind = [request.partition(" /api/2.0/mlflow-artifacts")[0] for request in requests]
+    first_of_kind = {request: i for i, request in reversed(list(enumerate(kind)))}
+    tried = [("lose", i) for i, request in enumerate(requests) if i in first_of_kind.values() or "PUT" not in request]
+    kinds = itertools.cycle(("cut", "drop", "500"))  # each kind of request meets one of them, and creating all
+    tried += [(next(kinds), i) for i in first_of_kind.values()]
+    tried += [
+        (how, i) for i, request in enumerate(requests) if request.endswith("create") for how in ("cut", "drop", "500")
+    ]
     for how, i in tried:
         with world.proxy.doing(Fault(how, nth=i)):
             found = world.publish(f"{how}{i}")
         assert world.proxy.hits == 1
         assert found == world.golden, (how, i, requests[i])
+        assert world.made(f"{how}{i}") == 3, (how, i, requests[i])
     tally("MLflow: an answer lost, cut or refused", len(tried), len(tried))
     assert still_running(world.store, world.study.id) == 0
 
 
 @pytest.mark.parametrize("how", ["lose", "cut", "drop", "500"])
 def test_one_experiment_is_made_whatever_happens_to_the_answer(world: World, how: str) -> None:
-    """Fails where an experiment that exists by now is taken for an error."""
+    """Fails where an experiment that exists by now is an error: two publishers may make it at the same moment."""
     study = world.study.model_copy(update={"study": f"made_{how}"})
     with world.proxy.doing(Fault(how, "experiments/create")):
         assert world.publish("made", study=study) == world.golden
+    target = record.MlflowRecord(world.proxy.address, study, "made")
+    assert target._create_experiment(world.proxy.address) == target.experiment
     tally("MLflow: an answer lost, cut or refused", 1, 1)
 
 
@@ -231,37 +247,27 @@ def test_a_server_that_is_away_for_good_is_told_in_one_line_and_costs_only_delay
 
 
 def test_a_publisher_killed_in_the_middle_is_made_good_by_the_next_one(world: World) -> None:
-    """Killed when MLflow has made the second run, and when it has half of the artifacts. Fails where a run is not
-    found again by its key."""
-    for i, request in enumerate(["runs/create", "mlflow-artifacts"]):
-        study = world.study.model_copy(update={"study": f"killed{i}"})
-        folder = world.folder / study.id
-        log = Journal(folder)
-        log.append([session_event(study, {}) | {"session": f"killed{i}", "record": f"killed{i}"}, *world.events[1:]])
-        log.close()
-        killed: list[subprocess.Popen[bytes]] = []
-        with world.proxy.doing(Fault("call", request, nth=1, call=lambda killed=killed: killed[0].kill())):
-            killed.append(record.start_publisher(folder, world.proxy.address, follow=False))
-            said: list[str] = []
-            assert not record.finish_publishing(killed[0], folder, said.append)
-            assert "signal 9" in said[-2]
-        assert not record.is_published(folder, world.proxy.address, study)
-        assert world.publish(f"killed{i}", study=study) == world.golden
-    assert not still_running(world.store, world.study.id)
-    tally("publisher killed", 2, 2)
+    """Killed when MLflow has made the second run and nobody has heard of it. Fails where a run is not found by its key."""
+    study = world.study.model_copy(update={"study": "killed"})
+    folder = world.folder / study.id
+    session = {"study": study.model_dump(mode="json"), "session": "killed", "record": "killed"}
+    log = Journal(folder)
+    log.append([world.events[0] | session, *world.events[1:]])
+    log.close()
+    killed: list[subprocess.Popen[bytes]] = []
+    with world.proxy.doing(Fault("call", "runs/create", nth=1, call=lambda: killed[0].kill())):
+        killed.append(record.start_publisher(folder, world.proxy.address, follow=False))
+        said: list[str] = []
+        assert not record.finish_publishing(killed[0], folder, said.append)
+    assert "signal 9" in said[-2]
+    assert not record.is_published(folder, world.proxy.address, study)
+    assert len(world.facts("killed", study.id)) == 2
+    assert world.publish("killed", study=study) == world.golden
+    assert not still_running(world.store, study.id)
+    tally("publisher killed", 1, 1)
 
 
 # Files and stores ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def at_home(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Facts]:
-    """The study in a home of its own, published to the SQLite file there: its folder, the URI, what MLflow holds."""
-    folder = world.journal(Path(os.environ["EMERGENCE_HOME"]) / world.study.id)
-    uri = record.default_tracking_uri()
-    record.publish(folder, uri)
-    assert record.behind(folder, uri, world.study) == ""
-    return folder, uri, mlflow_facts(uri, world.study.id)
 
 
 def _cut(path: Path) -> None:
@@ -274,10 +280,19 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_what_was_published_is_looked_at_file_by_file(world: World, at_home: tuple[Path, str, Facts]) -> None:
-    """Fails where a note says that it was published and nobody looks."""
-    folder, uri, _ = at_home
-    names = ["results.parquet", "runs.parquet", "summary.csv", "claims.csv", "report.html", links.LINKS_FILE]
+def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
+    """Fails where a note says that it was published and nobody looks, or a size alone stands for a file."""
+    folder, uri = world.home, world.uri
+    assert record.behind(folder, uri, world.study) == ""
+    names = [
+        "journal.jsonl",
+        "results.parquet",
+        "runs.parquet",
+        "summary.csv",
+        "claims.csv",
+        "report.html",
+        links.LINKS_FILE,
+    ]
     names += [f"figures/{path.name}" for path in (folder / "figures").iterdir()][:2]
     damages: list[Callable[[Path], None]] = [Path.unlink, _cut, _flip]
     tried = 0
@@ -285,52 +300,52 @@ def test_what_was_published_is_looked_at_file_by_file(world: World, at_home: tup
         whole = (folder / name).read_bytes()
         for damage in damages if name != links.LINKS_FILE else damages[:2]:
             damage(folder / name)
-            assert str(folder / name) in record.behind(folder, uri, world.study), (name, damage)
+            why = record.behind(folder, uri, world.study)
+            assert (str(folder / name) if name != "journal.jsonl" else "behind the journal") in why, (name, damage)
             if name != links.LINKS_FILE:
                 assert not record.report_is_current(folder, world.study)
             (folder / name).write_bytes(whole)
             tried += 1
+    whole = (folder / "runs.parquet").read_bytes()
+    _cut(folder / "runs.parquet")
     with pytest.raises(OSError, match="is damaged"):
-        _cut(folder / "runs.parquet")
         findings.read(folder, world.study)
-    record.rewrite(folder)
+    (folder / "runs.parquet").write_bytes(whole)
     assert record.behind(folder, uri, world.study) == ""
     tally("published file damaged", tried, tried)
 
 
-def test_a_journal_of_the_same_length_that_says_something_else_is_noticed(world: World, tmp_path: Path) -> None:
-    """Fails where a size alone stands for the journal."""
-    folder = world.journal(tmp_path / world.study.id)
-    record.rewrite(folder)
-    assert record.report_is_current(folder, world.study)
-    _flip(folder / "journal.jsonl")
-    assert not record.report_is_current(folder, world.study)
-
-
-def test_what_mlflow_lost_is_noticed_and_written_again(world: World, at_home: tuple[Path, str, Facts]) -> None:
+def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     """A run deleted, a run left running, an artifact deleted; then the whole store, of which `run` says so and rebuilds
     it. Fails where the store is not asked."""
-    folder, uri, golden = at_home
+    folder, uri, golden = world.home, world.uri, mlflow_facts(world.uri, world.study.id)
     client = record._client(uri)
-    target = record.MlflowRecord(uri, world.study, world.state.record)
     trial = world.study.trials()[0].id
-    parent = target.runs[record.PARENT]
-    artifacts = Path(links.urlsplit(client.get_run(parent).info.artifact_uri).path)
-    damages: list[Callable[[], Any]] = [
-        lambda: client.delete_run(target.runs[trial]),
-        lambda: client.update_run(parent, status="RUNNING"),
-        lambda: (artifacts / "report.html").unlink(),
-        lambda: shutil.rmtree(artifacts),
-        lambda: client.delete_experiment(target.experiment),
+
+    def published() -> record.MlflowRecord:
+        target = record.publish_runs(uri, world.study, world.state)
+        links.write(folder, target.links(uri))
+        described, metrics = summary.description(world.found), world.found.metrics()
+        target.publish_study(folder, described, metrics, world.state.last_time)
+        return target
+
+    def artifacts(target: record.MlflowRecord) -> Path:
+        return Path(unquote(urlsplit(client.get_run(target.runs[record.PARENT]).info.artifact_uri).path))
+
+    damages: list[Callable[[record.MlflowRecord], Any]] = [
+        lambda target: client.delete_run(target.runs[trial]),
+        lambda target: client.delete_run(target.runs[record.PARENT]),
+        lambda target: client.update_run(target.runs[record.PARENT], status="RUNNING"),
+        lambda target: (artifacts(target) / "report.html").unlink(),
+        lambda target: shutil.rmtree(artifacts(target)),
+        lambda target: client.delete_experiment(target.experiment),
     ]
+    target = published()
     for damage in damages:
-        damage()
+        damage(target)
         assert record.behind(folder, uri, world.study)
-        record.publish(folder, uri)
+        target = published()
         assert record.behind(folder, uri, world.study) == "" and mlflow_facts(uri, world.study.id) == golden
-        target = record.MlflowRecord(uri, world.study, world.state.record)
-        parent = target.runs[record.PARENT]
-        artifacts = Path(links.urlsplit(client.get_run(parent).info.artifact_uri).path)
     file = folder / "small.yaml"
     file.write_text(str(SMALL).replace("'", '"'))
     (folder.parent / "mlflow.db").unlink()
@@ -345,9 +360,9 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World, at_home: tu
     tally("MLflow's store damaged", len(damages) + 1, len(damages) + 1)
 
 
-def _publication_that_fails(folder: Path, uri: str) -> trouble.Trouble:
+def _trouble_of(work: Callable[[], Any], uri: str) -> trouble.Trouble:
     with pytest.raises(Exception) as problem:
-        record.publish(folder, uri)
+        work()
     found = trouble.of(problem.value, uri)
     assert "\n" not in found.what and "SQL:" not in found.what
     return found
@@ -363,45 +378,40 @@ def test_a_database_that_is_locked_read_only_or_damaged_is_told_by_name_and_tabl
     shutil.copyfile(world.folder / "server.db", path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        found = _publication_that_fails(folder, uri)
+        found = _trouble_of(lambda: record.publish(folder, uri), uri)
         assert "locked" in found.what and found.is_away and record.report_is_current(folder, world.study)
     with open(path, "r+b") as file:
         file.seek(18)
         file.write(b"\x03")  # of a format that this SQLite may read and not write
-    found = _publication_that_fails(folder, uri)
+    found = _trouble_of(lambda: record.publish_runs(uri, world.study, world.state), uri)
     assert "can be read but not written" in found.what and not found.is_away and "is up" not in found.advice
     path.write_bytes(b"no database at all" * 100)
-    found = _publication_that_fails(folder, uri)
+    found = _trouble_of(lambda: record.publish_runs(uri, world.study, world.state), uri)
     assert "is damaged" in found.what and "rebuilt" in found.advice and not found.is_away
-    found = _publication_that_fails(folder, f"sqlite:///{tmp_path}/nowhere/m.db")
+    nowhere = f"sqlite:///{tmp_path}/nowhere/m.db"
+    found = _trouble_of(lambda: record.publish_runs(nowhere, world.study, world.state), nowhere)
     assert "nowhere: no such folder" in found.what and not found.is_away
-    path.unlink()
-    record.publish(folder, uri)
-    assert record.is_published(folder, uri, world.study)
     tally("SQLite locked, read-only, damaged", 4, 4)
 
 
-def test_a_full_disk_is_one_line_and_the_next_publication_is_whole(world: World, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_whole_file_that_was_there(world: World, tmp_path: Path) -> None:
     """Fails where an error of the file system ends in a traceback, or leaves half a file in place of a whole one."""
-    folder = tmp_path / "small" / world.study.id
+    folder, store = tmp_path / world.study.id, f"sqlite:///{tmp_path}/m.db"
     folder.mkdir(parents=True)
-    size = sum(path.stat().st_size for path in [world.place / "journal.jsonl"]) // 1024 + 24
-    script = (
-        f"mount -t tmpfs -o size={size}k tmpfs '{folder}' && cp '{world.place}/journal.jsonl' '{folder}' && "
-        f"'{sys.executable}' -m orchestrator.record '{folder}' --tracking-uri sqlite:///{tmp_path}/m.db; "
-        f"echo $?; mount -o remount,size=100M '{folder}' && ls -A '{folder}' && "
-        f"'{sys.executable}' -m orchestrator.record '{folder}' --tracking-uri sqlite:///{tmp_path}/m.db && "
-        f"ls -A '{folder}'"
-    )
-    allowed = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True)
-    if allowed.returncode:
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here in a namespace of one's own")
+    given = [world.place / "journal.jsonl", world.place / "results.parquet"]
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in given) + 16_384
+    script = (
+        f"mount -t tmpfs -o size={size} tmpfs '{folder}' && cp '{given[0]}' '{given[1]}' '{folder}' && "
+        f"'{sys.executable}' -m orchestrator.record '{folder}' --tracking-uri '{store}'; "
+        f"echo code $?; ls -A '{folder}'; cmp '{given[1]}' '{folder}/results.parquet'"
+    )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stderr.strip().splitlines()
     assert len(said) == 1 and "No space left on device" in said[0]
-    assert "1" in done.stdout.splitlines() and ".aside" not in done.stdout
-    assert {"report.html", "published.json", "mlflow.json"} <= set(done.stdout.split())
+    assert "code 1" in done.stdout and ".aside" not in done.stdout
     tally("disk full while publishing", 1, 1)
 
 
@@ -442,17 +452,15 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     assert experiment.tags["emergence.question"].startswith("![x](http://evil/p.png)")
 
 
-def test_publish_and_go_on_say_no_password(
-    world: World, at_home: tuple[Path, str, Facts], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publish_and_go_on_say_no_password(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a refusal quotes the URI, or the command to copy repeats it."""
-    for uri in ("http://me:topsecret@127.0.0.1:9", "http://topsecret@127.0.0.1:9"):
-        with pytest.raises(cli.UsageProblem) as problem:
-            cli.publish(world.study.id, uri)
-        assert "topsecret" not in str(problem.value) and "\n" not in str(problem.value)
-        assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
-        monkeypatch.setattr(
-            sys, "argv", ["emergence", "run", "x", "--tracking-uri", uri, f"--storage=s3://k:{uri[7:]}"]
-        )
-        again = cli._again()
-        assert "topsecret" not in again and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in again and "run x" in again
+    uri = "http://me:topsecret@127.0.0.1:9"
+    with pytest.raises(cli.UsageProblem) as problem:
+        cli.publish(world.study.id, uri)
+    assert "topsecret" not in str(problem.value) and "\n" not in str(problem.value)
+    assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
+    argv = ["emergence", "run", "x", "--tracking-uri", uri, "--storage=s3://k:top/secret@b", "--slots", "2"]
+    monkeypatch.setattr(sys, "argv", argv)
+    again = cli._again()
+    assert "secret" not in again and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in again
+    assert "emergence run x --slots 2" in again

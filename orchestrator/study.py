@@ -373,11 +373,12 @@ class Study(Record):
         """A study as the journal keeps it (`model_dump`). Raises StudyError where its family is not here, or is another by now."""
         try:
             return cls.model_validate(record | {"family": family_from(record["family"])})
-        except (FamilyError, ValidationError) as problem:
-            said = problem.errors()[0] if isinstance(problem, ValidationError) else {"loc": (), "msg": problem}
-            where = "".join(f"{part}: " for part in said["loc"])
-            id_of = f"{record.get('study')}@{record.get('version')}"
-            raise StudyError(f"{id_of}: its record cannot be read: {where}{said['msg']}") from None
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        except FamilyError as problem:
+            said = str(problem)
+        raise StudyError(f"{record.get('study')}@{record.get('version')}: its record cannot be read: {said}")
 
     def science(self) -> dict[str, Any]:
         """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
@@ -477,6 +478,7 @@ class _Reader:
         self.path, self.raw, self.lines = path, raw, lines
         self.problems: list[tuple[int, str]] = []
         self.n_left_out = 0
+        self._broken: list[tuple[Any, ...]] = []  # places whose limits are broken
         self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
 
     def study(self) -> Study:
@@ -509,10 +511,10 @@ class _Reader:
     def _limits(self) -> None:
         """What is beyond the limits of the fields, wherever a person may write it."""
         axes, question = self.raw.get("axes"), self.raw.get("question")
-        for place, record in (((), Study), (("axes",), Axes), *(((part,), of) for part, of in _MODELS.items())):
-            self._beyond(place, record)
-        self._beyond(("model",), Dial)
+        self._beyond((), Study)
+        self._beyond(("axes",), Axes)
         self._beyond(("evaluation",), Evaluation)
+        self._settings(())
         if isinstance(question, str) and not question.strip():
             self._say(("question",), "a question is needed; given none")
         for i, _ in enumerate(given if isinstance(given := self.raw.get("expected"), list) else []):
@@ -522,10 +524,14 @@ class _Reader:
         for arm in _keys_of(axes.get("training_of_arm")):
             self._beyond(("axes", "training_of_arm", arm), Training)
         for name in _keys_of(axes.get("variant")):
-            for part, record in _MODELS.items():
-                self._beyond(("axes", "variant", name, part), record)
-            self._beyond(("axes", "variant", name, "model"), Dial)
-            self._beyond(("axes", "variant", name, "family"), self._kind())
+            self._settings(("axes", "variant", name))
+
+    def _settings(self, place: tuple[Any, ...]) -> None:
+        """What the study states, or one of its variants."""
+        for part, record in _MODELS.items():
+            self._beyond((*place, part), record)
+        self._beyond((*place, "model"), Dial)
+        self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
         """The record of the family that is named, or an empty one."""
@@ -540,9 +546,9 @@ class _Reader:
         if isinstance(given, dict):
             for inner, said in beyond_limits(record, given):
                 self._say((*place, *inner), said)
+                self._broken.append((*place, *inner))
 
     def _family(self, given: Any) -> Family | None:
-        self._beyond(("family",), self._kind())
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
             return None
@@ -631,6 +637,8 @@ class _Reader:
             self._suggested |= {(*prefix, *loc[:-1], near) for near in _close(str(loc[-1]), allowed)}
         elif kind == "missing" and prefix + loc in self._suggested:
             return  # it is there, misspelt
+        elif kind == "value_error" and any(place[: len(prefix + loc)] == prefix + loc for place in self._broken):
+            return  # keys that do not go together, one of them beyond its limit
         elif kind == "missing":
             self._say(prefix + loc[:-1], f"key '{loc[-1]}' is required", named=bool(loc[:-1]))
         else:

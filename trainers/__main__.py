@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trainers import budget, memory
 from trainers.checkpoint import check_writable
@@ -246,16 +246,19 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
+PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
+"""Keys of a trial's file that hold keys themselves, the family apart."""
+
+
 def _check_limits(raw: dict[str, Any]) -> None:
     """Raises ValueError for what is beyond the limits of the fields."""
     family = raw.get("family")
     kind = FAMILIES.get(str(family.get("name")), Record) if isinstance(family, dict) else Record
-    parts = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation), ("family", kind))
-    found = [((), beyond_limits(TrialSpec, raw))]
-    found += [((part,), beyond_limits(record, raw[part])) for part, record in parts if isinstance(raw.get(part), dict)]
-    for prefix, problems in found:
-        for place, said in problems:
-            raise ValueError(f"{'.'.join(map(str, (*prefix, *place)))}: {said}")
+    given: list[tuple[str, type[BaseModel], Any]] = [("", TrialSpec, raw), ("family", kind, family)]
+    given += [(part, record, raw.get(part)) for part, record in PARTS]
+    for part, record, keys in given:
+        for place, said in beyond_limits(record, keys) if isinstance(keys, dict) else ():
+            raise ValueError(f"{'.'.join(map(str, (part, *place))).removeprefix('.')}: {said}")
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:

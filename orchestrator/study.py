@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -44,7 +44,7 @@ from trainers.spec import (
     beyond_limits,
     without_neutral,
 )
-from trainers.tasks import FAMILIES, Family, FamilyError, family_from, family_named
+from trainers.tasks import FAMILIES, Family, FamilyError, failure_of, family_from
 
 MAX_EVALUATION_SHARE = 0.10
 """Evaluation may cost at most this share of a trial's training FLOPs."""
@@ -56,9 +56,6 @@ MAX_PROBLEMS = 20
 """Lines of a refusal; the rest are counted."""
 MAX_GIVEN = 100
 """Characters of a given value that a refusal shows."""
-
-
-_T = TypeVar("_T")
 
 
 NAME = "[a-z][a-z0-9_]*"
@@ -370,15 +367,9 @@ class Study(Record):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
-        """A study as the journal keeps it (`model_dump`). Raises StudyError where its family is not here, or is another by now."""
-        try:
-            return cls.model_validate(record | {"family": family_from(record["family"])})
-        except ValidationError as problem:
-            first = problem.errors()[0]
-            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-        except FamilyError as problem:
-            said = str(problem)
-        raise StudyError(f"{record.get('study')}@{record.get('version')}: its record cannot be read: {said}")
+        """A study as the journal keeps it (`model_dump`). Raises FamilyError where its family is not here, and pydantic's
+        ValidationError; both are ValueErrors."""
+        return cls.model_validate(record | {"family": family_from(record["family"])})
 
     def science(self) -> dict[str, Any]:
         """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
@@ -553,34 +544,22 @@ class _Reader:
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
             return None
         try:
-            kind = family_named(given["name"])
-            return self._own(kind, lambda: kind.model_validate(given))
+            return cast(Family, family_from(given))
         except FamilyError as problem:
             self._say(("family", "name"), str(problem), named=False)
         except ValidationError as error:
-            self._all(error.errors(), ("family",), kind)
-        return None
-
-    def _own(self, kind: type[Family], work: Callable[[], _T]) -> _T | None:
-        """What a family is asked for. One of another package may fail in its own code: that is a problem of the study."""
-        try:
-            return work()
-        except ValidationError:
-            raise
-        except Exception as problem:
-            if kind.__module__.partition(".")[0] == "trainers":
-                raise
-            package = kind.__module__.partition(".")[0]
-            said = f"family '{self.raw['family']['name']}' of {package} fails with {type(problem).__name__}: {problem}"
-            self._say(("family", "name"), f"{said}; mend or update that package", named=False)
+            self._all(error.errors(), ("family",), self._kind())
         return None
 
     def _meaning(self, study: Study, family: Family) -> None:
-        def ask() -> None:
+        """What single fields cannot tell. Here a family of another package is first asked for its numbers, and may fail."""
+        try:
             for loc, message in _meaning(study, family):
                 self._say(loc, message)
-
-        self._own(type(family), ask)
+        except Exception as problem:
+            if (failed := failure_of(type(family), problem)) is None:
+                raise
+            self._say(("family", "name"), failed, named=False)
 
     def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
         """Pydantic's errors in our words: misspelt keys first, and no more than anybody reads."""

@@ -37,8 +37,8 @@ def test_no_mutated_study_ends_in_anything_but_a_study_or_a_refusal() -> None:
     with ProcessPoolExecutor() as workers:
         for n, (some, bad, slow) in enumerate(workers.map(tried, range(0, MUTANTS, A_TIME)), 1):
             ends, wrong, slowest = ends + some, wrong + bad, max(slowest, slow)
-            if n % 10 == 0:
-                print(f"{n * A_TIME:,} mutants: {len(wrong)} wrong", flush=True)
+            if n % 10 == 0 or bad:
+                print("\n".join([f"{n * A_TIME:,} mutants: {len(wrong)} wrong", *bad]), flush=True)
     print(f"{dict(sorted(ends.items()))}; the slowest took {slowest[0]:.2f} s of a core: {slowest[1]}")
     tally("mutated studies, long", sum(ends.values()), sum(ends.values()) - len(wrong))
     assert sum(ends.values()) == MUTANTS and not wrong, "\n".join(wrong[:20])

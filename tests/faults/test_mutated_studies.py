@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mutations
 
 HANG_SECONDS = 20
-"""Nothing depends on it but that a hang is found: the slowest takes half a second on a quiet core."""
+"""Of a core, so that a busy machine is no hang. Nothing depends on it but that one is found: the slowest takes half a second."""
 
 
 class Hang(BaseException):
@@ -34,8 +34,8 @@ def _ring(_signal: int, _frame: FrameType | None) -> None:
 
 def outcome(folder: Path, mutant: mutations.Mutant) -> str:
     """`accepted`, `refused`, or what went wrong."""
-    before = signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+    before = signal.signal(signal.SIGPROF, _ring)
+    signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
     try:
         study = mutations.accepted(folder, mutant.data)
         if study is not None:
@@ -44,8 +44,8 @@ def outcome(folder: Path, mutant: mutations.Mutant) -> str:
     except (Exception, Hang) as problem:
         return f"{mutant.how[:80]}: {type(problem).__name__}: {str(problem)[:300]}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def tried(folder: Path, numbers: range, seed: int = 0) -> tuple[Counter[str], list[str], tuple[float, str]]:

@@ -68,7 +68,7 @@ def _line(at: Any) -> int:
     return int(at.start_mark.line) + 1
 
 
-class _Small(Composer):  # type: ignore[misc]  # ruamel.yaml's classes are untyped for mypy
+class _Small(Composer):
     """Composes no more, and no deeper, than a study needs: ruamel.yaml takes seconds for a thousand levels."""
 
     depth = 0

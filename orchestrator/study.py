@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -44,7 +44,7 @@ from trainers.spec import (
     beyond_limits,
     without_neutral,
 )
-from trainers.tasks import FAMILIES, Family, FamilyError, family_from, family_named
+from trainers.tasks import FAMILIES, Family, FamilyError, failure_of, family_from
 
 MAX_EVALUATION_SHARE = 0.10
 """Evaluation may cost at most this share of a trial's training FLOPs."""
@@ -56,9 +56,6 @@ MAX_PROBLEMS = 20
 """Lines of a refusal; the rest are counted."""
 MAX_GIVEN = 100
 """Characters of a given value that a refusal shows."""
-
-
-_T = TypeVar("_T")
 
 
 NAME = "[a-z][a-z0-9_]*"
@@ -370,14 +367,9 @@ class Study(Record):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
-        """A study as the journal keeps it (`model_dump`). Raises StudyError where its family is not here, or is another by now."""
-        try:
-            return cls.model_validate(record | {"family": family_from(record["family"])})
-        except (FamilyError, ValidationError) as problem:
-            said = problem.errors()[0] if isinstance(problem, ValidationError) else {"loc": (), "msg": problem}
-            where = "".join(f"{part}: " for part in said["loc"])
-            id_of = f"{record.get('study')}@{record.get('version')}"
-            raise StudyError(f"{id_of}: its record cannot be read: {where}{said['msg']}") from None
+        """A study as the journal keeps it (`model_dump`). Raises FamilyError where its family is not here, and pydantic's
+        ValidationError; both are ValueErrors."""
+        return cls.model_validate(record | {"family": family_from(record["family"])})
 
     def science(self) -> dict[str, Any]:
         """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
@@ -477,6 +469,7 @@ class _Reader:
         self.path, self.raw, self.lines = path, raw, lines
         self.problems: list[tuple[int, str]] = []
         self.n_left_out = 0
+        self._broken: list[tuple[Any, ...]] = []  # places whose limits are broken
         self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
 
     def study(self) -> Study:
@@ -509,10 +502,10 @@ class _Reader:
     def _limits(self) -> None:
         """What is beyond the limits of the fields, wherever a person may write it."""
         axes, question = self.raw.get("axes"), self.raw.get("question")
-        for place, record in (((), Study), (("axes",), Axes), *(((part,), of) for part, of in _MODELS.items())):
-            self._beyond(place, record)
-        self._beyond(("model",), Dial)
+        self._beyond((), Study)
+        self._beyond(("axes",), Axes)
         self._beyond(("evaluation",), Evaluation)
+        self._settings(())
         if isinstance(question, str) and not question.strip():
             self._say(("question",), "a question is needed; given none")
         for i, _ in enumerate(given if isinstance(given := self.raw.get("expected"), list) else []):
@@ -522,10 +515,14 @@ class _Reader:
         for arm in _keys_of(axes.get("training_of_arm")):
             self._beyond(("axes", "training_of_arm", arm), Training)
         for name in _keys_of(axes.get("variant")):
-            for part, record in _MODELS.items():
-                self._beyond(("axes", "variant", name, part), record)
-            self._beyond(("axes", "variant", name, "model"), Dial)
-            self._beyond(("axes", "variant", name, "family"), self._kind())
+            self._settings(("axes", "variant", name))
+
+    def _settings(self, place: tuple[Any, ...]) -> None:
+        """What the study states, or one of its variants."""
+        for part, record in _MODELS.items():
+            self._beyond((*place, part), record)
+        self._beyond((*place, "model"), Dial)
+        self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
         """The record of the family that is named, or an empty one."""
@@ -540,41 +537,29 @@ class _Reader:
         if isinstance(given, dict):
             for inner, said in beyond_limits(record, given):
                 self._say((*place, *inner), said)
+                self._broken.append((*place, *inner))
 
     def _family(self, given: Any) -> Family | None:
-        self._beyond(("family",), self._kind())
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
             return None
         try:
-            kind = family_named(given["name"])
-            return self._own(kind, lambda: kind.model_validate(given))
+            return cast(Family, family_from(given))
         except FamilyError as problem:
             self._say(("family", "name"), str(problem), named=False)
         except ValidationError as error:
-            self._all(error.errors(), ("family",), kind)
-        return None
-
-    def _own(self, kind: type[Family], work: Callable[[], _T]) -> _T | None:
-        """What a family is asked for. One of another package may fail in its own code: that is a problem of the study."""
-        try:
-            return work()
-        except ValidationError:
-            raise
-        except Exception as problem:
-            if kind.__module__.partition(".")[0] == "trainers":
-                raise
-            package = kind.__module__.partition(".")[0]
-            said = f"family '{self.raw['family']['name']}' of {package} fails with {type(problem).__name__}: {problem}"
-            self._say(("family", "name"), f"{said}; mend or update that package", named=False)
+            self._all(error.errors(), ("family",), self._kind())
         return None
 
     def _meaning(self, study: Study, family: Family) -> None:
-        def ask() -> None:
+        """What single fields cannot tell. Here a family of another package is first asked for its numbers, and may fail."""
+        try:
             for loc, message in _meaning(study, family):
                 self._say(loc, message)
-
-        self._own(type(family), ask)
+        except Exception as problem:
+            if (failed := failure_of(type(family), problem)) is None:
+                raise
+            self._say(("family", "name"), failed, named=False)
 
     def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
         """Pydantic's errors in our words: misspelt keys first, and no more than anybody reads."""
@@ -631,6 +616,8 @@ class _Reader:
             self._suggested |= {(*prefix, *loc[:-1], near) for near in _close(str(loc[-1]), allowed)}
         elif kind == "missing" and prefix + loc in self._suggested:
             return  # it is there, misspelt
+        elif kind == "value_error" and any(place[: len(prefix + loc)] == prefix + loc for place in self._broken):
+            return  # keys that do not go together, one of them beyond its limit
         elif kind == "missing":
             self._say(prefix + loc[:-1], f"key '{loc[-1]}' is required", named=bool(loc[:-1]))
         else:

@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import PATIENCE_SECONDS
+import pytest
+from conftest import PATIENCE_SECONDS, tally
+from ruamel.yaml import YAML
+
+from orchestrator import provenance
+from orchestrator.journal import Journal
+from orchestrator.study import load
 
 FAMILY = '''
 """echo: a task is a symbol, said over and over. The rule: say the last one again."""
@@ -76,6 +82,8 @@ axes: {arm: [next_token], n_tasks: [4, 12], compute_flops: [2e9], replicates: 1}
 model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32}
 evaluation: {first_flops: 1e9, points_per_decade: 1, n_sequences: 16}
 """
+TRIAL = {key: YAML(typ="safe").load(STUDY)[key] for key in ("family", "model", "evaluation")}
+TRIAL |= {"arm": "next_token", "n_tasks": 12, "replicate": 0, "compute_flops": 2e9}
 
 
 def installed(folder: Path, module: str) -> dict[str, str]:
@@ -101,22 +109,75 @@ def test_a_family_of_another_package_is_planned_trained_and_examined(tmp_path: P
     environment = installed(tmp_path, FAMILY)
     planned = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
     assert planned.returncode == 0 and "4, 12 of 12" in planned.stdout, planned.stderr
-    from ruamel.yaml import YAML
-
-    record = YAML(typ="safe").load(STUDY)
-    trial = {key: record[key] for key in ("family", "model", "evaluation")}
-    trial |= {"arm": "next_token", "n_tasks": 12, "replicate": 0, "compute_flops": 2e9}
-    (tmp_path / "trial.json").write_text(json.dumps(trial))
+    (tmp_path / "trial.json").write_text(json.dumps(TRIAL))
     trained = call(environment, "trainers", str(tmp_path / "trial.json"))
     assert trained.returncode == 0 and "again" in trained.stdout, trained.stderr
 
 
-def test_a_family_that_cannot_be_imported_is_named_and_stops_nothing_else(tmp_path: Path) -> None:
-    environment = installed(tmp_path, "import no_such_module\n")
+BROKEN = {
+    "cannot be imported": (
+        "import no_such_module\n",
+        "echo_family could not be loaded: ModuleNotFoundError: No module",
+    ),
+    "leaves the program": ("raise SystemExit(3)\n", "echo_family could not be loaded: SystemExit: 3"),
+    "lacks a method": (FAMILY.replace("def suite_size", "def size"), "FamilyError: Echo lacks suite_size;"),
+    "lacks attributes": (
+        FAMILY.replace("    headline:", "    head:").replace("    version:", "    v:"),
+        "FamilyError: Echo lacks version, headline;",
+    ),
+    "has no name": (FAMILY.replace("    name:", "    title:"), "FamilyError: Echo has no `name: Literal[...]`"),
+    "fails in a property": (
+        FAMILY.replace("lambda self: self.n_symbols)\n    n_held", "lambda self: 1 // 0)\n    n_held"),
+        "family 'echo' of echo_family fails with ZeroDivisionError",
+    ),
+    "fails in a method": (
+        FAMILY.replace("return 2 * trunk", "return 2 * trunk.evaluations"),
+        "family 'echo' of echo_family fails with AttributeError",
+    ),
+    "fails in its validator": (
+        FAMILY.replace("    version:", "    def model_post_init(self, _):\n        {}['x']\n\n    version:"),
+        "family 'echo' of echo_family fails with KeyError",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_family_that_is_broken_is_named_to_its_study_and_disturbs_no_other(how: str, tmp_path: Path) -> None:
+    """Fails without `LEFT_OUT`, the checks of `register` and `failure_of`: tracebacks, or words to those who did not ask."""
+    module, said = BROKEN[how]
+    assert module != FAMILY
+    environment = installed(tmp_path, module)
     other = call(environment, "orchestrator.cli", "plan", "quickstart")
-    assert other.returncode == 0 and "family 'echo' of echo_family is left out" in other.stderr
-    mine = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
-    assert mine.returncode == 2 and "unknown family 'echo'" in mine.stderr
+    assert (other.returncode, other.stderr) == (0, "")
+    study = tmp_path / "echoes.yaml"
+    mine = call(environment, "orchestrator.cli", "plan", str(study))
+    assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
+    assert mine.stderr.startswith(f"{study}:4: ") and said in mine.stderr and "mend or update" in mine.stderr
+    if how != "fails in a method":  # of its evaluations, which the budgets of a trial do not depend on
+        (tmp_path / "trial.json").write_text(json.dumps(TRIAL))
+        trained = call(environment, "trainers", str(tmp_path / "trial.json"))
+        assert trained.returncode == 2 and trained.stderr.count("\n") == 1 and said in trained.stderr, trained.stderr
+    tally("families of other packages", 1, 1)
+
+
+@pytest.mark.parametrize("how", ["is not installed", *BROKEN])
+def test_the_list_of_studies_survives_one_whose_family_is_gone(how: str, tmp_path: Path) -> None:
+    """Fails with the record of a study read unguarded where all are listed: one study then hides the others."""
+    environment = installed(tmp_path, BROKEN[how][0] if how in BROKEN else FAMILY)
+    if how == "is not installed":
+        (tmp_path / "echo_family-1.0.dist-info" / "entry_points.txt").unlink()
+    home = tmp_path / "home"
+    for name, family in (("echoes", {"name": "echo", "n_symbols": 24}), ("quick", {"name": "cipher"})):
+        record = load("quickstart").model_dump(mode="json") | {"study": name, "family": family, "primary": None}
+        record["axes"] |= {"arm": ["next_token"], "n_tasks": [4]}
+        Journal(home / f"{name}@1").append([provenance.session_event(load("quickstart"), {}) | {"study": record}])
+    listed = call(environment, "orchestrator.cli", "status")
+    assert listed.returncode == 0 and "quick@1: 0 of " in listed.stdout and "Traceback" not in listed.stderr
+    if how != "fails in a method":  # which only evaluations ask for
+        mine = call(environment, "orchestrator.cli", "status", "echoes@1")
+        assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
+        assert "echoes@1: its record" in listed.stdout and "echo" in mine.stderr
+    tally("families of other packages", 1, 1)
 
 
 def test_a_family_from_elsewhere_misses_an_arm_like_any_other(tmp_path: Path) -> None:

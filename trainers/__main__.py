@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trainers import budget, memory
 from trainers.checkpoint import check_writable
 from trainers.place import Place, shares
 from trainers.presets import Dial
-from trainers.spec import MAX_DIGITS, Evaluation, Model, Record, Training, TrialSpec, TrunkSpec, beyond_limits
-from trainers.tasks import FAMILIES
+from trainers.spec import MAX_DIGITS, Evaluation, Model, Training, TrialSpec, TrunkSpec, beyond_limits
+from trainers.tasks import FAMILIES, Family, FamilyError, failure_of
 
 MAX_CHARACTERS = 1_000_000
 """Of a trial's file; one has some hundred."""
@@ -57,8 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         trunk, budgets = read(options.spec)
-        for flops in budgets:
-            budget.steps_of(trunk, flops)
         for name in ("threads", "workers", "micro_batch"):
             if (given := getattr(options, name)) is not None and given < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {given}: at least 1 is needed")
@@ -223,13 +221,22 @@ def read(path: Path) -> tuple[TrunkSpec, list[float]]:
     raw = json.loads(text, object_pairs_hook=_each_key_once, parse_int=_whole_number)
     if not isinstance(raw, dict):
         raise ValueError("expected a JSON object")
-    _check_limits(raw)
+    kind = _kind(raw.get("family"))
+    _check_limits(raw, kind)
     flops = raw.pop("compute_flops", None)
     budgets = flops if isinstance(flops, list) else [flops]
     if not budgets or not all(isinstance(b, int | float) and not isinstance(b, bool) for b in budgets):
         raise ValueError(f"compute_flops: {flops!r} given; a number of FLOPs, or a list of them, is needed")
-    trunk = TrunkSpec.model_validate(raw)
-    return trunk, sorted({TrialSpec(**dict(trunk), compute_flops=float(b)).compute_flops for b in budgets})
+    try:
+        trunk = TrunkSpec.model_validate(raw)
+        trials = [TrialSpec(**dict(trunk), compute_flops=float(b)) for b in budgets]
+        for trial in trials:
+            budget.steps_of(trunk, trial.compute_flops)
+    except Exception as problem:
+        if (failed := failure_of(kind, problem)) is None:
+            raise
+        raise FamilyError(failed) from None
+    return trunk, sorted({trial.compute_flops for trial in trials})
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -246,16 +253,22 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _check_limits(raw: dict[str, Any]) -> None:
+PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
+"""Keys of a trial's file that hold keys themselves, the family apart."""
+
+
+def _kind(family: Any) -> type[Family]:
+    """The family that is named; where there is none, the record that all share."""
+    return FAMILIES.get(str(family.get("name")), Family) if isinstance(family, dict) else Family  # type: ignore[type-abstract]
+
+
+def _check_limits(raw: dict[str, Any], kind: type[Family]) -> None:
     """Raises ValueError for what is beyond the limits of the fields."""
-    family = raw.get("family")
-    kind = FAMILIES.get(str(family.get("name")), Record) if isinstance(family, dict) else Record
-    parts = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation), ("family", kind))
-    found = [((), beyond_limits(TrialSpec, raw))]
-    found += [((part,), beyond_limits(record, raw[part])) for part, record in parts if isinstance(raw.get(part), dict)]
-    for prefix, problems in found:
-        for place, said in problems:
-            raise ValueError(f"{'.'.join(map(str, (*prefix, *place)))}: {said}")
+    given: list[tuple[str, type[BaseModel], Any]] = [("", TrialSpec, raw), ("family", kind, raw.get("family"))]
+    given += [(part, record, raw.get(part)) for part, record in PARTS]
+    for part, record, keys in given:
+        for place, said in beyond_limits(record, keys) if isinstance(keys, dict) else ():
+            raise ValueError(f"{'.'.join(map(str, (part, *place))).removeprefix('.')}: {said}")
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:

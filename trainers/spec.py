@@ -54,7 +54,7 @@ class Limit:
     items: int | None = None
     """Values in a list."""
 
-    def broken_by(self, given: Any) -> Iterator[tuple[tuple[int, ...], str]]:
+    def broken_by(self, given: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What is beyond the limit: (place inside `given`, what is allowed and what was given)."""
         if isinstance(given, list | tuple):
             if self.items is not None and len(given) > self.items:

@@ -362,6 +362,10 @@ def _bomb(draw: random.Random, text: str) -> str:
     return text + f"{key}:\n" + "".join(f"  {line}\n" for line in lines)
 
 
+TAGS = ("!!int ", "!!str ", "!!float ", "!!python/name:os.system ", "!x ", "!!timestamp ", "!!binary ", "!!set ", "!!null ", "!<x> ", "!! ", "! ", "!!bool ", "!!seq ", "!!map ", "!!omap ")  # fmt: skip
+QUOTES = ("'", '"', "| ", "> ", "|\n", "[", "{", "]", "}", ",", "? ", "- ", ": ", "# ", "@", "`", "%", "\\", ">-9\n", "|+0 ")  # fmt: skip
+WHOLE = ("", "\n", "null", "[]", "3", "x", "---\n", "- a\n- b\n", "study", "\x00", "{}", "#", "...", "study: x", "!!map {}", "!x {}", "&a {a: *a}")  # fmt: skip
+
 TEXT_WAYS: dict[str, Callable[[random.Random, str], str | bytes]] = {
     "bytes changed": _bytes,
     "lines dropped": _lines(_drop),
@@ -369,9 +373,9 @@ TEXT_WAYS: dict[str, Callable[[random.Random, str], str | bytes]] = {
     "a line indented": _lines(_indent),
     "lines swapped": _lines(_swap),
     "a line put in": _lines(_insert_line),
-    "a tag": _before_value(("!!int ", "!!str ", "!!float ", "!!python/name:os.system ", "!x ", "!!timestamp ", "!!binary ", "!!set ", "!!null ", "!<x> ", "!! ", "! ", "!!bool ", "!!seq ", "!!map ", "!!omap ")),  # fmt: skip
+    "a tag": _before_value(TAGS),
     "an anchor": _before_value(("&a ", "*a ", "*one ", "&one ", "<<: ", "&", "*", "&a &b ", "*a*a ")),
-    "a quote": _before_value(("'", '"', "| ", "> ", "|\n", "[", "{", "]", "}", ",", "? ", "- ", ": ", "# ", "@", "`", "%", "\\", ">-9\n", "|+0 ")),  # fmt: skip
+    "a quote": _before_value(QUOTES),
     "a value before a value": _before_value(tuple(value + " " for value in NASTY if len(value) < 6000)),
     "a number": _number,
     "a key": _key,
@@ -379,12 +383,23 @@ TEXT_WAYS: dict[str, Callable[[random.Random, str], str | bytes]] = {
     "an alias bomb": _bomb,
     "cut off": lambda draw, text: text[: draw.randrange(len(text))],
     "CRLF": lambda draw, text: text.replace("\n", draw.choice(("\r\n", "\r", "\n\r", "\n\n"))),
-    "a BOM": lambda draw, text: draw.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf\xef\xbb\xbf")) + text.encode(),
-    "another encoding": lambda draw, text: (text + "# é\n").encode(draw.choice(("utf-16", "utf-32", "latin-1", "utf-7", "utf-16-le"))),
-    "long": lambda draw, text: text + draw.choice(("# x\n" * 20_000, "\n" * 100_000, " " * 200_000, "x: " + "y" * 63_000, "- \n" * 9000, "a:\n " * 4000)),
-    "deep": lambda draw, text: text + "skills: " + draw.choice(("[", "{a: ", "[{a: ", "- ", "? ")) * draw.choice((10, 100, 5000)),
-    "replaced": lambda draw, text: draw.choice(("", "\n", "null", "[]", "3", "x", "---\n", "- a\n- b\n", "study", "\x00", "{}", "#", "...", "study: x", "!!map {}", "!x {}", "&a {a: *a}")),
-}  # fmt: skip
+    "a BOM": lambda draw, text: (
+        draw.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf\xef\xbb\xbf")) + text.encode()
+    ),
+    "another encoding": lambda draw, text: (text + "# é\n").encode(
+        draw.choice(("utf-16", "utf-32", "latin-1", "utf-7", "utf-16-le"))
+    ),
+    "long": lambda draw, text: (
+        text
+        + draw.choice(
+            ("# x\n" * 20_000, "\n" * 100_000, " " * 200_000, "x: " + "y" * 63_000, "- \n" * 9000, "a:\n " * 4000)
+        )
+    ),
+    "deep": lambda draw, text: (
+        text + "skills: " + draw.choice(("[", "{a: ", "[{a: ", "- ", "? ")) * draw.choice((10, 100, 5000))
+    ),
+    "replaced": lambda draw, text: draw.choice(WHOLE),
+}
 
 
 def accepted(folder: Path, data: bytes) -> studies.Study | None:

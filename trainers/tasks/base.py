@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from trainers.spec import Numbers, Record
 from trainers.streams import keyed_permutation, stream
@@ -430,7 +431,22 @@ def family_from(value: Any) -> Any:
         return value
     if not isinstance(value, dict) or "name" not in value:
         raise FamilyError(f"a family is a mapping with 'name'; families: {', '.join(FAMILIES)}")
-    return family_named(value["name"]).model_validate(value)
+    kind = family_named(value["name"])
+    try:
+        return kind.model_validate(value)
+    except Exception as problem:
+        if (failed := failure_of(kind, problem)) is None:
+            raise
+        raise FamilyError(failed) from None
+
+
+def failure_of(kind: type[Family], problem: Exception) -> str | None:
+    """What to say where the code of a family of another package fails; None for our own, and for parameters that it refuses."""
+    package = kind.__module__.partition(".")[0]
+    if package == __name__.partition(".")[0] or isinstance(problem, ValidationError):
+        return None
+    name = kind.model_fields["name"].default
+    return f"family '{name}' of {package} fails with {type(problem).__name__}: {problem}; mend or update that package"
 
 
 def family_named(name: Any) -> type[Family]:

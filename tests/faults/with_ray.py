@@ -25,7 +25,7 @@ from conftest import PATIENCE_SECONDS, tally
 from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
-from orchestrator import journal
+from orchestrator import lease
 from orchestrator.study import load
 from trainers import checkpoint
 
@@ -159,7 +159,7 @@ def home(going: Faulty, golden: Faulty, request: pytest.FixtureRequest) -> Itera
     yield going
     rows = golden.rows()
     assert all(rows[key] == found for key, found in going.rows().items())
-    assert not journal.is_held(going.study)
+    assert not lease.is_held(going.study)
 
 
 # Kills --------------------------------------------------------------------------------------------------------------

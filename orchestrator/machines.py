@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import ray
 from ray._private.state import GlobalState
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
@@ -94,11 +95,18 @@ def _children_shielded() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Leave the cluster. What was started here is killed, since it heeds no SIGTERM and Ray would wait for each in turn."""
+    """Leave the cluster. What was started here is killed: it heeds no SIGTERM, and Ray would wait for each in turn."""
+    below: list[psutil.Process] = []
     if (node := ray._private.worker._global_node) is not None:
+        for process in (info.process for infos in node.all_processes.values() for info in infos):
+            with contextlib.suppress(psutil.Error):
+                below += psutil.Process(process.pid).children(recursive=True)
         kill = node.kill_all_processes
         node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
     ray.shutdown()
+    for orphan in below:  # some would notice in a minute only
+        with contextlib.suppress(psutil.Error):
+            orphan.kill()
 
 
 def _start_ray(options: Options, widest: int) -> int:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 from orchestrator import supervise
 
+STUCK_SECONDS = 2.0
+"""Once a stop is asked for, a reader who takes nothing for so long (a terminal held by Ctrl-S, a stopped pager) is given up."""
+
 
 class _Lasting(io.FileIO):
-    """A file whose first failed write turns it into /dev/null."""
+    """A file whose first failed write turns it into /dev/null; so does a reader who is stuck while we are to stop."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
-        """Write, or pretend to: never raises OSError."""
+        """Write some of it, or pretend to: never raises OSError."""
+        view = memoryview(data).cast("B")
         try:
-            return super().write(data)
+            while not select.select((), (self,), (), STUCK_SECONDS)[1]:
+                if supervise.is_asked():
+                    raise TimeoutError
+            return super().write(view[: select.PIPE_BUF])  # so much a pipe takes at once, if it takes anything
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            return len(memoryview(data).cast("B"))
+            return len(view)
 
 
 def outlive_readers(log: Path) -> None:

@@ -70,7 +70,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def is_asked() -> bool:
-    """Did a signal ask this process to end?"""
+    """Did anything ask this process to end?"""
     return _asked.is_set()
 
 
@@ -83,17 +83,20 @@ class StopRequest:
 
     def ask(self) -> None:
         """Ask for it. Works on a full disk too, if it is this process that is asked."""
-        self._here.set()
+        self.ask_this_driver()
         with contextlib.suppress(OSError):
             self.flag.touch()
 
     def ask_this_driver(self) -> None:
         """Ask this driver alone: the file may by now be another's, who has taken over."""
+        _asked.set()
         self._here.set()
 
     def is_asked(self) -> bool:
         """Is it to stop?"""
-        return self._here.is_set() or self.flag.exists()
+        if self.flag.exists():
+            self.ask_this_driver()
+        return self._here.is_set()
 
     def clear(self) -> None:
         """Forget what was asked of an earlier run; for the holder of the study's lock."""

@@ -24,7 +24,8 @@ from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
 from orchestrator import links, record
-from orchestrator.journal import State, lock_holder, read
+from orchestrator.journal import State, read
+from orchestrator.lease import lock_holder
 
 pytestmark = pytest.mark.end_to_end
 

@@ -37,6 +37,8 @@ try:
     while not request.is_asked():
         time.sleep(0.01)
     print("saving", flush=True)
+    if "much" in sys.argv:
+        print("x" * 1_000_000, flush=True)
     if "slow" in sys.argv:
         while True:
             time.sleep(0.01)
@@ -179,6 +181,15 @@ def test_a_reader_that_is_gone_does_not_keep_the_driver_from_saving(folder: Path
     run.parent.terminate()
     assert run.parent.wait(PATIENCE_SECONDS) == 130 and run.saved()
     tally("stop: reader gone, no Ray", 1, 1)
+
+
+def test_a_reader_that_is_stuck_does_not_keep_the_driver_from_saving(folder: Path) -> None:
+    """Fails if a write waits for a reader for ever. The pipe is open, and nobody takes what is in it."""
+    run = StandIn(folder, "much")
+    run.parent.terminate()
+    assert run.parent.wait(PATIENCE_SECONDS) == 130 and run.saved()
+    run.end()
+    tally("stop: reader stuck, no Ray", 1, 1)
 
 
 def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:

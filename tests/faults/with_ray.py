@@ -25,7 +25,7 @@ from conftest import PATIENCE_SECONDS, tally
 from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
-from orchestrator import journal
+from orchestrator import lease
 from orchestrator.study import load
 from trainers import checkpoint
 
@@ -53,7 +53,7 @@ class Run:
             while not self.active():
                 assert self.parent.poll() is None, self.parent.communicate()[0]
                 time.sleep(0.05)
-            time.sleep(DRAWN.uniform(0.0, 2.0))  # the moment that is drawn
+            time.sleep(DRAWN.uniform(0.0, 1.0))  # the moment that is drawn
 
     def active(self) -> set[str]:
         """Trunks that have said something in this run, and have not ended."""
@@ -159,7 +159,7 @@ def home(going: Faulty, golden: Faulty, request: pytest.FixtureRequest) -> Itera
     yield going
     rows = golden.rows()
     assert all(rows[key] == found for key, found in going.rows().items())
-    assert not journal.is_held(going.study)
+    assert not lease.is_held(going.study)
 
 
 # Kills --------------------------------------------------------------------------------------------------------------
@@ -185,11 +185,12 @@ def test_a_parent_that_is_killed_is_a_stop(home: Faulty) -> None:
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_ray_that_is_killed_ends_the_run_with_one_line_within_a_bound(name: str, home: Faulty) -> None:
-    """Fails without `Lifeline`: a dead raylet is waited for for ever, a dead GCS says pages."""
+    """Fails without `Lifeline`: the driver waits for ever or for a minute. Without `outlive_readers` Ray says pages."""
     run = Run(home)
     os.kill(home.pid_of(f"/{name}"), signal.SIGKILL)
-    out = run.end(1, "ended unexpectedly (Ray's")
-    assert " E " not in out and "failed:" not in out.rpartition("Starting Ray")[2]
+    out = run.end(1)
+    (line,) = out.rpartition("Starting Ray")[2].strip().splitlines()[1:]
+    assert "ended unexpectedly" in line
     tally(f"killed: {name}", 1, 1)
 
 
@@ -197,7 +198,7 @@ def test_a_worker_that_is_killed_is_begun_again_from_its_checkpoint(home: Faulty
     """Fails without retries."""
     run = Run(home)
     before = len(home.events("evaluation"))
-    os.kill(home.pid_of("execute"), signal.SIGKILL)
+    os.kill(home.pid_of("ray::ImplicitFunc"), signal.SIGKILL)
     while len(home.events("evaluation")) <= before:
         assert run.parent.poll() is None
         time.sleep(0.05)
@@ -254,8 +255,10 @@ def to_all(run: Run, number: int) -> None:
             os.kill(pid, number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: signal.Signals(n).name)
-@pytest.mark.parametrize("whom", [to_group, to_all])
+@pytest.mark.parametrize(
+    ("whom", "number"),
+    [(to_group, signal.SIGTERM), (to_group, signal.SIGINT), (to_all, signal.SIGTERM), (to_all, signal.SIGHUP)],
+)
 def test_a_signal_to_many_processes_saves_every_trunk(
     whom: Callable[[Run, int], None], number: int, home: Faulty
 ) -> None:

@@ -18,7 +18,7 @@ from orchestrator.findings import Findings
 from orchestrator.report import plates
 from orchestrator.terminal import printable
 
-WORDS = "</title></style></script><!--<img src=x onerror=document.title=1> {{ 7*7 }} &amp; \"'` K_A $x_1$ \\frac{ \x1b[31m\x00 \u202etxt \ud800"
+WORDS = "</title></style></script><img src=x onerror=document.title=1><!-- {{ 7*7 }} &amp; \"'` K_A $x_1$ \\frac{ \x1b[31m\x00 \u202etxt \ud800"
 LONG = WORDS + " " + "w" * 50_000 + " why" * 12_500
 
 
@@ -45,6 +45,7 @@ def folder(hostile: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_hostile_words_are_on_the_page_as_they_are_and_make_no_element(folder: Path) -> None:
     """Fails without autoescape, and without `finalize`: control characters and reordered words are on the page."""
     text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in text
     page = Page(text)
     assert page.tags.count("script") == 2 and page.tags.count("title") == page.tags.count("body") == 1
     assert not [link for link in page.links if not re.match(r"#|figures/|data:|http://127\.0\.0\.1:5000/#/", link)]
@@ -94,7 +95,6 @@ def test_hostile_names_in_a_figure_are_drawn_as_they_stand() -> None:
 
 def test_in_a_browser_hostile_words_run_nothing_and_stay_on_the_page(folder: Path, open_page: Open) -> None:  # noqa: F811
     """Fails without autoescape."""
-    for size in (None, PHONE):
-        opened = open_page(folder / "report.html", **({"size": size} if size else {}))
-        assert opened.page.title() == "made_up@2" and not opened.complaints
-        assert all(url.startswith(("file://", "data:")) for url in opened.requests) and not sticking_out(opened.page)
+    opened = open_page(folder / "report.html", size=PHONE)
+    assert opened.page.title() == "made_up@2" and not opened.complaints
+    assert all(url.startswith(("file://", "data:")) for url in opened.requests) and not sticking_out(opened.page)

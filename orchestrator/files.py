@@ -30,8 +30,11 @@ def aside(path: Path, synced: bool = True) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            problem.filename = str(path)  # the name that people know
         raise
     if synced:
         sync_folder(path.parent)

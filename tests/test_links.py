@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import links
+from orchestrator import files, links
 
 STORE = "sqlite:////somewhere/mlflow.db"
 TRIAL, PARENT = "#/experiments/1/runs/aa", "#/experiments/1/runs/bb"
@@ -80,3 +80,75 @@ def test_no_password_is_kept_or_shown(home: Path) -> None:
     assert links.without_password(f"GET {uri} failed") == "GET http://***@host:5000/a failed"
     for harmless in ("sqlite:////a/b.db", "http://host:5000/a@b:c", "postgresql://me@db/x", "plain: words @ all"):
         assert links.without_password(harmless) == harmless
+
+
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"http://me:{SECRET}@host:5000/a",
+        f"http://me:{SECRET}/x@host:5000/a",
+        f"http://me:x@{SECRET}@host:5000",
+        f"http://me:x?{SECRET}#y@host",
+        f"http://me:x'{SECRET}@host",
+        f"https://{SECRET}@host",
+        f"https://{SECRET}:x-oauth-basic@host/path",
+        f"https://:{SECRET}@host",
+        f"https://host/mlflow?token={SECRET}",
+        f"https://host/mlflow#access_token={SECRET}",
+        f"postgresql://me:{SECRET}/x@db:5432/mlflow",
+        f"postgresql+psycopg2://me:1/{SECRET}@db:5432/mlflow",
+        f"postgresql://me:x@{SECRET}@db/mlflow?sslmode=require",
+        f"postgresql://db/mlflow?user=me&password={SECRET}&sslmode=require",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{SECRET}",
+        f"s3://AKIA:{SECRET}/x+y@bucket/prefix?region=eu",
+        f"s3://bucket/prefix?access_key=AKIA&secret_key={SECRET}",
+        f"abfss://container@account/x?sig={SECRET}&sv=1",
+    ],
+)
+def test_a_secret_is_hidden_wherever_a_uri_holds_it(uri: str, home: Path) -> None:
+    """Fails where a password ends at the first / or @, or only a user with a password is looked at."""
+    for text in (uri, f"GET {uri} failed", f"Invalid url: '{uri}'", f"--storage={uri}/tiny@1/checkpoints"):
+        assert SECRET not in links.without_password(text) and "***" in links.without_password(text)
+    assert SECRET not in links.hide(f"cannot parse {uri.partition('://')[2]}", uri)
+    assert links.holds_secret(uri)
+    if uri.startswith("http"):
+        assert SECRET not in links.ui_address(uri)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "s3://bucket/prefix/tiny@1/checkpoints?region=eu-central-1&endpoint_override=host:9000",
+        "http://127.0.0.1:9000/bucket/tiny@1/checkpoints",
+        "http://[::1]:5000/tiny@1",
+        "http://host:5000/#/experiments/1/runs/aa?workflowType=machine_learning",
+        "sqlite:////a:b@c/mlflow.db",
+        "file:///a/b@c:d@e",
+    ],
+)
+def test_what_holds_no_secret_is_shown_whole(harmless: str) -> None:
+    assert links.without_password(harmless) == harmless and not links.holds_secret(harmless)
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "a?b=c", "a%41b", "a%b", "a#b", "[x]", "ü&=;"])
+def test_a_file_of_any_name_has_an_sqlite_uri_that_leads_back_to_it(name: str) -> None:
+    path = Path("/somewhere") / name / "mlflow.db"
+    assert links.sqlite_file(links.sqlite_uri(path)) == path
+    assert links.sqlite_file("postgresql://db/x") is None and links.sqlite_file("sqlite:///:memory:") is None
+
+
+def test_a_report_that_is_led_elsewhere_stays_the_one_that_was_published(home: Path) -> None:
+    """Fails where the note on what was published keeps the hash of the page before."""
+    folder = published(home, "mine@1")
+    page = folder / "report.html"
+    note = {"report": {"files": {page.name: files.facts_of(page)}}}
+    links.write_json(folder / links.MARKER_FILE, note)
+    links.serve_at("http://127.0.0.1:5001", STORE)
+    assert links.read_json(folder / links.MARKER_FILE) == {"report": {"files": {page.name: files.facts_of(page)}}}
+    page.write_text("damaged")
+    links.serve_at("http://127.0.0.1:5000", STORE)
+    facts = (links.read_json(folder / links.MARKER_FILE) or {})["report"]["files"][page.name]
+    assert not files.is_whole(page, facts)

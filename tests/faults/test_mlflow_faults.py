@@ -263,6 +263,7 @@ def test_a_publisher_killed_in_the_middle_is_made_good_by_the_next_one(world: Wo
     assert not record.is_published(folder, world.proxy.address, study)
     assert len(world.facts("killed", study.id)) == 2
     assert world.publish("killed", study=study) == world.golden
+    assert world.made("killed") == 3
     assert not still_running(world.store, study.id)
     tally("publisher killed", 1, 1)
 
@@ -395,13 +396,14 @@ def test_a_database_that_is_locked_read_only_or_damaged_is_told_by_name_and_tabl
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_whole_file_that_was_there(world: World, tmp_path: Path) -> None:
-    """Fails where an error of the file system ends in a traceback, or leaves half a file in place of a whole one."""
+    """Fails where a file is written in place, or an error of the file system ends in a traceback."""
     folder, store = tmp_path / world.study.id, f"sqlite:///{tmp_path}/m.db"
     folder.mkdir(parents=True)
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here in a namespace of one's own")
-    given = [world.place / "journal.jsonl", world.place / "results.parquet"]
-    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in given) + 16_384
+    (older := tmp_path / "results.parquet").write_text("what an earlier publication left")
+    given = [world.place / "journal.jsonl", older]
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in given) + 8192
     script = (
         f"mount -t tmpfs -o size={size} tmpfs '{folder}' && cp '{given[0]}' '{given[1]}' '{folder}' && "
         f"'{sys.executable}' -m orchestrator.record '{folder}' --tracking-uri '{store}'; "

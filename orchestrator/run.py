@@ -72,7 +72,7 @@ def run(
         journal.append([session])
         publisher = record.start_publisher(folder, tracking_uri, follow=True)
         ray_ends = threading.Event()
-        lifeline = machines.Lifeline(options)
+        lifeline = machines.Lifeline.of(options)
         threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
 
         unwritten: list[OSError | LeaseLostError] = []

@@ -204,21 +204,26 @@ def _count(there: dict[str, float], options: Options) -> int:
 class Lifeline:
     """Tells whether the Ray that we use is alive, without asking Ray: what waits for a dead Ray may wait for ever."""
 
-    def __init__(self, options: Options) -> None:
-        """Ray has been started or joined."""
-        self._processes: dict[str, Any] = {}
-        self._servers: dict[str, tuple[str, int]] = {}
+    def __init__(self, processes: dict[str, Any], servers: dict[str, tuple[str, int]]) -> None:
+        """Each is named in words: `processes` (Popen) that we started, `servers` (host and port) that were there."""
+        self._processes, self._servers = processes, servers
         self._refused_since: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, options: Options) -> Lifeline:
+        """That of the Ray that has been started or joined."""
         node = ray._private.worker._global_node
+        if node is None:  # a client (ray://), which Ray tells itself
+            return cls({}, {})
         if options.address == "local":
             names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
-            self._processes = {name: node.all_processes[kind][0].process for kind, name in names.items()}
-        elif node is not None:  # not for a client (ray://), which Ray tells itself
-            host, _, port = node.gcs_address.rpartition(":")
-            self._servers["the cluster's head"] = (host.strip("[]"), int(port))
-            here = next((n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
-            if here:
-                self._servers["Ray on this machine"] = (here["NodeManagerAddress"], here["NodeManagerPort"])
+            return cls({name: node.all_processes[kind][0].process for kind, name in names.items()}, {})
+        host, _, port = node.gcs_address.rpartition(":")
+        servers = {"the cluster's head": (host.strip("[]"), int(port))}
+        for each in ray.nodes():
+            if each["NodeID"] == ray.get_runtime_context().get_node_id():
+                servers["Ray on this machine"] = (each["NodeManagerAddress"], each["NodeManagerPort"])
+        return cls({}, servers)
 
     def lost(self) -> str | None:
         """What has died, in words; None while all is well.

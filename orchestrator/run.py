@@ -72,7 +72,7 @@ def run(
         journal.append([session])
         publisher = record.start_publisher(folder, tracking_uri, follow=True)
         ray_ends = threading.Event()
-        lifeline = machines.Lifeline(options)
+        lifeline = machines.Lifeline.of(options)
         threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
 
         unwritten: list[OSError | LeaseLostError] = []
@@ -95,7 +95,9 @@ def run(
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
             delivered = recorded.read(folder, study).trials
             failures = [f for f in failures if f["trial"] not in delivered]
-            if not stop_request.is_asked() and not lifeline.lost():
+            if stop_request.is_asked():
+                failures = []  # they are tried again
+            if not lifeline.lost():
                 sink(failures)
         except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
             pass
@@ -137,7 +139,7 @@ class _Receiver(NamedTuple):
     take: Callable[[list[Event]], None]
     say: Callable[[str], None]
     reasons: dict[str, str]
-    """Why a trunk failed last, by its id."""
+    """Why a trunk failed for good, by its id."""
 
 
 _RECEIVERS: dict[str, _Receiver] = {}
@@ -159,22 +161,21 @@ class JournalCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
-        trunk, reason = self._note(trial)
+        trunk, reason = trial.config["job"]["trunk_id"], self._why(trial)
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
         again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
         _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Called by Tune when a trunk has failed for good."""
-        self._note(trial)
+        _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
 
-    def _note(self, trial: Any) -> tuple[str, str]:
-        """The trunk, and why it failed: on the driver's disk, while Tune's own reading looks elsewhere, too early."""
-        trunk, how = trial.config["job"]["trunk_id"], ""
+    def _why(self, trial: Any) -> str:
+        """Why it failed: from the driver's disk, while Tune's own reading looks elsewhere, too early."""
+        how = ""
         with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
             how = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        reason = _RECEIVERS[self.session].reasons[trunk] = _reason(how)
-        return trunk, reason
+        return _reason(how)
 
 
 def _run_on_ray(

@@ -166,6 +166,21 @@ def test_auto_looks_where_ray_start_left_the_address(
         machines._ask_for_an_answer("auto")
 
 
+def test_a_ray_that_died_is_noticed_without_asking_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a process that ended, or a server that refuses calls, counts as alive."""
+    going = subprocess.Popen(["sleep", "600"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()[:2]
+        lifeline = machines.Lifeline({"Ray's raylet": going}, {"the cluster's head": place})
+        assert lifeline.lost() is None
+    assert lifeline.lost() is None  # refused once: it may be back in a moment
+    monkeypatch.setattr(machines, "REFUSED_SECONDS", 0.0)
+    assert lifeline.lost() == "the cluster's head no longer answers"
+    going.kill()
+    going.wait()
+    assert lifeline.lost() == "Ray's raylet died"
+
+
 # Ctrl-C ---------------------------------------------------------------------------------------------------------------
 
 

@@ -128,11 +128,18 @@ def execute(config: dict[str, Any]) -> None:
 
 def _alone(job: dict[str, Any]) -> None:
     """On this actor's own slot."""
+    _train(job, _report, job["place"]["device"])
 
-    def report(events: list[Event]) -> None:
-        tune.report({"events": json.dumps(events)})  # returns once the driver has it
 
-    _train(job, report, job["place"]["device"])
+NOTE = "note"
+"""The kind of what a trunk says to the person who watches: it comes among the events, and goes into no journal."""
+
+
+def _report(events: list[Event]) -> None:
+    """Hand events to the driver; returns once it has them."""
+    notes = [event["text"] for event in events if event["kind"] == NOTE]
+    lasting = json.dumps([event for event in events if event["kind"] != NOTE])
+    tune.report({"events": lasting} | ({"note": "\n".join(notes)} if notes else {}))
 
 
 def _in_a_group(job: dict[str, Any]) -> None:
@@ -179,7 +186,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
             if not ask("have_met", group):
                 tune.report({"events": "[]", "note": _slow_start(job)})
         if (events := ask("take", group, n_reported)) or over:
-            tune.report({"events": json.dumps(events)})
+            _report(events)
             n_reported += len(events)
     ask("forget", group)
     if failed:
@@ -237,10 +244,14 @@ def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: 
         if time.monotonic() - handed_in > REPORT_EVERY_SECONDS:
             hand_in()
 
+    def note(text: str) -> None:
+        waiting.append({"kind": NOTE, "text": text})
+        hand_in()
+
     trunk = TrunkSpec.model_validate_json(job["trunk"])
     place = Place(**job["place"] | {"device": device})
     try:
-        run_trunk(trunk, job["budgets"], place, emit, _asking(job["relay"]))
+        run_trunk(trunk, job["budgets"], place, emit, _asking(job["relay"]), note)
     finally:
         hand_in()
 

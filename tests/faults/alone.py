@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from steps import Counter
 
 from orchestrator import plan, record, recorded
 from orchestrator.journal import Journal, State
 from orchestrator.lease import StudyLock
 from orchestrator.provenance import session_event
 from orchestrator.study import Study
-from trainers.engine import Engine
 from trainers.place import Place
 from trainers.train import run_trunk
 
@@ -42,7 +42,8 @@ def study_with(**changes: Any) -> Study:
 
 def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> int:
     """Run what is missing until `should_stop`; returns the optimizer steps that were trained. Raises as the driver does."""
-    with _counted_steps() as steps, StudyLock(folder, study.id, lambda: State.of(folder).lease) as lock:
+    counter = Counter()
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease) as lock:
         everything = State.of(folder)
         plan.check_against_record(study, everything, "tiny.yaml")
         state = recorded.of_study(everything, study)
@@ -65,24 +66,7 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
                     break
         finally:
             journal.close()
-    return len(steps)
-
-
-@contextmanager
-def _counted_steps() -> Iterator[list[int]]:
-    """A list that grows by one with each optimizer step that is taken meanwhile."""
-    steps: list[int] = []
-    step = Engine.step
-
-    def counted(self: Engine, *given: Any) -> float:
-        steps.append(1)
-        return step(self, *given)
-
-    Engine.step = counted  # type: ignore[method-assign]
-    try:
-        yield steps
-    finally:
-        Engine.step = step  # type: ignore[method-assign]
+    return counter.steps
 
 
 def rows_of(study: Study, folder: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from alone import go_on, rows_in, rows_of, study_with
 from conftest import tally
+from steps import Counter
 
 from orchestrator import journal, plan, recorded
 from orchestrator.journal import INCOMPLETE, Journal, State
@@ -300,16 +301,6 @@ def test_a_power_cut_takes_no_folder_that_a_journal_is_in(tmp_path: Path, monkey
 # Other settings -------------------------------------------------------------------------------------------------------
 
 
-def after_steps(n: int) -> Callable[[], bool]:
-    count = [0]
-
-    def should_stop() -> bool:
-        count[0] += 1
-        return count[0] > n
-
-    return should_stop
-
-
 FAST = {"plain": {}, "fast": {"training": {"learning_rate": 0.02}}}
 EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "a variant's training": ({"axes": {"variant": FAST}}, r"fast: training\.learning_rate: 0\.01 -> 0\.02"),
@@ -337,7 +328,7 @@ def stopped(study: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     """The study as it was stopped at each moment, by the number of its steps."""
     folders = {steps: tmp_path_factory.mktemp("stopped") / study.id for steps in MOMENTS.values()}
     for steps, folder in folders.items():
-        go_on(study, folder, after_steps(steps))
+        go_on(study, folder, Counter(steps))
     return folders
 
 
@@ -358,10 +349,25 @@ def test_a_setting_changed_between_two_runs_is_refused_by_name_whenever_the_firs
     tally("edited studies", len(MOMENTS), len(MOMENTS))
 
 
+def test_a_setting_of_a_trial_that_failed_is_refused_by_name_too(study: Study, tmp_path: Path) -> None:
+    go_on(study, tmp_path, Counter(25))
+    trial = next(trial for trial in study.trials() if trial.variant == "fast")
+    log = Journal(tmp_path)
+    log.append(
+        [
+            {"kind": "trial", "key": "f", "trial": trial.id, "trunk": trial.trunk.id, "status": "failed"}
+            | {"fingerprint": trial.fingerprint(), "reason": "no reason"}
+        ]
+    )
+    log.close()
+    with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
+        go_on(study_with(axes={"variant": FAST}), tmp_path)
+
+
 def test_what_has_recorded_nothing_may_change_and_what_is_added_runs_alone(
     study: Study, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    go_on(study, tmp_path, after_steps(50))  # the first variant, on a branch
+    go_on(study, tmp_path, Counter(50))  # the first variant, on a branch
     other = study_with(axes={"variant": FAST})
     go_on(other, tmp_path)
     mixed = rows_of(other, tmp_path)
@@ -374,7 +380,7 @@ def test_what_has_recorded_nothing_may_change_and_what_is_added_runs_alone(
 def test_a_variant_taken_out_and_brought_back_changed_is_refused_and_unchanged_goes_on(
     study: Study, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    go_on(study, tmp_path, after_steps(155))
+    go_on(study, tmp_path, Counter(155))
     only = study_with(axes={"variant": {"plain": {}}})
     assert go_on(only, tmp_path) == 0
     with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
@@ -388,7 +394,7 @@ def test_events_of_other_settings_in_one_journal_count_for_nothing(
     study: Study, golden: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """As an earlier version left them. Where the first of a key counts, whoever made it, these rows are mixed; seen so."""
-    go_on(study_with(axes={"variant": FAST}), tmp_path / "other", after_steps(155))
+    go_on(study_with(axes={"variant": FAST}), tmp_path / "other", Counter(155))
     others = journal.read(tmp_path / "other")[0]
     assert any(e["kind"] == "evaluation" and e["trunk"].endswith("fast") for e in others)
     log = Journal(tmp_path / "both")

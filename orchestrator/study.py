@@ -533,7 +533,9 @@ class _Reader:
     def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
         given: Any = self.raw
         for part in place:
-            given = given[part] if isinstance(given, list) else given.get(part) if isinstance(given, dict) else None
+            if not isinstance(given, list if isinstance(part, int) else dict):
+                return
+            given = given[part] if isinstance(part, int) else given.get(part)
         if isinstance(given, dict):
             for inner, said in beyond_limits(record, given):
                 self._say((*place, *inner), said)

@@ -153,7 +153,12 @@ REFUSALS = [
         ["has no arm 'anser'", "did you mean 'answer'"],
     ),
     ("a key of axes elsewhere", ("model:", "training_of_arm: {}\nmodel:"), 12, ["'training_of_arm' is a key of axes"]),
-    ("a variant that is a list", ("n_tasks:", "variant: {a: [1]}\n  n_tasks:"), 9, ["axes.variant.a", "a mapping of keys"]),
+    (
+        "a variant that is a list",
+        ("n_tasks:", "variant: {a: [1]}\n  n_tasks:"),
+        9,
+        ["axes.variant.a", "a mapping of keys"],
+    ),
     ("a list of variants", ("n_tasks:", "variant: [a, b]\n  n_tasks:"), 9, ["axes.variant", "a mapping of keys"]),
     (
         "two variants that are one",

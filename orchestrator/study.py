@@ -421,13 +421,15 @@ def find(name: str) -> Path:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as problem:  # a name too long, a folder that may not be looked into
-        raise StudyError(f"{name[:MAX_GIVEN]}: cannot be read: {problem}") from None
+        said = getattr(problem, "strerror", None) or problem
+        raise StudyError(f"{_one_line(name)[:MAX_GIVEN]}: cannot be read: {said}; give the path of a study file") from None
     if is_file:
         return path
     if name in shipped():
         return shipped()[name]
     if is_folder:
         raise StudyError(f"{name}: that is a folder; give a study file, or a study that ships: {', '.join(shipped())}")
+    name = _one_line(name)
     near = difflib.get_close_matches(path.stem, shipped(), 1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")
@@ -533,9 +535,12 @@ class _Reader:
     def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
         given: Any = self.raw
         for part in place:
-            if not isinstance(given, list if isinstance(part, int) else dict):
+            if isinstance(given, dict):
+                given = given.get(part)
+            elif isinstance(given, list) and isinstance(part, int):
+                given = given[part]
+            else:
                 return
-            given = given[part] if isinstance(part, int) else given.get(part)
         if isinstance(given, dict):
             for inner, said in beyond_limits(record, given):
                 self._say((*place, *inner), said)

@@ -309,6 +309,14 @@ def test_a_study_that_does_not_exist_is_refused_with_the_ones_that_ship() -> Non
         load("quikstart")
 
 
+def test_a_name_that_can_be_no_file_is_refused_in_one_line() -> None:
+    """Fails with `is_file` unguarded: the system's own error for a name that is too long."""
+    for name, said in (("x" * 5000, "File name too long"), ("a\nb", "a b: no such study file"), ("a\0b", "cannot be read")):
+        with pytest.raises(StudyError, match=said) as refusal:
+            load(name)
+        assert len(str(refusal.value).splitlines()) == 1
+
+
 def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_path: Path) -> None:
     entry = "expected:\n  - {what: accuracy, cell: {n_tasks: 5}, value: 1, lo: 0, hi: 2, source: s, evidence: C}\n"
     with pytest.raises(StudyError, match=r"expected\[0\].cell.n_tasks: 5 is not in the study; it has 4, 1000000000000"):

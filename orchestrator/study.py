@@ -104,7 +104,7 @@ class Axes(Record):
     """Keys of `training` that an arm changes, by its name: a learning rate tuned for each, say; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
     """Numbers of distinct training tasks."""
-    compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, items=100)]
+    compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, 1, 100)]
     """Budgets in training FLOPs; each at least 50 optimizer steps."""
     replicates: Annotated[Count, Field(le=10_000)]
     """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
@@ -420,9 +420,11 @@ def find(name: str) -> Path:
     path = Path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as problem:  # a name too long, a folder that may not be looked into
-        said = getattr(problem, "strerror", None) or problem
-        raise StudyError(f"{_one_line(name)[:MAX_GIVEN]}: cannot be read: {said}; give the path of a study file") from None
+    except OSError as problem:  # a name too long, a folder that may not be looked into
+        said = problem.strerror or problem
+        raise StudyError(
+            f"{_one_line(name)[:MAX_GIVEN]}: cannot be read: {said}; give the path of a study file"
+        ) from None
     if is_file:
         return path
     if name in shipped():

@@ -105,6 +105,7 @@ WORST = {
     "a width of 1e300 in a variant": (GOOD.replace("d_mlp: 64}", "d_mlp: 1e300}"), 10, "axes.variant.wide.model.d_mlp: at most 1e6"),
     "a depth of 1e300": (GOOD.replace("depth: 1}", "depth: 1e300}"), 11, "axes.variant.deep.model.depth: at most 1,000"),
     "a budget of 1e300": (GOOD.replace("4e9, 8e9, 1.6e10]", "4e9, 8e9, 1e300]"), 14, "axes.compute_flops[2]: at most 1e30 is allowed"),
+    "a budget of nothing beside a rule": (mutations.SMALL[2].replace("[1e12, 4e12", "[5e-324, 4e12"), 8, "axes.compute_flops[0]: at least 1 is needed"),
     "a budget twice beside a drift": (mutations.SMALL[2].replace("[1e12, 4e12", "[1e12, 1e12, 4e12"), 8, "1e12 is given twice"),
     "a number of tasks twice beside a drift": (mutations.SMALL[2].replace("[2, 8", "[2, 2, 8"), 7, "2 is given twice"),
     "an alias bomb": (BOMB, 9, "more than 5,000 values, aliases written out"),

@@ -104,7 +104,7 @@ class Axes(Record):
     """Keys of `training` that an arm changes, by its name: a learning rate tuned for each, say; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
     """Numbers of distinct training tasks."""
-    compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, items=100)]
+    compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, 1, 100)]
     """Budgets in training FLOPs; each at least 50 optimizer steps."""
     replicates: Annotated[Count, Field(le=10_000)]
     """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
@@ -420,14 +420,18 @@ def find(name: str) -> Path:
     path = Path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as problem:  # a name too long, a folder that may not be looked into
-        raise StudyError(f"{name[:MAX_GIVEN]}: cannot be read: {problem}") from None
+    except OSError as problem:  # a name too long, a folder that may not be looked into
+        said = problem.strerror or problem
+        raise StudyError(
+            f"{_one_line(name)[:MAX_GIVEN]}: cannot be read: {said}; give the path of a study file"
+        ) from None
     if is_file:
         return path
     if name in shipped():
         return shipped()[name]
     if is_folder:
         raise StudyError(f"{name}: that is a folder; give a study file, or a study that ships: {', '.join(shipped())}")
+    name = _one_line(name)
     near = difflib.get_close_matches(path.stem, shipped(), 1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")
@@ -533,7 +537,12 @@ class _Reader:
     def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
         given: Any = self.raw
         for part in place:
-            given = given[part] if isinstance(given, list) else given.get(part) if isinstance(given, dict) else None
+            if isinstance(given, dict):
+                given = given.get(part)
+            elif isinstance(given, list) and isinstance(part, int):
+                given = given[part]
+            else:
+                return
         if isinstance(given, dict):
             for inner, said in beyond_limits(record, given):
                 self._say((*place, *inner), said)

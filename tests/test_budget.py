@@ -268,3 +268,24 @@ def test_accounting_needs_no_more_than_the_spec():
     assert budget.flops_per_step(trunk_of()) == budget.flops_per_step(
         trunk_of(n_tasks=100, replicate=5, arm="next_token")
     )
+
+
+@given(
+    st.floats(1e-3, 1e15),
+    st.sampled_from([1, 2, 3, 4, 6, 8, 12, 37, 1000]),
+    st.integers(1, 10**6),
+    st.sampled_from([1, 4, 32, 1000]),
+)
+def test_the_kept_grid_of_evaluations_is_the_one_that_is_worked_out_anew(
+    first_flops, per_decade, last_step, batch_size
+):
+    evaluation = {"points_per_decade": per_decade, "first_flops": first_flops}
+    trunk = TrunkSpec.model_validate(
+        {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 4, "replicate": 0, "evaluation": evaluation}
+        | {"training": {"batch_size": batch_size}}
+    )
+    cost = budget.flops_per_step(trunk)
+    first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
+    last = math.ceil(per_decade * math.log10((last_step + 1) * cost))
+    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
+    assert budget.evaluation_steps(trunk, last_step) == sorted(s for s in steps if 1 <= s <= last_step)

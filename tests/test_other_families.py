@@ -141,43 +141,88 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
-def test_a_family_that_is_broken_is_named_to_its_study_and_disturbs_no_other(how: str, tmp_path: Path) -> None:
+ASK = """\
+import contextlib, io, json, sys
+from orchestrator.study import StudyError, load
+from trainers.__main__ import main
+
+for name in sys.argv[1:]:
+    said = []
+    try:
+        load(f"{name}.yaml")
+    except StudyError as problem:
+        said.append(str(problem))
+    if name != "fails_in_a_method":  # of its evaluations, which the budgets of a trial do not depend on
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            assert main([f"{name}.json"]) == 2
+        said.append(told.getvalue())
+    print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A machine on which a package brings all of the broken families, each with a study and a trial; and its environment."""
+    folder = tmp_path_factory.mktemp("broken")
+    environment = installed(folder, FAMILY)
+    points = ["[emergence.families]"]
+    for how, (module, _) in BROKEN.items():
+        name = how.replace(" ", "_")
+        assert module != FAMILY
+        (folder / f"{name}.py").write_text(module.replace('"echo"', f'"{name}"'))
+        (folder / f"{name}.yaml").write_text(STUDY.replace("name: echo", f"name: {name}"))
+        (folder / f"{name}.json").write_text(json.dumps(TRIAL | {"family": {"name": name, "n_symbols": 24}}))
+        points.append(f"{name} = {name}")
+    (folder / "echo_family-1.0.dist-info" / "entry_points.txt").write_text("\n".join(points))
+    return folder, environment
+
+
+def test_a_family_that_is_broken_is_named_to_its_study_and_disturbs_no_other(
+    broken: tuple[Path, dict[str, str]],
+) -> None:
     """Fails without `LEFT_OUT`, the checks of `register` and `failure_of`: tracebacks, or words to those who did not ask."""
-    module, said = BROKEN[how]
-    assert module != FAMILY
-    environment = installed(tmp_path, module)
+    folder, environment = broken
     other = call(environment, "orchestrator.cli", "plan", "quickstart")
     assert (other.returncode, other.stderr) == (0, "")
-    study = tmp_path / "echoes.yaml"
-    mine = call(environment, "orchestrator.cli", "plan", str(study))
+    names = [how.replace(" ", "_") for how in BROKEN]
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, *names], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
+    for (how, (_, given)), name, line in zip(BROKEN.items(), names, asked.stdout.splitlines(), strict=True):
+        told = json.loads(line)
+        assert told[0].startswith(f"{name}.yaml:4: "), told
+        assert len(told) == 1 + (how != "fails in a method") and all(len(one.splitlines()) == 1 for one in told), told
+        reason = given.replace("echo_family", name).replace("'echo'", f"'{name}'")
+        assert all(reason in one and "mend or update" in one for one in told), told
+        tally("families of other packages", 1, 1)
+    mine = call(environment, "orchestrator.cli", "plan", str(folder / "lacks_a_method.yaml"))
     assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
-    assert mine.stderr.startswith(f"{study}:4: ") and said in mine.stderr and "mend or update" in mine.stderr
-    if how != "fails in a method":  # of its evaluations, which the budgets of a trial do not depend on
-        (tmp_path / "trial.json").write_text(json.dumps(TRIAL))
-        trained = call(environment, "trainers", str(tmp_path / "trial.json"))
-        assert trained.returncode == 2 and trained.stderr.count("\n") == 1 and said in trained.stderr, trained.stderr
-    tally("families of other packages", 1, 1)
 
 
-@pytest.mark.parametrize("how", ["is not installed", *BROKEN])
-def test_the_list_of_studies_survives_one_whose_family_is_gone(how: str, tmp_path: Path) -> None:
+def test_the_list_of_studies_survives_those_whose_families_are_gone(broken: tuple[Path, dict[str, str]]) -> None:
     """Fails with the record of a study read unguarded where all are listed: one study then hides the others."""
-    environment = installed(tmp_path, BROKEN[how][0] if how in BROKEN else FAMILY)
-    if how == "is not installed":
-        (tmp_path / "echo_family-1.0.dist-info" / "entry_points.txt").unlink()
-    home = tmp_path / "home"
-    for name, family in (("echoes", {"name": "echo", "n_symbols": 24}), ("quick", {"name": "cipher"})):
-        record = load("quickstart").model_dump(mode="json") | {"study": name, "family": family, "primary": None}
-        record["axes"] |= {"arm": ["next_token"], "n_tasks": [4]}
-        Journal(home / f"{name}@1").append([provenance.session_event(load("quickstart"), {}) | {"study": record}])
+    folder, environment = broken
+    session = provenance.session_event(load("quickstart"), {})
+    families = {how.replace(" ", "_"): how.replace(" ", "_") for how in BROKEN} | {"gone": "gone", "quick": "cipher"}
+    for name, family in families.items():
+        record = session["study"] | {"study": name, "family": {"name": family}, "primary": None, "skills": []}
+        record |= {"axes": record["axes"] | {"arm": ["next_token"], "n_tasks": [4]}}
+        journal = Journal(folder / "home" / f"{name}@1")
+        journal.append([session | {"study": record}])
+        journal.close()
     listed = call(environment, "orchestrator.cli", "status")
-    assert listed.returncode == 0 and "quick@1: 0 of " in listed.stdout and "Traceback" not in listed.stderr
-    if how != "fails in a method":  # which only evaluations ask for
-        mine = call(environment, "orchestrator.cli", "status", "echoes@1")
-        assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
-        assert "echoes@1: its record" in listed.stdout and "echo" in mine.stderr
-    tally("families of other packages", 1, 1)
+    assert (listed.returncode, listed.stderr) == (0, ""), listed.stderr
+    assert (
+        "quick@1: 0 of " in listed.stdout and "fails_in_a_method@1: 0 of " in listed.stdout
+    )  # evaluations alone ask for it
+    for name in families.keys() - {"quick", "fails_in_a_method"}:
+        (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"{name}@1: ")]
+        assert "cannot be read" in line, line
+        tally("families of other packages", 1, 1)
+    mine = call(environment, "orchestrator.cli", "status", "gone@1")
+    assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
+    assert "unknown family 'gone'" in mine.stderr
 
 
 def test_a_family_from_elsewhere_misses_an_arm_like_any_other(tmp_path: Path) -> None:

@@ -280,3 +280,12 @@ def test_every_field_of_a_spec_says_what_it_is():
     for record in (Model, Dial, Training, spec.Evaluation, Cipher, Urns):
         undocumented = [name for name, info in record.model_fields.items() if not info.description and name != "name"]
         assert not undocumented, record
+
+
+@pytest.mark.parametrize("flops", [10**12, 1e12, 1.5e11])
+def test_the_trial_of_a_trunk_is_the_one_that_its_fields_validate_to(flops):
+    """`TrunkSpec.trial` checks nothing again; it must not come to another fingerprint for that."""
+    trunk = TrunkSpec.model_validate(CIPHER)
+    ours, checked = trunk.trial(flops), TrialSpec(**dict(trunk), compute_flops=flops)
+    assert ours == checked and ours.fingerprint() == checked.fingerprint() and ours.id == checked.id
+    assert ours.model_dump_json() == checked.model_dump_json() and ours.trunk == trunk

@@ -153,6 +153,12 @@ REFUSALS = [
         ["has no arm 'anser'", "did you mean 'answer'"],
     ),
     ("a key of axes elsewhere", ("model:", "training_of_arm: {}\nmodel:"), 12, ["'training_of_arm' is a key of axes"]),
+    (
+        "a variant that is a list",
+        ("n_tasks:", "variant: {a: [1]}\n  n_tasks:"),
+        9,
+        ["axes.variant.a", "a mapping of keys"],
+    ),
     ("a list of variants", ("n_tasks:", "variant: [a, b]\n  n_tasks:"), 9, ["axes.variant", "a mapping of keys"]),
     (
         "two variants that are one",
@@ -301,6 +307,18 @@ def test_several_problems_are_told_together_in_the_order_of_the_file(tmp_path: P
 def test_a_study_that_does_not_exist_is_refused_with_the_ones_that_ship() -> None:
     with pytest.raises(StudyError, match=r"quikstart: no such study file; did you mean 'quickstart'\?.*control_null"):
         load("quikstart")
+
+
+def test_a_name_that_can_be_no_file_is_refused_in_one_line() -> None:
+    """Fails with `is_file` unguarded: the system's own error for a name that is too long."""
+    for name, said in (
+        ("x" * 5000, "File name too long"),
+        ("a\nb", "a b: no such study file"),
+        ("a\0b", "cannot be read"),
+    ):
+        with pytest.raises(StudyError, match=said) as refusal:
+            load(name)
+        assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_path: Path) -> None:

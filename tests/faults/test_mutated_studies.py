@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,20 +34,28 @@ def _ring(_signal: int, _frame: FrameType | None) -> None:
     raise Hang
 
 
-def outcome(folder: Path, mutant: mutations.Mutant) -> str:
-    """`accepted`, `refused`, or what went wrong."""
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Raises Hang in what takes longer than HANG_SECONDS."""
     before = signal.signal(signal.SIGPROF, _ring)
     signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
     try:
-        study = mutations.accepted(folder, mutant.data)
-        if study is not None:
-            mutations.planned(study)
-        return "refused" if study is None else "accepted"
-    except (Exception, Hang) as problem:
-        return f"{mutant.how[:80]}: {type(problem).__name__}: {str(problem)[:300]}"
+        yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+def outcome(folder: Path, mutant: mutations.Mutant) -> str:
+    """`accepted`, `refused`, or what went wrong."""
+    try:
+        with watched():
+            study = mutations.accepted(folder, mutant.data)
+            if study is not None:
+                mutations.planned(study)
+        return "refused" if study is None else "accepted"
+    except (Exception, Hang) as problem:
+        return f"{mutant.how[:80]}: {type(problem).__name__}: {str(problem)[:300]}"
 
 
 def tried(folder: Path, numbers: range, seed: int = 0) -> tuple[Counter[str], list[str], tuple[float, str]]:
@@ -95,6 +105,7 @@ WORST = {
     "a width of 1e300 in a variant": (GOOD.replace("d_mlp: 64}", "d_mlp: 1e300}"), 10, "axes.variant.wide.model.d_mlp: at most 1e6"),
     "a depth of 1e300": (GOOD.replace("depth: 1}", "depth: 1e300}"), 11, "axes.variant.deep.model.depth: at most 1,000"),
     "a budget of 1e300": (GOOD.replace("4e9, 8e9, 1.6e10]", "4e9, 8e9, 1e300]"), 14, "axes.compute_flops[2]: at most 1e30 is allowed"),
+    "a budget of nothing beside a rule": (mutations.SMALL[2].replace("[1e12, 4e12", "[5e-324, 4e12"), 8, "axes.compute_flops[0]: at least 1 is needed"),
     "a budget twice beside a drift": (mutations.SMALL[2].replace("[1e12, 4e12", "[1e12, 1e12, 4e12"), 8, "1e12 is given twice"),
     "a number of tasks twice beside a drift": (mutations.SMALL[2].replace("[2, 8", "[2, 2, 8"), 7, "2 is given twice"),
     "an alias bomb": (BOMB, 9, "more than 5,000 values, aliases written out"),
@@ -121,7 +132,7 @@ def test_each_of_the_worst_is_refused_in_one_line_that_says_where_and_what(kind:
     text, line, says = WORST[kind]
     path = tmp_path / "x.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(StudyError) as refusal:
+    with pytest.raises(StudyError) as refusal, watched():
         load(str(path))
     said = str(refusal.value)
     assert said.startswith(f"{path}:{line}: ") and says in said and len(said.splitlines()) == 1, said

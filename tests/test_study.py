@@ -311,11 +311,7 @@ def test_a_study_that_does_not_exist_is_refused_with_the_ones_that_ship() -> Non
 
 def test_a_name_that_can_be_no_file_is_refused_in_one_line() -> None:
     """Fails with `is_file` unguarded: the system's own error for a name that is too long."""
-    for name, said in (
-        ("x" * 5000, "File name too long"),
-        ("a\nb", "a b: no such study file"),
-        ("a\0b", "cannot be read"),
-    ):
+    for name, said in (("x" * 5000, "File name too long"), ("a\nb", "a b: no such study file")):
         with pytest.raises(StudyError, match=said) as refusal:
             load(name)
         assert len(str(refusal.value).splitlines()) == 1

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainers.durable import sync_folder
+
 ASIDE = ".aside"
 STALE_SECONDS = 3600.0
 """A file written aside that is older than this belongs to a process that died (assumed: nothing here takes an hour to write)."""
@@ -44,16 +46,6 @@ def replace(path: Path, data: bytes, synced: bool = True) -> None:
     """Put a whole file in place of another. Raises OSError."""
     with aside(path, synced) as temporary:
         temporary.write_bytes(data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut. Raises OSError where it cannot be opened."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems sync no folders
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_stale(folder: Path) -> None:

@@ -13,8 +13,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import replace, sync_folder
+from orchestrator.files import replace
 from orchestrator.lease import StudyLock
+from trainers.durable import make_folder, sync_folder
 
 Event = dict[str, Any]
 FILE = "journal.jsonl"
@@ -42,7 +43,7 @@ class Journal:
 
     def __init__(self, folder: Path, lock: StudyLock | None = None) -> None:
         """Raises OSError, and LeaseLostError where the lock is lost already."""
-        _make_synced(folder)
+        make_folder(folder)
         self.path, self._lock = folder / FILE, lock
         if lock is not None:
             lock.check()
@@ -222,14 +223,6 @@ def _give_checksums(path: Path) -> None:
     if not before.exists():
         replace(before, data)
     replace(path, b"".join(_line(i, 0, event) for i, event in enumerate(sound, 1)))
-
-
-def _make_synced(folder: Path) -> None:
-    """Make a folder that a power cut does not take away again."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in reversed(missing):
-        sync_folder(one.parent)
 
 
 class State:

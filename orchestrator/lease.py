@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trainers import durable
+
 LOCK_FILE = "driver.lock"
 LEASE_SECONDS = 60.0
 """A driver on another machine that has not renewed its lease for this long is taken for dead."""
@@ -43,20 +45,8 @@ class LeaseLostError(Exception):
 
 @cache
 def here() -> dict[str, str]:
-    """This machine since its last start: host name, boot id, and the name space in which process ids mean something."""
-    found = {"host": socket.gethostname(), "boot": "", "pids": ""}
-    with contextlib.suppress(OSError):  # Linux has them
-        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        found["pids"] = str(Path("/proc/self/ns/pid").readlink())
-    return found
-
-
-def started(pid: int) -> str:
-    """When a process of this machine started, in ticks since the boot; "" where it is gone or the system does not say."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    """This machine since its last start: host name, boot, and the space in which process ids mean something."""
+    return {"host": socket.gethostname(), "boot": durable.boot(), "pids": durable.process_space()}
 
 
 class StudyLock:
@@ -119,7 +109,7 @@ class StudyLock:
 
     def _write(self, **changes: Any) -> None:
         self._beat += 1
-        facts = here() | {"pid": os.getpid(), "started": started(os.getpid()), "since": self._since}
+        facts: dict[str, Any] = here() | {"pid": os.getpid(), "started": durable.started(os.getpid()), "since": self._since}
         facts |= {"renewed": time.time(), "beat": self._beat, "lease": self.number, "token": self._token} | changes
         os.pwrite(self._file, json.dumps(facts).encode().ljust(_ROOM), 0)
 
@@ -191,7 +181,7 @@ def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callab
         if free is not None:
             return not free
         if holder.get("pids", "") == here()["pids"]:
-            return bool(started(holder["pid"])) and started(holder["pid"]) == holder.get("started")
+            return durable.lives(holder["pid"], holder.get("started"))
     age = _age_seconds(path)
     if age >= -CLOCK_SECONDS:
         return age <= LEASE_SECONDS

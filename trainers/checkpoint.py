@@ -14,7 +14,6 @@ form that a trainer writes. Anything else is no checkpoint.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field, model_validator
 
+from trainers import durable
 from trainers.spec import NotNegative, Positive, Record
 
 if TYPE_CHECKING:
@@ -377,28 +377,28 @@ class Local:
         return found.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        _make(self.folder)
+        durable.make_folder(self.folder)
         _remove_torn(self.folder)
         target, temporary = self.folder / name, self.folder / _temporary(name)
         try:
             temporary.mkdir()
             for file, data in files.items():
                 _write(temporary / file, data)
-            _sync_folder(temporary)
+            durable.sync_folder(temporary)
             _remove(target)  # no valid one: `save` sees to that
             os.rename(temporary, target)
-            _sync_folder(self.folder)
+            durable.sync_folder(self.folder)
         finally:
             _remove(temporary)
 
     def put_file(self, file: str, data: bytes) -> None:
-        _make(self.folder)
+        durable.make_folder(self.folder)
         _remove_torn(self.folder)
         temporary = self.folder / _temporary(file)
         try:
             _write(temporary, data)
             os.replace(temporary, self.folder / file)
-            _sync_folder(self.folder)
+            durable.sync_folder(self.folder)
         finally:
             _remove(temporary)
 
@@ -482,7 +482,7 @@ TORN = re.compile(
 def _temporary(name: str) -> str:
     """A name that nobody else takes, and that says who writes: the system, the process there and when it started."""
     pid = os.getpid()
-    return f".{name}~{_system() or 0}~{pid}~{_started(pid) or 0}~{uuid.uuid4().hex}"
+    return f".{name}~{_system() or 0}~{pid}~{durable.started(pid) or 0}~{uuid.uuid4().hex}"
 
 
 def _remove_torn(folder: Path) -> None:
@@ -496,7 +496,7 @@ def _remove_torn(folder: Path) -> None:
     for entry, of in found:
         with contextlib.suppress(OSError):  # somebody else was faster
             if of["system"] and of["system"] == _system():
-                gone = not _lives(int(of["pid"]), of["started"])
+                gone = not durable.lives(int(of["pid"]), of["started"])
             else:
                 gone = time.time() - entry.stat(follow_symlinks=False).st_mtime > TORN_SECONDS
             if gone:
@@ -504,41 +504,8 @@ def _remove_torn(folder: Path) -> None:
 
 
 def _system() -> str | None:
-    """This boot of this machine and this PID namespace; None where the system does not say."""
-    try:
-        if str(Path("/proc/self").readlink()) != str(os.getpid()):
-            return None  # the processes of another namespace
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino:x}"
-    except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in ticks since boot; "" for one that has ended, None where the system does not say."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "" if state in "ZX" else fields[18]
-
-
-def _lives(pid: int, started: str) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's
-    return _started(pid) in (started, None)
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and those above it, each synced into the one that holds it. Raises OSError."""
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+    """This boot of this machine and this process space; None where the system does not say."""
+    return f"{durable.boot()}-{durable.process_space()}" if durable.boot() and durable.process_space() else None
 
 
 def _remove(path: Path) -> None:
@@ -554,15 +521,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names in it last. Some file systems (FUSE, SMB) cannot, and say so; there is nothing more to be done there."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as problem:
-        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -284,7 +284,7 @@ def test_a_power_cut_takes_nothing_that_was_acknowledged_as_ended(
 
 
 def test_a_power_cut_takes_no_folder_that_a_journal_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file whose folder was not synced may be gone with all that is in it. Without `_sync_folder` this fails; seen so."""
+    """A file whose folder was not synced may be gone with all that is in it. Without `make_folder` and `sync_folder` this fails; seen so."""
     synced: list[str] = []
     really = os.fsync
 

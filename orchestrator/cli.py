@@ -38,6 +38,7 @@ from typer.core import TyperGroup
 
 from orchestrator import (
     answer,
+    files,
     findings,
     journal,
     lease,
@@ -202,6 +203,7 @@ def plan_command(
     everything = State.of(folder)
     plan.check_against_record(study, everything, study_name)
     state = recorded.of_study(everything, study)
+    _tell_damage(state, folder, f"{_program()} run {study_name} trains them again")
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     _check_room(study, options, absent_is_fine=not address)
     n_slots, known = _slots(options)
@@ -240,7 +242,7 @@ def run(
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
-    with StudyLock(folder, study.id, lambda: State.of(folder).lease, _aside) as lock:
+    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), _aside) as lock:
         stop_request = supervise.StopRequest(folder)
         stop_request.clear()  # now and not later: what is asked for while Ray starts counts
         output.outlive_readers(folder / "driver.log")
@@ -507,8 +509,8 @@ def _serve(port: int, uri: str) -> None:
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
-    folder, study, state = _recorded(study_name)
-    with StudyLock(folder, study.id, lambda: state.lease, _aside):
+    folder, study, _ = _recorded(study_name)
+    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), _aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are looked at below
             given = unquote(urlsplit(given).path)
@@ -748,6 +750,7 @@ def _list_studies(console: Terminal) -> None:
                 ended = sum(t.id in state.trials for t in study.trials())
                 other = "" if study.id == folder.name else f"{folder.name}, which is renamed or copied: "
                 line = f"{other}{study.id}: {ended} of {len(study.trials())} trials ended, {running}"
+                line += "; its journal is damaged" if state.short else ""
         console.print(line, soft_wrap=True)
 
 
@@ -1010,7 +1013,7 @@ def _slots(options: Options) -> tuple[int, str]:
 def _keep_copy(source: Path, target: Path) -> None:
     """The study file as run, beside its results."""
     if not (target.exists() and source.samefile(target)):
-        shutil.copyfile(source, target)
+        files.replace(target, source.read_bytes())
 
 
 def _tell_damage(state: Recorded, folder: Path, remedy: str) -> None:

@@ -7,6 +7,7 @@ MLflow and Parquet are projections of this file (record.py) and can be rebuilt f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.files import replace
-from orchestrator.lease import StudyLock
+from orchestrator.lease import LeaseLostError, StudyLock
 from trainers.durable import make_folder, sync_folder
 
 Event = dict[str, Any]
@@ -54,7 +55,7 @@ class Journal:
             sync_folder(folder)
         self._reader = Reader(folder)
         self._reader.read()
-        self._is_clean = True  # all that was written since has arrived whole
+        self._check_lease()
 
     def append(self, events: list[Event]) -> None:
         """Append; returns after the data has reached the disk if an event ends something.
@@ -62,23 +63,27 @@ class Journal:
         Raises OSError where the disk is full, say: what did not arrive whole never counts, and the next call goes on.
         Raises LeaseLostError, having written nothing.
         """
+        reader = self._reader
+        if os.fstat(self._file).st_size != reader.position:  # our last write failed half-way, or somebody else wrote
+            reader.read()
         if self._lock is not None:
             self._lock.check()
-        if not self._is_clean:
-            self._reader.read()
-        reader = self._reader
+        self._check_lease()
         lease = self._lock.number if self._lock else reader.lease
         first = reader.next_number + reader.is_unended
         data = b"".join(_line(first + i, lease, event) for i, event in enumerate(events))
         if reader.is_torn:
             data = b"\n" + data
-        self._is_clean = False
+        size = reader.size + len(data)
         while data:
             data = data[os.write(self._file, data) :]
         if any(event["kind"] in SYNCED for event in events):
             os.fsync(self._file)
-        reader.written(len(events), lease, os.fstat(self._file).st_size)
-        self._is_clean = True
+        reader.written(len(events), lease, size)
+
+    def _check_lease(self) -> None:
+        if self._lock is not None and self._reader.lease > self._lock.number:
+            raise LeaseLostError(f"{self.path}: another driver has written here since this one took the study")
 
     def close(self) -> None:
         """Close the file."""
@@ -91,6 +96,13 @@ _SUM = ', "sum": "'
 _DIGITS = 16
 _TAIL = len(_SUM) + _DIGITS + len('"}')
 _ENVELOPE = ("line", "lease", "sum")
+_KEYS = {
+    "session": {"session", "study", "time"},
+    "evaluation": {"trunk", "on", "step", "flops", "train_loss_nats", "rows", "time"},
+    "trial": {"trial", "trunk", "status", "time"},
+    "trunk": {"trunk", "time"},
+}
+"""What each kind of event must have. A checksum says so too; lines of earlier versions have none."""
 
 
 def _line(number: int, lease: int, event: Event) -> bytes:
@@ -112,7 +124,7 @@ def _event(line: bytes) -> Event | None:
     if not isinstance(event, dict) or not {"kind", "key"} <= event.keys():
         return None
     if not any(name in event for name in _ENVELOPE):
-        return event
+        return event if _KEYS.get(event["kind"], set()) <= event.keys() else None
     body, tail = line[:-_TAIL], line[-_TAIL:]
     if tail != f'{_SUM}{_sum(body)}"}}'.encode() or not all(name in event for name in _ENVELOPE):
         return None
@@ -127,8 +139,8 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        self.position = 0
-        """Bytes read: up to the end of the last whole line."""
+        self.position = self.size = 0
+        """Bytes read: up to the end of the last whole line, and in all."""
         self.next_number = 1
         """Of the line that is written next."""
         self.lease = 0
@@ -150,6 +162,7 @@ class Reader:
         except FileNotFoundError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
+        self.size = self.position + len(data)
         self.is_torn = len(whole) < len(data)
         self.is_unended = self.is_torn and _event(data[len(whole) :]) is not None
         self.position += len(whole)
@@ -169,7 +182,9 @@ class Reader:
 
     def _place(self, event: Event, found: list[tuple[int, Event]]) -> int | None:
         """The number under which a sound line counts; None if it does not."""
-        number, lease = event.get("line", self.next_number), event.get("lease", 0)
+        number, lease = event.get("line", self.next_number), event.get("lease", self.lease)
+        if "line" not in event and self._broken:  # of an earlier version, whose lines have no numbers to tell which
+            self._tell(self._broken, "damaged, or torn by a crash")
         if lease < self.lease:
             self._tell([self._row], "written by a driver that had lost the study")
             return None
@@ -194,7 +209,25 @@ class Reader:
         """So many sound lines were appended since the last reading, up to this size."""
         self._row += n_lines + self.is_torn
         self.next_number += n_lines + self.is_unended
-        self.position, self.is_torn, self.is_unended, self.lease = size, False, False, max(lease, self.lease)
+        self.position = self.size = size
+        self.is_torn, self.is_unended, self.lease = False, False, max(lease, self.lease)
+
+
+def last_lease(folder: Path) -> int:
+    """The highest lease under which a line was written; 0 where there is none. Raises OSError."""
+    reader = Reader(folder)
+    with contextlib.suppress(FileNotFoundError):
+        reader.position = max(0, (folder / FILE).stat().st_size - _NEWEST_BYTES)
+    if reader.position:
+        reader.next_number = 0
+        reader.read()
+    if not reader.lease:  # nothing sound among the newest lines
+        reader = Reader(folder)
+        reader.read()
+    return reader.lease
+
+
+_NEWEST_BYTES = 2**20
 
 
 def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
@@ -217,7 +250,7 @@ def _give_checksums(path: Path) -> None:
     if not any(event is not None and "sum" not in event for event in events):
         return
     if any(event is not None and "sum" in event for event in events):
-        return  # an earlier version went on with a journal of this one: each line is read as what it is
+        return  # an earlier version went on with a journal of this one: its lines count, without a checksum
     sound = [event for event in events if event is not None]
     before = path.with_name(f"{path.stem}.before_checksums.jsonl")
     if not before.exists():

@@ -29,6 +29,8 @@ LEASE_SECONDS = 60.0
 """A driver on another machine that has not renewed its lease for this long is taken for dead."""
 SETTLE_SECONDS = 1.0
 """Where the file system has no flock, the lock is read again after this time: of two that wrote it, the later one has it."""
+LOOK_SECONDS = 1.0
+"""An flock that is held is tried again for so long: `emergence status` takes it for a moment to see whether it is free."""
 CLOCK_SECONDS = 5.0
 """A lock dated further ahead than this has a date that says nothing: somebody set a clock back, or the file's date."""
 _ROOM = 512  # bytes of the lock, always written whole
@@ -59,7 +61,7 @@ class StudyLock:
         last_lease: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`last_lease` is asked for the journal's highest where the lock file was lost; `say` hears of waiting."""
+        """`last_lease` tells the journal's highest: the lock file may be lost, or another's. `say` hears of waiting."""
         self.path, self.study_id, self.number = folder / LOCK_FILE, study_id, 0
         self._last_lease, self._say = last_lease, say
         self._token, self._beat = uuid.uuid4().hex, 0
@@ -80,11 +82,13 @@ class StudyLock:
         return self
 
     def _take(self) -> None:
-        free = _flock(self._file, fcntl.LOCK_EX)
+        until = time.monotonic() + LOOK_SECONDS
+        while (free := flock(self._file, fcntl.LOCK_EX)) is False and time.monotonic() < until:
+            time.sleep(0.05)
         before = _read(self.path)
         if free is False or (before and _is_alive(before, self.path, free, self._say)):
             raise StudyHeldError(self._refusal(before))
-        self.number = 1 + (before["lease"] if before and "lease" in before else self._last_lease())
+        self.number = 1 + max((before or {}).get("lease", 0), self._last_lease())
         self._since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._write()
         if free is None:
@@ -98,27 +102,35 @@ class StudyLock:
 
     def check(self) -> None:
         """Raises LeaseLostError where another driver has taken over, or the lock file is gone."""
-        if not self._is_mine():
+        if not any(self._is_mine(pause) for pause in (0.0, 0.1, 0.5)):  # a server that is away for a moment is not lost
             raise LeaseLostError(
                 f"{self.study_id}: this driver no longer holds the study: {self.path} names "
                 f"{_name(_read(self.path))}; nothing more is written here"
             )
 
-    def _is_mine(self) -> bool:
+    def _is_mine(self, pause_seconds: float = 0.0) -> bool:
+        time.sleep(pause_seconds)
         return (_read(self.path) or {}).get("token") == self._token
 
     def _write(self, **changes: Any) -> None:
         self._beat += 1
-        facts: dict[str, Any] = here() | {"pid": os.getpid(), "started": durable.started(os.getpid()), "since": self._since}
+        facts: dict[str, Any] = here() | {
+            "pid": os.getpid(),
+            "started": durable.started(os.getpid()),
+            "since": self._since,
+        }
         facts |= {"renewed": time.time(), "beat": self._beat, "lease": self.number, "token": self._token} | changes
         os.pwrite(self._file, json.dumps(facts).encode().ljust(_ROOM), 0)
+        os.fsync(self._file)  # or other machines would read it when this one pleases
 
     def _keep_renewing(self) -> None:
         while not self._done.wait(LEASE_SECONDS / 4):
             with contextlib.suppress(OSError):  # a server that is away for a moment: the next time will do
+                looked = time.monotonic()
                 if not self._is_mine():
                     return  # `check` says so before the next write
-                self._write()
+                if time.monotonic() - looked < LEASE_SECONDS / 4:  # else it is another's by now, perhaps: look again
+                    self._write()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -145,7 +157,7 @@ def is_held(folder: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            free = _flock(file.fileno(), fcntl.LOCK_SH)
+            free = flock(file.fileno(), fcntl.LOCK_SH)
     except OSError:
         free = None
     return free is False or _is_alive(holder, path, free, None)
@@ -164,7 +176,7 @@ def _name(holder: dict[str, Any] | None) -> str:
     return f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
 
 
-def _flock(file: int, how: int) -> bool | None:
+def flock(file: int, how: int) -> bool | None:
     """Take an flock: True if it was free, False if another process has it, None where the file system has none."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)

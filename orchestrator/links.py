@@ -159,7 +159,8 @@ def without_password(text: str) -> str:
         return f"{scheme}://{user}{place}"
 
     def setting(found: re.Match[str]) -> str:
-        value = found[3] if found[2].lower() in _HARMLESS and "%3b" not in found[3].lower() else HIDDEN
+        is_harmless = found[2].lower() in _HARMLESS and not re.search("@|%40|%3b", found[3], re.IGNORECASE)
+        value = found[3] if is_harmless else HIDDEN
         return f"{found[1]}{found[2]}={value}"
 
     return _QUERY.sub(setting, _URI.sub(shown, text))
@@ -195,7 +196,7 @@ def secrets_of(uri: str) -> set[str]:
         found |= {given, password} if _DATABASE.match(scheme) else {given, name, password}
     with contextlib.suppress(ValueError):  # as a client reads it
         found.add(urlsplit(uri).password or "")
-    found |= {m[3] for m in _QUERY.finditer(uri) if m[2].lower() not in _HARMLESS}
+    found |= {m[3] for m in _QUERY.finditer(uri) if m[2].lower() not in _HARMLESS or re.search("@|%40", m[3])}
     return {each for secret in found for each in (secret, unquote(secret)) if len(each) >= SHORTEST_SECRET}
 
 

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files, findings, links, recorded, results, summary, terminal, trouble
 from orchestrator.journal import Event, State, home_folder, read
+from orchestrator.lease import flock
 from orchestrator.recorded import trial_evaluations
 from orchestrator.study import Study
 from orchestrator.trouble import RecordProblem
@@ -284,7 +285,8 @@ class MlflowRecord:
     """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
 
     Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
-    the journal: two homes that share a server have a parent run each, and never mix.
+    the journal: two homes that share a server have a parent run each. A copy of a home has the same name, and is the
+    same record: give it a store of its own.
 
     An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So after any
     error a new record looks for its runs before it makes one, and of several runs of one key the fullest stays.
@@ -897,12 +899,9 @@ def is_publishing(folder: Path) -> bool:
     """Is a publisher at work on this folder now, on this machine?"""
     try:
         with open(folder / LOCK_FILE, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file, or no lock on this file system
-        pass
-    return False
+            return flock(lock.fileno(), fcntl.LOCK_SH) is False
+    except OSError:
+        return False
 
 
 def _wait_for(lock: IO[str], folder: Path) -> None:
@@ -911,13 +910,9 @@ def _wait_for(lock: IO[str], folder: Path) -> None:
     Some file systems know no locks. Two publishers then may work side by side: each file is whole all the same, and runs
     that are made twice are healed.
     """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if flock(lock.fileno(), fcntl.LOCK_EX) is False:
         print(f"Another publisher is at work on {folder.name}; waiting for it ...", file=sys.stderr, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:
-        pass
 
 
 def _stdin_closed(seconds: float) -> bool:

@@ -510,8 +510,8 @@ class _Reader:
         self._beyond(("axes",), Axes)
         self._beyond(("evaluation",), Evaluation)
         self._settings(())
-        if isinstance(question, str) and not question.strip():
-            self._say(("question",), "a question is needed; given none")
+        if isinstance(question, str) and not any(letter.isalnum() for letter in question):
+            self._say(("question",), f"a question in words is needed; given {question!r:.80}")
         for i, _ in enumerate(given if isinstance(given := self.raw.get("expected"), list) else []):
             self._beyond(("expected", i), Expected)
         if not isinstance(axes, dict):

@@ -105,6 +105,8 @@ SECRET = "s3cret"
         f"mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{SECRET}",
         f"s3://AKIA:{SECRET}/x+y@bucket/prefix?region=eu",
         f"s3://bucket/prefix?access_key=AKIA&secret_key={SECRET}",
+        f"s3://bucket/prefix?endpoint_override=http://me:{SECRET}@host:9000",
+        f"s3://bucket/prefix?region=eu&endpoint_override=http%3A%2F%2Fme%3A{SECRET}%40host",
         f"abfss://container@account/x?sig={SECRET}&sv=1",
     ],
 )

@@ -405,6 +405,14 @@ def test_events_of_other_settings_in_one_journal_count_for_nothing(
     assert go_on(study, tmp_path / "both") == 0
 
 
+def test_another_version_is_another_study(study: Study, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    go_on(study, tmp_path / study.id, Counter(155))
+    other = study_with(version=2, axes={"variant": FAST})
+    assert go_on(other, tmp_path / other.id) > 0
+    go_on(study, tmp_path / study.id)
+    assert rows_of(study, tmp_path / study.id) == rows
+
+
 # A home of the version before -----------------------------------------------------------------------------------------
 
 
@@ -438,3 +446,38 @@ def test_a_setting_changed_since_the_version_before_is_refused_by_name(before: t
     record["axes"]["variant"]["fast"]["training"]["learning_rate"] = 0.03
     with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.03"):
         go_on(Study.from_record(record), folder)
+
+
+def test_a_damaged_line_of_the_version_before_is_named_and_never_a_traceback(before: tuple[Study, Path]) -> None:
+    """Such lines have no checksum: what is no event, or lacks what its kind must have, does not count. Without the list of
+    keys a flipped name is a KeyError; seen so."""
+    study, folder = before
+    lines = (folder / journal.FILE).read_bytes().splitlines(keepends=True)
+    tried = 0
+    for i, line in enumerate(lines):
+        for old, new in ((b'"kind"', b'"kinf"'), (b'"trunk": "', b'"trujk": "'), (b"{", b"[")):
+            if old in line:
+                damaged = [*lines[:i], line.replace(old, new, 1), *lines[i + 1 :]]
+                (folder / journal.FILE).write_bytes(b"".join(damaged))
+                state = State.of(folder)
+                recorded.of_study(state, study)
+                recorded.changed(state, study)
+                assert state.damage, (i, old)
+                tried += 1
+    tally("journal of the version before: damaged lines", tried, tried)
+
+
+def test_lines_that_the_version_before_added_to_a_newer_journal_count(
+    study: Study, golden: Path, tmp_path: Path
+) -> None:
+    """Somebody went back for a day. Where such lines stand under no lease they never count; seen so."""
+    folder = copy_of(golden, tmp_path)
+    event = {"kind": "evaluation", "key": "old", "trunk": "t", "on": "trunk", "grid": True, "step": 1, "flops": 1.0}
+    event |= {"train_loss_nats": None, "rows": [], "time": 1.0}
+    with open(folder / journal.FILE, "a") as file:
+        file.write(json.dumps(event) + "\n")
+    log = Journal(folder)
+    log.append([event | {"key": "new"}])
+    log.close()
+    state = State.of(folder)
+    assert {"old", "new"} <= state.keys and state.damage == []

@@ -113,7 +113,7 @@ WORST = {
     "a learning rate of 1e3": (GOOD.replace("learning_rate: 3e-3", "learning_rate: 1e3"), 17, "training.learning_rate: at most 10 is allowed"),
     "a learning rate of 1e3 for an arm": (GOOD.replace("learning_rate: 1e-3", "learning_rate: 1e3"), 12, "axes.training_of_arm.next_token.learning_rate"),
     "a weight decay of 1e300": (GOOD.replace("weight_decay: 0.1", "weight_decay: 1e300"), 17, "training.weight_decay: at most 1,000"),
-    "an empty question": (GOOD.replace("question: Is it well formed?", "question: ' '"), 3, "question: a question is needed"),
+    "an empty question": (GOOD.replace("question: Is it well formed?", "question: ' '"), 3, "question: a question in words is needed"),
     "a NUL": (GOOD.replace("Is it", "Is\0it"), 3, "character U+0000"),
     "a NUL by escape": (GOOD.replace("question: Is it well formed?", 'question: "Is\\0it?"'), 3, "character U+0000"),
     "an escape sequence": (GOOD.replace("source: a guess", 'source: "a\\e[31mguess"'), 22, "character U+001B"),

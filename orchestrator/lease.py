@@ -109,7 +109,11 @@ class StudyLock:
 
     def _write(self, **changes: Any) -> None:
         self._beat += 1
-        facts: dict[str, Any] = here() | {"pid": os.getpid(), "started": durable.started(os.getpid()), "since": self._since}
+        facts: dict[str, Any] = here() | {
+            "pid": os.getpid(),
+            "started": durable.started(os.getpid()),
+            "since": self._since,
+        }
         facts |= {"renewed": time.time(), "beat": self._beat, "lease": self.number, "token": self._token} | changes
         os.pwrite(self._file, json.dumps(facts).encode().ljust(_ROOM), 0)
 

@@ -24,7 +24,8 @@ SAME_SECONDS = 0.5
 """A Ctrl-C so soon after another signal is the same one: wrappers send on what the terminal sent already."""
 NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
 
-_asked, _forced = threading.Event(), threading.Event()
+_asked = _forced = False
+"""Plain, as all that a handler sets: the lock of an Event may be held by the very code that the signal interrupts."""
 _link: socket.socket | None = None
 
 
@@ -63,15 +64,15 @@ def take_over() -> None:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A handler: KeyboardInterrupt for the first signal, and once leaving at once is asked for. Repeats change nothing."""
-    first = not _asked.is_set()
-    _asked.set()
-    if first or _forced.is_set():
+    global _asked
+    first, _asked = not _asked, True
+    if first or _forced:
         raise KeyboardInterrupt
 
 
 def is_asked() -> bool:
     """Did anything ask this process to end?"""
-    return _asked.is_set()
+    return _asked
 
 
 class StopRequest:
@@ -79,7 +80,7 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.flag = folder / "stop"
-        self._here = threading.Event()
+        self._here = False
 
     def ask(self) -> None:
         """Ask for it. Works on a full disk too, if it is this process that is asked."""
@@ -89,14 +90,14 @@ class StopRequest:
 
     def ask_this_driver(self) -> None:
         """Ask this driver alone: the file may by now be another's, who has taken over."""
-        _asked.set()
-        self._here.set()
+        global _asked
+        _asked = self._here = True
 
     def is_asked(self) -> bool:
         """Is it to stop?"""
         if self.flag.exists():
             self.ask_this_driver()
-        return self._here.is_set()
+        return self._here
 
     def clear(self) -> None:
         """Forget what was asked of an earlier run; for the holder of the study's lock."""
@@ -104,8 +105,9 @@ class StopRequest:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """A handler: ask; KeyboardInterrupt once leaving at once is asked for. It prints nothing: it may interrupt a print."""
-        _asked.set()
-        if _forced.is_set():
+        global _asked
+        _asked = True
+        if _forced:
             raise KeyboardInterrupt
         self.ask()
 
@@ -126,6 +128,7 @@ def _hold(end: int) -> None:
 
 
 def _listen(link: socket.socket) -> None:
+    global _forced
     going = True
     while going:
         try:
@@ -133,7 +136,7 @@ def _listen(link: socket.socket) -> None:
         except OSError:
             going = False
         if going:
-            _forced.set()
+            _forced = True
         os.kill(os.getpid(), signal.SIGTERM)  # handled as if it had been sent to us
 
 

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from conftest import PATIENCE_SECONDS, tally
@@ -162,6 +165,32 @@ def test_a_second_ctrl_c_leaves_at_once(folder: Path) -> None:
     time.sleep(supervise.SAME_SECONDS + 0.2)  # what comes sooner is the same Ctrl-C
     run.parent.send_signal(signal.SIGINT)
     assert run.end() == (77, "") and not run.saved()
+
+
+def test_a_signal_at_any_line_of_asking_whether_to_stop_is_no_deadlock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if what a handler sets is an Event: its lock is held in some of these lines."""
+    monkeypatch.setattr(supervise, "_asked", False)
+    request, n = supervise.StopRequest(folder), 0
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal n
+        if event == "line":
+            n += 1
+            request.on_signal(signal.SIGTERM, frame)
+        return interrupt
+
+    def ask() -> None:
+        request.flag.touch()
+        sys.settrace(interrupt)
+        request.is_asked()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10.0)
+    assert not asking.is_alive() and n > 3 and request.is_asked()
+    tally("stop: signal while asking, no Ray", n, n)
 
 
 def test_what_nohup_ignores_stays_ignored(folder: Path) -> None:

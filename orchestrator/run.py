@@ -93,8 +93,7 @@ def run(
         try:
             if not stop_request.is_asked():
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
-            delivered = recorded.read(folder, study).trials
-            failures = [f for f in failures if f["trial"] not in delivered]
+            failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
                 failures = []  # they are tried again
             if not lifeline.lost():
@@ -118,6 +117,11 @@ def run(
     if failures:
         return "failed"
     return "stopped" if plan.jobs(study, state) else "complete"
+
+
+def undelivered(failures: list[Event], state: State) -> list[Event]:
+    """Those failures whose trial has not ended otherwise. A failure of an earlier session delivered nothing."""
+    return [f for f in failures if state.trials.get(f["trial"], f)["status"] == "failed"]
 
 
 def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:

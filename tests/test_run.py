@@ -19,7 +19,7 @@ from conftest import PATIENCE_SECONDS
 from test_cli import SMALL, emergence
 
 from orchestrator import machines
-from orchestrator.journal import read
+from orchestrator.journal import State, read
 
 pytestmark = pytest.mark.end_to_end
 
@@ -250,3 +250,16 @@ def test_workers_that_cannot_reach_each_other_are_spoken_of_at_every_try_and_end
     assert "1 try is left" in retried and "nowhere0" in retried  # and so the first try gave its slots back
     (end,) = [e for e in read(tmp_path / "home" / "small@1")[0] if e["kind"] == "trial"]
     assert end["status"] == "failed" and end["reason"]
+
+
+def test_a_trial_that_fails_again_in_a_later_session_is_a_failure_again() -> None:
+    """Fails if what failed in an earlier session counts as delivered: the run then says that it was stopped."""
+    from orchestrator.run import undelivered
+
+    def ended(trial: str, status: str, session: str) -> dict[str, Any]:
+        return {"kind": "trial", "key": f"{trial}/{status}/{session}", "trial": trial, "status": status, "time": 0.0}
+
+    state = State()
+    state.feed([ended("a", "failed", "1"), ended("b", "done", "2"), ended("c", "diverged", "2")])
+    failures = [ended(trial, "failed", "2") for trial in "abcd"]
+    assert [f["trial"] for f in undelivered(failures, state)] == ["a", "d"]

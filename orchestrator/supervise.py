@@ -34,6 +34,7 @@ def begin() -> None:
 
     Until `main` takes over, Ctrl-C is one line: loading what follows takes a second.
     """
+    _open_what_is_closed()
     end = os.environ.pop(VARIABLE, None)
     if end is None and sys.argv[1:2] == ["run"]:
         sys.exit(_supervise())
@@ -42,6 +43,20 @@ def begin() -> None:
             signal.signal(number, _leave_early)
     if end is not None:
         _hold(int(end))
+
+
+def _open_what_is_closed() -> None:
+    """Put /dev/null where standard input, output or error is closed (`>&-`): else the next file that is opened takes its place.
+
+    That file may be the study's lock.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or open(number, how)  # noqa: SIM115 - they last as long as we do
+        for number, (stream, how) in enumerate([(sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")])
+    )
 
 
 def ending_signals() -> list[signal.Signals]:

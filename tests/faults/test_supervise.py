@@ -221,6 +221,46 @@ def test_a_reader_that_is_stuck_does_not_keep_the_driver_from_saving(folder: Pat
     tally("stop: reader stuck, no Ray", 1, 1)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_trouble_and_no_other_file_takes_its_place(closed: str, folder: Path) -> None:
+    """Fails without `_open_what_is_closed`: a stream is None, and the lock gets its number."""
+    program, told = folder / "closed.py", folder / "told"
+    program.write_text(CLOSED)
+    command = f'exec "$@" {closed}'
+    environment = os.environ | {"PYTHONPATH": str(Path(supervise.__file__).parents[1])}
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", sys.executable, str(program), "run", str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert told.read_text() == str(folder / "driver.lock")
+    tally("closed standard streams, no Ray", 1, 1)
+
+
+CLOSED = """
+import os
+import sys
+from pathlib import Path
+
+from orchestrator import supervise
+
+supervise.begin()
+from orchestrator import lease, output
+
+folder = Path(sys.argv[2])
+with lease.StudyLock(folder, "tiny@1") as lock:
+    output.outlive_readers(folder / "driver.log")
+    print("a line", flush=True)
+    sys.stdin.read(0)
+    (folder / "told").write_text(os.readlink(f"/proc/self/fd/{lock._file}"))
+supervise.tell("left", 0)
+"""
+"""A driver with a lock, which notes at what file the lock's descriptor is in the end."""
+
+
 def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:
     """Fails without the mask that Ray's processes inherit. The shell's child stands for a worker."""
     from orchestrator import machines

@@ -265,6 +265,10 @@ def run(
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", soft_wrap=True)
         raise typer.Exit(130)
+    if outcome == "broken":
+        again = f"\nThe run broke off (see above); everything recorded is kept. Go on with: {_again()}"
+        console.print(again, soft_wrap=True)
+        raise typer.Exit(1)
     if outcome == "failed":
         again = f"\nSome trials failed (see above). Try them again with: {_again()}"
         console.print(again, soft_wrap=True)
@@ -302,14 +306,13 @@ def _run_missing(
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            watcher.on_slots(
-                machines.start_unless_stopped(options, max(plan.slots_of(job.laid, options) for job in todo.jobs))
-            )
+            with machines.started(options, max(plan.slots_of(job.laid, options) for job in todo.jobs)) as offered:
+                watcher.on_slots(offered)
+                from orchestrator import run as runner  # here: a refusal of the cluster's should not wait for Ray Tune
+
+                return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
-        from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
-
-        return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:

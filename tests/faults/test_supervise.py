@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_SECONDS, tally
 
-from orchestrator import supervise
+from orchestrator import output, supervise
 
 STAND_IN = """
 import os
@@ -210,6 +210,28 @@ def test_a_reader_that_is_gone_does_not_keep_the_driver_from_saving(folder: Path
     run.parent.terminate()
     assert run.parent.wait(PATIENCE_SECONDS) == 130 and run.saved()
     tally("stop: reader gone, no Ray", 1, 1)
+
+
+def test_what_a_ctrl_c_interrupts_is_not_said_twice(folder: Path) -> None:
+    """Fails with a buffer between, which keeps what was written until it hears so."""
+    reader, writer = os.pipe()
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is output._Lasting.write.__code__ and event == "return":
+            raise KeyboardInterrupt
+        return interrupt
+
+    with open(writer, "w") as given:
+        stream = output._lasting(given, writer)
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                print("once", file=stream, flush=True)
+        finally:
+            sys.settrace(None)
+        print("after", file=stream, flush=True)
+    with open(reader) as said:
+        assert said.read() == "once\nafter\n"
 
 
 def test_a_reader_that_is_stuck_does_not_keep_the_driver_from_saving(folder: Path) -> None:

@@ -124,7 +124,9 @@ def run(
         record.leave_publishing(publisher)
         raise unwritten[0]
     watcher.say("Writing tables, report and MLflow runs ...")
-    record.finish_publishing(publisher, folder, watcher.say)
+    record.finish_publishing(
+        publisher, folder, watcher.say, partial(record.start_publisher, folder, tracking_uri, follow=False)
+    )
     state = recorded.read(folder, study)
     if speed := plan.recorded_throughput(state, options.device):
         plan.remember_throughput(study, options.device, speed)

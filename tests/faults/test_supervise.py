@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from alone import TINY, go_on, study_with
 from conftest import PATIENCE_SECONDS, tally
+from test_cli import emergence
 
 from orchestrator import output, supervise
 
@@ -281,6 +284,21 @@ with lease.StudyLock(folder, "tiny@1") as lock:
 supervise.tell("left", 0)
 """
 """A driver with a lock, which notes at what file the lock's descriptor is in the end."""
+
+
+def test_a_command_whose_publisher_is_killed_each_time_does_not_end_as_if_all_was_published(folder: Path) -> None:
+    """Fails if the exit code says nothing of tables and report. `nice` is what starts the publisher; here it is killed."""
+    study = study_with()
+    go_on(study, folder / study.id)
+    file, nice = folder / "tiny.yaml", folder / "nice"
+    file.write_text(json.dumps(TINY))
+    nice.write_text("#!/bin/sh\nkill -9 $$\n")
+    nice.chmod(0o755)
+    killed = emergence("run", str(file), home=folder, PATH=f"{folder}:{os.environ['PATH']}")
+    assert killed.returncode == 1 and "not up to date" in killed.stdout and "not written yet" in killed.stdout, killed
+    nice.unlink()
+    assert emergence("run", str(file), home=folder).returncode == 0
+    tally("killed: publisher, twice", 1, 1)
 
 
 def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ VARIABLE = "EMERGENCE_SUPERVISOR"
 """Names the driver's end of the socket. The driver takes it out of its environment: it is for no process further down."""
 SAME_SECONDS = 0.5
 """A Ctrl-C so soon after another signal is the same one: wrappers send on what the terminal sent already."""
+LEAVING_SECONDS = 20.0
+"""A driver that has said how it leaves and is not gone by then is killed: some library's thread holds it."""
 NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
 
 _asked = _forced = False
@@ -195,8 +198,12 @@ def _supervise() -> int:
     theirs.close()
     if asked_at:  # while it was being started
         driver.send_signal(signal.SIGTERM)
-    code = driver.wait()
-    told = _facts(ours)
+    told = _facts(ours, driver)
+    try:
+        code = driver.wait(LEAVING_SECONDS)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        code = driver.wait()
     if "left" in told:  # whatever happened in tearing down
         return int(told["left"])
     if asked_at and code == -signal.SIGTERM:  # it had not come so far as to listen
@@ -210,13 +217,18 @@ def _supervise() -> int:
     return 1
 
 
-def _facts(link: socket.socket) -> dict[str, str]:
-    """What the driver left with us."""
-    data = b""
-    with contextlib.suppress(OSError):
-        while part := link.recv(4096, socket.MSG_DONTWAIT):
-            data += part
-    return dict(line.split(" ", 1) for line in data.decode(errors="replace").splitlines() if " " in line)
+def _facts(link: socket.socket, driver: subprocess.Popen[bytes]) -> dict[str, str]:
+    """What the driver tells us, until it says how it leaves or ends. A process of its own may keep the link open."""
+    told, data, going = dict[str, str](), b"", True
+    while going and "left" not in told:
+        going = driver.poll() is None
+        with contextlib.suppress(OSError):
+            while select.select([link], [], [], 1.0 if going else 0.0)[0]:
+                if not (part := link.recv(4096)):
+                    return told
+                *lines, data = (data + part).split(b"\n")
+                told |= dict(line.decode(errors="replace").split(" ", 1) for line in lines)
+    return told
 
 
 def _say(line: str) -> None:

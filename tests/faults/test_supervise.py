@@ -26,11 +26,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from orchestrator import output, supervise
 
+supervise.LEAVING_SECONDS = 0.5 if "hang" in sys.argv else supervise.LEAVING_SECONDS
 supervise.begin()  # the parent stays in here
 supervise.take_over()
 request = supervise.StopRequest(Path(sys.argv[2]))
@@ -50,6 +52,8 @@ try:
             time.sleep(0.01)
     (Path(sys.argv[2]) / "saved").touch()
     supervise.tell("left", 130)
+    if "hang" in sys.argv:
+        threading.Thread(target=time.sleep, args=(1000,)).start()
     if "crash" in sys.argv:
         os.abort()
     sys.exit(130)
@@ -158,6 +162,15 @@ def test_the_exit_code_that_is_meant_outlives_a_crash_at_the_very_end(folder: Pa
     run = StandIn(folder, "crash")
     run.parent.terminate()
     assert run.end()[0] == 130 and run.saved()
+
+
+def test_a_driver_that_hangs_at_the_very_end_is_killed_and_the_code_is_that_which_was_meant(folder: Path) -> None:
+    """Fails if the parent waits without a bound: a thread holds the interpreter."""
+    run = StandIn(folder, "hang")
+    run.parent.terminate()
+    assert run.parent.wait(60.0) == 130 and run.saved() and not is_alive(run.driver)
+    assert run.end() == (130, "")
+    tally("driver hangs at its end, no Ray", 1, 1)
 
 
 def test_a_second_ctrl_c_leaves_at_once(folder: Path) -> None:

@@ -232,7 +232,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
+    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe, Ctrl-Z does nothing."""
     _check_device(device)
     study = _load(study_name)
     uri = _tracking_uri(tracking_uri)

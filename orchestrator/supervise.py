@@ -187,6 +187,9 @@ def _supervise() -> int:
             with contextlib.suppress(OSError):
                 ours.sendall(b"!")
 
+    # Ctrl-Z does nothing. To stop us alone would leave a driver that paints over the shell and hears no Ctrl-C; to stop the
+    # driver too, one whose lease runs out and whose Ray, which has clocks of its own, takes it for dead.
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     for number in ending_signals():
         signal.signal(number, hand_on)
     driver = subprocess.Popen(

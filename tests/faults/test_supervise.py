@@ -217,6 +217,15 @@ def test_what_nohup_ignores_stays_ignored(folder: Path) -> None:
     assert run.end() == (130, "") and run.saved()
 
 
+def test_ctrl_z_stops_nobody(folder: Path) -> None:
+    """Fails without the parent's ignoring it. The kernel stops no group without a shell, so the signal alone tells nothing."""
+    run = StandIn(folder)
+    os.killpg(run.parent.pid, signal.SIGTSTP)
+    assert signal.SIGTSTP in signals_of(run.parent.pid, "SigIgn")
+    os.killpg(run.parent.pid, signal.SIGINT)
+    assert run.end() == (130, "") and run.saved()
+
+
 def test_a_reader_that_is_gone_does_not_keep_the_driver_from_saving(folder: Path) -> None:
     """Fails without `outlive_readers`: to say that it saves ends the driver."""
     run = StandIn(folder)

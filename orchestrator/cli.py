@@ -22,6 +22,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -233,7 +234,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe."""
+    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe, Ctrl-Z does nothing."""
     _check_device(device)
     study = _load(study_name)
     uri = _tracking_uri(tracking_uri)
@@ -263,13 +264,19 @@ def run(
             )
         _keep_copy(studies.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
-    _show_result(study, folder, uri, console, tracking_uri, study_name)
+    shown = _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {_again()}", soft_wrap=True)
         raise typer.Exit(130)
+    if outcome == "broken":
+        again = f"\nThe run broke off (see above); everything recorded is kept. Go on with: {_again()}"
+        console.print(again, soft_wrap=True)
+        raise typer.Exit(1)
     if outcome == "failed":
         again = f"\nSome trials failed (see above). Try them again with: {_again()}"
         console.print(again, soft_wrap=True)
+        raise typer.Exit(1)
+    if not shown:  # MLflow may be late, and that is said; tables and report are not
         raise typer.Exit(1)
 
 
@@ -304,14 +311,13 @@ def _run_missing(
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            watcher.on_slots(
-                machines.start_unless_stopped(options, max(plan.slots_of(job.laid, options) for job in todo.jobs))
-            )
+            with machines.started(options, max(plan.slots_of(job.laid, options) for job in todo.jobs)) as offered:
+                watcher.on_slots(offered)
+                from orchestrator import run as runner  # here: a refusal of the cluster's should not wait for Ray Tune
+
+                return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
-        from orchestrator import run as runner  # here: and a refusal of the cluster's should not wait for Ray Tune
-
-        return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
@@ -333,7 +339,8 @@ def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
         file.close()
-    record.finish_publishing(record.start_publisher(folder, uri, follow=False), folder, say)
+    start = partial(record.start_publisher, folder, uri, follow=False)
+    record.finish_publishing(start(), folder, say, start)
 
 
 @app.command(epilog="Example: emergence status quickstart")
@@ -612,7 +619,8 @@ def _shapes(study: Study) -> list[tuple[str, str]]:
 
 def _show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
-) -> None:
+) -> bool:
+    """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
     from orchestrator import record
 
     state = recorded.read(folder, study)
@@ -636,6 +644,7 @@ def _show_result(
         older = f"; what {page} shows is older" if page.exists() else ""
         said = f"not written yet{older}. Write it with: {_program()} publish {study_name}"
     console.print(f"\nReport:    {said}", soft_wrap=True)
+    shown = found is not None or record.is_publishing(folder)
     published = record.mlflow_is_current(folder, uri, study) or record.is_publishing(folder)
     if not published:
         console.print(
@@ -649,6 +658,7 @@ def _show_result(
         words = [_program(), "ui", *(["--port", str(urlsplit(address).port)] if address != links.LOCAL_UI else [])]
         words += ["--tracking-uri", tracking_uri] if tracking_uri else []
         console.print(f"MLflow UI: {_to_copy(words)}", soft_wrap=True)
+    return shown
 
 
 def _show_comparison(found: Any) -> None:

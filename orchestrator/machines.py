@@ -64,8 +64,20 @@ def _set_environment() -> None:
     Config.initialize("")  # Ray has read it before, when it was imported
 
 
-def start_unless_stopped(options: Options, widest: int) -> int:
-    """Start Ray; the number of slots it offers. A signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it."""
+@contextlib.contextmanager
+def started(options: Options, widest: int) -> Iterator[int]:
+    """Start or join Ray, and leave it at the end, however that comes; gives the number of slots it offers.
+
+    Ray's own way out waits for processes that heed no signal. Raises ClusterProblem.
+    """
+    try:
+        yield _start_unless_stopped(options, widest)
+    finally:
+        shutdown()
+
+
+def _start_unless_stopped(options: Options, widest: int) -> int:
+    """Start Ray; a signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it."""
     try:
         with on_signals(supervise.interrupt), _children_shielded():
             slots = _start_ray(options, widest)
@@ -95,7 +107,7 @@ def _children_shielded() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Leave the cluster. What was started here is killed: it heeds no SIGTERM, and Ray would wait for each in turn."""
+    """Leave the cluster; a second time changes nothing. What was started here is killed: it heeds no SIGTERM, and Ray would wait for each in turn."""
     below: list[psutil.Process] = []
     if (node := ray._private.worker._global_node) is not None:
         for process in (info.process for infos in node.all_processes.values() for info in infos):
@@ -137,11 +149,7 @@ def _start_ray(options: Options, widest: int) -> int:
         reason = lines[0] if lines else type(problem).__name__
         what = "started" if options.address == "local" else "reached"
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {what}: {reason}") from None
-    try:
-        _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
-    except ClusterProblem:
-        shutdown()
-        raise
+    _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
     return slots_there(options)
 
 

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from orchestrator import supervise
 
@@ -20,18 +20,19 @@ class _Lasting(io.FileIO):
     """A file whose first failed write turns it into /dev/null; so does a reader who is stuck while we are to stop."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
-        """Write some of it, or pretend to: never raises OSError."""
-        view = memoryview(data).cast("B")
+        """Write it all, or pretend to: never raises OSError."""
+        rest = view = memoryview(data).cast("B")
         try:
-            while not select.select((), (self,), (), STUCK_SECONDS)[1]:
-                if supervise.is_asked():
-                    raise TimeoutError
-            return super().write(view[: select.PIPE_BUF])  # so much a pipe takes at once, if it takes anything
+            while rest:
+                while not select.select((), (self,), (), STUCK_SECONDS)[1]:
+                    if supervise.is_asked():
+                        raise TimeoutError
+                rest = rest[super().write(rest[: select.PIPE_BUF]) or 0 :]  # so much a pipe takes, if it takes anything
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            return len(view)
+        return len(view)
 
 
 def outlive_readers(log: Path) -> None:
@@ -51,9 +52,8 @@ def outlive_readers(log: Path) -> None:
 def _lasting(stream: TextIO, number: int) -> TextIO:
     with contextlib.suppress(OSError):
         stream.flush()
-    buffer = io.BufferedWriter(_Lasting(number, "w", closefd=False))
     return io.TextIOWrapper(
-        buffer,
+        cast(BinaryIO, _Lasting(number, "w", closefd=False)),  # a buffer between would repeat what a Ctrl-C interrupts
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=getattr(stream, "line_buffering", True),

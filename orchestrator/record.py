@@ -762,8 +762,16 @@ def leave_publishing(publisher: subprocess.Popen[bytes]) -> None:
         publisher.stdin.close()
 
 
-def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say) -> bool:
-    """Let the publisher finish, and say what it is at. False, and why, if MLflow could not be brought up to date."""
+def finish_publishing(
+    publisher: subprocess.Popen[bytes],
+    folder: Path,
+    say: Say,
+    again: Callable[[], subprocess.Popen[bytes]] | None = None,
+) -> bool:
+    """Let the publisher finish, and say what it is at. False, and why, if MLflow could not be brought up to date.
+
+    One that was killed, maybe long ago, is made good by another, that `again` starts.
+    """
     assert publisher.stdin is not None
     path = folder / LOG_FILE
     position = path.stat().st_size
@@ -786,6 +794,9 @@ def finish_publishing(publisher: subprocess.Popen[bytes], folder: Path, say: Say
     if code is None:
         say(f"The publisher goes on by itself (its log: {path}).")
         return False
+    if code < 0 and again is not None:
+        say(f"The publisher was ended by signal {-code}; another one does its work ...")
+        return finish_publishing(again(), folder, say)
     if code:
         how = f"the publisher was ended by signal {-code}" if code < 0 else f"the publisher ended with code {code}"
         say(f"The record is not up to date: {reasons[-1] if reasons and code > 0 else how}")

@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ class Watcher(Protocol):
         """One line for the person who watches."""
 
 
-Outcome = Literal["complete", "stopped", "failed"]
+Outcome = Literal["complete", "stopped", "failed", "broken"]
 
 
 def run(
@@ -61,11 +62,12 @@ def run(
 ) -> Outcome:
     """Run the jobs of a study and publish it. The caller holds the `lock` and has shown the plan.
 
-    Ray has been started (`machines.py`), and is shut down. Raises TuneError if Tune itself breaks; the journal then has what
+    Ray has been started (`machines.py`), and is shut down. Broken is a run that Ray or Tune itself ended; the journal then has what
     was reported. Raises OSError where the journal cannot be written and LeaseLostError where another driver has taken over; every
     trunk has saved then. Does not return if Ray dies: the process ends with exit code 1.
     """
     failures: list[Event] = []
+    broken = False
     with machines.on_signals(stop_request.on_signal):
         session = session_event(study, options._asdict(), State.of(folder).record)
         journal, writing = Journal(folder, lock), threading.Lock()
@@ -93,14 +95,25 @@ def run(
         try:
             if not stop_request.is_asked():
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
-            delivered = recorded.read(folder, study).trials
-            failures = [f for f in failures if f["trial"] not in delivered]
+            failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
                 failures = []  # they are tried again
-            if not lifeline.lost():
+            if failures:
+                _leave_if_lost(lifeline, writing)  # the trials did not fail then
                 sink(failures)
         except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
             pass
+        except Exception as problem:
+            for _ in range(10):  # it may be how Ray's death looks from here, a moment before that is seen
+                _leave_if_lost(lifeline, writing)
+                time.sleep(0.2)
+            if isinstance(problem, OSError):
+                raise
+            broken = True
+            with contextlib.suppress(OSError):
+                os.write(2, traceback.format_exc().encode())  # to the log
+            reason = _reason(f"{type(problem).__name__}: {problem}")
+            watcher.say(f"Ray or Tune broke off: {reason}; more is in {folder / 'driver.log'}.")
         finally:
             ray_ends.set()
             machines.shutdown()
@@ -111,25 +124,36 @@ def run(
         record.leave_publishing(publisher)
         raise unwritten[0]
     watcher.say("Writing tables, report and MLflow runs ...")
-    record.finish_publishing(publisher, folder, watcher.say)
+    record.finish_publishing(
+        publisher, folder, watcher.say, partial(record.start_publisher, folder, tracking_uri, follow=False)
+    )
     state = recorded.read(folder, study)
     if speed := plan.recorded_throughput(state, options.device):
         plan.remember_throughput(study, options.device, speed)
+    if broken:
+        return "broken"
     if failures:
         return "failed"
     return "stopped" if plan.jobs(study, state) else "complete"
 
 
-def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
-    """Until `ray_ends`: once Ray is dead, end this process, for the main thread may wait for it for ever.
+def undelivered(failures: list[Event], state: State) -> list[Event]:
+    """Those failures whose trial has not ended otherwise. A failure of an earlier session delivered nothing."""
+    return [f for f in failures if state.trials.get(f["trial"], f)["status"] == "failed"]
 
-    Every event in the journal is whole: whoever writes one is waited for. For a thread.
-    """
+
+def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
+    """Until `ray_ends`: once Ray is dead, end this process, for the main thread may wait for it for ever. For a thread."""
     while not ray_ends.wait(1.0):
-        if reason := lifeline.lost():
-            writing.acquire(timeout=5.0)
-            supervise.tell("lost", reason)
-            os._exit(1)
+        _leave_if_lost(lifeline, writing)
+
+
+def _leave_if_lost(lifeline: machines.Lifeline, writing: threading.Lock) -> None:
+    """End this process if Ray is dead. Every event in the journal is whole: whoever writes one is waited for."""
+    if reason := lifeline.lost():
+        writing.acquire(timeout=5.0)
+        supervise.tell("lost", reason)
+        os._exit(1)
 
 
 # Ray ----------------------------------------------------------------------------------------------------------------

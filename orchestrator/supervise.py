@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,9 +23,12 @@ VARIABLE = "EMERGENCE_SUPERVISOR"
 """Names the driver's end of the socket. The driver takes it out of its environment: it is for no process further down."""
 SAME_SECONDS = 0.5
 """A Ctrl-C so soon after another signal is the same one: wrappers send on what the terminal sent already."""
+LEAVING_SECONDS = 20.0
+"""A driver that has said how it leaves and is not gone by then is killed: some library's thread holds it."""
 NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
 
-_asked, _forced = threading.Event(), threading.Event()
+_asked = _forced = False
+"""Plain, as all that a handler sets: the lock of an Event may be held by the very code that the signal interrupts."""
 _link: socket.socket | None = None
 
 
@@ -33,6 +37,7 @@ def begin() -> None:
 
     Until `main` takes over, Ctrl-C is one line: loading what follows takes a second.
     """
+    _open_what_is_closed()
     end = os.environ.pop(VARIABLE, None)
     if end is None and sys.argv[1:2] == ["run"]:
         sys.exit(_supervise())
@@ -41,6 +46,20 @@ def begin() -> None:
             signal.signal(number, _leave_early)
     if end is not None:
         _hold(int(end))
+
+
+def _open_what_is_closed() -> None:
+    """Put /dev/null where standard input, output or error is closed (`>&-`): else the next file that is opened takes its place.
+
+    That file may be the study's lock.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or open(number, how)  # noqa: SIM115 - they last as long as we do
+        for number, (stream, how) in enumerate([(sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")])
+    )
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -63,15 +82,15 @@ def take_over() -> None:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A handler: KeyboardInterrupt for the first signal, and once leaving at once is asked for. Repeats change nothing."""
-    first = not _asked.is_set()
-    _asked.set()
-    if first or _forced.is_set():
+    global _asked
+    first, _asked = not _asked, True
+    if first or _forced:
         raise KeyboardInterrupt
 
 
 def is_asked() -> bool:
     """Did anything ask this process to end?"""
-    return _asked.is_set()
+    return _asked
 
 
 class StopRequest:
@@ -79,7 +98,7 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.flag = folder / "stop"
-        self._here = threading.Event()
+        self._here = False
 
     def ask(self) -> None:
         """Ask for it. Works on a full disk too, if it is this process that is asked."""
@@ -89,14 +108,14 @@ class StopRequest:
 
     def ask_this_driver(self) -> None:
         """Ask this driver alone: the file may by now be another's, who has taken over."""
-        _asked.set()
-        self._here.set()
+        global _asked
+        _asked = self._here = True
 
     def is_asked(self) -> bool:
         """Is it to stop?"""
         if self.flag.exists():
             self.ask_this_driver()
-        return self._here.is_set()
+        return self._here
 
     def clear(self) -> None:
         """Forget what was asked of an earlier run; for the holder of the study's lock."""
@@ -104,8 +123,9 @@ class StopRequest:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """A handler: ask; KeyboardInterrupt once leaving at once is asked for. It prints nothing: it may interrupt a print."""
-        _asked.set()
-        if _forced.is_set():
+        global _asked
+        _asked = True
+        if _forced:
             raise KeyboardInterrupt
         self.ask()
 
@@ -126,6 +146,7 @@ def _hold(end: int) -> None:
 
 
 def _listen(link: socket.socket) -> None:
+    global _forced
     going = True
     while going:
         try:
@@ -133,7 +154,7 @@ def _listen(link: socket.socket) -> None:
         except OSError:
             going = False
         if going:
-            _forced.set()
+            _forced = True
         os.kill(os.getpid(), signal.SIGTERM)  # handled as if it had been sent to us
 
 
@@ -166,6 +187,9 @@ def _supervise() -> int:
             with contextlib.suppress(OSError):
                 ours.sendall(b"!")
 
+    # Ctrl-Z does nothing. To stop us alone would leave a driver that paints over the shell and hears no Ctrl-C; to stop the
+    # driver too, one whose lease runs out and whose Ray, which has clocks of its own, takes it for dead.
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     for number in ending_signals():
         signal.signal(number, hand_on)
     driver = subprocess.Popen(
@@ -177,8 +201,12 @@ def _supervise() -> int:
     theirs.close()
     if asked_at:  # while it was being started
         driver.send_signal(signal.SIGTERM)
-    code = driver.wait()
-    told = _facts(ours)
+    told = _facts(ours, driver)
+    try:
+        code = driver.wait(LEAVING_SECONDS)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        code = driver.wait()
     if "left" in told:  # whatever happened in tearing down
         return int(told["left"])
     if asked_at and code == -signal.SIGTERM:  # it had not come so far as to listen
@@ -192,13 +220,18 @@ def _supervise() -> int:
     return 1
 
 
-def _facts(link: socket.socket) -> dict[str, str]:
-    """What the driver left with us."""
-    data = b""
-    with contextlib.suppress(OSError):
-        while part := link.recv(4096, socket.MSG_DONTWAIT):
-            data += part
-    return dict(line.split(" ", 1) for line in data.decode(errors="replace").splitlines() if " " in line)
+def _facts(link: socket.socket, driver: subprocess.Popen[bytes]) -> dict[str, str]:
+    """What the driver tells us, until it says how it leaves or ends. A process of its own may keep the link open."""
+    told, data, going = dict[str, str](), b"", True
+    while going and "left" not in told:
+        going = driver.poll() is None
+        with contextlib.suppress(OSError):
+            while select.select([link], [], [], 1.0 if going else 0.0)[0]:
+                if not (part := link.recv(4096)):
+                    return told
+                *lines, data = (data + part).split(b"\n")
+                told |= dict(line.decode(errors="replace").split(" ", 1) for line in lines)
+    return told
 
 
 def _say(line: str) -> None:

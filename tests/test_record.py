@@ -182,6 +182,21 @@ def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one
     assert said[0] == "Tables ..." and said[1] == "The record is not up to date: disk full" and len(said) == 3
 
 
+@pytest.mark.parametrize("n_killed", [1, 2])
+def test_a_publisher_that_was_killed_is_made_good_once(n_killed: int, tmp_path: Path) -> None:
+    """Fails if a publisher that was killed, maybe while trunks ran, is only spoken of."""
+    commands = ["kill -9 $$"] * n_killed + ["exit 0"]
+    (tmp_path / record.LOG_FILE).touch()
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sh", "-c", commands.pop(0)], stdin=subprocess.PIPE)
+
+    said: list[str] = []
+    assert record.finish_publishing(start(), tmp_path, said.append, start) == (n_killed == 1)
+    assert "signal 9" in said[0] and ("not up to date" in said[-2] if n_killed == 2 else len(said) == 1)
+    assert len(commands) == n_killed - 1
+
+
 def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials_ends(
     study, events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from conftest import PATIENCE_SECONDS
 from test_cli import SMALL, emergence
 
 from orchestrator import machines
-from orchestrator.journal import read
+from orchestrator.journal import State, read
 
 pytestmark = pytest.mark.end_to_end
 
@@ -250,3 +250,90 @@ def test_workers_that_cannot_reach_each_other_are_spoken_of_at_every_try_and_end
     assert "1 try is left" in retried and "nowhere0" in retried  # and so the first try gave its slots back
     (end,) = [e for e in read(tmp_path / "home" / "small@1")[0] if e["kind"] == "trial"]
     assert end["status"] == "failed" and end["reason"]
+
+
+def test_a_trial_that_fails_again_in_a_later_session_is_a_failure_again() -> None:
+    """Fails if what failed in an earlier session counts as delivered: the run then says that it was stopped."""
+    from orchestrator.run import undelivered
+
+    def ended(trial: str, status: str, session: str) -> dict[str, Any]:
+        return {"kind": "trial", "key": f"{trial}/{status}/{session}", "trial": trial, "status": status, "time": 0.0}
+
+    state = State()
+    state.feed([ended("a", "failed", "1"), ended("b", "done", "2"), ended("c", "diverged", "2")])
+    failures = [ended(trial, "failed", "2") for trial in "abcd"]
+    assert [f["trial"] for f in undelivered(failures, state)] == ["a", "d"]
+
+
+# Ray breaks off -------------------------------------------------------------------------------------------------------
+
+BREAKS = """
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(sys.argv[1])))
+from alone import study_with
+from orchestrator import lease, machines, plan, record, run, supervise
+
+folder, seconds, study = Path(sys.argv[2]), sys.argv[3], study_with()
+raylet = subprocess.Popen(["sleep", seconds])
+machines.Lifeline.of = lambda options: machines.Lifeline({"Ray's raylet": raylet}, {})
+
+
+def breaks(*given):
+    raise RuntimeError("Tune broke")
+
+
+class Watcher:
+    say = staticmethod(print)
+
+
+run._run_on_ray = breaks
+record.start_publisher = lambda *given, **how: subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+(folder / record.LOG_FILE).touch()
+with lease.StudyLock(folder, study.id) as lock:
+    options = plan.Options()
+    print(run.run(study, [], folder, lock, options, "", Watcher(), supervise.StopRequest(folder)))
+raylet.kill()
+"""
+"""A run on a Ray of which one process is real: it ends after some seconds. What Tune raises comes first."""
+
+
+@pytest.mark.parametrize(("seconds", "code", "said"), [("0.5", 1, ""), ("600", 0, "broken\n")])
+def test_what_ray_raises_as_it_dies_is_its_death_and_else_it_is_a_line(
+    seconds: str, code: int, said: str, tmp_path: Path
+) -> None:
+    """Fails if an error is raised on before Ray was given a moment to be found dead."""
+    faults = str(Path(__file__).parent / "faults")
+    done = subprocess.run(
+        [sys.executable, "-c", BREAKS, faults, str(tmp_path), seconds],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    assert done.returncode == code and done.stdout.endswith(said), done
+    assert ("RuntimeError: Tune broke" in done.stdout) == bool(said), done
+
+
+LEAVES = """
+import psutil
+
+from orchestrator import machines, plan
+
+try:
+    with machines.started(plan.Options(slots=1), 1):
+        assert psutil.Process().children()
+        raise OSError("no space left")
+except OSError:
+    print(psutil.Process().children(recursive=True))
+"""
+
+
+def test_whatever_ends_a_command_between_rays_start_and_the_run_leaves_no_ray(tmp_path: Path) -> None:
+    """Fails without `started`: Ray's processes last until the interpreter has ended, and hold back the signals that end them."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert done.stdout == "[]\n", done

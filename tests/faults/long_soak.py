@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_SECONDS, tally
-from with_ray import DRAWN, SEED, Faulty, Run, to_all, to_driver, to_group, to_parent
+from with_ray import DRAWN, SEED, WORDS, Faulty, Run, to_all, to_driver, to_group, to_parent
 
 pytestmark = pytest.mark.end_to_end
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", 300))
-KILLED = {"driver": "", "raylet": "/raylet", "gcs": "/gcs_server", "worker": "execute", "relay": "ray::Relay"}
-KILLED |= {"publisher": "orchestrator.record"}
 STOPPED = {"parent": to_parent, "group": to_group, "driver": to_driver, "all": to_all}
 
 
@@ -24,9 +22,9 @@ def hit(run: Run) -> str:
     """Do one thing to a run; returns what."""
     kind = DRAWN.choice(["kill", "stop", "stop command"])
     if kind == "kill":
-        what = DRAWN.choice(list(KILLED))
+        what = DRAWN.choice(["driver", *WORDS])
         with contextlib.suppress(ProcessLookupError):
-            os.kill(run.driver() if what == "driver" else run.home.pid_of(KILLED[what]), signal.SIGKILL)
+            os.kill(run.driver() if what == "driver" else run.home.pid_of(what), signal.SIGKILL)
         return f"kill -9 {what}"
     if kind == "stop":
         whom, number = DRAWN.choice(list(STOPPED)), DRAWN.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+from alone import TINY, go_on, study_with
 from conftest import PATIENCE_SECONDS, tally
+from test_cli import emergence
 
-from orchestrator import supervise
+from orchestrator import output, supervise
 
 STAND_IN = """
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from orchestrator import output, supervise
 
+supervise.LEAVING_SECONDS = 0.5 if "hang" in sys.argv else supervise.LEAVING_SECONDS
 supervise.begin()  # the parent stays in here
 supervise.take_over()
 request = supervise.StopRequest(Path(sys.argv[2]))
@@ -44,6 +52,8 @@ try:
             time.sleep(0.01)
     (Path(sys.argv[2]) / "saved").touch()
     supervise.tell("left", 130)
+    if "hang" in sys.argv:
+        threading.Thread(target=time.sleep, args=(1000,)).start()
     if "crash" in sys.argv:
         os.abort()
     sys.exit(130)
@@ -154,6 +164,15 @@ def test_the_exit_code_that_is_meant_outlives_a_crash_at_the_very_end(folder: Pa
     assert run.end()[0] == 130 and run.saved()
 
 
+def test_a_driver_that_hangs_at_the_very_end_is_killed_and_the_code_is_that_which_was_meant(folder: Path) -> None:
+    """Fails if the parent waits without a bound: a thread holds the interpreter."""
+    run = StandIn(folder, "hang")
+    run.parent.terminate()
+    assert run.parent.wait(60.0) == 130 and run.saved() and not is_alive(run.driver)
+    assert run.end() == (130, "")
+    tally("driver hangs at its end, no Ray", 1, 1)
+
+
 def test_a_second_ctrl_c_leaves_at_once(folder: Path) -> None:
     """Fails if the driver takes each signal for the same."""
     run = StandIn(folder, "slow")
@@ -164,11 +183,46 @@ def test_a_second_ctrl_c_leaves_at_once(folder: Path) -> None:
     assert run.end() == (77, "") and not run.saved()
 
 
+def test_a_signal_at_any_line_of_asking_whether_to_stop_is_no_deadlock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if what a handler sets is an Event: its lock is held in some of these lines."""
+    monkeypatch.setattr(supervise, "_asked", False)
+    request, n = supervise.StopRequest(folder), 0
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal n
+        if event == "line":
+            n += 1
+            request.on_signal(signal.SIGTERM, frame)
+        return interrupt
+
+    def ask() -> None:
+        request.flag.touch()
+        sys.settrace(interrupt)
+        request.is_asked()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10.0)
+    assert not asking.is_alive() and n > 3 and request.is_asked()
+    tally("stop: signal while asking, no Ray", n, n)
+
+
 def test_what_nohup_ignores_stays_ignored(folder: Path) -> None:
     """Fails if the parent takes every signal."""
     run = StandIn(folder, before=("sh", "-c", "trap '' HUP; exec \"$@\"", "sh"))
     assert signal.SIGHUP in signals_of(run.parent.pid, "SigIgn") & signals_of(run.driver, "SigIgn")
     run.parent.terminate()
+    assert run.end() == (130, "") and run.saved()
+
+
+def test_ctrl_z_stops_nobody(folder: Path) -> None:
+    """Fails without the parent's ignoring it. The kernel stops no group without a shell, so the signal alone tells nothing."""
+    run = StandIn(folder)
+    os.killpg(run.parent.pid, signal.SIGTSTP)
+    assert signal.SIGTSTP in signals_of(run.parent.pid, "SigIgn")
+    os.killpg(run.parent.pid, signal.SIGINT)
     assert run.end() == (130, "") and run.saved()
 
 
@@ -183,6 +237,28 @@ def test_a_reader_that_is_gone_does_not_keep_the_driver_from_saving(folder: Path
     tally("stop: reader gone, no Ray", 1, 1)
 
 
+def test_what_a_ctrl_c_interrupts_is_not_said_twice(folder: Path) -> None:
+    """Fails with a buffer between, which keeps what was written until it hears so."""
+    reader, writer = os.pipe()
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is output._Lasting.write.__code__ and event == "return":
+            raise KeyboardInterrupt
+        return interrupt
+
+    with open(writer, "w") as given:
+        stream = output._lasting(given, writer)
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                print("once", file=stream, flush=True)
+        finally:
+            sys.settrace(None)
+        print("after", file=stream, flush=True)
+    with open(reader) as said:
+        assert said.read() == "once\nafter\n"
+
+
 def test_a_reader_that_is_stuck_does_not_keep_the_driver_from_saving(folder: Path) -> None:
     """Fails if a write waits for a reader for ever. The pipe is open, and nobody takes what is in it."""
     run = StandIn(folder, "much")
@@ -190,6 +266,61 @@ def test_a_reader_that_is_stuck_does_not_keep_the_driver_from_saving(folder: Pat
     assert run.parent.wait(PATIENCE_SECONDS) == 130 and run.saved()
     run.end()
     tally("stop: reader stuck, no Ray", 1, 1)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_trouble_and_no_other_file_takes_its_place(closed: str, folder: Path) -> None:
+    """Fails without `_open_what_is_closed`: a stream is None, and the lock gets its number."""
+    program, told = folder / "closed.py", folder / "told"
+    program.write_text(CLOSED)
+    command = f'exec "$@" {closed}'
+    environment = os.environ | {"PYTHONPATH": str(Path(supervise.__file__).parents[1])}
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", sys.executable, str(program), "run", str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert told.read_text() == str(folder / "driver.lock")
+    tally("closed standard streams, no Ray", 1, 1)
+
+
+CLOSED = """
+import os
+import sys
+from pathlib import Path
+
+from orchestrator import supervise
+
+supervise.begin()
+from orchestrator import lease, output
+
+folder = Path(sys.argv[2])
+with lease.StudyLock(folder, "tiny@1") as lock:
+    output.outlive_readers(folder / "driver.log")
+    print("a line", flush=True)
+    sys.stdin.read(0)
+    (folder / "told").write_text(os.readlink(f"/proc/self/fd/{lock._file}"))
+supervise.tell("left", 0)
+"""
+"""A driver with a lock, which notes at what file the lock's descriptor is in the end."""
+
+
+def test_a_command_whose_publisher_is_killed_each_time_does_not_end_as_if_all_was_published(folder: Path) -> None:
+    """Fails if the exit code says nothing of tables and report. `nice` is what starts the publisher; here it is killed."""
+    study = study_with()
+    go_on(study, folder / study.id)
+    file, nice = folder / "tiny.yaml", folder / "nice"
+    file.write_text(json.dumps(TINY))
+    nice.write_text("#!/bin/sh\nkill -9 $$\n")
+    nice.chmod(0o755)
+    killed = emergence("run", str(file), home=folder, PATH=f"{folder}:{os.environ['PATH']}")
+    assert killed.returncode == 1 and "not up to date" in killed.stdout and "not written yet" in killed.stdout, killed
+    nice.unlink()
+    assert emergence("run", str(file), home=folder).returncode == 0
+    tally("killed: publisher, twice", 1, 1)
 
 
 def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:

@@ -37,6 +37,16 @@ SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10**6))
 DRAWN = random.Random(SEED)
 
 
+WORDS = {
+    "raylet": "/raylet",
+    "gcs_server": "/gcs_server",
+    "worker": "ray::ImplicitFunc",
+    "relay": "ray::Relay",
+    "publisher": "orchestrator.record",
+}
+"""What stands in the command line of each process that is killed. The driver is found by the study's lock."""
+
+
 class Run:
     """One start of the command, in the middle of its work."""
 
@@ -108,9 +118,9 @@ class Faulty(Home):
         return found
 
     def pid_of(self, what: str) -> int:
-        """A process with this in its command line; waits for one."""
+        """A process of this kind (WORDS); waits for one."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (found := [pid for pid, words in self.processes().items() if what in words]):
+        while not (found := [pid for pid, words in self.processes().items() if WORDS[what] in words]):
             assert time.monotonic() < deadline, self.processes()
             time.sleep(0.05)
         return DRAWN.choice(found)
@@ -187,7 +197,7 @@ def test_a_parent_that_is_killed_is_a_stop(home: Faulty) -> None:
 def test_a_ray_that_is_killed_ends_the_run_with_one_line_within_a_bound(name: str, home: Faulty) -> None:
     """Fails without `Lifeline`: the driver waits for ever or for a minute. Without `outlive_readers` Ray says pages."""
     run = Run(home)
-    os.kill(home.pid_of(f"/{name}"), signal.SIGKILL)
+    os.kill(home.pid_of(name), signal.SIGKILL)
     out = run.end(1)
     (line,) = out.rpartition("Starting Ray")[2].strip().splitlines()[1:]
     assert "ended unexpectedly" in line
@@ -198,7 +208,7 @@ def test_a_worker_that_is_killed_is_begun_again_from_its_checkpoint(home: Faulty
     """Fails without retries."""
     run = Run(home)
     before = len(home.events("evaluation"))
-    os.kill(home.pid_of("ray::ImplicitFunc"), signal.SIGKILL)
+    os.kill(home.pid_of("worker"), signal.SIGKILL)
     while len(home.events("evaluation")) <= before:
         assert run.parent.poll() is None
         time.sleep(0.05)
@@ -211,7 +221,7 @@ def test_a_worker_that_is_killed_is_begun_again_from_its_checkpoint(home: Faulty
 def test_a_relay_that_is_killed_fails_no_trial_and_a_stop_still_reaches_all(home: Faulty) -> None:
     """Fails without `max_restarts`, or if the stop is told once only."""
     run = Run(home)
-    os.kill(home.pid_of("ray::Relay"), signal.SIGKILL)
+    os.kill(home.pid_of("relay"), signal.SIGKILL)
     run.parent.send_signal(signal.SIGTERM)
     out = run.end(130)
     assert "failed:" not in out
@@ -221,7 +231,7 @@ def test_a_relay_that_is_killed_fails_no_trial_and_a_stop_still_reaches_all(home
 
 def test_a_publisher_that_is_killed_costs_nothing_but_delay(home: Faulty) -> None:
     run = Run(home)
-    os.kill(home.pid_of("orchestrator.record"), signal.SIGKILL)
+    os.kill(home.pid_of("publisher"), signal.SIGKILL)
     code, out = home.emergence("stop", str(home.file))
     assert code == 0, out
     run.end(130)

@@ -13,6 +13,8 @@ import pytest
 from conftest import PATIENCE_SECONDS, tally
 from with_ray import DRAWN, SEED, WORDS, Faulty, Run, to_all, to_driver, to_group, to_parent
 
+from orchestrator import lease
+
 pytestmark = pytest.mark.end_to_end
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", 300))
 STOPPED = {"parent": to_parent, "group": to_group, "driver": to_driver, "all": to_all}
@@ -20,14 +22,17 @@ STOPPED = {"parent": to_parent, "group": to_group, "driver": to_driver, "all": t
 
 def hit(run: Run) -> str:
     """Do one thing to a run; returns what."""
-    kind = DRAWN.choice(["kill", "stop", "stop command"])
+    kind, holder = DRAWN.choice(["kill", "stop", "stop command"]), lease.lock_holder(run.home.study)
     if kind == "kill":
-        what = DRAWN.choice(["driver", *WORDS])
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(run.driver() if what == "driver" else run.home.pid_of(what), signal.SIGKILL)
+        there = {"driver": [holder["pid"]] if holder else []} | {what: run.home.pids_of(what) for what in WORDS}
+        what = DRAWN.choice([what for what, pids in there.items() if pids] or ["driver"])
+        for pid in there[what][:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return f"kill -9 {what}"
     if kind == "stop":
-        whom, number = DRAWN.choice(list(STOPPED)), DRAWN.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        whom = DRAWN.choice([whom for whom in STOPPED if holder or whom != "driver"])
+        number = DRAWN.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         STOPPED[whom](run, number)
         return f"{number.name} to {whom}"
     run.home.emergence("stop", str(run.home.file))

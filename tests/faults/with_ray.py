@@ -25,7 +25,7 @@ from conftest import PATIENCE_SECONDS, tally
 from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
-from orchestrator import lease
+from orchestrator import lease, record
 from orchestrator.study import load
 from trainers import checkpoint
 
@@ -117,10 +117,14 @@ class Faulty(Home):
                     found[int(process.name)] = words
         return found
 
+    def pids_of(self, what: str) -> list[int]:
+        """The processes of this kind (WORDS)."""
+        return [pid for pid, words in self.processes().items() if WORDS[what] in words]
+
     def pid_of(self, what: str) -> int:
-        """A process of this kind (WORDS); waits for one."""
+        """A process of this kind; waits for one."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (found := [pid for pid, words in self.processes().items() if WORDS[what] in words]):
+        while not (found := self.pids_of(what)):
             assert time.monotonic() < deadline, self.processes()
             time.sleep(0.05)
         return DRAWN.choice(found)
@@ -230,12 +234,14 @@ def test_a_relay_that_is_killed_fails_no_trial_and_a_stop_still_reaches_all(home
 
 
 def test_a_publisher_that_is_killed_costs_nothing_but_delay(home: Faulty) -> None:
+    """Fails if no other publisher does its work at the end."""
     run = Run(home)
     os.kill(home.pid_of("publisher"), signal.SIGKILL)
     code, out = home.emergence("stop", str(home.file))
     assert code == 0, out
-    run.end(130)
+    run.end(130, "another one does its work")
     run.all_saved("emergence stop")
+    assert record.report_is_current(home.study, load(str(home.file)))
     tally("killed: publisher", 1, 1)
 
 

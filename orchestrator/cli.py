@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import math
 import os
 import re
 import shlex
@@ -236,6 +237,8 @@ def run(
 ) -> None:
     """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe, Ctrl-Z does nothing."""
     _check_device(device)
+    if not math.isfinite(checkpoint_seconds):
+        raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
     study = _load(study_name)
     uri = _tracking_uri(tracking_uri)
     folder = _writable(journal.study_folder(study.id))
@@ -248,6 +251,8 @@ def run(
         stop_request.clear()  # now and not later: what is asked for while Ray starts counts
         output.outlive_readers(folder / "driver.log")
         everything = State.of(folder)
+        if left := recorded.left_without_journal(everything, folder, study):
+            raise UsageProblem(_journal_is_gone(folder, left))
         plan.check_against_record(study, everything, study_name)
         state = recorded.of_study(everything, study)
         _tell_damage(state, folder, "they are trained again now")
@@ -845,6 +850,8 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
         study_id = of_name[0] if of_name and plain else studies.load(name).id
     folder = journal.study_folder(study_id)
     study, state = _read(folder) if _has_journal(folder) else (None, Recorded())
+    if study is None and folder.is_dir() and (left := recorded.left_without_journal(state, folder)):
+        raise UsageProblem(_journal_is_gone(folder, left))
     if study is None:
         known = [other for other in known if other != study_id]
         versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
@@ -853,7 +860,22 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
         hint += "" if "@" in name else f"; run it with: {_program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     _tell_damage(state, folder, f"{_program()} run {_source(name, folder)} trains them again")
+    if Path(name).is_file() and (differ := _differences(study, studies.load(name))):
+        _aside(f"{name} differs from what was run: {'; '.join(differ)}. This is what was run.")
     return folder, study, state
+
+
+def _differences(ran: Study, other: Study) -> list[str]:
+    """Axes and settings in which a study file differs from the study that ran."""
+    before, now = (study.science() | {"axes": study.model_dump(mode="json")["axes"]} for study in (ran, other))
+    return studies.differences(before, now)
+
+
+def _journal_is_gone(folder: Path, left: list[str]) -> str:
+    return (
+        f"{folder / journal.FILE}: the journal is gone or empty, and of earlier runs there are {', '.join(left)}, which a run "
+        "would write over. Put the journal back; or move those away, and a run goes on from checkpoints of these settings"
+    )
 
 
 def _within(home: Path, folder: Path) -> str:

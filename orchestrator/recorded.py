@@ -7,6 +7,7 @@ alone; of their other events it is worked out from the study that their session 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def of_study(state: State, study: Study) -> Recorded:
         if event["trial"] not in trials:
             found.trials.setdefault(event["trial"], event)
     return found
+
+
+OF_RUNS = ("results.parquet", "runs.parquet", "report.html", "published.json")
+
+
+def left_without_journal(state: State, folder: Path, study: Study | None = None) -> list[str]:
+    """What earlier runs left in a folder whose journal is gone or empty: a new run would write over it.
+
+    Checkpoints of the `study` are no such thing: they hold every event, and a run goes on from them.
+    """
+    if state.keys:
+        return []
+    left = [name for name in OF_RUNS if (folder / name).exists()]
+    mine = {trunk.fingerprint() for trunk in study.trunks()} if study else set()
+    for manifest in (folder / "checkpoints").rglob("manifest.json") if study else ():
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if json.loads(manifest.read_bytes())["fingerprint"] not in mine:
+                return [*left, "checkpoints of other settings"]
+    return left
 
 
 def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]:

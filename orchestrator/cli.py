@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-from orchestrator import supervise
+from orchestrator.run import supervise
 
 if Path(sys.argv[0]).stem in ("emergence", "cli"):  # we are the program; what follows takes a second to load
     supervise.begin()
@@ -38,31 +38,22 @@ from pydantic import ValidationError
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orchestrator import (
-    answer,
-    files,
-    findings,
-    journal,
-    lease,
-    links,
-    output,
-    plan,
-    primary_verdict,
-    progress,
-    provenance,
-    recorded,
-    terminal,
-)
-from orchestrator import study as studies
-from orchestrator.journal import State
-from orchestrator.lease import LeaseLostError, StudyHeldError, StudyLock
-from orchestrator.plan import Options
-from orchestrator.progress import clock
-from orchestrator.recorded import Recorded
+from orchestrator import terminal
+from orchestrator.analysis import answer, findings, primary
+from orchestrator.console import progress
+from orchestrator.console.progress import clock
+from orchestrator.formatting import model_words, number, sure, times
+from orchestrator.plan import jobs
+from orchestrator.plan.jobs import Options
+from orchestrator.record import files, journal, lease, links, provenance, recorded
+from orchestrator.record.journal import State
+from orchestrator.record.lease import LeaseLostError, StudyHeldError, StudyLock
+from orchestrator.record.recorded import Recorded
+from orchestrator.run import output
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
-from orchestrator.study import Study, StudyError
+from orchestrator.study import schema as studies
+from orchestrator.study.schema import Study, StudyError
 from orchestrator.terminal import Terminal, say, shortened, styled
-from orchestrator.words import model_words, number, sure, times
 from trainers import budget, checkpoint
 
 
@@ -203,14 +194,14 @@ def plan_command(
     study = _load(study_name)
     folder = journal.study_folder(study.id)
     everything = State.of(folder)
-    plan.check_against_record(study, everything, study_name)
+    jobs.check_against_record(study, everything, study_name)
     state = recorded.of_study(everything, study)
     _tell_damage(state, folder, f"{_program()} run {study_name} trains them again")
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     _check_room(study, options, absent_is_fine=not address)
     n_slots, known = _slots(options)
-    speed = plan.calibrate(study, device) if calibrate else None
-    _show_plan(plan.make(study, state, n_slots, device, speed, folder, options), folder, known)
+    speed = jobs.calibrate(study, device) if calibrate else None
+    _show_plan(jobs.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
 
 @app.command(epilog="Example: emergence run quickstart --slots 2")
@@ -253,10 +244,10 @@ def run(
         everything = State.of(folder)
         if left := recorded.left_without_journal(everything, folder, study):
             raise UsageProblem(_journal_is_gone(folder, left))
-        plan.check_against_record(study, everything, study_name)
+        jobs.check_against_record(study, everything, study_name)
         state = recorded.of_study(everything, study)
         _tell_damage(state, folder, "they are trained again now")
-        if plan.owes(study, state):
+        if jobs.owes(study, state):
             _check_room(study, options)
             _check_writable(options.storage)
         if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
@@ -297,7 +288,7 @@ def _run_missing(
 ) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
-    todo = plan.make(study, state, slots, options.device, folder=folder, options=options)
+    todo = jobs.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
         _publish_if_needed(study, state, folder, lock, uri)
@@ -312,13 +303,15 @@ def _run_missing(
     if stop_request.is_asked():
         return "stopped"
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")
-    from orchestrator import machines  # here: importing Ray takes a second that a refusal of ours should not
+    from orchestrator.run import machines  # here: importing Ray takes a second that a refusal of ours should not
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            with machines.started(options, max(plan.slots_of(job.laid, options) for job in todo.jobs)) as offered:
+            with machines.started(options, max(jobs.slots_of(job.laid, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
-                from orchestrator import run as runner  # here: a refusal of the cluster's should not wait for Ray Tune
+                from orchestrator.run import (
+                    driver as runner,  # here: a refusal of the cluster's should not wait for Ray Tune
+                )
 
                 return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
@@ -327,10 +320,10 @@ def _run_missing(
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
     """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
-    from orchestrator import record, trouble
+    from orchestrator.record import publisher, trouble
 
     try:
-        why = record.behind(folder, uri, study)
+        why = publisher.behind(folder, uri, study)
     except Exception as problem:  # files were looked at first
         found = trouble.of(problem, uri)
         if found.is_away:
@@ -344,8 +337,8 @@ def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
         file.close()
-    start = partial(record.start_publisher, folder, uri, follow=False)
-    record.finish_publishing(start(), folder, say, start)
+    start = partial(publisher.start_publisher, folder, uri, follow=False)
+    publisher.finish_publishing(start(), folder, say, start)
 
 
 @app.command(epilog="Example: emergence status quickstart")
@@ -398,9 +391,9 @@ def stop(study_name: RecordedName) -> None:
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures anew from the journal; print where it is."""
     folder, _, state = _recorded(study_name)
-    from orchestrator import record
+    from orchestrator.record import publisher
 
-    say(str(record.rewrite(folder, _aside)))
+    say(str(publisher.rewrite(folder, _aside)))
     if state.short:
         raise typer.Exit(1)
 
@@ -411,16 +404,16 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="The one to set beside it.")],
 ) -> None:
     """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
-    from orchestrator import compare as comparing
-    from orchestrator import record
+    from orchestrator.analysis import compare as comparing
+    from orchestrator.record import publisher
     from orchestrator.report import compare_page
 
     both, outside = [], []
     for name in (first, second):
         folder, study, state = _recorded(name)
-        record.write_parquet(folder, state, study)
+        publisher.write_parquet(folder, state, study)
         both.append(findings.read(folder, study))
-        outside.append(record.outside(state, study))
+        outside.append(publisher.outside(state, study))
     try:
         comparison = comparing.compare(both[0], both[1], (outside[0], outside[1]))
     except ValueError as problem:
@@ -433,11 +426,11 @@ def compare(
 def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
     folder, study, state = _recorded(study_name)
-    from orchestrator import record, trouble
+    from orchestrator.record import publisher, trouble
 
     uri = _tracking_uri(tracking_uri)
     try:
-        record.publish(folder, uri, say=_aside)
+        publisher.publish(folder, uri, say=_aside)
     except Exception as problem:
         found = trouble.of(problem, uri)
         advice = f": {found.advice}" if found.advice else ""
@@ -526,7 +519,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are looked at below
             given = unquote(urlsplit(given).path)
-        checkpoints = plan.checkpoints_of(folder, _storage(given) if given else None)
+        checkpoints = jobs.checkpoints_of(folder, _storage(given) if given else None)
         if "://" not in checkpoints:
             checkpoints = _within(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
@@ -541,7 +534,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
 
 
 def _show_plan(
-    todo: plan.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
+    todo: jobs.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
 ) -> None:
     console = console or Terminal()
     study = todo.study
@@ -573,7 +566,7 @@ def _show_plan(
             ),
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
-    lines += [row for row in primary_verdict.planned(study) if not brief or row[0] == "warning"]
+    lines += [row for row in primary.planned(study) if not brief or row[0] == "warning"]
     if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
         lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
     lines.append(("results", str(folder)))
@@ -585,7 +578,7 @@ def _show_plan(
     console.print(table)
 
 
-def _time_words(todo: plan.Plan, slots_known: str) -> str:
+def _time_words(todo: jobs.Plan, slots_known: str) -> str:
     """How long it takes on how many slots, or when that will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
     if todo.seconds is None:
@@ -593,7 +586,7 @@ def _time_words(todo: plan.Plan, slots_known: str) -> str:
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
 
 
-def _places(todo: plan.Plan) -> list[tuple[str, str]]:
+def _places(todo: jobs.Plan) -> list[tuple[str, str]]:
     """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
     rows = []
     for line, key in todo.study.lines.items():
@@ -626,7 +619,7 @@ def _show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> bool:
     """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
-    from orchestrator import record
+    from orchestrator.record import publisher
 
     state = recorded.read(folder, study)
     surface = progress.Surface(study)
@@ -635,7 +628,7 @@ def _show_result(
     console.print(surface.render())
     page = folder / "report.html"
     found = None
-    if record.report_is_current(folder, study):
+    if publisher.report_is_current(folder, study):
         with contextlib.suppress(OSError):  # damaged or taken away a moment ago
             found = findings.read(folder, study)
     if found is not None:
@@ -643,14 +636,14 @@ def _show_result(
         for verdict in found.verdicts:
             console.print(f"  {answer.verdict_line(verdict)}")
         said = str(page)
-    elif record.is_publishing(folder):
+    elif publisher.is_publishing(folder):
         said = f"still being written, to {page}"
     else:
         older = f"; what {page} shows is older" if page.exists() else ""
         said = f"not written yet{older}. Write it with: {_program()} publish {study_name}"
     console.print(f"\nReport:    {said}", soft_wrap=True)
-    shown = found is not None or record.is_publishing(folder)
-    published = record.mlflow_is_current(folder, uri, study) or record.is_publishing(folder)
+    shown = found is not None or publisher.is_publishing(folder)
+    published = publisher.mlflow_is_current(folder, uri, study) or publisher.is_publishing(folder)
     if not published:
         console.print(
             f"MLflow:    not up to date. Bring it there with: {_program()} publish {study_name}",
@@ -667,7 +660,7 @@ def _show_result(
 
 
 def _show_comparison(found: Any) -> None:
-    from orchestrator.compare_words import answer, difference_words, left_out
+    from orchestrator.analysis.compare_words import answer, difference_words, left_out
 
     console = Terminal()
     a, b = found.a.study.id, found.b.study.id
@@ -909,10 +902,10 @@ def _writable(folder: Path) -> Path:
 
 
 def _tracking_uri(given: str | None) -> str:
-    from orchestrator import record  # here: pyarrow takes a moment that --help should not
+    from orchestrator.record import publisher  # here: pyarrow takes a moment that --help should not
 
     try:
-        uri = given or record.default_tracking_uri()
+        uri = given or publisher.default_tracking_uri()
     except ValueError as problem:
         raise UsageProblem(f"{problem}; set EMERGENCE_HOME to a folder without ? and %") from None
     shown = links.without_password(uri)
@@ -1007,10 +1000,10 @@ def _check_room(study: Study, options: Options, absent_is_fine: bool = False) ->
 
     A plan may be made before the cluster is there that the environment speaks of.
     """
-    line, laid = plan.widest(study, options)
-    wide = plan.slots_of(laid, options)
+    line, laid = jobs.widest(study, options)
+    wide = jobs.slots_of(laid, options)
     if options.address != "local":
-        from orchestrator import machines  # here: importing Ray takes a second that most refusals should not
+        from orchestrator.run import machines  # here: importing Ray takes a second that most refusals should not
 
         try:
             machines.refuse_early(options, wide, absent_is_fine)

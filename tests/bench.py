@@ -23,13 +23,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import synthetic
 import torch
 
-from orchestrator import findings
-from orchestrator.journal import read
-from orchestrator.study import load
+from orchestrator.analysis import findings
+from orchestrator.record.journal import read
+from orchestrator.study.schema import load
 from trainers import budget, checkpoint
-from trainers.engine import Engine
-from trainers.model import build
-from trainers.place import Place
+from trainers.engine.engine import Engine
+from trainers.fit.place import Place
+from trainers.models.transformer import build
 from trainers.spec import Model, Training, TrunkSpec
 from trainers.tasks import FAMILIES
 from trainers.train import evaluate, run_trunk

@@ -18,8 +18,9 @@ import numpy as np
 import synthetic
 from simulation import Outcome, Scenario
 
-from orchestrator import analyses, claims, stats
-from orchestrator.results import Results
+from orchestrator import stats
+from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis.results import Results
 from orchestrator.stats import further
 from orchestrator.stats.breaks import MIN_SCALES
 from orchestrator.stats.replicates import Needed
@@ -35,7 +36,7 @@ class Looked(NamedTuple):
     """A study without figures: what was looked at, corrected, and the cuts behind the breaks."""
 
     claims: tuple[claims.Claim, ...]
-    cuts: list[analyses.Cut]
+    cuts: list[boundaries.Cut]
 
     @property
     def kept(self) -> list[claims.Claim]:
@@ -44,7 +45,7 @@ class Looked(NamedTuple):
 
 def look(tables: tuple[Any, Any], study: Any) -> Looked:
     results = Results.of_tables(study, *tables)
-    cuts = analyses.cuts(results, study.shown_skills)
+    cuts = boundaries.cuts(results, study.shown_skills)
     return Looked(claims.correct(claims.looked_at(results, study.shown_skills, cuts), None), cuts)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 from simulation import Outcome, Scenario
 
-from orchestrator.stats import compare, multiplicity, replicates
+from orchestrator.stats import differences, multiplicity, replicates
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, n) -> the values of n replicates."""
@@ -207,7 +207,7 @@ def found_as_promised(cv: float, difference: float) -> Callable[[int, np.random.
         hits = 0
         for _ in range(n_runs):
             a, b = draw.standard_normal((2, needed.n))
-            found = compare.welch_difference((1 + cv * a).tolist(), (1 + difference + cv * b).tolist())
+            found = differences.welch_difference((1 + cv * a).tolist(), (1 + difference + cv * b).tolist())
             assert found is not None and found.p is not None
             hits += found.p < 0.05 and found.mean < 0
         return Outcome(hits / n_runs, n_runs)
@@ -422,7 +422,7 @@ def difference_covered(
     """Of the intervals given (none where nothing varies)."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        compare_arms = compare.paired_difference if how == "paired" else compare.welch_difference
+        compare_arms = differences.paired_difference if how == "paired" else differences.welch_difference
         covered, told = 0, 0
         for _ in range(n_runs):
             found = compare_arms(a(draw, n_a).tolist(), b(draw, n_b).tolist())
@@ -441,7 +441,7 @@ def missed_undoubted(a: Draw, b: Draw, truth: float, n: int) -> Callable[[int, n
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         missed = 0
         for _ in range(n_runs):
-            found = compare.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
+            found = differences.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
             assert found is not None and found.low is not None and found.high is not None
             missed += not found.warn and not found.low <= truth <= found.high
         return Outcome(missed / n_runs, n_runs)
@@ -453,7 +453,7 @@ def doubted(a: Draw, n: int) -> Callable[[int, np.random.Generator], Outcome]:
     """How often do an arm's values pass for two levels?"""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        return Outcome(sum(compare.two_levels(a(draw, n)) for _ in range(n_runs)) / n_runs, n_runs)
+        return Outcome(sum(differences.two_levels(a(draw, n)) for _ in range(n_runs)) / n_runs, n_runs)
 
     return run
 

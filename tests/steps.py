@@ -8,7 +8,7 @@ import traceback
 from functools import wraps
 from typing import Any
 
-from trainers.engine import Engine
+from trainers.engine.engine import Engine
 
 made = 0
 """Steps that engines of this process have completed."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.record import RESULTS, RUNS
-from orchestrator.study import Study
+from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.study.schema import Study
 from trainers.streams import stream
 
 N_ITEMS = 320

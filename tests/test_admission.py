@@ -6,7 +6,7 @@ import random
 
 from ray.tune.search import Searcher
 
-from orchestrator.admission import Admission, Ask
+from orchestrator.run.admission import Admission, Ask
 
 
 def asks_of(*widths: int) -> list[Ask]:
@@ -46,7 +46,7 @@ def test_a_narrow_trunk_fills_the_room_that_a_wide_one_leaves_and_gives_way_to_t
 
 
 def test_a_cluster_that_grows_is_used_and_one_that_shrank_is_not_overrun(monkeypatch) -> None:
-    monkeypatch.setattr("orchestrator.admission.LOOK_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr("orchestrator.run.admission.LOOK_EVERY_SECONDS", -1.0)
     slots, wanted = [0], list[int]()
     admission = Admission(asks_of(2, 1, 1), lambda: slots[0], wanted.append)
     assert admission.suggest("a") is None and wanted == [4]  # an autoscaler is told what would be of use
@@ -62,7 +62,7 @@ def test_a_cluster_that_grows_is_used_and_one_that_shrank_is_not_overrun(monkeyp
 
 
 def test_what_is_waited_for_is_said_when_the_cluster_is_too_small_for_it(monkeypatch) -> None:
-    monkeypatch.setattr("orchestrator.admission.SAY_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr("orchestrator.run.admission.SAY_EVERY_SECONDS", -1.0)
     said: list[str] = []
     admission = Admission(asks_of(2, 1), lambda: 2, say=said.append)
     assert admission.suggest("a") == {"job": 0} and admission.suggest("b") is None
@@ -73,7 +73,7 @@ def test_what_is_waited_for_is_said_when_the_cluster_is_too_small_for_it(monkeyp
 
 
 def test_a_wide_trunk_is_not_starved_by_narrow_ones_that_were_there_before_the_cluster_grew(monkeypatch) -> None:
-    monkeypatch.setattr("orchestrator.admission.LOOK_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr("orchestrator.run.admission.LOOK_EVERY_SECONDS", -1.0)
     slots, order, running = [1], list[int](), list[str]()
     admission = Admission(asks_of(2, *[1] * 10), lambda: slots[0])
     for turn in range(100):

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 import pytest
 import synthetic
 
-from orchestrator import analyses, words
-from orchestrator.findings import Findings, find
-from orchestrator.study import Variant
-from orchestrator.summary import description
+from orchestrator import formatting
+from orchestrator.analysis import boundaries
+from orchestrator.analysis.findings import Findings, find
+from orchestrator.analysis.summary import description
+from orchestrator.study.schema import Variant
 
 NAN = np.nan
 LEVELS = (4, 16, 64, 256)
@@ -70,7 +71,7 @@ def _matches(of: tuple[Any, ...], place: tuple[Any, ...]) -> bool:
     ],
 )
 def test_replicates_that_wait_are_not_counted_either_way(table: Any, waiting: Any, rows: Any, known: Any) -> None:
-    kept, which = analyses.settled(np.array(table, float), np.array(waiting, bool))
+    kept, which = boundaries.settled(np.array(table, float), np.array(waiting, bool))
     assert which.tolist() == rows
     assert (~np.isnan(kept)).astype(int).tolist() == known
 
@@ -106,9 +107,9 @@ def test_an_arm_that_never_ran_is_said_to_be_so_and_not_called_coinciding() -> N
 def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
     found = found_of(replicates=10)
     kept = {claim.name: claim.confidence for claim in found.claims if claim.verdict == "kept"}
-    name = analyses.claim_of("k", "ability", "answer", "recall", 4e11)
+    name = boundaries.claim_of("k", "ability", "answer", "recall", 4e11)
     assert 0.95 < kept[name] < 1
-    said = words.sure(kept[name])
+    said = formatting.sure(kept[name])
     assert f"({said} interval for the median one: " in found.answer and f"({said})" in description(found)
 
 
@@ -116,7 +117,7 @@ def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
     ("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")]
 )
 def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
-    assert words.sure(confidence) == text
+    assert formatting.sure(confidence) == text
 
 
 def test_dips_are_corrected_for_all_that_were_asked() -> None:
@@ -126,11 +127,11 @@ def test_dips_are_corrected_for_all_that_were_asked() -> None:
     assert along == ({"n_tasks"}, {"n_tasks", "compute_flops"})
     raw = []
     for measure, skill in (("ability", "recall"), ("memory", "")):
-        cube, direction = analyses.surface(found.results, measure, "answer", skill), analyses.DIRECTION[measure]
-        raw += [analyses.stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
+        cube, direction = boundaries.surface(found.results, measure, "answer", skill), boundaries.DIRECTION[measure]
+        raw += [boundaries.stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
         if skill:
             raw += [
-                analyses.stats.monotone(found.results.budgets, np.maximum(cube[i], 0).T, "rising")
+                boundaries.stats.monotone(found.results.budgets, np.maximum(cube[i], 0).T, "rising")
                 for i in range(len(LEVELS))
             ]
     assert len(asked) == len(raw)

@@ -25,7 +25,7 @@ from trainers.budget import (
     price,
     steps_of,
 )
-from trainers.model import Attention, CausalConvolution, build
+from trainers.models.transformer import Attention, CausalConvolution, build
 from trainers.spec import Model, Numbers, Training, TrunkSpec
 
 SHAPES = [

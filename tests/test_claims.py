@@ -12,11 +12,11 @@ import synthetic
 from simulate_claims import ALIKE_AXES, LOTTERY_AXES, SCENARIOS, look, more_likely_with_tasks
 from simulation import Scenario
 
-from orchestrator import analyses, claims, findings, summary
-from orchestrator.findings import Findings
-from orchestrator.record import RUNS
+from orchestrator.analysis import boundaries, claims, findings, summary
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import range_words
+from orchestrator.record.publisher import RUNS
 from orchestrator.report import judged_tables
-from orchestrator.words import range_words
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -198,7 +198,7 @@ def test_three_replicates_that_agree_are_kept_for_nothing_as_they_agree_by_chanc
 
 
 def test_a_crossover_has_one_name_in_either_direction() -> None:
-    assert analyses.claim_of_arms("a", "b", "recall", 4) == analyses.claim_of_arms("b", "a", "recall", 4)
+    assert boundaries.claim_of_arms("a", "b", "recall", 4) == boundaries.claim_of_arms("b", "a", "recall", 4)
 
 
 def test_a_diverged_trial_counts_as_one_without_the_skill() -> None:

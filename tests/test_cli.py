@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE_SECONDS
 
-from orchestrator.journal import Journal
-from orchestrator.provenance import session_event
-from orchestrator.study import find, load
+from orchestrator.record.journal import Journal
+from orchestrator.record.provenance import session_event
+from orchestrator.study.schema import find, load
 
 COMMANDS = ("plan", "run", "status", "stop", "report", "compare", "publish", "ui", "clean")
 SMALL = """
@@ -80,7 +80,7 @@ def test_a_bad_study_is_refused_before_ray_is_even_imported_and_nothing_is_writt
     done = emergence("run", str(file), home=tmp_path / "home", PYTHONPROFILEIMPORTTIME="1")
     refused(done, f"{file}:6: axes: unknown key 'replicate'; did you mean 'replicates'?")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "orchestrator.study" in imported and not {"ray", "torch", "deepspeed", "mlflow"} & imported
+    assert "orchestrator.study.schema" in imported and not {"ray", "torch", "deepspeed", "mlflow"} & imported
     assert not (tmp_path / "home").exists()
 
 

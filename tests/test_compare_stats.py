@@ -11,7 +11,7 @@ import pytest
 from simulate_replicates import COMPARE, lottery
 from simulation import Scenario
 
-from orchestrator.stats import compare
+from orchestrator.stats import differences
 from orchestrator.stats.intervals import by_chance
 from trainers.streams import stream
 
@@ -23,7 +23,7 @@ def test_a_simulated_truth(scenario: Scenario) -> None:
 
 
 def test_a_paired_difference_computed_by_hand() -> None:
-    found = compare.paired_difference([0.9, 0.8, 0.7], [0.5, 0.5, 0.5])
+    found = differences.paired_difference([0.9, 0.8, 0.7], [0.5, 0.5, 0.5])
     assert found is not None
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (found.mean, found.low, found.high) == (
@@ -42,14 +42,14 @@ def test_both_agree_with_scipy() -> None:
     draw = stream("test", "compare")
     for n_a, n_b in ((3, 3), (5, 12), (2, 9)):
         a, b = draw.normal(1, 0.5, n_a), draw.normal(0.2, 0.1, n_b)
-        found, theirs = compare.welch_difference(a.tolist(), b.tolist()), stats.ttest_ind(a, b, equal_var=False)
+        found, theirs = differences.welch_difference(a.tolist(), b.tolist()), stats.ttest_ind(a, b, equal_var=False)
         assert found is not None
         interval = theirs.confidence_interval(0.95)
         assert (found.p, found.df, found.low, found.high) == pytest.approx(
             (theirs.pvalue, theirs.df, interval.low, interval.high)
         )
     pairs, theirs = (
-        compare.paired_difference(b.tolist(), (b + a[0] * b**2).tolist()),
+        differences.paired_difference(b.tolist(), (b + a[0] * b**2).tolist()),
         stats.ttest_rel(b, b + a[0] * b**2),
     )
     assert pairs is not None
@@ -58,31 +58,31 @@ def test_both_agree_with_scipy() -> None:
 
 
 def test_only_replicates_in_both_arms_are_paired_and_the_rest_is_counted() -> None:
-    found = compare.paired_difference([1.0, None, 3.0, 4.5, 9.0], [0.5, 1.0, 2.0, 3.0, float("nan")])
+    found = differences.paired_difference([1.0, None, 3.0, 4.5, 9.0], [0.5, 1.0, 2.0, 3.0, float("nan")])
     assert found is not None and (found.n_a, found.left_out) == (3, 2)
     assert found.mean == pytest.approx(1.0)
     with pytest.raises(ValueError):
-        compare.paired_difference([1.0], [1.0, 2.0])
+        differences.paired_difference([1.0], [1.0, 2.0])
 
 
 def test_nothing_comes_of_nothing_and_one_replicate_has_no_interval() -> None:
-    assert compare.paired_difference([None, 1.0], [1.0, None]) is None
-    assert compare.paired_difference([], []) is None and compare.welch_difference([], [1.0]) is None
-    one = compare.paired_difference([0.9], [0.5])
+    assert differences.paired_difference([None, 1.0], [1.0, None]) is None
+    assert differences.paired_difference([], []) is None and differences.welch_difference([], [1.0]) is None
+    one = differences.paired_difference([0.9], [0.5])
     assert one is not None and (one.mean, one.low, one.p, one.doubts) == (
         pytest.approx(0.4),
         None,
         None,
         ("few", "no spread"),
     )
-    lonely = compare.welch_difference([0.9], [0.5, 0.6, 0.7])
+    lonely = differences.welch_difference([0.9], [0.5, 0.6, 0.7])
     assert lonely is not None and lonely.low is None and lonely.p is None
 
 
 def test_equal_arms_differ_by_nothing_with_no_evidence_and_no_interval_of_zero_width() -> None:
     for found in (
-        compare.paired_difference([0.3, 0.5, 0.9], [0.3, 0.5, 0.9]),
-        compare.welch_difference([1.0] * 3, [1.0] * 3),
+        differences.paired_difference([0.3, 0.5, 0.9], [0.3, 0.5, 0.9]),
+        differences.welch_difference([1.0] * 3, [1.0] * 3),
     ):
         assert found is not None
         assert (found.mean, found.p, found.low, found.high) == (0, 1, None, None)
@@ -90,15 +90,15 @@ def test_equal_arms_differ_by_nothing_with_no_evidence_and_no_interval_of_zero_w
 
 
 def test_where_nothing_varies_the_difference_is_given_with_the_p_value_of_its_permutations() -> None:
-    pairs = compare.paired_difference([0.3, 0.5, 0.9, 0.2, 0.7], [0.2, 0.4, 0.8, 0.1, 0.6])  # .1 but for rounding
+    pairs = differences.paired_difference([0.3, 0.5, 0.9, 0.2, 0.7], [0.2, 0.4, 0.8, 0.1, 0.6])  # .1 but for rounding
     assert pairs is not None
     assert (pairs.mean, pairs.low, pairs.p) == (pytest.approx(0.1), None, 2 / 2**5)
-    apart = compare.welch_difference([1.0] * 10, [0.0] * 10)
+    apart = differences.welch_difference([1.0] * 10, [0.0] * 10)
     assert apart is not None and (apart.mean, apart.low, apart.p) == (1, None, 2 / math.comb(20, 10))
 
 
 def test_an_arm_without_spread_is_doubted_and_the_other_one_carries_the_interval() -> None:
-    found = compare.welch_difference([1.0] * 6, [0.5, 0.6, 0.7, 0.55, 0.65, 0.6])
+    found = differences.welch_difference([1.0] * 6, [0.5, 0.6, 0.7, 0.55, 0.65, 0.6])
     assert found is not None and found.low is not None and found.df == 5
     assert found.doubts == ("no spread",) and found.warn
 
@@ -106,23 +106,23 @@ def test_an_arm_without_spread_is_doubted_and_the_other_one_carries_the_interval
 def test_a_lottery_and_few_replicates_are_doubted_and_calm_arms_are_not() -> None:
     calm = [0.5, 0.52, 0.55, 0.47, 0.51, 0.49]
     lottery = [0.1, 0.95, 0.12, 0.93, 0.96, 0.11]
-    by = {name: compare.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("lottery", lottery))}
+    by = {name: differences.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("lottery", lottery))}
     assert by["calm"] is not None and not by["calm"].warn
     assert by["lottery"] is not None and by["lottery"].doubts == ("two levels",)
-    few = compare.welch_difference(calm[:4], calm)
+    few = differences.welch_difference(calm[:4], calm)
     assert few is not None and few.doubts == ("few",)
 
 
 def test_two_levels_need_five_values_and_a_gap_of_half_the_range() -> None:
-    assert not compare.two_levels(np.array([0.0, 1.0, 0.0, 1.0]))
-    assert compare.two_levels(np.array([0.0, 1.0, 0.0, 1.0, 1.0]))
-    assert not compare.two_levels(np.ones(9))
-    assert not compare.two_levels(np.array([0.0, 0.05, 0.45, 0.5] * 10 + [0.95, 1.0] * 5))
+    assert not differences.two_levels(np.array([0.0, 1.0, 0.0, 1.0]))
+    assert differences.two_levels(np.array([0.0, 1.0, 0.0, 1.0, 1.0]))
+    assert not differences.two_levels(np.ones(9))
+    assert not differences.two_levels(np.array([0.0, 0.05, 0.45, 0.5] * 10 + [0.95, 1.0] * 5))
 
 
 def test_swapping_the_arms_turns_the_interval_round_and_a_wider_confidence_holds_a_narrower_one() -> None:
     a, b = [0.4, 0.7, 0.6, 0.8], [0.2, 0.5, 0.3, 0.35]
-    for difference in (compare.paired_difference, compare.welch_difference):
+    for difference in (differences.paired_difference, differences.welch_difference):
         ab, ba, wide = difference(a, b), difference(b, a), difference(a, b, 0.99)
         assert ab is not None and ba is not None and wide is not None
         assert (ab.low, ab.high) == (pytest.approx(-ba.high), pytest.approx(-ba.low)) and ab.p == pytest.approx(ba.p)
@@ -139,13 +139,13 @@ def test_so_few_replicates_agree_by_chance_as_the_binomial_says() -> None:
 
 def test_three_pairs_that_agree_are_surer_than_chance_for_t_alone_and_the_interval_reaches_back() -> None:
     low, high = [0.10, 0.11, 0.12], [0.95, 0.97, 0.95]
-    plain = compare.paired_difference(high, low)
+    plain = differences.paired_difference(high, low)
     assert plain is not None and plain.p is not None and plain.p < 0.001
-    for found in (compare.guarded_difference(high, low, True), compare.guarded_difference(high, low, False)):
+    for found in (differences.guarded_difference(high, low, True), differences.guarded_difference(high, low, False)):
         assert found is not None and found.p == 2 / 4**3 and found.low is not None and found.low > 0  # .031 < .05
-    surer = compare.guarded_difference(high, low, True, 0.99)
+    surer = differences.guarded_difference(high, low, True, 0.99)
     assert surer is not None and surer.low == pytest.approx(surer.mean * ((0.01 * 32) ** (1 / 6) - 1)) and surer.low < 0
-    mirrored = compare.guarded_difference(low, high, True, 0.99)
+    mirrored = differences.guarded_difference(low, high, True, 0.99)
     assert mirrored is not None and mirrored.high == pytest.approx(-surer.low)
 
 
@@ -154,29 +154,29 @@ def test_where_chance_is_no_match_the_guarded_difference_is_the_plain_one_or_stu
 
     draw = stream("test", "guarded")
     a, b = draw.normal(0.1, 1, 12), draw.normal(0, 0.1, 6)
-    assert compare.guarded_difference(a[:6].tolist(), b.tolist(), True) == compare.paired_difference(
+    assert differences.guarded_difference(a[:6].tolist(), b.tolist(), True) == differences.paired_difference(
         a[:6].tolist(), b.tolist()
     )
     for x, y in ((a, b), (b, 10 * a)):
-        found, welch = compare.guarded_difference(x.tolist(), y.tolist(), False), compare.welch_difference(x, y)
+        found, welch = differences.guarded_difference(x.tolist(), y.tolist(), False), differences.welch_difference(x, y)
         student = stats.ttest_ind(x, y)
         assert found is not None and welch is not None and welch.p is not None
         assert found.p == pytest.approx(max(welch.p, student.pvalue))
         assert found.low == pytest.approx(min(welch.low, student.confidence_interval().low))
-    assert compare.guarded_difference([1.0], [2.0], True) == compare.paired_difference([1.0], [2.0])
-    assert compare.guarded_difference([], [2.0], False) is None
+    assert differences.guarded_difference([1.0], [2.0], True) == differences.paired_difference([1.0], [2.0])
+    assert differences.guarded_difference([], [2.0], False) is None
 
 
 @pytest.mark.parametrize(("in_pairs", "n_a", "n_b", "alpha"), [(True, 3, 3, 0.002), (False, 3, 10, 0.05)])
 def test_alike_lotteries_are_told_apart_no_more_often_than_said_and_by_plain_tests_they_are(
     in_pairs: bool, n_a: int, n_b: int, alpha: float
 ) -> None:
-    plain_test = compare.paired_difference if in_pairs else compare.welch_difference
+    plain_test = differences.paired_difference if in_pairs else differences.welch_difference
     draw, guarded, plain, n_runs = stream("test", "lotteries", n_a, n_b), 0, 0, 1500
     one_lottery = lottery(0.5, 0.01)
     for _ in range(n_runs):
         a, b = one_lottery(draw, n_a).tolist(), one_lottery(draw, n_b).tolist()
-        found, naive = compare.guarded_difference(a, b, in_pairs), plain_test(a, b)
+        found, naive = differences.guarded_difference(a, b, in_pairs), plain_test(a, b)
         assert found is not None and found.p is not None and naive is not None and naive.p is not None
         guarded, plain = guarded + (found.p <= alpha), plain + (naive.p <= alpha)
     assert guarded / n_runs <= 1.2 * alpha and plain / n_runs > 3 * alpha
@@ -187,13 +187,13 @@ def test_no_number_that_is_not_finite_ever_comes_out() -> None:
     for _ in range(500):
         n = int(draw.integers(1, 6))
         a, b = (np.round(draw.random((2, n)), 1) * 10.0 ** draw.integers(-100, 100)).tolist()
-        for found in (compare.paired_difference(a, b), compare.welch_difference(a, b)):
+        for found in (differences.paired_difference(a, b), differences.welch_difference(a, b)):
             assert found is not None
             numbers = (found.mean, found.low, found.high, found.p, found.df)
             assert all(math.isfinite(v) for v in numbers if v is not None)
 
 
 def test_loading_takes_no_heavy_library() -> None:
-    script = "import sys, orchestrator.stats.compare; print(sorted({'scipy.stats', 'sklearn', 'statsmodels'} & sys.modules.keys()))"
+    script = "import sys, orchestrator.stats.differences; print(sorted({'scipy.stats', 'sklearn', 'statsmodels'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -23,9 +23,9 @@ import pytest
 from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
-from orchestrator import links, record
-from orchestrator.journal import State, read
-from orchestrator.lease import lock_holder
+from orchestrator.record import links, publisher
+from orchestrator.record.journal import State, read
+from orchestrator.record.lease import lock_holder
 
 pytestmark = pytest.mark.end_to_end
 
@@ -53,7 +53,7 @@ def publishers_of(study: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"orchestrator.record" in words and str(study).encode() in words:
+            if b"orchestrator.record.publisher" in words and str(study).encode() in words:
                 found.append(int(process.name))
     return found
 
@@ -250,7 +250,7 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
     assert driver.returncode == 0 and "Traceback" not in out  # nothing is left for the driver to do
     assert "The publisher goes on by itself" in out
     assert f"Report:    still being written, to {home.study / 'report.html'}\n" in out
-    while record.is_publishing(home.study):
+    while publisher.is_publishing(home.study):
         time.sleep(0.1)
     code, out = home.run()
     assert code == 0 and f"Report:    {home.study / 'report.html'}\n" in out and "behind" not in out

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from orchestrator import answer, findings, results, words
-from orchestrator.record import RESULTS, RUNS
-from orchestrator.study import Study
+from orchestrator import formatting
+from orchestrator.analysis import answer, findings, results
+from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.study.schema import Study
 
 LEVELS, BUDGETS = [4, 64, 1024], [1e11, 8e11]
 
@@ -73,7 +74,7 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     assert set(small.brackets) == {(4, 64)} and set(large.brackets) == {(64, 1024)}
     # Two replicates that agree are no proof: a median beside a level sends both to the same side in one case of four.
     assert high.low < 4 and high.high > 64
-    told = words.interval_words(high, [float(n) for n in LEVELS])
+    told = formatting.interval_words(high, [float(n) for n in LEVELS])
     assert (
         f"Recall appears between 4 and 64 tasks in both replicates at 8e11 FLOPs (95 % interval for the median one: {told}), "
         "and nowhere up to 1,024 tasks at 1e11 FLOPs."
@@ -166,7 +167,7 @@ def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
     rows, runs = tables(ability)
     found = find(one, [r for r in rows if r["replicate"] == 0], [r for r in runs if r["replicate"] == 0])
     ((_, boundary),) = found.k_ability[("answer", "recall")]
-    assert words.interval_words(boundary, [4.0, 64.0]) == "4 to 64 (one bracket)"
+    assert formatting.interval_words(boundary, [4.0, 64.0]) == "4 to 64 (one bracket)"
     assert "One replicate: no interval can be given" in found.answer
 
 
@@ -237,7 +238,7 @@ def test_an_expected_mean_is_doubted_as_a_primary_one_where_few_replicates_settl
     ],
 )
 def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
-    assert words.number(value) == text
+    assert formatting.number(value) == text
 
 
 def test_every_value_of_the_metrics_is_finite() -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import claims, cli, findings, generalists, primary, primary_verdict, summary
-from orchestrator.generalists import ALL, Pair
-from orchestrator.record import RESULTS, RUNS
-from orchestrator.results import Results
-from orchestrator.study import Study
-from orchestrator.words import contest_words
+from orchestrator import cli
+from orchestrator.analysis import claims, findings, generalists, primary, summary
+from orchestrator.analysis.generalists import ALL, Pair
+from orchestrator.analysis.results import Results
+from orchestrator.formatting import contest_words
+from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.study import claimable
+from orchestrator.study.schema import Study
 
 BUDGETS = (1e11, 4e11, 1.6e12, 6.4e12)
 VARIANTS: dict[str, Any] = {
@@ -187,7 +189,7 @@ GROWS = {"generalist": [0.2, 0.4, 0.7, 0.8]}  # past .55, the mean specialist, b
 )
 def test_a_study_may_claim_that_its_generalist_overtakes(claim: dict[str, Any], verdict: str, says: str) -> None:
     study = study_of(primary={"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim)
-    assert study.primary is not None and says in primary_verdict.claim_words(study, study.primary)
+    assert study.primary is not None and says in primary.claim_words(study, study.primary)
     found = findings.judge(results_of(study, LEVEL | GROWS, spread=0.01))
     assert found.primary is not None and found.primary.verdict == verdict
     everything = len(findings.judge(results_of(study_of(), LEVEL | GROWS, spread=0.01)).claims)
@@ -211,8 +213,8 @@ def test_a_claim_of_overtaking_that_cannot_be_decided_is_refused(claim: dict[str
     study = study_of(primary={"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim)
     assert study.primary is not None
     family = study.family_of("generalist")
-    problems = list(primary.problems(study, family, study.primary))
-    problems = problems or list(primary.out_of_reach(study, family, study.primary))
+    problems = list(claimable.problems(study, family, study.primary))
+    problems = problems or list(claimable.out_of_reach(study, family, study.primary))
     assert any(says in said for _, said in problems), problems
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import journal
-from orchestrator.journal import Journal, State
+from orchestrator.record import journal
+from orchestrator.record.journal import Journal, State
 
 
 def event(key: str, kind: str = "evaluation", **facts: object) -> dict:

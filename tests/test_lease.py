@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import journal, lease
-from orchestrator.journal import Journal, State, last_lease
-from orchestrator.lease import LeaseLostError, StudyHeldError, StudyLock
+from orchestrator.record import journal, lease
+from orchestrator.record.journal import Journal, State, last_lease
+from orchestrator.record.lease import LeaseLostError, StudyHeldError, StudyLock
 from trainers import durable
 
-HOLD = "import sys; from pathlib import Path; from orchestrator.lease import StudyLock\n" + (
+HOLD = "import sys; from pathlib import Path; from orchestrator.record.lease import StudyLock\n" + (
     "with StudyLock(Path(sys.argv[1]), 's@1'):\n    print('held', flush=True)\n    sys.stdin.read()"
 )
 

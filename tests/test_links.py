@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import files, links
+from orchestrator.record import files, links
 
 STORE = "sqlite:////somewhere/mlflow.db"
 TRIAL, PARENT = "#/experiments/1/runs/aa", "#/experiments/1/runs/bb"

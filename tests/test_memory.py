@@ -18,9 +18,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers import memory
 from trainers.budget import n_parameters, shape_of
-from trainers.memory import (
+from trainers.fit import memory
+from trainers.fit.memory import (
     FREE_SHARE,
     DoesNotFit,
     How,
@@ -36,9 +36,9 @@ from trainers.memory import (
     workers_needed,
     zero_section,
 )
-from trainers.model import Transformer, build
-from trainers.place import Place, halved, shares
-from trainers.presets import PRESETS
+from trainers.fit.place import Place, halved, shares
+from trainers.models.transformer import Transformer, build
+from trainers.shapes import PRESETS
 from trainers.spec import Model, Numbers, TrunkSpec
 
 ROOT = Path(__file__).parent.parent
@@ -186,8 +186,8 @@ dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world
 deepspeed.init_distributed("gloo", dist_init_required=False, auto_mpi_discovery=False, verbose=False)
 from tests.test_memory import Alive, WORKER_TRUNK as trunk
 from trainers.budget import shape_of
-from trainers.memory import zero_section
-from trainers.model import build
+from trainers.fit.memory import zero_section
+from trainers.models.transformer import build
 
 model, vocab_size, seq_len, _ = shape_of(trunk)
 for stage in range(4):
@@ -469,9 +469,9 @@ def test_halving_keeps_the_batch_and_ends_at_an_odd_number():
 TIGHT = """
 import json, resource, sys
 from pathlib import Path
-from trainers import memory
 from trainers.budget import flops_per_step
-from trainers.place import Place
+from trainers.fit import memory
+from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 
@@ -535,7 +535,7 @@ def test_what_is_no_lack_of_memory_is_not_tried_again_nor_a_second_lack():
 def test_the_cpu_saying_that_it_is_out_of_memory_is_recognised_in_person_and_as_text():
     script = """
 import resource, sys, torch
-from trainers.memory import is_out_of_memory
+from trainers.fit.memory import is_out_of_memory
 resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 try:
     torch.empty(2**34)
@@ -564,6 +564,8 @@ def test_a_gpu_saying_so_is_recognised_and_other_problems_are_not():
 
 
 def test_loading_loads_no_torch():
-    script = "import sys, trainers.memory; print(sorted({'torch', 'deepspeed', 'ray', 'mlflow'} & sys.modules.keys()))"
+    script = (
+        "import sys, trainers.fit.memory; print(sorted({'torch', 'deepspeed', 'ray', 'mlflow'} & sys.modules.keys()))"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from trainers.model import CausalConvolution, Transformer, build, rotate
+from trainers.models.transformer import CausalConvolution, Transformer, build, rotate
 from trainers.spec import Model, Numbers
 
 V, T = 11, 9

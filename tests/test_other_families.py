@@ -12,9 +12,9 @@ import pytest
 from conftest import PATIENCE_SECONDS, tally
 from ruamel.yaml import YAML
 
-from orchestrator import provenance
-from orchestrator.journal import Journal
-from orchestrator.study import load
+from orchestrator.record import provenance
+from orchestrator.record.journal import Journal
+from orchestrator.study.schema import load
 
 FAMILY = '''
 """echo: a task is a symbol, said over and over. The rule: say the last one again."""
@@ -143,7 +143,7 @@ BROKEN = {
 
 ASK = """\
 import contextlib, io, json, sys
-from orchestrator.study import StudyError, load
+from orchestrator.study.schema import StudyError, load
 from trainers.__main__ import main
 
 for name in sys.argv[1:]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import plan
-from orchestrator.journal import State
-from orchestrator.study import Study, StudyError, load
+from orchestrator.plan import jobs
+from orchestrator.record.journal import State
+from orchestrator.study.schema import Study, StudyError, load
 from trainers import budget
-from trainers.place import Place
+from trainers.fit.place import Place
 from trainers.train import run_trunk
 
 
@@ -34,35 +34,35 @@ def ended(study: Study, which: list[str], status: str = "done") -> State:
 
 
 def test_a_new_study_plans_every_trial_once_on_one_job_a_trunk(study: Study) -> None:
-    jobs = plan.jobs(study, State())
-    planned = [job.trunk.trial(b).id for job in jobs for b in job.budgets]
-    assert sorted(planned) == sorted(t.id for t in study.trials()) and len(jobs) == len(study.trunks())
+    todo = jobs.jobs(study, State())
+    planned = [job.trunk.trial(b).id for job in todo for b in job.budgets]
+    assert sorted(planned) == sorted(t.id for t in study.trials()) and len(todo) == len(study.trunks())
 
 
 def test_done_and_diverged_trials_are_left_out_and_failed_ones_tried_again(study: Study) -> None:
     ids = [t.id for t in study.trials()]
-    assert plan.jobs(study, ended(study, ids)) == [] and plan.jobs(study, ended(study, ids, "diverged")) == []
-    jobs = plan.jobs(study, ended(study, ids, "failed"))
-    assert sum(len(job.budgets) for job in jobs) == len(ids)
-    one = plan.jobs(study, ended(study, ids[1:]))
+    assert jobs.jobs(study, ended(study, ids)) == [] and jobs.jobs(study, ended(study, ids, "diverged")) == []
+    again = jobs.jobs(study, ended(study, ids, "failed"))
+    assert sum(len(job.budgets) for job in again) == len(ids)
+    one = jobs.jobs(study, ended(study, ids[1:]))
     assert [(job.trunk.trial(b).id) for job in one for b in job.budgets] == ids[:1]
 
 
 def test_larger_jobs_come_first(study: Study) -> None:
     state = ended(study, [t.id for t in study.trials() if t.compute_flops == 6.4e11 and t.n_tasks == 4])
-    sizes = [job.price.train_flops + job.price.eval_flops for job in plan.jobs(study, state)]
+    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs(study, state)]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
 
 
 def test_a_plan_adds_up(study: Study) -> None:
-    made = plan.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
+    made = jobs.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
     assert made.n_trials == made.n_open == 72
     assert made.separate_flops == sum(
         budget.steps_of(t, t.compute_flops).end * budget.flops_per_step(t) for t in study.trials()
     )
     assert made.train_flops < made.separate_flops
     alone = (made.train_flops + made.eval_flops) / 4e10
-    assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + plan.START_SECONDS + 40
+    assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + jobs.START_SECONDS + 40
 
 
 SMALL: dict[str, Any] = {
@@ -81,11 +81,11 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     study = Study.from_record(SMALL)
     wider = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [3e8, 6e8, 2.4e9]}})
     trunk, state = study.trunks()[0], State()
-    folder = plan.checkpoint_folder(tmp_path, trunk)
+    folder = jobs.checkpoint_folder(tmp_path, trunk)
     run_trunk(trunk, study.budgets, Place(checkpoint_folder=folder), state.feed)
 
-    left = plan.make(wider, state, 1, "cpu", 1e9, tmp_path)
-    from_start = plan.make(wider, state, 1, "cpu", 1e9)
+    left = jobs.make(wider, state, 1, "cpu", 1e9, tmp_path)
+    from_start = jobs.make(wider, state, 1, "cpu", 1e9)
     stands_at = budget.steps_of(trunk, 6e8).branch
     assert from_start.train_flops == pytest.approx(2.4e9, rel=0.01)
     assert left.kept_flops == stands_at * budget.flops_per_step(trunk) > 0
@@ -95,20 +95,20 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     assert left.separate_flops == from_start.separate_flops
 
     smaller = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [2e8, 3e8, 6e8]}})
-    assert plan.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
+    assert jobs.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
     shutil.rmtree(tmp_path / "checkpoints")
-    assert plan.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
+    assert jobs.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
 
 
 def test_a_makespan_is_within_the_known_bound_of_the_best_possible_schedule() -> None:
     draw = random.Random(3)
     for _ in range(200):
-        jobs = sorted((draw.uniform(1, 9) for _ in range(6)), reverse=True)
+        seconds = sorted((draw.uniform(1, 9) for _ in range(6)), reverse=True)
         best = min(
-            max(sum(j for j, s in zip(jobs, at, strict=True) if s == slot) for slot in range(2))
+            max(sum(j for j, s in zip(seconds, at, strict=True) if s == slot) for slot in range(2))
             for at in itertools.product(range(2), repeat=6)
         )
-        assert best - 1e-9 <= plan.makespan(jobs, 2) <= (4 / 3 - 1 / 6) * best + 1e-9  # Graham 1969, largest first
+        assert best - 1e-9 <= jobs.makespan(seconds, 2) <= (4 / 3 - 1 / 6) * best + 1e-9  # Graham 1969, largest first
 
 
 def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> None:
@@ -116,32 +116,32 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     facts = {"kind": "trial", "trunk": "t", "status": "done", "eval_flops": 2e9, "eval_seconds": 1.0}
     state.feed([facts | {"key": "a", "trial": "a", "flops_run": 38e9, "train_seconds": 1.0}])
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
-    assert plan.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
-    assert plan.recorded_throughput(State(), "cpu") is None
+    assert jobs.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
+    assert jobs.recorded_throughput(State(), "cpu") is None
 
 
 def test_a_throughput_is_remembered_for_the_same_model_and_forgotten_for_another(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
-    plan.remember_throughput(study, "cpu", 3e10)
-    assert plan.known_throughput(study, State(), "cpu")[0] == 3e10
-    assert plan.known_throughput(load("control_null"), State(), "cpu")[0] == 3e10  # same shape, other tasks
-    assert plan.known_throughput(load("urns"), State(), "cpu")[0] is None
-    assert plan.known_throughput(study, State(), "cuda")[0] is None
+    jobs.remember_throughput(study, "cpu", 3e10)
+    assert jobs.known_throughput(study, State(), "cpu")[0] == 3e10
+    assert jobs.known_throughput(load("control_null"), State(), "cpu")[0] == 3e10  # same shape, other tasks
+    assert jobs.known_throughput(load("urns"), State(), "cpu")[0] is None
+    assert jobs.known_throughput(study, State(), "cuda")[0] is None
 
 
 def test_calibrating_measures_a_speed_that_training_really_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
     study = load("quickstart")
-    speed = plan.calibrate(study, "cpu")
-    assert plan.known_throughput(study, State(), "cpu")[0] == speed > 0
+    speed = jobs.calibrate(study, "cpu")
+    assert jobs.known_throughput(study, State(), "cpu")[0] == speed > 0
 
 
 def test_a_setting_changed_under_one_version_is_refused_by_name_and_new_axis_values_are_not(study: Study) -> None:
     state = ended(study, [study.trials()[0].id])
     wider = study.model_copy(update={"axes": study.axes.model_copy(update={"replicates": 9})})
-    plan.check_against_record(wider, state, "file")
+    jobs.check_against_record(wider, state, "file")
     other = study.model_copy(update={"training": study.training.model_copy(update={"learning_rate": 1e-3})})
     with pytest.raises(StudyError, match=r"training.learning_rate: 0.003 -> 0.001"):
-        plan.check_against_record(other, state, "file")
+        jobs.check_against_record(other, state, "file")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers.budget import flops_per_step, n_parameters
-from trainers.presets import PRESETS, expanded, of_depth, preset_for, tokens_per_parameter, with_preset
+from trainers.shapes import PRESETS, expanded, of_depth, preset_for, tokens_per_parameter, with_preset
 from trainers.spec import Model, TrunkSpec
 
 
@@ -161,7 +161,7 @@ def test_the_budget_that_a_refusal_names_is_enough():
 
 
 def test_loading_loads_no_torch():
-    script = "import sys, trainers.presets; print(sorted({'torch', 'deepspeed', 'ray'} & sys.modules.keys()))"
+    script = "import sys, trainers.shapes; print(sorted({'torch', 'deepspeed', 'ray'} & sys.modules.keys()))"
     root = Path(__file__).parent.parent
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"

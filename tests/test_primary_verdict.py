@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator import analyses, answer, findings, primary_verdict
-from orchestrator.primary_verdict import PrimaryFinding, examine, least, planned, sentences
-from orchestrator.record import RUNS
-from orchestrator.results import Results
+from orchestrator.analysis import answer, boundaries, findings, primary
+from orchestrator.analysis.primary import PrimaryFinding, examine, least, planned, sentences
+from orchestrator.analysis.results import Results
+from orchestrator.record.publisher import RUNS
 from orchestrator.stats.boundaries import Crossover
-from orchestrator.study import Study, load
+from orchestrator.study.schema import Study, load
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -25,7 +25,7 @@ AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e1
 def examined(study: Study, tables: tuple[Any, Any]) -> PrimaryFinding:
     results = Results.of_tables(study, *tables)
     assert study.primary is not None
-    cuts = analyses.cuts(results, study.shown_skills[:1]) if study.primary.what == "emergence" else []
+    cuts = boundaries.cuts(results, study.shown_skills[:1]) if study.primary.what == "emergence" else []
     found = examine(results, cuts)
     assert found is not None
     return found
@@ -101,10 +101,10 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
 )  # fmt: skip
 def test_the_claim_names_its_arm_where_there_are_several(primary: dict[str, Any], says: str) -> None:
     two = synthetic.made_up(**AXES, arm=("answer", "next_token"), primary=primary)
-    assert two.primary is not None and says in primary_verdict.claim_words(two, two.primary)
+    assert two.primary is not None and says in primary.claim_words(two, two.primary)
     if primary["what"] != "crossover":
         one = synthetic.made_up(**AXES, arm=("answer",), primary=primary)
-        assert one.primary is not None and "(answer)" not in primary_verdict.claim_words(one, one.primary)
+        assert one.primary is not None and "(answer)" not in primary.claim_words(one, one.primary)
 
 
 @pytest.mark.parametrize(("hi", "verdict"), [(-0.1, "consistent"), (-0.3, "inconsistent"), (-0.2, "inconclusive")])
@@ -246,7 +246,7 @@ def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
     assert claim is not None
     for verdict in ("a ahead throughout", "b ahead throughout", "no difference shown", "undecided"):
         met = Crossover(None, 1e11, (), verdict, None, (), (1e11,))  # type: ignore[arg-type]
-        assert primary_verdict._of_crossover(claim, met) != "consistent"
+        assert primary._of_crossover(claim, met) != "consistent"
 
 
 # --- what it takes -----------------------------------------------------------------------------------------------------
@@ -356,11 +356,13 @@ def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_w
 def test_the_command_shows_the_claim_in_the_plan_and_only_its_warning_before_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from orchestrator import cli, journal, plan
+    from orchestrator import cli
+    from orchestrator.plan import jobs
+    from orchestrator.record import journal
 
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
     study = load("control_null")
-    todo = plan.make(study, journal.State(), slots=2, device="cpu")
+    todo = jobs.make(study, journal.State(), slots=2, device="cpu")
     for brief in (False, True):
         cli._show_plan(todo, tmp_path, brief=brief)
         shown = " ".join(capsys.readouterr().out.split())

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from steps import Counter
 
-from orchestrator import plan
-from orchestrator.journal import State
-from orchestrator.progress import Progress, clock
-from orchestrator.study import Study, load
+from orchestrator.console.progress import Progress, clock
+from orchestrator.plan import jobs
+from orchestrator.record.journal import State
+from orchestrator.study.schema import Study, load
 from trainers import budget
-from trainers.place import Place
+from trainers.fit.place import Place
 from trainers.train import run_trunk
 
 
@@ -26,7 +26,7 @@ def study() -> Study:
 
 def watch(study: Study) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
-    made = plan.make(study, State(), 2, "cpu")
+    made = jobs.make(study, State(), 2, "cpu")
     return Progress(study, State(), made, Console(file=out, width=120)), out
 
 
@@ -83,13 +83,13 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
         }
     )
     trunk, state, cost = study.trunks()[0], State(), budget.flops_per_step(study.trunks()[0])
-    place = Place(checkpoint_folder=plan.checkpoint_folder(tmp_path, trunk))
+    place = Place(checkpoint_folder=jobs.checkpoint_folder(tmp_path, trunk))
     told: list[dict[str, Any]] = []
     assert run_trunk(trunk, study.budgets, place, told.extend, Counter(stop_after)) == "stopped"
     state.feed(
         [e for e in told if e["kind"] == "evaluation"]
     )  # how a trial ended was lost on the way: it is told again
-    made = plan.make(study, state, 1, "cpu", folder=tmp_path)
+    made = jobs.make(study, state, 1, "cpu", folder=tmp_path)
     progress = Progress(study, state, made, Console(file=io.StringIO(), width=120))
     count = Counter()
 
@@ -104,12 +104,12 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
 
 def test_when_ray_offers_other_slots_than_planned_the_time_is_counted_anew_and_told(study: Study) -> None:
     out = io.StringIO()
-    made = plan.make(study, State(), 1, "cuda", 4e10)
+    made = jobs.make(study, State(), 1, "cuda", 4e10)
     progress = Progress(study, State(), made, Console(file=out, width=120))
     progress.on_slots(1)
     assert out.getvalue() == "" and progress.plan is made
     progress.on_slots(4)
-    assert progress.plan == plan.make(study, State(), 4, "cuda", 4e10)
+    assert progress.plan == jobs.make(study, State(), 4, "cuda", 4e10)
     assert (
         progress.plan.seconds is not None
         and out.getvalue() == f"Ray offers 4 slots: about {clock(progress.plan.seconds)}\n"

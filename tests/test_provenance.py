@@ -12,7 +12,7 @@ import pytest
 from conftest import tally
 from test_report import CASES, SESSION
 
-from orchestrator.provenance import _quota, cores, source
+from orchestrator.record.provenance import _quota, cores, source
 from orchestrator.report import tables
 
 
@@ -24,7 +24,7 @@ def git(root: Path, *words: str) -> str:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A repository with one file of the project, committed."""
-    for name in ("orchestrator/provenance.py", "sweeps/quick.yaml"):
+    for name in ("orchestrator/cli.py", "sweeps/quick.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("first\n")
     git(tmp_path, "init", "--quiet")
@@ -47,7 +47,7 @@ def test_changes_to_tracked_files_and_new_code_in_the_packages_are_told_by_name(
     (project / "sweeps" / "quick.yaml").write_text("second\n")
     (project / "orchestrator" / "provenance.py").write_text("second\n")
     git(project, "add", "orchestrator")  # staged or not
-    told = ["orchestrator/provenance.py", "sweeps/quick.yaml", "trainers/tasks/mine.py"]
+    told = ["orchestrator/cli.py", "sweeps/quick.yaml", "trainers/tasks/mine.py"]
     assert source(project) == {"commit": f"{head}+changes", "changes": told}
 
 
@@ -99,7 +99,7 @@ def test_the_commit_of_another_users_checkout_is_known_and_none_of_its_programs_
     (checkout / "orchestrator" / "provenance.py").write_text("second\n")
     ran.unlink(missing_ok=True)
     of_another_user(checkout)
-    assert source(checkout) == {"commit": f"{head}+changes", "changes": ["orchestrator/provenance.py"]}
+    assert source(checkout) == {"commit": f"{head}+changes", "changes": ["orchestrator/cli.py"]}
     assert not ran.exists()
     tally("commits that git keeps back", 1, 1)
 
@@ -108,7 +108,7 @@ def test_a_repository_of_another_user_around_a_checkout_is_not_trusted_and_the_r
     """Fails where safe.directory is `*`: whoever may write above us would run programs as us."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "here" / "orchestrator").mkdir(parents=True)
-    for name in ("pyproject.toml", "orchestrator/provenance.py"):
+    for name in ("pyproject.toml", "orchestrator/cli.py"):
         (tmp_path / "here" / name).write_text("")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "first")
@@ -155,7 +155,7 @@ def test_where_git_does_not_answer_about_a_checkout_the_reason_is_named(
         assert source(checkout) == {"commit": None, "changes": [], "commit_unknown": "git is not installed"}
         program.write_text(f'#!/bin/sh\ncase "$*" in *diff*) exec /bin/sleep 60;; *) exec {real} "$@";; esac\n')
         program.chmod(0o755)
-        patch.setattr("orchestrator.provenance.GIT_SECONDS", 0.5)
+        patch.setattr("orchestrator.record.provenance.GIT_SECONDS", 0.5)
         told = source(checkout)
         assert told["commit"] == f"{head}+unknown" and "did not answer" in told["commit_unknown"]
     (checkout / ".git" / "HEAD").write_text("nonsense")
@@ -178,7 +178,7 @@ def test_the_report_says_why_a_commit_is_not_known() -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_a_process_held_to_one_core_counts_one() -> None:
     """Fails if `cores` counts those of the machine, wherever that has several."""
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from orchestrator import provenance; print(provenance.cores())"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from orchestrator.record import provenance; print(provenance.cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 

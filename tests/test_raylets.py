@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.journal import read
+from orchestrator.record.journal import read
 
 pytestmark = pytest.mark.end_to_end
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PATIENCE_SECONDS
 
-from orchestrator import record
-from orchestrator.journal import Journal, State, read
-from orchestrator.provenance import session_event
-from orchestrator.recorded import trial_evaluations
-from orchestrator.study import Study
+from orchestrator.record import publisher
+from orchestrator.record.journal import Journal, State, read
+from orchestrator.record.provenance import session_event
+from orchestrator.record.recorded import trial_evaluations
+from orchestrator.study.schema import Study
 from trainers import budget
-from trainers.place import Place
+from trainers.fit.place import Place
 from trainers.train import run_trunk
 
 SMALL: dict[str, Any] = {
@@ -63,7 +63,7 @@ def test_a_trial_owns_its_trunk_up_to_its_branch_then_its_branch(study: Study, e
 
 
 def test_results_have_one_row_per_trial_step_skill_and_split_in_the_order_of_their_key(study, events) -> None:
-    rows = record.results_table(state_of(events), study).to_pylist()
+    rows = publisher.results_table(state_of(events), study).to_pylist()
     keys = [
         (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"], r["step"], r["skill"], r["split"]) for r in rows
     ]
@@ -73,20 +73,20 @@ def test_results_have_one_row_per_trial_step_skill_and_split_in_the_order_of_the
 def test_results_do_not_depend_on_when_where_or_in_which_order_events_came(study, events) -> None:
     moved = [e | {"time": e["time"] + 1e6, "host": "elsewhere"} for e in reversed(events)]
     moved = [e for e in moved if e["kind"] == "session"] + [e for e in moved if e["kind"] != "session"]
-    assert record.results_table(state_of(moved), study).equals(record.results_table(state_of(events), study))
+    assert publisher.results_table(state_of(moved), study).equals(publisher.results_table(state_of(events), study))
 
 
 def test_a_trial_that_has_not_ended_is_in_runs_and_not_in_results(study, events) -> None:
     last = study.trials()[-1].id
     state = state_of([e for e in events if e.get("trial") != last])
-    assert last not in {r["trial"] for r in record.results_table(state, study).to_pylist()}
-    runs = {r["trial"]: r for r in record.runs_table(state, study).to_pylist()}
+    assert last not in {r["trial"] for r in publisher.results_table(state, study).to_pylist()}
+    runs = {r["trial"]: r for r in publisher.runs_table(state, study).to_pylist()}
     assert runs[last]["status"] == "open" and runs[last]["flops_run"] is None
     assert runs[study.trials()[0].id]["status"] == "done"
 
 
 def test_a_shared_trunk_is_charged_once(study, events) -> None:
-    runs = record.runs_table(state_of(events), study).to_pylist()
+    runs = publisher.runs_table(state_of(events), study).to_pylist()
     price = budget.price(study.trunks()[0], study.budgets)
     assert sum(r["flops_run"] for r in runs) == price.train_flops
     assert sum(r["flops_own"] for r in runs) == price.separate_flops
@@ -98,22 +98,22 @@ def test_a_shared_trunk_is_charged_once(study, events) -> None:
 def test_the_expected_number_of_distinct_tasks_agrees_with_a_simulation(n_tasks: int, sequences: int) -> None:
     draw = np.random.default_rng(0)
     seen = [len(np.unique(draw.integers(0, n_tasks, sequences))) for _ in range(3000)]
-    expected = record.distinct_tasks(n_tasks, sequences)
+    expected = publisher.distinct_tasks(n_tasks, sequences)
     assert expected is not None
     assert abs(np.mean(seen) - expected) <= 4 * np.std(seen) / math.sqrt(3000) + 1e-9
 
 
 def test_among_a_trillion_tasks_every_sequence_meets_a_new_one() -> None:
-    assert record.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
+    assert publisher.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
 
 
 def test_no_number_of_a_record_is_infinite_or_not_a_number(study, events) -> None:
-    for table in (record.results_table(state_of(events), study), record.runs_table(state_of(events), study)):
+    for table in (publisher.results_table(state_of(events), study), publisher.runs_table(state_of(events), study)):
         for row in table.to_pylist():
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
     for event in events:
         if event["kind"] == "evaluation":
-            assert all(math.isfinite(v) for v in record.trial_metrics(event).values())
+            assert all(math.isfinite(v) for v in publisher.trial_metrics(event).values())
 
 
 def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_no(
@@ -124,7 +124,7 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
     log.append(events)
     log.close()
     address = "http://me:secret@127.0.0.1:9"
-    command = [sys.executable, "-m", "orchestrator.record", str(tmp_path), "--tracking-uri", address]
+    command = [sys.executable, "-m", "orchestrator.record.publisher", str(tmp_path), "--tracking-uri", address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 1 and "http://***@127.0.0.1:9 does not answer" in done.stderr
     assert "Traceback" not in done.stderr and "secret" not in done.stderr + done.stdout
@@ -132,11 +132,11 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
     assert (tmp_path / "report.html").exists()
     tested = (tmp_path / "claims.csv").read_text().splitlines()
     assert len(tested) > len((tmp_path / "summary.csv").read_text().splitlines()) / 2 and "k_ability/" in tested[1]
-    assert record.report_is_current(tmp_path, study) and not record.is_published(tmp_path, address, study)
+    assert publisher.report_is_current(tmp_path, study) and not publisher.is_published(tmp_path, address, study)
 
     uri, said = f"sqlite:///{tmp_path / 'm.db'}", list[str]()
-    record.publish(tmp_path, uri, say=said.append)
-    assert record.is_published(tmp_path, uri, study)
+    publisher.publish(tmp_path, uri, say=said.append)
+    assert publisher.is_published(tmp_path, uri, study)
     assert said == [
         "Tables ...",
         "MLflow runs ...",
@@ -148,37 +148,37 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
 def test_tables_and_report_are_current_until_the_journal_or_the_study_moves_on(study, events, tmp_path: Path) -> None:
     log = Journal(tmp_path)
     log.append(events[:-2])
-    assert not record.report_is_current(tmp_path, study)
-    record.rewrite(tmp_path)
-    assert record.report_is_current(tmp_path, study)
-    assert not record.report_is_current(tmp_path, study.model_copy(update={"question": "Another one?"}))
+    assert not publisher.report_is_current(tmp_path, study)
+    publisher.rewrite(tmp_path)
+    assert publisher.report_is_current(tmp_path, study)
+    assert not publisher.report_is_current(tmp_path, study.model_copy(update={"question": "Another one?"}))
     log.append(events[-2:])
     log.close()
-    assert not record.report_is_current(tmp_path, study)
-    record.rewrite(tmp_path)
+    assert not publisher.report_is_current(tmp_path, study)
+    publisher.rewrite(tmp_path)
     (tmp_path / "report.html").unlink()
-    assert not record.report_is_current(tmp_path, study)
+    assert not publisher.report_is_current(tmp_path, study)
 
 
 def test_a_folder_is_being_published_while_a_publisher_holds_it(tmp_path: Path) -> None:
-    assert not record.is_publishing(tmp_path)
-    publisher = record.start_publisher(tmp_path, f"sqlite:///{tmp_path / 'm.db'}", follow=True)
-    while not record.is_publishing(tmp_path):
-        assert publisher.poll() is None
+    assert not publisher.is_publishing(tmp_path)
+    process = publisher.start_publisher(tmp_path, f"sqlite:///{tmp_path / 'm.db'}", follow=True)
+    while not publisher.is_publishing(tmp_path):
+        assert process.poll() is None
     said: list[str] = []
-    assert record.finish_publishing(publisher, tmp_path, said.append)  # an empty journal: nothing to do
-    assert not record.is_publishing(tmp_path) and said == []
+    assert publisher.finish_publishing(process, tmp_path, said.append)  # an empty journal: nothing to do
+    assert not publisher.is_publishing(tmp_path) and said == []
 
 
 def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one_said_is_not(tmp_path: Path) -> None:
-    (tmp_path / record.LOG_FILE).write_text("> an earlier one\n")
+    (tmp_path / publisher.LOG_FILE).write_text("> an earlier one\n")
     script = (
         "import sys; sys.stdin.read(); print('> Tables ...', flush=True); print('disk full', file=sys.stderr); exit(1)"
     )
-    with open(tmp_path / record.LOG_FILE, "ab") as log:
-        publisher = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    with open(tmp_path / publisher.LOG_FILE, "ab") as log:
+        process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log)
     said: list[str] = []
-    assert not record.finish_publishing(publisher, tmp_path, said.append)
+    assert not publisher.finish_publishing(process, tmp_path, said.append)
     assert said[0] == "Tables ..." and said[1] == "The record is not up to date: disk full" and len(said) == 3
 
 
@@ -186,13 +186,13 @@ def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one
 def test_a_publisher_that_was_killed_is_made_good_once(n_killed: int, tmp_path: Path) -> None:
     """Fails if a publisher that was killed, maybe while trunks ran, is only spoken of."""
     commands = ["kill -9 $$"] * n_killed + ["exit 0"]
-    (tmp_path / record.LOG_FILE).touch()
+    (tmp_path / publisher.LOG_FILE).touch()
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(["sh", "-c", commands.pop(0)], stdin=subprocess.PIPE)
 
     said: list[str] = []
-    assert record.finish_publishing(start(), tmp_path, said.append, start) == (n_killed == 1)
+    assert publisher.finish_publishing(start(), tmp_path, said.append, start) == (n_killed == 1)
     assert "signal 9" in said[0] and ("not up to date" in said[-2] if n_killed == 2 else len(said) == 1)
     assert len(commands) == n_killed - 1
 
@@ -204,13 +204,13 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
     uri = f"sqlite:///{tmp_path / 'm.db'}"
 
     def parent() -> Any:
-        target = record.MlflowRecord(uri, study, events[0]["session"])
-        return target.client.get_run(target.runs[record.PARENT])
+        target = publisher.MlflowRecord(uri, study, events[0]["session"])
+        return target.client.get_run(target.runs[publisher.PARENT])
 
     folder = tmp_path / study.id
     log = Journal(folder)
     log.append(events)
-    record.publish(folder, uri)
+    publisher.publish(folder, uri)
     before = parent()
     assert before.info.status == "FINISHED" and before.data.metrics["trials/open"] == 0
     assert before.data.params == {
@@ -224,7 +224,7 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
         axes = {**SMALL["axes"], "replicates": replicates}
         longer = Study.from_record(SMALL | {"axes": axes})
         log.append([session_event(longer, {})])
-        target = record.MlflowRecord(uri, longer, events[0]["session"])
+        target = publisher.MlflowRecord(uri, longer, events[0]["session"])
         for _ in range(2):  # a publisher that lost MLflow in between begins again
             target.begin(state_of(read(folder)[0]))
         running = parent()
@@ -234,6 +234,6 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
     told = {name: words for name, words in running.data.params.items() if name.startswith("replicates")}
     assert told == {"replicates": "1", "replicates/extended": "3", "replicates/extended_again": "4"}
     log.close()
-    record.publish(folder, uri)
+    publisher.publish(folder, uri)
     after = parent()
-    assert after.info.status == "FINISHED" and record.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]
+    assert after.info.status == "FINISHED" and publisher.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]

@@ -25,12 +25,14 @@ import synthetic
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from orchestrator import findings, report, stats
-from orchestrator.findings import Findings
-from orchestrator.record import RESULTS, RUNS
+from orchestrator import stats
+from orchestrator.analysis import findings
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import ability_words, flops_words, interval_words, memory_words, number
+from orchestrator.record.publisher import RESULTS, RUNS
 from orchestrator.report import curves, embed, figures, plates, surfaces, tables, walk
-from orchestrator.study import Study
-from orchestrator.words import ability_words, flops_words, interval_words, memory_words, number
+from orchestrator.report import page as report_page
+from orchestrator.study.schema import Study
 from trainers.tasks import Family, family_from
 
 Value = Callable[[int, float, int], float | None]  # (n_tasks, budget, replicate) -> value
@@ -170,7 +172,7 @@ class Page(HTMLParser):
 def page_of(
     folder: Path, found: Findings, sessions: list[dict[str, Any]] | None = None, links: dict[str, Any] | None = None
 ) -> Page:
-    path = report.write(folder, found, [SESSION] if sessions is None else sessions, links)
+    path = report_page.write(folder, found, [SESSION] if sessions is None else sessions, links)
     assert path == folder / "report.html"
     return Page(path.read_text())
 
@@ -246,7 +248,7 @@ def test_the_page_stands_alone(case: str, written: Reports) -> None:
     assert not {"iframe", "object", "embed"} & set(page.tags)
     ((about_data, data), (about_script, script)) = page.scripts
     assert (about_data, about_script) == ({"type": "application/json", "id": "data"}, {})
-    assert script.strip() == (report.PAGE / "report.js").read_text().strip()
+    assert script.strip() == (report_page.TEMPLATES / "report.js").read_text().strip()
     assert not re.search(r"\beval\b|\bFunction\b|\bfetch\b|XMLHttpRequest|import\(|</", script)
     assert json.loads(data)["panels"]
     assert sum(path.is_file() for path in folder.iterdir()) == 1  # and no temporary file stays
@@ -414,7 +416,7 @@ def test_a_page_that_would_grow_too_large_gives_up_what_is_also_beside_it(
         (embed, "MAX_POINTS"),
         (embed, "MAX_WALK_VALUES"),
         (embed, "MAX_CSV_BYTES"),
-        (report, "MAX_PICTURE_BYTES"),
+        (report_page, "MAX_PICTURE_BYTES"),
     ):
         monkeypatch.setattr(module, limit, 10)
     monkeypatch.setattr(plates, "COARSE_BYTES", 5_000)
@@ -501,7 +503,7 @@ def test_a_page_beyond_its_limit_goes_without_what_is_beside_it_and_says_so(
     share: float, given_up: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Reports
 ) -> None:
     size = (written("as usual").folder / "report.html").stat().st_size
-    monkeypatch.setattr(report, "MAX_PAGE_BYTES", int(share * size))
+    monkeypatch.setattr(report_page, "MAX_PAGE_BYTES", int(share * size))
     page = page_of(tmp_path, CASES["as usual"]())
     said = re.search(r"To stay below [\d.]+ MB this page goes without (.*?): all of it is in", page.text)
     assert said is not None and tuple(said[1].split(", ")) == embed.PARTS[:given_up]
@@ -795,7 +797,9 @@ def test_the_contents_name_the_sections_there_are_in_their_order(written: Report
     ids = re.findall(r'<section id="(\w+)"', text)
     assert re.findall(r'href="#(\w+)"', text[text.index("<nav") : text.index("</nav>")]) == ids
     assert ids == [
-        name for name, *_ in report.SECTIONS if name not in ("distance", "expected", "generalists", "arms", "speed")
+        name
+        for name, *_ in report_page.SECTIONS
+        if name not in ("distance", "expected", "generalists", "arms", "speed")
     ]
 
 
@@ -831,7 +835,7 @@ def test_provenance_adds_up_and_survives_a_missing_session(written: Reports, tmp
 
 def test_the_parts_of_the_report_know_no_estimator_no_trainer_and_no_server() -> None:
     for name in ("plates", "surfaces", "curves", "walk", "embed", "tables"):
-        source = (report.PAGE.parent / f"{name}.py").read_text()
+        source = (report_page.TEMPLATES.parent / f"{name}.py").read_text()
         assert not re.search(r"^\s*(import|from) (scipy|statsmodels|sklearn|torch|ray|mlflow)\b", source, re.M), name
 
 

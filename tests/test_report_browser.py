@@ -16,10 +16,10 @@ from browser import DESKTOP, PHONE, Open, Opened, chromium, open_page, overlaps,
 from PIL import Image
 from test_report import CASES, SESSION, Page, data_of, found_of, page_of, rows_in, study_of
 
-from orchestrator import report
-from orchestrator.findings import Findings
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import number
+from orchestrator.report import page
 from orchestrator.report.plates import decimal
-from orchestrator.words import number
 
 __all__ = ["chromium", "open_page"]  # fixtures
 
@@ -65,15 +65,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Written:
         tmp_path_factory.mktemp("real"),
     )
     runs = {run["trial"]: f"#/experiments/1/runs/{i:032x}" for i, run in enumerate(found.runs) if i}
-    return Written(
-        found, folder, report.write(folder, found, [SESSION], {"base": "http://127.0.0.1:5000", "runs": runs})
-    )
+    return Written(found, folder, page.write(folder, found, [SESSION], {"base": "http://127.0.0.1:5000", "runs": runs}))
 
 
 @pytest.fixture(scope="module")
 def two_arms(tmp_path_factory: pytest.TempPathFactory) -> Written:
     found, folder = CASES["two arms"](), tmp_path_factory.mktemp("arms")
-    return Written(found, folder, report.write(folder, found, [SESSION]))
+    return Written(found, folder, page.write(folder, found, [SESSION]))
 
 
 def tip(page: Any) -> list[str]:

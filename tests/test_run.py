@@ -18,8 +18,8 @@ import pytest
 from conftest import PATIENCE_SECONDS
 from test_cli import SMALL, emergence
 
-from orchestrator import machines
-from orchestrator.journal import State, read
+from orchestrator.record.journal import State, read
+from orchestrator.run import machines
 
 pytestmark = pytest.mark.end_to_end
 
@@ -254,7 +254,7 @@ def test_workers_that_cannot_reach_each_other_are_spoken_of_at_every_try_and_end
 
 def test_a_trial_that_fails_again_in_a_later_session_is_a_failure_again() -> None:
     """Fails if what failed in an earlier session counts as delivered: the run then says that it was stopped."""
-    from orchestrator.run import undelivered
+    from orchestrator.run.driver import undelivered
 
     def ended(trial: str, status: str, session: str) -> dict[str, Any]:
         return {"kind": "trial", "key": f"{trial}/{status}/{session}", "trial": trial, "status": status, "time": 0.0}
@@ -274,7 +274,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(sys.argv[1])))
 from alone import study_with
-from orchestrator import lease, machines, plan, record, run, supervise
+from orchestrator.plan import jobs
+from orchestrator.record import lease, publisher
+from orchestrator.run import driver, machines, supervise
 
 folder, seconds, study = Path(sys.argv[2]), sys.argv[3], study_with()
 raylet = subprocess.Popen(["sleep", seconds])
@@ -289,12 +291,12 @@ class Watcher:
     say = staticmethod(print)
 
 
-run._run_on_ray = breaks
-record.start_publisher = lambda *given, **how: subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-(folder / record.LOG_FILE).touch()
+driver._run_on_ray = breaks
+publisher.start_publisher = lambda *given, **how: subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+(folder / publisher.LOG_FILE).touch()
 with lease.StudyLock(folder, study.id) as lock:
-    options = plan.Options()
-    print(run.run(study, [], folder, lock, options, "", Watcher(), supervise.StopRequest(folder)))
+    options = jobs.Options()
+    print(driver.run(study, [], folder, lock, options, "", Watcher(), supervise.StopRequest(folder)))
 raylet.kill()
 """
 """A run on a Ray of which one process is real: it ends after some seconds. What Tune raises comes first."""
@@ -320,10 +322,11 @@ def test_what_ray_raises_as_it_dies_is_its_death_and_else_it_is_a_line(
 LEAVES = """
 import psutil
 
-from orchestrator import machines, plan
+from orchestrator.plan import jobs
+from orchestrator.run import machines
 
 try:
-    with machines.started(plan.Options(slots=1), 1):
+    with machines.started(jobs.Options(slots=1), 1):
         assert psutil.Process().children()
         raise OSError("no space left")
 except OSError:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers import spec
-from trainers.presets import Dial
+from trainers.shapes import Dial
 from trainers.spec import Model, Training, TrialSpec, TrunkSpec, short_number
 from trainers.tasks import Cipher, Urns
 
@@ -138,7 +138,7 @@ def test_the_same_spec_written_differently_has_one_fingerprint():
 
 
 def test_a_place_never_enters_a_spec():
-    from trainers.place import Place
+    from trainers.fit.place import Place
 
     in_the_spec = {key for path in leaves(TrunkSpec.model_validate(CIPHER).trial(1e12).model_dump()) for key in path}
     assert not in_the_spec & Place.model_fields.keys()

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import answer, findings, record
-from orchestrator.journal import State
-from orchestrator.study import Study
+from orchestrator.analysis import answer, findings
+from orchestrator.record import publisher
+from orchestrator.record.journal import State
+from orchestrator.study.schema import Study
 
 RECORD: dict[str, Any] = {
     "study": "gain",
@@ -43,7 +44,7 @@ def found_with(seconds: dict[tuple[str, int, int], float]) -> findings.Findings:
             }
             costs = {"flops_run": 1e9, "train_seconds": took, "eval_seconds": 1.0, "step": 60}
             state.feed([{"kind": "trial", "key": trial.id, **facts, **costs}])
-    return findings.find(study, record.results_table(state, study), record.runs_table(state, study))
+    return findings.find(study, publisher.results_table(state, study), publisher.runs_table(state, study))
 
 
 def test_two_workers_are_measured_by_one_with_the_same_tasks_and_replicate() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from orchestrator import reading
-from orchestrator import study as studies
-from orchestrator.study import Study, StudyError, differences, load
-from trainers.presets import PRESETS, Dial
+from orchestrator.study import schema as studies
+from orchestrator.study import yaml_file
+from orchestrator.study.schema import Study, StudyError, differences, load
+from trainers.shapes import PRESETS, Dial
 from trainers.spec import MAX_DIGITS, Limit, limit_words
 
 GOOD = """\
@@ -412,9 +412,9 @@ def test_the_readme_of_sweeps_states_every_limit_and_no_other() -> None:
     # With a tail: 2^62 is no limit of a field.
     stated = {key for key, row in rows.items() if re.search(r"[Aa]t most \d[\d,.e]*(?![\d,.e^])", row)}
     assert stated <= {*limits, "study"}  # of which the record itself keeps the length
-    for number in (reading.MAX_BYTES, reading.MAX_VALUES, studies.MAX_TRIALS):
+    for number in (yaml_file.MAX_BYTES, yaml_file.MAX_VALUES, studies.MAX_TRIALS):
         assert f"{number:,}" in text
-    for number in (reading.MAX_DEPTH, MAX_DIGITS, studies.MAX_PROBLEMS):
+    for number in (yaml_file.MAX_DEPTH, MAX_DIGITS, studies.MAX_PROBLEMS):
         assert re.search(rf"\b{number}\b", text)
 
 

@@ -17,7 +17,7 @@ import time
 
 import psutil
 import ray
-from orchestrator import together
+from orchestrator.run import worker
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
@@ -39,10 +39,10 @@ def kill(relay):
             process.wait()
 
 
-relay = together.Relay.options(name="relay").remote()
-tell = lambda method, *given: together._ask("relay", method, *given)
-together.PATIENCE_SECONDS = 0.5
-ask, late = together._asking("relay"), together._asking("relay")
+relay = worker.Relay.options(name="relay").remote()
+tell = lambda method, *given: worker._ask("relay", method, *given)
+worker.PATIENCE_SECONDS = 0.5
+ask, late = worker._asking("relay"), worker._asking("relay")
 n, answer = until(ask, 2.0)  # its question was answered with no, and it asked again
 print("going", answer, n > 100)
 
@@ -66,10 +66,10 @@ request = type("Asked", (), {"is_asked": lambda self: True})()
 done = threading.Event()
 thread = threading.Thread(target=together.hand_on_stop, args=(request, relay, done, print))
 thread.start()
-late = together._asking("relay")
+late = worker._asking("relay")
 print(until(late, 60.0)[1])
 kill(relay)
-late = together._asking("relay")
+late = worker._asking("relay")
 print("again", until(late, 60.0)[1])
 done.set()
 thread.join()

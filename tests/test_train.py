@@ -18,9 +18,9 @@ from steps import Counter
 from trainers import budget, checkpoint, train
 from trainers.__main__ import results_of
 from trainers.budget import flops_per_step, price, steps_of
-from trainers.engine import parameter_groups
-from trainers.model import build
-from trainers.place import Place
+from trainers.engine.engine import parameter_groups
+from trainers.fit.place import Place
+from trainers.models.transformer import build
 from trainers.spec import TrunkSpec
 from trainers.tasks import ItemSet
 from trainers.train import _read, evaluate, run_trunk

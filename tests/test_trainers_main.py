@@ -15,7 +15,7 @@ import pytest
 from trainers import __main__ as command
 from trainers import budget
 from trainers.budget import flops_per_step
-from trainers.place import Place
+from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import synthetic
 
-from orchestrator import analyses, words
-from orchestrator.findings import find
+from orchestrator import formatting
+from orchestrator.analysis import boundaries
+from orchestrator.analysis.findings import find
 from orchestrator.report import judged_tables
-from orchestrator.study import Study, StudyError, load
+from orchestrator.study.schema import Study, StudyError, load
 from trainers import budget
-from trainers.presets import PRESETS, of_depth
+from trainers.shapes import PRESETS, of_depth
 from trainers.streams import stream
 
 TWO = """\
@@ -169,9 +170,9 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
     told = found.frontier["answer"]
     assert [one.verdict for one in told.budgets] == ["minimum", "minimum"]
     assert told.exponent == pytest.approx(0.5, abs=0.05)
-    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", words.frontier_words(told))[0])
+    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", formatting.frontier_words(told))[0])
     assert a * 8e12**b == pytest.approx(parameters["d64"], rel=0.1)
-    assert analyses.isoflops(found.results, "answer", "recall") == told
+    assert boundaries.isoflops(found.results, "answer", "recall") == told
 
 
 def _size(study: Study, line: str) -> int:
@@ -198,7 +199,7 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
     found = of_variant(study, {"taught": comes(3e11), "untaught": comes(1.2e12)})
     (row,) = judged_tables.overtaking_rows(found)
     (told,) = found.multipliers
-    low, high = words.times_of(told.ratio)
+    low, high = formatting.times_of(told.ratio)
     assert low is not None and high is not None and 1 < low < 4 < high
     assert row["ratio"] == f"untaught needs {low:.2g} to {high:.2g} times the compute of taught"
     assert f"Until recall is there to stay, {row['ratio']} at 64 tasks." in found.answer
@@ -237,7 +238,7 @@ def test_a_planted_law_of_size_and_tokens_comes_back_in_the_report() -> None:
     assert law.law is not None and best is not None
     assert (law.law.floor, law.law.alpha, law.law.beta) == pytest.approx((1.0, 0.35, 0.30), abs=0.02)
     (words_of_law,) = [w for w in judged_tables.frontiers(found) if w.startswith("Parametric law")]
-    assert "30 trials" in words_of_law and f"{words.number(best.n_parameters)} parameters" in words_of_law
+    assert "30 trials" in words_of_law and f"{formatting.number(best.n_parameters)} parameters" in words_of_law
     assert (
         find(
             study.model_copy(update={"axes": study.axes.model_copy(update={"variant": {}})}), *synthetic.tables(study)

@@ -18,10 +18,10 @@ from steps import Counter, Within
 
 from trainers import checkpoint
 from trainers.budget import flops_per_step
-from trainers.place import Place, shares
+from trainers.engine.workers import together
+from trainers.fit.place import Place, shares
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
-from trainers.workers import together
 
 Events = list[dict[str, Any]]
 

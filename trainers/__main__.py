@@ -23,10 +23,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trainers import budget, memory
+from trainers import budget
 from trainers.checkpoint import check_writable
-from trainers.place import Place, shares
-from trainers.presets import Dial
+from trainers.fit import memory
+from trainers.fit.place import Place, shares
+from trainers.shapes import Dial
 from trainers.spec import MAX_DIGITS, Evaluation, Model, Training, TrialSpec, TrunkSpec, beyond_limits
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of
 
@@ -82,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[float], stop: Any) -> int:
     """What was asked for, once it is known to be sound. `stop` holds the signal that asks to stop; returns the exit code."""
+    from trainers.engine.workers import WorkerLost, n_gpus
     from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
-    from trainers.workers import WorkerLost, n_gpus
 
     if options.device == "cuda" and (here := n_gpus()) < options.workers:
         print(f"--device cuda: {here} GPUs here, {options.workers} are needed", file=sys.stderr)
@@ -146,7 +147,7 @@ def _run(
         return
     # Run by `-m` this module goes by a name that another process cannot import.
     from trainers import __main__ as module
-    from trainers.workers import together
+    from trainers.engine.workers import together
 
     given = (trunk, budgets, place, options.events, stop)
     together(options.workers, options.device == "cuda", module._one_of_several, *given)

@@ -86,7 +86,7 @@ def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tu
 
 
 class Model(Record):
-    """The decoder-only transformer (`trainers/model.py`)."""
+    """The decoder-only transformer (`trainers/models/transformer.py`)."""
 
     n_layers: Annotated[Count, Limit(1000)] = 2
     """Number of blocks, each attention then MLP, with a residual around both."""
@@ -115,7 +115,7 @@ class Model(Record):
         """`preset` or `depth` in place of the widths (`presets.Dial`): what is recorded is what they stand for."""
         if not isinstance(value, dict) or not {"preset", "depth"} & value.keys():
             return value
-        from trainers.presets import expanded  # here: presets build on this module
+        from trainers.shapes import expanded  # here: presets build on this module
 
         return expanded(value)
 

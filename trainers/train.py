@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 
 from trainers import budget, checkpoint
-from trainers.engine import Diverged, Engine
-from trainers.place import Place
+from trainers.engine.engine import Diverged, Engine
+from trainers.fit.place import Place
 from trainers.spec import Training, TrialSpec, TrunkSpec
 from trainers.tasks import ItemSet
 

@@ -6,12 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from orchestrator import generalists
-from orchestrator.generalists import Pair
+from orchestrator.analysis import generalists
+from orchestrator.analysis.generalists import Pair
+from orchestrator.formatting import number
 from orchestrator.report.curves import Curves, Series, compute_axis, decays, draw_tracks, key_of, means
 from orchestrator.report.plates import LIST, RULE, Margins, Panel, Plate, Sheet, counted, decimal
-from orchestrator.study import Study
-from orchestrator.words import number
+from orchestrator.study.schema import Study
 
 
 def contest_plate(curves: Curves, generalist: str) -> Plate | None:

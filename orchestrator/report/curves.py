@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from orchestrator.findings import Findings
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.results import Track as Along
+from orchestrator.formatting import number
 from orchestrator.report.plates import (
     FAINT,
     GREY,
@@ -29,8 +31,6 @@ from orchestrator.report.plates import (
     line_key,
 )
 from orchestrator.report.surfaces import Trials
-from orchestrator.results import Track as Along
-from orchestrator.words import number
 
 
 class Series(NamedTuple):

@@ -1,6 +1,6 @@
 """What the page's script is given: one JSON with the places a reader can point at, the walks, and what makes files of figures.
 
-page/report.js reads it. Places are pixels of their panel; runs are told once and pointed to by their index.
+templates/report.js reads it. Places are pixels of their panel; runs are told once and pointed to by their index.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator.findings import Findings
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import number
 from orchestrator.report.curves import jumps, tasks_words
 from orchestrator.report.plates import Point, Sheet
 from orchestrator.report.walk import Walk
-from orchestrator.words import number
 
 MAX_POINTS = 25_000
 """A page has no more places to point at (some 1.1 MB): beyond, only the ends of budgets, then only marks with words."""

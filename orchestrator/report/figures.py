@@ -1,6 +1,6 @@
 """Which figures a study has: the plates of an arm, drawn from what findings.py says. Computes no statistic itself.
 
-A new figure is a function here that gives a Plate, and a line in `plates_of`; its place on the page is a section of page/.
+A new figure is a function here that gives a Plate, and a line in `plates_of`; its place on the page is a section of templates/.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from orchestrator import findings
-from orchestrator.findings import Findings
+from orchestrator.analysis import findings
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import number
 from orchestrator.report.contest_figures import contest_plate
 from orchestrator.report.curves import (
     Curves,
@@ -35,7 +36,6 @@ from orchestrator.report.surfaces import (
     surface,
 )
 from orchestrator.report.walk import Walk, rows_of, stop_panel
-from orchestrator.words import number
 from trainers.tasks import Family
 
 

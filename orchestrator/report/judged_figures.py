@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.lines import Line2D
 
-from orchestrator.analyses import ToSkill, claim_of
-from orchestrator.findings import Findings
+from orchestrator.analysis.boundaries import ToSkill, claim_of
+from orchestrator.analysis.findings import Findings
+from orchestrator.formatting import figure, flops_words, forecast_words, number, sure
 from orchestrator.report.curves import (
     Curves,
     Series,
@@ -26,7 +27,6 @@ from orchestrator.report.judged_tables import to_skill_mark
 from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal
 from orchestrator.report.surfaces import of_arm, on_split
 from orchestrator.stats.forecast import Forecast
-from orchestrator.words import figure, flops_words, forecast_words, number, sure
 
 # Four scores --------------------------------------------------------------------------------------------------------
 

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator import claims, stats
-from orchestrator.analyses import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
-from orchestrator.answer import primary_sentence
-from orchestrator.findings import Findings
-from orchestrator.generalists import claim_of_contest, measure_of
-from orchestrator.report.plates import decimal
-from orchestrator.stats.breaks import MIN_SCALES
-from orchestrator.stats.replicates import Needed
-from orchestrator.words import (
+from orchestrator import stats
+from orchestrator.analysis import claims
+from orchestrator.analysis.answer import primary_sentence
+from orchestrator.analysis.boundaries import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.generalists import claim_of_contest, measure_of
+from orchestrator.formatting import (
     break_words,
     contest_words,
     dip_words,
@@ -36,6 +34,9 @@ from orchestrator.words import (
     sure,
     times,
 )
+from orchestrator.report.plates import decimal
+from orchestrator.stats.breaks import MIN_SCALES
+from orchestrator.stats.replicates import Needed
 
 MAX_CLAIM_ROWS = 400
 """Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""

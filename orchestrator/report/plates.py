@@ -35,8 +35,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from orchestrator.formatting import number
 from orchestrator.terminal import printable
-from orchestrator.words import number
 
 INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
 RULE, LIST = "#D55E00", "#0072B2"

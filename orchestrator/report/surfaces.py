@@ -15,8 +15,11 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from orchestrator import analyses, claims, stats
-from orchestrator.findings import Findings
+from orchestrator import stats
+from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.results import Phase
+from orchestrator.formatting import interval_words, number, sure, within
 from orchestrator.report.plates import (
     CIVIDIS,
     FAINT,
@@ -31,8 +34,6 @@ from orchestrator.report.plates import (
     counted,
     decimal,
 )
-from orchestrator.results import Phase
-from orchestrator.words import interval_words, number, sure, within
 
 
 def on_split(split: str) -> str:
@@ -166,13 +167,11 @@ def memory_band(found: Findings, arm: str) -> Band | None:
 
 
 def _edges(
-    found: Findings, measure: Literal["ability", "memory"], arm: str, skill: str, boundaries: analyses.Boundaries
+    found: Findings, measure: Literal["ability", "memory"], arm: str, skill: str, of: boundaries.Boundaries
 ) -> tuple[Edge | None, ...]:
     edges = []
-    for (flops, boundary), (_, which) in zip(
-        boundaries, analyses.judged(found.results, measure, arm, skill), strict=True
-    ):
-        claim = analyses.claim_of("k", measure, arm, skill, flops)
+    for (flops, boundary), (_, which) in zip(of, boundaries.judged(found.results, measure, arm, skill), strict=True):
+        claim = boundaries.claim_of("k", measure, arm, skill, flops)
         edge = Edge(boundary, tuple(int(r) for r in which), found.confidence(claim), found.standings[claim])
         edges.append(edge if boundary.verdict != "missing" else None)
     return tuple(edges)

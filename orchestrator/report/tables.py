@@ -10,14 +10,24 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from orchestrator import analyses, claims, stats
-from orchestrator.analyses import claim_of
-from orchestrator.findings import Findings
-from orchestrator.progress import clock
+from orchestrator import stats
+from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis.boundaries import claim_of
+from orchestrator.analysis.findings import Findings
+from orchestrator.console.progress import clock
+from orchestrator.formatting import (
+    ability_words,
+    figure,
+    interval_words,
+    memory_words,
+    model_words,
+    number,
+    sure,
+    times,
+)
 from orchestrator.report.plates import decimal
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
-from orchestrator.study import PARTS, Study, Variant
-from orchestrator.words import ability_words, figure, interval_words, memory_words, model_words, number, sure, times
+from orchestrator.study.schema import PARTS, Study, Variant
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -46,7 +56,7 @@ def block_words(found: Findings, arm: str) -> dict[str, Any]:
         "under": any(b.low is None and b.high is not None for b in brackets),
         "wide": any(_rows_between(levels, b) > 1 for b in brackets),
         "states": states,
-        "across": bool((analyses.surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
+        "across": bool((boundaries.surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
         "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,
@@ -102,9 +112,9 @@ def boundary_rows(found: Findings) -> list[dict[str, Any]]:
     for arm in study.lines:
         named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
         mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
-        for letter, name, boundaries, words in [named[0], *mixture, *named[1:]]:
+        for letter, name, of_measure, words in [named[0], *mixture, *named[1:]]:
             rows = []
-            for flops, boundary in boundaries:
+            for flops, boundary in of_measure:
                 known = found.reached(arm, flops)
                 claim = ("ability", arm, name) if letter == "A" else ("memory", arm, "")
                 ended = boundary.low is not None or boundary.high is not None

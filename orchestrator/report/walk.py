@@ -11,11 +11,11 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from orchestrator.analysis.results import Track
+from orchestrator.formatting import number
 from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots, halves, join, means, tasks_axis
 from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
 from orchestrator.report.surfaces import on_split
-from orchestrator.results import Track
-from orchestrator.words import number
 from trainers.tasks import Family
 
 LOWEST, HIGHEST = -0.55, 1.3

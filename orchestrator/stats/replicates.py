@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-from orchestrator.stats.compare import is_constant, present
+from orchestrator.stats.differences import is_constant, present
 from orchestrator.stats.intervals import wilson_interval
 
 MIN_FOR_KINDS = 20

@@ -27,8 +27,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # as Ray reads it
 from machines import ROOT, Machine, Network, missing, press_ctrl_c, wait_until
 
-from orchestrator.journal import State, read
-from orchestrator.lease import lock_holder
+from orchestrator.record.journal import State, read
+from orchestrator.record.lease import lock_holder
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

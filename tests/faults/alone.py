@@ -8,12 +8,13 @@ from typing import Any
 
 from steps import Counter
 
-from orchestrator import plan, record, recorded
-from orchestrator.journal import Journal, State
-from orchestrator.lease import StudyLock
-from orchestrator.provenance import session_event
-from orchestrator.study import Study
-from trainers.place import Place
+from orchestrator.plan import jobs
+from orchestrator.record import publisher, recorded
+from orchestrator.record.journal import Journal, State
+from orchestrator.record.lease import StudyLock
+from orchestrator.record.provenance import session_event
+from orchestrator.study.schema import Study
+from trainers.fit.place import Place
 from trainers.train import run_trunk
 
 TINY: dict[str, Any] = {
@@ -45,9 +46,9 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
     counter = Counter()
     with StudyLock(folder, study.id, lambda: State.of(folder).lease) as lock:
         everything = State.of(folder)
-        plan.check_against_record(study, everything, "tiny.yaml")
+        jobs.check_against_record(study, everything, "tiny.yaml")
         state = recorded.of_study(everything, study)
-        todo = plan.jobs(study, state, folder)
+        todo = jobs.jobs(study, state, folder)
         if not todo:
             return 0
         journal = Journal(folder, lock)
@@ -56,7 +57,7 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
         try:
             for job in todo:
                 facts = {"session": session["session"], "host": "here", "device": "cpu"}
-                place = Place(checkpoint_folder=plan.checkpoint_folder(folder, job.trunk), checkpoint_every_seconds=1e9)
+                place = Place(checkpoint_folder=jobs.checkpoint_folder(folder, job.trunk), checkpoint_every_seconds=1e9)
 
                 def emit(events: list[dict[str, Any]], facts: Any = facts) -> None:
                     journal.append([facts | event for event in events])
@@ -76,4 +77,4 @@ def rows_of(study: Study, folder: Path) -> list[dict[str, Any]]:
 
 def rows_in(study: Study, state: State) -> list[dict[str, Any]]:
     """The rows of `results.parquet` that a journal comes to."""
-    return list(record.results_table(recorded.of_study(state, study), study).to_pylist())
+    return list(publisher.results_table(recorded.of_study(state, study), study).to_pylist())

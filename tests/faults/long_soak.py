@@ -13,7 +13,7 @@ import pytest
 from conftest import PATIENCE_SECONDS, tally
 from with_ray import DRAWN, SEED, WORDS, Faulty, Run, to_all, to_driver, to_group, to_parent
 
-from orchestrator import lease
+from orchestrator.record import lease
 
 pytestmark = pytest.mark.end_to_end
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", 300))

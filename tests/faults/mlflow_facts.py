@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from typing import Any
 
-from orchestrator import links
+from orchestrator.record import links
 
 _OF_TIME_AND_PLACE = {
     *("mlflow.user", "mlflow.source.git.commit", "mlflow.source.name", "mlflow.source.type", "mlflow.parentRunId"),

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from orchestrator import study as studies
-from orchestrator.primary import Primary
+from orchestrator.study import schema as studies
+from orchestrator.study.claimable import Primary
 
 SMALL = (
     # Both arms, tuned apart; variants; a rule for sizes; a place; expected values.
@@ -421,12 +421,12 @@ def accepted(folder: Path, data: bytes) -> studies.Study | None:
 
 def planned(study: studies.Study) -> None:
     """Plan an accepted study, and take it through the journal. Raises where either goes wrong. Of thousands of replicates two do."""
-    from orchestrator import plan
-    from orchestrator.journal import State
+    from orchestrator.plan import jobs
+    from orchestrator.record.journal import State
 
     few = study.axes.model_copy(update={"replicates": min(2, study.axes.replicates)})
     try:
-        made = plan.make(study.model_copy(update={"axes": few}), State(), 2, "cpu")
+        made = jobs.make(study.model_copy(update={"axes": few}), State(), 2, "cpu")
     except studies.StudyError as refusal:
         assert len(str(refusal).splitlines()) == 1 and str(refusal).startswith(f"{study.id}: "), refusal
     else:

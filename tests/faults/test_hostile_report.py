@@ -13,9 +13,8 @@ from browser import PHONE, Open, chromium, open_page, sticking_out  # noqa: F401
 from conftest import tally
 from test_report import SESSION, Page, found_of, study_of
 
-from orchestrator import report
-from orchestrator.findings import Findings
-from orchestrator.report import plates
+from orchestrator.analysis.findings import Findings
+from orchestrator.report import page, plates
 from orchestrator.terminal import printable
 
 WORDS = "</title></style></script><img src=x onerror=document.title=1><!-- {{ 7*7 }} &amp; \"'` K_A $x_1$ \\frac{ \x1b[31m\x00 \u202etxt \ud800"
@@ -38,7 +37,7 @@ def folder(hostile: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("report")
     session = SESSION | {"changes": [WORDS], "machine": WORDS, "host": WORDS, "versions": {WORDS: WORDS}}
     links = {"base": "http://127.0.0.1:5000", "runs": {run["trial"]: f'#/"><b>{WORDS}' for run in hostile.runs}}
-    report.write(path, hostile, [session], links)
+    page.write(path, hostile, [session], links)
     return path
 
 

@@ -19,9 +19,10 @@ from alone import go_on, rows_in, rows_of, study_with
 from conftest import tally
 from steps import Counter
 
-from orchestrator import journal, plan, recorded
-from orchestrator.journal import INCOMPLETE, Journal, State
-from orchestrator.study import Study, load
+from orchestrator.plan import jobs
+from orchestrator.record import journal, recorded
+from orchestrator.record.journal import INCOMPLETE, Journal, State
+from orchestrator.study.schema import Study, load
 
 HERE = Path(__file__).parent
 
@@ -204,7 +205,7 @@ ON_A_SMALL_DISK = """
 import errno, os, subprocess, sys
 from pathlib import Path
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", sys.argv[1]], check=True)
-from orchestrator.journal import Journal, State
+from orchestrator.record.journal import Journal, State
 folder = Path(sys.argv[1]) / "s@1"
 log = Journal(folder)
 written = 0
@@ -343,7 +344,7 @@ def test_a_setting_changed_between_two_runs_is_refused_by_name_whenever_the_firs
             continue  # nothing of that variant is recorded yet: see below
         folder = copy_of(stopped[steps], tmp_path / str(steps))
         before = (folder / journal.FILE).read_bytes()
-        with pytest.raises(plan.StudyError, match=named):
+        with pytest.raises(jobs.StudyError, match=named):
             go_on(study_with(**changes), folder)
         assert (folder / journal.FILE).read_bytes() == before, moment
     tally("edited studies", len(MOMENTS), len(MOMENTS))
@@ -360,7 +361,7 @@ def test_a_setting_of_a_trial_that_failed_is_refused_by_name_too(study: Study, t
         ]
     )
     log.close()
-    with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
+    with pytest.raises(jobs.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
         go_on(study_with(axes={"variant": FAST}), tmp_path)
 
 
@@ -383,7 +384,7 @@ def test_a_variant_taken_out_and_brought_back_changed_is_refused_and_unchanged_g
     go_on(study, tmp_path, Counter(155))
     only = study_with(axes={"variant": {"plain": {}}})
     assert go_on(only, tmp_path) == 0
-    with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
+    with pytest.raises(jobs.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.02"):
         go_on(study_with(axes={"variant": FAST}), tmp_path)
     turned = study_with(axes={"variant": dict(reversed(study.axes.variant.items())), "compute_flops": [2e7, 1e7]})
     go_on(turned, tmp_path)
@@ -444,7 +445,7 @@ def test_a_setting_changed_since_the_version_before_is_refused_by_name(before: t
     study, folder = before
     record = study.model_dump(mode="json")
     record["axes"]["variant"]["fast"]["training"]["learning_rate"] = 0.03
-    with pytest.raises(plan.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.03"):
+    with pytest.raises(jobs.StudyError, match=r"fast: training\.learning_rate: 0\.01 -> 0\.03"):
         go_on(Study.from_record(record), folder)
 
 

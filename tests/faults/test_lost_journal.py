@@ -10,8 +10,8 @@ from alone import go_on, rows_of
 from conftest import tally
 from test_cli import emergence, refused
 
-from orchestrator import journal, record
-from orchestrator.study import Study, load
+from orchestrator.record import journal, publisher
+from orchestrator.study.schema import Study, load
 
 TEXT = """
 study: tiny
@@ -32,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "tiny.yaml").write_text(TEXT)
     study = load(str(home / "tiny.yaml"))
     go_on(study, home / study.id)
-    record.rewrite(home / study.id)
+    publisher.rewrite(home / study.id)
     return home
 
 

@@ -29,11 +29,13 @@ from mlflow_facts import Facts, mlflow_facts, still_running
 from mlflow_proxy import Fault, Proxy
 from test_record import SMALL
 
-from orchestrator import cli, findings, links, record, summary, trouble
-from orchestrator.journal import Journal, State
-from orchestrator.provenance import session_event
-from orchestrator.study import Study
-from trainers.place import Place
+from orchestrator import cli
+from orchestrator.analysis import findings, summary
+from orchestrator.record import links, publisher, trouble
+from orchestrator.record.journal import Journal, State
+from orchestrator.record.provenance import session_event
+from orchestrator.study.schema import Study
+from trainers.fit.place import Place
 from trainers.train import run_trunk
 
 Events = list[dict[str, Any]]
@@ -67,8 +69,8 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.home, self.uri = self.journal(record.home_folder() / self.study.id), record.default_tracking_uri()
-        record.publish(self.home, self.uri)
+        self.home, self.uri = self.journal(publisher.home_folder() / self.study.id), publisher.default_tracking_uri()
+        publisher.publish(self.home, self.uri)
         self.place = folder / self.study.id  # the same with two figures only: each is a request
         shutil.copytree(self.home, self.place)
         for figure in sorted((self.place / "figures").iterdir())[2:]:
@@ -98,9 +100,9 @@ class World:
         uri = address or self.proxy.address
         state = State()
         state.feed([self.events[0] | {"session": record_id, "record": record_id}, *self.events[1:]])
-        target = record.publish_runs(uri, study, state)
+        target = publisher.publish_runs(uri, study, state)
         described, metrics = summary.description(self.found), self.found.metrics()
-        record.after_outages(lambda: target.publish_study(self.place, described, metrics, state.last_time))
+        publisher.after_outages(lambda: target.publish_study(self.place, described, metrics, state.last_time))
         return self.facts(record_id, study.id)
 
     def facts(self, record_id: str, study_id: str = "") -> Facts:
@@ -128,7 +130,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(record, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    patch.setattr(publisher, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     patch.setenv("EMERGENCE_HOME", str(tmp_path_factory.mktemp("home")))
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     built: list[World] = []
@@ -143,10 +145,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_an_undisturbed_publication_has_one_run_for_each_key(world: World) -> None:
-    assert set(world.golden) == {record.PARENT, *(trial.id for trial in world.study.trials())}
+    assert set(world.golden) == {publisher.PARENT, *(trial.id for trial in world.study.trials())}
     for key, runs in world.golden.items():
         assert len(runs) == 1 and runs[0]["status"] == "FINISHED" and runs[0]["metrics"]
-        assert runs[0]["parent"] == (None if key == record.PARENT else record.PARENT)
+        assert runs[0]["parent"] == (None if key == publisher.PARENT else publisher.PARENT)
 
 
 def test_a_lost_cut_dropped_or_refused_answer_at_any_request_changes_nothing(world: World) -> None:
@@ -180,7 +182,7 @@ def test_one_experiment_is_made_whatever_happens_to_the_answer(world: World, how
     study = world.study.model_copy(update={"study": f"made_{how}"})
     with world.proxy.doing(Fault(how, "experiments/create")):
         assert world.publish("made", study=study) == world.golden
-    target = record.MlflowRecord(world.proxy.address, study, "made")
+    target = publisher.MlflowRecord(world.proxy.address, study, "made")
     assert target._create_experiment(world.proxy.address) == target.experiment
     tally("MLflow: an answer lost, cut or refused", 1, 1)
 
@@ -189,11 +191,11 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
     """Two drivers' leftovers: a second parent and second trials, one of them half written, and children of the wrong
     parent. Fails where the search does not delete doubles, or leaves children where they are."""
     address = f"http://127.0.0.1:{world.port}"
-    client, state = record._client(address), State()
+    client, state = publisher._client(address), State()
     state.feed([world.events[0] | {"session": "twice", "record": "twice"}, *world.events[1:]])
-    first = record.MlflowRecord(address, world.study, "twice")
+    first = publisher.MlflowRecord(address, world.study, "twice")
     first.publish(state)
-    second = record.MlflowRecord(address, world.study, "twice")
+    second = publisher.MlflowRecord(address, world.study, "twice")
     for known in (second.runs, second._above, second._settled, second._described):
         known.clear()
     second.begin(state)
@@ -201,10 +203,10 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
         tags = {
             "emergence.key": trial.id,
             "emergence.record": "twice",
-            "mlflow.parentRunId": second.runs[record.PARENT],
+            "mlflow.parentRunId": second.runs[publisher.PARENT],
         }
         client.create_run(second.experiment, tags=tags)
-    client.set_tag(first.runs[world.study.trials()[0].id], "mlflow.parentRunId", second.runs[record.PARENT])
+    client.set_tag(first.runs[world.study.trials()[0].id], "mlflow.parentRunId", second.runs[publisher.PARENT])
     assert sum(map(len, world.facts("twice").values())) == 6
     assert world.publish("twice") == world.golden
     assert still_running(world.store, world.study.id) == 0
@@ -227,9 +229,9 @@ def test_a_server_that_is_away_for_good_is_told_in_one_line_and_costs_only_delay
     """Fails where the reason is MLflow's own text, or "when MLflow is up" is said of anything else."""
     closed = Proxy(world.port)
     closed.close()
-    monkeypatch.setitem(record._PATIENCE, record._TIMEOUT, "1")
-    monkeypatch.setattr(record, "_FIRST_TIMEOUT", "1")
-    monkeypatch.delenv(record._TIMEOUT, raising=False)
+    monkeypatch.setitem(publisher._PATIENCE, publisher._TIMEOUT, "1")
+    monkeypatch.setattr(publisher, "_FIRST_TIMEOUT", "1")
+    monkeypatch.delenv(publisher._TIMEOUT, raising=False)
     tried: list[tuple[str, Fault, str]] = [
         (closed.address, Fault("none"), "connection refused"),
         (world.proxy.address, Fault("hang", times=1000), "no answer in time"),
@@ -256,11 +258,11 @@ def test_a_publisher_killed_in_the_middle_is_made_good_by_the_next_one(world: Wo
     log.close()
     killed: list[subprocess.Popen[bytes]] = []
     with world.proxy.doing(Fault("call", "runs/create", nth=1, call=lambda: killed[0].kill())):
-        killed.append(record.start_publisher(folder, world.proxy.address, follow=False))
+        killed.append(publisher.start_publisher(folder, world.proxy.address, follow=False))
         said: list[str] = []
-        assert not record.finish_publishing(killed[0], folder, said.append)
+        assert not publisher.finish_publishing(killed[0], folder, said.append)
     assert "signal 9" in said[-2]
-    assert not record.is_published(folder, world.proxy.address, study)
+    assert not publisher.is_published(folder, world.proxy.address, study)
     assert len(world.facts("killed", study.id)) == 2
     assert world.publish("killed", study=study) == world.golden
     assert world.made("killed") == 3
@@ -284,7 +286,7 @@ def _flip(path: Path) -> None:
 def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
     """Fails where a note says that it was published and nobody looks, or a size alone stands for a file."""
     folder, uri = world.home, world.uri
-    assert record.behind(folder, uri, world.study) == ""
+    assert publisher.behind(folder, uri, world.study) == ""
     names = [
         "journal.jsonl",
         "results.parquet",
@@ -301,10 +303,10 @@ def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
         whole = (folder / name).read_bytes()
         for damage in damages if name != links.LINKS_FILE else damages[:2]:
             damage(folder / name)
-            why = record.behind(folder, uri, world.study)
+            why = publisher.behind(folder, uri, world.study)
             assert (str(folder / name) if name != "journal.jsonl" else "behind the journal") in why, (name, damage)
             if name != links.LINKS_FILE:
-                assert not record.report_is_current(folder, world.study)
+                assert not publisher.report_is_current(folder, world.study)
             (folder / name).write_bytes(whole)
             tried += 1
     whole = (folder / "runs.parquet").read_bytes()
@@ -312,7 +314,7 @@ def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
     with pytest.raises(OSError, match="is damaged"):
         findings.read(folder, world.study)
     (folder / "runs.parquet").write_bytes(whole)
-    assert record.behind(folder, uri, world.study) == ""
+    assert publisher.behind(folder, uri, world.study) == ""
     tally("published file damaged", tried, tried)
 
 
@@ -320,23 +322,23 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     """A run deleted, a run left running, an artifact deleted; then the whole store, of which `run` says so and rebuilds
     it. Fails where the store is not asked."""
     folder, uri, golden = world.home, world.uri, mlflow_facts(world.uri, world.study.id)
-    client = record._client(uri)
+    client = publisher._client(uri)
     trial = world.study.trials()[0].id
 
-    def published() -> record.MlflowRecord:
-        target = record.publish_runs(uri, world.study, world.state)
+    def published() -> publisher.MlflowRecord:
+        target = publisher.publish_runs(uri, world.study, world.state)
         links.write(folder, target.links(uri))
         described, metrics = summary.description(world.found), world.found.metrics()
         target.publish_study(folder, described, metrics, world.state.last_time)
         return target
 
-    def artifacts(target: record.MlflowRecord) -> Path:
-        return Path(unquote(urlsplit(client.get_run(target.runs[record.PARENT]).info.artifact_uri).path))
+    def artifacts(target: publisher.MlflowRecord) -> Path:
+        return Path(unquote(urlsplit(client.get_run(target.runs[publisher.PARENT]).info.artifact_uri).path))
 
-    damages: list[Callable[[record.MlflowRecord], Any]] = [
+    damages: list[Callable[[publisher.MlflowRecord], Any]] = [
         lambda target: client.delete_run(target.runs[trial]),
-        lambda target: client.delete_run(target.runs[record.PARENT]),
-        lambda target: client.update_run(target.runs[record.PARENT], status="RUNNING"),
+        lambda target: client.delete_run(target.runs[publisher.PARENT]),
+        lambda target: client.update_run(target.runs[publisher.PARENT], status="RUNNING"),
         lambda target: (artifacts(target) / "report.html").unlink(),
         lambda target: shutil.rmtree(artifacts(target)),
         lambda target: client.delete_experiment(target.experiment),
@@ -344,9 +346,9 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     target = published()
     for damage in damages:
         damage(target)
-        assert record.behind(folder, uri, world.study)
+        assert publisher.behind(folder, uri, world.study)
         target = published()
-        assert record.behind(folder, uri, world.study) == "" and mlflow_facts(uri, world.study.id) == golden
+        assert publisher.behind(folder, uri, world.study) == "" and mlflow_facts(uri, world.study.id) == golden
     file = folder / "small.yaml"
     file.write_text(str(SMALL).replace("'", '"'))
     (folder.parent / "mlflow.db").unlink()
@@ -373,24 +375,24 @@ def test_a_database_that_is_locked_read_only_or_damaged_is_told_by_name_and_tabl
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where MLflow meets the database first: it tries ten times for minutes, and quotes SQL."""
-    monkeypatch.setattr(record, "SQLITE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(publisher, "SQLITE_PATIENCE_SECONDS", 0.1)
     folder, path = world.journal(tmp_path / world.study.id), tmp_path / "m.db"
     uri = links.sqlite_uri(path)
     shutil.copyfile(world.folder / "server.db", path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        found = _trouble_of(lambda: record.publish(folder, uri), uri)
-        assert "locked" in found.what and found.is_away and record.report_is_current(folder, world.study)
+        found = _trouble_of(lambda: publisher.publish(folder, uri), uri)
+        assert "locked" in found.what and found.is_away and publisher.report_is_current(folder, world.study)
     with open(path, "r+b") as file:
         file.seek(18)
         file.write(b"\x03")  # of a format that this SQLite may read and not write
-    found = _trouble_of(lambda: record.publish_runs(uri, world.study, world.state), uri)
+    found = _trouble_of(lambda: publisher.publish_runs(uri, world.study, world.state), uri)
     assert "can be read but not written" in found.what and not found.is_away and "is up" not in found.advice
     path.write_bytes(b"no database at all" * 100)
-    found = _trouble_of(lambda: record.publish_runs(uri, world.study, world.state), uri)
+    found = _trouble_of(lambda: publisher.publish_runs(uri, world.study, world.state), uri)
     assert "is damaged" in found.what and "rebuilt" in found.advice and not found.is_away
     nowhere = f"sqlite:///{tmp_path}/nowhere/m.db"
-    found = _trouble_of(lambda: record.publish_runs(nowhere, world.study, world.state), nowhere)
+    found = _trouble_of(lambda: publisher.publish_runs(nowhere, world.study, world.state), nowhere)
     assert "nowhere: no such folder" in found.what and not found.is_away
     tally("SQLite locked, read-only, damaged", 4, 4)
 
@@ -406,7 +408,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_whole_file_that_was_there(world:
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in given) + 8192
     script = (
         f"mount -t tmpfs -o size={size} tmpfs '{folder}' && cp '{given[0]}' '{given[1]}' '{folder}' && "
-        f"'{sys.executable}' -m orchestrator.record '{folder}' --tracking-uri '{store}'; "
+        f"'{sys.executable}' -m orchestrator.record.publisher '{folder}' --tracking-uri '{store}'; "
         f"echo code $?; ls -A '{folder}'; cmp '{given[1]}' '{folder}/results.parquet'"
     )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
@@ -424,9 +426,9 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     home = tmp_path / "a?b=c#d%41 e[x]&ü"
     folder = world.journal(home / world.study.id)
     monkeypatch.setenv("EMERGENCE_HOME", str(home))
-    uri = record.default_tracking_uri()
+    uri = publisher.default_tracking_uri()
     shutil.copytree(world.place, folder, dirs_exist_ok=True)
-    target = record.publish_runs(uri, world.study, world.state)
+    target = publisher.publish_runs(uri, world.study, world.state)
     target.publish_study(folder, summary.description(world.found), world.found.metrics(), world.state.last_time)
     assert sorted(path.name for path in tmp_path.iterdir()) == [home.name]
     assert {"mlflow.db", "mlartifacts"} <= {path.name for path in home.iterdir()}
@@ -443,13 +445,13 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     )
     study = world.study.model_copy(update={"study": "foreign", "question": foreign + " long" * 9000 + "\x1b[31m\0"})
     world.publish("foreign", study=study)
-    client = record._client(world.proxy.address)
+    client = publisher._client(world.proxy.address)
     experiment = client.get_experiment_by_name(study.id)
     found = replace(world.found, study=study)
     for note in (experiment.tags["mlflow.note.content"], summary.description(found).splitlines()[0].strip("*")):
         assert not set("<>[]()!`|~@*_\x1b\0\n") & set(note), note
         assert "://" not in note and "www." not in note and len(note) <= 8000
-    assert world.publish("foreign", study=study)[record.PARENT][0]["status"] == "FINISHED"
+    assert world.publish("foreign", study=study)[publisher.PARENT][0]["status"] == "FINISHED"
     assert summary.as_markdown("Does it learn, at 3e8 FLOPs?") == "Does it learn, at 3e8 FLOPs?"
     assert experiment.tags["emergence.question"].startswith("![x](http://evil/p.png)")
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_SECONDS, tally
 
-from orchestrator.study import Study, StudyError, load
+from orchestrator.study.schema import Study, StudyError, load
 
 sys.path.insert(0, str(Path(__file__).parent))
 import mutations

@@ -11,7 +11,7 @@ from conftest import tally
 from steps import under_way
 
 from trainers.budget import flops_per_step
-from trainers.place import Place
+from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 

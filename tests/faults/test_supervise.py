@@ -19,7 +19,7 @@ from alone import TINY, go_on, study_with
 from conftest import PATIENCE_SECONDS, tally
 from test_cli import emergence
 
-from orchestrator import output, supervise
+from orchestrator.run import output, supervise
 
 STAND_IN = """
 import os
@@ -30,7 +30,7 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator import output, supervise
+from orchestrator.run import output, supervise
 
 supervise.LEAVING_SECONDS = 0.5 if "hang" in sys.argv else supervise.LEAVING_SECONDS
 supervise.begin()  # the parent stays in here
@@ -69,7 +69,7 @@ class StandIn:
     def __init__(self, folder: Path, *words: str, before: tuple[str, ...] = ()) -> None:
         program = folder / "stand_in.py"
         program.write_text(STAND_IN)
-        root = str(Path(supervise.__file__).parents[1])
+        root = str(Path(supervise.__file__).parents[2])
         self.folder = folder
         self.parent = subprocess.Popen(
             [*before, sys.executable, str(program), "run", str(folder), *words],
@@ -274,7 +274,7 @@ def test_a_stream_that_is_closed_is_no_trouble_and_no_other_file_takes_its_place
     program, told = folder / "closed.py", folder / "told"
     program.write_text(CLOSED)
     command = f'exec "$@" {closed}'
-    environment = os.environ | {"PYTHONPATH": str(Path(supervise.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(supervise.__file__).parents[2])}
     done = subprocess.run(
         ["sh", "-c", command, "sh", sys.executable, str(program), "run", str(folder)],
         env=environment,
@@ -292,10 +292,11 @@ import os
 import sys
 from pathlib import Path
 
-from orchestrator import supervise
+from orchestrator.run import supervise
 
 supervise.begin()
-from orchestrator import lease, output
+from orchestrator.record import lease
+from orchestrator.run import output
 
 folder = Path(sys.argv[2])
 with lease.StudyLock(folder, "tiny@1") as lock:
@@ -325,7 +326,7 @@ def test_a_command_whose_publisher_is_killed_each_time_does_not_end_as_if_all_wa
 
 def test_what_is_started_shielded_holds_back_the_signals_that_stop_a_run() -> None:
     """Fails without the mask that Ray's processes inherit. The shell's child stands for a worker."""
-    from orchestrator import machines
+    from orchestrator.run import machines
 
     with machines._children_shielded():
         child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)

@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from rich.table import Table
 from typer.testing import CliRunner
 
-from orchestrator import cli, record
-from orchestrator.journal import Journal
-from orchestrator.provenance import session_event
-from orchestrator.study import Study, is_id
+from orchestrator import cli
+from orchestrator.record import publisher
+from orchestrator.record.journal import Journal
+from orchestrator.record.provenance import session_event
+from orchestrator.study.schema import Study, is_id
 from orchestrator.terminal import Terminal, printable, shortened, styled
-from trainers.place import Place
+from trainers.fit.place import Place
 
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = "a [/INST] [see fig] :smile: \x1b[31mred\x1b]0;title\x07 \x9b2J \u202etxt.exe </script><img src=x onerror=alert(1)> $x_1$"
@@ -218,7 +219,7 @@ def test_a_terminal_with_few_letters_is_given_the_nearest_ones(recorded: Path, s
 def test_a_report_is_the_same_whatever_matplotlib_and_the_locale_are_told(home: Path, tmp_path: Path) -> None:
     """Fails without `report.surroundings` (a backend that is not there), without `plates.drawing` (TeX), and where a file is read
     or written in the locale's encoding."""
-    record.rewrite(home / "small@1")
+    publisher.rewrite(home / "small@1")
     before = {path.name: path.read_bytes() for path in (home / "small@1").glob("**/*") if path.is_file()}
     (tmp_path / "matplotlibrc").write_text("text.usetex: true\nfont.size: 30\naxes.grid: true\nsavefig.bbox: tight\n")
     told = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}

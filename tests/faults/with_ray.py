@@ -25,8 +25,8 @@ from conftest import PATIENCE_SECONDS, tally
 from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
-from orchestrator import lease, record
-from orchestrator.study import load
+from orchestrator.record import lease, publisher
+from orchestrator.study.schema import load
 from trainers import checkpoint
 
 pytestmark = pytest.mark.end_to_end
@@ -42,7 +42,7 @@ WORDS = {
     "gcs_server": "/gcs_server",
     "worker": "ray::ImplicitFunc",
     "relay": "ray::Relay",
-    "publisher": "orchestrator.record",
+    "publisher": "orchestrator.record.publisher",
 }
 """What stands in the command line of each process that is killed. The driver is found by the study's lock."""
 
@@ -242,7 +242,7 @@ def test_a_publisher_that_is_killed_costs_nothing_but_delay(home: Faulty) -> Non
     assert code == 0, out
     run.end(130, "another one does its work")
     run.all_saved("emergence stop")
-    assert record.report_is_current(home.study, load(str(home.file)))
+    assert publisher.report_is_current(home.study, load(str(home.file)))
     tally("killed: publisher", 1, 1)
 
 

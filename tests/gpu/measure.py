@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # trainers/ travel
 
 import torch
 
-from trainers import budget, memory
-from trainers.engine import Engine, parameter_groups
-from trainers.model import Transformer, build
-from trainers.place import Place, halved
-from trainers.presets import PRESETS
+from trainers import budget
+from trainers.engine.engine import Engine, parameter_groups
+from trainers.fit import memory
+from trainers.fit.place import Place, halved
+from trainers.models.transformer import Transformer, build
+from trainers.shapes import PRESETS
 from trainers.spec import Model, TrunkSpec
 from trainers.tasks import Batch
 from trainers.train import run_trunk
@@ -97,10 +98,10 @@ FIGURES: dict[str, Figure] = {
     "loss_engine_to_plain_nats": Figure("speed", "{:.2g} nats", "largest difference of their losses, same weights and batches"),
     "trunk_tokens_per_second": Figure("trunk", "{:,.0f} tokens/s", "a whole trunk by run_trunk, small vocabulary, batches made on the way"),
     "step_peak_gb": Figure("speed", "{:.3g} GB", "peak memory of training steps"),
-    "step_estimate_gb": Figure("speed", "{:.3g} GB", "what trainers/memory.py estimates for training steps"),
+    "step_estimate_gb": Figure("speed", "{:.3g} GB", "what trainers/fit/memory.py estimates for training steps"),
     "step_peak_over_estimate": Figure("speed", "{:.2f}", "peak by estimate of training steps: the estimate is meant to err upward", None, 1.0),
     "trunk_peak_gb": Figure("trunk", "{:.3g} GB", "peak memory of a trunk: branch, evaluations and checkpoint included"),
-    "trunk_estimate_gb": Figure("trunk", "{:.3g} GB", "what trainers/memory.py estimates for a trunk"),
+    "trunk_estimate_gb": Figure("trunk", "{:.3g} GB", "what trainers/fit/memory.py estimates for a trunk"),
     "trunk_peak_over_estimate": Figure("trunk", "{:.2f}", "peak by estimate of a trunk", None, 1.0),
     "reordered_max_nats": Figure("curves cpu_curves", "{:.2g} nats", "fp32 on the CPU, batch whole against in turns: what reordered sums come to"),
     "gpu_to_cpu_max_nats": Figure("curves cpu_curves", "{:.2g} nats", "fp32 on GPU against CPU, largest difference of a step's loss", None, CURVE_TOLERANCE_NATS),

@@ -1,0 +1,414 @@
+"""The two tables of a study as arrays: measures by cell, one value a replicate, and one replicate along its training run.
+
+Between record.py (which writes the tables) and findings.py (which judges). Columns, never rows: a study of 10,000 trials has
+more than a million evaluations. Missing is NaN here and becomes None where single values leave. Knows no figure, no MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.study.schema import Study
+from trainers.tasks import Family
+from trainers.tasks.decomposition import PREDICTORS
+
+Row = dict[str, Any]
+T = TypeVar("T")
+Phase = Literal["pre_decay", "final"]
+Columns = Mapping[str, np.ndarray]
+
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(columns[of] > 0, columns[total] / columns[of], np.nan)
+
+    return measure
+
+
+def _ability(columns: Columns) -> np.ndarray:
+    """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or where a reference is missing or they coincide."""
+    nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
+    found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
+    return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
+
+
+MAX_MEMORIZER = 0.9
+"""Where the memoriser is right more often than this, an ability read from accuracy has nothing left to show."""
+
+
+def _ability_of_matches(columns: Columns) -> np.ndarray:
+    """Exact matches beyond the memoriser's on the same items, (acc - acc_M) / (1 - acc_M); NaN if acc_M is above 0.9, or
+    with fewer than MIN_ITEMS sequences."""
+    mine, memorizer = (_share(name, "n_sequences")(columns) for name in ("n_exact", "exact_memorizer"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (mine - memorizer) / (1 - memorizer)
+    return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (memorizer <= MAX_MEMORIZER), found, np.nan)
+
+
+def _undefined(columns: Columns) -> np.ndarray:
+    return np.full(len(columns["n"]), np.nan)
+
+
+def _memory(columns: Columns) -> np.ndarray:
+    """Memory from raw sums, on training tasks only; NaN where a reference is missing or they coincide."""
+    nll, generalizer, memorizer = (_share(f"nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
+    found = stats.memories(nll, generalizer, memorizer, columns["se_memory_gap"])
+    return np.where(columns["split"] == "seen", found, np.nan)
+
+
+def _relative_distance(columns: Columns) -> np.ndarray:
+    names = ("skl_generalizer", "skl_memorizer", "skl_references")
+    return stats.relative_distances(*(columns[name] for name in names))
+
+
+def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        return _share(f"nll_{reference}")(columns) - _share("nll_oracle")(columns)
+
+    return measure
+
+
+_WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
+
+MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
+    "accuracy": _share("n_correct"),
+    "probability": _share("p_correct"),
+    "brier": _share("brier"),
+    "loss_nats": _share("nll_nats"),
+    "exact_match": _share("n_exact", "n_sequences"),
+    "predicted_exact_match": _share("p_exact", "n_sequences"),
+    "ability": _ability,
+    "memory": _memory,
+    "d_rel": _relative_distance,
+    "excess_memorizer_nats": _excess("memorizer"),
+    "excess_generalizer_nats": _excess("generalizer"),
+    "memorizer_accuracy": _share("correct_memorizer"),
+    "generalizer_accuracy": _share("correct_generalizer"),
+    "oracle_accuracy": _share("correct_oracle"),
+    "uniform_loss_nats": _share("nll_uniform"),
+    "generalizer_loss_nats": _share("nll_generalizer"),
+    "memorizer_loss_nats": _share("nll_memorizer"),
+    "oracle_loss_nats": _share("nll_oracle"),
+} | {name: itemgetter(name) for name in _WEIGHTS}
+"""Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
+which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
+probabilities predict of it when decoding samples (the mean product of p); `weight_<predictor>`: its share in the mixture of
+known predictors nearest to the model, and `unexplained_nats` what that leaves, where a family offers them."""
+
+_OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
+"""What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
+
+
+def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
+    """A measure by its name, as a family with this `ability_of` reads it."""
+    return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
+
+
+_NUMBERS = [
+    "n_tasks",
+    "compute_flops",
+    "replicate",
+    "step",
+    "flops",
+    "n",
+    "n_correct",
+    "nll_nats",
+    "p_correct",
+    "brier",
+    "n_sequences",
+    "n_exact",
+    "p_exact",
+    "nll_uniform",
+    "nll_generalizer",
+    "nll_memorizer",
+    "nll_oracle",
+    "correct_generalizer",
+    "correct_memorizer",
+    "correct_oracle",
+    "exact_memorizer",
+    "skl_memorizer",
+    "skl_generalizer",
+    "skl_references",
+    *_WEIGHTS,
+    "se_ability_gap",
+    "se_memory_gap",
+]
+_WORDS = ("arm", "skill", "split", "phase")
+
+
+def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
+    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined.
+
+    `ability_of`: what the family reads ability from (`Family.ability_of`).
+    """
+    if not rows:
+        return []
+    columns: dict[str, np.ndarray] = {
+        name: np.array([row.get(name) for row in rows], float) for name in _NUMBERS if name not in _AXES
+    }
+    columns["split"] = np.array([row.get("split") for row in rows], object)
+    return [_or_none(value) for value in measure_of(measure, ability_of)(columns)]
+
+
+_AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+class Track(NamedTuple):
+    """One replicate of one number of tasks, over all its budgets in order of (budget, step); arrays of one length."""
+
+    steps: np.ndarray
+    flops: np.ndarray
+    values: np.ndarray
+    budgets: np.ndarray
+    """Which trial's history a point belongs to: each has the trunk up to its branch, then its branch."""
+    phases: np.ndarray
+    """`trunk`, `pre_decay` or `final`."""
+
+
+class Coded(NamedTuple):
+    """A column of few different words."""
+
+    codes: np.ndarray  # (rows,) int
+    names: np.ndarray  # (words,) object
+
+
+class Results:
+    """`results.parquet` and `runs.parquet` of a study. Raises nothing on what is missing."""
+
+    def __init__(self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row]) -> None:
+        self.study, self.runs = study, runs
+        columns = dict(numbers) | {name: word.names[word.codes] for name, word in words.items()}
+        self.levels = sorted(study.axes.n_tasks)
+        self.budgets = study.budgets
+        self.n_replicates = study.axes.replicates
+        self._columns = columns
+        self._cubes: dict[tuple[str, ...], np.ndarray] = {}
+        self._ended: dict[tuple[str, str], np.ndarray] = {}
+        self._made: dict[tuple[str, ...], Any] = {}
+        self._values: dict[str, np.ndarray] = {}
+        level, self._level_known = _places(self.levels, columns["n_tasks"])
+        budget, budget_known = _places(self.budgets, columns["compute_flops"])
+        replicate = columns["replicate"].astype(int)
+        known = self._level_known & budget_known & (replicate < self.n_replicates)
+        order = np.flatnonzero(known)
+        order = order[np.lexsort((columns["step"][order], budget[order], replicate[order], level[order]))]
+        self._level, self._budget, self._replicate = level, budget, replicate
+        self._groups = _grouped([words[k] for k in ("arm", "skill", "split")], order)
+        self._starts: dict[tuple[str, ...], np.ndarray] = {}
+
+    @classmethod
+    def read(cls, folder: Path, study: Study) -> Results:
+        """From the Parquet files of a study's folder. Raises OSError when there are none yet, or when one is damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = []
+        for name in ("results.parquet", "runs.parquet"):
+            try:
+                tables.append(pq.read_table(folder / name))
+            except pa.ArrowException as problem:
+                raise OSError(f"{folder / name} is damaged: {str(problem).splitlines()[0][:200]}") from None
+        return cls.of_tables(study, *tables)
+
+    @classmethod
+    def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:
+        """From the two Arrow tables. A column that an older table lacks is missing throughout."""
+        n = results.num_rows
+        numbers: dict[str, np.ndarray] = {}
+        for name in _NUMBERS:
+            here = name in results.column_names
+            numbers[name] = (
+                np.asarray(results.column(name).to_numpy(zero_copy_only=False), float) if here else np.full(n, np.nan)
+            )
+        words = {}
+        runs = [run | {"arm": study.line_of(run["arm"], run.get("variant") or "")} for run in runs.to_pylist()]
+        for name in _WORDS:
+            column = results.column(name).combine_chunks().dictionary_encode()
+            names = np.array([*column.dictionary.to_pylist(), None], object)[:-1]  # of objects, even if empty
+            words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)
+        if "variant" in results.column_names:
+            words["arm"] = _lines(study, words["arm"], results.column("variant"))
+        return cls(study, numbers, words, runs)
+
+    def groups(self) -> set[tuple[str, str, str]]:
+        """(arm, skill, split) that were measured anywhere."""
+        return {cast(tuple[str, str, str], name) for name, rows in self._groups.items() if len(rows)}
+
+    def rows_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+        """Indices of the rows of a group, ordered by number of tasks, replicate, budget and step."""
+        return self._groups.get((arm, skill, split), np.array([], int))
+
+    def cube(self, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
+        """A measure where trials ended, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
+
+        `pre_decay` is the branch point before the decay; where nothing decays, the end serves as both.
+        """
+        key = (measure, arm, skill, split, phase)
+        if key not in self._cubes:
+            cube = self._scattered(self._measured(measure), arm, skill, split, phase)
+            if phase == "pre_decay":
+                undecayed = ~self.present(arm, skill, split, "pre_decay", strictly=True)
+                cube = np.where(undecayed, self.cube(measure, arm, skill, split, "final"), cube)
+            self._cubes[key] = cube
+        return self._cubes[key]
+
+    def present(self, arm: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
+        """Was there an evaluation at all, defined or not? (n_tasks, compute, replicates) bool."""
+        ones = np.ones(len(self._columns["step"]))
+        there = ~np.isnan(self._scattered(ones, arm, skill, split, phase))
+        if phase == "pre_decay" and not strictly:
+            there |= ~np.isnan(self._scattered(ones, arm, skill, split, "final"))
+        return there
+
+    def ended(self, arm: str, how: Sequence[str]) -> np.ndarray:
+        """Trials of an arm that ended so, one of `done`, `diverged`, `failed`; (n_tasks, compute, replicates) bool."""
+        none = np.zeros((len(self.levels), len(self.budgets), self.n_replicates), bool)
+        if not self._ended:
+            level, budget = ({value: i for i, value in enumerate(axis)} for axis in (self.levels, self.budgets))
+            for run in self.runs:
+                cube = self._ended.setdefault((run["arm"], run["status"]), none.copy())
+                cube[level[run["n_tasks"]], budget[run["compute_flops"]], run["replicate"]] = True
+        return np.logical_or.reduce([none, *(self._ended.get((arm, status), none) for status in how)])
+
+    def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What `make` makes of these tables, made the first time that it is asked for under this key.
+
+        For what both claims.py and findings.py start from, before they put a confidence to it.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+    def span(self, arm: str) -> tuple[float, float] | None:
+        """Smallest and largest compute, above zero, at which anything of an arm was measured."""
+        flops = self._columns["flops"][self._columns["arm"] == arm]
+        flops = flops[flops > 0]
+        return (float(flops.min()), float(flops.max())) if len(flops) else None
+
+    def _measured(self, measure: str) -> np.ndarray:
+        if measure not in self._values:
+            of_family = measure_of(measure, cast(Family, self.study.family).ability_of)
+            values = np.asarray(of_family(self._columns), float)
+            self._values[measure] = np.where(np.isfinite(values), values, np.nan)
+        return self._values[measure]
+
+    def _scattered(self, values: np.ndarray, arm: str, skill: str, split: str, phase: str) -> np.ndarray:
+        cube = np.full((len(self.levels), len(self.budgets), self.n_replicates), np.nan)
+        rows = self.rows_of(arm, skill, split)
+        rows = rows[self._columns["phase"][rows] == phase]
+        cube[self._level[rows], self._budget[rows], self._replicate[rows]] = values[rows]
+        return cube
+
+    def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """Everything measured along one training run, a trial's history after another; empty where there is nothing."""
+        starts = self._starts_of(arm, skill, split)
+        place = self.levels.index(n_tasks) * self.n_replicates + replicate
+        rows = self.rows_of(arm, skill, split)[starts[place] : starts[place + 1]]
+        columns = self._columns
+        values, phases = self._measured(measure)[rows], columns["phase"][rows]
+        return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
+
+    def _starts_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+        """Where each (n_tasks, replicate) begins among the rows of a group, which are ordered so; one more for the end."""
+        key = (arm, skill, split)
+        if key not in self._starts:
+            rows = self.rows_of(*key)
+            place = self._level[rows] * self.n_replicates + self._replicate[rows]
+            self._starts[key] = np.searchsorted(place, np.arange(len(self.levels) * self.n_replicates + 1))
+        return self._starts[key]
+
+    def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """One training run up to its largest budget, then that budget's branch: the points that have a value, by step.
+
+        Where each budget has a model of its own size, that of the largest.
+        """
+        track = self.track(measure, arm, skill, split, n_tasks, replicate)
+        if not len(track.steps):
+            return track
+        kept = (track.budgets == track.budgets.max()) & ~np.isnan(track.values)
+        return Track(*(part[kept] for part in track))
+
+    def along(
+        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, decayed: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
+
+        Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay; or,
+        not `decayed`, its branch point instead of its end, so that all is of one rate. Where each budget has a model of its
+        own size (`Study.grows`) there is no one run: then every budget's end, or its branch point.
+        """
+        starts, n = self._starts_of(arm, skill, split), self.n_replicates
+        first = self.levels.index(n_tasks) * n
+        rows = self.rows_of(arm, skill, split)[starts[first] : starts[first + n]]
+        values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
+        kept = ~np.isnan(values)
+        if self.study.grows(arm):
+            kept &= phases != "trunk"
+        else:
+            largest = np.full(n, -1)
+            np.maximum.at(largest, replicate, self._budget[rows])
+            kept &= self._budget[rows] == largest[replicate]
+        run = replicate * len(self.budgets) + self._budget[rows]
+        branched = np.zeros(n * len(self.budgets), bool)  # where nothing decays, the end is as good as any point
+        branched[run[kept & (phases == "pre_decay")]] = True
+        kept &= (phases != "pre_decay") if decayed else (phases != "final") | ~branched[run]
+        flops, at = np.unique(self._columns["flops"][rows][kept], return_inverse=True)
+        table = np.full((n, len(flops)), np.nan)
+        table[replicate[kept], at] = values[kept]
+        return flops, table
+
+
+def _lines(study: Study, arm: Coded, variant: Any) -> Coded:
+    """Arms and variants as the names of lines (`Study.lines`), which is what "arm" means from here on."""
+    names = sorted({v or "" for v in variant.unique().to_pylist()})
+    if names in ([], [""]):
+        return arm
+    at = {name: i for i, name in enumerate(names)}
+    column = variant.combine_chunks().dictionary_encode()
+    place = np.array([at[v or ""] for v in column.dictionary.to_pylist()], int)
+    codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    variants = np.where(codes < 0, at.get("", 0), place[codes])
+    lines = [study.line_of(str(a), v) for a in arm.names for v in names]
+    return Coded(arm.codes * len(names) + variants, np.array([*lines, None], object)[:-1])
+
+
+def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each given value among ascending `values`, and whether it is one of them."""
+    grid = np.array(values, float)
+    at = np.clip(np.searchsorted(grid, given), 0, len(grid) - 1)
+    return at, grid[at] == given
+
+
+def _grouped(words: Sequence[Coded], rows: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
+    """The rows, in their order, by the words they carry."""
+    if not len(rows):
+        return {}
+    whole = np.zeros(len(rows), int)
+    for word in words:
+        whole = whole * len(word.names) + word.codes[rows]
+    by_code = rows[np.argsort(whole, kind="stable")]
+    used, starts = np.unique(np.sort(whole), return_index=True)
+    groups = {}
+    for code, part in zip(used.tolist(), np.split(by_code, starts[1:]), strict=True):
+        names = []
+        for word in reversed(words):
+            code, i = divmod(code, len(word.names))
+            names.append(str(word.names[i]))
+        groups[tuple(reversed(names))] = part
+    return groups

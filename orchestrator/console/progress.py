@@ -1,0 +1,223 @@
+"""What a person sees while a study runs: trials, FLOPs, time left, failures, and the surface filling in.
+
+On a terminal a live panel; anywhere else plain lines, for logs. Reads events, computes no statistic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import cast
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.analysis.results import of_rows
+from orchestrator.formatting import number
+from orchestrator.plan import jobs as plans
+from orchestrator.plan.jobs import Plan
+from orchestrator.record.journal import Event, State
+from orchestrator.study.schema import Study
+from orchestrator.terminal import Terminal, styled
+from trainers import budget
+from trainers.tasks import Family
+
+# Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
+_COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
+LINES_EVERY_SECONDS = 2.0
+"""Without a terminal: at most one line in this time, so that a log of 10,000 trials can be read."""
+
+
+class Surface:
+    """Mean accuracy of the headline skill at the end of each (n_tasks, budget), as far as trials have ended."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        family = cast(Family, study.family)
+        self.skill = study.shown_skills[0]
+        chance = family.chance(self.skill)
+        self.title = f"{self.skill}: " + (f"accuracy (chance {chance:.2g})" if chance else "greedy agreement")
+        self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
+        self._place = {trunk.id: trunk for trunk in study.trunks()}
+
+    def take(self, events: list[Event]) -> None:
+        """Take in final evaluations; anything else is passed over."""
+        for event in events:
+            trunk = self._place.get(event.get("trunk", ""))
+            if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
+                continue
+            line = self.study.line_of(trunk.arm, trunk.variant)
+            mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
+            row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
+            value = of_rows("accuracy", [row])[0] if row else None
+            if value is not None:
+                self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
+
+    def render(self) -> RenderableType:
+        """Rows are numbers of tasks, columns are budgets; one block per arm."""
+        blocks: list[RenderableType] = []
+        for arm in self.study.lines:
+            of_arm = f", arm {arm}" if len(self.study.lines) > 1 else ""
+            blocks.append(styled((f"{self.title}{of_arm}; columns: training FLOPs", "bold")))
+            table = Table(box=None, padding=(0, 1))
+            table.add_column("tasks", justify="right")
+            for flops in self.study.budgets:
+                table.add_column(f"{number(flops)}", justify="center")
+            for n_tasks in sorted(self.study.axes.n_tasks, reverse=True):
+                table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
+            blocks.append(table)
+        if legend := self._legend():
+            blocks.append(styled((legend, "dim")))
+        return Group(*blocks)
+
+    def _legend(self) -> str:
+        """What the marks in the cells mean, of those that are there."""
+        n = self.study.axes.replicates
+        known = [len(values) for values in self.cells.values()]
+        cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
+        said = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
+        said += ["·: none has ended yet"] if len(known) < cells else []
+        return "; ".join(said)
+
+    def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
+        values = self.cells.get((arm, n_tasks, flops), {})
+        if not values:
+            return Text("  ·   ", style="dim")
+        mean = sum(values.values()) / len(values)
+        colour = _COLOURS[min(int(max(mean, 0.0) * len(_COLOURS)), len(_COLOURS) - 1)]
+        ink = "black" if mean > 0.5 else "white"
+        partly = "" if len(values) == self.study.axes.replicates else "…"
+        return Text(f" {mean:.2f}{partly or ' '} ", style=f"{ink} on {colour}")
+
+
+class Progress:
+    """A Watcher: feed it events; it draws. Use as a context manager around the run."""
+
+    def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
+        self.console = console or Terminal()
+        self.plan = plan
+        self.surface = Surface(study)
+        self.surface.take([e for events in state.evaluations.values() for e in events])
+        self.status: Counter[str] = Counter()
+        self.n_todo = plan.n_open
+        self.ended_flops = 0.0
+        self.running: dict[str, float] = {}  # FLOPs of each trunk in this run since its last trial ended
+        self.planned = {  # a trial counts in full, whatever became of its trunk in between
+            job.trunk.trial(flops).id: float(cost)
+            for job in plan.jobs
+            for flops, cost in budget.marginal_flops(job.trunk, job.budgets, job.at).items()
+        }
+        self.before = {  # what a trunk tells of its first trial includes what an earlier run spent on it
+            job.trunk.id: float(job.at.charged_steps * budget.flops_per_step(job.trunk)) for job in plan.jobs
+        }
+        self.keys = set(state.keys)
+        self.started = time.monotonic()
+        self.first_event: tuple[float, float] | None = None
+        self._last_line = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if (
+            self.console.is_terminal and not self.console.is_dumb_terminal
+        ):  # TERM=dumb: for `ray submit`, which always gives one
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, value, trace)
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """One line, above the live panel if there is one."""
+        self.console.print(styled(line), soft_wrap=True)
+
+    def on_slots(self, slots: int) -> None:
+        """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""
+        if slots != self.plan.slots:
+            self.plan = plans.on_slots(self.plan, slots)
+            left = f": about {clock(self.plan.seconds)}" if self.plan.seconds else ""
+            self.say(f"Ray offers {slots} slot{'s' if slots > 1 else ''}{left}")
+
+    def take(self, events: list[Event]) -> None:
+        """New events from the driver."""
+        fresh = [event for event in events if event["key"] not in self.keys]
+        self.keys |= {event["key"] for event in fresh}
+        self.surface.take(fresh)
+        for event in fresh:
+            if event["kind"] == "evaluation":
+                self.running[event["trunk"]] = max(0.0, event["flops_run"] - self.before.get(event["trunk"], 0.0))
+            elif event["kind"] == "trial":
+                self.running.pop(event["trunk"], None)
+                if cost := self.planned.get(event["trial"], 0.0):  # none: it had ended before, and is only told again
+                    self.before.pop(event["trunk"], None)
+                self.ended_flops += cost
+                self.status[event["status"]] += 1
+                self._trial_line(event)
+        if self.first_event is None and fresh:
+            self.first_event = (time.monotonic(), self.flops)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs done in this run, of `plan.train_flops`."""
+        return min(self.ended_flops + sum(self.running.values()), float(self.plan.train_flops))
+
+    def seconds_left(self) -> float | None:
+        """From the speed since the first report; before there is one, from the plan; None if that is unknown too."""
+        if self.first_event is not None:
+            begun, flops = self.first_event
+            seconds, done = time.monotonic() - begun, self.flops - flops
+            if done > 0.02 * self.plan.train_flops and seconds > 2:
+                return max(0.0, (self.plan.train_flops - self.flops) * seconds / done)
+        if self.plan.seconds is None:
+            return None
+        return max(0.0, self.plan.seconds - (time.monotonic() - self.started))
+
+    def summary(self) -> str:
+        """One line: trials, FLOPs, time, failures."""
+        ended = self.status["done"] + self.status["diverged"] + self.status["failed"]
+        share = self.flops / self.plan.train_flops if self.plan.train_flops else 1.0
+        left = self.seconds_left()
+        parts = [
+            f"{ended} of {self.n_todo} trials",
+            f"{share:.0%} of {number(float(self.plan.train_flops))} FLOPs",
+            f"{clock(time.monotonic() - self.started)} gone, {f'about {clock(left)} left' if left is not None else 'time left unknown'}",
+            f"{self.status['failed']} failed",
+        ]
+        if self.status["diverged"]:
+            parts.append(f"{self.status['diverged']} diverged")
+        return " · ".join(parts)
+
+    def render(self) -> RenderableType:
+        """The live panel."""
+        bar = ProgressBar(total=max(self.plan.train_flops, 1), completed=self.flops, width=60)
+        return Group(Text(self.summary()), bar, Text(""), self.surface.render())
+
+    def _trial_line(self, event: Event) -> None:
+        if self._live is not None:
+            if event["status"] in ("failed", "diverged"):
+                self.say(f"{event['trial']} {event['status']}: {event.get('reason', '')}")
+            return
+        last = sum(self.status.values()) >= self.n_todo
+        if time.monotonic() - self._last_line >= LINES_EVERY_SECONDS or last or event["status"] != "done":
+            self._last_line = time.monotonic()
+            reason = f": {event['reason']}" if event.get("reason") else ""
+            self.say(f"{self.summary()} · {event['trial']} {event['status']}{reason}")
+
+
+def clock(seconds: float) -> str:
+    """A duration as people say it: 45 s, 3:20 min, 2:05 h, 1.5 days."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
+    return f"{seconds / 86400:.1f} days"

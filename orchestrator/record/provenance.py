@@ -1,0 +1,191 @@
+"""Where results come from: commit, versions, machine, and the journal's entry for one run of the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from orchestrator.record import links
+from orchestrator.study.schema import Study
+
+
+def session_event(study: Study, options: dict[str, Any], record: str = "") -> dict[str, Any]:
+    """The first event of a driver: the study as resolved, where and with what it runs. Its key is new each time.
+
+    `record` names the journal that it goes on with; left out: it begins one.
+    """
+    session = uuid.uuid4().hex[:12]
+    return {
+        "kind": "session",
+        "key": f"session/{session}",
+        "session": session,
+        "record": record or session,
+        "time": time.time(),
+        "study": study.model_dump(mode="json"),
+        "science": study.science(),
+        "host": socket.gethostname(),
+        "machine": f"{cpu_name()}, {_cores_words()}, {platform.system()} {platform.machine()}",
+        "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
+        "versions": versions(),
+    } | source()
+
+
+PACKAGES = ("orchestrator", "trainers")
+CODE = (".py", ".j2", ".css", ".js")
+"""A file that git does not know may still decide what runs, if it is one of these in a package; else it is a study or a note."""
+
+
+def source(root: Path | None = None) -> dict[str, Any]:
+    """`commit`: the project's, with `+changes` where code or tracked files differ from it; `changes`: which.
+
+    The commit is None outside a repository, and where the repository around us does not hold this project. Where there is a
+    checkout and git does not answer, `commit_unknown` says why; `+unknown` after a commit: what differs is not known.
+    """
+    root = root or Path(__file__).resolve().parents[2]
+    here = f"{PACKAGES[0]}/cli.py"
+    commit = None
+    try:
+        head = _git(root, "rev-parse", "--verify", "HEAD")[0]
+        if not _git(root, "ls-files", "--", here):  # installed into somebody else's repository
+            return {"commit": None, "changes": []}
+        commit = f"{head}+unknown"
+        changed = _git(root, "diff", *_NO_PROGRAMS, "--name-only", "--relative", "HEAD")
+        unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    except _NoAnswer as problem:
+        quiet = commit is None and not _is_checkout(root)
+        return {"commit": commit, "changes": []} | ({} if quiet else {"commit_unknown": str(problem)})
+    changes = sorted({*changed, *(path for path in unknown if path.endswith(CODE))})
+    return {"commit": head + ("+changes" if changes else ""), "changes": changes}
+
+
+class _NoAnswer(Exception):
+    """Git is missing, refuses, or takes too long; its message in a line."""
+
+
+GIT_SECONDS = 10
+_NO_PROGRAMS = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+
+
+def _git(root: Path, *words: str) -> list[str]:
+    """Lines of git's answer about this checkout. Raises _NoAnswer.
+
+    Git refuses a checkout of another user, because its settings may name programs to run. We run its Python code already, so
+    exactly this folder is trusted; and none of those programs is needed. Variables that a hook sets name another repository.
+    """
+    trusted = (f"safe.directory={root}", "core.fsmonitor=false", f"core.hooksPath={os.devnull}")
+    settings = [word for setting in trusted for word in ("-c", setting)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"}
+    environment = kept | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none"}
+    try:
+        done = subprocess.run(
+            ["git", *settings, *words], cwd=root, env=environment, capture_output=True, timeout=GIT_SECONDS
+        )
+    except FileNotFoundError:
+        raise _NoAnswer("git is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise _NoAnswer(f"git did not answer within {GIT_SECONDS} s") from None
+    except OSError as problem:
+        raise _NoAnswer(f"git cannot be run: {problem.strerror}") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _NoAnswer(said[0] if said else f"git ended with code {done.returncode}")
+    return done.stdout.decode(errors="replace").splitlines()
+
+
+def _is_checkout(root: Path) -> bool:
+    """Are these the project's own files, in a repository? An installed wheel has no pyproject.toml beside it."""
+    in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
+    return in_repository and (root / "pyproject.toml").exists()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what results or records may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("emergence-lab", "torch", "deepspeed", "numpy", "ray", "mlflow", "pyarrow"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's model name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def cores(membership: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: by its affinity (`taskset`, Slurm) and the CPU quota of its cgroups (containers).
+
+    A quota is rounded down, to one at least. `membership` and `cgroups` are where Linux tells of cgroups, of version 1 or 2.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(allowed, int(_quota(membership, cgroups))))
+
+
+def _quota(membership: Path, cgroups: Path) -> float:
+    """Cores by the least CPU quota of this process's cgroup and those around it; many where there is none."""
+    least = 1e9
+    with contextlib.suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = next(
+                (cgroups / name for name in (controllers, "cpu") if controllers and (cgroups / name).is_dir()), cgroups
+            )
+            inner = top / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                least = min(least, _quota_of(folder))
+                if folder == top:
+                    break
+    return least
+
+
+def _quota_of(folder: Path) -> float:
+    """Cores that one cgroup's quota comes to: `cpu.max` of version 2, `cpu.cfs_*` of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if float(quota) > 0:  # "max" and -1 mean none
+                return float(quota) / float(period)
+    return 1e9
+
+
+def _cores_words() -> str:
+    mine, all_there = cores(), os.cpu_count()
+    return f"{mine} cores" if mine == all_there else f"{mine} of {all_there} cores"
+
+
+def n_gpus() -> int | None:
+    """GPUs of this machine that a process may use; None where nothing tells (no NVIDIA tools). Starts no CUDA."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    try:
+        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else None
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this machine's smallest GPU; None where nothing tells."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        return min(int(line) for line in done.stdout.split()) * 2**20 if done.returncode == 0 else None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

@@ -1,0 +1,319 @@
+"""Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `together.py`).
+
+The driver holds the study's lock, writes the journal (a Tune callback that only appends) and starts the publisher, which
+is a process of its own. A stop reaches every training loop through the event relay. If Ray itself dies, the driver ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.plan import jobs
+from orchestrator.plan.jobs import Options
+from orchestrator.record import links, publisher, recorded
+from orchestrator.record.journal import Event, Journal, State
+from orchestrator.record.lease import LeaseLostError, StudyLock
+from orchestrator.record.provenance import session_event
+from orchestrator.run import machines, supervise, worker
+from orchestrator.run.admission import Admission, Ask
+from orchestrator.run.supervise import StopRequest
+from orchestrator.study.schema import Study
+from trainers import checkpoint
+
+
+class Watcher(Protocol):
+    """What wants to know how a run gets on (`progress.py`)."""
+
+    def on_slots(self, slots: int) -> None:
+        """How many trunks can really run at once, now that Ray has told."""
+
+    def take(self, events: list[Event]) -> None:
+        """New events, already in the journal. Must return at once: the trunk that reported is waiting."""
+
+    def say(self, line: str) -> None:
+        """One line for the person who watches."""
+
+
+Outcome = Literal["complete", "stopped", "failed", "broken"]
+
+
+def run(
+    study: Study,
+    todo: list[jobs.Job],
+    folder: Path,
+    lock: StudyLock,
+    options: Options,
+    tracking_uri: str,
+    watcher: Watcher,
+    stop_request: StopRequest,
+) -> Outcome:
+    """Run the jobs of a study and publish it. The caller holds the `lock` and has shown the plan.
+
+    Ray has been started (`machines.py`), and is shut down. Broken is a run that Ray or Tune itself ended; the journal then has what
+    was reported. Raises OSError where the journal cannot be written and LeaseLostError where another driver has taken over; every
+    trunk has saved then. Does not return if Ray dies: the process ends with exit code 1.
+    """
+    failures: list[Event] = []
+    broken = False
+    with machines.on_signals(stop_request.on_signal):
+        session = session_event(study, options._asdict(), State.of(folder).record)
+        journal, writing = Journal(folder, lock), threading.Lock()
+        journal.append([session])
+        publishing = publisher.start_publisher(folder, tracking_uri, follow=True)
+        ray_ends = threading.Event()
+        lifeline = machines.Lifeline.of(options)
+        threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
+
+        unwritten: list[OSError | LeaseLostError] = []
+
+        def sink(events: list[Event]) -> None:
+            """Raises nothing: an error here would end Tune, and no trunk would save."""
+            if unwritten:
+                return
+            try:
+                with writing:
+                    journal.append(events)
+            except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events, and emit them again
+                unwritten.append(problem)
+                stop_request.ask_this_driver()
+                return
+            watcher.take(events)
+
+        try:
+            if not stop_request.is_asked():
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
+            failures = undelivered(failures, recorded.read(folder, study))
+            if stop_request.is_asked():
+                failures = []  # they are tried again
+            if failures:
+                _leave_if_lost(lifeline, writing)  # the trials did not fail then
+                sink(failures)
+        except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
+            pass
+        except Exception as problem:
+            for _ in range(10):  # it may be how Ray's death looks from here, a moment before that is seen
+                _leave_if_lost(lifeline, writing)
+                time.sleep(0.2)
+            if isinstance(problem, OSError):
+                raise
+            broken = True
+            with contextlib.suppress(OSError):
+                os.write(2, traceback.format_exc().encode())  # to the log
+            reason = _reason(f"{type(problem).__name__}: {problem}")
+            watcher.say(f"Ray or Tune broke off: {reason}; more is in {folder / 'driver.log'}.")
+        finally:
+            ray_ends.set()
+            machines.shutdown()
+            journal.close()
+            if not any(isinstance(problem, LeaseLostError) for problem in unwritten):
+                stop_request.clear()  # else it is the new holder's
+    if unwritten:
+        publisher.leave_publishing(publishing)
+        raise unwritten[0]
+    watcher.say("Writing tables, report and MLflow runs ...")
+    publisher.finish_publishing(
+        publishing, folder, watcher.say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
+    )
+    state = recorded.read(folder, study)
+    if speed := jobs.recorded_throughput(state, options.device):
+        jobs.remember_throughput(study, options.device, speed)
+    if broken:
+        return "broken"
+    if failures:
+        return "failed"
+    return "stopped" if jobs.jobs(study, state) else "complete"
+
+
+def undelivered(failures: list[Event], state: State) -> list[Event]:
+    """Those failures whose trial has not ended otherwise. A failure of an earlier session delivered nothing."""
+    return [f for f in failures if state.trials.get(f["trial"], f)["status"] == "failed"]
+
+
+def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
+    """Until `ray_ends`: once Ray is dead, end this process, for the main thread may wait for it for ever. For a thread."""
+    while not ray_ends.wait(1.0):
+        _leave_if_lost(lifeline, writing)
+
+
+def _leave_if_lost(lifeline: machines.Lifeline, writing: threading.Lock) -> None:
+    """End this process if Ray is dead. Every event in the journal is whole: whoever writes one is waited for."""
+    if reason := lifeline.lost():
+        writing.acquire(timeout=5.0)
+        supervise.tell("lost", reason)
+        os._exit(1)
+
+
+# Ray ----------------------------------------------------------------------------------------------------------------
+
+
+class _Receiver(NamedTuple):
+    take: Callable[[list[Event]], None]
+    say: Callable[[str], None]
+    reasons: dict[str, str]
+    """Why a trunk failed for good, by its id."""
+
+
+_RECEIVERS: dict[str, _Receiver] = {}
+"""Where each session's reports go. Held here because Tune pickles callbacks, and an open journal cannot come along."""
+
+
+class JournalCallback(tune.Callback):
+    """Hands what trunks report to the driver and does nothing else: every trunk waits for it."""
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Called by Tune in the driver for each report, in order."""
+        if "events" in result:
+            _RECEIVERS[self.session].take(json.loads(result["events"]))
+        if note := result.get("note"):
+            _RECEIVERS[self.session].say(note)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
+        trunk, reason = trial.config["job"]["trunk_id"], self._why(trial)
+        left = trial.max_failures + 1 - trial.run_metadata.num_failures
+        again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
+        _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Called by Tune when a trunk has failed for good."""
+        _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
+
+    def _why(self, trial: Any) -> str:
+        """Why it failed: from the driver's disk, while Tune's own reading looks elsewhere, too early."""
+        how = ""
+        with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
+            how = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        return _reason(how)
+
+
+def _run_on_ray(
+    todo: list[jobs.Job],
+    folder: Path,
+    options: Options,
+    session: str,
+    sink: Callable[[list[Event]], None],
+    say: Callable[[str], None],
+    stop_request: StopRequest,
+) -> list[Event]:
+    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial of a trunk that failed."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
+    reasons: dict[str, str] = {}
+    _RECEIVERS[session] = _Receiver(sink, say, reasons)
+    scratch = folder / ".tune"
+    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
+    relay = worker.Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+    stopping = threading.Thread(target=worker.hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
+    asks = [
+        Ask({"job": _config(job, folder, options, session)}, jobs.slots_of(job.laid, options), job.trunk.id)
+        for job in todo
+    ]
+    admission = Admission(
+        asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked
+    )
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200"  # Tune would start one by one; admission lets in no more than fit
+    try:
+        stopping.start()
+        tuner = tune.Tuner(
+            tune.with_resources(worker.execute, partial(_resources_of, options)),
+            tune_config=tune.TuneConfig(reuse_actors=True, search_alg=admission, num_samples=len(asks)),
+            run_config=tune.RunConfig(
+                name=session,
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[JournalCallback(session)],
+                failure_config=tune.FailureConfig(max_failures=options.retries),
+            ),
+        )
+        tuner.fit()
+        return [
+            event for job in todo if job.trunk.id in reasons for event in _failures(job, reasons[job.trunk.id], session)
+        ]
+    finally:
+        done.set()
+        stopping.join(5.0)
+        with contextlib.suppress(Exception):  # the cluster may be what was lost, and this would hide how
+            machines.want(options, 0)
+        del _RECEIVERS[session]
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            checkpoint.store_of(_scratch(folder, options, session)).remove("")
+
+
+def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Tune reserves: the slot itself, or, where Ray Train will reserve the workers', next to nothing on the head."""
+    alone = config["job"]["workers"] == 1
+    return tune.PlacementGroupFactory([machines.slot(options) if alone else {"node:__internal_head__": 0.001}])
+
+
+def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict[str, Any]:
+    place = {
+        "device": options.device,
+        "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
+        "checkpoint_every_seconds": options.checkpoint_seconds,
+        "weights_folder": jobs.weights_of(folder, options.storage) if options.keep_weights else None,
+        "compiled": job.laid.compiled,
+    }
+    if (fit := job.laid.fit) is not None:
+        place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
+    return {
+        "trunk": job.trunk.model_dump_json(),
+        "trunk_id": job.trunk.id,
+        "budgets": list(job.budgets),
+        "workers": job.laid.workers,
+        "session": session,
+        "relay": f"relay-{session}",
+        "scratch": _scratch(folder, options, session),
+        "place": place,
+    }
+
+
+def _scratch(folder: Path, options: Options, session: str) -> str:
+    """Where Ray Train puts what it insists on writing; it must be seen from every machine, and is thrown away."""
+    if options.storage is None:
+        return str(folder / ".tune")
+    return checkpoint.under(options.storage, folder.name, f"scratch-{session}")
+
+
+def _failures(job: jobs.Job, reason: str, session: str) -> list[Event]:
+    """The trials of a trunk that failed, as events. Those that it did deliver are left out by the caller."""
+    trunk = job.trunk
+    return [
+        {
+            "kind": "trial",
+            "key": f"{trunk.id}/failed/{flops!r}/{session}",
+            "trunk": trunk.id,
+            "trial": trunk.trial(flops).id,
+            "fingerprint": trunk.trial(flops).fingerprint(),
+            "status": "failed",
+            "reason": reason,
+            "time": time.time(),
+            "session": session,
+        }
+        for flops in job.budgets
+    ]
+
+
+def _reason(said: str) -> str:
+    """Why something failed, in one line: the last of what Ray says."""
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    return links.without_password(lines[-1].strip())[:500] if lines else "no reason given"

@@ -1,0 +1,367 @@
+"""The one claim that a study may declare before it runs: what it may speak of, and when its axes could tell if it holds.
+
+A claim that nothing could refute is no claim, and one that nothing could confirm wastes a study: both are refused when the
+study is loaded, with what the axes can show. How many replicates it takes is told by `emergence plan` (claims.py), since
+replicates may be added later. May not know Ray, MLflow or torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from orchestrator.formatting import number
+from orchestrator.stats.breaks import MIN_SCALES
+from trainers import budget
+from trainers.spec import Count, Positive, Record
+from trainers.tasks import Family
+
+if TYPE_CHECKING:
+    from orchestrator.study.schema import Study
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Problem = tuple[tuple[Any, ...], str]
+"""(place in the file, what is wrong and what to do)."""
+
+
+class Primary(Record):
+    """The one claim of a study, declared before it runs and tested without correction; the others are corrected for number."""
+
+    what: Literal[
+        "k_ability",
+        "k_memory",
+        "drift_ability",
+        "drift_memory",
+        "compute_to_skill",
+        "crossover",
+        "overtakes",
+        "emergence",
+        "accuracy",
+        "ability",
+        "memory",
+        "change_accuracy",
+        "change_ability",
+    ]
+    """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
+    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `overtakes` the FLOPs from which on `arm`, a generalist, is ahead of the
+    specialists of its domains as they were at `from_flops`, or at their best, `emergence` the verdict along
+    the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
+    others a mean over replicates at a cell."""
+    arm: str | None = None
+    """Arm, or the name of a variant; left out: the first."""
+    against: str | None = None
+    """The arm that overtakes (`crossover` only)."""
+    skill: str | None = None
+    """Skill; left out: the headline skill. Not for memory, which has none. For `overtakes` a domain; left out: their mean."""
+    n_tasks: Count | None = None
+    """Number of training tasks, for what is read at one (not `k_*`, `drift_*`)."""
+    compute_flops: Positive | None = None
+    """Budget, for what is read at one (`k_*` and means; left out: the largest. `emergence` along tasks)."""
+    from_flops: Positive | None = None
+    """The smaller budget of a `change_*`; for `overtakes` what the specialists had spent, left out: whatever was best for each."""
+    lo: Finite | None = None
+    """The claim: not below this."""
+    hi: Finite | None = None
+    """The claim: not above this."""
+    verdict: Literal["break", "smooth", "metric artefact"] | None = None
+    """The claim (`emergence` only)."""
+
+
+_PLACE: dict[str, tuple[str, ...]] = {
+    "k_ability": ("arm", "skill", "compute_flops"),
+    "k_memory": ("arm", "compute_flops"),
+    "drift_ability": ("arm", "skill"),
+    "drift_memory": ("arm",),
+    "compute_to_skill": ("arm", "skill", "n_tasks"),
+    "crossover": ("arm", "against", "skill", "n_tasks"),
+    "overtakes": ("arm", "skill", "n_tasks", "from_flops"),
+    "emergence": ("arm", "skill", "n_tasks", "compute_flops"),
+    "accuracy": ("arm", "skill", "n_tasks", "compute_flops"),
+    "ability": ("arm", "skill", "n_tasks", "compute_flops"),
+    "memory": ("arm", "n_tasks", "compute_flops"),
+    "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
+    "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
+}
+"""The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
+
+OVERTAKING = ("crossover", "overtakes")
+"""What is read off where one line goes past another along the budgets."""
+
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "ability": (-100.0, 1.0),
+    "memory": (-100.0, 1.0),
+    "change_accuracy": (-1.0, 1.0),
+    "change_ability": (-101.0, 101.0),
+}
+"""What a mean can be. The exact references are beaten by chance only; below, the worst seen so far is -15 (elimination after
+training on 4 tasks), and -100 assumed to be out of reach."""
+
+
+# Keys and places ----------------------------------------------------------------------------------------------------
+
+
+def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
+    """What is wrong with a claim as it is written, one problem a mistake."""
+    yield from _ignored(claim)
+    yield from _off_the_axes(study, claim)
+    yield from _missing(study, claim)
+    yield from _notnumber(claim)
+    if claim.what.endswith("memory") and family.ability_of == "accuracy":
+        name: Any = family
+        yield (
+            ("primary", "what"),
+            f"memory has no meaning in family '{name.name}': its exact memoriser knows no more of the list than the rule does",
+        )
+    longest = family.memorizer_max_tasks
+    if claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
+        yield (
+            ("primary", "n_tasks"),
+            f"memory is measured up to {number(longest)} tasks, whose memoriser is enumerated; given {number(claim.n_tasks or 0)}",
+        )
+
+
+def _ignored(claim: Primary) -> Iterator[Problem]:
+    read = _PLACE[claim.what]
+    for key in ("arm", "against", "skill", "n_tasks", "from_flops", "compute_flops"):
+        if getattr(claim, key) is not None and key not in read:
+            yield (
+                ("primary", key),
+                f"'{claim.what}' does not take '{key}', which would be ignored; leave it out (it takes {', '.join(read)})",
+            )
+    if claim.verdict is not None and claim.what != "emergence":
+        yield ("primary", "verdict"), f"'{claim.what}' claims a range, not a verdict; give lo, hi or both"
+
+
+def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
+    axes = study.axes
+    for key, allowed in (
+        ("arm", tuple(study.lines)),
+        ("against", tuple(study.lines)),
+        ("n_tasks", axes.n_tasks),
+        ("compute_flops", axes.compute_flops),
+        ("from_flops", axes.compute_flops),
+        ("skill", tuple(study.shown_skills) if claim.what != "overtakes" else _domains(study, claim)),
+    ):
+        value = getattr(claim, key)
+        if value is not None and key in _PLACE[claim.what] and value not in allowed:
+            listed = ", ".join(a if isinstance(a, str) else number(a) for a in allowed)
+            given = value if isinstance(value, str) else number(value)
+            near = difflib.get_close_matches(given, listed.split(", "), 1) if isinstance(value, str) else []
+            meant = f"; did you mean '{near[0]}'?" if near else ""
+            yield ("primary", key), f"{given} is not in the study; it has {listed}{meant}"
+
+
+def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
+    """The domains in which a line of the study has a specialist beside it."""
+    from orchestrator.analysis.generalists import pairs  # here: it reads results, which know studies
+
+    return tuple(pair.domain for pair in pairs(study) if pair.generalist == _line(study, claim))
+
+
+def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
+    if claim.what == "emergence":
+        if (claim.n_tasks is None) == (claim.compute_flops is None):
+            yield (
+                ("primary",),
+                "'emergence' is read along one axis; give n_tasks or compute_flops, the one that stays fixed",
+            )
+    elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
+        yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
+    if claim.what == "overtakes" and not _domains(study, claim):
+        from orchestrator.analysis.generalists import pairs
+
+        those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs(study))) or "none"
+        said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"
+        yield ("primary",), said
+    if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):
+        yield (
+            ("primary", "from_flops"),
+            "nothing is left to the generalist beyond the largest budget; give a smaller one",
+        )
+    if claim.what.startswith("change"):
+        last = claim.compute_flops or max(study.axes.compute_flops)
+        if claim.from_flops is None or claim.from_flops >= last:
+            yield ("primary",), f"'{claim.what}' is between two budgets; give from_flops, below {number(last)}"
+    if claim.what == "crossover" and len(study.lines) < 2:
+        yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
+    elif claim.what == "crossover" and claim.against in (None, _line(study, claim)):
+        yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
+
+
+def _notnumber(claim: Primary) -> Iterator[Problem]:
+    if claim.what == "emergence":
+        if claim.verdict is None or claim.lo is not None or claim.hi is not None:
+            yield (
+                ("primary",),
+                "'emergence' claims a verdict, not a range; give verdict: break, smooth or metric artefact",
+            )
+    elif claim.lo is None and claim.hi is None:
+        if claim.verdict is None:
+            yield ("primary",), "a claim that cannot turn out false; give lo, hi or both"
+    elif claim.lo is not None and claim.hi is not None and claim.lo >= claim.hi:
+        yield ("primary", "lo"), f"lo {number(claim.lo)} < hi {number(claim.hi)} does not hold"
+
+
+# What the axes can tell ---------------------------------------------------------------------------------------------
+
+
+def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
+    """Why a well-formed claim could not turn out false, or not true, on the axes of this (otherwise sound) study."""
+    if claim.what == "emergence":
+        yield from _too_few_scales(study, claim)
+    elif claim.what in BOUNDS:
+        yield from _mean_out_of_reach(claim)
+    elif claim.what.startswith("drift"):
+        yield from _drift_out_of_reach(study, family, claim)
+    else:
+        yield from _boundary_out_of_reach(claim, *_grid(study, family, claim))
+
+
+def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
+    """Training FLOPs at which a training run of a line is looked at on its way to the largest budget: along its trunk, and at the
+    branch point before the decay or at the end after it. Where the model's size follows the budget, at each of those alone."""
+    if study.grows(line):
+        return study.ends(line, last)
+    trunk = study.trunk_of(line)
+    steps = budget.steps_of(trunk, study.budgets[-1])
+    points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}
+    return [float(step * budget.flops_per_step(trunk)) for step in sorted(points)]
+
+
+def _line(study: Study, claim: Primary) -> str:
+    return claim.arm or next(iter(study.lines))
+
+
+def grid(study: Study, family: Family, claim: Primary) -> list[float]:
+    """The levels between which a boundary is read, ascending: numbers of tasks, looks or budgets."""
+    return _grid(study, family, claim)[0]
+
+
+def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
+    if claim.what == "compute_to_skill":
+        return looks(study, _line(study, claim), "end"), "evaluations"
+    if claim.what in OVERTAKING:
+        return study.budgets, "budgets"
+    longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
+    known = [float(n) for n in sorted(study.axes.n_tasks) if n <= longest or not claim.what.endswith("memory")]
+    return known, "numbers of tasks"
+
+
+def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
+    if claim.n_tasks is None and len(study.axes.n_tasks) < MIN_SCALES:
+        yield (
+            ("primary",),
+            f"'emergence' along tasks is told from {MIN_SCALES} numbers of tasks on, and the study has "
+            f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
+        )
+    elif claim.n_tasks is not None and study.grows(line := _line(study, claim)):
+        yield (
+            ("primary",),
+            f"'emergence' along compute is told of one model, and the size of {line} follows the budget: a break could be a "
+            "change of size; claim it of a line whose size stands still",
+        )
+    elif claim.n_tasks is not None and (n := len(looks(study, _line(study, claim), "branch"))) < MIN_SCALES:
+        yield (
+            ("primary",),
+            f"'emergence' along compute is told from {MIN_SCALES} evaluations on, and a training run has {n} here; raise "
+            "evaluation.points_per_decade, or lower evaluation.first_flops",
+        )
+
+
+def _mean_out_of_reach(claim: Primary) -> Iterator[Problem]:
+    bottom, top = BOUNDS[claim.what]
+    between = f"'{claim.what}' lies between {number(bottom)} and {number(top)}"
+    if not ((claim.lo is not None and claim.lo > bottom) or (claim.hi is not None and claim.hi < top)):
+        yield (
+            ("primary",),
+            f"{_range(claim)} cannot turn out false: {between}; give lo above {number(bottom)}, or hi below {number(top)}",
+        )
+    elif (claim.lo is not None and claim.lo > top) or (claim.hi is not None and claim.hi < bottom):
+        yield ("primary",), f"{_range(claim)} cannot turn out true: {between}; give a range that reaches into it"
+
+
+def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -> Iterator[Problem]:
+    """Every interval of a boundary holds two neighbouring levels, or all beyond the last, or all below the first."""
+    if not levels:
+        yield ("primary",), f"'{claim.what}' can be measured at none of the study's numbers of tasks; add smaller ones"
+        return
+    if len(levels) < 2:
+        yield ("primary",), f"'{claim.what}' is told between two {unit}, and can use one here; add some"
+        return
+    first, last = levels[0], levels[-1]
+    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
+    flops = "" if unit == "numbers of tasks" else " FLOPs"
+    ends = f"the {unit} of the study end at {number(first)} and {number(last)}{flops}"
+    # Before the second budget no overtaking is seen: an arm that is ahead from the first on was not seen to overtake.
+    earliest = levels[1] if claim.what in OVERTAKING and len(levels) > 1 else first
+    if lo <= first and hi >= last:
+        yield (
+            ("primary",),
+            f"{_range(claim)} cannot turn out false: {ends}, and nothing beyond them is told apart; give lo above "
+            f"{number(first)}, or hi below {number(last)}",
+        )
+    elif claim.hi is None or claim.lo is None:
+        if lo > last or hi < earliest:
+            least = f"lo of at most {number(last)}" if lo > last else f"hi of at least {number(earliest)}"
+            seen = (
+                ends
+                if earliest == first
+                else f"an overtaking is seen from the second budget on, {number(earliest)} FLOPs"
+            )
+            yield ("primary",), f"{_range(claim)} cannot turn out true: {seen}; give a {least}, or a wider axis"
+    elif not any(lo <= a and b <= hi for a, b in pairwise(levels)):
+        yield (
+            ("primary",),
+            f"{_range(claim)} cannot turn out true: where it lies is told between two {unit} of the study, and no two are in "
+            f"this range; widen it, or add some (there are {_neighbours(levels, lo, hi)}{flops})",
+        )
+
+
+def _neighbours(levels: Sequence[float], lo: float, hi: float) -> str:
+    """The levels around a range, for a message."""
+    below, above = [v for v in levels if v < lo][-1:], [v for v in levels if v > hi][:1]
+    shown = [*below, *(v for v in levels if lo <= v <= hi), *above]
+    return ", ".join(map(number, shown))
+
+
+def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
+    """What a drift can be: at most from below the first level to above the last but one, in one step of compute. Its interval
+    is never narrower than a step of tasks at either end, over all of the compute."""
+    levels, _ = _grid(study, family, claim)
+    if len(study.budgets) < 2 or len(levels) < 3:
+        n, needed, what = len(study.budgets), 2, "budgets"
+        if n >= needed:
+            n, needed, what = len(levels), 3, "numbers of tasks"
+        yield ("primary",), f"'{claim.what}' takes {needed} {what} or more to tell, and can use {n} here; add some"
+        return
+    steps = [math.log2(b / a) for a, b in pairwise(levels)]
+    doublings = [math.log2(b / a) for a, b in pairwise(study.budgets)]
+    steepest = math.log2(levels[-2] / levels[0]) / min(doublings)
+    finest = 2 * min(steps) / sum(doublings)
+    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
+    told = f"these axes can show a drift of {number(-steepest)} to {number(steepest)} doublings of tasks per doubling of compute"
+    if lo <= -steepest and hi >= steepest:
+        yield (
+            ("primary",),
+            f"{_range(claim)} cannot turn out false: {told}; give lo above {number(-steepest)}, or hi below {number(steepest)}",
+        )
+    elif lo > steepest or hi < -steepest:
+        yield ("primary",), f"{_range(claim)} cannot turn out true: {told}; give a range that reaches into it"
+    elif hi - lo < finest:
+        yield (
+            ("primary",),
+            f"{_range(claim)} cannot turn out true: these axes tell a drift to {number(finest)} at best; widen it, or add "
+            "numbers of tasks or budgets",
+        )
+
+
+def _range(claim: Primary) -> str:
+    if claim.lo is not None and claim.hi is not None:
+        return f"the range {number(claim.lo)} to {number(claim.hi)}"
+    return f"lo {number(claim.lo)}" if claim.lo is not None else f"hi {number(claim.hi or 0.0)}"

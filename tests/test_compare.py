@@ -47,7 +47,7 @@ def bounds_of(results: Results, lost: int = 0) -> Findings:
         run["status"] = "diverged"
 
     def bounds(measure: Any, arm: str, skill: str) -> boundaries.Boundaries:
-        return boundaries.boundaries(results, measure, arm, skill, lambda name: 0.95)
+        return boundaries.boundaries_of(results, measure, arm, skill, lambda name: 0.95)
 
     arms, skills = list(results.study.lines), results.study.shown_skills
     k_ability = {(arm, skill): bounds("ability", arm, skill) for arm in arms for skill in skills}

@@ -66,7 +66,7 @@ def contest(results: Results, generalist: str, domain: str, against: str, spent:
 
 
 def test_specialists_are_compared_with_the_generalist_that_trains_their_domain_with_the_same_functions():
-    assert generalists.pairs(study_of()) == [
+    assert generalists.pairs_of(study_of()) == [
         Pair("generalist", "special_0", "domain_0"),
         Pair("generalist", "special_2", "domain_2"),
         Pair("apart", "apart_1", "domain_1"),
@@ -79,12 +79,12 @@ def test_another_arm_or_model_is_no_pair_and_shares_are_the_generalists_own():
         "wide": {"family": {"domain": 0}, "model": {"d_model": 128}},
         "special": {"family": {"domain": 0}},
     }
-    found = generalists.pairs(study_of(variants, arm=["answer", "steps"]))
+    found = generalists.pairs_of(study_of(variants, arm=["answer", "steps"]))
     assert [(p.generalist, p.specialist) for p in found] == [
         ("answer, general", "answer, special"),
         ("steps, general", "steps, special"),
     ]
-    assert generalists.pairs(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
+    assert generalists.pairs_of(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
 
 
 def test_lines_of_different_domains_are_not_asked_who_is_ahead():

@@ -34,23 +34,23 @@ def ended(study: Study, which: list[str], status: str = "done") -> State:
 
 
 def test_a_new_study_plans_every_trial_once_on_one_job_a_trunk(study: Study) -> None:
-    todo = jobs.jobs(study, State())
+    todo = jobs.jobs_of(study, State())
     planned = [job.trunk.trial(b).id for job in todo for b in job.budgets]
     assert sorted(planned) == sorted(t.id for t in study.trials()) and len(todo) == len(study.trunks())
 
 
 def test_done_and_diverged_trials_are_left_out_and_failed_ones_tried_again(study: Study) -> None:
     ids = [t.id for t in study.trials()]
-    assert jobs.jobs(study, ended(study, ids)) == [] and jobs.jobs(study, ended(study, ids, "diverged")) == []
-    again = jobs.jobs(study, ended(study, ids, "failed"))
+    assert jobs.jobs_of(study, ended(study, ids)) == [] and jobs.jobs_of(study, ended(study, ids, "diverged")) == []
+    again = jobs.jobs_of(study, ended(study, ids, "failed"))
     assert sum(len(job.budgets) for job in again) == len(ids)
-    one = jobs.jobs(study, ended(study, ids[1:]))
+    one = jobs.jobs_of(study, ended(study, ids[1:]))
     assert [(job.trunk.trial(b).id) for job in one for b in job.budgets] == ids[:1]
 
 
 def test_larger_jobs_come_first(study: Study) -> None:
     state = ended(study, [t.id for t in study.trials() if t.compute_flops == 6.4e11 and t.n_tasks == 4])
-    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs(study, state)]
+    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs_of(study, state)]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
 
 

@@ -45,7 +45,7 @@ DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memo
 # Boundaries along the numbers of tasks ------------------------------------------------------------------------------
 
 
-def boundaries(
+def boundaries_of(
     results: Results, measure: Literal["ability", "memory"], arm: str, skill: str, confidence: Confidence
 ) -> Boundaries:
     """K_A or K_M at every budget. A replicate that diverged or failed where others have a value counts as not there; one

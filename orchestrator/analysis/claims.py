@@ -106,7 +106,7 @@ def _of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Itera
     kinds: list[tuple[Measure, str]] = [*(("ability", skill) for skill in skills), ("memory", "")]
     for measure, skill in kinds:
         tables = boundaries.judged(results, measure, arm, skill)
-        whole = boundaries.boundaries(results, measure, arm, skill, _plain)
+        whole = boundaries.boundaries_of(results, measure, arm, skill, _plain)
         what = f"{skill or 'memory'}{_of_arm(results, arm)}"
         for (table, _), (c, b) in zip(tables, whole, strict=True):
             p = boundaries.boundary_p(table, b.verdict, boundaries.DIRECTION[measure])
@@ -218,7 +218,7 @@ class Fewer(NamedTuple):
 def fewer_tasks(results: Results, skill: str, confidence: boundaries.Confidence) -> list[Fewer]:
     """Every pair of arms; none where generalists meet specialists, of which something else is asked."""
     study = results.study
-    if generalists.pairs(study):
+    if generalists.pairs_of(study):
         return []
     levels, top = [float(n) for n in results.levels], results.budgets[-1]
     judged = {line: boundaries.judged(results, "ability", line, skill)[-1] for line in study.lines}
@@ -338,7 +338,7 @@ def name_of(results: Results, primary: Primary | None) -> str | None:
     if primary.what == "crossover":
         return claim_of_arms(cast(str, primary.against), arm, skill, cast(int, primary.n_tasks))
     if primary.what == "overtakes":
-        domains = [pair.domain for pair in generalists.pairs(study) if pair.generalist == arm]
+        domains = [pair.domain for pair in generalists.pairs_of(study) if pair.generalist == arm]
         domain = primary.skill or (generalists.ALL if len(domains) > 1 else "".join(domains))
         against: generalists.Against = "its budget" if primary.from_flops else "its best"
         return generalists.claim_of_contest(arm, domain, cast(int, primary.n_tasks), against, primary.from_flops)

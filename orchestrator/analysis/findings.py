@@ -202,8 +202,8 @@ def judge(results: Results) -> Findings:
     def confidence(name: str) -> float:
         return levels.get(name, claims.CONFIDENCE)  # the primary claim, and what cannot be tested
 
-    k_ability = {(a, s): boundaries.boundaries(results, "ability", a, s, confidence) for a in arms for s in skills}
-    k_memory = {a: boundaries.boundaries(results, "memory", a, "", confidence) for a in arms}
+    k_ability = {(a, s): boundaries.boundaries_of(results, "ability", a, s, confidence) for a in arms for s in skills}
+    k_memory = {a: boundaries.boundaries_of(results, "memory", a, "", confidence) for a in arms}
     onsets = {
         (a, s, n): boundaries.to_skill(results, a, s, n, confidence(claim_of("to", "skill", a, s, float(n))))
         for a in arms

@@ -61,7 +61,7 @@ class Contest(NamedTuple):
         return low and low / per, high and high / per
 
 
-def pairs(study: Study) -> list[Pair]:
+def pairs_of(study: Study) -> list[Pair]:
     """Every specialist with its generalist, in the order of the study's lines; none where there are no domains."""
     families = {line: study.family_of(line) for line in study.lines}
     return [
@@ -113,7 +113,7 @@ def contests(results: Results, confidence: Confidence) -> list[Contest]:
 def _sides(results: Results) -> dict[str, dict[str, Sides]]:
     """Generalist -> domain -> both sides, the mean over several specialists first."""
     found: dict[str, dict[str, Sides]] = {}
-    for pair in pairs(results.study):
+    for pair in pairs_of(results.study):
         found.setdefault(pair.generalist, {})[pair.domain] = _of_pair(results, pair)
     return {
         generalist: {ALL: Sides(*(np.mean(side, axis=0) for side in zip(*many.values(), strict=True)))} | many

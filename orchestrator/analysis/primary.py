@@ -313,7 +313,7 @@ def _examine_boundary(results: Results, claim: Primary) -> PrimaryFinding:
 
 def _boundaries(results: Results, claim: Primary, of: Literal["ability", "memory"]) -> boundaries.Boundaries:
     skill = (claim.skill or results.study.shown_skills[0]) if of == "ability" else ""
-    return boundaries.boundaries(results, of, _arm(results.study, claim), skill, lambda name: CONFIDENCE)
+    return boundaries.boundaries_of(results, of, _arm(results.study, claim), skill, lambda name: CONFIDENCE)
 
 
 def _of_boundary(results: Results, claim: Primary, found: stats.Boundary, levels: Sequence[float]) -> PrimaryFinding:

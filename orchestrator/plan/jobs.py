@@ -99,7 +99,7 @@ def widest(study: Study, options: Options) -> tuple[str, Laid]:
     return line, of_line[line]
 
 
-def jobs(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
+def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
     """The jobs still to do, those of most workers first, then largest first: within 0-3 % of the makespan bound, where arrival
     order lost up to 36 %.
 
@@ -229,7 +229,7 @@ def make(
 
     With the study's `folder`, its checkpoints are counted on. Raises StudyError for what cannot be laid on the workers.
     """
-    todo = jobs(study, state, folder, options)
+    todo = jobs_of(study, state, folder, options)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
         speed, source = known_throughput(study, state, device)

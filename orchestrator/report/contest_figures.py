@@ -17,7 +17,7 @@ from orchestrator.study.schema import Study
 def contest_plate(curves: Curves, generalist: str) -> Plate | None:
     """A row for each number of tasks, a column for each domain; None for a line that is no generalist with specialists."""
     found = curves.found
-    pairs = [p for p in generalists.pairs(found.study) if p.generalist == generalist]
+    pairs = [p for p in generalists.pairs_of(found.study) if p.generalist == generalist]
     if not pairs or not all(found.ended(line) for p in pairs for line in (p.generalist, p.specialist)):
         return None
     after = ", after its decay" if decays(found) else ""

@@ -136,7 +136,7 @@ def run(
         return "broken"
     if failures:
         return "failed"
-    return "stopped" if jobs.jobs(study, state) else "complete"
+    return "stopped" if jobs.jobs_of(study, state) else "complete"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:

@@ -159,9 +159,9 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
     """The domains in which a line of the study has a specialist beside it."""
-    from orchestrator.analysis.generalists import pairs  # here: it reads results, which know studies
+    from orchestrator.analysis.generalists import pairs_of  # here: it reads results, which know studies
 
-    return tuple(pair.domain for pair in pairs(study) if pair.generalist == _line(study, claim))
+    return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == _line(study, claim))
 
 
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
@@ -174,9 +174,9 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
-        from orchestrator.analysis.generalists import pairs
+        from orchestrator.analysis.generalists import pairs_of
 
-        those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs(study))) or "none"
+        those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs_of(study))) or "none"
         said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"
         yield ("primary",), said
     if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):

@@ -48,7 +48,7 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
         everything = State.of(folder)
         jobs.check_against_record(study, everything, "tiny.yaml")
         state = recorded.of_study(everything, study)
-        todo = jobs.jobs(study, state, folder)
+        todo = jobs.jobs_of(study, state, folder)
         if not todo:
             return 0
         journal = Journal(folder, lock)

@@ -39,20 +39,20 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from orchestrator import terminal
-from orchestrator.analysis import answer, findings, primary
+from orchestrator.analysis import answer, expected, findings, primary
 from orchestrator.console import progress
-from orchestrator.console.progress import clock
-from orchestrator.formatting import model_words, number, sure, times
-from orchestrator.plan import jobs
-from orchestrator.plan.jobs import Options
+from orchestrator.formatting import clock, number, sure, times
+from orchestrator.plan import jobs, price, throughput
+from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import files, journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
 from orchestrator.record.lease import LeaseLostError, StudyHeldError, StudyLock
 from orchestrator.record.recorded import Recorded
 from orchestrator.run import output
 from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES
+from orchestrator.study import reader
 from orchestrator.study import schema as studies
-from orchestrator.study.schema import Study, StudyError
+from orchestrator.study.schema import Study, StudyError, model_words
 from orchestrator.terminal import Terminal, say, shortened, styled
 from trainers import budget, checkpoint
 
@@ -200,8 +200,8 @@ def plan_command(
     options = _options(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     _check_room(study, options, absent_is_fine=not address)
     n_slots, known = _slots(options)
-    speed = jobs.calibrate(study, device) if calibrate else None
-    _show_plan(jobs.make(study, state, n_slots, device, speed, folder, options), folder, known)
+    speed = throughput.calibrate(study, device) if calibrate else None
+    _show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
 
 @app.command(epilog="Example: emergence run quickstart --slots 2")
@@ -258,7 +258,7 @@ def run(
                     "out of tables, report and answer.",
                 )
             )
-        _keep_copy(studies.find(study_name), folder / "study.yaml")
+        _keep_copy(reader.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = _show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
@@ -288,7 +288,7 @@ def _run_missing(
 ) -> str:
     """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
     slots, known = _slots(options)
-    todo = jobs.make(study, state, slots, options.device, folder=folder, options=options)
+    todo = price.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
         _publish_if_needed(study, state, folder, lock, uri)
@@ -307,7 +307,7 @@ def _run_missing(
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            with machines.started(options, max(jobs.slots_of(job.laid, options) for job in todo.jobs)) as offered:
+            with machines.started(options, max(slots_of(job.laid, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
                 from orchestrator.run import (
                     driver as runner,  # here: a refusal of the cluster's should not wait for Ray Tune
@@ -375,9 +375,9 @@ def stop(study_name: RecordedName) -> None:
     try:
         folder, _, _ = _recorded(study_name)
     except UsageProblem:
-        if not (Path(study_name).exists() or study_name in studies.shipped()):
+        if not (Path(study_name).exists() or study_name in reader.shipped()):
             raise
-        folder = journal.study_folder(studies.load(study_name).id)
+        folder = journal.study_folder(reader.load(study_name).id)
         if not lease.is_held(folder):  # else it starts, and has recorded nothing yet
             raise
     if not lease.is_held(folder):
@@ -405,15 +405,15 @@ def compare(
 ) -> None:
     """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
     from orchestrator.analysis import compare as comparing
-    from orchestrator.record import publisher
+    from orchestrator.record import tables
     from orchestrator.report import compare_page
 
     both, outside = [], []
     for name in (first, second):
         folder, study, state = _recorded(name)
-        publisher.write_parquet(folder, state, study)
+        tables.write_parquet(folder, state, study)
         both.append(findings.read(folder, study))
-        outside.append(publisher.outside(state, study))
+        outside.append(tables.outside(state, study))
     try:
         comparison = comparing.compare(both[0], both[1], (outside[0], outside[1]))
     except ValueError as problem:
@@ -534,7 +534,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
 
 
 def _show_plan(
-    todo: jobs.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
+    todo: price.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
 ) -> None:
     console = console or Terminal()
     study = todo.study
@@ -578,7 +578,7 @@ def _show_plan(
     console.print(table)
 
 
-def _time_words(todo: jobs.Plan, slots_known: str) -> str:
+def _time_words(todo: price.Plan, slots_known: str) -> str:
     """How long it takes on how many slots, or when that will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
     if todo.seconds is None:
@@ -586,7 +586,7 @@ def _time_words(todo: jobs.Plan, slots_known: str) -> str:
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
 
 
-def _places(todo: jobs.Plan) -> list[tuple[str, str]]:
+def _places(todo: price.Plan) -> list[tuple[str, str]]:
     """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
     rows = []
     for line, key in todo.study.lines.items():
@@ -632,9 +632,9 @@ def _show_result(
         with contextlib.suppress(OSError):  # damaged or taken away a moment ago
             found = findings.read(folder, study)
     if found is not None:
-        console.print(f"\n{found.answer}")
+        console.print(f"\n{answer.paragraph(found)}")
         for verdict in found.verdicts:
-            console.print(f"  {answer.verdict_line(verdict)}")
+            console.print(f"  {expected.verdict_line(verdict)}")
         said = str(page)
     elif publisher.is_publishing(folder):
         said = f"still being written, to {page}"
@@ -811,12 +811,12 @@ def _load(name: str) -> Study:
     """A study to plan or run. Raises StudyError, and UsageProblem where the name is that of a study that ran."""
     if studies.is_id(name) and not Path(name).exists() and (kept := journal.study_folder(name) / "study.yaml").exists():
         raise UsageProblem(f"{name}: a study file is needed; the one that ran is kept: {_program()} run {kept}")
-    return studies.load(name)
+    return reader.load(name)
 
 
 def _source(name: str, folder: Path) -> str:
     """What to call a study that ran by, so that it can be run again: as it was named, or the file that is kept."""
-    return name if Path(name).exists() or name in studies.shipped() else str(folder / "study.yaml")
+    return name if Path(name).exists() or name in reader.shipped() else str(folder / "study.yaml")
 
 
 def _recorded(name: str) -> tuple[Path, Study, Recorded]:
@@ -831,7 +831,7 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
         study_id = name
     else:
         of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
-        plain = not Path(name).exists() and name not in studies.shipped()
+        plain = not Path(name).exists() and name not in reader.shipped()
         if of_name and plain and (len(of_name) > 1 or name != Path(name).stem):
             raise UsageProblem(
                 f"{name}: no such study file; what ran under that name is {', '.join(of_name)}: give that"
@@ -840,7 +840,7 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
             near = difflib.get_close_matches(name, [other.partition("@")[0] for other in known], 1)
             meant = f"; did you mean '{near[0]}'?" if near else f"; what ran there: {', '.join(known) or 'nothing'}"
             raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
-        study_id = of_name[0] if of_name and plain else studies.load(name).id
+        study_id = of_name[0] if of_name and plain else reader.load(name).id
     folder = journal.study_folder(study_id)
     study, state = _read(folder) if _has_journal(folder) else (None, Recorded())
     if study is None and folder.is_dir() and (left := recorded.left_without_journal(state, folder)):
@@ -853,7 +853,7 @@ def _recorded(name: str) -> tuple[Path, Study, Recorded]:
         hint += "" if "@" in name else f"; run it with: {_program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     _tell_damage(state, folder, f"{_program()} run {_source(name, folder)} trains them again")
-    if Path(name).is_file() and (differ := _differences(study, studies.load(name))):
+    if Path(name).is_file() and (differ := _differences(study, reader.load(name))):
         _aside(f"{name} differs from what was run: {'; '.join(differ)}. This is what was run.")
     return folder, study, state
 
@@ -902,10 +902,12 @@ def _writable(folder: Path) -> Path:
 
 
 def _tracking_uri(given: str | None) -> str:
-    from orchestrator.record import publisher  # here: pyarrow takes a moment that --help should not
+    from orchestrator.record import (  # here: pyarrow takes a moment that --help should not
+        mlflow_runs,
+    )
 
     try:
-        uri = given or publisher.default_tracking_uri()
+        uri = given or mlflow_runs.default_tracking_uri()
     except ValueError as problem:
         raise UsageProblem(f"{problem}; set EMERGENCE_HOME to a folder without ? and %") from None
     shown = links.without_password(uri)
@@ -1001,7 +1003,7 @@ def _check_room(study: Study, options: Options, absent_is_fine: bool = False) ->
     A plan may be made before the cluster is there that the environment speaks of.
     """
     line, laid = jobs.widest(study, options)
-    wide = jobs.slots_of(laid, options)
+    wide = slots_of(laid, options)
     if options.address != "local":
         from orchestrator.run import machines  # here: importing Ray takes a second that most refusals should not
 

@@ -25,7 +25,7 @@ import torch
 
 from orchestrator.analysis import findings
 from orchestrator.record.journal import read
-from orchestrator.study.schema import load
+from orchestrator.study.reader import load
 from trainers import budget, checkpoint
 from trainers.engine.engine import Engine
 from trainers.fit.place import Place

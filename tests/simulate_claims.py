@@ -19,7 +19,7 @@ import synthetic
 from simulation import Outcome, Scenario
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis import claims, emergence, findings
 from orchestrator.analysis.results import Results
 from orchestrator.stats import further
 from orchestrator.stats.breaks import MIN_SCALES
@@ -36,7 +36,7 @@ class Looked(NamedTuple):
     """A study without figures: what was looked at, corrected, and the cuts behind the breaks."""
 
     claims: tuple[claims.Claim, ...]
-    cuts: list[boundaries.Cut]
+    cuts: list[emergence.Cut]
 
     @property
     def kept(self) -> list[claims.Claim]:
@@ -45,8 +45,8 @@ class Looked(NamedTuple):
 
 def look(tables: tuple[Any, Any], study: Any) -> Looked:
     results = Results.of_tables(study, *tables)
-    cuts = boundaries.cuts(results, study.shown_skills)
-    return Looked(claims.correct(claims.looked_at(results, study.shown_skills, cuts), None), cuts)
+    cuts = emergence.cuts(results, study.shown_skills)
+    return Looked(claims.correct(findings.looked_at(results, study.shown_skills, cuts), None), cuts)
 
 
 LOTTERY_AXES: dict[str, Any] = {

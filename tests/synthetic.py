@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study.schema import Study
 from trainers.streams import stream
 

@@ -11,8 +11,10 @@ import pytest
 import synthetic
 
 from orchestrator import formatting
-from orchestrator.analysis import boundaries
+from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import Findings, find
+from orchestrator.analysis.results import surface
 from orchestrator.analysis.summary import description
 from orchestrator.study.schema import Variant
 
@@ -80,7 +82,7 @@ def test_a_widened_study_says_what_its_finished_replicates_say() -> None:
     whole, widened = found_of(replicates=2), found_of({(None, None, None, r): "open" for r in (2, 3)})
     for (_, a), (_, b) in zip(whole.k_ability["answer", "recall"], widened.k_ability["answer", "recall"], strict=True):
         assert a == b and a.verdict == "crossed" and len(a.brackets) == 2
-    assert "2 of 4" not in widened.answer and "in both replicates" in widened.answer
+    assert "2 of 4" not in paragraph(widened) and "in both replicates" in paragraph(widened)
     shares = [(s.k, s.n) for _, s in widened.to_skill["answer", 256].successes]
     assert shares == [(2, 2), (2, 2)]
     assert all(len(t.boundary.brackets) == 2 for t in widened.to_skill.values())
@@ -90,7 +92,7 @@ def test_a_diverged_replicate_is_one_that_does_not_get_there() -> None:
     found = found_of({(None, 256, None, 3): "diverged", (None, 64, None, 3): "diverged"})
     ((_, low), (_, high)) = found.k_ability["answer", "recall"]
     assert low.verdict == high.verdict == "undecided"
-    assert "appears up to 256 tasks in 3 of 4 replicates" in found.answer
+    assert "appears up to 256 tasks in 3 of 4 replicates" in paragraph(found)
     told = found.to_skill["answer", 256]
     assert [(s.k, s.n) for _, s in told.successes] == [(3, 4), (3, 4)]
     assert told.curve is not None and told.curve.steps[-1].reached == 0.75
@@ -98,19 +100,19 @@ def test_a_diverged_replicate_is_one_that_does_not_get_there() -> None:
 
 def test_an_arm_that_never_ran_is_said_to_be_so_and_not_called_coinciding() -> None:
     arms = ("answer", "next_token")
-    waits = found_of({("next_token", None, None, None): "open"}, arm=arms).answer
+    waits = paragraph(found_of({("next_token", None, None, None): "open"}, arm=arms))
     assert "No trial of arm next_token has come to the end of a budget" in waits and "coincide" not in waits
-    lost = found_of({("next_token", None, None, None): "diverged"}, arm=arms).answer
+    lost = paragraph(found_of({("next_token", None, None, None): "diverged"}, arm=arms))
     assert "Every trial of arm next_token diverged" in lost and "coincide" not in lost
 
 
 def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
     found = found_of(replicates=10)
     kept = {claim.name: claim.confidence for claim in found.claims if claim.verdict == "kept"}
-    name = boundaries.claim_of("k", "ability", "answer", "recall", 4e11)
+    name = claims.claim_of("k", "ability", "answer", "recall", 4e11)
     assert 0.95 < kept[name] < 1
     said = formatting.sure(kept[name])
-    assert f"({said} interval for the median one: " in found.answer and f"({said})" in description(found)
+    assert f"({said} interval for the median one: " in paragraph(found) and f"({said})" in description(found)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_dips_are_corrected_for_all_that_were_asked() -> None:
     assert along == ({"n_tasks"}, {"n_tasks", "compute_flops"})
     raw = []
     for measure, skill in (("ability", "recall"), ("memory", "")):
-        cube, direction = boundaries.surface(found.results, measure, "answer", skill), boundaries.DIRECTION[measure]
+        cube, direction = surface(found.results, measure, "answer", skill), boundaries.DIRECTION[measure]
         raw += [boundaries.stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
         if skill:
             raw += [
@@ -145,13 +147,13 @@ def test_which_arm_needs_fewer_tasks_is_said_where_it_is_shown_and_not_elsewhere
         **(AXES | {"n_tasks": (4, 16, 64, 256, 1024, 4096), "arm": arms, "replicates": replicates})
     )
     same, runs = synthetic.tables(study, sharp)
-    assert "Which arm needs fewer tasks is not shown at 4e11 FLOPs" in find(study, same, runs).answer
+    assert "Which arm needs fewer tasks is not shown at 4e11 FLOPs" in paragraph(find(study, same, runs))
 
     later, _ = synthetic.tables(study, lambda n, flops, r: np.where(n > 1000, 0.95, 0.05))
     second = np.array(same["arm"].to_pylist()) == "next_token"
     nll = np.where(second, later["nll_nats"].to_numpy(), same["nll_nats"].to_numpy())
     mixed = same.set_column(same.column_names.index("nll_nats"), "nll_nats", [nll])
-    assert "Answer needs fewer tasks than next_token at 4e11 FLOPs" in find(study, mixed, runs).answer
+    assert "Answer needs fewer tasks than next_token at 4e11 FLOPs" in paragraph(find(study, mixed, runs))
 
 
 def test_arms_that_are_alike_share_a_sentence_and_what_holds_of_all_is_said_once() -> None:
@@ -173,7 +175,7 @@ def test_arms_that_are_alike_share_a_sentence_and_what_holds_of_all_is_said_once
     results, runs = synthetic.of_variants(study, truths)
     nothing = pa.nulls(results.num_rows, pa.float64())
     results = results.set_column(results.column_names.index("nll_memorizer"), "nll_memorizer", nothing)
-    said = find(study, results, runs).answer
+    said = paragraph(find(study, results, runs))
     assert "Answer, one and answer, two need fewer tasks than next_token, one and next_token, two at 4e11 FLOPs" in said
     assert said.count("Memory is not defined here.") == 1 and "Memory is not defined here (" not in said
 
@@ -191,4 +193,4 @@ def test_arms_are_compared_by_the_replicates_that_have_ended_in_both() -> None:
 
 
 def test_where_every_trial_failed_nothing_is_said_to_be_on_its_way() -> None:
-    assert found_of({(None, None, None, None): "failed"}).answer == "Every trial failed: nothing can be said."
+    assert paragraph(found_of({(None, None, None, None): "failed"})) == "Every trial failed: nothing can be said."

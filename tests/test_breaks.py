@@ -11,7 +11,7 @@ from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
-from orchestrator import formatting
+from orchestrator.analysis import emergence
 from orchestrator.stats import breaks
 from orchestrator.stats.breaks import Break, Emergence, find_break, find_breaks, weigh
 from trainers.streams import stream
@@ -180,7 +180,7 @@ def test_seven_scales_claim_no_break_and_say_how_many_are_wanting(n_scales: int)
     assert found.further_replicates is None
     few = find_break(U[:n_scales], jumping[:3])  # three replicates never make a break, whatever the scales
     assert (few.further_scales, few.further_replicates) == (8 - n_scales, 1)
-    said = formatting.settles(few.further_scales, few.further_replicates)
+    said = emergence.settles(few.further_scales, few.further_replicates)
     assert said.endswith("1 more replicate are the least that could settle it")
 
 

@@ -12,10 +12,11 @@ import synthetic
 from simulate_claims import ALIKE_AXES, LOTTERY_AXES, SCENARIOS, look, more_likely_with_tasks
 from simulation import Scenario
 
-from orchestrator.analysis import boundaries, claims, findings, summary
+from orchestrator.analysis import claims, emergence, findings, summary
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import range_words
-from orchestrator.record.publisher import RUNS
+from orchestrator.record.tables import RUNS
 from orchestrator.report import judged_tables
 from trainers.streams import stream
 
@@ -119,7 +120,7 @@ def test_whoever_wins_among_arms_drawn_alike_is_named_with_the_mark_but_where_co
         assert all(p.startswith("<") or float(p) <= 0.05 for p in unmarked)
         lines = [row for row in summary.rows(found) if winner_named(row["words"])]
         assert all(row["kept"] == ("yes" if row["adjusted_p"] <= 0.05 else "no") for row in lines)
-        for sentence in re.split(r"(?<=\.) |; ", found.answer):
+        for sentence in re.split(r"(?<=\.) |; ", paragraph(found)):
             assert (
                 not winner_named(sentence) or "not kept" in sentence or unmarked or "yes" in {x["kept"] for x in lines}
             )
@@ -168,7 +169,7 @@ def test_a_break_is_claimed_only_where_the_verdict_is_one_and_then_always() -> N
         studies.append(look(synthetic.tables(study, truth, noise=0.02, draw=k), study))
     broken = 0
     for looked in studies:
-        cuts = {claims.claim_of_cut(cut): cut.result for cut in looked.cuts}
+        cuts = {emergence.claim_of_cut(cut): cut.result for cut in looked.cuts}
         said = [claim for claim in looked.claims if break_said(claim)]
         assert {claim.name for claim in said} == cuts.keys()
         for claim in said:
@@ -194,11 +195,11 @@ def test_three_replicates_that_agree_are_kept_for_nothing_as_they_agree_by_chanc
     study = synthetic.made_up(**(AXES | {"replicates": 3}))
     found = findings.find(study, *synthetic.tables(study))
     assert not any(c.verdict == "kept" for c in found.claims if c.name.startswith(("k_", "to_")))
-    assert "where the skill appears and where memory ends is not tested, for which 6 are the least." in found.answer
+    assert "where the skill appears and where memory ends is not tested, for which 6 are the least." in paragraph(found)
 
 
 def test_a_crossover_has_one_name_in_either_direction() -> None:
-    assert boundaries.claim_of_arms("a", "b", "recall", 4) == boundaries.claim_of_arms("b", "a", "recall", 4)
+    assert claims.claim_of_arms("a", "b", "recall", 4) == claims.claim_of_arms("b", "a", "recall", 4)
 
 
 def test_a_diverged_trial_counts_as_one_without_the_skill() -> None:

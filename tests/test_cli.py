@@ -13,7 +13,7 @@ from conftest import PATIENCE_SECONDS
 
 from orchestrator.record.journal import Journal
 from orchestrator.record.provenance import session_event
-from orchestrator.study.schema import find, load
+from orchestrator.study.reader import find, load
 
 COMMANDS = ("plan", "run", "status", "stop", "report", "compare", "publish", "ui", "clean")
 SMALL = """

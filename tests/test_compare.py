@@ -16,7 +16,7 @@ from orchestrator.analysis import boundaries
 from orchestrator.analysis.compare import OVERALL_SHARE, Comparison, compare
 from orchestrator.analysis.compare_words import answer, left_out, shift_words
 from orchestrator.analysis.findings import Findings, find
-from orchestrator.analysis.results import Results
+from orchestrator.analysis.results import Results, surface
 from orchestrator.report import compare_page
 from orchestrator.stats import Drift
 from trainers.streams import stream
@@ -53,7 +53,7 @@ def bounds_of(results: Results, lost: int = 0) -> Findings:
     k_ability = {(arm, skill): bounds("ability", arm, skill) for arm in arms for skill in skills}
     k_memory = {arm: bounds("memory", arm, "") for arm in arms}
     return Findings(
-        study=results.study, results=results, k_ability=k_ability, k_memory=k_memory, answer="Said elsewhere."
+        study=results.study, results=results, k_ability=k_ability, k_memory=k_memory
     )
 
 
@@ -120,7 +120,7 @@ def test_means_and_differences_of_a_cell_are_of_the_same_pairs() -> None:
     found = compare(a, b)
     place = a.results.levels.index(64), a.results.budgets.index(1e11)
     [cell] = [c for c in found.cells if (c.skill, c.n_tasks, c.compute_flops) == ("recall", 64, 1e11)]
-    first_three = boundaries.surface(a.results, "ability", "answer", "recall")[place][:3]
+    first_three = surface(a.results, "ability", "answer", "recall")[place][:3]
     assert cell.a == pytest.approx(first_three.mean()) and (len(cell.of_a), len(cell.of_b)) == (3, 3)
     assert cell.difference is not None and cell.difference.mean == pytest.approx(cell.b - cell.a)  # type: ignore[operator]
     assert "Only made_up@1 has 2 more replicates: left out of all differences." in left_out(found)

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from orchestrator import formatting
-from orchestrator.analysis import answer, findings, results
-from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.analysis import boundaries, expected, findings, measures
+from orchestrator.analysis.answer import paragraph
+from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study.schema import Study
 
 LEVELS, BUDGETS = [4, 64, 1024], [1e11, 8e11]
@@ -74,15 +75,15 @@ def test_boundaries_and_answer_tell_a_known_truth() -> None:
     assert set(small.brackets) == {(4, 64)} and set(large.brackets) == {(64, 1024)}
     # Two replicates that agree are no proof: a median beside a level sends both to the same side in one case of four.
     assert high.low < 4 and high.high > 64
-    told = formatting.interval_words(high, [float(n) for n in LEVELS])
+    told = boundaries.interval_words(high, [float(n) for n in LEVELS])
     assert (
         f"Recall appears between 4 and 64 tasks in both replicates at 8e11 FLOPs (95 % interval for the median one: {told}), "
         "and nowhere up to 1,024 tasks at 1e11 FLOPs."
-    ) in found.answer
-    assert (
-        "Memory of the training tasks ends between 64 and 1,024 tasks in both replicates at 8e11 FLOPs" in found.answer
+    ) in paragraph(found)
+    assert "Memory of the training tasks ends between 64 and 1,024 tasks in both replicates at 8e11 FLOPs" in paragraph(
+        found
     )
-    assert "; at 1e11 it ends between 4 and 64 tasks. " in found.answer
+    assert "; at 1e11 it ends between 4 and 64 tasks. " in paragraph(found)
 
 
 def test_the_answer_begins_with_how_often_the_skill_is_right() -> None:
@@ -96,7 +97,7 @@ def test_the_answer_begins_with_how_often_the_skill_is_right() -> None:
         "At 8e11 FLOPs, trained on 1,024 tasks, recall on unseen tasks is right in 99.9 % of cases, "
         "trained on 4 in 6 % (by chance 6 %)."
     )
-    assert find(study(), rows, runs).answer.startswith(expected)
+    assert paragraph(find(study(), rows, runs)).startswith(expected)
 
 
 def test_what_only_some_replicates_have_shown_so_far_is_not_said_to_be_nowhere() -> None:
@@ -114,14 +115,14 @@ def test_what_only_some_replicates_have_shown_so_far_is_not_said_to_be_nowhere()
         for r in range(2)
     ]
     one = study(axes={"arm": ["answer"], "n_tasks": [4, 64], "compute_flops": [1e11], "replicates": 2})
-    said = find(one, rows, runs).answer
+    said = paragraph(find(one, rows, runs))
     assert "nowhere" not in said.split("Memory")[0]
     assert "cannot be told yet: 1 of the 1 replicate that has ended at 64 tasks" in said and "ability is 0.88" in said
 
 
 def test_one_number_of_tasks_tells_no_boundary() -> None:
     one = study(axes={"arm": ["answer"], "n_tasks": [64], "compute_flops": [8e11], "replicates": 2})
-    said = find(one, *tables({(64, 8e11): 0.9}, {(64, 8e11): 0.1})).answer
+    said = paragraph(find(one, *tables({(64, 8e11): 0.9}, {(64, 8e11): 0.1})))
     assert "tells no boundary: at 8e11 FLOPs recall is there in 2 of 2 replicates" in said
     assert "memorised in 0 of 2" in said and "from 64 tasks on" not in said
 
@@ -129,8 +130,8 @@ def test_one_number_of_tasks_tells_no_boundary() -> None:
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
     flat = {(n, c): 0.02 for n in LEVELS for c in BUDGETS}
     found = find(study(), *tables(flat, dict.fromkeys(flat, -2.0)))
-    assert "appears nowhere" in found.answer and "the highest ability of any trial is 0.02" in found.answer
-    assert "memorised nowhere" in found.answer
+    assert "appears nowhere" in paragraph(found) and "the highest ability of any trial is 0.02" in paragraph(found)
+    assert "memorised nowhere" in paragraph(found)
     assert not any("/high" in name for name in found.metrics() if name.startswith("k_ability"))
 
 
@@ -150,7 +151,7 @@ def test_without_a_decay_the_final_look_serves_both() -> None:
 
 
 def test_before_any_trial_has_ended_nothing_is_said() -> None:
-    assert find(study(), [], []).answer == "Nothing can be said yet: no trial has ended."
+    assert paragraph(find(study(), [], [])) == "Nothing can be said yet: no trial has ended."
 
 
 def test_a_missing_cell_and_a_lost_replicate_are_passed_over_not_filled() -> None:
@@ -167,14 +168,14 @@ def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
     rows, runs = tables(ability)
     found = find(one, [r for r in rows if r["replicate"] == 0], [r for r in runs if r["replicate"] == 0])
     ((_, boundary),) = found.k_ability[("answer", "recall")]
-    assert formatting.interval_words(boundary, [4.0, 64.0]) == "4 to 64 (one bracket)"
-    assert "One replicate: no interval can be given" in found.answer
+    assert boundaries.interval_words(boundary, [4.0, 64.0]) == "4 to 64 (one bracket)"
+    assert "One replicate: no interval can be given" in paragraph(found)
 
 
 def test_a_row_without_items_or_with_a_model_out_of_its_senses_has_no_measure() -> None:
     for broken in ({"n": 0}, {"nll_nats": None, "n_correct": None}):
         rows = [row(4, 1e11, 0, split="seen", **({"nll_nats": 1.0} | broken))]
-        assert all(results.of_rows(measure, rows) == [None] for measure in ("ability", "accuracy", "memory"))
+        assert all(measures.of_rows(measure, rows) == [None] for measure in ("ability", "accuracy", "memory"))
 
 
 def curve_rows(crossing: float, r: int) -> list[dict]:
@@ -202,7 +203,7 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     rows = [r for i, at in enumerate(crossings) for r in curve_rows(at, i)]
     (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict and found.censored == sum(at > 1e6 for at in crossings)
-    assert verdict in answer.verdict_line(found) and "made up" in answer.verdict_line(found)
+    assert verdict in expected.verdict_line(found) and "made up" in expected.verdict_line(found)
     assert found.caution == ""  # no mean over what may be a lottery
 
 
@@ -220,7 +221,7 @@ def test_an_expected_mean_is_doubted_as_a_primary_one_where_few_replicates_settl
     rows = [row(64, 8e11, r, nll_nats=200 - 100 * (0.9 + spread * (r % 3 - 1) / 2)) for r in range(replicates)]
     (found,) = find(wanted, rows, []).verdicts
     assert found.verdict == verdict
-    doubted = f"{replicates} replicates can agree by chance" in answer.verdict_line(found)
+    doubted = f"{replicates} replicates can agree by chance" in expected.verdict_line(found)
     assert doubted == (replicates < 6 and verdict != "inconclusive")
 
 

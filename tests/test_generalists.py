@@ -11,11 +11,12 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.analysis import claims, findings, generalists, primary, summary
-from orchestrator.analysis.generalists import ALL, Pair
+from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis.generalists import ALL, contest_words
 from orchestrator.analysis.results import Results
-from orchestrator.formatting import contest_words
-from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study import claimable
+from orchestrator.study.pairs import Pair, pairs_of
 from orchestrator.study.schema import Study
 
 BUDGETS = (1e11, 4e11, 1.6e12, 6.4e12)
@@ -66,7 +67,7 @@ def contest(results: Results, generalist: str, domain: str, against: str, spent:
 
 
 def test_specialists_are_compared_with_the_generalist_that_trains_their_domain_with_the_same_functions():
-    assert generalists.pairs_of(study_of()) == [
+    assert pairs_of(study_of()) == [
         Pair("generalist", "special_0", "domain_0"),
         Pair("generalist", "special_2", "domain_2"),
         Pair("apart", "apart_1", "domain_1"),
@@ -79,12 +80,12 @@ def test_another_arm_or_model_is_no_pair_and_shares_are_the_generalists_own():
         "wide": {"family": {"domain": 0}, "model": {"d_model": 128}},
         "special": {"family": {"domain": 0}},
     }
-    found = generalists.pairs_of(study_of(variants, arm=["answer", "steps"]))
+    found = pairs_of(study_of(variants, arm=["answer", "steps"]))
     assert [(p.generalist, p.specialist) for p in found] == [
         ("answer, general", "answer, special"),
         ("steps, general", "steps, special"),
     ]
-    assert generalists.pairs_of(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
+    assert pairs_of(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
 
 
 def test_lines_of_different_domains_are_not_asked_who_is_ahead():
@@ -130,10 +131,12 @@ def test_a_specialist_that_gets_worse_is_taken_at_its_best():
 def test_the_answer_and_the_summary_say_who_wins_and_the_control_apart():
     results = results_of(study_of(), LEVEL | {"generalist": [0.2, 0.4, 0.7, 0.8]}, spread=0.01)
     found = findings.judge(results)
-    assert "With 20 tasks of a domain generalist overtakes the mean specialist of 1e11 FLOPs (at 0.5" in found.answer
-    assert "With 20 tasks of a domain generalist overtakes the mean specialist at its best (at 0.5" in found.answer
+    assert "With 20 tasks of a domain generalist overtakes the mean specialist of 1e11 FLOPs (at 0.5" in paragraph(
+        found
+    )
+    assert "With 20 tasks of a domain generalist overtakes the mean specialist at its best (at 0.5" in paragraph(found)
     assert re.search(
-        r"apart stays behind the specialist of domain_1 at its best \(at 0\.9\d\), up to 6.4e12 FLOPs", found.answer
+        r"apart stays behind the specialist of domain_1 at its best \(at 0\.9\d\), up to 6.4e12 FLOPs", paragraph(found)
     )
     rows = [row for row in summary.rows(found) if row["quantity"].startswith("generalist")]
     assert len(rows) == (3 + 1) * 5  # two domains, their mean and the control; three budgets, equal compute, the best

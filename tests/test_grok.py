@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.analysis.results import of_rows
+from orchestrator.analysis.measures import of_rows
 from orchestrator.stats import measures
 from trainers.spec import TrunkSpec
 from trainers.tasks import Grok, ItemSet, Probe

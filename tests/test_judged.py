@@ -11,9 +11,10 @@ import pytest
 import synthetic
 from test_report import Page, page_of
 
-from orchestrator import formatting, stats
-from orchestrator.analysis import summary
-from orchestrator.analysis.boundaries import claim_of
+from orchestrator import stats
+from orchestrator.analysis import boundaries, forecasts, summary
+from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis.claims import claim_of
 from orchestrator.analysis.findings import Findings, find
 from orchestrator.analysis.summary import description
 from orchestrator.report import judged_tables
@@ -128,7 +129,7 @@ def test_who_is_ahead_or_needs_fewer_tasks_is_kept_with_enough_replicates_and_ma
         assert all(row["words"].startswith("answer is ahead throughout") for row in rows)
         assert {row["mark"] for row in rows} == {mark}
         assert all((row["p"] == "< .001" or float(row["p"]) <= 0.05) == (not mark) for row in rows)
-        assert "Answer needs fewer tasks than next_token" in found.answer
+        assert "Answer needs fewer tasks than next_token" in paragraph(found)
         (line,) = [row for row in summary.rows(found) if row["quantity"] == "task multiplier"]
         assert line["low"] < 4 < line["high"] and line["words"].startswith("answer needs fewer tasks than next_token, ")
         assert line["kept"] == ("no" if mark else "yes")
@@ -199,11 +200,11 @@ def test_a_loss_that_has_turned_is_not_forecast_and_the_page_says_why() -> None:
 
 def test_a_forecast_that_says_nothing_is_called_so() -> None:
     made = Forecast("uninformative", predicted=1.0, low=0.5, high=3.0, measured=1.2, covers=True)
-    assert formatting.forecast_words(made) == (
+    assert forecasts.forecast_words(made) == (
         "1 nats (0.5 to 3), an interval too wide to say anything, if the fall goes on to the top; measured 1.2, inside "
         "the interval"
     )
-    assert "goes on" not in formatting.forecast_words(made._replace(floor=0.4))
+    assert "goes on" not in forecasts.forecast_words(made._replace(floor=0.4))
 
 
 def test_several_forecasts_are_counted_against_what_was_measured_and_each_baseline() -> None:
@@ -216,8 +217,8 @@ def test_several_forecasts_are_counted_against_what_was_measured_and_each_baseli
         log_error=0.2, low=None, high=None, covers=None
     )  # one replicate: no interval; level with a rival
     later = made._replace(measured=None, log_error=None, covers=None)
-    assert formatting.forecast_score_words([made, later]) is None
-    assert formatting.forecast_score_words([made, missed, alone, later, Forecast(reason="no evaluation")]) == (
+    assert forecasts.forecast_score_words([made, later]) is None
+    assert forecasts.forecast_score_words([made, missed, alone, later, Forecast(reason="no evaluation")]) == (
         "The measured loss lay inside 1 of 2 intervals (1 of them too wide to say anything). The forecast's log error was "
         "smaller than the last value's in 1 of 3, the constant's in 3 of 3."
     )
@@ -276,7 +277,7 @@ def test_the_summary_and_the_description_say_what_the_page_says() -> None:
     }
     assert all("nan" not in str(value).lower() for row in rows for value in row.values())
     text = description(found)
-    assert found.answer in text and "| training FLOPs |" in text and "other claims were tested" in text
+    assert paragraph(found) in text and "| training FLOPs |" in text and "other claims were tested" in text
 
 
 @pytest.mark.parametrize(
@@ -292,23 +293,23 @@ def test_the_summary_and_the_description_say_what_the_page_says() -> None:
     ],
 )
 def test_a_drift_is_told_with_its_open_ends(low: Any, high: Any, verdict: Any, said: str) -> None:
-    assert said in formatting.drift_words(stats.Drift(low, high, (), verdict, None), "A")
+    assert said in boundaries.drift_words(stats.Drift(low, high, (), verdict, None), "A")
 
 
 def test_replicates_that_have_it_at_the_first_row_or_lose_it_again_are_told() -> None:
     levels, up, here, back, never = [4.0, 16.0, 64.0], (0, 1, 1), (1, 1, 1), (0, 1, 0), (0, 0, 0)
     mostly = stats.boundary(levels, [here] * 5 + [up], "rising")
-    assert formatting.ability_words(mostly, levels) == (
+    assert boundaries.ability_words(mostly, levels) == (
         "appears at 16 tasks or fewer (in 5 of 6 replicates it is there at 4 already)"
     )
     forgot = stats.boundary(levels, [never] * 5 + [(1, 0, 0)], "falling")
-    assert formatting.memory_words(forgot, levels) == (
+    assert boundaries.memory_words(forgot, levels) == (
         "ends at 16 tasks or fewer (in 5 of 6 replicates not even 4 are memorised)"
     )
     within = stats.boundary(levels, [(1, 1, 0), (1, 0, 0)], "falling")
-    assert "not even" not in formatting.memory_words(within, levels)
+    assert "not even" not in boundaries.memory_words(within, levels)
     some = stats.boundary(levels, [up, up, back, back, never, never], "rising")
-    assert formatting.ability_words(some, levels).startswith(
+    assert boundaries.ability_words(some, levels).startswith(
         "appears up to 64 tasks in 2 of 6 replicates, in 2 more only to be lost again (95 % interval"
     )
     both = stats.boundary(levels, [back, (1, 0, 1), up], "rising")
@@ -318,7 +319,7 @@ def test_replicates_that_have_it_at_the_first_row_or_lose_it_again_are_told() ->
 def test_what_each_replicate_allows_of_a_drift_is_told_in_the_same_unit() -> None:
     slopes = ((-1.0, 0.0), (0.25, None), (None, -0.5), (None, None))
     moved = stats.Drift(None, None, tuple(stats.Bracket(*ends) for ends in slopes), "undecided", None)
-    assert formatting.slopes_words(moved) == "−1 to 0, +0.25 or more, −0.5 or less, open"
+    assert boundaries.slopes_words(moved) == "−1 to 0, +0.25 or more, −0.5 or less, open"
 
 
 def test_the_other_skills_have_their_own_compute_to_skill_counted_among_the_claims() -> None:
@@ -343,17 +344,19 @@ def test_a_drift_that_is_not_kept_is_told_with_its_doubt_and_one_that_is_kept_wi
     doubtful = found_of(moving, replicates=3, n_tasks=LEVELS, compute_flops=(1e11, 2e11))
     drift = doubtful.drift_ability[("answer", "recall")]
     assert drift.verdict == "falls" and not any(c.verdict == "kept" and "K_A" in c.says for c in doubtful.claims)
-    assert "It looks as if the more compute, the fewer tasks it takes" in doubtful.answer
-    assert "not kept after correction" in doubtful.answer
+    assert "It looks as if the more compute, the fewer tasks it takes" in paragraph(doubtful)
+    assert "not kept after correction" in paragraph(doubtful)
     sure = found_of(moving, replicates=12, n_tasks=LEVELS, compute_flops=(1e11, 2e11))
     assert any(c.verdict == "kept" and "K_A" in c.says for c in sure.claims)
-    assert "The more compute, the fewer tasks it takes: K_A falls" in sure.answer and "looks as if" not in sure.answer
+    assert "The more compute, the fewer tasks it takes: K_A falls" in paragraph(
+        sure
+    ) and "looks as if" not in paragraph(sure)
 
 
 def test_a_skill_that_is_defined_up_to_some_level_is_told_up_to_there() -> None:
     levels = [4.0, 16.0, 64.0, 256.0]
     found = stats.boundary(levels, [[0, 0, 1, np.nan], [0, 0, 0, np.nan], [0, 0, 0, np.nan]], "rising")
-    assert "appears up to 64 tasks in 1 of 3 replicates" in formatting.ability_words(found, levels)
+    assert "appears up to 64 tasks in 1 of 3 replicates" in boundaries.ability_words(found, levels)
 
 
 def test_what_more_compute_takes_away_again_is_said_and_noise_or_deeper_ignorance_is_not(tmp_path: Path) -> None:
@@ -365,10 +368,10 @@ def test_what_more_compute_takes_away_again_is_said_and_noise_or_deeper_ignoranc
 
     found = found_of(eroded, noise=0.05)
     said = "With 32 tasks more compute takes some of recall away: ability changes by \u22120."
-    assert said in found.answer and " between 1e11 and 4e11 FLOPs" in found.answer
+    assert said in paragraph(found) and " between 1e11 and 4e11 FLOPs" in paragraph(found)
     (row,) = judged_tables.dip_rows(found)
     assert row["words"].startswith("changes by \u22120.") and row["words"].endswith("FLOPs at 32 tasks")
     assert "Noise does not explain these: recall changes by" in page_of(tmp_path, found).text
-    assert (
-        not judged_tables.dip_rows(found_of(jump, noise=0.05)) and "takes some" not in found_of(jump, noise=0.05).answer
+    assert not judged_tables.dip_rows(found_of(jump, noise=0.05)) and "takes some" not in paragraph(
+        found_of(jump, noise=0.05)
     )

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
-from orchestrator.study.schema import StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import StudyError
 from trainers.spec import TrunkSpec
 from trainers.streams import stream
 from trainers.tasks import Cipher, Markov, Urns

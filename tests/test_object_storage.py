@@ -20,7 +20,7 @@ import torch
 from test_checkpoint import meta_of, same, save_and_lose_the_connection, tensors_of
 from test_cli import SMALL, emergence
 
-from orchestrator.study.schema import load
+from orchestrator.study.reader import load
 from trainers import checkpoint
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}

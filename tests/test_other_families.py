@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from orchestrator.record import provenance
 from orchestrator.record.journal import Journal
-from orchestrator.study.schema import load
+from orchestrator.study.reader import load
 
 FAMILY = '''
 """echo: a task is a symbol, said over and over. The rule: say the last one again."""

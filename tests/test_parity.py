@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from orchestrator.analysis.results import of_rows
+from orchestrator.analysis.measures import of_rows
 from trainers.spec import TrunkSpec
 from trainers.tasks.base import ItemSet, Probe
 from trainers.tasks.parity import Parity

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan import jobs
+from orchestrator.plan import jobs, price, throughput
 from orchestrator.record.journal import State
-from orchestrator.study.schema import Study, StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study, StudyError
 from trainers import budget
 from trainers.fit.place import Place
 from trainers.train import run_trunk
@@ -55,14 +56,14 @@ def test_larger_jobs_come_first(study: Study) -> None:
 
 
 def test_a_plan_adds_up(study: Study) -> None:
-    made = jobs.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
+    made = price.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
     assert made.n_trials == made.n_open == 72
     assert made.separate_flops == sum(
         budget.steps_of(t, t.compute_flops).end * budget.flops_per_step(t) for t in study.trials()
     )
     assert made.train_flops < made.separate_flops
     alone = (made.train_flops + made.eval_flops) / 4e10
-    assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + jobs.START_SECONDS + 40
+    assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + price.START_SECONDS + 40
 
 
 SMALL: dict[str, Any] = {
@@ -84,8 +85,8 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     folder = jobs.checkpoint_folder(tmp_path, trunk)
     run_trunk(trunk, study.budgets, Place(checkpoint_folder=folder), state.feed)
 
-    left = jobs.make(wider, state, 1, "cpu", 1e9, tmp_path)
-    from_start = jobs.make(wider, state, 1, "cpu", 1e9)
+    left = price.make(wider, state, 1, "cpu", 1e9, tmp_path)
+    from_start = price.make(wider, state, 1, "cpu", 1e9)
     stands_at = budget.steps_of(trunk, 6e8).branch
     assert from_start.train_flops == pytest.approx(2.4e9, rel=0.01)
     assert left.kept_flops == stands_at * budget.flops_per_step(trunk) > 0
@@ -95,9 +96,9 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     assert left.separate_flops == from_start.separate_flops
 
     smaller = Study.from_record(SMALL | {"axes": SMALL["axes"] | {"compute_flops": [2e8, 3e8, 6e8]}})
-    assert jobs.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
+    assert price.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
     shutil.rmtree(tmp_path / "checkpoints")
-    assert jobs.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
+    assert price.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
 
 
 def test_a_makespan_is_within_the_known_bound_of_the_best_possible_schedule() -> None:
@@ -108,7 +109,7 @@ def test_a_makespan_is_within_the_known_bound_of_the_best_possible_schedule() ->
             max(sum(j for j, s in zip(seconds, at, strict=True) if s == slot) for slot in range(2))
             for at in itertools.product(range(2), repeat=6)
         )
-        assert best - 1e-9 <= jobs.makespan(seconds, 2) <= (4 / 3 - 1 / 6) * best + 1e-9  # Graham 1969, largest first
+        assert best - 1e-9 <= price.makespan(seconds, 2) <= (4 / 3 - 1 / 6) * best + 1e-9  # Graham 1969, largest first
 
 
 def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> None:
@@ -116,26 +117,26 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     facts = {"kind": "trial", "trunk": "t", "status": "done", "eval_flops": 2e9, "eval_seconds": 1.0}
     state.feed([facts | {"key": "a", "trial": "a", "flops_run": 38e9, "train_seconds": 1.0}])
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
-    assert jobs.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
-    assert jobs.recorded_throughput(State(), "cpu") is None
+    assert throughput.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
+    assert throughput.recorded_throughput(State(), "cpu") is None
 
 
 def test_a_throughput_is_remembered_for_the_same_model_and_forgotten_for_another(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
-    jobs.remember_throughput(study, "cpu", 3e10)
-    assert jobs.known_throughput(study, State(), "cpu")[0] == 3e10
-    assert jobs.known_throughput(load("control_null"), State(), "cpu")[0] == 3e10  # same shape, other tasks
-    assert jobs.known_throughput(load("urns"), State(), "cpu")[0] is None
-    assert jobs.known_throughput(study, State(), "cuda")[0] is None
+    throughput.remember_throughput(study, "cpu", 3e10)
+    assert throughput.known_throughput(study, State(), "cpu")[0] == 3e10
+    assert throughput.known_throughput(load("control_null"), State(), "cpu")[0] == 3e10  # same shape, other tasks
+    assert throughput.known_throughput(load("urns"), State(), "cpu")[0] is None
+    assert throughput.known_throughput(study, State(), "cuda")[0] is None
 
 
 def test_calibrating_measures_a_speed_that_training_really_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
     study = load("quickstart")
-    speed = jobs.calibrate(study, "cpu")
-    assert jobs.known_throughput(study, State(), "cpu")[0] == speed > 0
+    speed = throughput.calibrate(study, "cpu")
+    assert throughput.known_throughput(study, State(), "cpu")[0] == speed > 0
 
 
 def test_a_setting_changed_under_one_version_is_refused_by_name_and_new_axis_values_are_not(study: Study) -> None:

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator.analysis import answer, boundaries, findings, primary
+from orchestrator.analysis import answer, emergence, findings, primary
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.primary import PrimaryFinding, examine, least, planned, sentences
 from orchestrator.analysis.results import Results
-from orchestrator.record.publisher import RUNS
+from orchestrator.record.tables import RUNS
 from orchestrator.stats.boundaries import Crossover
-from orchestrator.study.schema import Study, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study
 from trainers.streams import stream
 
 AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e11, 4e11, 1.6e12), "replicates": 5}
@@ -25,7 +27,7 @@ AXES: dict[str, Any] = {"n_tasks": (4, 16, 64, 256, 1024), "compute_flops": (1e1
 def examined(study: Study, tables: tuple[Any, Any]) -> PrimaryFinding:
     results = Results.of_tables(study, *tables)
     assert study.primary is not None
-    cuts = boundaries.cuts(results, study.shown_skills[:1]) if study.primary.what == "emergence" else []
+    cuts = emergence.cuts(results, study.shown_skills[:1]) if study.primary.what == "emergence" else []
     found = examine(results, cuts)
     assert found is not None
     return found
@@ -78,14 +80,14 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
     found = findings.find(study, *synthetic.tables(study))
     assert found.primary is not None
     said = sentences(study, found.primary)
-    assert said in found.answer and said == answer.primary_sentence(found)
+    assert said in paragraph(found) and said == answer.primary_sentence(found)
     assert re.search(
         r"at 1e11 FLOPs is 50 to 60: inconclusive \(measured: 95 % interval \d+ to \d+\)\. [A-Z].*\.$", said
     )
 
 
 @pytest.mark.parametrize(
-    ("primary", "says"),
+    ("claim", "says"),
     [
         ({"what": "k_ability", "arm": "next_token", "lo": 16}, "recall (next_token) appears at 1.6e12 FLOPs is at least 16"),
         ({"what": "k_memory", "lo": 16}, "up to which all are memorised (answer) at"),
@@ -99,11 +101,11 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
         ({"what": "crossover", "against": "next_token", "n_tasks": 4, "hi": 4e11}, "next_token overtakes answer in recall at 4 tasks is at most 4e11"),
     ],
 )  # fmt: skip
-def test_the_claim_names_its_arm_where_there_are_several(primary: dict[str, Any], says: str) -> None:
-    two = synthetic.made_up(**AXES, arm=("answer", "next_token"), primary=primary)
+def test_the_claim_names_its_arm_where_there_are_several(claim: dict[str, Any], says: str) -> None:
+    two = synthetic.made_up(**AXES, arm=("answer", "next_token"), primary=claim)
     assert two.primary is not None and says in primary.claim_words(two, two.primary)
-    if primary["what"] != "crossover":
-        one = synthetic.made_up(**AXES, arm=("answer",), primary=primary)
+    if claim["what"] != "crossover":
+        one = synthetic.made_up(**AXES, arm=("answer",), primary=claim)
         assert one.primary is not None and "(answer)" not in primary.claim_words(one, one.primary)
 
 
@@ -357,12 +359,12 @@ def test_the_command_shows_the_claim_in_the_plan_and_only_its_warning_before_a_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from orchestrator import cli
-    from orchestrator.plan import jobs
+    from orchestrator.plan import price
     from orchestrator.record import journal
 
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
     study = load("control_null")
-    todo = jobs.make(study, journal.State(), slots=2, device="cpu")
+    todo = price.make(study, journal.State(), slots=2, device="cpu")
     for brief in (False, True):
         cli._show_plan(todo, tmp_path, brief=brief)
         shown = " ".join(capsys.readouterr().out.split())

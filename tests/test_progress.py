@@ -10,10 +10,12 @@ import pytest
 from rich.console import Console
 from steps import Counter
 
-from orchestrator.console.progress import Progress, clock
-from orchestrator.plan import jobs
+from orchestrator.console.progress import Progress
+from orchestrator.formatting import clock
+from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
-from orchestrator.study.schema import Study, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study
 from trainers import budget
 from trainers.fit.place import Place
 from trainers.train import run_trunk
@@ -26,7 +28,7 @@ def study() -> Study:
 
 def watch(study: Study) -> tuple[Progress, io.StringIO]:
     out = io.StringIO()
-    made = jobs.make(study, State(), 2, "cpu")
+    made = price.make(study, State(), 2, "cpu")
     return Progress(study, State(), made, Console(file=out, width=120)), out
 
 
@@ -89,7 +91,7 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
     state.feed(
         [e for e in told if e["kind"] == "evaluation"]
     )  # how a trial ended was lost on the way: it is told again
-    made = jobs.make(study, state, 1, "cpu", folder=tmp_path)
+    made = price.make(study, state, 1, "cpu", folder=tmp_path)
     progress = Progress(study, state, made, Console(file=io.StringIO(), width=120))
     count = Counter()
 
@@ -104,12 +106,12 @@ def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_af
 
 def test_when_ray_offers_other_slots_than_planned_the_time_is_counted_anew_and_told(study: Study) -> None:
     out = io.StringIO()
-    made = jobs.make(study, State(), 1, "cuda", 4e10)
+    made = price.make(study, State(), 1, "cuda", 4e10)
     progress = Progress(study, State(), made, Console(file=out, width=120))
     progress.on_slots(1)
     assert out.getvalue() == "" and progress.plan is made
     progress.on_slots(4)
-    assert progress.plan == jobs.make(study, State(), 4, "cuda", 4e10)
+    assert progress.plan == price.make(study, State(), 4, "cuda", 4e10)
     assert (
         progress.plan.seconds is not None
         and out.getvalue() == f"Ray offers 4 slots: about {clock(progress.plan.seconds)}\n"

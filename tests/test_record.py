@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PATIENCE_SECONDS
 
-from orchestrator.record import publisher
+from orchestrator.record import mlflow_runs, publisher, tables
 from orchestrator.record.journal import Journal, State, read
 from orchestrator.record.provenance import session_event
 from orchestrator.record.recorded import trial_evaluations
@@ -63,7 +63,7 @@ def test_a_trial_owns_its_trunk_up_to_its_branch_then_its_branch(study: Study, e
 
 
 def test_results_have_one_row_per_trial_step_skill_and_split_in_the_order_of_their_key(study, events) -> None:
-    rows = publisher.results_table(state_of(events), study).to_pylist()
+    rows = tables.results_table(state_of(events), study).to_pylist()
     keys = [
         (r["arm"], r["n_tasks"], r["replicate"], r["compute_flops"], r["step"], r["skill"], r["split"]) for r in rows
     ]
@@ -73,20 +73,20 @@ def test_results_have_one_row_per_trial_step_skill_and_split_in_the_order_of_the
 def test_results_do_not_depend_on_when_where_or_in_which_order_events_came(study, events) -> None:
     moved = [e | {"time": e["time"] + 1e6, "host": "elsewhere"} for e in reversed(events)]
     moved = [e for e in moved if e["kind"] == "session"] + [e for e in moved if e["kind"] != "session"]
-    assert publisher.results_table(state_of(moved), study).equals(publisher.results_table(state_of(events), study))
+    assert tables.results_table(state_of(moved), study).equals(tables.results_table(state_of(events), study))
 
 
 def test_a_trial_that_has_not_ended_is_in_runs_and_not_in_results(study, events) -> None:
     last = study.trials()[-1].id
     state = state_of([e for e in events if e.get("trial") != last])
-    assert last not in {r["trial"] for r in publisher.results_table(state, study).to_pylist()}
-    runs = {r["trial"]: r for r in publisher.runs_table(state, study).to_pylist()}
+    assert last not in {r["trial"] for r in tables.results_table(state, study).to_pylist()}
+    runs = {r["trial"]: r for r in tables.runs_table(state, study).to_pylist()}
     assert runs[last]["status"] == "open" and runs[last]["flops_run"] is None
     assert runs[study.trials()[0].id]["status"] == "done"
 
 
 def test_a_shared_trunk_is_charged_once(study, events) -> None:
-    runs = publisher.runs_table(state_of(events), study).to_pylist()
+    runs = tables.runs_table(state_of(events), study).to_pylist()
     price = budget.price(study.trunks()[0], study.budgets)
     assert sum(r["flops_run"] for r in runs) == price.train_flops
     assert sum(r["flops_own"] for r in runs) == price.separate_flops
@@ -98,22 +98,22 @@ def test_a_shared_trunk_is_charged_once(study, events) -> None:
 def test_the_expected_number_of_distinct_tasks_agrees_with_a_simulation(n_tasks: int, sequences: int) -> None:
     draw = np.random.default_rng(0)
     seen = [len(np.unique(draw.integers(0, n_tasks, sequences))) for _ in range(3000)]
-    expected = publisher.distinct_tasks(n_tasks, sequences)
+    expected = tables.distinct_tasks(n_tasks, sequences)
     assert expected is not None
     assert abs(np.mean(seen) - expected) <= 4 * np.std(seen) / math.sqrt(3000) + 1e-9
 
 
 def test_among_a_trillion_tasks_every_sequence_meets_a_new_one() -> None:
-    assert publisher.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
+    assert tables.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
 
 
 def test_no_number_of_a_record_is_infinite_or_not_a_number(study, events) -> None:
-    for table in (publisher.results_table(state_of(events), study), publisher.runs_table(state_of(events), study)):
+    for table in (tables.results_table(state_of(events), study), tables.runs_table(state_of(events), study)):
         for row in table.to_pylist():
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
     for event in events:
         if event["kind"] == "evaluation":
-            assert all(math.isfinite(v) for v in publisher.trial_metrics(event).values())
+            assert all(math.isfinite(v) for v in mlflow_runs.trial_metrics(event).values())
 
 
 def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_no(
@@ -204,8 +204,8 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
     uri = f"sqlite:///{tmp_path / 'm.db'}"
 
     def parent() -> Any:
-        target = publisher.MlflowRecord(uri, study, events[0]["session"])
-        return target.client.get_run(target.runs[publisher.PARENT])
+        target = mlflow_runs.MlflowRecord(uri, study, events[0]["session"])
+        return target.client.get_run(target.runs[mlflow_runs.PARENT])
 
     folder = tmp_path / study.id
     log = Journal(folder)
@@ -224,7 +224,7 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
         axes = {**SMALL["axes"], "replicates": replicates}
         longer = Study.from_record(SMALL | {"axes": axes})
         log.append([session_event(longer, {})])
-        target = publisher.MlflowRecord(uri, longer, events[0]["session"])
+        target = mlflow_runs.MlflowRecord(uri, longer, events[0]["session"])
         for _ in range(2):  # a publisher that lost MLflow in between begins again
             target.begin(state_of(read(folder)[0]))
         running = parent()
@@ -236,4 +236,4 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
     log.close()
     publisher.publish(folder, uri)
     after = parent()
-    assert after.info.status == "FINISHED" and publisher.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]
+    assert after.info.status == "FINISHED" and mlflow_runs.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]

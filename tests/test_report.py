@@ -1,4 +1,4 @@
-"""report and figures: one page that says what findings.py says, whatever is missing."""
+"""report and figures: one page that says what the findings say, whatever is missing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ from matplotlib.figure import Figure
 
 from orchestrator import stats
 from orchestrator.analysis import findings
+from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis.boundaries import ability_words, interval_words, memory_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import ability_words, flops_words, interval_words, memory_words, number
-from orchestrator.record.publisher import RESULTS, RUNS
+from orchestrator.analysis.onsets import flops_words
+from orchestrator.formatting import number
+from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.report import curves, embed, figures, plates, surfaces, tables, walk
 from orchestrator.report import page as report_page
 from orchestrator.study.schema import Study
@@ -235,7 +238,7 @@ def test_whatever_is_missing_the_page_is_written_and_prints_no_missing_value_as_
     assert not re.search(r"\b(nan|NaN|None|null|inf|Infinity)\b|\{\{|\{%", page.text)
     for value in (*found.study.axes.n_tasks, *found.study.axes.compute_flops):
         assert re.search(rf"(?<![\w.,]){re.escape(number(value))}(?![\w])", page.text), value
-    assert re.sub(r"\bK_([AM])\b", r"K \1", found.answer) in page.text
+    assert re.sub(r"\bK_([AM])\b", r"K \1", paragraph(found)) in page.text
     assert found.study.question in page.text and found.study.expectation in page.text
 
 
@@ -928,4 +931,4 @@ def test_a_half_finished_study_is_not_said_to_have_nothing_where_some_replicates
     assert (
         "replicates that have ended reach an ability of one half, but not all have at the numbers of tasks" in page.text
     )
-    assert "no replicate reaches" not in page.text and "nowhere" not in found.answer.split("Memory")[0]
+    assert "no replicate reaches" not in page.text and "nowhere" not in paragraph(found).split("Memory")[0]

@@ -17,9 +17,8 @@ from PIL import Image
 from test_report import CASES, SESSION, Page, data_of, found_of, page_of, rows_in, study_of
 
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import number
+from orchestrator.formatting import decimal, number
 from orchestrator.report import page
-from orchestrator.report.plates import decimal
 
 __all__ = ["chromium", "open_page"]  # fixtures
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator.analysis.results import MEASURES, Results, of_rows
-from orchestrator.record.publisher import RESULTS
+from orchestrator.analysis.measures import MEASURES, of_rows
+from orchestrator.analysis.results import Results
+from orchestrator.record.tables import RESULTS
 
 STUDY = synthetic.made_up(
     n_tasks=(4, 64, 10**6), compute_flops=(1e11, 3e11, 8e11), replicates=4, arm=("answer", "next_token")

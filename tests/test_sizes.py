@@ -13,16 +13,17 @@ import pytest
 import synthetic
 from test_cli import emergence
 
-from orchestrator.analysis import boundaries
+from orchestrator.analysis import onsets, sizes
 from orchestrator.analysis.findings import judge
 from orchestrator.analysis.results import Results
-from orchestrator.plan import jobs
+from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
 from orchestrator.report.curves import Series
 from orchestrator.report.page import Curves
 from orchestrator.report.walk import walk_of
 from orchestrator.study import claimable
-from orchestrator.study.schema import Study, StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study, StudyError
 from trainers import budget
 from trainers.shapes import PRESETS, tokens_per_parameter
 
@@ -83,7 +84,7 @@ def test_budgets_of_one_size_share_a_training_run_and_others_do_not(study: Study
         f"answer/n4/r0/grown/{sizes[1]}": (8e11, 1e12),
         f"answer/n4/r0/grown/{sizes[2]}": (3.2e12,),
     }
-    todo = jobs.make(study, State(), slots=2, device="cpu")
+    todo = price.make(study, State(), slots=2, device="cpu")
     assert todo.n_trials == todo.n_open == 2 * 4 * 2 * 2 and len(todo.jobs) == 4 * 2 * 2
     assert {job.trunk.id: job.budgets for job in todo.jobs}.items() >= runs.items()
 
@@ -176,7 +177,7 @@ def test_a_claim_is_held_to_the_flops_that_are_spent_and_not_to_those_that_were_
 
 
 def test_the_trials_of_each_size_are_counted_with_their_own_parameters_and_tokens(results: Results) -> None:
-    of = boundaries.sized(results, "answer", "recall")
+    of = sizes.sized(results, "answer", "recall")
     by_flops = dict(zip(of.compute_flops.tolist(), of.n_parameters.tolist(), strict=True))
     for flops in results.budgets:
         assert by_flops[flops] == budget.n_parameters(*budget.shape_of(results.study.trunk_of("answer", flops)))
@@ -209,18 +210,18 @@ def with_status(results: Results, which: Callable[[dict[str, Any]], bool], statu
 
 def test_a_replicate_whose_smaller_sizes_have_yet_to_run_is_not_judged_by_its_largest(results: Results) -> None:
     """The dearest trials run first; what they reach says nothing of when it was reached."""
-    whole = boundaries.to_skill(results, "answer", "recall", 1024, 0.95)
+    whole = onsets.to_skill(results, "answer", "recall", 1024, 0.95)
     waiting = with_status(results, lambda t: t["replicate"] > 0 and t["compute_flops"] < 3e12, "open")
-    part = boundaries.to_skill(waiting, "answer", "recall", 1024, 0.95)
+    part = onsets.to_skill(waiting, "answer", "recall", 1024, 0.95)
     assert whole is not None and part is not None
     assert part.boundary.brackets == whole.boundary.brackets[:1]
     everywhere = with_status(results, lambda t: t["compute_flops"] < 3e12, "open")
-    assert boundaries.to_skill(everywhere, "answer", "recall", 1024, 0.95) is None
+    assert onsets.to_skill(everywhere, "answer", "recall", 1024, 0.95) is None
 
 
 def test_a_size_that_diverged_is_lost_alone(results: Results) -> None:
     diverged = with_status(results, lambda t: t["replicate"] == 0 and t["compute_flops"] < 3e11, "diverged")
-    told = boundaries.to_skill(diverged, "answer", "recall", 1024, 0.95)
+    told = onsets.to_skill(diverged, "answer", "recall", 1024, 0.95)
     assert told is not None and told.curve is not None
     ends = results.study.ends("answer")
     assert told.boundary.brackets[0] == (ends[0], ends[1])  # it is there from the next size on

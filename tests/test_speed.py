@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis import answer, findings
-from orchestrator.record import publisher
+from orchestrator.analysis import findings, speed
+from orchestrator.analysis.answer import paragraph
+from orchestrator.record import tables
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study
 
@@ -44,7 +45,7 @@ def found_with(seconds: dict[tuple[str, int, int], float]) -> findings.Findings:
             }
             costs = {"flops_run": 1e9, "train_seconds": took, "eval_seconds": 1.0, "step": 60}
             state.feed([{"kind": "trial", "key": trial.id, **facts, **costs}])
-    return findings.find(study, publisher.results_table(state, study), publisher.runs_table(state, study))
+    return findings.find(study, tables.results_table(state, study), tables.runs_table(state, study))
 
 
 def test_two_workers_are_measured_by_one_with_the_same_tasks_and_replicate() -> None:
@@ -60,7 +61,7 @@ def test_two_workers_are_measured_by_one_with_the_same_tasks_and_replicate() -> 
     assert two.multiple.mean == pytest.approx(math.exp(mean))
     assert two.multiple.low == pytest.approx(math.exp(mean - 3.1824463 * spread), rel=1e-6)  # t, 3 degrees of freedom
     assert two.flops_per_second == pytest.approx(1e8 / math.sqrt(2) * math.exp(mean))
-    said = answer.speed_sentence(two)
+    said = speed.speed_sentence(two)
     assert said.startswith("2 workers train 1.71 times as fast as 1 (95 % interval 1.") and "4 pairs of runs" in said
 
 
@@ -69,12 +70,12 @@ def test_pairs_that_miss_a_partner_do_not_count_and_without_a_pair_nothing_is_sa
     multiple = found_with(times).speeds[1].multiple
     assert multiple is not None and (multiple.mean, multiple.n, multiple.low) == (pytest.approx(2.0), 1, None)
     apart = found_with({("one", 4, 0): 10.0, ("two", 64, 0): 5.0})
-    assert apart.speeds[1].multiple is None and "as fast" not in apart.answer
+    assert apart.speeds[1].multiple is None and "as fast" not in paragraph(apart)
     assert found_with({("one", 4, 0): 10.0}).speeds == ()
 
 
 def test_lines_that_ask_the_same_on_other_workers_are_told_once_and_not_set_against_each_other() -> None:
     study = Study.from_record(RECORD)
     assert study.same_question() == [["one", "two"], ["wide"]] and study.comparable == [("one", "wide")]
-    said = found_with({("one", 4, 0): 10.0, ("two", 4, 0): 5.0}).answer
+    said = paragraph(found_with({("one", 4, 0): 10.0, ("two", 4, 0): 5.0}))
     assert "arm one" in said and "arm wide" in said and "arm two" not in said

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from orchestrator.study import schema as studies
-from orchestrator.study import yaml_file
-from orchestrator.study.schema import Study, StudyError, differences, load
+from orchestrator.study import reader, refusals, yaml_file
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study, StudyError, differences
 from trainers.shapes import PRESETS, Dial
 from trainers.spec import MAX_DIGITS, Limit, limit_words
 
@@ -328,8 +328,8 @@ def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_p
 
 
 def test_every_study_that_ships_loads_and_says_what_it_asks() -> None:
-    assert {"quickstart", "urns", "control_null"} <= studies.shipped().keys()
-    for name in studies.shipped():
+    assert {"quickstart", "urns", "control_null"} <= reader.shipped().keys()
+    for name in reader.shipped():
         study = load(name)
         assert study.study == name and study.question and study.expectation
 
@@ -366,7 +366,7 @@ def test_the_readme_of_sweeps_explains_every_key_with_its_default_and_no_other()
     text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
     rows = re.findall(r"^\| `([a-z_0-9.]+)` \| (.*?) \|", text, flags=re.MULTILINE)
     in_tables_of_keys = {key: default.strip() for key, default in rows if "(" not in default and "`" not in default}
-    in_tables_of_keys = {k: v for k, v in in_tables_of_keys.items() if k not in {*studies.shipped(), "cipher"}}
+    in_tables_of_keys = {k: v for k, v in in_tables_of_keys.items() if k not in {*reader.shipped(), "cipher"}}
     assert in_tables_of_keys == all_keys()
 
 
@@ -388,7 +388,7 @@ def all_keys() -> dict[str, str]:
         found = {}
         for name, field in model.model_fields.items():
             found[prefix + name] = default(field)
-            inner = studies._model_at(model, (name,))
+            inner = reader._model_at(model, (name,))
             if inner is not None and name != "family":
                 found |= walk(inner, f"{prefix}{name}.")
         return found
@@ -412,9 +412,9 @@ def test_the_readme_of_sweeps_states_every_limit_and_no_other() -> None:
     # With a tail: 2^62 is no limit of a field.
     stated = {key for key, row in rows.items() if re.search(r"[Aa]t most \d[\d,.e]*(?![\d,.e^])", row)}
     assert stated <= {*limits, "study"}  # of which the record itself keeps the length
-    for number in (yaml_file.MAX_BYTES, yaml_file.MAX_VALUES, studies.MAX_TRIALS):
+    for number in (yaml_file.MAX_BYTES, yaml_file.MAX_VALUES, refusals.MAX_TRIALS):
         assert f"{number:,}" in text
-    for number in (yaml_file.MAX_DEPTH, MAX_DIGITS, studies.MAX_PROBLEMS):
+    for number in (yaml_file.MAX_DEPTH, MAX_DIGITS, reader.MAX_PROBLEMS):
         assert re.search(rf"\b{number}\b", text)
 
 
@@ -434,7 +434,7 @@ def all_limits() -> dict[str, list[str]]:
     def walk(model: type[BaseModel], prefix: str) -> dict[str, list[str]]:
         found = {prefix + name: words for name, field in model.model_fields.items() if (words := limits(field))}
         for name in model.model_fields:
-            inner = studies._model_at(model, (name,))
+            inner = reader._model_at(model, (name,))
             if inner is not None and name != "family":
                 found |= walk(inner, f"{prefix}{name}.")
         return found

@@ -11,10 +11,12 @@ import pytest
 import synthetic
 
 from orchestrator import formatting
-from orchestrator.analysis import boundaries
+from orchestrator.analysis import arms
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import find
 from orchestrator.report import judged_tables
-from orchestrator.study.schema import Study, StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study, StudyError
 from trainers import budget
 from trainers.shapes import PRESETS, of_depth
 from trainers.streams import stream
@@ -150,9 +152,9 @@ def test_a_structure_that_is_overtaken_is_told_by_its_name() -> None:
 
 def test_variants_of_several_sizes_give_a_frontier() -> None:
     """Loss E + A/N^a + B/D^b with the best size in the middle of the grid: it is found between its neighbours."""
-    sizes = (16, 32, 64, 128, 256)
+    widths = (16, 32, 64, 128, 256)
     study = synthetic.made_up(
-        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in sizes},
+        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in widths},
         n_tasks=(64,),
         compute_flops=(4e12, 1.6e13),
         replicates=3,
@@ -170,9 +172,9 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
     told = found.frontier["answer"]
     assert [one.verdict for one in told.budgets] == ["minimum", "minimum"]
     assert told.exponent == pytest.approx(0.5, abs=0.05)
-    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", formatting.frontier_words(told))[0])
+    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", sizes.frontier_words(told))[0])
     assert a * 8e12**b == pytest.approx(parameters["d64"], rel=0.1)
-    assert boundaries.isoflops(found.results, "answer", "recall") == told
+    assert sizes.isoflops(found.results, "answer", "recall") == told
 
 
 def _size(study: Study, line: str) -> int:
@@ -199,10 +201,10 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
     found = of_variant(study, {"taught": comes(3e11), "untaught": comes(1.2e12)})
     (row,) = judged_tables.overtaking_rows(found)
     (told,) = found.multipliers
-    low, high = formatting.times_of(told.ratio)
+    low, high = arms.times_of(told.ratio)
     assert low is not None and high is not None and 1 < low < 4 < high
     assert row["ratio"] == f"untaught needs {low:.2g} to {high:.2g} times the compute of taught"
-    assert f"Until recall is there to stay, {row['ratio']} at 64 tasks." in found.answer
+    assert f"Until recall is there to stay, {row['ratio']} at 64 tasks." in paragraph(found)
     reverse = of_variant(study, {"taught": comes(1.2e12), "untaught": comes(3e11)})
     assert judged_tables.overtaking_rows(reverse)[0]["ratio"].startswith("taught needs ")
     bound = of_variant(study, {"taught": comes(3e11), "untaught": never})
@@ -213,9 +215,9 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
 
 def test_a_planted_law_of_size_and_tokens_comes_back_in_the_report() -> None:
     """Loss = 1 + (N0/N)^.35 + (D0/D)^.30, without noise: exponents, floor and best size are told as they are."""
-    sizes = (16, 32, 64, 128, 256)
+    widths = (16, 32, 64, 128, 256)
     study = synthetic.made_up(
-        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in sizes},
+        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in widths},
         n_tasks=(64,),
         compute_flops=(4e12, 1.6e13, 6.4e13),
         replicates=2,

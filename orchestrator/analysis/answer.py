@@ -5,54 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, claims, primary
-from orchestrator.analysis.boundaries import Boundaries, Overtaking, claim_of, claim_of_arms
-from orchestrator.analysis.generalists import Contest, claim_of_contest
-from orchestrator.formatting import (
+from orchestrator.analysis import arms, boundaries, primary
+from orchestrator.analysis.arms import Overtaking, multiplier_words
+from orchestrator.analysis.boundaries import (
+    Boundaries,
     ability_words,
-    contest_words,
     dip_words,
     drift_words,
-    figure,
     interval_words,
     memory_words,
-    multiplier_words,
-    number,
-    range_words,
     seen_words,
-    sure,
-    times,
 )
+from orchestrator.analysis.claims import claim_of, claim_of_arms
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.generalists import Contest, claim_of_contest, contest_words
+from orchestrator.analysis.results import surface
+from orchestrator.analysis.speed import speed_sentence
+from orchestrator.formatting import figure, number, range_words, sure, times
 from trainers.tasks import Family
-
-if TYPE_CHECKING:
-    from orchestrator.analysis.findings import Findings, Verdict
-    from orchestrator.analysis.speed import Speed
-
-
-def verdict_line(verdict: Verdict) -> str:
-    """An expected value beside the measured one, in a line."""
-    expected, measured = verdict.expected, verdict.measured
-    where = f" at {number(expected.cell.n_tasks)} tasks"
-    said = "not measured"
-    if measured is not None:
-        said = f"measured {figure(measured.mean)}"
-        if measured.low is not None and measured.high is not None:
-            ends = f"{figure(measured.low)} to {figure(measured.high)}"
-            said += f" (95 % interval {ends}, {times(measured.n, 'replicate')})"
-    elif verdict.values:
-        reached = len(verdict.values)
-        said = f"seen in {reached} of {reached + verdict.censored} replicates only"
-    agreed = f"{figure(expected.lo)} to {figure(expected.hi)}"
-    claim = f"expected {figure(expected.value)} ({agreed}, {expected.source})"
-    doubt = f" ({verdict.caution})" if verdict.caution else ""
-    return f"{expected.what.replace('_', ' ')}{where}: {said}; {claim}: {verdict.verdict}{doubt}"
-
 
 NOT_KEPT, NOT_TESTED = " (not kept after correction)", " (not tested: too few replicates)"
 
@@ -92,18 +67,8 @@ def paragraph(found: Findings) -> str:
     return " ".join(one[0].upper() + one[1:] for one in sentences)
 
 
-def speed_sentence(speed: Speed) -> str:
-    """2 workers train 1.8 times as fast as 1 ..."""
-    assert speed.multiple is not None
-    mean, low, high, n = speed.multiple
-    sure = f" (95 % interval {figure(low)} to {figure(high)}, {times(n, 'pair')} of runs)" if low is not None else ""
-    return (
-        f"{times(speed.workers, 'worker')} train {figure(mean)} times as fast as {speed.beside_workers}{sure}: "
-        f"a year's work of {speed.beside_workers} is done by {speed.workers} in {figure(12 / mean)} months."
-    )
-
-
 SCORED_LINES = 5
+
 """Of more lines the scores would be a paragraph of their own; they stand in the tables."""
 
 
@@ -186,7 +151,7 @@ def _ability_sentences(found: Findings, arm: str) -> list[str]:
     skill = found.study.shown_skills[0]
     what, levels = f"{skill}{of_line(found, arm)}", _ended_levels(found, arm)
     known = _known(found, arm, found.k_ability[(arm, skill)])
-    abilities = boundaries.surface(found.results, "ability", arm, skill)
+    abilities = surface(found.results, "ability", arm, skill)
     if nothing := _nothing_to_tell(found, arm):
         return [nothing]
     if not known or np.isnan(abilities).all():
@@ -352,7 +317,7 @@ def _fewer_sentences(found: Findings) -> list[str]:
     And by how much more compute an arm needs than another, at the largest number of tasks at which that is shown.
     """
     skill, top = found.study.shown_skills[0], found.study.budgets[-1]
-    pairs = [one for one in claims.fewer_tasks(found.results, skill, found.confidence) if _can_be_compared(found, one)]
+    pairs = [one for one in arms.fewer_tasks(found.results, skill, found.confidence) if _can_be_compared(found, one)]
     fewer: dict[str, list[str]] = {}
     doubts: dict[tuple[str, str], str] = {}
     for one in pairs:
@@ -381,7 +346,7 @@ def _fewer_sentences(found: Findings) -> list[str]:
     ]
 
 
-def _can_be_compared(found: Findings, pair: claims.Fewer) -> bool:
+def _can_be_compared(found: Findings, pair: arms.Fewer) -> bool:
     """Are both measured in two replicates or more, and not both beyond, or below, all that was tried?"""
     skill = found.study.shown_skills[0]
     first, second = (found.k_ability[(line, skill)][-1][1] for line in (pair.first, pair.second))

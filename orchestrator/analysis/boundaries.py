@@ -1,42 +1,29 @@
-"""What is asked of a study's tables, one question a function: boundaries and their drift, compute-to-skill, crossovers,
-breaks, noise, forecast, frontier. Cuts the arrays and hands them to stats/; findings.py puts the answers together.
+"""Where a skill appears and where memory ends, budget by budget, and how both move with compute.
 
-Every interval takes a confidence, because what is not the primary claim is corrected for how much was looked at.
+Every interval takes a confidence: those of all claims but the primary one are corrected for how much was looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
-from scipy import special  # not scipy.stats: it takes a second to import
+from scipy import special
 
 from orchestrator import stats
-from orchestrator.analysis.results import Results
-from orchestrator.stats import breaks, forecast, frontier, multiplicity, replicates, survival
-from trainers import budget
-from trainers.streams import stream
-from trainers.tasks import Family
+from orchestrator.analysis.claims import CONFIDENCE, Confidence, Looked, Measure, _of_arm, _plain, claim_of
+from orchestrator.analysis.results import Axis, Results, surface
+from orchestrator.formatting import _factor, number, signed
+from orchestrator.stats import multiplicity
+from orchestrator.stats.boundaries import MIN_TESTED
 
-Axis = Literal["n_tasks", "compute_flops"]
 Boundaries = list[tuple[float, stats.Boundary]]
+
 """(compute_flops, boundary) by ascending budget."""
-Confidence = Callable[[str], float]
+
 """Name of a claim -> the confidence of its interval."""
-
-
-def split_of(results: Results, skill: str) -> str:
-    """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
-    splits = {split for _, name, split in results.groups() if name == skill}
-    return "seen" if splits == {"seen"} else "held_out"
-
-
-def surface(results: Results, measure: Literal["ability", "memory"], arm: str, skill: str = "") -> np.ndarray:
-    """(n_tasks, compute, replicates): ability after the decay, memory of the training mixture before it."""
-    if measure == "memory":
-        return results.cube("memory", arm, cast(Family, results.study.family).mixture, "seen", "pre_decay")
-    return results.cube("ability", arm, skill, split_of(results, skill), "final")
 
 
 DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
@@ -108,19 +95,8 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.where(kept, table[rows], np.nan), rows
 
 
-def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
-    """Name of a claim, the same wherever it is counted and wherever its interval is drawn."""
-    at = repr(place) if isinstance(place, float) else str(place)
-    return f"{kind}_{measure}/{arm}/{skill}/{at}"
-
-
-def claim_of_arms(a: str, b: str, skill: str, n_tasks: int, kind: str = "crossover") -> str:
-    """Name of the claim that one of two arms overtakes the other, whichever of them; or that it needs more compute."""
-    first, second = sorted((a, b))
-    return claim_of(kind, first, second, skill, float(n_tasks))
-
-
 LEAST_TESTED = 6
+
 """Replicates of which a sign test can tell the median at 5 %, if all agree: 2 x 2^-6 = .031."""
 
 
@@ -219,376 +195,229 @@ def dips(results: Results, skills: tuple[str, ...]) -> tuple[Dip, ...]:
     )
 
 
-# Along compute ------------------------------------------------------------------------------------------------------
-
-
-class ToSkill(NamedTuple):
-    """From how much compute on the headline skill is there, at one number of tasks."""
-
-    boundary: stats.Boundary
-    """In training FLOPs, along the evaluations of the largest budget's training run; where the model's size follows the budget,
-    over the budgets."""
-    curve: survival.KaplanMeier | None
-    """Kaplan-Meier: share of replicates that have the skill by then; None where nothing was measured."""
-    successes: tuple[tuple[float, replicates.Success], ...]
-    """(budget, k of n replicates at or above one half after its decay)."""
-    p_value: float | None
-    """Of what the boundary's verdict says."""
-    judged: tuple[int, ...]
-    """The replicates behind the boundary's brackets."""
-
-
-def to_skill(
-    results: Results, arm: str, skill: str, n_tasks: int, confidence: float, at_ends: bool = False
-) -> ToSkill | None:
-    """Compute-to-skill; None where ability was never defined.
-
-    A replicate whose training run diverged or failed is not there from then on; one that is still under way is not
-    judged beyond its last look, and not at all where it has none. `at_ends`: by the ends of budgets alone, which is all there
-    is where the model's size follows the budget; each is a training run of its own then, and is lost by itself; a replicate
-    counts once all of its budgets have ended.
-    """
-    at_ends = at_ends or results.study.grows(arm)
-    key = ("looks", arm, skill, str(n_tasks), str(at_ends))
-    seen = results.once(key, lambda: (_at_ends if at_ends else _along)(results, arm, skill, n_tasks))
-    if seen is None:
-        return None
-    boundary = stats.boundary(seen.flops, seen.values, "rising", confidence)
-    p_value = boundary_p(seen.values, boundary.verdict, "rising")
-    curve = survival.kaplan_meier(*seen.onsets, seen.flops, confidence)
-    return ToSkill(boundary, curve, seen.successes, p_value, seen.judged)
-
-
-class _Looks(NamedTuple):
-    """What compute-to-skill is read from, at whatever confidence."""
-
-    flops: list[float]
-    values: np.ndarray  # (replicates that can be judged, looks)
-    onsets: tuple[np.ndarray, np.ndarray]
-    """Of all replicates, for the Kaplan-Meier curve."""
-    successes: tuple[tuple[float, replicates.Success], ...]
-    judged: tuple[int, ...]
-    """The replicates that `values` are of."""
-
-
-def _at_ends(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
-    level, looks = results.levels.index(n_tasks), results.study.ends(arm)
-    cube, open_trials = counted(results, "ability", arm, skill)
-    rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
-    counting = cube[level].T[rows]
-    if not np.isfinite(counting).any():
-        return None
-    onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
-    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
-
-
-def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
-    flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
-    if not np.isfinite(values).any():
-        return None
-    level = results.levels.index(n_tasks)
-    lost = results.ended(arm, ("diverged", "failed"))[level].any(axis=0)
-    waiting = counted(results, "ability", arm, skill)[1][level].any(axis=0)
-    onsets = survival.onsets(flops, values, lost)
-    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
-    after = flops > looked[:, None]  # (replicates, looks)
-    values = np.where(after & lost[:, None], -1.0, values)
-    counting, rows = settled(values, after & np.isnan(values) & waiting[:, None])
-    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
-
-
-def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tuple[float, replicates.Success], ...]:
-    values, lost = surface(results, "ability", arm, skill)[level], results.ended(arm, ("diverged", "failed"))[level]
-    return tuple(
-        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
-        for c, line, gone in zip(results.budgets, values, lost, strict=True)
-        if not np.isnan(line).all()
-    )
-
-
-# Arms ---------------------------------------------------------------------------------------------------------------
-
-
-class Overtaking(NamedTuple):
-    """One arm against another along compute, at one number of tasks, on the headline skill's ability."""
-
-    first: str
-    second: str
-    n_tasks: int
-    result: stats.Crossover
-
-
-def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Overtaking]:
-    """Every pair of arms at every number of tasks; the order in which one is seen to overtake, if either is."""
-    found = []
-    for a, b in results.study.comparable:
-        for i, n in enumerate(results.levels):
-            first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
-            level = confidence(claim_of_arms(a, b, skill, n))
-            there = stats.crossover(results.budgets, first, second, level)
-            back = stats.crossover(results.budgets, second, first, level)
-            reverse = back.verdict == "crosses" and there.verdict != "crosses"
-            found.append(Overtaking(b, a, n, back) if reverse else Overtaking(a, b, n, there))
-    return found
-
-
-class Multiplier(NamedTuple):
-    """How much more compute than `first` the arm `second` needs until the headline skill is there, at one number of tasks."""
-
-    first: str
-    second: str
-    n_tasks: int
-    ratio: stats.Drift
-    """In doublings: 2 is four times the compute, negative is less. Per replicate, paired; an end is open where one is censored."""
-
-
-def multipliers(
-    results: Results, skill: str, told: dict[tuple[str, int], ToSkill], confidence: Confidence
-) -> list[Multiplier]:
-    """Every pair of arms at every number of tasks, by the replicates that can be judged of both; compute to skill against compute to
-    skill.
-
-    Where the size of one follows the budget, both are read at the ends of budgets: like against like.
-    """
-    found = []
-    for a, b in results.study.comparable:
-        at_ends = results.study.grows(a) != results.study.grows(b)
-        for n in results.levels:
-            pair = [
-                to_skill(results, arm, skill, n, 0.95, at_ends=True) if at_ends else told.get((arm, n))
-                for arm in (a, b)
-            ]
-            of = [dict(zip(one.judged, one.boundary.brackets, strict=True)) if one else {} for one in pair]
-            both = sorted(of[0].keys() & of[1].keys())
-            if not both:
-                continue
-            rows = [[brackets[r] for r in both] for brackets in of]
-            level = confidence(claim_of_arms(a, b, skill, n, "multiplier"))
-            found.append(Multiplier(a, b, n, stats.drift([1.0, 2.0], rows, level)))
-    return found
-
-
-# Breaks -------------------------------------------------------------------------------------------------------------
-
-
-class Cut(NamedTuple):
-    """One line through the surface: a skill along one axis, the other held fixed."""
-
-    arm: str
-    skill: str
-    axis: Axis
-    """Along which the skill is followed."""
-    fixed: float
-    """Where the other axis stands."""
-    result: breaks.Emergence
-
-
-_METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
-
-
-def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
-    """Every skill along the numbers of tasks at each budget, and along compute at each number of tasks.
-
-    Along compute the training run is read at its constant rate: a decay at the end would look like a break.
-    """
-    found = []
-    for arm in results.study.lines:
-        for skill in skills:
-            split = split_of(results, skill)
-            if (arm, skill, split) not in results.groups():
-                continue
-            cubes = {m: results.cube(m, arm, skill, split) for m in _METRICS}
-            for j, c in enumerate(results.budgets):
-                lines = {m: cube[:, j].T for m, cube in cubes.items()}
-                found.append(Cut(arm, skill, "n_tasks", c, _emergence(np.array(results.levels, float), lines)))
-            for n in results.levels:
-                runs = {m: results.along(m, arm, skill, split, n, decayed=False) for m in _METRICS}
-                scale = max((flops for flops, _ in runs.values()), key=len)
-                lines = {m: _on(scale, *run) for m, run in runs.items()}
-                found.append(Cut(arm, skill, "compute_flops", float(n), _emergence(scale, lines)))
-    return found
-
-
-def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values (R, P) at some of the scale's places, spread over all of them."""
-    table = np.full((len(values), len(scale)), np.nan)
-    table[:, np.searchsorted(scale, flops)] = values
-    return table
-
-
-def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
-    optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
-    return breaks.emergence(
-        np.log(scale) if len(scale) else np.array([]),
-        loss=lines["loss_nats"],
-        brier=lines["brier"],
-        expected_accuracy=lines["probability"],
-        accuracy=lines["accuracy"],
-        exact_match=optional["exact_match"],
-        predicted_exact_match=optional["predicted_exact_match"],
-    )
-
-
-# Replicates ---------------------------------------------------------------------------------------------------------
-
-
-class NoiseRow(NamedTuple):
-    """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""
-
-    arm: str
-    skill: str
-    n_tasks: tuple[int, ...]
-    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
-    are not told apart and are pooled."""
-    noise: replicates.Noise
-    """`replicates.noisiest`."""
-    needed: dict[float, tuple[replicates.Needed | None, ...]]
-    """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
-
-
-DIFFERENCES = (0.01, 0.05, 0.2)
-
-
-def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
-    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
-    rows = []
-    for arm in results.study.lines:
-        for skill in skills:
-            cube = results.cube("accuracy", arm, skill, split_of(results, skill))
-            for j in reversed(range(len(results.budgets))):
-                row = _noisiest(results, arm, skill, cube[:, j])
-                if row is not None:
-                    rows.append(row)
-                    break
-    return rows
-
-
-def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
-    measured = [(n, line) for n, line in zip(results.levels, lines, strict=True) if not np.isnan(line).all()]
-    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
-    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
-    found = replicates.noisiest([line for _, line in comparable])
-    if found is None:
-        return None
-    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
-    needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
-    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
-
-
-class Midpoint(NamedTuple):
-    """The cell whose mean ability is nearest one half: one kind of replicates there, or two?"""
-
-    arm: str
-    n_tasks: int
-    compute_flops: float
-    mean: float
-    values: tuple[float, ...]
-    kinds: replicates.Bimodality
-    success: replicates.Success
-    """Its interval is corrected for the choice."""
-    chosen_from: int
-    """Cells with a value."""
-
-
-NEAR = 0.35
 """A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
 
 
-def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
-    """Replicates at the onset of the headline skill; None where no cell is near one half, or no replicate reaches it in any.
-    The lost count as not there."""
-    cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
-    cells = cube.reshape(-1, results.n_replicates)
-    found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
-    if found is None or not (cells >= stats.HALF).any():
-        return None
-    place, made = found
-    values = cells[place][~np.isnan(cells[place])]
-    mean = float(values.mean())
-    if abs(mean - stats.HALF) > NEAR:
-        return None
-    i, j = np.unravel_index(place, cube.shape[:2])
-    looked = int((~np.isnan(cells).all(axis=1)).sum())
-    kinds = replicates.bimodality(values.tolist())
-    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
+def _of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Iterator[Looked]:
+    """Where each skill appears and memory ends, budget by budget; and how that moves with compute."""
+    kinds: list[tuple[Measure, str]] = [*(("ability", skill) for skill in skills), ("memory", "")]
+    for measure, skill in kinds:
+        tables = judged(results, measure, arm, skill)
+        whole = boundaries_of(results, measure, arm, skill, _plain)
+        what = f"{skill or 'memory'}{_of_arm(results, arm)}"
+        for (table, _), (c, b) in zip(tables, whole, strict=True):
+            p = boundary_p(table, b.verdict, DIRECTION[measure])
+            yield claim_of("k", measure, arm, skill, c), _says(what, measure, b, c), p
+        if len(whole) > 1:
+            moved = drift(results, measure, arm, skill, whole, CONFIDENCE)
+            says = f"K_A of {what} drifts with compute" if skill else f"K_M{_of_arm(results, arm)} drifts with compute"
+            yield claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)
 
 
-# Forecast and frontier ----------------------------------------------------------------------------------------------
+# Pairs of arms ------------------------------------------------------------------------------------------------------
+
+Brackets = tuple[tuple[stats.Bracket, ...], tuple[stats.Bracket, ...]]
+
+Judged = tuple[np.ndarray, np.ndarray]
 
 
-def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list[tuple[int, forecast.Forecast]]:
-    """At each number of tasks: is the loss at the largest budget told by what came before a quarter of it?"""
-    split = split_of(results, skill)
-    found = []
-    for n in results.levels:
-        flops, loss = results.along("loss_nats", arm, skill, split, n, decayed=False)
-        if len(flops) and np.isfinite(loss).any():
-            span, floor = _references(results, arm, skill, split, n)
-            found.append((n, forecast.forecast(flops, loss, span, confidence=confidence, floor=floor)))
-    return found
-
-
-def _references(results: Results, arm: str, skill: str, split: str, n_tasks: int) -> tuple[float | None, float | None]:
-    """Nats from knowing nothing to the general rule, and the least loss a model can have; None without references.
-
-    An interval as wide as the first says nothing. The second is the exact generaliser's on tasks never seen; on seen
-    ones a list of them may be better.
-    """
-
-    def mean(name: str) -> float | None:
-        values = results.along(f"{name}_loss_nats", arm, skill, split, n_tasks)[1]
-        return float(np.nanmean(values)) if np.isfinite(values).any() else None
-
-    know_nothing, rule, listed = (
-        mean("uniform"),
-        mean("generalizer"),
-        None if split == "held_out" else mean("memorizer"),
+def brackets_in_both(
+    grids: tuple[Sequence[float], Sequence[float]], judged: tuple[Judged, Judged], measure: Measure
+) -> Brackets:
+    """Where each replicate crosses on either side; of the replicates that can be judged on both."""
+    rows = [of.tolist() for _, of in judged]
+    common = [r for r in rows[0] if r in rows[1]]
+    first, second = (
+        stats.boundary(levels, table[[own.index(r) for r in common]], DIRECTION[measure]).brackets
+        for levels, (table, _), own in zip(grids, judged, rows, strict=True)
     )
-    span = None if know_nothing is None or rule is None or know_nothing <= rule else know_nothing - rule
-    return span, rule if listed is None or rule is None else min(rule, listed)
+    return first, second
 
 
-class Sized(NamedTuple):
-    """Trials of an arm at the largest number of tasks, over all its variants; arrays of one length."""
-
-    n_parameters: np.ndarray
-    n_tokens: np.ndarray
-    loss_nats: np.ndarray
-    compute_flops: np.ndarray
-    replicates: np.ndarray
-    trunks: np.ndarray
-    """Trials along one training run share their noise."""
+def _drift_p(moved: stats.Drift, whole: Boundaries) -> float | None:
+    """p-value of a drift: 1 where the boundary was looked for at two budgets and is not seen at both, None where it was not, or in
+    too few replicates."""
+    looked = [b for _, b in whole if b.verdict != "missing" and len(b.brackets) >= MIN_TESTED]
+    return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 
 
-def sized(results: Results, arm: str, skill: str) -> Sized:
-    """The trials of an arm (`axes.arm`) by the size of their model."""
-    study, parts = results.study, []
-    for k, (line, (of_arm, _)) in enumerate(study.lines.items()):
-        if of_arm != arm:
-            continue
-        loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
-        for i, (trunk, budgets) in enumerate(study.sizes(line)):
-            of = loss[[results.budgets.index(c) for c in budgets]]
-            length = cast(Family, trunk.family).length(arm)
-            compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
-            size = np.full(of.size, float(budget.n_parameters(*budget.shape_of(trunk))))
-            tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
-            trunks = (k * len(results.budgets) + i) * results.n_replicates + replicate.ravel()
-            parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel(), trunks))
-    return Sized(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _says(what: str, measure: Measure, boundary: stats.Boundary, flops: float) -> str:
+    said = {
+        "ability": {
+            "crossed": "appears within the grid",
+            "below": "is there from the first level on",
+            "beyond": "does not appear",
+        },
+        "memory": {
+            "crossed": "ends within the grid",
+            "below": "is not there at any level",
+            "beyond": "holds to the last level",
+        },
+    }[measure]
+    return f"{what} {said.get(boundary.verdict, 'has a boundary')} at {number(flops)} FLOPs"
 
 
-def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Which model size is best at which compute, over all variants of an arm, at the largest number of tasks."""
-    of = sized(results, arm, skill)
-    replicate = [int(r) for r in of.replicates]
-    return frontier.isoflop(of.n_parameters, of.n_tokens, of.loss_nats, of.compute_flops, replicate)
+def _boundary_words(
+    boundary: stats.Boundary,
+    levels: Sequence[float],
+    *,
+    crossed: str,
+    never: str,
+    everywhere: str,
+    again: str,
+    already: str,
+) -> str:
+    """A boundary in words, open ends said as such; {} is the last level seen, or the first."""
+    if boundary.verdict == "missing":
+        return "is not defined (no value, the references coincide, or the memoriser cannot be enumerated)"
+    if boundary.verdict == "beyond":
+        return never.format(number(_edge(boundary)))
+    if boundary.verdict == "below":
+        return everywhere.format(number(_edge(boundary)))
+    if boundary.verdict == "undecided" or boundary.high is None:
+        reached, n = sum(b.high is not None for b in boundary.brackets), len(boundary.brackets)
+        last = number(boundary.last or levels[-1])
+        if n == 1:
+            return f"{crossed}, but not for good: it is {again} again by {last} tasks"
+        least, most = stats.wilson_interval(reached, n)
+        closed = "" if boundary.high is None else f", in the median one at {number(boundary.high)} tasks or fewer"
+        lost = f", in {boundary.lost_again} more only to be {again} again" if boundary.lost_again else ""
+        return (
+            f"{crossed} up to {last} tasks in {reached} of {n} replicates{lost} "
+            f"(95 % interval of the share {least:.2f} to {most:.2f}){closed}"
+        )
+    low, high = _told(boundary.low, levels), _told(boundary.high, levels)
+    at_first = [b.high for b in boundary.brackets if b.low is None and b.high is not None]
+    there = (
+        f" (in {len(at_first)} of {len(boundary.brackets)} replicates {already.format(number(min(at_first)))})"
+        if at_first
+        else ""
+    )
+    if low is None and high is None:
+        return f"{crossed}, at a number of tasks that is open at both ends{there}"
+    if high is None:
+        return f"{crossed} at more than {number(cast(float, low))} tasks{there}"
+    return (
+        f"{crossed} at {number(high)} tasks or fewer{there}"
+        if low is None
+        else f"{crossed} between {number(low)} and {number(high)} tasks{there}"
+    )
 
 
-def law(results: Results, arm: str, skill: str) -> tuple[frontier.Chinchilla, frontier.Optimum | None]:
-    """The parametric law of loss in size and tokens over the same trials, and the best size that it gives for the largest budget."""
-    of = sized(results, arm, skill)
-    draws = stream("report", "frontier", arm)
-    found = frontier.chinchilla(of.n_parameters, of.n_tokens, of.loss_nats, of.trunks.tolist(), draws)
-    per = float(np.median(of.compute_flops / (of.n_parameters * of.n_tokens)))  # these models' own FLOPs, not 6 N D
-    return found, frontier.optimum(found, results.budgets[-1], per)
+def _told(end: float | None, levels: Sequence[float]) -> float | None:
+    """An end that may be told as a number: one within the grid.
+
+    Outside nothing was measured, and what a t-interval says there is its formula's, not the study's: from the quickstart's
+    levels, of which the last two lie a factor of 1e9 apart, it once told 1e20 ciphers where there are 2e13.
+    """
+    if end is None or not levels[0] <= end <= levels[-1]:
+        return None
+    return end if end in levels else float(f"{end:.3g}")
+
+
+def within(boundary: stats.Boundary, levels: Sequence[float]) -> tuple[float | None, float | None]:
+    """The ends of its interval as far as they lie within what was looked at; what lies beyond is open."""
+    low, high = (end if _told(end, levels) is not None else None for end in (boundary.low, boundary.high))
+    return low, high
+
+
+def _edge(boundary: stats.Boundary) -> float:
+    """The last level that was not across in any replicate (verdict beyond), or the first that was in all (below)."""
+    if boundary.verdict == "beyond":
+        return max(b.low for b in boundary.brackets if b.low is not None)
+    return min(b.high for b in boundary.brackets if b.high is not None)
+
+
+def interval_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """The interval of a boundary in figures, `levels` ascending; an end far outside the grid is told as open."""
+    if boundary.verdict == "missing":
+        return "—"
+    n = len(boundary.brackets)
+    if (
+        boundary.verdict in ("beyond", "below") and n > 1
+    ):  # the interval ends inside the grid, as few may agree by chance
+        return f"{'beyond' if boundary.verdict == 'beyond' else 'below'} {number(_edge(boundary))} in all {n}"
+    low, high = _told(boundary.low, levels), _told(boundary.high, levels)
+    if low is None and high is None:
+        return "open at both ends"
+    one = " (one bracket)" if n == 1 else ""  # what a single replicate says, and no interval
+    if high is None:
+        return f"above {number(cast(float, low))}{one}"
+    return (f"{number(high)} or fewer" if low is None else f"{number(low)} to {number(high)}") + one
+
+
+def seen_words(boundary: stats.Boundary) -> str:
+    """Between which levels all replicates of a boundary cross: what was seen, before any inference. Empty if one does not."""
+    ends = [end for b in boundary.brackets for end in (b.low, b.high)]
+    if boundary.verdict != "crossed" or not ends or None in ends:
+        return ""
+    known = cast(list[float], ends)
+    return f"between {number(min(known))} and {number(max(known))} tasks"
+
+
+def ability_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """K_A in words; an end outside the grid of `levels` is told by the grid's end."""
+    return _boundary_words(
+        boundary,
+        levels,
+        crossed="appears",
+        never="does not appear up to {} tasks",
+        everywhere="is there from {} tasks on",
+        again="lost",
+        already="it is there at {} already",
+    )
+
+
+def memory_words(boundary: stats.Boundary, levels: Sequence[float]) -> str:
+    """K_M in words; an end outside the grid of `levels` is told by the grid's end."""
+    return _boundary_words(
+        boundary,
+        levels,
+        crossed="ends",
+        never="holds up to {} tasks and more",
+        everywhere="is not there, not even at {} tasks",
+        again="there",
+        already="not even {} are memorised",
+    )
+
+
+def drift_words(moved: stats.Drift, letter: str) -> str:
+    """How a boundary moves with compute, as a sentence without its full stop."""
+    name = f"K_{letter}"
+    if moved.verdict == "missing":
+        return f"how {name} moves with compute cannot be told: it is not seen at two budgets"
+    if moved.low is None and moved.high is None:
+        return f"how {name} moves with compute is not settled: a replicate leaves it open at both ends"
+    if moved.verdict in ("rises", "falls"):
+        least, most = sorted(abs(end) if end is not None else math.inf for end in (moved.low, moved.high))
+        by = f"{_factor(least)} to {_factor(most)}" if math.isfinite(most) else f"at least {_factor(least)}"
+        return f"{name} {moved.verdict} with compute, by {by} doublings of tasks per doubling of compute"
+    low = "" if moved.low is None else f"{signed(moved.low)} or more"
+    high = "" if moved.high is None else f"{signed(moved.high)} or less"
+    both = (
+        f"{signed(moved.low)} to {signed(moved.high)}"
+        if moved.low is not None and moved.high is not None
+        else low or high
+    )
+    return f"whether {name} moves with compute is not settled ({both} doublings of tasks per doubling of compute)"
+
+
+def slopes_words(moved: stats.Drift) -> str:
+    """What each replicate's brackets allow, in the unit of the drift: -0.5 to +1.5, +0.2 or more, open."""
+
+    def one(slope: stats.Bracket) -> str:
+        if slope.low is None or slope.high is None:
+            ends = [
+                f"{signed(end)} or {word}" for end, word in zip(slope, ("more", "less"), strict=True) if end is not None
+            ]
+            return ends[0] if ends else "open"
+        return f"{signed(slope.low)} to {signed(slope.high)}"
+
+    return ", ".join(one(slope) for slope in moved.slopes)
+
+
+def dip_words(dip: Dip) -> str:
+    """How a mean goes against its direction: changes by -0.2 between 4 and 64 tasks."""
+    first, second = (number(end) for end in cast(tuple[float, float], dip.test.pair))
+    unit = "tasks" if dip.axis == "n_tasks" else "FLOPs"
+    return f"changes by {signed(cast(float, dip.test.change))} between {first} and {second} {unit}"

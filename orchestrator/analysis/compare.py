@@ -16,9 +16,11 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis import boundaries
-from orchestrator.analysis.claims import FALSE_SHARE, Brackets, brackets_in_both
+from orchestrator.analysis.boundaries import Brackets, ability_words, brackets_in_both, interval_words, memory_words
+from orchestrator.analysis.claims import FALSE_SHARE
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import ability_words, interval_words, memory_words, number
+from orchestrator.analysis.results import surface
+from orchestrator.formatting import number
 from orchestrator.stats import differences as differences
 from orchestrator.stats import multiplicity
 from orchestrator.study.schema import differences as fields_that_differ
@@ -294,8 +296,7 @@ def _cells(looked: _Looked) -> tuple[CellDifference, ...]:
     for arms in looked.arms:
         for measure, skill in looked.measures():
             x, y = (
-                looked.shared(found, boundaries.surface(found.results, measure, arm, skill))
-                for found, arm in looked.sides(arms)
+                looked.shared(found, surface(found.results, measure, arm, skill)) for found, arm in looked.sides(arms)
             )
             lost = _lost(looked, arms)
             for i, n in enumerate(looked.levels):
@@ -388,7 +389,7 @@ def _crossovers(looked: _Looked) -> tuple[Overtaking, ...]:
 def _overtaking(looked: _Looked, arms: Arms, n_tasks: int, confidence: float = 1 - FALSE_SHARE) -> Overtaking:
     tables = []
     for found, arm in looked.sides(arms):
-        cube = looked.shared(found, boundaries.surface(found.results, "ability", arm, looked.skills[0]))
+        cube = looked.shared(found, surface(found.results, "ability", arm, looked.skills[0]))
         tables.append(cube[looked.levels.index(n_tasks)].T)  # (replicates, compute)
     n = min(map(len, tables))
     a, b = (table[:n] for table in tables)

@@ -1,53 +1,65 @@
-"""What a study found: its tables handed to the estimators of stats/, judged, and put into sentences.
+"""Findings: everything that a study found. Asks every question of the tables, corrects the claims, and keeps the results.
 
-Between results.py (tables as arrays) and report.py (figures). Knows the study; knows no figure, no MLflow, no Ray.
+Knows the study and its tables; knows no figure, no MLflow and no Ray. `answer.py` writes the sentences.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis import answer, boundaries, claims, generalists, primary
-from orchestrator.analysis.boundaries import (
-    Boundaries,
-    Cut,
-    Dip,
-    Midpoint,
-    Multiplier,
-    NoiseRow,
-    Overtaking,
-    ToSkill,
-    claim_of,
+from orchestrator.analysis import (
+    arms,
+    boundaries,
+    claims,
+    emergence,
+    forecasts,
+    generalists,
+    onsets,
+    primary,
+    replicates,
+    sizes,
 )
-from orchestrator.analysis.claims import Standing
-from orchestrator.analysis.generalists import Contest
-from orchestrator.analysis.results import Phase, Results, Row
+from orchestrator.analysis.arms import Multiplier, Overtaking, _of_fewer_tasks, _of_multipliers, _of_overtaking
+from orchestrator.analysis.boundaries import Boundaries, Dip, _of_boundaries
+from orchestrator.analysis.claims import CONFIDENCE, Looked, Standing, claim_of
+from orchestrator.analysis.emergence import Cut, _of_breaks
+from orchestrator.analysis.expected import Verdict, verdict_on
+from orchestrator.analysis.generalists import Contest, _of_contests
+from orchestrator.analysis.measures import Row
+from orchestrator.analysis.onsets import ToSkill, _of_compute_to_skill
+from orchestrator.analysis.replicates import Midpoint, NoiseRow
+from orchestrator.analysis.results import Phase, Results, split_of
 from orchestrator.analysis.speed import Speed, speeds
 from orchestrator.stats.forecast import Forecast
 from orchestrator.stats.frontier import Chinchilla, Isoflops, Optimum
-from orchestrator.study.schema import Expected, Study
-from trainers.tasks import Family
+from orchestrator.study.schema import Study
 
 
-class Verdict(NamedTuple):
-    """An expected value beside what was measured: one value a replicate, their interval, and whether they agree."""
-
-    expected: Expected
-    values: tuple[float, ...]
-    measured: stats.Interval | None
-    verdict: str
-    censored: int
-    """Replicates in which the quantity was not reached or is not defined."""
-    caution: str = ""
-    """What to doubt in the verdict, as of a primary claim; a clause, or nothing."""
+def looked_at(results: Results, skills: tuple[str, ...], cuts: list[emergence.Cut]) -> list[Looked]:
+    """Every claim that goes into the count, the primary one included. What a report says besides, it says uncorrected: see the
+    page's section on claims."""
+    told = {
+        (arm, skill, n): onsets.to_skill(results, arm, skill, n, CONFIDENCE)
+        for arm in results.study.lines
+        for skill in skills
+        for n in results.levels
+    }
+    return [
+        *(claim for arm in results.study.lines for claim in _of_boundaries(results, arm, skills)),
+        *_of_compute_to_skill(results, skills, told),
+        *_of_fewer_tasks(results, skills[0]),
+        *_of_overtaking(results, skills[0]),
+        *_of_multipliers(results, skills[0], told),
+        *_of_contests(results),
+        *_of_breaks(results, cuts),
+    ]
 
 
 class Costs(NamedTuple):
@@ -102,12 +114,11 @@ class Findings:
     laws: dict[str, tuple[Chinchilla, Optimum | None]] = field(default_factory=dict)
     """arm -> the parametric law of loss in size and tokens, and its best size at the largest budget."""
     verdicts: tuple[Verdict, ...] = ()
-    answer: str = ""
 
     @cached_property
     def standings(self) -> Mapping[str, Standing]:
         """Where the claim behind each result stands after the correction, by its name."""
-        return claims.standings(self.claims, claims.name_of(self.results, self.study.primary))
+        return claims.standings(self.claims, primary.name_of(self.results, self.study.primary))
 
     def confidence(self, claim: str) -> float:
         """At which the interval of a claim holds: corrected where it is kept; 95 % for the primary and the untested."""
@@ -120,7 +131,7 @@ class Findings:
 
     def skill_split(self, skill: str) -> str:
         """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
-        return boundaries.split_of(self.results, skill)
+        return split_of(self.results, skill)
 
     def looks(self, arm: str, n_tasks: int, skill: str = "") -> list[float]:
         """Training FLOPs at which a skill, or the headline skill, was looked at along the training runs of one number of tasks."""
@@ -131,8 +142,7 @@ class Findings:
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
         """One value per replicate at one cell; None where it is missing or not defined."""
-        place = self.results.levels.index(n_tasks), self.results.budgets.index(flops)
-        return _known_or_none(self.results.cube(measure, arm, skill, split, phase)[place])
+        return self.results.values(measure, arm, skill, split, n_tasks, flops, phase)
 
     def mean(
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
@@ -182,7 +192,7 @@ class Findings:
 
 
 def find(study: Study, results: Any, runs: Any) -> Findings:
-    """Findings of a study from its two tables (see record.py). Never fails on what is missing."""
+    """Findings of a study from its two tables (`record/tables.py`). Never fails on what is missing."""
     return judge(Results.of_tables(study, results, runs))
 
 
@@ -194,26 +204,28 @@ def read(folder: Path, study: Study) -> Findings:
 def judge(results: Results) -> Findings:
     """Hand the tables to the estimators, correct for how much was looked at, and put together what they say."""
     study = results.study
-    arms, skills = study.lines, study.shown_skills
-    cuts = boundaries.cuts(results, skills)
-    made = claims.correct(claims.looked_at(results, skills, cuts), claims.name_of(results, study.primary))
+    conditions, skills = study.lines, study.shown_skills
+    cuts = emergence.cuts(results, skills)
+    made = claims.correct(looked_at(results, skills, cuts), primary.name_of(results, study.primary))
     levels = {claim.name: claim.confidence for claim in made}
 
     def confidence(name: str) -> float:
         return levels.get(name, claims.CONFIDENCE)  # the primary claim, and what cannot be tested
 
-    k_ability = {(a, s): boundaries.boundaries_of(results, "ability", a, s, confidence) for a in arms for s in skills}
-    k_memory = {a: boundaries.boundaries_of(results, "memory", a, "", confidence) for a in arms}
-    onsets = {
-        (a, s, n): boundaries.to_skill(results, a, s, n, confidence(claim_of("to", "skill", a, s, float(n))))
-        for a in arms
+    k_ability = {
+        (a, s): boundaries.boundaries_of(results, "ability", a, s, confidence) for a in conditions for s in skills
+    }
+    k_memory = {a: boundaries.boundaries_of(results, "memory", a, "", confidence) for a in conditions}
+    appears = {
+        (a, s, n): onsets.to_skill(results, a, s, n, confidence(claim_of("to", "skill", a, s, float(n))))
+        for a in conditions
         for s in skills
         for n in results.levels
     }
-    known = {place: told for place, told in onsets.items() if told is not None}
+    known = {place: told for place, told in appears.items() if told is not None}
     to_skill = {(a, n): told for (a, s, n), told in known.items() if s == skills[0]}
-    midpoints = {a: boundaries.midpoint(results, a, skills[0]) for a in arms}
-    found = Findings(
+    midpoints = {a: replicates.midpoint(results, a, skills[0]) for a in conditions}
+    return Findings(
         study=study,
         results=results,
         primary=primary.examine(results, cuts),
@@ -231,48 +243,17 @@ def judge(results: Results) -> Findings:
         dips=boundaries.dips(results, skills),
         to_skill=to_skill,
         onsets={place: told for place, told in known.items() if place[1] != skills[0]},
-        crossovers=tuple(boundaries.crossovers(results, skills[0], confidence)),
-        multipliers=tuple(boundaries.multipliers(results, skills[0], to_skill, confidence)),
+        crossovers=tuple(arms.crossovers(results, skills[0], confidence)),
+        multipliers=tuple(arms.multipliers(results, skills[0], to_skill, confidence)),
         contests=tuple(generalists.contests(results, confidence)),
         speeds=speeds(results),
         cuts=tuple(cuts),
-        noise=tuple(boundaries.noise_table(results, skills)),
+        noise=tuple(replicates.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
-        forecasts={(a, n): f for a in arms for n, f in boundaries.forecasts(results, a, skills[0], claims.CONFIDENCE)},
-        laws={a: boundaries.law(results, a, skills[0]) for a in study.axes.arm if len(study.axes.variant) > 2},
-        frontier={a: boundaries.isoflops(results, a, skills[0]) for a in study.axes.arm},
+        forecasts={
+            (a, n): f for a in conditions for n, f in forecasts.forecasts(results, a, skills[0], claims.CONFIDENCE)
+        },
+        laws={a: sizes.law(results, a, skills[0]) for a in study.axes.arm if len(study.axes.variant) > 2},
+        frontier={a: sizes.isoflops(results, a, skills[0]) for a in study.axes.arm},
+        verdicts=tuple(verdict_on(results, expected) for expected in study.expected),
     )
-    found = replace(found, verdicts=tuple(_verdict(found, expected) for expected in study.expected))
-    return replace(found, answer=answer.paragraph(found))
-
-
-def _known_or_none(values: np.ndarray) -> list[float | None]:
-    return [None if math.isnan(v) else v for v in values.tolist()]
-
-
-def _verdict(found: Findings, expected: Expected) -> Verdict:
-    study, cell = found.study, expected.cell
-    arm, flops = cell.arm or next(iter(study.lines)), cell.compute_flops or study.budgets[-1]
-    skill, mixture = cell.skill or study.shown_skills[0], cast(Family, study.family).mixture
-    values: list[float | None]
-    if expected.what in ("accuracy", "ability"):
-        values = found.values(expected.what, arm, skill, cell.split, cell.n_tasks, flops)
-    elif expected.what == "memory":
-        values = found.values("memory", arm, mixture, "seen", cell.n_tasks, flops, "pre_decay")
-    elif expected.what == "crossing_steps":
-        values = [crossing(found, arm, cell.n_tasks, r) for r in range(study.axes.replicates)]
-    else:
-        values = found.values(expected.what, arm, mixture, cell.split, cell.n_tasks, flops)
-    known = tuple(v for v in values if v is not None)
-    measured = stats.t_interval(known) if len(known) == len(values) else None
-    verdict = stats.agreement(measured, expected.lo, expected.hi)
-    settled = verdict in ("consistent", "inconsistent")
-    caution = primary.lottery_words(expected.what, len(known)) if settled else ""
-    return Verdict(expected, known, measured, verdict, len(values) - len(known), caution)
-
-
-def crossing(found: Findings, arm: str, n_tasks: int, replicate: int) -> float | None:
-    """Optimizer step at which d_rel on the training mixture rises through one half; None if it was not seen to."""
-    mixture = cast(Family, found.study.family).mixture
-    curve = found.results.curve("d_rel", arm, mixture, "seen", n_tasks, replicate)
-    return stats.crossing_step(curve.steps.tolist(), curve.values.tolist())

@@ -7,29 +7,39 @@ are specialists, and of which generalist, follows from their families (`Family.d
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.boundaries import Confidence, claim_of
+from orchestrator.analysis.arms import AHEAD, _met_p, _who_is_ahead
+from orchestrator.analysis.claims import Confidence, Looked, _plain, claim_of
 from orchestrator.analysis.results import Results
-from orchestrator.study.schema import Study
-from trainers.tasks import Family
+from orchestrator.formatting import number
+from orchestrator.stats import differences
+from orchestrator.study.pairs import Pair, measure_of, pairs_of
 
-Measure = Literal["ability", "exact_match"]
+
+def _of_contests(results: Results) -> Iterator[Looked]:
+    """That a generalist overtakes its specialists, or that one of them is ahead; as the verdict says."""
+    for met in contests(results, _plain):
+        of = met.domain if met.domain == ALL else f"the specialist of {met.domain}"
+        flops = f", {number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
+        said = _who_is_ahead(of, met.generalist, met.result)
+        where = met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops
+        crosses = differences.crossing_p(met.result, len(results.budgets), either=False)
+        p = _met_p(met.result, crosses, len(results.budgets))
+        if met.against == "its best" and met.result.verdict == AHEAD[0]:
+            p = 1.0  # the largest of noisy values, chosen after the fact, is ahead by that alone
+        yield claim_of_contest(*where), f"{said} at {number(met.n_tasks)} tasks ({met.against}{flops})", p
+
+
 Against = Literal["its budget", "the same", "its best"]
+
 ALL = "all domains"
+
 """The mean over the domains that have a specialist: of one replicate, so that it is still paired."""
-
-
-class Pair(NamedTuple):
-    """Two lines of a study: a specialist, the generalist that it belongs to, and the domain that both know."""
-
-    generalist: str
-    specialist: str
-    domain: str
-    """The skill that is measured on it."""
 
 
 class Contest(NamedTuple):
@@ -59,32 +69,6 @@ class Contest(NamedTuple):
         per = self.specialist_flops or 1.0
         low, high = self.result.low, self.result.high
         return low and low / per, high and high / per
-
-
-def pairs_of(study: Study) -> list[Pair]:
-    """Every specialist with its generalist, in the order of the study's lines; none where there are no domains."""
-    families = {line: study.family_of(line) for line in study.lines}
-    return [
-        Pair(g, s, special.domains[0])
-        for g, general in families.items()
-        for s, special in families.items()
-        if len(special.domains) == 1
-        and len(general.domains) > 1
-        and study.lines[g][0] == study.lines[s][0]
-        and _same(special.whole, general)
-        and study.settings(g)["model"] == study.settings(s)["model"]
-    ]
-
-
-def _same(a: Family, b: Family) -> bool:
-    """Shares of the domains are the generalist's own affair."""
-    return a.model_dump(exclude={"domain_shares"}) == b.model_dump(exclude={"domain_shares"})
-
-
-def measure_of(study: Study) -> Measure:
-    """What is compared: ability; or, where that is read from exact matches beyond the memoriser's, the exact matches themselves,
-    because every line has a memoriser of its own and so another zero."""
-    return "exact_match" if study.family_of(next(iter(study.lines))).ability_of == "accuracy" else "ability"
 
 
 class Sides(NamedTuple):
@@ -175,3 +159,37 @@ def claimed(
 def claim_of_contest(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:
     """Name of the claim that the generalist overtakes."""
     return claim_of("generalist", generalist, domain, against, f"{n_tasks}/{spent!r}")
+
+
+def contest_words(found: Contest, budgets: Sequence[float], level: bool = False) -> str:
+    """What can be said of a generalist against a specialist, as a sentence without its full stop; `level`: with what it has."""
+    spent, verdict = found.specialist_flops, found.result.verdict
+    whose = "the mean specialist" if found.pooled else f"the specialist of {found.domain}"
+    state = {
+        "its budget": f"of {number(spent or 0.0)} FLOPs",
+        "the same": "with as much compute",
+        "its best": "at its best",
+    }
+    rival = f"{whose} {state[found.against]}"
+    rival += f" (at {found.rival:.2f})" if level and found.rival is not None else ""
+
+    def amount(*ends: float | None) -> str:
+        known = [end for end in ends if end is not None]
+        if spent is None:
+            return " to ".join(map(number, known)) + " FLOPs"
+        return (
+            " to ".join(f"{end / spent:.2g}" if end < 100 * spent else f"{end / spent:.0f}" for end in known)
+            + " times its compute"
+        )
+
+    low, high = found.result.low, found.result.high
+    if verdict == "crosses":
+        bound = "" if low and high else "at most " if high else "more than "
+        return f"{found.generalist} overtakes {rival} at {bound}{amount(low, high)}"
+    told = {
+        "a ahead throughout": f"{found.generalist} stays behind {rival}, up to {amount(budgets[-1])}",
+        "b ahead throughout": f"{found.generalist} is ahead of {rival}, from {amount(high)} on",
+        "no difference shown": f"no difference is shown between {found.generalist} and {rival}, up to {amount(budgets[-1])}",
+        "missing": f"{found.generalist} and {rival} were not both measured",
+    }
+    return told.get(verdict, f"whether {found.generalist} overtakes {rival} is undecided")

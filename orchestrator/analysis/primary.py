@@ -1,6 +1,6 @@
 """The primary claim: what it says, what could settle it before the run, what became of it after, and what is still wanting.
 
-Knows the study and its tables; knows no figure, no MLflow, no Ray. What may be claimed at all is primary.py's to refuse.
+Knows the study and its tables; knows no figure, no MLflow, no Ray. What may be claimed is checked by `study/claimable.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, generalists
-from orchestrator.analysis.claims import CONFIDENCE
-from orchestrator.analysis.results import Results
-from orchestrator.formatting import emergence_words, figure, number, range_words, times, within
+from orchestrator.analysis import boundaries, emergence, generalists, onsets
+from orchestrator.analysis.boundaries import within
+from orchestrator.analysis.claims import CONFIDENCE, claim_of, claim_of_arms
+from orchestrator.analysis.emergence import emergence_words
+from orchestrator.analysis.results import Axis, Results, split_of, surface
+from orchestrator.formatting import figure, number, range_words, times
 from orchestrator.stats import further
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.breaks import MIN_REPLICATES
 from orchestrator.stats.replicates import Needed
-from orchestrator.study.claimable import BOUNDS, OVERTAKING, Primary, grid
+from orchestrator.study.claim import Primary
+from orchestrator.study.claimable import BOUNDS, OVERTAKING, grid
+from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers.streams import stream
 from trainers.tasks import Family
@@ -228,7 +232,7 @@ def lottery_words(what: str, n: int) -> str:
 # What became of it --------------------------------------------------------------------------------------------------
 
 
-def examine(results: Results, cuts: list[boundaries.Cut]) -> PrimaryFinding | None:
+def examine(results: Results, cuts: list[emergence.Cut]) -> PrimaryFinding | None:
     """What became of the primary claim, at 95 %; None where none was declared."""
     claim = results.study.primary
     if claim is None:
@@ -352,10 +356,10 @@ def _settles(claim: Primary, low: float | None, high: float | None) -> bool:
 def _examine_to_skill(results: Results, claim: Primary) -> PrimaryFinding:
     study, n_tasks = results.study, cast(int, claim.n_tasks)
     arm, skill = _arm(study, claim), claim.skill or study.shown_skills[0]
-    told = boundaries.to_skill(results, arm, skill, n_tasks, CONFIDENCE)
+    told = onsets.to_skill(results, arm, skill, n_tasks, CONFIDENCE)
     if told is None:
         return _not_measured(claim)
-    looks = results.along("ability", arm, skill, boundaries.split_of(results, skill), n_tasks)[0]
+    looks = results.along("ability", arm, skill, split_of(results, skill), n_tasks)[0]
     return _of_boundary(results, claim, told.boundary, looks.tolist())
 
 
@@ -391,7 +395,7 @@ def _examine_crossover(results: Results, claim: Primary) -> PrimaryFinding:
     else:
         behind, ahead = arm, cast(str, claim.against)
         skill, i = claim.skill or study.shown_skills[0], results.levels.index(n_tasks)
-        first, second = (boundaries.surface(results, "ability", line, skill)[i].T for line in (behind, ahead))
+        first, second = (surface(results, "ability", line, skill)[i].T for line in (behind, ahead))
     met = stats.crossover(results.budgets, first, second, CONFIDENCE)
     if met.verdict == "missing":
         return _not_measured(claim)
@@ -438,7 +442,7 @@ def _examine_mean(results: Results, claim: Primary) -> PrimaryFinding:
     if claim.what == "memory":
         values = results.cube("memory", arm, cast(Family, study.family).mixture, "seen", "pre_decay")[cell]
     else:
-        cube = results.cube(claim.what.removeprefix("change_"), arm, skill, boundaries.split_of(results, skill))
+        cube = results.cube(claim.what.removeprefix("change_"), arm, skill, split_of(results, skill))
         values = cube[cell]
         if claim.from_flops is not None:
             values = values - cube[cell[0], results.budgets.index(claim.from_flops)]
@@ -465,8 +469,8 @@ def _examine_mean(results: Results, claim: Primary) -> PrimaryFinding:
     return _finding(results, claim, len(known), ends, verdict, estimate)
 
 
-def _examine_emergence(study: Study, cuts: list[boundaries.Cut], claim: Primary) -> PrimaryFinding:
-    along: boundaries.Axis = "n_tasks" if claim.n_tasks is None else "compute_flops"
+def _examine_emergence(study: Study, cuts: list[emergence.Cut], claim: Primary) -> PrimaryFinding:
+    along: Axis = "n_tasks" if claim.n_tasks is None else "compute_flops"
     fixed = claim.compute_flops if claim.n_tasks is None else float(claim.n_tasks)
     place = (_arm(study, claim), claim.skill or study.shown_skills[0], along, fixed)
     for cut in cuts:
@@ -476,3 +480,31 @@ def _examine_emergence(study: Study, cuts: list[boundaries.Cut], claim: Primary)
             said = f"found: {emergence_words(cut.result)}"
             return PrimaryFinding(claim, None, None, said, cast(Any, verdict if decided else "inconclusive"))
     return _not_measured(claim)
+
+
+def name_of(results: Results, primary: Primary | None) -> str | None:
+    """The primary claim's name among the claims looked at; None where there is none of its kind."""
+    if primary is None:
+        return None
+    study = results.study
+    arm = primary.arm or next(iter(study.lines))
+    skill = primary.skill or study.shown_skills[0]
+    flops = primary.compute_flops or study.budgets[-1]
+    kind, _, measure = primary.what.partition("_")
+    if kind in ("k", "drift"):
+        skill = skill if measure == "ability" else ""
+        return claim_of(kind, measure, arm, skill, flops if kind == "k" else "")
+    if primary.what == "compute_to_skill":
+        return claim_of("to", "skill", arm, skill, float(cast(int, primary.n_tasks)))
+    if primary.what == "crossover":
+        return claim_of_arms(cast(str, primary.against), arm, skill, cast(int, primary.n_tasks))
+    if primary.what == "overtakes":
+        domains = [pair.domain for pair in pairs_of(study) if pair.generalist == arm]
+        domain = primary.skill or (generalists.ALL if len(domains) > 1 else "".join(domains))
+        against: generalists.Against = "its budget" if primary.from_flops else "its best"
+        return generalists.claim_of_contest(arm, domain, cast(int, primary.n_tasks), against, primary.from_flops)
+    if primary.what == "emergence":
+        along = "n_tasks" if primary.n_tasks is None else "compute_flops"
+        fixed = primary.compute_flops if primary.n_tasks is None else primary.n_tasks
+        return claim_of("break", along, arm, skill, float(cast(float, fixed)))
+    return None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from orchestrator import stats
 from orchestrator.analysis.results import Results
+from orchestrator.formatting import figure, times
 
 
 class Speed(NamedTuple):
@@ -60,3 +61,14 @@ def _exp(logs: stats.Interval | None) -> stats.Interval | None:
         return None
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return logs._replace(mean=math.exp(logs.mean), low=low, high=high)
+
+
+def speed_sentence(speed: Speed) -> str:
+    """2 workers train 1.8 times as fast as 1 ..."""
+    assert speed.multiple is not None
+    mean, low, high, n = speed.multiple
+    sure = f" (95 % interval {figure(low)} to {figure(high)}, {times(n, 'pair')} of runs)" if low is not None else ""
+    return (
+        f"{times(speed.workers, 'worker')} train {figure(mean)} times as fast as {speed.beside_workers}{sure}: "
+        f"a year's work of {speed.beside_workers} is done by {speed.workers} in {figure(12 / mean)} months."
+    )

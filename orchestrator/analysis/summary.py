@@ -6,27 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator import stats
-from orchestrator.analysis import claims
-from orchestrator.analysis.answer import confidence_words, of_line, primary_sentence, verdict_line
-from orchestrator.analysis.boundaries import claim_of, claim_of_arms
+from orchestrator.analysis import arms, claims, emergence
+from orchestrator.analysis.answer import confidence_words, of_line, paragraph, primary_sentence
+from orchestrator.analysis.arms import fewer_words, multiplier_words, overtaking_words, times_of
+from orchestrator.analysis.boundaries import ability_words, drift_words, interval_words, memory_words, within
+from orchestrator.analysis.claims import claim_of, claim_of_arms
+from orchestrator.analysis.emergence import emergence_words
+from orchestrator.analysis.expected import verdict_line
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.generalists import claim_of_contest
-from orchestrator.formatting import (
-    ability_words,
-    contest_words,
-    drift_words,
-    emergence_words,
-    fewer_words,
-    flops_words,
-    interval_words,
-    memory_words,
-    multiplier_words,
-    number,
-    overtaking_words,
-    percent,
-    times_of,
-    within,
-)
+from orchestrator.analysis.generalists import claim_of_contest, contest_words
+from orchestrator.analysis.onsets import flops_words
+from orchestrator.formatting import number, percent
 
 COLUMNS = (
     *("quantity", "arm", "skill", "n_tasks", "compute_flops", "low", "high", "confidence", "p", "adjusted_p", "kept"),
@@ -122,7 +112,7 @@ def _to_skill(found: Findings) -> Iterator[Row]:
 def _fewer(found: Findings) -> Iterator[Row]:
     """How many times the tasks of the first arm the second needs."""
     skill = found.study.shown_skills[0]
-    for one in claims.fewer_tasks(found.results, skill, found.confidence):
+    for one in arms.fewer_tasks(found.results, skill, found.confidence):
         if one.shift is not None:
             where = {"quantity": "task multiplier", "arm": one.second, "skill": skill}
             low, high = times_of(one.shift)
@@ -167,7 +157,7 @@ def _cuts(found: Findings) -> Iterator[Row]:
         where = {"quantity": f"emergence along {cut.axis}", "arm": cut.arm, "skill": cut.skill}
         place = {"compute_flops": cut.fixed} if cut.axis == "n_tasks" else {"n_tasks": int(cut.fixed)}
         words = {"verdict": cut.result.verdict, "words": emergence_words(cut.result)}
-        yield claims.claim_of_cut(cut) if cut.result.verdict == "break" else None, where | place | words
+        yield emergence.claim_of_cut(cut) if cut.result.verdict == "break" else None, where | place | words
 
 
 def _expected(found: Findings) -> Iterator[Row]:
@@ -208,7 +198,7 @@ def description(found: Findings) -> str:
     levels = [float(n) for n in found.results.levels]
     known = found.standings
     question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
-    parts = [f"**{as_markdown(question)}**", found.answer]
+    parts = [f"**{as_markdown(question)}**", paragraph(found)]
     for arm in found.study.lines:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)

@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.results import of_rows
-from orchestrator.formatting import number
-from orchestrator.plan import jobs as plans
-from orchestrator.plan.jobs import Plan
+from orchestrator.analysis.measures import of_rows
+from orchestrator.formatting import clock, number
+from orchestrator.plan import price
+from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
 from orchestrator.study.schema import Study
 from orchestrator.terminal import Terminal, styled
@@ -28,7 +28,9 @@ from trainers.tasks import Family
 
 # Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
 _COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
+
 LINES_EVERY_SECONDS = 2.0
+
 """Without a terminal: at most one line in this time, so that a log of 10,000 trials can be read."""
 
 
@@ -142,7 +144,7 @@ class Progress:
     def on_slots(self, slots: int) -> None:
         """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""
         if slots != self.plan.slots:
-            self.plan = plans.on_slots(self.plan, slots)
+            self.plan = price.on_slots(self.plan, slots)
             left = f": about {clock(self.plan.seconds)}" if self.plan.seconds else ""
             self.say(f"Ray offers {slots} slot{'s' if slots > 1 else ''}{left}")
 
@@ -210,14 +212,3 @@ class Progress:
             self._last_line = time.monotonic()
             reason = f": {event['reason']}" if event.get("reason") else ""
             self.say(f"{self.summary()} · {event['trial']} {event['status']}{reason}")
-
-
-def clock(seconds: float) -> str:
-    """A duration as people say it: 45 s, 3:20 min, 2:05 h, 1.5 days."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
-    if seconds < 48 * 3600:
-        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
-    return f"{seconds / 86400:.1f} days"

@@ -2,7 +2,7 @@
 
 Events carry a key; the first of a key counts, so emitting again changes nothing. What ends a trial is fsynced. Each line carries
 its number, a checksum, and the lease under which it was written: a damaged or superseded line never counts, and is named.
-MLflow and Parquet are projections of this file (record.py) and can be rebuilt from it.
+MLflow and Parquet are projections of this file (`publisher.py`) and can be rebuilt from it.
 """
 
 from __future__ import annotations

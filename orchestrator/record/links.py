@@ -20,7 +20,7 @@ from orchestrator.record.journal import home_folder
 LINKS_FILE = "mlflow.json"
 """In a study's folder: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
 MARKER_FILE = "published.json"
-"""In a study's folder: what tables, report and MLflow show by now, and the sizes and hashes of the files (`record.py`)."""
+"""In a study's folder: what tables, report and MLflow show by now, and the sizes and hashes of the files (`publisher.py`)."""
 UI_FILE = "mlflow_ui.json"
 """In the home folder: the address that `emergence ui` served last."""
 LOCAL_UI = "http://127.0.0.1:5000"

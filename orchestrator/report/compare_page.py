@@ -7,15 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.claims import FALSE_SHARE
 from orchestrator.analysis.compare import OVERALL_SHARE, Arms, BoundaryPair, CellDifference, Comparison
 from orchestrator.analysis.compare_words import answer, difference_words, left_out, overtaking_words, shift_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import number, percent, sure, times
+from orchestrator.formatting import decimal, number, percent, sure, times
 from orchestrator.record.files import replace
 from orchestrator.report.judged_tables import p_words
 from orchestrator.report.page import TEMPLATES, templates
-from orchestrator.report.plates import LIST, RULE, TINT, decimal, drawing, inline
+from orchestrator.report.plates import LIST, RULE, TINT, drawing, inline
 from orchestrator.report.surfaces import ability_band, memory_band, on_split, surface
 
 
@@ -42,7 +43,7 @@ def write(home: Path, found: Comparison) -> Path:
             overtaking=bool(found.crossovers),
             tables=_tables(found),
             counted=_counted(found),
-            alone=[{"id": f.study.id, "answer": f.answer} for f in (found.a, found.b)][: len(set(ids))],
+            alone=[{"id": f.study.id, "answer": paragraph(f)} for f in (found.a, found.b)][: len(set(ids))],
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             colours={"rule": RULE, "list": LIST, "rule_tint": TINT[RULE], "list_tint": TINT[LIST]},
         )

@@ -6,18 +6,17 @@ from functools import partial
 
 import numpy as np
 
-from orchestrator.analysis import generalists
-from orchestrator.analysis.generalists import Pair
-from orchestrator.formatting import number
+from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.curves import Curves, Series, compute_axis, decays, draw_tracks, key_of, means
-from orchestrator.report.plates import LIST, RULE, Margins, Panel, Plate, Sheet, counted, decimal
+from orchestrator.report.plates import LIST, RULE, Margins, Panel, Plate, Sheet
+from orchestrator.study.pairs import Pair, measure_of, pairs_of
 from orchestrator.study.schema import Study
 
 
 def contest_plate(curves: Curves, generalist: str) -> Plate | None:
     """A row for each number of tasks, a column for each domain; None for a line that is no generalist with specialists."""
     found = curves.found
-    pairs = [p for p in generalists.pairs_of(found.study) if p.generalist == generalist]
+    pairs = [p for p in pairs_of(found.study) if p.generalist == generalist]
     if not pairs or not all(found.ended(line) for p in pairs for line in (p.generalist, p.specialist)):
         return None
     after = ", after its decay" if decays(found) else ""
@@ -32,12 +31,12 @@ def contest_plate(curves: Curves, generalist: str) -> Plate | None:
 
 
 def _what(study: Study) -> str:
-    return "Exact match" if generalists.measure_of(study) == "exact_match" else "Ability"
+    return "Exact match" if measure_of(study) == "exact_match" else "Ability"
 
 
 def _series(study: Study, domain: str) -> list[Series]:
     """The specialist first, so that the generalist lies on top."""
-    measure, what = generalists.measure_of(study), _what(study).lower()
+    measure, what = measure_of(study), _what(study).lower()
     return [
         Series(measure, domain, "held_out", LIST, True, "specialist", words=(what, ", specialist")),
         Series(measure, domain, "held_out", RULE, False, "generalist", words=(what, ", generalist")),
@@ -48,7 +47,7 @@ def _panel(curves: Curves, pair: Pair, n_tasks: int) -> Panel:
     results, study = curves.found.results, curves.found.study
     i = results.levels.index(n_tasks)
     ends = {
-        name: means(results.cube(generalists.measure_of(study), line, pair.domain, "held_out")[i])
+        name: means(results.cube(measure_of(study), line, pair.domain, "held_out")[i])
         for name, line in (("generalist", pair.generalist), ("specialist", pair.specialist))
     }
     said = "; ".join(
@@ -69,9 +68,7 @@ def _panel(curves: Curves, pair: Pair, n_tasks: int) -> Panel:
 def _draw(curves: Curves, pair: Pair, n_tasks: int, sheet: Sheet) -> None:
     ax, study = sheet.axes, curves.found.study
     compute_axis(ax, curves.span(pair.generalist), study.budgets)
-    cubes = [
-        curves.found.results.cube(generalists.measure_of(study), line, pair.domain, "held_out") for line in pair[:2]
-    ]
+    cubes = [curves.found.results.cube(measure_of(study), line, pair.domain, "held_out") for line in pair[:2]]
     lowest = min((float(np.nanmin(cube)) for cube in cubes if np.isfinite(cube).any()), default=0.0)
     ax.set_ylim(max(min(-0.03, lowest - 0.03), -1.0), 1.04)
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)

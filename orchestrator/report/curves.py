@@ -14,22 +14,8 @@ from matplotlib.ticker import NullLocator
 
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Track as Along
-from orchestrator.formatting import number
-from orchestrator.report.plates import (
-    FAINT,
-    GREY,
-    INK,
-    LIST,
-    Key,
-    Margins,
-    Panel,
-    Row,
-    Sheet,
-    Spoken,
-    counted,
-    decimal,
-    line_key,
-)
+from orchestrator.formatting import counted, decimal, number
+from orchestrator.report.plates import FAINT, GREY, INK, LIST, Key, Margins, Panel, Row, Sheet, Spoken, line_key
 from orchestrator.report.surfaces import Trials
 
 

@@ -1,4 +1,4 @@
-"""Which figures a study has: the plates of an arm, drawn from what findings.py says. Computes no statistic itself.
+"""Which figures a study has: the plates of an arm, drawn from the findings. Computes no statistic itself.
 
 A new figure is a function here that gives a Plate, and a line in `plates_of`; its place on the page is a section of templates/.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from orchestrator.analysis import findings
+from orchestrator.analysis import expected
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import number
+from orchestrator.formatting import decimal, number
 from orchestrator.report.contest_figures import contest_plate
 from orchestrator.report.curves import (
     Curves,
@@ -24,7 +24,7 @@ from orchestrator.report.curves import (
     key_of,
 )
 from orchestrator.report.judged_figures import forecast_plate, scores_plate, to_skill_plate
-from orchestrator.report.plates import LIST, RULE, Plate, decimal
+from orchestrator.report.plates import LIST, RULE, Plate
 from orchestrator.report.surfaces import (
     SURFACE_KEY,
     ability_band,
@@ -257,7 +257,7 @@ def _distance_plate(curves: Curves, arm: str) -> Plate | None:
     heights = (max(min(*values, -0.05), -0.5), min(max(*values, 1.05), 1.5)) if len(values) > 1 else (-0.05, 1.05)
     panels = []
     for n, many in tracks.items():
-        shown = Distances(arm, n, many, [findings.crossing(found, arm, n, r) for r in replicates])
+        shown = Distances(arm, n, many, [expected.crossing(found.results, arm, n, r) for r in replicates])
         panels.append(distance_panel(curves, shown, span, heights))
     return Plate(
         heading="From counting to remembering",

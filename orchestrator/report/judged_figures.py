@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis.boundaries import ToSkill, claim_of
+from orchestrator.analysis.claims import claim_of
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import figure, flops_words, forecast_words, number, sure
+from orchestrator.analysis.forecasts import forecast_words
+from orchestrator.analysis.onsets import ToSkill, flops_words
+from orchestrator.formatting import counted, decimal, figure, number, sure
 from orchestrator.report.curves import (
     Curves,
     Series,
@@ -24,7 +26,7 @@ from orchestrator.report.curves import (
     tasks_axis,
 )
 from orchestrator.report.judged_tables import to_skill_mark
-from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet, counted, decimal
+from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet
 from orchestrator.report.surfaces import of_arm, on_split
 from orchestrator.stats.forecast import Forecast
 

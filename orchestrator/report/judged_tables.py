@@ -8,35 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import stats
-from orchestrator.analysis import claims
+from orchestrator.analysis import arms, claims, emergence
 from orchestrator.analysis.answer import primary_sentence
-from orchestrator.analysis.boundaries import DIFFERENCES, Cut, Overtaking, ToSkill, claim_of, claim_of_arms
+from orchestrator.analysis.arms import Overtaking, multiplier_words, overtaking_words
+from orchestrator.analysis.boundaries import dip_words, drift_words, slopes_words
+from orchestrator.analysis.claims import claim_of, claim_of_arms
+from orchestrator.analysis.emergence import Cut, break_words, emergence_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.generalists import claim_of_contest, measure_of
-from orchestrator.formatting import (
-    break_words,
-    contest_words,
-    dip_words,
-    drift_words,
-    emergence_words,
-    figure,
-    flops_words,
-    forecast_score_words,
-    forecast_words,
-    frontier_words,
-    law_words,
-    multiplier_words,
-    needed_words,
-    number,
-    overtaking_words,
-    percent,
-    slopes_words,
-    sure,
-    times,
-)
-from orchestrator.report.plates import decimal
+from orchestrator.analysis.forecasts import forecast_score_words, forecast_words
+from orchestrator.analysis.generalists import claim_of_contest, contest_words
+from orchestrator.analysis.onsets import ToSkill, flops_words
+from orchestrator.analysis.replicates import DIFFERENCES, needed_words
+from orchestrator.analysis.sizes import frontier_words, law_words
+from orchestrator.formatting import decimal, figure, number, percent, sure, times
 from orchestrator.stats.breaks import MIN_SCALES
 from orchestrator.stats.replicates import Needed
+from orchestrator.study.pairs import measure_of
 
 MAX_CLAIM_ROWS = 400
 """Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""
@@ -271,7 +258,7 @@ def cut_rows(found: Findings) -> list[dict[str, Any]]:
                 "skill": cut.skill,
                 "place": _place(cut),
                 "verdict": cut.result.verdict,
-                "mark": claims.mark(known[claims.claim_of_cut(cut)]) if cut.result.verdict == "break" else "",
+                "mark": claims.mark(known[emergence.claim_of_cut(cut)]) if cut.result.verdict == "break" else "",
                 "words": emergence_words(cut.result),
                 "scores": [(name, said.get(name, "—")) for name in _SCORES.values()],
             }
@@ -296,7 +283,7 @@ def undecided(found: Findings) -> list[dict[str, str]]:
 # Arms, replicates ---------------------------------------------------------------------------------------------------
 
 
-NAMED = ("crosses", *claims.AHEAD)
+NAMED = ("crosses", *arms.AHEAD)
 """Verdicts on two arms that name one: what is told of them has a claim behind it, and an interval's end in it."""
 
 

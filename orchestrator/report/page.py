@@ -2,7 +2,7 @@
 
     emergence report quickstart
 
-Sets what findings.py says beside the figures; computes no statistic itself, and knows no Ray, no MLflow and no torch. The
+Sets what `analysis/` found beside the figures; computes no statistic itself, and knows no Ray, no MLflow and no torch. The
 page is made of templates/: a frame, a file for each section, style and script. It loads nothing, and says the same without its
 script, which lets a reader point at a figure, walk along compute, and sort and filter the trials.
 """
@@ -24,8 +24,9 @@ import matplotlib
 from markupsafe import Markup, escape
 
 from orchestrator import stats
+from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import number, times
+from orchestrator.formatting import decimal, number, times
 from orchestrator.record.files import replace
 from orchestrator.report import judged_tables, tables
 from orchestrator.report.curves import Curves, decays, jumps
@@ -39,7 +40,6 @@ from orchestrator.report.plates import (
     TINT,
     Drawn,
     Plate,
-    decimal,
     draw,
     drawing,
     files_of,
@@ -255,6 +255,7 @@ def _told(
         "judged_words": f"The software judges {which}.",
         "study": study,
         "found": found,
+        "answer": paragraph(found),
         "blocks": blocks,
         "skill": skill,
         "skill_words": family.skills.get(skill, ""),

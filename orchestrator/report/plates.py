@@ -39,12 +39,18 @@ from orchestrator.formatting import number
 from orchestrator.terminal import printable
 
 INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
+
 RULE, LIST = "#D55E00", "#0072B2"
+
 """The two colours of the report (Okabe and Ito 2008): vermilion for the general rule, blue for the remembered list. Each
 also has its own mark and line, so that nothing hangs on colour alone."""
+
 TINT = {RULE: "#f6cfb5", LIST: "#b5d5ea"}
+
 CIVIDIS = matplotlib.colormaps["cividis"]
+
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
     "font.size": 10.5,
@@ -63,11 +69,17 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # names may hold dollars; `_image` has the one formula that there is
 }
+
 PNG_DPI, FINE_COLOURS = 144, 256
+
 """Two pixels for one of CSS. So many colours cannot be told from all, and take a third of the bytes (measured)."""
+
 MAX_SVG_BYTES = 60_000
+
 """A panel with more marks than this holds goes on the page as PNG, if that is smaller (assumed: 1,500 marks)."""
+
 COARSE_BYTES, COARSE_COLOURS = 12_000, 64
+
 """Where a page has very many panels, larger SVGs become PNGs of few colours: 6 to 13 kB each, surfaces of 480 cells 60
 (measured). With fewer colours, or by median cut, vermilion on a yellow surface turned brown."""
 
@@ -85,11 +97,14 @@ def drawing() -> Iterator[None]:
 # What is drawn, noted -----------------------------------------------------------------------------------------------
 
 Row = dict[str, Any]
+
 """A row of a figure's CSV: values by column. Missing is None."""
+
 COLUMNS = (
     *("panel", "series", "measure", "unit", "skill", "split", "trial", "arm", "n_tasks", "compute_flops", "replicate"),
     *("status", "phase", "step", "flops", "value", "low_tasks", "high_tasks", "verdict"),
 )
+
 """Columns of the CSVs in their order; a figure has those that it uses, and others after them. Named as in results.parquet:
 `compute_flops` is the budget of a trial, `flops` the training compute at which a value was read."""
 
@@ -122,6 +137,7 @@ class Spoken(NamedTuple):
 
 
 MANY = 400
+
 """A series with more marks than this in a panel draws those on the same pixel once (assumed; a panel is some 200 pixels wide)."""
 
 
@@ -500,25 +516,9 @@ def _picture(png: bytes, drawn: Drawn) -> Markup:
     return Markup(f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" {shape}>')
 
 
-# Small things that figures share ------------------------------------------------------------------------------------
-
-
-def decimal(value: float | None, digits: int = 2) -> str:
-    """A ratio to two decimals with a true minus sign; an em dash where it is missing."""
-    if value is None or not math.isfinite(value):
-        return "—"
-    text = f"{value:.{digits}f}" if abs(value) < 99.5 else f"{value:.3g}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
-
-
 def line_key(colour: str, dashed: bool, words: str) -> tuple[Line2D, str]:
     """A line with its mark, for a plate's key."""
     mark = Line2D([], [], color=colour, lw=1.3, ls=(0, (4, 2)) if dashed else "-", ms=4, mec=colour)
     mark.set_marker("s" if dashed else "o")
     mark.set_markerfacecolor("white" if dashed else colour)
     return mark, words
-
-
-def counted(n: float, word: str) -> str:
-    """1 task, 1,024 tasks."""
-    return f"{number(n)} {word}{'' if n == 1 else 's'}"

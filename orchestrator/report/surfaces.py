@@ -17,23 +17,11 @@ from matplotlib.lines import Line2D
 
 from orchestrator import stats
 from orchestrator.analysis import boundaries, claims
+from orchestrator.analysis.boundaries import interval_words, within
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Phase
-from orchestrator.formatting import interval_words, number, sure, within
-from orchestrator.report.plates import (
-    CIVIDIS,
-    FAINT,
-    GREY,
-    LIST,
-    RULE,
-    TINT,
-    Margins,
-    Panel,
-    Row,
-    Sheet,
-    counted,
-    decimal,
-)
+from orchestrator.formatting import counted, decimal, number, sure
+from orchestrator.report.plates import CIVIDIS, FAINT, GREY, LIST, RULE, TINT, Margins, Panel, Row, Sheet
 
 
 def on_split(split: str) -> str:
@@ -171,7 +159,7 @@ def _edges(
 ) -> tuple[Edge | None, ...]:
     edges = []
     for (flops, boundary), (_, which) in zip(of, boundaries.judged(found.results, measure, arm, skill), strict=True):
-        claim = boundaries.claim_of("k", measure, arm, skill, flops)
+        claim = claims.claim_of("k", measure, arm, skill, flops)
         edge = Edge(boundary, tuple(int(r) for r in which), found.confidence(claim), found.standings[claim])
         edges.append(edge if boundary.verdict != "missing" else None)
     return tuple(edges)

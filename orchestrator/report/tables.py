@@ -11,23 +11,14 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, claims
-from orchestrator.analysis.boundaries import claim_of
+from orchestrator.analysis import claims
+from orchestrator.analysis.boundaries import ability_words, interval_words, memory_words
+from orchestrator.analysis.claims import claim_of
 from orchestrator.analysis.findings import Findings
-from orchestrator.console.progress import clock
-from orchestrator.formatting import (
-    ability_words,
-    figure,
-    interval_words,
-    memory_words,
-    model_words,
-    number,
-    sure,
-    times,
-)
-from orchestrator.report.plates import decimal
+from orchestrator.analysis.results import surface
+from orchestrator.formatting import clock, decimal, figure, number, sure, times
 from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
-from orchestrator.study.schema import PARTS, Study, Variant
+from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
 
 MAX_TRIAL_ROWS = 1000
@@ -56,7 +47,7 @@ def block_words(found: Findings, arm: str) -> dict[str, Any]:
         "under": any(b.low is None and b.high is not None for b in brackets),
         "wide": any(_rows_between(levels, b) > 1 for b in brackets),
         "states": states,
-        "across": bool((boundaries.surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
+        "across": bool((surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
         "blank": bool(states - {"value", "undefined"}),
         "partly": partly,
         "undrawn": undrawn,

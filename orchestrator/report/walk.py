@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from orchestrator.analysis.results import Track
-from orchestrator.formatting import number
+from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.curves import Curves, Series, beside, decays, draw_dots, halves, join, means, tasks_axis
-from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Row, Sheet, counted, decimal
+from orchestrator.report.plates import LIST, RULE, TINT, Margins, Panel, Row, Sheet
 from orchestrator.report.surfaces import on_split
 from trainers.tasks import Family
 

@@ -1,4 +1,4 @@
-"""Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `together.py`).
+"""Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `worker.py`).
 
 The driver holds the study's lock, writes the journal (a Tune callback that only appends) and starts the publisher, which
 is a process of its own. A stop reaches every training loop through the event relay. If Ray itself dies, the driver ends.
@@ -23,14 +23,15 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan import jobs
-from orchestrator.plan.jobs import Options
+from orchestrator.plan import jobs, throughput
+from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
 from orchestrator.record.journal import Event, Journal, State
 from orchestrator.record.lease import LeaseLostError, StudyLock
 from orchestrator.record.provenance import session_event
 from orchestrator.run import machines, supervise, worker
 from orchestrator.run.admission import Admission, Ask
+from orchestrator.run.relay import Relay, hand_on_stop
 from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
@@ -130,8 +131,8 @@ def run(
         publishing, folder, watcher.say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
     state = recorded.read(folder, study)
-    if speed := jobs.recorded_throughput(state, options.device):
-        jobs.remember_throughput(study, options.device, speed)
+    if speed := throughput.recorded_throughput(state, options.device):
+        throughput.remember_throughput(study, options.device, speed)
     if broken:
         return "broken"
     if failures:
@@ -220,12 +221,11 @@ def _run_on_ray(
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
-    relay = worker.Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    relay = Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
-    stopping = threading.Thread(target=worker.hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
+    stopping = threading.Thread(target=hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
     asks = [
-        Ask({"job": _config(job, folder, options, session)}, jobs.slots_of(job.laid, options), job.trunk.id)
-        for job in todo
+        Ask({"job": _config(job, folder, options, session)}, slots_of(job.laid, options), job.trunk.id) for job in todo
     ]
     admission = Admission(
         asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked

@@ -24,7 +24,7 @@ from ray._private.state import GlobalState
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from orchestrator.plan.jobs import Options
+from orchestrator.plan.options import Options
 from orchestrator.record.provenance import cores
 from orchestrator.run import supervise
 

@@ -1,7 +1,7 @@
 """The one claim that a study may declare before it runs: what it may speak of, and when its axes could tell if it holds.
 
 A claim that nothing could refute is no claim, and one that nothing could confirm wastes a study: both are refused when the
-study is loaded, with what the axes can show. How many replicates it takes is told by `emergence plan` (claims.py), since
+study is loaded, with what the axes can show. How many replicates it takes is printed by `emergence plan`, since
 replicates may be added later. May not know Ray, MLflow or torch.
 """
 
@@ -11,65 +11,20 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.formatting import number
 from orchestrator.stats.breaks import MIN_SCALES
+from orchestrator.study.claim import Primary
 from trainers import budget
-from trainers.spec import Count, Positive, Record
 from trainers.tasks import Family
 
 if TYPE_CHECKING:
     from orchestrator.study.schema import Study
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Problem = tuple[tuple[Any, ...], str]
+
 """(place in the file, what is wrong and what to do)."""
-
-
-class Primary(Record):
-    """The one claim of a study, declared before it runs and tested without correction; the others are corrected for number."""
-
-    what: Literal[
-        "k_ability",
-        "k_memory",
-        "drift_ability",
-        "drift_memory",
-        "compute_to_skill",
-        "crossover",
-        "overtakes",
-        "emergence",
-        "accuracy",
-        "ability",
-        "memory",
-        "change_accuracy",
-        "change_ability",
-    ]
-    """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
-    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `overtakes` the FLOPs from which on `arm`, a generalist, is ahead of the
-    specialists of its domains as they were at `from_flops`, or at their best, `emergence` the verdict along
-    the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
-    others a mean over replicates at a cell."""
-    arm: str | None = None
-    """Arm, or the name of a variant; left out: the first."""
-    against: str | None = None
-    """The arm that overtakes (`crossover` only)."""
-    skill: str | None = None
-    """Skill; left out: the headline skill. Not for memory, which has none. For `overtakes` a domain; left out: their mean."""
-    n_tasks: Count | None = None
-    """Number of training tasks, for what is read at one (not `k_*`, `drift_*`)."""
-    compute_flops: Positive | None = None
-    """Budget, for what is read at one (`k_*` and means; left out: the largest. `emergence` along tasks)."""
-    from_flops: Positive | None = None
-    """The smaller budget of a `change_*`; for `overtakes` what the specialists had spent, left out: whatever was best for each."""
-    lo: Finite | None = None
-    """The claim: not below this."""
-    hi: Finite | None = None
-    """The claim: not above this."""
-    verdict: Literal["break", "smooth", "metric artefact"] | None = None
-    """The claim (`emergence` only)."""
 
 
 _PLACE: dict[str, tuple[str, ...]] = {
@@ -87,10 +42,14 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
+
 """The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
 
+
 OVERTAKING = ("crossover", "overtakes")
+
 """What is read off where one line goes past another along the budgets."""
+
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -99,6 +58,7 @@ BOUNDS = {
     "change_accuracy": (-1.0, 1.0),
     "change_ability": (-101.0, 101.0),
 }
+
 """What a mean can be. The exact references are beaten by chance only; below, the worst seen so far is -15 (elimination after
 training on 4 tasks), and -100 assumed to be out of reach."""
 
@@ -159,7 +119,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
     """The domains in which a line of the study has a specialist beside it."""
-    from orchestrator.analysis.generalists import pairs_of  # here: it reads results, which know studies
+    from orchestrator.study.pairs import pairs_of  # here: it reads results, which know studies
 
     return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == _line(study, claim))
 
@@ -174,7 +134,7 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
-        from orchestrator.analysis.generalists import pairs_of
+        from orchestrator.study.pairs import pairs_of
 
         those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs_of(study))) or "none"
         said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"

@@ -9,7 +9,7 @@ from typing import Any
 from steps import Counter
 
 from orchestrator.plan import jobs
-from orchestrator.record import publisher, recorded
+from orchestrator.record import recorded, tables
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.lease import StudyLock
 from orchestrator.record.provenance import session_event
@@ -77,4 +77,4 @@ def rows_of(study: Study, folder: Path) -> list[dict[str, Any]]:
 
 def rows_in(study: Study, state: State) -> list[dict[str, Any]]:
     """The rows of `results.parquet` that a journal comes to."""
-    return list(publisher.results_table(recorded.of_study(state, study), study).to_pylist())
+    return list(tables.results_table(recorded.of_study(state, study), study).to_pylist())

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
+from orchestrator.study import reader
 from orchestrator.study import schema as studies
-from orchestrator.study.claimable import Primary
+from orchestrator.study.claim import Primary
 
 SMALL = (
     # Both arms, tuned apart; variants; a rule for sizes; a place; expected values.
@@ -155,7 +156,7 @@ class Mutant(NamedTuple):
 @functools.cache
 def bases() -> tuple[str, ...]:
     """The studies that are mutated: the small ones, and those that ship without their comments."""
-    shipped = (path.read_text() for path in studies.shipped().values())
+    shipped = (path.read_text() for path in reader.shipped().values())
     return (*SMALL, *(re.sub(r"(^|\s+)#.*", "", text) for text in shipped))
 
 
@@ -407,10 +408,10 @@ def accepted(folder: Path, data: bytes) -> studies.Study | None:
     path = folder / "mutant.yaml"
     path.write_bytes(data)
     try:
-        return studies.load(str(path))
+        return reader.load(str(path))
     except studies.StudyError as refusal:
         lines = str(refusal).split("\n")
-        assert len(lines) <= studies.MAX_PROBLEMS + 1, lines[:3]
+        assert len(lines) <= reader.MAX_PROBLEMS + 1, lines[:3]
         for line in lines:
             assert re.fullmatch(rf"{re.escape(str(path))}:[1-9]\d*: \S.*", line) and len(line.splitlines()) == 1, line[
                 :300
@@ -421,12 +422,12 @@ def accepted(folder: Path, data: bytes) -> studies.Study | None:
 
 def planned(study: studies.Study) -> None:
     """Plan an accepted study, and take it through the journal. Raises where either goes wrong. Of thousands of replicates two do."""
-    from orchestrator.plan import jobs
+    from orchestrator.plan import price
     from orchestrator.record.journal import State
 
     few = study.axes.model_copy(update={"replicates": min(2, study.axes.replicates)})
     try:
-        made = jobs.make(study.model_copy(update={"axes": few}), State(), 2, "cpu")
+        made = price.make(study.model_copy(update={"axes": few}), State(), 2, "cpu")
     except studies.StudyError as refusal:
         assert len(str(refusal).splitlines()) == 1 and str(refusal).startswith(f"{study.id}: "), refusal
     else:

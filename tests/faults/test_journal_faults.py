@@ -22,7 +22,8 @@ from steps import Counter
 from orchestrator.plan import jobs
 from orchestrator.record import journal, recorded
 from orchestrator.record.journal import INCOMPLETE, Journal, State
-from orchestrator.study.schema import Study, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,8 @@ from conftest import tally
 from test_cli import emergence, refused
 
 from orchestrator.record import journal, publisher
-from orchestrator.study.schema import Study, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study
 
 TEXT = """
 study: tiny

@@ -31,7 +31,7 @@ from test_record import SMALL
 
 from orchestrator import cli
 from orchestrator.analysis import findings, summary
-from orchestrator.record import links, publisher, trouble
+from orchestrator.record import links, mlflow_runs, publisher, trouble
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
 from orchestrator.study.schema import Study
@@ -69,7 +69,7 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.home, self.uri = self.journal(publisher.home_folder() / self.study.id), publisher.default_tracking_uri()
+        self.home, self.uri = self.journal(publisher.home_folder() / self.study.id), mlflow_runs.default_tracking_uri()
         publisher.publish(self.home, self.uri)
         self.place = folder / self.study.id  # the same with two figures only: each is a request
         shutil.copytree(self.home, self.place)
@@ -145,10 +145,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_an_undisturbed_publication_has_one_run_for_each_key(world: World) -> None:
-    assert set(world.golden) == {publisher.PARENT, *(trial.id for trial in world.study.trials())}
+    assert set(world.golden) == {mlflow_runs.PARENT, *(trial.id for trial in world.study.trials())}
     for key, runs in world.golden.items():
         assert len(runs) == 1 and runs[0]["status"] == "FINISHED" and runs[0]["metrics"]
-        assert runs[0]["parent"] == (None if key == publisher.PARENT else publisher.PARENT)
+        assert runs[0]["parent"] == (None if key == mlflow_runs.PARENT else mlflow_runs.PARENT)
 
 
 def test_a_lost_cut_dropped_or_refused_answer_at_any_request_changes_nothing(world: World) -> None:
@@ -182,7 +182,7 @@ def test_one_experiment_is_made_whatever_happens_to_the_answer(world: World, how
     study = world.study.model_copy(update={"study": f"made_{how}"})
     with world.proxy.doing(Fault(how, "experiments/create")):
         assert world.publish("made", study=study) == world.golden
-    target = publisher.MlflowRecord(world.proxy.address, study, "made")
+    target = mlflow_runs.MlflowRecord(world.proxy.address, study, "made")
     assert target._create_experiment(world.proxy.address) == target.experiment
     tally("MLflow: an answer lost, cut or refused", 1, 1)
 
@@ -191,11 +191,11 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
     """Two drivers' leftovers: a second parent and second trials, one of them half written, and children of the wrong
     parent. Fails where the search does not delete doubles, or leaves children where they are."""
     address = f"http://127.0.0.1:{world.port}"
-    client, state = publisher._client(address), State()
+    client, state = mlflow_runs._client(address), State()
     state.feed([world.events[0] | {"session": "twice", "record": "twice"}, *world.events[1:]])
-    first = publisher.MlflowRecord(address, world.study, "twice")
+    first = mlflow_runs.MlflowRecord(address, world.study, "twice")
     first.publish(state)
-    second = publisher.MlflowRecord(address, world.study, "twice")
+    second = mlflow_runs.MlflowRecord(address, world.study, "twice")
     for known in (second.runs, second._above, second._settled, second._described):
         known.clear()
     second.begin(state)
@@ -203,10 +203,10 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
         tags = {
             "emergence.key": trial.id,
             "emergence.record": "twice",
-            "mlflow.parentRunId": second.runs[publisher.PARENT],
+            "mlflow.parentRunId": second.runs[mlflow_runs.PARENT],
         }
         client.create_run(second.experiment, tags=tags)
-    client.set_tag(first.runs[world.study.trials()[0].id], "mlflow.parentRunId", second.runs[publisher.PARENT])
+    client.set_tag(first.runs[world.study.trials()[0].id], "mlflow.parentRunId", second.runs[mlflow_runs.PARENT])
     assert sum(map(len, world.facts("twice").values())) == 6
     assert world.publish("twice") == world.golden
     assert still_running(world.store, world.study.id) == 0
@@ -229,9 +229,9 @@ def test_a_server_that_is_away_for_good_is_told_in_one_line_and_costs_only_delay
     """Fails where the reason is MLflow's own text, or "when MLflow is up" is said of anything else."""
     closed = Proxy(world.port)
     closed.close()
-    monkeypatch.setitem(publisher._PATIENCE, publisher._TIMEOUT, "1")
+    monkeypatch.setitem(mlflow_runs._PATIENCE, mlflow_runs._TIMEOUT, "1")
     monkeypatch.setattr(publisher, "_FIRST_TIMEOUT", "1")
-    monkeypatch.delenv(publisher._TIMEOUT, raising=False)
+    monkeypatch.delenv(mlflow_runs._TIMEOUT, raising=False)
     tried: list[tuple[str, Fault, str]] = [
         (closed.address, Fault("none"), "connection refused"),
         (world.proxy.address, Fault("hang", times=1000), "no answer in time"),
@@ -322,23 +322,23 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     """A run deleted, a run left running, an artifact deleted; then the whole store, of which `run` says so and rebuilds
     it. Fails where the store is not asked."""
     folder, uri, golden = world.home, world.uri, mlflow_facts(world.uri, world.study.id)
-    client = publisher._client(uri)
+    client = mlflow_runs._client(uri)
     trial = world.study.trials()[0].id
 
-    def published() -> publisher.MlflowRecord:
+    def published() -> mlflow_runs.MlflowRecord:
         target = publisher.publish_runs(uri, world.study, world.state)
         links.write(folder, target.links(uri))
         described, metrics = summary.description(world.found), world.found.metrics()
         target.publish_study(folder, described, metrics, world.state.last_time)
         return target
 
-    def artifacts(target: publisher.MlflowRecord) -> Path:
-        return Path(unquote(urlsplit(client.get_run(target.runs[publisher.PARENT]).info.artifact_uri).path))
+    def artifacts(target: mlflow_runs.MlflowRecord) -> Path:
+        return Path(unquote(urlsplit(client.get_run(target.runs[mlflow_runs.PARENT]).info.artifact_uri).path))
 
-    damages: list[Callable[[publisher.MlflowRecord], Any]] = [
+    damages: list[Callable[[mlflow_runs.MlflowRecord], Any]] = [
         lambda target: client.delete_run(target.runs[trial]),
-        lambda target: client.delete_run(target.runs[publisher.PARENT]),
-        lambda target: client.update_run(target.runs[publisher.PARENT], status="RUNNING"),
+        lambda target: client.delete_run(target.runs[mlflow_runs.PARENT]),
+        lambda target: client.update_run(target.runs[mlflow_runs.PARENT], status="RUNNING"),
         lambda target: (artifacts(target) / "report.html").unlink(),
         lambda target: shutil.rmtree(artifacts(target)),
         lambda target: client.delete_experiment(target.experiment),
@@ -426,7 +426,7 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     home = tmp_path / "a?b=c#d%41 e[x]&ü"
     folder = world.journal(home / world.study.id)
     monkeypatch.setenv("EMERGENCE_HOME", str(home))
-    uri = publisher.default_tracking_uri()
+    uri = mlflow_runs.default_tracking_uri()
     shutil.copytree(world.place, folder, dirs_exist_ok=True)
     target = publisher.publish_runs(uri, world.study, world.state)
     target.publish_study(folder, summary.description(world.found), world.found.metrics(), world.state.last_time)
@@ -445,13 +445,13 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     )
     study = world.study.model_copy(update={"study": "foreign", "question": foreign + " long" * 9000 + "\x1b[31m\0"})
     world.publish("foreign", study=study)
-    client = publisher._client(world.proxy.address)
+    client = mlflow_runs._client(world.proxy.address)
     experiment = client.get_experiment_by_name(study.id)
     found = replace(world.found, study=study)
     for note in (experiment.tags["mlflow.note.content"], summary.description(found).splitlines()[0].strip("*")):
         assert not set("<>[]()!`|~@*_\x1b\0\n") & set(note), note
         assert "://" not in note and "www." not in note and len(note) <= 8000
-    assert world.publish("foreign", study=study)[publisher.PARENT][0]["status"] == "FINISHED"
+    assert world.publish("foreign", study=study)[mlflow_runs.PARENT][0]["status"] == "FINISHED"
     assert summary.as_markdown("Does it learn, at 3e8 FLOPs?") == "Does it learn, at 3e8 FLOPs?"
     assert experiment.tags["emergence.question"].startswith("![x](http://evil/p.png)")
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_SECONDS, tally
 
-from orchestrator.study.schema import Study, StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import Study, StudyError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import mutations

@@ -26,7 +26,7 @@ from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
 from orchestrator.record import lease, publisher
-from orchestrator.study.schema import load
+from orchestrator.study.reader import load
 from trainers import checkpoint
 
 pytestmark = pytest.mark.end_to_end

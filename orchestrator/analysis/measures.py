@@ -1,0 +1,156 @@
+"""Measures from raw counts and sums: ability, memory, accuracy and others. Columns in, one array out; NaN is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from orchestrator import stats
+from trainers.tasks.decomposition import PREDICTORS
+
+Row = dict[str, Any]
+
+Columns = Mapping[str, np.ndarray]
+
+
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(columns[of] > 0, columns[total] / columns[of], np.nan)
+
+    return measure
+
+
+def _ability(columns: Columns) -> np.ndarray:
+    """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or where a reference is missing or they coincide."""
+    nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
+    found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
+    return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
+
+
+MAX_MEMORIZER = 0.9
+
+
+def _ability_of_matches(columns: Columns) -> np.ndarray:
+    """Exact matches beyond the memoriser's on the same items, (acc - acc_M) / (1 - acc_M); NaN if acc_M is above 0.9, or
+    with fewer than MIN_ITEMS sequences."""
+    mine, memorizer = (_share(name, "n_sequences")(columns) for name in ("n_exact", "exact_memorizer"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (mine - memorizer) / (1 - memorizer)
+    return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (memorizer <= MAX_MEMORIZER), found, np.nan)
+
+
+def _undefined(columns: Columns) -> np.ndarray:
+    return np.full(len(columns["n"]), np.nan)
+
+
+def _memory(columns: Columns) -> np.ndarray:
+    """Memory from raw sums, on training tasks only; NaN where a reference is missing or they coincide."""
+    nll, generalizer, memorizer = (_share(f"nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
+    found = stats.memories(nll, generalizer, memorizer, columns["se_memory_gap"])
+    return np.where(columns["split"] == "seen", found, np.nan)
+
+
+def _relative_distance(columns: Columns) -> np.ndarray:
+    names = ("skl_generalizer", "skl_memorizer", "skl_references")
+    return stats.relative_distances(*(columns[name] for name in names))
+
+
+def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
+    def measure(columns: Columns) -> np.ndarray:
+        return _share(f"nll_{reference}")(columns) - _share("nll_oracle")(columns)
+
+    return measure
+
+
+_WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
+
+
+MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
+    "accuracy": _share("n_correct"),
+    "probability": _share("p_correct"),
+    "brier": _share("brier"),
+    "loss_nats": _share("nll_nats"),
+    "exact_match": _share("n_exact", "n_sequences"),
+    "predicted_exact_match": _share("p_exact", "n_sequences"),
+    "ability": _ability,
+    "memory": _memory,
+    "d_rel": _relative_distance,
+    "excess_memorizer_nats": _excess("memorizer"),
+    "excess_generalizer_nats": _excess("generalizer"),
+    "memorizer_accuracy": _share("correct_memorizer"),
+    "generalizer_accuracy": _share("correct_generalizer"),
+    "oracle_accuracy": _share("correct_oracle"),
+    "uniform_loss_nats": _share("nll_uniform"),
+    "generalizer_loss_nats": _share("nll_generalizer"),
+    "memorizer_loss_nats": _share("nll_memorizer"),
+    "oracle_loss_nats": _share("nll_oracle"),
+} | {name: itemgetter(name) for name in _WEIGHTS}
+
+
+_OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
+
+
+def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
+    """A measure by its name, as a family with this `ability_of` reads it."""
+    return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
+
+
+_NUMBERS = [
+    "n_tasks",
+    "compute_flops",
+    "replicate",
+    "step",
+    "flops",
+    "n",
+    "n_correct",
+    "nll_nats",
+    "p_correct",
+    "brier",
+    "n_sequences",
+    "n_exact",
+    "p_exact",
+    "nll_uniform",
+    "nll_generalizer",
+    "nll_memorizer",
+    "nll_oracle",
+    "correct_generalizer",
+    "correct_memorizer",
+    "correct_oracle",
+    "exact_memorizer",
+    "skl_memorizer",
+    "skl_generalizer",
+    "skl_references",
+    *_WEIGHTS,
+    "se_ability_gap",
+    "se_memory_gap",
+]
+
+_WORDS = ("arm", "skill", "split", "phase")
+
+
+def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
+    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined.
+
+    `ability_of`: what the family reads ability from (`Family.ability_of`).
+    """
+    if not rows:
+        return []
+    columns: dict[str, np.ndarray] = {
+        name: np.array([row.get(name) for row in rows], float) for name in _NUMBERS if name not in _AXES
+    }
+    columns["split"] = np.array([row.get("split") for row in rows], object)
+    return [_or_none(value) for value in measure_of(measure, ability_of)(columns)]
+
+
+_AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

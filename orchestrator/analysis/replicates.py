@@ -1,0 +1,99 @@
+"""How much replicates differ, and whether those at the onset are of one kind."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.analysis.results import Results, split_of, surface
+from orchestrator.stats import replicates
+from orchestrator.stats.replicates import Needed
+
+# Replicates ---------------------------------------------------------------------------------------------------------
+
+
+class NoiseRow(NamedTuple):
+    """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""
+
+    arm: str
+    skill: str
+    n_tasks: tuple[int, ...]
+    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
+    are not told apart and are pooled."""
+    noise: replicates.Noise
+    """`replicates.noisiest`."""
+    needed: dict[float, tuple[replicates.Needed | None, ...]]
+    """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
+
+
+DIFFERENCES = (0.01, 0.05, 0.2)
+
+
+def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
+    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
+    rows = []
+    for arm in results.study.lines:
+        for skill in skills:
+            cube = results.cube("accuracy", arm, skill, split_of(results, skill))
+            for j in reversed(range(len(results.budgets))):
+                row = _noisiest(results, arm, skill, cube[:, j])
+                if row is not None:
+                    rows.append(row)
+                    break
+    return rows
+
+
+def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
+    measured = [(n, line) for n, line in zip(results.levels, lines, strict=True) if not np.isnan(line).all()]
+    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
+    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
+    found = replicates.noisiest([line for _, line in comparable])
+    if found is None:
+        return None
+    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
+    needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
+    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
+
+
+class Midpoint(NamedTuple):
+    """The cell whose mean ability is nearest one half: one kind of replicates there, or two?"""
+
+    arm: str
+    n_tasks: int
+    compute_flops: float
+    mean: float
+    values: tuple[float, ...]
+    kinds: replicates.Bimodality
+    success: replicates.Success
+    """Its interval is corrected for the choice."""
+    chosen_from: int
+    """Cells with a value."""
+
+
+NEAR = 0.35
+
+
+def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
+    """Replicates at the onset of the headline skill; None where no cell is near one half, or no replicate reaches it in any.
+    The lost count as not there."""
+    cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
+    cells = cube.reshape(-1, results.n_replicates)
+    found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
+    if found is None or not (cells >= stats.HALF).any():
+        return None
+    place, made = found
+    values = cells[place][~np.isnan(cells[place])]
+    mean = float(values.mean())
+    if abs(mean - stats.HALF) > NEAR:
+        return None
+    i, j = np.unravel_index(place, cube.shape[:2])
+    looked = int((~np.isnan(cells).all(axis=1)).sum())
+    kinds = replicates.bimodality(values.tolist())
+    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
+
+
+def needed_words(needed: Needed | None) -> str:
+    """Replicates that a comparison needs; an em dash where it cannot be computed."""
+    return "—" if needed is None else f"more than {needed.n:,}" if needed.or_more else f"{needed.n:,}"

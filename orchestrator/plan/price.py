@@ -1,0 +1,111 @@
+"""The plan: every derived number of a study before a machine is taken, its price in FLOPs and its time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from orchestrator.plan.jobs import Job, jobs_of
+from orchestrator.plan.options import Options, slots_of
+from orchestrator.plan.throughput import known_throughput
+from orchestrator.record.journal import State
+from orchestrator.study.schema import Study
+from trainers import budget
+from trainers.tasks import Family
+
+START_SECONDS = 15.0
+
+TRUNK_SECONDS = 0.1
+
+GROUP_SECONDS = 12.0
+
+
+class Plan(NamedTuple):
+    """Every derived number of a study."""
+
+    study: Study
+    jobs: list[Job]
+    n_trials: int
+    n_open: int
+    train_flops: int
+    """To run now."""
+    eval_flops: int
+    kept_flops: int
+    """Training FLOPs that checkpoints make unnecessary."""
+    separate_flops: int
+    tokens: int
+    slots: int
+    flops_per_second: float | None
+    seconds: float | None
+    source: str
+    options: Options
+
+
+def make(
+    study: Study,
+    state: State,
+    slots: int,
+    device: str,
+    flops_per_second: float | None = None,
+    folder: Path | None = None,
+    options: Options = Options(),  # noqa: B008
+) -> Plan:
+    """The plan of what is still to do on so many slots; times only where a throughput is known.
+
+    With the study's `folder`, its checkpoints are counted on. Raises StudyError for what cannot be laid on the workers.
+    """
+    todo = jobs_of(study, state, folder, options)
+    speed, source = flops_per_second, "calibrated just now"
+    if speed is None:
+        speed, source = known_throughput(study, state, device)
+    train_flops = sum(job.price.train_flops for job in todo)
+    return Plan(
+        study=study,
+        jobs=todo,
+        n_trials=len(study.trials()),
+        n_open=sum(len(job.budgets) for job in todo),
+        train_flops=train_flops,
+        eval_flops=sum(job.price.eval_flops for job in todo),
+        kept_flops=sum(budget.price(job.trunk, job.budgets).train_flops for job in todo) - train_flops,
+        separate_flops=sum(job.price.separate_flops for job in todo),
+        tokens=sum(_tokens(job) for job in todo),
+        slots=slots,
+        flops_per_second=speed,
+        seconds=_seconds(todo, slots, speed, options),
+        options=options,
+        source=source,
+    )
+
+
+def _tokens(job: Job) -> int:
+    steps = job.price.train_flops // budget.flops_per_step(job.trunk)
+    return int(steps * job.trunk.training.batch_size * cast(Family, job.trunk.family).length(job.trunk.arm))
+
+
+def on_slots(plan: Plan, slots: int) -> Plan:
+    """The same plan on another number of slots."""
+    return plan._replace(slots=slots, seconds=_seconds(plan.jobs, slots, plan.flops_per_second, plan.options))
+
+
+def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, options: Options) -> float | None:
+    """How long these jobs take from the command on; None where the speed is unknown."""
+    if not todo:
+        return 0.0
+    if not flops_per_second:
+        return None
+    each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
+    each = [seconds / j.laid.workers for seconds, j in zip(each, todo, strict=True)]  # assumed: no time for talk
+    each = [s + (GROUP_SECONDS if j.laid.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
+    return START_SECONDS + makespan(each, slots, [slots_of(j.laid, options) for j in todo])
+
+
+def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:
+    """When the last of these jobs ends, started in order on the slots that are free first, one for each of its workers."""
+    free = [0.0] * max(1, slots)
+    for job, n in zip(seconds, workers or [1] * len(seconds), strict=True):
+        taken = [heapq.heappop(free) for _ in range(min(n, len(free)))]
+        for _ in taken:
+            heapq.heappush(free, taken[-1] + job)
+    return max(free)

@@ -1,0 +1,93 @@
+"""FLOPs per second of a slot: recorded by earlier runs, or measured now.
+
+Measuring loads torch; reading does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from orchestrator.record import files
+from orchestrator.record.journal import State
+from orchestrator.record.provenance import cpu_name
+from orchestrator.study.schema import Study
+from trainers import budget
+
+# Throughput ---------------------------------------------------------------------------------------------------------
+
+
+def shape_key(study: Study, device: str) -> str:
+    """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""
+    facts = []
+    for line, (arm, _) in study.lines.items():
+        family = study.family_of(line)
+        for trunk, _ in study.sizes(line):
+            facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
+    # All cores of the machine, not those that we may use: they tell which machine it is.
+    text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recorded_throughput(state: State, device: str) -> float | None:
+    """FLOPs per second of one slot over a journal's trials on this device, evaluation included; None if none ran."""
+    good = [
+        e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("device", device) == device
+    ]
+    ended = [e for e in good if e.get("train_seconds")]
+    seconds = sum((e["train_seconds"] + e["eval_seconds"]) * e.get("workers", 1) for e in ended)
+    return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
+
+
+def known_throughput(study: Study, state: State, device: str) -> tuple[float | None, str]:
+    """FLOPs per second of one slot and where it is known from: this study's own trials, or an earlier run's like it."""
+    if (speed := recorded_throughput(state, device)) is not None:
+        return speed, "recorded in this study"
+    table = _throughputs()
+    if (speed := table.get(shape_key(study, device))) is not None:
+        return speed, "recorded on this machine for this model"
+    return None, "unknown before the first reports; plan --calibrate measures it"
+
+
+def remember_throughput(study: Study, device: str, flops_per_second: float) -> None:
+    """Keep a throughput for later plans. Best effort: a plan can live without."""
+    path = _throughput_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = _throughputs() | {shape_key(study, device): flops_per_second}
+        files.replace(path, json.dumps(known, indent=1).encode())
+    except OSError:
+        pass
+
+
+def _throughput_file() -> Path:
+    from orchestrator.record.journal import home_folder
+
+    return home_folder() / "throughput.json"
+
+
+def _throughputs() -> dict[str, float]:
+    try:
+        table: Any = json.loads(_throughput_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def calibrate(study: Study, device: str) -> float:
+    """FLOPs per second of one slot, from one short trial: 50 steps, some 5 s with loading. Imports torch."""
+    from trainers.fit.place import Place
+    from trainers.train import run_trunk
+
+    trunk = study.trunks()[0]
+    events: list[dict[str, Any]] = []
+    smallest = float(budget.flops_per_step(trunk) * budget.MIN_STEPS)
+    run_trunk(trunk, [smallest], Place(device=device), events.extend)
+    end = next(e for e in events if e["kind"] == "trial")
+    speed = (end["flops_run"] + end["eval_flops"]) / (end["train_seconds"] + end["eval_seconds"])
+    remember_throughput(study, device, speed)
+    return float(speed)

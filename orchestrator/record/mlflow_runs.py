@@ -1,0 +1,427 @@
+"""A study's runs in MLflow: one a trial, found by key before it is made. The only file that imports mlflow."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.analysis import measures, summary
+from orchestrator.formatting import number
+from orchestrator.record import links
+from orchestrator.record.journal import Event, State, home_folder
+from orchestrator.record.recorded import trial_evaluations
+from orchestrator.record.tables import CLAIMS_FILE, SUMMARY_FILE, TABLES
+from orchestrator.record.trouble import RecordProblem
+from orchestrator.study.schema import Study
+from trainers import budget
+from trainers.spec import TrialSpec
+from trainers.tasks import Family
+
+Say = Callable[[str], None]
+
+REPORT_FILE = "report.html"
+
+
+# MLflow -------------------------------------------------------------------------------------------------------------
+
+
+def default_tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder. Raises ValueError where no URI can name that file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or links.sqlite_uri(home_folder() / "mlflow.db")
+
+
+PARENT = "study"
+
+RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
+
+MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
+
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+_PATIENCE = {_RETRIES: "1", _TIMEOUT: "20"}
+
+_FIRST_TIMEOUT = "5"
+
+SQLITE_PATIENCE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set these variables for a while: MLflow reads them at each request."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _client(tracking_uri: str) -> Any:
+    """A client of this store, quiet and not endlessly patient. Raises what is wrong with a store that is a file."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line for each run, among our answers
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if (path := links.sqlite_file(tracking_uri)) is not None:
+        _check_sqlite(path)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "urllib3"):  # what they log is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri)
+
+
+def _check_sqlite(path: Path) -> None:
+    """Write to a database and take it back. Raises sqlite3.Error, and OSError where its folder is missing.
+
+    MLflow would try ten times for minutes, and then quote SQL.
+    """
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+        return
+    database = sqlite3.connect(path, timeout=SQLITE_PATIENCE_SECONDS, isolation_level=None)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("CREATE TABLE emergence_probe (x)")
+        database.execute("ROLLBACK")
+    finally:
+        database.close()
+
+
+def _first_contact(client: Any, study_id: str) -> Any:
+    """The experiment of a study, None while there is none. The first request: it tells whether anybody is there."""
+    is_ours = os.environ.get(_TIMEOUT) == _PATIENCE[_TIMEOUT]
+    with _environment({_TIMEOUT: _FIRST_TIMEOUT} if is_ours else {}):
+        return client.get_experiment_by_name(study_id)
+
+
+def _runs_of(client: Any, experiment: str, record_id: str) -> Iterator[Any]:
+    """Every run of a record that is not deleted."""
+    token = None
+    while True:
+        mine = f"tags.`emergence.record` = '{record_id}'"
+        page = client.search_runs([experiment], mine, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _tag(value: Any, limit: int = MAX_TAG) -> str:
+    """A value as a tag: of a length that MLflow takes, without characters that a database refuses."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+class MlflowRecord:
+    """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
+
+    Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
+    the journal: two homes that share a server have a parent run each. A copy of a home has the same name, and is the
+    same record: give it a store of its own.
+
+    An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So after any
+    error a new record looks for its runs before it makes one, and of several runs of one key the fullest stays.
+    """
+
+    def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
+        self.client = _client(tracking_uri)
+        import mlflow.entities
+
+        self._entities = mlflow.entities
+        self.study, self.record_id = study, record_id
+        found = _first_contact(self.client, study.id)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        if found is not None and tracking_uri.startswith("sqlite") and found.artifact_location != self._artifacts():
+            raise RecordProblem(
+                f"{tracking_uri} keeps the artifacts of {study.id} in {found.artifact_location}, outside this home: it was "
+                "copied or moved. Remove the .db file, which is rebuilt, and publish again"
+            )
+        self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
+        self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
+        self._above: dict[str, str] = {}  # trial id -> the parent that its run names
+        self._described: set[str] = set()  # keys whose run has its params
+        self._settled: set[str] = set()  # trials whose run holds all there will ever be
+        self._logged: dict[str, int] = {}  # evaluations already sent, by trial
+        self._counts: dict[str, int] = {}  # of trials, as last told
+        self._find()
+
+    def _find(self) -> None:
+        """Learn which runs there are. Of several for one key all but the fullest are ended and deleted."""
+        by_key: dict[str, list[Any]] = {}
+        for run in _runs_of(self.client, self.experiment, self.record_id):
+            by_key.setdefault(run.data.tags["emergence.key"], []).append(run)
+        for key, runs in by_key.items():
+            run, *others = sorted(runs, key=_fullest_first)
+            for other in others:
+                if other.info.status == "RUNNING":
+                    self.client.set_terminated(other.info.run_id, "KILLED")
+                self.client.delete_run(other.info.run_id)
+            if self.runs.get(key, run.info.run_id) != run.info.run_id:  # what we have sent went to the other one
+                self._logged.pop(key, None)
+                self._described.discard(key)
+            self.runs[key] = run.info.run_id
+            self._above[key] = run.data.tags.get("mlflow.parentRunId", "")
+            if _is_settled(run):
+                self._settled.add(key)
+            if run.data.params:
+                self._described.add(key)
+
+    def _artifacts(self) -> str:
+        return (home_folder() / "mlartifacts" / self.study.id).as_uri()
+
+    def _create_experiment(self, tracking_uri: str) -> str:
+        place = None
+        if not tracking_uri.startswith("http"):  # a server keeps artifacts itself
+            place = self._artifacts()
+        note = summary.as_markdown(_tag(self.study.question, MAX_TAG // 6))
+        tags = {"emergence.question": _tag(self.study.question), "mlflow.note.content": note}
+        tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
+        try:
+            with _environment({_RETRIES: "0"}):
+                return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
+        except Exception:
+            found = self.client.get_experiment_by_name(
+                self.study.id
+            )  # made by another publisher, or for us, and the answer was lost
+            if found is None:
+                raise
+            return cast(str, found.experiment_id)
+
+    def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
+        """The run of this key, made on first use. Its key is written with it: after any error a new record finds it.
+
+        MLflow's client may not repeat the request by itself: a repeated one makes a second run.
+        """
+        if key not in self.runs:
+            tags = {k: _tag(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
+            at = round(started * 1000)
+            with _environment({_RETRIES: "0"}):
+                run = self.client.create_run(self.experiment, at, tags=tags, run_name=_tag(name, MAX_NAME))
+            self.runs[key] = run.info.run_id
+        return self.runs[key]
+
+    def _log(self, run: str, points: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
+        """Log to a run in requests of a size that MLflow takes; params with the first, tags with the last."""
+        starts = range(0, max(len(points), 1), MAX_METRICS)
+        for start in starts:
+            is_last = start == starts[-1]
+            self.client.log_batch(
+                run,
+                metrics=points[start : start + MAX_METRICS],
+                params=params if start == 0 else [],
+                tags=tags if is_last else [],
+            )
+
+    def publish(self, state: State, say: Say | None = None) -> None:
+        """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
+        if not state.sessions:
+            return
+        parent = self._parent(state)
+        for key in self._settled - {PARENT}:
+            if self._above[key] != parent:
+                self.client.set_tag(self.runs[key], "mlflow.parentRunId", parent)
+                self._above[key] = parent
+        unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
+        told = time.monotonic()
+        for i, trial in enumerate(unsettled):
+            self._publish_trial(state, trial, parent)
+            if say and time.monotonic() - told > SAY_EVERY_SECONDS:
+                told = time.monotonic()
+                say(f"MLflow: {i + 1} of {len(unsettled)} trials")
+        self._tell_counts(parent, state)
+
+    def _parent(self, state: State) -> str:
+        tags = {"emergence.kind": "study", "emergence.study": self.study.id}
+        return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
+
+    def begin(self, state: State) -> None:
+        """A session has begun: the parent run says so, and with which axes; an answer that it had stays, and is called older."""
+        parent = self._parent(state)
+        run = self.client.get_run(parent)
+        note = run.data.tags.get("mlflow.note.content", "")
+        if note and not note.startswith(RUNNING_NOTE):
+            self.client.set_tag(parent, "mlflow.note.content", RUNNING_NOTE + note)
+        self._tell_axes(parent, run.data.params)
+        self._tell_counts(parent, state)
+        if run.info.status != "RUNNING":
+            self.client.update_run(parent, status="RUNNING")
+
+    def _tell_counts(self, parent: str, state: State) -> None:
+        """How many trials are done, diverged, failed and open, whenever that has changed."""
+        ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
+        counts = {kind: ended.count(kind) for kind in ("done", "diverged", "failed", "open")}
+        if counts != self._counts:
+            when, metric = round(state.last_time * 1000), self._entities.Metric
+            self._log(parent, [metric(f"trials/{kind}", float(n), when, 0) for kind, n in counts.items()])
+            self._counts = counts
+
+    def _tell_axes(self, parent: str, known: dict[str, str]) -> None:
+        """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what
+        they have grown to is a param beside the first, and the tags say what they are now."""
+        axes = axes_words(self.study)
+        params, fresh = {"family": cast(Any, self.study.family).name} | axes, []
+        for name, words in params.items():
+            words = _tag(words, MAX_PARAM)
+            told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
+            if not told or known[max(told, key=len)] != words:
+                key = name if not told else f"{name}/extended{'_again' * (len(told) - 1)}"
+                if len(key) <= MAX_NAME:  # it was extended dozens of times; the tags have what holds now
+                    fresh.append(self._entities.Param(key, words))
+        tags = [self._entities.RunTag(f"emergence.axes.{axis}", _tag(words)) for axis, words in axes.items()]
+        self._log(parent, params=fresh, tags=tags)
+
+    def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
+        evaluations = trial_evaluations(state, trial)
+        end = state.trials.get(trial.id)
+        if not evaluations and end is None:
+            return
+        known = self._logged.get(trial.id, 0)
+        started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
+        session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
+        tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
+        tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.parentRunId": parent}
+        tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
+        if changes := session.get("changes"):
+            tags["emergence.changes"] = ", ".join(changes)
+        run = self._run(trial.id, trial.id, started, tags)
+        metric, param = self._entities.Metric, self._entities.Param
+        is_new = trial.id not in self._described
+        params = [param(k, _tag(v, MAX_PARAM)) for k, v in trial_params(trial).items()] if is_new else []
+        points = [
+            metric(key, value, round(event["time"] * 1000), event["step"])
+            for _, event in evaluations[known:]
+            for key, value in trial_metrics(event, cast(Family, trial.family).ability_of).items()
+        ]
+        if self._above.get(trial.id, parent) != parent:
+            self.client.set_tag(run, "mlflow.parentRunId", parent)
+        self._above[trial.id] = parent
+        if points or params:
+            self._log(run, points, params)
+        self._described.add(trial.id)
+        self._logged[trial.id] = len(evaluations)
+        if end is not None:
+            when = round(end["time"] * 1000)
+            costs = {k: end.get(k) for k in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")}
+            totals = [
+                metric(f"trial_cost/{k}", v, when, end.get("step") or 0) for k, v in costs.items() if v is not None
+            ]
+            ended = [self._entities.RunTag("emergence.ended", end["status"])]
+            if end.get("reason"):
+                ended.append(self._entities.RunTag("emergence.reason", _tag(end["reason"], 500)))
+            self._log(run, totals, tags=ended if end["status"] != "failed" else ended[1:])
+            good = end["status"] in ("done", "diverged")
+            self.client.set_terminated(run, "FINISHED" if good else "FAILED", when)
+            if good:
+                self._settled.add(trial.id)
+
+    def links(self, tracking_uri: str) -> dict[str, Any]:
+        """Where the UI shows the runs: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
+        runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
+        study = runs.pop(PARENT, None)
+        return {
+            "base": links.ui_address(tracking_uri),
+            "study": study,
+            "runs": runs,
+            "store": links.store_of(tracking_uri),
+        }
+
+    def heal(self) -> None:
+        """Look once more for runs that were made twice: MLflow may have made one long after it was asked."""
+        self._find()
+
+    def publish_study(
+        self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
+    ) -> None:
+        """What the whole study came to, on the parent run: the answer as its description, figures, tables, report.
+
+        `when_seconds` is the journal's time, so that publishing again adds no points.
+        """
+        parent = self.runs[PARENT]
+        now = round(when_seconds * 1000)
+        points = [
+            self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
+        ]
+        self._log(parent, points, tags=[self._entities.RunTag("mlflow.note.content", description)])
+        self._tell_axes(parent, self.client.get_run(parent).data.params)
+        for name in _shown_files(folder):
+            self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
+        self.client.set_terminated(parent, "FINISHED", now)
+
+
+def _fullest_first(run: Any) -> tuple[bool, int, str]:
+    """The order in which runs of one key are kept: settled ones, then by how much they hold; the rest by their ids."""
+    return not _is_settled(run), -len(run.data.metrics) - len(run.data.params), run.info.run_id
+
+
+def _is_settled(run: Any) -> bool:
+    """Does a trial's run hold all there will ever be? Its status is set last."""
+    return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
+
+
+def _shown_files(folder: Path) -> list[str]:
+    """What the record consists of in a study's folder, by their paths in it."""
+    figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
+    return [*TABLES, SUMMARY_FILE, CLAIMS_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
+
+
+def axes_words(study: Study) -> dict[str, str]:
+    """The axes of a study in readable numbers: n_tasks, compute_flops, replicates, arms."""
+    return {
+        "n_tasks": ", ".join(number(n) for n in sorted(study.axes.n_tasks)),
+        "compute_flops": ", ".join(number(c) for c in study.budgets),
+        "replicates": str(study.axes.replicates),
+        "arms": ", ".join(study.lines),
+    }
+
+
+def trial_params(trial: TrialSpec) -> dict[str, Any]:
+    """MLflow params of a trial: axes (with logarithms, as the UI's param axes are linear), model, training, family."""
+    params: dict[str, Any] = {
+        "n_tasks": trial.n_tasks,
+        "n_tasks_log10": round(math.log10(trial.n_tasks), 4),
+        "compute_flops": trial.compute_flops,
+        "compute_flops_log10": round(math.log10(trial.compute_flops), 4),
+        "arm": trial.arm,
+        "variant": trial.variant,
+        "replicate": trial.replicate,
+    }
+    params["model.n_parameters"] = budget.n_parameters(*budget.shape_of(trial))
+    for part in ("family", "model", "training"):
+        params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
+    return params
+
+
+def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
+    """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match | ability | memory`, `flops`."""
+    metrics = {"flops": float(event["flops"])}
+    if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
+        metrics["train/loss_nats"] = event["train_loss_nats"]
+    rows = [row for row in event["rows"] if row["n"]]
+    for measure, name in _METRICS.items():
+        for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
+            if value is not None:
+                metrics[f"{row['split']}/{row['skill']}/{name}"] = value
+    return metrics
+
+
+_METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
+
+SAY_EVERY_SECONDS = 5.0

@@ -1,0 +1,157 @@
+"""`results.parquet`, `runs.parquet` and the two CSV files: what is recorded, as tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.analysis import findings, summary
+from orchestrator.record import files
+from orchestrator.record.journal import Event, State
+from orchestrator.record.recorded import trial_evaluations
+from orchestrator.study.schema import Study
+from trainers.spec import TrialSpec
+from trainers.tasks import Family
+from trainers.tasks.decomposition import PREDICTORS
+
+REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
+
+_SUMS = ("nll_nats", "p_correct", "brier")
+
+_DISTANCES = ("skl_memorizer", "skl_generalizer", "skl_references")
+
+
+RESULTS = pa.schema(
+    [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [("step", pa.int64()), ("flops", pa.float64())]
+    + [(name, pa.string()) for name in ("phase", "skill", "split")]
+    + [("n", pa.int64()), ("n_correct", pa.int64())]
+    + [(name, pa.float64()) for name in _SUMS]
+    + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
+    + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
+    + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
+    + [("exact_memorizer", pa.float64())]
+    + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
+    + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
+)
+
+
+_PLACE = {
+    "workers": pa.int64(),
+    "zero_stage": pa.int64(),
+    "micro_batch": pa.int64(),
+    "halvings": pa.int64(),
+    "recompute": pa.bool_(),
+    "offload": pa.bool_(),
+    "compiled": pa.bool_(),
+}
+
+
+RUNS = pa.schema(
+    [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [(name, pa.string()) for name in ("status", "reason", "fingerprint")]
+    + [("steps", pa.int64()), ("sequences", pa.int64()), ("distinct_tasks", pa.float64())]
+    + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
+    + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
+    + list(_PLACE.items())
+    + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
+)
+
+
+_ORDER = ("arm", "variant", "n_tasks")
+
+
+# Projection ---------------------------------------------------------------------------------------------------------
+
+
+def results_table(state: State, study: Study) -> pa.Table:
+    """`results.parquet`: the ended trials of this study, sorted by key. Nothing in it tells when or where it was run."""
+    rows = []
+    for trial in study.trials():
+        if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
+            rows += [
+                row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
+            ]
+    rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
+    return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def outside(state: State, study: Study) -> int:
+    """How many recorded trials the study's axes no longer hold: they stay in the journal and in no table."""
+    return len(state.trials.keys() - {trial.id for trial in study.trials()})
+
+
+def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, Any]]:
+    shared = _axes(trial) | {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
+    return [shared | row for row in event["rows"]]
+
+
+def _axes(trial: TrialSpec) -> dict[str, Any]:
+    axes = {k: getattr(trial, k) for k in ("arm", "variant", "n_tasks", "compute_flops", "replicate")}
+    return {"trial": trial.id, "trunk": trial.trunk.id} | axes
+
+
+def runs_table(state: State, study: Study) -> pa.Table:
+    """`runs.parquet`: every trial of the study, what became of it and what it cost."""
+    session = state.sessions[-1] if state.sessions else {}
+    by_id = {s["session"]: s for s in state.sessions}
+    rows = []
+    for trial in study.trials():
+        event = state.trials.get(trial.id, {})
+        origin = by_id.get(event.get("session", ""), session)
+        steps = event.get("step")
+        sequences = steps * trial.training.batch_size if steps is not None else None
+        family = cast(Family, trial.family)
+        alike = sequences if family.draws_alike(trial.training) else None  # else their number is not told
+        ended = event.get("time")
+        rows.append(
+            _axes(trial)
+            | {
+                k: event.get(k)
+                for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
+            }
+            | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
+            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), alike)}
+            | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
+            | {k: event.get(k) for k in ("host", "device", *_PLACE)}
+            | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
+        )
+    rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
+    """Expected number of distinct tasks among so many uniform draws: n (1 - (1 - 1/n)^sequences)."""
+    if sequences is None:
+        return None
+    return -n_tasks * math.expm1(sequences * math.log1p(-1 / n_tasks)) if n_tasks > 1 else 1.0
+
+
+def write_parquet(folder: Path, state: State, study: Study) -> None:
+    """Write both tables, each in one rename. Raises OSError."""
+    for name, table in (("results", results_table(state, study)), ("runs", runs_table(state, study))):
+        with files.aside(folder / f"{name}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+
+TABLES = ("results.parquet", "runs.parquet")
+
+SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
+
+
+def write_summary(folder: Path, found: findings.Findings) -> None:
+    """Write the tables of results and of claims, each in one rename. Raises OSError."""
+    tables = ((SUMMARY_FILE, summary.COLUMNS, summary.rows), (CLAIMS_FILE, summary.CLAIM_COLUMNS, summary.claim_rows))
+    for name, columns, rows in tables:
+        with files.aside(folder / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, fieldnames=columns)
+            table.writeheader()
+            table.writerows(rows(found))

@@ -1,0 +1,175 @@
+"""Checks between the fields of a study and against its family, after each field by itself is sound."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, cast
+
+from orchestrator.study import claimable as primaries
+from orchestrator.study.schema import Expected, Study, _of_size, _size
+from trainers import budget
+from trainers.fit.place import shares
+from trainers.tasks import Family
+
+MAX_EVALUATION_SHARE = 0.10
+
+MAX_TRIALS = 100_000
+
+MAX_STEPS = 10**9
+
+
+def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """What single fields cannot tell: checks between fields and against the family. Yields (place, problem)."""
+    axes = study.axes
+    twice = False
+    for axis in ("arm", "n_tasks", "compute_flops"):
+        seen: set[Any] = set()
+        for i, value in enumerate(getattr(axes, axis)):
+            if value in seen:
+                given = f"{value:g}".replace("e+", "e") if isinstance(value, float) else value
+                yield ("axes", axis, i), f"{given} is given twice"
+                twice = True
+            seen.add(value)
+    for i, arm in enumerate(axes.arm):
+        if arm not in family.arms:
+            near = _nearest(arm, family.arms)
+            later = " (arm 'reward' is to come)" if arm == "reward" else ""
+            yield (
+                ("axes", "arm", i),
+                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
+            )
+    families = {line: study.family_of(line) for line in study.lines}
+    for i, n_tasks in enumerate(axes.n_tasks):
+        for line, of_line in families.items():
+            if n_tasks > of_line.n_tasks_max:
+                which = f" in {line}" if axes.variant else ""
+                each = " in each domain" if of_line.domains else ""
+                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{each}{which}"
+                yield ("axes", "n_tasks", i), said
+                break
+    alike: dict[str, str] = {}
+    for line, (_, of) in study.lines.items():
+        settings = {k: v for k, v in study.settings(line).items() if k != "variant"}
+        same = alike.setdefault(repr((settings, study.fitting(line))), line)
+        if same != line:
+            yield (
+                ("axes", "variant", of),
+                f"'{line}' is the same as '{same}': nothing that it changes differs; leave one out",
+            )
+    objections = {
+        ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
+        for line in study.lines
+        if (why := study.family_of(line).objection(study.settings(line)["training"])) is not None
+    }
+    yield from objections.items()
+    for i, skill in enumerate(study.skills):
+        if skill in study.skills[:i]:
+            yield ("skills", i), f"'{skill}' is given twice"
+        if skill not in family.skills:
+            near = _nearest(skill, family.skills)
+            yield ("skills", i), f"{_name(family)} has no skill '{skill}'{near}; it has {', '.join(family.skills)}"
+    for i, expected in enumerate(study.expected):
+        yield from _expected_meaning(study, family, i, expected)
+    claim = study.primary
+    wrong = [] if claim is None else list(primaries.problems(study, family, claim))
+    yield from wrong
+    least = min(of_line.n_tasks_max for of_line in families.values())
+    if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
+        return
+    n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
+    if n_trials > MAX_TRIALS:
+        yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
+        return
+    unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: what one line meets, others like it meet too
+    for line in study.lines:
+        for place, said in (*_budget_meaning(study, line), *_fitting_meaning(study, line)):
+            unsound.setdefault(place, said)
+    yield from unsound.items()
+    if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
+        yield from primaries.out_of_reach(study, family, claim)
+
+
+def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    place, (_, variant) = study.fitting(line), study.lines[line]
+    where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
+    try:
+        shares(study.settings(line)["training"].batch_size, place.workers or 1, place.micro_batch)
+    except ValueError as problem:
+        yield where, str(problem)
+    if place.compiled and place.zero_stage == 3:
+        yield where, "compiled does not go with zero_stage 3, whose hooks inside a block would break every graph"
+    if place.offload and place.zero_stage == 0:
+        yield where, "offload needs a zero_stage of 1, 2 or 3: what ZeRO does not share out it cannot move either"
+
+
+def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    which = f" ({line})" if len(study.lines) > 1 else ""
+    seen: dict[tuple[str, int], float] = {}
+    good = []
+    fixed, stated = study._first_trunk(line)
+    for i, flops in enumerate(study.axes.compute_flops):
+        place = ("axes", "compute_flops", i)
+        try:
+            trunk = _of_size(fixed, stated, _size(fixed, stated, flops))
+            end = budget.steps_of(trunk, flops).end
+        except ValueError as problem:  # too small for any size, or for the size that it has
+            yield place, f"{problem}{which}"
+            continue
+        if end > MAX_STEPS:
+            a_step = f"{budget.flops_per_step(trunk):.4g} FLOPs"
+            yield place, f"{flops:g} FLOPs is {end:.3g} steps of {a_step}; at most {MAX_STEPS:g} can run{which}"
+            continue
+        if (same := seen.get((trunk.size, end), flops)) != flops:
+            yield place, f"{flops:g} and {same:g} FLOPs are both {end} steps{which}; keep one"
+        seen[trunk.size, end] = flops
+        good.append((trunk, flops))
+    warmup = study.settings(line)["training"].warmup_steps
+    for size in {size: None for size, _ in seen}:
+        longest = max(end for of, end in seen if of == size)
+        if warmup > longest:
+            whose = f"the largest budget of size {size}" if size else "the largest budget"
+            said = f"{warmup} steps of warm-up given, {whose} has {longest} steps{which}"
+            yield ("training", "warmup_steps"), said
+            break
+    for trunk, flops in good:
+        price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
+        share = price.eval_flops / price.train_flops
+        if share > MAX_EVALUATION_SHARE:
+            yield (
+                ("evaluation",),
+                f"evaluating would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                "lower points_per_decade or n_sequences, or raise first_flops",
+            )
+            return
+
+
+def _expected_meaning(
+    study: Study, family: Family, i: int, expected: Expected
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    cell = expected.cell
+    if expected.what == "crossing_steps" and not family.has_distances:
+        yield ("expected", i, "what"), f"{_name(family)} offers no relative distance to the memoriser"
+    for key, allowed in (
+        ("arm", tuple(study.lines)),
+        ("n_tasks", study.axes.n_tasks),
+        ("compute_flops", study.axes.compute_flops),
+        ("skill", tuple(family.skills)),
+    ):
+        value = getattr(cell, key)
+        if value is not None and value not in allowed:
+            listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
+            yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
+
+
+def _name(family: Family) -> str:
+    return f"family '{cast(Any, family).name}'"
+
+
+def _close(word: str, among: Any) -> list[str]:
+    return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
+
+
+def _nearest(word: str, among: Any) -> str:
+    near = _close(word, among)
+    return f"; did you mean '{near[0]}'?" if near else ""

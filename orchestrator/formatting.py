@@ -70,9 +70,6 @@ def _factor(value: float) -> str:
     return number(value) if value >= 100 else f"{value:.2g}"
 
 
-"""Why a question stays open, in words."""
-
-
 # Small things that figures share ------------------------------------------------------------------------------------
 
 

@@ -12,8 +12,9 @@ from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
 from orchestrator.analysis import emergence
-from orchestrator.stats import breaks
-from orchestrator.stats.breaks import Break, Emergence, find_break, find_breaks, weigh
+from orchestrator.stats import break_models, emergences
+from orchestrator.stats.breaks import Break, find_break, find_breaks
+from orchestrator.stats.emergences import Emergence, weigh
 from trainers.streams import stream
 
 U = np.arange(10.0)
@@ -57,7 +58,7 @@ def test_what_is_said_holds_for_the_simulated_truth(scenario: Scenario) -> None:
 
 
 def bound(top: float, df: float, *angles: float) -> float:
-    return float(breaks._bound(np.array([top]), np.array([df]), np.array([angles]).reshape(1, -1))[0])
+    return float(break_models._bound(np.array([top]), np.array([df]), np.array([angles]).reshape(1, -1))[0])
 
 
 def test_for_one_break_the_bound_is_the_t_test_and_for_two_far_apart_twice_that() -> None:
@@ -87,27 +88,27 @@ def test_the_bound_holds_and_is_nearly_reached_on_a_great_circle(df: int, angle:
 def test_leaving_out_by_leverage_equals_refitting() -> None:
     y = np.sin(U) + 0.1 * U
     direct = [y[s] - np.polyval(np.polyfit(np.delete(U, s), np.delete(y, s), 2), U[s]) for s in range(10)]
-    design = breaks._grid(tuple(U)).cubic[:3]
-    assert breaks._left_out(y[None], design[None]).error[0] == pytest.approx(np.sqrt(np.mean(np.square(direct))))
+    design = break_models._grid(tuple(U)).cubic[:3]
+    assert break_models._left_out(y[None], design[None]).error[0] == pytest.approx(np.sqrt(np.mean(np.square(direct))))
 
 
 def test_leaving_out_refits_the_place_of_the_jump_and_splits_the_difference_beside_it() -> None:
-    grid = breaks._grid(tuple(U))
+    grid = break_models._grid(tuple(U))
     unit = grid.unlined[grid.is_jump] / np.linalg.norm(grid.unlined[grid.is_jump], axis=1, keepdims=True)
     designs = np.concatenate([np.broadcast_to(grid.line, (len(unit), 2, 10)), unit[:, None]], 1)
-    error = breaks._left_out(np.where(U >= 5, 1.0, 0.0)[None], designs).error[0]
+    error = break_models._left_out(np.where(U >= 5, 1.0, 0.0)[None], designs).error[0]
     assert error == pytest.approx(
         math.sqrt(2 * 0.5**2 / 10), rel=1e-6
     )  # right but beside the jump, where it says one half
 
 
-@pytest.mark.parametrize("shape", breaks.SHAPES)
+@pytest.mark.parametrize("shape", break_models.SHAPES)
 @pytest.mark.parametrize("width", [2.5, 4.0, 7.0])
 @pytest.mark.parametrize("centre", [-1.0, 4.3, 8.0])
 def test_a_fitted_design_contains_the_curve_that_made_the_data(shape: str, width: float, centre: float) -> None:
-    curve, _ = breaks._curve(shape, (U - centre) * breaks._TEN_TO_NINETY[shape] / width)
+    curve, _ = break_models._curve(shape, (U - centre) * break_models._TEN_TO_NINETY[shape] / width)
     y = (2 + 0.05 * U + curve / np.ptp(curve))[None]
-    design = breaks._fitted(breaks._grid(tuple(U)), shape, y)[0]
+    design = break_models._fitted(break_models._grid(tuple(U)), shape, y)[0]
     assert np.abs(y - y @ design.T @ design).max() < 0.006
     gram = design @ design.T
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-6
@@ -422,13 +423,13 @@ def test_a_smooth_loss_under_exact_match_is_an_artefact_from_end_to_end() -> Non
     loss = np.exp(scores(np.log(0.7 - 0.68 * U / 9), sd=0.05))
     exact = np.exp(-20 * loss)
     measured = stream("test breaks", "exact").binomial(500, exact) / 500
-    found = breaks.emergence(U, loss, np.exp(-loss) ** 2, np.exp(-loss), np.exp(-loss), measured, exact)
+    found = emergences.emergence(U, loss, np.exp(-loss) ** 2, np.exp(-loss), np.exp(-loss), measured, exact)
     assert (found.verdict, found.decisive) == ("metric artefact", "exact_match")
     assert found.low is not None and found.low >= 5 and found.high == 9
     assert set(found.metrics) == {"loss", "brier", "expected_accuracy", "accuracy", "exact_match"}
-    assert breaks.emergence(U, loss, exact_match=measured, predicted_exact_match=exact / 2).verdict == "undecided"
-    assert breaks.emergence(U, loss, exact_match=measured).reason == "exact match unpredicted"
-    one_token = breaks.emergence(U, loss, expected_accuracy=np.exp(-loss), accuracy=np.exp(-loss))
+    assert emergences.emergence(U, loss, exact_match=measured, predicted_exact_match=exact / 2).verdict == "undecided"
+    assert emergences.emergence(U, loss, exact_match=measured).reason == "exact match unpredicted"
+    one_token = emergences.emergence(U, loss, expected_accuracy=np.exp(-loss), accuracy=np.exp(-loss))
     assert one_token.verdict == "smooth"
 
 
@@ -436,17 +437,17 @@ def test_exact_match_is_predicted_within_its_error_only() -> None:
     draw = stream("test breaks", "predicted")
     truth = np.tile(special.expit(U - 5), (5, 1))
     exact = draw.binomial(200, truth) / 200
-    assert breaks.is_predicted(U, exact, truth)
-    assert breaks.is_predicted(U, exact[:1], truth[:1])
-    assert not breaks.is_predicted(U, exact, truth**2)
-    assert not breaks.is_predicted(U, exact, np.full((5, 10), NAN))
+    assert emergences.is_predicted(U, exact, truth)
+    assert emergences.is_predicted(U, exact[:1], truth[:1])
+    assert not emergences.is_predicted(U, exact, truth**2)
+    assert not emergences.is_predicted(U, exact, np.full((5, 10), NAN))
     holes = np.where(draw.random((5, 10)) < 0.2, NAN, exact)
-    assert breaks.is_predicted(U, holes, truth) and not breaks.is_predicted(U, holes, truth**3)
+    assert emergences.is_predicted(U, holes, truth) and not emergences.is_predicted(U, holes, truth**3)
 
 
 def test_nothing_given_is_missing_and_unequal_shapes_are_refused() -> None:
-    assert breaks.emergence(U, None).verdict == "missing"
-    assert breaks.emergence(U, np.full((3, 10), NAN)).verdict == "missing"
-    assert breaks.emergence(U, np.full((3, 10), NAN), predicted_exact_match=np.ones((3, 10))).verdict == "missing"
+    assert emergences.emergence(U, None).verdict == "missing"
+    assert emergences.emergence(U, np.full((3, 10), NAN)).verdict == "missing"
+    assert emergences.emergence(U, np.full((3, 10), NAN), predicted_exact_match=np.ones((3, 10))).verdict == "missing"
     with pytest.raises(ValueError, match="different shapes"):
-        breaks.emergence(U, np.zeros((3, 10)), accuracy=np.zeros((4, 10)))
+        emergences.emergence(U, np.zeros((3, 10)), accuracy=np.zeros((4, 10)))

@@ -52,9 +52,7 @@ def bounds_of(results: Results, lost: int = 0) -> Findings:
     arms, skills = list(results.study.lines), results.study.shown_skills
     k_ability = {(arm, skill): bounds("ability", arm, skill) for arm in arms for skill in skills}
     k_memory = {arm: bounds("memory", arm, "") for arm in arms}
-    return Findings(
-        study=results.study, results=results, k_ability=k_ability, k_memory=k_memory
-    )
+    return Findings(study=results.study, results=results, k_ability=k_ability, k_memory=k_memory)
 
 
 def text_of(found: Comparison) -> str:

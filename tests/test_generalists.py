@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator import cli
 from orchestrator.analysis import claims, findings, generalists, primary, summary
 from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.generalists import ALL, contest_words
 from orchestrator.analysis.results import Results
+from orchestrator.console import tables
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study import claimable
 from orchestrator.study.pairs import Pair, pairs_of
@@ -222,6 +222,6 @@ def test_a_claim_of_overtaking_that_cannot_be_decided_is_refused(claim: dict[str
 
 
 def test_the_plan_tells_a_model_once_and_names_all_lines_that_have_it():
-    rows = [row for name, row in cli._shapes(study_of()) if name == "model"]
+    rows = [row for name, row in tables.shape_rows(study_of()) if name == "model"]
     assert [row.split(":")[0] for row in rows] == ["generalist, special_0, special_2", "apart, apart_1"]
     assert all(row.endswith(" to answer") for row in rows)

@@ -358,7 +358,7 @@ def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_w
 def test_the_command_shows_the_claim_in_the_plan_and_only_its_warning_before_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from orchestrator import cli
+    from orchestrator.console import tables
     from orchestrator.plan import price
     from orchestrator.record import journal
 
@@ -366,7 +366,7 @@ def test_the_command_shows_the_claim_in_the_plan_and_only_its_warning_before_a_r
     study = load("control_null")
     todo = price.make(study, journal.State(), slots=2, device="cpu")
     for brief in (False, True):
-        cli._show_plan(todo, tmp_path, brief=brief)
+        tables.show_plan(todo, tmp_path, brief=brief)
         shown = " ".join(capsys.readouterr().out.split())
         assert ("the ability of recall at 1e12 tasks" in shown) == (not brief)
         assert "3 replicates can agree by chance" in shown

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from orchestrator import formatting
-from orchestrator.analysis import arms
+from orchestrator.analysis import arms, sizes
 from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import find
 from orchestrator.report import judged_tables

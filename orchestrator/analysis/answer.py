@@ -68,7 +68,6 @@ def paragraph(found: Findings) -> str:
 
 
 SCORED_LINES = 5
-
 """Of more lines the scores would be a paragraph of their own; they stand in the tables."""
 
 

@@ -20,10 +20,7 @@ from orchestrator.stats import multiplicity
 from orchestrator.stats.boundaries import MIN_TESTED
 
 Boundaries = list[tuple[float, stats.Boundary]]
-
 """(compute_flops, boundary) by ascending budget."""
-
-"""Name of a claim -> the confidence of its interval."""
 
 
 DIRECTION: dict[str, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
@@ -96,7 +93,6 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 LEAST_TESTED = 6
-
 """Replicates of which a sign test can tell the median at 5 %, if all agree: 2 x 2^-6 = .031."""
 
 
@@ -195,9 +191,6 @@ def dips(results: Results, skills: tuple[str, ...]) -> tuple[Dip, ...]:
     )
 
 
-"""A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
-
-
 def _of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Iterator[Looked]:
     """Where each skill appears and memory ends, budget by budget; and how that moves with compute."""
     kinds: list[tuple[Measure, str]] = [*(("ability", skill) for skill in skills), ("memory", "")]
@@ -217,8 +210,10 @@ def _of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Itera
 # Pairs of arms ------------------------------------------------------------------------------------------------------
 
 Brackets = tuple[tuple[stats.Bracket, ...], tuple[stats.Bracket, ...]]
+"""Where the replicates of one side cross, and those of another, paired."""
 
 Judged = tuple[np.ndarray, np.ndarray]
+"""A table (replicates, levels), and which replicates these are (`analyses.judged`)."""
 
 
 def brackets_in_both(

@@ -14,6 +14,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.stats import multiplicity
 
 Confidence = Callable[[str], float]
+"""Name of a claim -> the confidence of its interval."""
 
 
 def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
@@ -33,7 +34,6 @@ Measure = Literal["ability", "memory"]
 CONFIDENCE = 0.95
 
 FALSE_SHARE = 0.05
-
 """Of the claims that are kept, at most this share is expected to be false."""
 
 NOT_KEPT, TOO_FEW = "not kept", "too few to test"
@@ -78,7 +78,6 @@ def mark(standing: Standing) -> str:
 # What was looked at -------------------------------------------------------------------------------------------------
 
 Looked = tuple[str, str, float | None]
-
 """Name of a claim, what it says, its p-value (None: it could not be tested)."""
 
 
@@ -89,13 +88,6 @@ def _plain(name: str) -> float:
 
 def _of_arm(results: Results, arm: str) -> str:
     return f" ({arm})" if len(results.study.lines) > 1 else ""
-
-
-"""(arm, skill, n_tasks) -> compute to skill."""
-
-"""Where the replicates of one side cross, and those of another, paired."""
-
-"""A table (replicates, levels), and which replicates these are (`analyses.judged`)."""
 
 
 # Correction ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ import numpy as np
 from orchestrator.analysis.claims import Looked, _of_arm, claim_of
 from orchestrator.analysis.results import Axis, Results, split_of
 from orchestrator.formatting import number, times
-from orchestrator.stats import breaks
-from orchestrator.stats.breaks import MIN_REPLICATES, MIN_SCALES, Break, Emergence
+from orchestrator.stats import emergences
+from orchestrator.stats.breaks import Break
+from orchestrator.stats.emergences import Emergence
+from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
 
 # Breaks -------------------------------------------------------------------------------------------------------------
 
@@ -26,7 +28,7 @@ class Cut(NamedTuple):
     """Along which the skill is followed."""
     fixed: float
     """Where the other axis stands."""
-    result: breaks.Emergence
+    result: emergences.Emergence
 
 
 _METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
@@ -62,9 +64,9 @@ def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
     return table
 
 
-def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
+def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> emergences.Emergence:
     optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
-    return breaks.emergence(
+    return emergences.emergence(
         np.log(scale) if len(scale) else np.array([]),
         loss=lines["loss_nats"],
         brier=lines["brier"],
@@ -139,6 +141,7 @@ _OPEN = {
     "exact match unexplained": "exact match is abrupt alone, and not what the token probabilities predict",
     "exact match unpredicted": "exact match is abrupt alone, and nothing predicts it",
 }
+"""Why a question stays open, in words."""
 
 
 def break_words(found: Break) -> str:

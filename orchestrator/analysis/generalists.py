@@ -38,7 +38,6 @@ def _of_contests(results: Results) -> Iterator[Looked]:
 Against = Literal["its budget", "the same", "its best"]
 
 ALL = "all domains"
-
 """The mean over the domains that have a specialist: of one replicate, so that it is still paired."""
 
 

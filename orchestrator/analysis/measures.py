@@ -35,6 +35,7 @@ def _ability(columns: Columns) -> np.ndarray:
 
 
 MAX_MEMORIZER = 0.9
+"""Where the memoriser is right more often than this, an ability read from accuracy has nothing left to show."""
 
 
 def _ability_of_matches(columns: Columns) -> np.ndarray:
@@ -92,9 +93,14 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "memorizer_loss_nats": _share("nll_memorizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
+"""Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
+which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
+probabilities predict of it when decoding samples (the mean product of p); `weight_<predictor>`: its share in the mixture of
+known predictors nearest to the model, and `unexplained_nats` what that leaves, where a family offers them."""
 
 
 _OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
+"""What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
 
 
 def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:

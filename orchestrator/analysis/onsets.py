@@ -102,6 +102,7 @@ def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tupl
 
 
 Told = Mapping[tuple[str, str, int], ToSkill | None]
+"""(arm, skill, n_tasks) -> compute to skill."""
 
 
 def _of_compute_to_skill(results: Results, skills: tuple[str, ...], every: Told) -> Iterator[Looked]:

@@ -73,6 +73,7 @@ class Midpoint(NamedTuple):
 
 
 NEAR = 0.35
+"""A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
 
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:

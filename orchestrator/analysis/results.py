@@ -37,15 +37,6 @@ T = TypeVar("T")
 
 Phase = Literal["pre_decay", "final"]
 
-"""Where the memoriser is right more often than this, an ability read from accuracy has nothing left to show."""
-
-"""Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
-which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
-probabilities predict of it when decoding samples (the mean product of p); `weight_<predictor>`: its share in the mixture of
-known predictors nearest to the model, and `unexplained_nats` what that leaves, where a family offers them."""
-
-"""What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
-
 
 # Tables -------------------------------------------------------------------------------------------------------------
 

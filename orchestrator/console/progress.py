@@ -30,7 +30,6 @@ from trainers.tasks import Family
 _COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
 
 LINES_EVERY_SECONDS = 2.0
-
 """Without a terminal: at most one line in this time, so that a log of 10,000 trials can be read."""
 
 

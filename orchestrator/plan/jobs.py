@@ -17,15 +17,7 @@ from trainers import budget, checkpoint
 from trainers.fit import memory
 from trainers.spec import TrunkSpec
 
-"""From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
-
-"""Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
-
-"""What it takes Ray Train to start a group of workers and to end it; seen 10 s on two quiet cores (time_multiplier), more on busy ones."""
-
-
 COMPILED_PARAMETERS = 10_000_000
-
 """Models of so many are compiled on a GPU: every trunk waits some seconds for it, small ones for nothing. Assumed: measured on
 no GPU yet."""
 

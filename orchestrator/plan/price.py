@@ -16,10 +16,13 @@ from trainers import budget
 from trainers.tasks import Family
 
 START_SECONDS = 15.0
+"""From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
 
 TRUNK_SECONDS = 0.1
+"""Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
 
 GROUP_SECONDS = 12.0
+"""What it takes Ray Train to start a group of workers and to end it; seen 10 s on two quiet cores (time_multiplier), more on busy ones."""
 
 
 class Plan(NamedTuple):

@@ -26,6 +26,7 @@ from trainers.spec import TrialSpec
 from trainers.tasks import Family
 
 Say = Callable[[str], None]
+"""Takes one line for the person who waits."""
 
 REPORT_FILE = "report.html"
 
@@ -39,18 +40,23 @@ def default_tracking_uri() -> str:
 
 
 PARENT = "study"
+"""Key of the parent run; the key of any other run is its trial's id."""
 
 RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
 
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
+"""What MLflow takes: characters of a tag, a param and a name; metrics in one request."""
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _PATIENCE = {_RETRIES: "1", _TIMEOUT: "20"}
+"""Its own 7 tries are minutes before it says no, and its 120 s are long for a server that hangs."""
 
 _FIRST_TIMEOUT = "5"
+"""A server that does not answer the first request of all is taken for dead after ten seconds."""
 
 SQLITE_PATIENCE_SECONDS = 5.0
+"""How long a locked database is waited for before the first request; MLflow alone would try for minutes."""
 
 
 @contextlib.contextmanager

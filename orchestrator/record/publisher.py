@@ -41,29 +41,6 @@ from orchestrator.study.schema import Study
 
 T = TypeVar("T")
 
-"""Takes one line for the person who waits."""
-
-"""One row per (trial, step, skill, split): raw counts and sums, divide when reading; but for `weight_<predictor>` and
-`unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
-`trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
-
-"""Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
-
-"""One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
-what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
-
-"""Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
-counted (`summary.claim_rows`)."""
-
-"""Key of the parent run; the key of any other run is its trial's id."""
-
-"""What MLflow takes: characters of a tag, a param and a name; metrics in one request."""
-
-"""Its own 7 tries are minutes before it says no, and its 120 s are long for a server that hangs."""
-
-"""A server that does not answer the first request of all is taken for dead after ten seconds."""
-
-"""How long a locked database is waited for before the first request; MLflow alone would try for minutes."""
 
 _METRICS |= {"ability": "ability", "memory": "memory"}
 
@@ -141,7 +118,6 @@ def publish(
 
 
 PAUSES_SECONDS = (1.0, 2.0, 4.0)
-
 """Between attempts to reach an MLflow that hung up or refused."""
 
 
@@ -222,7 +198,6 @@ def _journal_hash(folder: Path, n_bytes: int) -> str:
 
 
 PUBLISHER_PATIENCE_SECONDS = 300.0
-
 """How long a driver waits for MLflow at the end; the journal is safe long before."""
 
 
@@ -302,7 +277,6 @@ def finish_publishing(
 LOG_FILE = "publisher.log"
 
 PROGRESS = "> "
-
 """Before a line of the publisher's log that tells how far it is."""
 
 

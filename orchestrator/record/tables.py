@@ -41,6 +41,9 @@ RESULTS = pa.schema(
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
     + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
+"""One row per (trial, step, skill, split): raw counts and sums, divide when reading; but for `weight_<predictor>` and
+`unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
+`trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
 
 
 _PLACE = {
@@ -52,6 +55,7 @@ _PLACE = {
     "offload": pa.bool_(),
     "compiled": pa.bool_(),
 }
+"""Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
 
 RUNS = pa.schema(
@@ -64,6 +68,8 @@ RUNS = pa.schema(
     + list(_PLACE.items())
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
+"""One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
+what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
 
 _ORDER = ("arm", "variant", "n_tasks")
@@ -145,6 +151,8 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
 TABLES = ("results.parquet", "runs.parquet")
 
 SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
+"""Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
+counted (`summary.claim_rows`)."""
 
 
 def write_summary(folder: Path, found: findings.Findings) -> None:

@@ -41,7 +41,6 @@ from orchestrator.terminal import printable
 INK, GREY, FAINT = "#1a1a1a", "#5f5f5f", "#e4e4e4"
 
 RULE, LIST = "#D55E00", "#0072B2"
-
 """The two colours of the report (Okabe and Ito 2008): vermilion for the general rule, blue for the remembered list. Each
 also has its own mark and line, so that nothing hangs on colour alone."""
 
@@ -71,15 +70,12 @@ STYLE = {
 }
 
 PNG_DPI, FINE_COLOURS = 144, 256
-
 """Two pixels for one of CSS. So many colours cannot be told from all, and take a third of the bytes (measured)."""
 
 MAX_SVG_BYTES = 60_000
-
 """A panel with more marks than this holds goes on the page as PNG, if that is smaller (assumed: 1,500 marks)."""
 
 COARSE_BYTES, COARSE_COLOURS = 12_000, 64
-
 """Where a page has very many panels, larger SVGs become PNGs of few colours: 6 to 13 kB each, surfaces of 480 cells 60
 (measured). With fewer colours, or by median cut, vermilion on a yellow surface turned brown."""
 
@@ -97,14 +93,12 @@ def drawing() -> Iterator[None]:
 # What is drawn, noted -----------------------------------------------------------------------------------------------
 
 Row = dict[str, Any]
-
 """A row of a figure's CSV: values by column. Missing is None."""
 
 COLUMNS = (
     *("panel", "series", "measure", "unit", "skill", "split", "trial", "arm", "n_tasks", "compute_flops", "replicate"),
     *("status", "phase", "step", "flops", "value", "low_tasks", "high_tasks", "verdict"),
 )
-
 """Columns of the CSVs in their order; a figure has those that it uses, and others after them. Named as in results.parquet:
 `compute_flops` is the budget of a trial, `flops` the training compute at which a value was read."""
 
@@ -137,7 +131,6 @@ class Spoken(NamedTuple):
 
 
 MANY = 400
-
 """A series with more marks than this in a panel draws those on the same pixel once (assumed; a panel is some 200 pixels wide)."""
 
 

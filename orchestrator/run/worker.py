@@ -22,22 +22,14 @@ from orchestrator.record.journal import Event
 from orchestrator.run.relay import RELAY_SECONDS, _ask, _asking
 
 REPORT_EVERY_SECONDS = 3.0
-
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
 
-"""How often a trunk looks whether it is to stop: it has asked once and does not wait. To ask each time took some 3 ms on two busy cores."""
-
-"""A trunk that asks is answered no later than this, so that few questions of trunks that have ended lie about."""
 
 GROUP_START_SECONDS = 600.0
-
 """A group of workers that has room and has not started by then is given up, and its trunk tried again."""
 
 SLOW_START_SECONDS = 60.0
-
 """A group that is not training by then is spoken of: it takes ten seconds where all is well."""
-
-"""An event relay that died and does not answer by then is given up; Ray starts it anew in some three seconds."""
 
 
 def execute(config: dict[str, Any]) -> None:
@@ -65,7 +57,6 @@ def _alone(job: dict[str, Any]) -> None:
 
 
 NOTE = "note"
-
 """The kind of what a trunk says to the person who watches: it comes among the events, and goes into no journal."""
 
 

@@ -9,36 +9,76 @@ replicates  two kinds? how many more?    breaks      break, smooth or metric art
 frontier    best size for a budget       forecast    does the bottom predict the top
 multiplicity  many claims at once                further  replicates that would settle a claim
 
-What is light is exported here; the others take a second to import (scipy.stats, scikit-learn) and are imported by name. For the
-same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests hold it to scipy.stats or
-to published values: every command imports these, and half of them draw no statistic.
+What is used everywhere is exported here, loaded when it is first asked for: half of the commands draw no statistic, and scipy takes
+a moment to import. For the same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests
+hold it to scipy.stats or to published values.
 """
 
-from orchestrator.stats.boundaries import (
-    HALF,
-    Boundary,
-    Bracket,
-    Crossover,
-    Drift,
-    Monotone,
-    boundary,
-    crossing_step,
-    crossover,
-    drift,
-    monotone,
-)
-from orchestrator.stats.intervals import Interval, agreement, one_sided_p, t_interval, wilson_interval
-from orchestrator.stats.measures import (
-    MIN_GAP_ERRORS,
-    MIN_GAP_NATS,
-    MIN_ITEMS,
-    abilities,
-    ability,
-    memories,
-    memory,
-    relative_distance,
-    relative_distances,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.stats.boundaries import (
+        HALF,
+        Boundary,
+        Bracket,
+        Crossover,
+        Drift,
+        Monotone,
+        boundary,
+        crossing_step,
+        crossover,
+        drift,
+        monotone,
+    )
+    from orchestrator.stats.intervals import Interval, agreement, one_sided_p, t_interval, wilson_interval
+    from orchestrator.stats.measures import (
+        MIN_GAP_ERRORS,
+        MIN_GAP_NATS,
+        MIN_ITEMS,
+        abilities,
+        ability,
+        memories,
+        memory,
+        relative_distance,
+        relative_distances,
+    )
+
+_EXPORTS = {
+    "boundaries": (
+        "HALF",
+        "Boundary",
+        "Bracket",
+        "Crossover",
+        "Drift",
+        "Monotone",
+        "boundary",
+        "crossing_step",
+        "crossover",
+        "drift",
+        "monotone",
+    ),
+    "intervals": ("Interval", "agreement", "one_sided_p", "t_interval", "wilson_interval"),
+    "measures": (
+        "MIN_GAP_ERRORS",
+        "MIN_GAP_NATS",
+        "MIN_ITEMS",
+        "abilities",
+        "ability",
+        "memories",
+        "memory",
+        "relative_distance",
+        "relative_distances",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _EXPORTS.items():
+        if name in names:
+            return getattr(import_module(f"orchestrator.stats.{module}"), name)
+    raise AttributeError(f"module 'orchestrator.stats' has no {name!r}")
+
 
 __all__ = [
     "HALF",

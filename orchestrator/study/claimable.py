@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.formatting import number
-from orchestrator.stats.breaks import MIN_SCALES
+from orchestrator.stats.enough import MIN_SCALES
 from orchestrator.study.claim import Primary
 from trainers import budget
 from trainers.tasks import Family
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from orchestrator.study.schema import Study
 
 Problem = tuple[tuple[Any, ...], str]
-
 """(place in the file, what is wrong and what to do)."""
 
 
@@ -42,12 +41,10 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
-
 """The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
 
 
 OVERTAKING = ("crossover", "overtakes")
-
 """What is read off where one line goes past another along the budgets."""
 
 
@@ -58,7 +55,6 @@ BOUNDS = {
     "change_accuracy": (-1.0, 1.0),
     "change_ability": (-101.0, 101.0),
 }
-
 """What a mean can be. The exact references are beaten by chance only; below, the worst seen so far is -15 (elimination after
 training on 4 tasks), and -100 assumed to be out of reach."""
 

@@ -18,8 +18,10 @@ from trainers.spec import Evaluation, Model, Record, Training, beyond_limits
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of, family_from
 
 MAX_PROBLEMS = 20
+"""Lines of a refusal; the rest are counted."""
 
 MAX_GIVEN = 100
+"""Characters of a given value that a refusal shows."""
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,13 @@ from trainers.fit.place import shares
 from trainers.tasks import Family
 
 MAX_EVALUATION_SHARE = 0.10
+"""Evaluation may cost at most this share of a trial's training FLOPs."""
 
 MAX_TRIALS = 100_000
+"""A larger crossing is a slip of the pen, and would fill the memory before anything else."""
 
 MAX_STEPS = 10**9
+"""More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
 
 
 def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:

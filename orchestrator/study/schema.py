@@ -42,19 +42,7 @@ def model_words(trunk: TrunkSpec) -> str:
     return f"{size}, {number(step)} FLOPs a step, {number(answer)} to answer"
 
 
-"""Evaluation may cost at most this share of a trial's training FLOPs."""
-
-"""A larger crossing is a slip of the pen, and would fill the memory before anything else."""
-
-"""More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
-
-"""Lines of a refusal; the rest are counted."""
-
-"""Characters of a given value that a refusal shows."""
-
-
 NAME = "[a-z][a-z0-9_]*"
-
 """Of studies; it stands in the name of a folder."""
 
 
@@ -157,7 +145,6 @@ class Expected(Record):
 
 
 PARTS = ("model", "training", "family")
-
 """What a variant may change of the question; besides, its place."""
 
 

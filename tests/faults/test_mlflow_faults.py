@@ -31,6 +31,7 @@ from test_record import SMALL
 
 from orchestrator import cli
 from orchestrator.analysis import findings, summary
+from orchestrator.console import again, checks
 from orchestrator.record import links, mlflow_runs, publisher, trouble
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
@@ -435,7 +436,7 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     assert len(list((home / "mlartifacts").rglob("report.html"))) == 1
     found = mlflow_facts(uri, world.study.id)
     assert set(found) == set(world.golden) and links.sqlite_file(uri) == home / "mlflow.db"
-    assert cli._tracking_uri(None) == uri
+    assert checks.tracking_uri_of(None) == uri
 
 
 def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(world: World) -> None:
@@ -459,12 +460,12 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
 def test_publish_and_go_on_say_no_password(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a refusal quotes the URI, or the command to copy repeats it."""
     uri = "http://me:topsecret@127.0.0.1:9"
-    with pytest.raises(cli.UsageProblem) as problem:
+    with pytest.raises(checks.UsageProblem) as problem:
         cli.publish(world.study.id, uri)
     assert "topsecret" not in str(problem.value) and "\n" not in str(problem.value)
     assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
     argv = ["emergence", "run", "x", "--tracking-uri", uri, "--storage=s3://k:top/secret@b", "--slots", "2"]
     monkeypatch.setattr(sys, "argv", argv)
-    again = cli._again()
-    assert "secret" not in again and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in again
-    assert "emergence run x --slots 2" in again
+    shown = again.this_again()
+    assert "secret" not in shown and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in shown
+    assert "emergence run x --slots 2" in shown

@@ -24,6 +24,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from orchestrator import cli
+from orchestrator.console import checks
 from orchestrator.record import publisher
 from orchestrator.record.journal import Journal
 from orchestrator.record.provenance import session_event
@@ -105,7 +106,7 @@ class Ended(NamedTuple):
 def invoke(home: Path | str, *words: str) -> Ended:
     """A command in this very process."""
     done = CliRunner().invoke(cli.app, list(words), env={"EMERGENCE_HOME": str(home), "COLUMNS": "250"})
-    refused = isinstance(done.exception, (cli.UsageProblem, cli.StudyError))
+    refused = isinstance(done.exception, (checks.UsageProblem, cli.StudyError))
     if done.exception and not refused and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Ended(2, f"{done.output}{done.exception}") if refused else Ended(done.exit_code, done.output)
@@ -401,7 +402,7 @@ def test_no_command_takes_a_name_that_leads_out_of_the_home(command: str, home: 
     for name in names:
         words = [command, name, *(["small@1"] if command == "compare" else [])]
         done = CliRunner().invoke(cli.app, words, env={"EMERGENCE_HOME": str(home)})
-        assert isinstance(done.exception, (cli.UsageProblem, cli.StudyError)) and "x@" in str(done.exception)
+        assert isinstance(done.exception, (checks.UsageProblem, cli.StudyError)) and "x@" in str(done.exception)
     assert (Path(outside) / "checkpoints" / "kept").read_text() == "mine"
     tally("names that lead out of the home", len(names), len(names))
 
@@ -422,6 +423,6 @@ def test_clean_deletes_nothing_that_a_link_leads_to_outside_the_home(linked: str
     assert CliRunner().invoke(cli.app, ["status", "small@1"], env={"EMERGENCE_HOME": str(home)}).exit_code == 0
     for storage in ([], ["--storage", str(home)], ["--storage", home.as_uri()]):
         done = CliRunner().invoke(cli.app, ["clean", "small@1", *storage], env={"EMERGENCE_HOME": str(home)})
-        assert isinstance(done.exception, cli.UsageProblem) and str(outside) in str(done.exception)
+        assert isinstance(done.exception, checks.UsageProblem) and str(outside) in str(done.exception)
     assert kept.read_text() == "mine"
     tally("names that lead out of the home", 3, 3)

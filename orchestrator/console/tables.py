@@ -1,0 +1,219 @@
+"""What commands print: the plan, the result, a comparison, the list of studies."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.table import Table
+
+from orchestrator.console import progress
+from orchestrator.console.again import program, to_copy
+from orchestrator.console.checks import UsageProblem, read_record, study_folders, trouble_words
+from orchestrator.formatting import clock, number, sure, times
+from orchestrator.plan import price
+from orchestrator.record import journal, lease, links, recorded
+from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
+from orchestrator.study.schema import Study, model_words
+from orchestrator.terminal import Terminal, shortened, styled
+from trainers import budget
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+
+def show_plan(
+    todo: price.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
+) -> None:
+    console = console or Terminal()
+    study = todo.study
+    family: Any = study.family
+    question = shortened(study.question.strip())
+    console.print(styled((study.id, "bold"), f": {question}"), soft_wrap=not console.is_terminal)
+    done = todo.n_trials - todo.n_open
+    work = f"{todo.n_open} trials on {len(todo.jobs)} trunks to run" + (
+        f", {done} of {todo.n_trials} have ended" if done else ""
+    )
+    saved = 1 - (todo.train_flops + todo.kept_flops) / todo.separate_flops if todo.separate_flops else 0
+    kept = f", {number(float(todo.kept_flops))} more are done, in checkpoints" if todo.kept_flops else ""
+    lines = [
+        ("work", work),
+        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks{kept}), "
+                    f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
+        ("time", _time_words(todo, slots_known)),
+    ]  # fmt: skip
+    if not brief:
+        speed = f"{todo.flops_per_second:.3g} FLOPs/s a slot" if todo.flops_per_second else "unknown"
+        lines += [
+            ("speed", speed),
+            ("tokens", f"{number(float(todo.tokens))} read in training"),
+            *shape_rows(study),
+            *_places(todo),
+            (
+                "tasks",
+                f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_tasks_max))}{' in each domain' if len(family.domains) > 1 else ''}",
+            ),
+            ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
+        ]
+    if study.primary is not None:
+        from orchestrator.analysis import primary  # here: it tries the estimators, and scipy takes a moment
+
+        lines += [row for row in primary.planned(study) if not brief or row[0] == "warning"]
+    if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
+        lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
+    lines.append(("results", str(folder)))
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim", justify="right")
+    table.add_column(overflow="fold")
+    for name, text in lines:
+        table.add_row(name, text)
+    console.print(table)
+
+
+def _time_words(todo: price.Plan, slots_known: str) -> str:
+    """How long it takes on how many slots, or when that will be known."""
+    on = f"on {times(todo.slots, 'slot')}{slots_known}"
+    if todo.seconds is None:
+        return f"{on}: told after the first reports; before them by {program()} plan --calibrate"
+    return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
+
+
+def _places(todo: price.Plan) -> list[tuple[str, str]]:
+    """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
+    rows = []
+    for line, key in todo.study.lines.items():
+        laid = {job.trunk.size: job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
+        for size, (workers, fit, _) in laid.items():
+            if fit is None:
+                continue
+            if todo.options.gpu_bytes or workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
+                which = " ".join([*([line] if len(todo.study.lines) > 1 else []), *([size] if size else [])])
+                rows.append(("place", f"{which}{': ' if which else ''}{times(workers, 'worker')} a trial; {fit.why}"))
+    return rows
+
+
+def shape_rows(study: Study) -> list[tuple[str, str]]:
+    """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for line in study.lines:
+        for trunk, budgets in study.sizes(line):
+            steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in budgets)
+            name = f"{line} {trunk.size}".rstrip()
+            alike.setdefault((model_words(trunk), f"{steps} steps"), []).append(name)
+    rows = []
+    for (model, steps), lines in alike.items():
+        which = f"{', '.join(lines)}: " if len(alike) > 1 else ""
+        rows += [("model", f"{which}{model}"), ("budgets", f"{which}{steps}")]
+    return rows
+
+
+def show_result(
+    study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
+) -> bool:
+    """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
+    from orchestrator.analysis import answer, expected, findings
+    from orchestrator.record import publisher
+
+    state = recorded.read(folder, study)
+    surface = progress.Surface(study)
+    surface.take([e for events in state.evaluations.values() for e in events])
+    console.print()
+    console.print(surface.render())
+    page = folder / "report.html"
+    found = None
+    if publisher.report_is_current(folder, study):
+        with contextlib.suppress(OSError):  # damaged or taken away a moment ago
+            found = findings.read(folder, study)
+    if found is not None:
+        console.print(f"\n{answer.paragraph(found)}")
+        for verdict in found.verdicts:
+            console.print(f"  {expected.verdict_line(verdict)}")
+        said = str(page)
+    elif publisher.is_publishing(folder):
+        said = f"still being written, to {page}"
+    else:
+        older = f"; what {page} shows is older" if page.exists() else ""
+        said = f"not written yet{older}. Write it with: {program()} publish {study_name}"
+    console.print(f"\nReport:    {said}", soft_wrap=True)
+    shown = found is not None or publisher.is_publishing(folder)
+    published = publisher.mlflow_is_current(folder, uri, study) or publisher.is_publishing(folder)
+    if not published:
+        console.print(
+            f"MLflow:    not up to date. Bring it there with: {program()} publish {study_name}",
+            soft_wrap=True,
+        )
+    elif link := links.study_link(folder, uri):
+        console.print(f"MLflow:    {link}", soft_wrap=True)
+    if links.is_local(uri):
+        address = links.ui_address(uri)
+        words = [program(), "ui", *(["--port", str(urlsplit(address).port)] if address != links.LOCAL_UI else [])]
+        words += ["--tracking-uri", tracking_uri] if tracking_uri else []
+        console.print(f"MLflow UI: {to_copy(words)}", soft_wrap=True)
+    return shown
+
+
+def show_comparison(found: Any) -> None:
+    from orchestrator.analysis.compare_words import answer, difference_words, left_out
+
+    console = Terminal()
+    a, b = found.a.study.id, found.b.study.id
+    console.print("\n".join([" ".join(answer(found)), *left_out(found)]))
+    if found.settings:
+        console.print(styled(("\nSettings that differ", "bold"), f" ({a} -> {b})"))
+        for line in found.settings:
+            console.print(f"  {line}")
+    of_arm = {arms: f" ({arms[0]})" if len(found.arms) > 1 else "" for arms in found.arms}
+    table = _plain_table("\nBoundaries, in tasks", ("", "FLOPs", a, b), "left")
+    for pair in found.boundaries:
+        if pair.skill in (found.skill, "memory"):
+            name = f"K_{pair.letter} {pair.skill}{of_arm[pair.arms]}"
+            table.add_row(name, number(pair.compute_flops), *pair.intervals)
+    console.print(table)
+    kept = [cell for cell in found.cells if cell.kept and cell.skill in (found.skill, "")][:MAX_CELLS_SHOWN]
+    if kept:
+        heads = ("", "tasks", "FLOPs", "difference", f"{sure(kept[0].claim.confidence)} interval")
+        table = _plain_table(f"\nCells that differ: {b} less {a}", heads, "right")
+        for cell in kept:
+            told, interval = difference_words(cell.difference)
+            name = f"{cell.measure} {cell.skill}".strip() + of_arm[cell.arms]
+            table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), told, interval or "—")
+        console.print(table)
+    rest = sum(cell.kept for cell in found.cells) - len(kept)
+    if rest:
+        console.print(f"... and {rest} more, other skills included, on the page")
+
+
+def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
+    for head in heads:
+        table.add_column(
+            head, header_style="dim", justify=justify if head else "left", no_wrap=not head, overflow="fold"
+        )
+    return table
+
+
+MAX_CELLS_SHOWN = 30
+"""Cells that a terminal shows of a comparison."""
+
+
+def list_studies(console: Terminal) -> None:
+    """A line for each study, whatever is wrong with some of them."""
+    folders = study_folders()
+    if not folders:
+        console.print(f"No study has run yet in {journal.home_folder()}.")
+    for folder in folders:
+        try:
+            study, state = read_record(folder)
+            held = lease.is_held(folder)
+        except (OSError, UsageProblem) as problem:
+            line = f"{folder.name}: {trouble_words(problem)}" if isinstance(problem, OSError) else str(problem)
+        else:
+            running = "running" if held else "not running"
+            line = f"{folder.name}: nothing is recorded yet, {running}"
+            if study is not None:
+                ended = sum(t.id in state.trials for t in study.trials())
+                other = "" if study.id == folder.name else f"{folder.name}, which is renamed or copied: "
+                line = f"{other}{study.id}: {ended} of {len(study.trials())} trials ended, {running}"
+                line += "; its journal is damaged" if state.short else ""
+        console.print(line, soft_wrap=True)

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from trainers.shapes import Shape
+
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import synthetic
@@ -30,7 +32,8 @@ from trainers import budget, checkpoint
 from trainers.engine.engine import Engine
 from trainers.fit.place import Place
 from trainers.models.transformer import build
-from trainers.spec import Model, Training, TrunkSpec
+from trainers.shapes import Model
+from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
 from trainers.train import evaluate, run_trunk
 
@@ -40,7 +43,7 @@ ROUNDS = 15
 def plain_step(net: Any, adamw: Any, trunk: TrunkSpec, step: int, rate: float) -> float:
     """What anybody would write without DeepSpeed: the same batch, clipping and schedule, the same AdamW."""
     family: Any = trunk.family
-    batch = family.batch(trunk, step)
+    batch = family.batch(trunk.asked, step)
     tokens = torch.from_numpy(batch.tokens)
     loss = net(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(batch.loss_mask))
     loss.backward()
@@ -74,7 +77,7 @@ def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
 
     def run_ours() -> None:
         for _ in range(steps_per_round):
-            engine.step(family.batch(trunk, at[0]), 1e-3, at[0])
+            engine.step(family.batch(trunk.asked, at[0]), 1e-3, at[0])
             at[0] += 1
 
     def run_theirs() -> None:
@@ -127,21 +130,20 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     """(batch making / step, evaluation / training of the whole trunk), as shares of time."""
     family: Any = trunk.family
     engine = Engine(trunk, Place())
-    suite = family.suite(trunk)
+    suite = family.suite(trunk.asked)
     step = [0]
 
     def train() -> None:
         for _ in range(10):
-            engine.step(family.batch(trunk, step[0]), 1e-3, step[0])
+            engine.step(family.batch(trunk.asked, step[0]), 1e-3, step[0])
             step[0] += 1
 
-    train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk, i) for i in range(10)])
+    train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk.asked, i) for i in range(10)])
     eval_seconds = alternate(lambda: evaluate(engine, suite), lambda: None)[0]
     engine.destroy()
     steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
     n_evaluations = budget.price(trunk, budgets).eval_flops / (
-        family.suite_size(trunk)
-        * budget.forward_flops_per_sequence(trunk.model, family.vocab_size, family.length(trunk.arm))
+        family.suite_size(trunk.asked) * Shape(trunk.model, family.vocab_size, family.length(trunk.arm)).forward_flops
     )
     return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
 
@@ -189,7 +191,7 @@ def price_of_many_tasks() -> dict[str, float]:
 
 def _batches(family: Any, trunk: TrunkSpec) -> None:
     for step in range(100):
-        family.batch(trunk, step)
+        family.batch(trunk.asked, step)
 
 
 def main() -> int:
@@ -267,7 +269,7 @@ def statistics_seconds(axes: dict[str, Any]) -> tuple[float, int]:
 def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:
     """Median seconds of a checkpoint and of a step."""
     engine = Engine(trunk, Place())
-    batch = cast(Any, trunk.family).batch(trunk, 0)
+    batch = cast(Any, trunk.family).batch(trunk.asked, 0)
     with tempfile.TemporaryDirectory() as folder:
         number = iter(range(1, 1000))
 

@@ -19,14 +19,14 @@ from trainers.budget import (
     answer_flops,
     evaluation_steps,
     flops_per_step,
-    forward_flops_per_sequence,
     learning_rate_at,
-    n_parameters,
     price,
     steps_of,
 )
 from trainers.models.transformer import Attention, CausalConvolution, build
-from trainers.spec import Model, Numbers, Training, TrunkSpec
+from trainers.records import Numbers
+from trainers.shapes import Model, Shape
+from trainers.spec import Training, TrunkSpec
 
 SHAPES = [
     Model(
@@ -58,7 +58,9 @@ def trunk_of(**changes: Any) -> TrunkSpec:
 def test_parameters_are_those_of_the_model_that_is_built():
     for model, vocab_size, seq_len, numbers in itertools.product(SHAPES, (5, 32), (7,), (None, Numbers(6, 0.25))):
         net = build(model, vocab_size, seq_len, replicate=0, numbers=numbers)
-        assert n_parameters(model, vocab_size, seq_len, numbers) == sum(p.numel() for p in net.parameters()), model
+        assert Shape(model, vocab_size, seq_len, numbers).n_parameters == sum(p.numel() for p in net.parameters()), (
+            model
+        )
 
 
 def test_forward_flops_are_the_multiply_adds_that_a_forward_pass_makes():
@@ -81,21 +83,21 @@ def test_forward_flops_are_the_multiply_adds_that_a_forward_pass_makes():
         for module in net.modules():
             module.register_forward_hook(count)
         net(torch.zeros(1, seq_len, numbers.width) if numbers else torch.zeros(1, seq_len, dtype=torch.int64))
-        assert forward_flops_per_sequence(model, vocab_size, seq_len, numbers) == counted, model
+        assert Shape(model, vocab_size, seq_len, numbers).forward_flops == counted, model
 
 
 def test_the_quickest_model_by_hand():
     """d=4, T=3, V=5, one layer, MLP 8, convolution over 2: per token 4·16 + 2·32 + 4·5 + 2·3·4 + 2·4 multiply-adds."""
     model = Model(n_layers=1, d_model=4, n_heads=1, d_mlp=8, conv_kernel=2)
-    assert forward_flops_per_sequence(model, 5, 3) == 2 * 3 * (64 + 64 + 20 + 24 + 8)
-    assert n_parameters(model, 5, 3) == 2 * 20 + 64 + 64 + 8 + 3 * 4
+    assert Shape(model, 5, 3).forward_flops == 2 * 3 * (64 + 64 + 20 + 24 + 8)
+    assert Shape(model, 5, 3).n_parameters == 2 * 20 + 64 + 64 + 8 + 3 * 4
 
 
 def test_numbers_cost_the_matrix_that_embeds_them_and_a_head_of_one():
     """As above with tokens of 9 numbers: 4·9 and 4·1 multiply-adds for 4·5; the bias adds parameters only."""
     model = Model(n_layers=1, d_model=4, n_heads=1, d_mlp=8, conv_kernel=2)
-    assert forward_flops_per_sequence(model, 1, 3, Numbers(9, 0.25)) == 2 * 3 * (36 + 64 + 64 + 4 + 24 + 8)
-    assert n_parameters(model, 1, 3, Numbers(9, 0.25)) == 36 + 4 + 4 + 64 + 64 + 8 + 3 * 4
+    assert Shape(model, 1, 3, Numbers(9, 0.25)).forward_flops == 2 * 3 * (36 + 64 + 64 + 4 + 24 + 8)
+    assert Shape(model, 1, 3, Numbers(9, 0.25)).n_parameters == 36 + 4 + 4 + 64 + 64 + 8 + 3 * 4
     family = {"name": "regression", "n_dims": 8, "n_pairs": 2}
     trunk = trunk_of(family=family, model=model.model_dump(), training={"batch_size": 7})
     assert flops_per_step(trunk) == 3 * 7 * 2 * 3 * (36 + 64 + 64 + 4 + 24 + 8)
@@ -103,8 +105,8 @@ def test_numbers_cost_the_matrix_that_embeds_them_and_a_head_of_one():
 
 def test_a_training_step_costs_three_forward_passes_of_the_batch():
     trunk = trunk_of(training={"batch_size": 7})
-    assert flops_per_step(trunk) == 3 * 7 * forward_flops_per_sequence(trunk.model, 12, 9)
-    assert answer_flops(trunk) == forward_flops_per_sequence(trunk.model, 12, 9)
+    assert flops_per_step(trunk) == 3 * 7 * Shape(trunk.model, 12, 9).forward_flops
+    assert answer_flops(trunk) == Shape(trunk.model, 12, 9).forward_flops
 
 
 # Steps -----------------------------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def test_the_price_is_what_the_schedule_does(ends, decay_share, schedule):
     budgets = [float(end * cost) for end in ends]
     n_steps, n_evaluations = simulated(trunk, budgets)
     length = family.length(trunk.arm)
-    exam = family.suite_size(trunk) * forward_flops_per_sequence(trunk.model, family.vocab_size, length)
+    exam = family.suite_size(trunk.asked) * Shape(trunk.model, family.vocab_size, length).forward_flops
     assert price(trunk, budgets) == (n_steps * cost, n_evaluations * exam, sum(ends) * cost)
 
 

@@ -35,7 +35,7 @@ def trunk_of(n_tasks: int = 64, arm: str = "steps", replicate: int = 0, n_sequen
 
 @functools.cache
 def suite_of(trunk: Any) -> list[ItemSet]:
-    return list(trunk.family.suite(trunk))
+    return list(trunk.family.suite(trunk.asked))
 
 
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
@@ -218,7 +218,7 @@ def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, par
     n_slots, s = family.n_slots, family.n_input
     colon, filler = family.vocab_size - 2, family.vocab_size - 1
     tasks = set(map(tuple, train_of(trunk).tolist()))
-    batch = family.batch(trunk, 7)
+    batch = family.batch(trunk.asked, 7)
     assert batch.loss_mask.shape == (32, family.length(arm)) and batch.tokens.shape == (32, family.length(arm) + 1)
     for row, mask in zip(batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True):
         composition = [token - family.n_letters for token in row[:n_slots]]
@@ -246,12 +246,12 @@ def test_the_longest_arm_is_the_length_of_the_family():
 
 def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike():
     trunk = trunk_of(10**12, **HUGE)
-    first = trunk.family.batch(trunk, 5)
-    trunk.family.batch(trunk, 6)
-    again = trunk.family.batch(trunk_of(10**12, **HUGE), 5)
+    first = trunk.family.batch(trunk.asked, 5)
+    trunk.family.batch(trunk.asked, 6)
+    again = trunk.family.batch(trunk_of(10**12, **HUGE).asked, 5)
     assert np.array_equal(first.tokens, again.tokens) and np.array_equal(first.loss_mask, again.loss_mask)
     others = [
-        trunk_of(10**12, replicate=r, **HUGE).family.batch(trunk_of(10**12, replicate=r, **HUGE), s)
+        trunk_of(10**12, replicate=r, **HUGE).family.batch(trunk_of(10**12, replicate=r, **HUGE).asked, s)
         for r in (0, 1)
         for s in range(40)
     ]
@@ -261,7 +261,7 @@ def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike():
 
 def test_training_draws_all_its_tasks_and_inputs_equally():
     trunk = trunk_of(24)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(100)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(100)])
     which = (tokens[:, None, :3] - 8 == train_of(trunk)).all(axis=2)  # (N, K)
     assert (which.sum(axis=1) == 1).all()
     counts = np.zeros((24, 8))
@@ -341,7 +341,7 @@ def test_looking_neighbours_up_finds_the_same_memoriser_as_going_through_the_lis
     asked = np.concatenate([family.compositions(family.held_out_ids(64)), train[:30]])
     x = family._inputs(np.random.default_rng(0), len(asked))
     *_, answer = family.steps(asked, x)
-    near = family._looked_up(trunk, asked)
+    near = family._looked_up(trunk.asked, asked)
     assert {tuple(row) for row in near.tolist()} <= {tuple(row) for row in train.tolist()}
     through, looked_up = (family.memorizer(asked, x, answer, tasks, family.maps(tasks)) for tasks in (train, near))
     assert np.allclose(through, looked_up, rtol=0, atol=1e-12)
@@ -362,7 +362,7 @@ def test_a_trillion_tasks_have_a_memoriser_and_a_million_are_too_many_and_too_fe
 def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference):
     trunk = trunk_of(24, "answer", n_input=2)
     family, train = trunk.family, train_of(trunk)
-    for items in family.suite(trunk):
+    for items in family.suite(trunk.asked):
         asked, x, answer = items.tokens[:, :3] - 8, items.tokens[:, 4:6], items.tokens[:, -2:]
         probs = family.memorizer(asked, x, answer, train, family.maps(train))
         if reference == "generalizer":
@@ -459,7 +459,7 @@ def test_the_suite_has_the_size_that_its_price_assumes():
     for arm, parameters in itertools.product(Compose.arms, FAMILIES):
         trunk = trunk_of(2, arm, n_sequences=5, **parameters)
         suite = suite_of(trunk)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk)
+        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
         assert all(items.tokens.shape[1] == trunk.family.length(arm) + 1 for items in suite)
 
 
@@ -531,13 +531,13 @@ def test_nobody_has_more_tasks_of_a_domain_than_it_holds():
 def test_domains_are_drawn_by_their_shares_and_tasks_alike_within_each(shares, exponent):
     trunk = trunk_of(4, **DOMAINS, domain_shares=shares)
     trunk = trunk.model_copy(update={"training": trunk.training.model_copy(update={"task_exponent": exponent})})
-    drawn = trunk.family.draw_tasks(trunk, np.random.default_rng(0), 40_000)
+    drawn = trunk.family.draw_tasks(trunk.asked, np.random.default_rng(0), 40_000)
     by_domain = np.array(shares or (1, 1, 1)) / sum(shares or (1, 1, 1))
     within = np.arange(1, 5) ** -exponent / (np.arange(1, 5) ** -exponent).sum()
     expected = 40_000 * (within[:, None] * by_domain).ravel()  # task i of domain d is number 3 i + d
     assert stats.chisquare(np.bincount(drawn, minlength=12), expected).pvalue > 1e-3
-    assert trunk.family.draws_alike(trunk.training) == (not shares)
-    seen = trunk.family.seen_tasks(trunk, 1200)
+    assert trunk.family.draws_alike(trunk.training.task_exponent) == (not shares)
+    seen = trunk.family.seen_tasks(trunk.asked, 1200)
     assert abs(np.bincount(seen % 3) / 1200 - by_domain).max() < 0.05
 
 

@@ -36,7 +36,7 @@ def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **fami
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
     return tokens, probe
 
 
@@ -87,7 +87,7 @@ def test_chains_and_sequences_are_what_they_were_when_this_was_written():
     assert Markov().train_ids(0, np.arange(2)).tolist() == [717428583271845290, 1901996850095256273]
     assert Markov().held_out_ids(2).tolist() == [3489668271299551185, 3088738709767255156]
     trunk = trunk_of(1000)
-    assert trunk.family.batch(trunk, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
+    assert trunk.family.batch(trunk.asked, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
 
 
 def test_no_chain_is_both_trained_and_held_out_by_content():
@@ -146,7 +146,7 @@ def test_a_trillion_chains_are_really_drawn_from(prior, mean):
 
 def test_a_batch_shows_states_and_scores_every_one_after_the_first():
     trunk = trunk_of()
-    batch = trunk.family.batch(trunk, 7)
+    batch = trunk.family.batch(trunk.asked, 7)
     assert batch.tokens.shape == (32, T) and batch.tokens.dtype == np.int64
     assert trunk.family.length("next_token") == T - 1 and batch.loss_mask.shape == (32, T - 1)
     assert set(np.unique(batch.tokens)) == set(range(K)) and batch.loss_mask.all()
@@ -154,10 +154,12 @@ def test_a_batch_shows_states_and_scores_every_one_after_the_first():
 
 def test_a_batch_is_a_pure_function_of_step_and_replicate():
     trunk = trunk_of()
-    first = trunk.family.batch(trunk, 7).tokens
-    trunk.family.batch(trunk, 0)
-    assert np.array_equal(trunk_of().family.batch(trunk_of(), 7).tokens, first)
-    others = [trunk_of(replicate=r).family.batch(trunk_of(replicate=r), s).tokens for r in (0, 1) for s in range(40)]
+    first = trunk.family.batch(trunk.asked, 7).tokens
+    trunk.family.batch(trunk.asked, 0)
+    assert np.array_equal(trunk_of().family.batch(trunk_of().asked, 7).tokens, first)
+    others = [
+        trunk_of(replicate=r).family.batch(trunk_of(replicate=r).asked, s).tokens for r in (0, 1) for s in range(40)
+    ]
     assert len(np.unique(np.concatenate(others), axis=0)) == 80 * 32
 
 
@@ -165,7 +167,7 @@ def test_each_state_follows_the_one_before_as_its_chain_says():
     """Of one chain: rows as they should be, whatever came two steps before, early and late; and the first state, too."""
     trunk = trunk_of(1, n_states=4)
     (chain,) = tasks_of(trunk)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(60)])  # (1920, 128)
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(60)])  # (1920, 128)
     for part in (tokens[:, :9], tokens[:, -9:]):
         counts = np.zeros((4, 4, 4))
         np.add.at(counts, (part[:, :-2], part[:, 1:-1], part[:, 2:]), 1)
@@ -179,7 +181,7 @@ def test_each_state_follows_the_one_before_as_its_chain_says():
 
 def test_sequences_of_a_batch_come_from_the_training_chains_by_their_shares():
     trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)])
     logs = np.log(tasks_of(trunk))  # (4, K, K)
     likeliest = logs[:, tokens[:, :-1], tokens[:, 1:]].sum(axis=2).argmax(axis=0)
     shares = [25 / 48, 13 / 48, 7 / 48, 3 / 48]
@@ -257,7 +259,7 @@ def test_the_memoriser_of_very_many_chains_becomes_the_generaliser():
 def test_all_predictors_sum_to_one_and_see_only_what_stands_before():
     trunk = trunk_of(16, n_sequences=16, n_tokens=40)
     family, train = trunk.family, tasks_of(trunk)
-    tokens = family.batch(trunk, 0).tokens
+    tokens = family.batch(trunk.asked, 0).tokens
     found = family.predictors(tokens, train)
     changed = tokens.copy()
     changed[:, 20:] = (changed[:, 20:] + 1) % K
@@ -331,8 +333,8 @@ def test_at_the_default_size_memory_and_ability_have_room_and_the_memoriser_has_
 def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
     trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
     for trunk in trunks:
-        suite = trunk.family.suite(trunk)
-        assert sum(len(i.tokens) * i.n_readings for i in suite) == trunk.family.suite_size(trunk) == 128
+        suite = trunk.family.suite(trunk.asked)
+        assert sum(len(i.tokens) * i.n_readings for i in suite) == trunk.family.suite_size(trunk.asked) == 128
     assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
     assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
 

@@ -18,19 +18,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.budget import n_parameters, shape_of
+from trainers.budget import shape_of
 from trainers.fit import memory
 from trainers.fit.memory import (
     FREE_SHARE,
     DoesNotFit,
     How,
-    activation_bytes,
     bucket_elements,
     fit,
     is_out_of_memory,
-    kept_bytes,
-    largest_layer,
-    matmul_parameters,
     needs,
     state_bytes,
     workers_needed,
@@ -38,8 +34,9 @@ from trainers.fit.memory import (
 )
 from trainers.fit.place import Place, halved, shares
 from trainers.models.transformer import Transformer, build
-from trainers.shapes import PRESETS
-from trainers.spec import Model, Numbers, TrunkSpec
+from trainers.records import Numbers
+from trainers.shapes import PRESETS, Model, Shape
+from trainers.spec import TrunkSpec
 
 ROOT = Path(__file__).parent.parent
 GB = 10**9
@@ -99,7 +96,7 @@ def test_what_autograd_keeps_is_estimated_to_ten_percent_and_never_too_low(chang
     model = model_of(**change)
     net = build(model, vocab_size, T, 0)
     found = kept_by_autograd(net, lambda: loss_of(net, vocab_size, precision))
-    estimate = kept_bytes(model, vocab_size, T, B, precision)
+    estimate = Shape(model, vocab_size, T).kept_bytes(B, precision)
     assert found <= estimate * 1.001  # scalars
     assert estimate <= 1.1 * found
 
@@ -109,7 +106,7 @@ def test_what_autograd_keeps_of_tokens_that_are_numbers_is_estimated_to_ten_perc
     net = build(model, 1, T, 0, None, numbers)
     tokens, mask = torch.randn(B, T + 1, 5), torch.ones(B, T, dtype=torch.bool)
     found = kept_by_autograd(net, lambda: net(tokens[:, :-1], tokens[:, 1:], mask))
-    assert found <= kept_bytes(model, 1, T, B, numbers=numbers) <= 1.1 * found
+    assert found <= Shape(model, 1, T, numbers).kept_bytes(B) <= 1.1 * found
 
 
 class Alive(TorchDispatchMode):
@@ -148,16 +145,16 @@ def test_the_worst_moment_of_a_step_is_never_estimated_too_low_and_at_most_two_t
     alive = Alive(*net.parameters(), *net.buffers())
     with alive:
         loss_of(net, vocab_size, precision).backward()
-    estimate = activation_bytes(model, vocab_size, T, B, precision, recompute)
-    estimate += 4 * n_parameters(model, vocab_size, T)  # gradients
+    estimate = Shape(model, vocab_size, T).activation_bytes(B, precision, recompute)
+    estimate += 4 * Shape(model, vocab_size, T).n_parameters  # gradients
     assert 0.6 * estimate <= alive.peak <= estimate
 
 
 def test_recomputing_keeps_less_and_the_more_so_the_deeper_the_model():
     shares = []
     for n_layers in (2, 8, 32):
-        shape = (model_of(n_layers=n_layers), V, T, B, "fp32")
-        shares.append(activation_bytes(*shape, recompute=True) / activation_bytes(*shape))
+        shape = Shape(model_of(n_layers=n_layers), V, T)
+        shares.append(shape.activation_bytes(B, recompute=True) / shape.activation_bytes(B))
     assert shares[0] > shares[1] > shares[2]
     assert shares[2] < 0.15
 
@@ -167,8 +164,8 @@ def test_matrices_and_the_largest_layer_are_those_of_the_built_model():
         model = model_of(**change)
         net = build(model, vocab_size, T, 0)
         linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
-        assert matmul_parameters(model, vocab_size) == sum(m.weight.numel() for m in linear)
-        assert largest_layer(model, vocab_size, T) == max(p.numel() for p in net.parameters())
+        assert Shape(model, vocab_size, T).n_matmul_parameters == sum(m.weight.numel() for m in linear)
+        assert Shape(model, vocab_size, T).largest_layer == max(p.numel() for p in net.parameters())
 
 
 # Training state, against DeepSpeed -----------------------------------------------------------------------------------
@@ -443,12 +440,11 @@ def test_the_fewest_workers_are_those_below_which_it_fits_with_offload_at_best()
 
 def test_zero_is_configured_as_the_estimate_assumes():
     trunk = trunk_of()
-    model, vocab_size, seq_len, _ = shape_of(trunk)
     assert zero_section(trunk, 0, False) == {"stage": 0}
     for stage in (1, 2, 3):
         section = zero_section(trunk, stage, False)
-        assert section["reduce_bucket_size"] == bucket_elements(model, vocab_size, seq_len)
-        assert largest_layer(model, vocab_size, seq_len) <= section["reduce_bucket_size"] <= 50_000_000
+        assert section["reduce_bucket_size"] == bucket_elements(shape_of(trunk))
+        assert shape_of(trunk).largest_layer <= section["reduce_bucket_size"] <= 50_000_000
         assert ("offload_optimizer" in zero_section(trunk, stage, True)) and "offload_optimizer" not in section
 
 
@@ -504,7 +500,7 @@ def test_a_trunk_that_runs_out_of_memory_is_run_once_more_with_half_the_micro_ba
     Its allocator is told to give back what is freed: left alone it keeps some of it, and a limit counts what is kept.
     """
     trunk = trunk_of("0.1m", 1536, family={"name": "cipher", "n_symbols": 16, "n_pairs": 20})
-    room = int(1.5 * activation_bytes(*shape_of(trunk)[:3], 768))
+    room = int(1.5 * shape_of(trunk).activation_bytes(768))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", TIGHT, str(room)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

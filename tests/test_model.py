@@ -11,7 +11,8 @@ import torch
 from scipy import special, stats
 
 from trainers.models.transformer import CausalConvolution, Transformer, build, rotate
-from trainers.spec import Model, Numbers
+from trainers.records import Numbers
+from trainers.shapes import Model
 
 V, T = 11, 9
 OPTIONS = list(itertools.product(("rms", "layer"), ("rotary", "learned"), (0, 3)))

@@ -43,7 +43,9 @@ def train_of(trunk: Any) -> np.ndarray:
 
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
     """The one probe of a skill on a split, with the sequences that it is scored on."""
-    (found,) = [(i, p) for i in trunk.family.suite(trunk) for p in i.probes if (p.skill, p.split) == (skill, split)]
+    (found,) = [
+        (i, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if (p.skill, p.split) == (skill, split)
+    ]
     return found
 
 
@@ -139,7 +141,7 @@ def test_what_cannot_be_is_refused(parameters, complaint):
 def test_a_sequence_shows_one_training_function_and_the_loss_sees_what_its_arm_says(arm, parameters):
     trunk = trunk_of(3, arm, **parameters)
     family, tasks = trunk.family, set(map(tuple, train_of(trunk).tolist()))
-    batch = family.batch(trunk, 4)
+    batch = family.batch(trunk.asked, 4)
     assert batch.tokens.shape == (32, family.length(arm) + 1) and batch.loss_mask.shape == (32, family.length(arm))
     told, x, z = read(family, arm, batch.tokens)
     assert x.any(axis=2).all() and x.max() < family.modulus
@@ -168,8 +170,8 @@ def test_the_longest_arm_is_the_length_of_the_family():
 
 def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_equally():
     trunk = trunk_of(15)
-    batches = [trunk.family.batch(trunk, step).tokens for step in range(60)]
-    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15), 9).tokens)
+    batches = [trunk.family.batch(trunk.asked, step).tokens for step in range(60)]
+    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15).asked, 9).tokens)
     assert len({batch.tobytes() for batch in batches}) == 60
     _, x, z = read(trunk.family, "answer", np.concatenate(batches))
     assert stats.chisquare(np.bincount((x @ [1, 5]).ravel(), minlength=25)[1:]).pvalue > 1e-3
@@ -179,7 +181,7 @@ def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_
 
 def test_a_trillion_tasks_are_really_drawn_from():
     trunk = trunk_of(10**12, "task_id", **HUGE)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)])
     assert len(np.unique(tokens[:, :12], axis=0)) == 40 * 32
 
 
@@ -321,8 +323,8 @@ def test_held_out_sequences_are_the_same_for_all_trials():
 def test_the_suite_has_the_size_that_its_price_assumes_and_measures_every_skill():
     for arm in Modular.arms:
         trunk = trunk_of(7, arm, n_sequences=5)
-        suite = trunk.family.suite(trunk)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk)
+        suite = trunk.family.suite(trunk.asked)
+        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
         assert all(items.tokens.shape[1] == trunk.family.length(arm) + 1 for items in suite)
         measured = [(p.skill, p.split) for items in suite for p in items.probes]
         assert {skill for skill, _ in measured} == {*Modular.skills, Modular.mixture}

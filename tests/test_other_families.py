@@ -48,17 +48,17 @@ class Echo(Family):
         symbols = keyed_permutation(self.n_symbols, "echo", "symbols")(ids)
         return np.repeat(symbols[:, None], self.seq_len + 1, axis=1)
 
-    def batch(self, trunk, step):
-        draw = stream("echo", "batch", trunk.replicate, step)
-        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, trunk.training.batch_size))
+    def batch(self, ask, step):
+        draw = stream("echo", "batch", ask.replicate, step)
+        ids = self.train_ids(ask.replicate, self.draw_tasks(ask, draw, ask.batch_size))
         return Batch(self._sequences(ids), np.ones((len(ids), self.seq_len), dtype=bool))
 
-    def suite_size(self, trunk):
-        return 2 * trunk.evaluation.n_sequences
+    def suite_size(self, ask):
+        return 2 * ask.n_sequences
 
-    def suite(self, trunk):
-        n = trunk.evaluation.n_sequences
-        seen = self.train_ids(trunk.replicate, self.seen_tasks(trunk, n))
+    def suite(self, ask):
+        n = ask.n_sequences
+        seen = self.train_ids(ask.replicate, self.seen_tasks(ask, n))
         return [self._set("held_out", self.held_out_ids(n)), self._set("seen", seen)]
 
     def _set(self, split, ids):

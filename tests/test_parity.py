@@ -31,7 +31,9 @@ def trunk_of(n_tasks: int = 32, replicate: int = 0, exponent: float = 0.0, n_seq
 
 
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
-    (found,) = [(i, p) for i in trunk.family.suite(trunk) for p in i.probes if (p.skill, p.split) == (skill, split)]
+    (found,) = [
+        (i, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if (p.skill, p.split) == (skill, split)
+    ]
     return found
 
 
@@ -126,7 +128,7 @@ def test_no_more_tasks_than_controls() -> None:
 def test_a_sequence_is_bits_a_control_and_the_parity_of_its_subset() -> None:
     trunk = trunk_of(32, exponent=1.6, n_bits=12)
     family = trunk.family
-    batch = family.batch(trunk, 3)
+    batch = family.batch(trunk.asked, 3)
     assert batch.tokens.shape == (256, 14) and batch.loss_mask.shape == (256, 13)
     assert batch.loss_mask.sum(axis=0).tolist() == [0] * 12 + [256]
     for row in batch.tokens.tolist():
@@ -139,11 +141,11 @@ def test_a_sequence_is_bits_a_control_and_the_parity_of_its_subset() -> None:
 
 def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike() -> None:
     trunk = trunk_of()
-    first = trunk.family.batch(trunk, 5).tokens
-    trunk.family.batch(trunk, 6)
-    assert np.array_equal(trunk.family.batch(trunk_of(), 5).tokens, first)
+    first = trunk.family.batch(trunk.asked, 5).tokens
+    trunk.family.batch(trunk.asked, 6)
+    assert np.array_equal(trunk.family.batch(trunk_of().asked, 5).tokens, first)
     trunks = [trunk_of(replicate=r) for r in (0, 1)]
-    codes = [codes_of(t.family, t.family.batch(t, s).tokens) for t in trunks for s in range(10)]
+    codes = [codes_of(t.family, t.family.batch(t.asked, s).tokens) for t in trunks for s in range(10)]
     assert len({c.tobytes() for c in codes}) == 20
 
 
@@ -151,10 +153,10 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
     """Counted in a universe that training covers: every string that may train does, and no other."""
     trunk = trunk_of(4, n_bits=8, n_controls=8, n_sequences=200)
     family = trunk.family
-    trained = set(np.concatenate([codes_of(family, family.batch(trunk, s).tokens) for s in range(30)]).tolist())
+    trained = set(np.concatenate([codes_of(family, family.batch(trunk.asked, s).tokens) for s in range(30)]).tolist())
     held_out = set(np.flatnonzero(family.is_held_out(np.arange(256))).tolist())
     assert trained == set(range(256)) - held_out and 16 <= len(held_out) <= 48
-    for items in family.suite(trunk):
+    for items in family.suite(trunk.asked):
         asked = set(codes_of(family, items.tokens).tolist())
         (split,) = {p.split for p in items.probes}
         assert asked <= (held_out if split == "held_out" else trained)
@@ -164,7 +166,7 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
 
 def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None:
     trunk = trunk_of(8, exponent=1.0, n_bits=12)
-    tokens = np.concatenate([trunk.family.batch(trunk, s).tokens for s in range(80)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, s).tokens for s in range(80)])
     n = len(tokens)
     correlations = np.corrcoef(tokens[:, :12].T, tokens[:, 13])[-1, :-1]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(n)  # no single bit tells the answer
@@ -181,7 +183,7 @@ def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None
 
 def test_every_skill_that_is_announced_is_measured_and_none_besides() -> None:
     for trunk in (trunk_of(64), trunk_of(5), trunk_of(1, n_controls=1)):
-        measured = [(p.skill, p.split) for items in trunk.family.suite(trunk) for p in items.probes]
+        measured = [(p.skill, p.split) for items in trunk.family.suite(trunk.asked) for p in items.probes]
         assert len(set(measured)) == len(measured)
         assert {skill for skill, _ in measured} == set(trunk.family.skills)
         assert (Parity.headline, "held_out") in measured and (Parity.mixture, "seen") in measured
@@ -224,8 +226,8 @@ def test_new_data_are_the_same_for_all_trials() -> None:
 
 def test_the_suite_has_the_size_that_its_price_assumes() -> None:
     for trunk in (trunk_of(64), trunk_of(5), trunk_of(1, n_controls=1)):
-        suite = trunk.family.suite(trunk)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk)
+        suite = trunk.family.suite(trunk.asked)
+        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
 
 
 # References ------------------------------------------------------------------------------------------------------

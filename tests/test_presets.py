@@ -12,13 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainers.budget import flops_per_step, n_parameters
-from trainers.shapes import PRESETS, expanded, of_depth, preset_for, tokens_per_parameter, with_preset
-from trainers.spec import Model, TrunkSpec
+from trainers.budget import flops_per_step, shape_of
+from trainers.shapes import (
+    PRESETS,
+    Model,
+    Shape,
+    expanded,
+    of_depth,
+    preset_for,
+    with_preset,
+)
+from trainers.spec import TrunkSpec
 
 
 def count(model: Model, vocab_size: int = 256, seq_len: int = 1024) -> int:
-    return n_parameters(model, vocab_size, seq_len)
+    return Shape(model, vocab_size, seq_len).n_parameters
 
 
 # Shapes and names ------------------------------------------------------------------------------------------------
@@ -115,32 +123,33 @@ ORDER = list(PRESETS)
 
 @given(st.floats(1e12, 1e22), st.sampled_from([0.5, 3.0, 20.0]), st.sampled_from([16, 256, 50_257]))
 def test_the_size_found_reads_enough_tokens_and_the_next_one_does_not(flops, least, vocab_size):
-    shape = (vocab_size, 128)
+    shape = Shape(Model(), vocab_size, 128)
 
     def ratio(name: str) -> float:
-        return tokens_per_parameter(PRESETS[name], flops, *shape)
+        return shape._replace(model=PRESETS[name]).tokens_per_parameter(flops)
 
     if ratio("0.1m") < least:
         with pytest.raises(ValueError, match=r"smallest model, 0\.1m"):
-            preset_for(flops, least, *shape)
+            preset_for(shape, flops, least)
         return
-    found = preset_for(flops, least, *shape)
+    found = preset_for(shape, flops, least)
     assert ratio(found) >= least
     assert found == "350m" or ratio(ORDER[ORDER.index(found) + 1]) < least
 
 
 @given(st.floats(1e15, 1e20), st.floats(1, 50), st.floats(1, 4))
 def test_more_compute_or_fewer_tokens_never_make_a_smaller_model(flops, least, factor):
-    found = ORDER.index(preset_for(flops, least, 256, 256))
-    assert ORDER.index(preset_for(flops * factor, least, 256, 256)) >= found
-    assert ORDER.index(preset_for(flops, least / factor, 256, 256)) >= found
+    shape = Shape(Model(), 256, 256)
+    found = ORDER.index(preset_for(shape, flops, least))
+    assert ORDER.index(preset_for(shape, flops * factor, least)) >= found
+    assert ORDER.index(preset_for(shape, flops, least / factor)) >= found
 
 
 def test_what_a_model_has_beside_its_widths_is_kept_and_counted():
     plain, longer = Model(), Model(conv_kernel=64, norm="layer")
     assert with_preset(longer, "0.3m") == PRESETS["0.3m"].model_copy(update={"conv_kernel": 64, "norm": "layer"})
-    flops = next(f for f in (2e12 * 1.01**k for k in range(400)) if preset_for(f, 20, 16, 128, None, plain) == "0.3m")
-    assert preset_for(flops, 20, 16, 128, None, longer) == "0.1m"  # its convolution takes FLOPs and parameters
+    flops = next(f for f in (2e12 * 1.01**k for k in range(400)) if preset_for(Shape(plain, 16, 128), f, 20) == "0.3m")
+    assert preset_for(Shape(longer, 16, 128), flops, 20) == "0.1m"  # its convolution takes FLOPs and parameters
 
 
 def test_the_ratio_is_that_of_the_steps_that_a_trunk_is_charged_for():
@@ -148,16 +157,16 @@ def test_the_ratio_is_that_of_the_steps_that_a_trunk_is_charged_for():
     family = trunk.family
     seq_len, n_steps = family.length(trunk.arm), 1234
     n_tokens = n_steps * trunk.training.batch_size * seq_len
-    expected = n_tokens / n_parameters(trunk.model, family.vocab_size, seq_len)
-    found = tokens_per_parameter(trunk.model, n_steps * flops_per_step(trunk), family.vocab_size, seq_len)
+    expected = n_tokens / Shape(trunk.model, family.vocab_size, seq_len).n_parameters
+    found = shape_of(trunk).tokens_per_parameter(n_steps * flops_per_step(trunk))
     assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_budget_that_a_refusal_names_is_enough():
     with pytest.raises(ValueError, match="times the compute") as refusal:
-        preset_for(1e9, 20, 256, 256)
+        preset_for(Shape(Model(), 256, 256), 1e9, 20)
     factor = float(str(refusal.value).split("give ")[1].split(" times")[0])
-    assert preset_for(1e9 * factor * 1.01, 20, 256, 256) == "0.1m"
+    assert preset_for(Shape(Model(), 256, 256), 1e9 * factor * 1.01, 20) == "0.1m"
 
 
 def test_loading_loads_no_torch():

@@ -32,7 +32,7 @@ def tasks_of(trunk: TrunkSpec) -> np.ndarray:
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
     return tokens, probe
 
 
@@ -67,7 +67,7 @@ def test_tasks_are_what_they_were_when_this_was_written():
     found = Regression(n_dims=2).weights(np.array([0, 2**60]))
     assert found.ravel().tolist() == pytest.approx(GOLDEN, rel=1e-12)
     trunk = trunk_of(n_dims=2, n_pairs=2)
-    batch = trunk.family.batch(trunk, 3)
+    batch = trunk.family.batch(trunk.asked, 3)
     assert batch.tokens[0, :3].ravel().tolist() == pytest.approx(GOLDEN_TOKENS, rel=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates()
 
 def test_x_and_y_take_turns_and_only_y_is_scored():
     trunk = trunk_of()
-    tokens, mask = trunk.family.batch(trunk, 7)
+    tokens, mask = trunk.family.batch(trunk.asked, 7)
     assert tokens.shape == (32, 2 * K, D + 1) and tokens.dtype == np.float32 and mask.shape == (32, 2 * K - 1)
     assert not tokens[:, 0::2, 0].any() and not tokens[:, 1::2, 1:].any()
     assert (tokens[:, 0::2, 1:] != 0).all() and (tokens[:, 1::2, 0] != 0).all()
@@ -103,16 +103,18 @@ def test_x_and_y_take_turns_and_only_y_is_scored():
 
 def test_a_batch_is_a_pure_function_of_step_and_replicate():
     trunk = trunk_of()
-    first = trunk.family.batch(trunk, 7).tokens
-    trunk.family.batch(trunk, 0)
-    assert np.array_equal(trunk_of().family.batch(trunk_of(), 7).tokens, first)
-    others = [trunk_of(replicate=r).family.batch(trunk_of(replicate=r), s).tokens for r in (0, 1) for s in range(40)]
+    first = trunk.family.batch(trunk.asked, 7).tokens
+    trunk.family.batch(trunk.asked, 0)
+    assert np.array_equal(trunk_of().family.batch(trunk_of().asked, 7).tokens, first)
+    others = [
+        trunk_of(replicate=r).family.batch(trunk_of(replicate=r).asked, s).tokens for r in (0, 1) for s in range(40)
+    ]
     assert len(np.unique(np.concatenate(others)[:, 0], axis=0)) == 80 * 32
 
 
 def test_answers_are_a_training_task_applied_to_normal_x_plus_normal_noise():
     trunk = trunk_of(4, noise_variance=0.09)
-    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk, step).tokens for step in range(40)]))
+    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)]))
     errors = y[:, None] - np.einsum("nkd,md->nmk", x, tasks_of(trunk))  # (N, 4, K)
     which = (errors**2).sum(axis=2).argmin(axis=1)
     assert stats.chisquare(np.bincount(which, minlength=4)).pvalue > 1e-4
@@ -241,7 +243,11 @@ def test_chance_is_how_often_zero_is_near_enough(n_dims, variance):
 def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
     trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
     for trunk in trunks:
-        assert sum(len(items.tokens) for items in trunk.family.suite(trunk)) == trunk.family.suite_size(trunk) == 128
+        assert (
+            sum(len(items.tokens) for items in trunk.family.suite(trunk.asked))
+            == trunk.family.suite_size(trunk.asked)
+            == 128
+        )
     assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
     assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
 

@@ -25,7 +25,7 @@ from orchestrator.study import claimable
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
 from trainers import budget
-from trainers.shapes import PRESETS, tokens_per_parameter
+from trainers.shapes import PRESETS
 
 GROWING = """\
 study: growing
@@ -66,11 +66,11 @@ def test_each_budget_gets_the_largest_model_of_which_it_reads_so_many_tokens(stu
         if trial.variant == "fixed":
             assert trial.model == PRESETS["0.1m"].model_copy(update={"conv_kernel": 4}) and not trial.size
             continue
-        _, vocab_size, length, _ = budget.shape_of(trial)
+        shape = budget.shape_of(trial)
         larger = PRESETS[names[names.index(trial.size) + 1]].model_copy(update={"conv_kernel": 4})
         assert trial.model == PRESETS[trial.size].model_copy(update={"conv_kernel": 4})
-        assert tokens_per_parameter(trial.model, trial.compute_flops, vocab_size, length) >= 1
-        assert tokens_per_parameter(larger, trial.compute_flops, vocab_size, length) < 1
+        assert shape.tokens_per_parameter(trial.compute_flops) >= 1
+        assert shape._replace(model=larger).tokens_per_parameter(trial.compute_flops) < 1
     grown = {t.compute_flops: t.size for t in study.trials() if t.variant == "grown"}
     assert len(set(grown.values())) == 3 and grown[8e11] == grown[1e12]
 
@@ -180,7 +180,7 @@ def test_the_trials_of_each_size_are_counted_with_their_own_parameters_and_token
     of = sizes.sized(results, "answer", "recall")
     by_flops = dict(zip(of.compute_flops.tolist(), of.n_parameters.tolist(), strict=True))
     for flops in results.budgets:
-        assert by_flops[flops] == budget.n_parameters(*budget.shape_of(results.study.trunk_of("answer", flops)))
+        assert by_flops[flops] == budget.shape_of(results.study.trunk_of("answer", flops)).n_parameters
     assert len(set(by_flops.values())) == 3
     assert len(set(of.trunks.tolist())) == 9  # three replicates of three sizes: none shares its run with another
     six_n_d = 6 * of.n_parameters * of.n_tokens

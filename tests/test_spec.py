@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers import spec
-from trainers.shapes import Dial
-from trainers.spec import Model, Training, TrialSpec, TrunkSpec, short_number
+from trainers.records import short_number
+from trainers.shapes import Dial, Model
+from trainers.spec import Training, TrialSpec, TrunkSpec
 from trainers.tasks import Cipher, Urns
 
 CIPHER: dict[str, Any] = {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, "replicate": 0}

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from orchestrator.study import reader, refusals, yaml_file
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError, differences
+from trainers.records import MAX_DIGITS, Limit, limit_words
 from trainers.shapes import PRESETS, Dial
-from trainers.spec import MAX_DIGITS, Limit, limit_words
 
 GOOD = """\
 study: good

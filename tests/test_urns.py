@@ -32,7 +32,7 @@ def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **fami
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
     return tokens, probe
 
 
@@ -93,7 +93,7 @@ def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates()
 
 def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
     trunk = trunk_of()
-    batch = trunk.family.batch(trunk, 7)
+    batch = trunk.family.batch(trunk.asked, 7)
     assert batch.tokens.shape == (32, C + 1) and batch.loss_mask.shape == (32, C)
     assert (batch.tokens[:, 0] == V).all() and batch.tokens[:, 1:].min() >= 0 and batch.tokens[:, 1:].max() < V
     assert batch.loss_mask.all()
@@ -101,16 +101,18 @@ def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
 
 def test_a_batch_is_a_pure_function_of_step_and_replicate():
     trunk = trunk_of()
-    first = trunk.family.batch(trunk, 7).tokens
-    trunk.family.batch(trunk, 0)
-    assert np.array_equal(trunk_of().family.batch(trunk_of(), 7).tokens, first)
-    others = [trunk_of(replicate=r).family.batch(trunk_of(replicate=r), s).tokens for r in (0, 1) for s in range(40)]
+    first = trunk.family.batch(trunk.asked, 7).tokens
+    trunk.family.batch(trunk.asked, 0)
+    assert np.array_equal(trunk_of().family.batch(trunk_of().asked, 7).tokens, first)
+    others = [
+        trunk_of(replicate=r).family.batch(trunk_of(replicate=r).asked, s).tokens for r in (0, 1) for s in range(40)
+    ]
     assert len(np.unique(np.concatenate(others), axis=0)) == 80 * 32
 
 
 def test_draws_follow_the_urn():
     trunk = trunk_of(1)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens[:, 1:] for step in range(20)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens[:, 1:] for step in range(20)])
     (theta,) = tasks_of(trunk)
     assert stats.chisquare(np.bincount(tokens.ravel(), minlength=V), theta * tokens.size).pvalue > 1e-3
     pairs = np.histogram2d(tokens[:, :-1].ravel(), tokens[:, 1:].ravel(), bins=np.arange(V + 1))[0]
@@ -119,7 +121,7 @@ def test_draws_follow_the_urn():
 
 def test_all_training_urns_are_drawn_equally_often():
     trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk, step).tokens[:, 1:] for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens[:, 1:] for step in range(40)])
     likeliest = (trunk.family.counts(tokens)[:, -1] @ np.log(tasks_of(trunk)).T).argmax(axis=1)
     assert stats.chisquare(np.bincount(likeliest, minlength=4)).pvalue > 1e-4
 
@@ -223,7 +225,11 @@ def test_references_lose_what_science_says_out_of_distribution(n_urns, memorizer
 def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
     trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
     for trunk in trunks:
-        assert sum(len(items.tokens) for items in trunk.family.suite(trunk)) == trunk.family.suite_size(trunk) == 128
+        assert (
+            sum(len(items.tokens) for items in trunk.family.suite(trunk.asked))
+            == trunk.family.suite_size(trunk.asked)
+            == 128
+        )
     assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
     assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
 

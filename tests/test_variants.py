@@ -178,8 +178,7 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
 
 
 def _size(study: Study, line: str) -> int:
-    family: Any = study.family_of(line)
-    return budget.n_parameters(study.trunk_of(line).model, family.vocab_size, family.length("answer"))
+    return budget.shape_of(study.trunk_of(line)).n_parameters
 
 
 def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate() -> None:

@@ -27,8 +27,9 @@ from trainers import budget
 from trainers.checkpoint import check_writable
 from trainers.fit import memory
 from trainers.fit.place import Place, shares
-from trainers.shapes import Dial
-from trainers.spec import MAX_DIGITS, Evaluation, Model, Training, TrialSpec, TrunkSpec, beyond_limits
+from trainers.records import MAX_DIGITS, beyond_limits
+from trainers.shapes import Dial, Model
+from trainers.spec import Evaluation, Training, TrialSpec, TrunkSpec
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of
 
 MAX_CHARACTERS = 1_000_000

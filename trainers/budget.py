@@ -13,7 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainers.spec import Model, Numbers, Training, TrunkSpec
+from trainers.records import flops_words
+from trainers.shapes import Shape
+from trainers.spec import Training, TrunkSpec
 
 MIN_STEPS = 50
 """A smaller budget is refused: rounding to whole steps would exceed 1 % of it, and warm-up would be all there is."""
@@ -23,44 +25,21 @@ class BudgetTooSmall(ValueError):
     """A budget of fewer than MIN_STEPS optimizer steps."""
 
 
-def shape_of(trunk: TrunkSpec) -> tuple[Model, int, int, Numbers | None]:
-    """What parameters and FLOPs are counted from: the model, outputs a position, positions, and what a token is."""
+def shape_of(trunk: TrunkSpec) -> Shape:
+    """What parameters, FLOPs and bytes are counted from: the model, outputs a position, positions, and what a token is."""
     family: Any = trunk.family
-    return trunk.model, family.vocab_size, family.length(trunk.arm), family.numbers
-
-
-def n_parameters(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
-    """Trainable parameters, embeddings included. A test counts the built model against this."""
-    d, f = model.d_model, model.d_mlp
-    norm = d if model.norm == "rms" else 2 * d
-    block = 4 * d * d + 2 * d * f + 2 * norm + model.conv_kernel * d
-    learned = seq_len * d if model.positions == "learned" else 0
-    embed = vocab_size * d if numbers is None else (numbers.width + 1) * d  # a table, or a matrix and its bias
-    return embed + vocab_size * d + learned + model.n_layers * block + norm
-
-
-def forward_flops_per_sequence(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
-    """Matmuls (2 per weight and token), attention (QK^T and AV, 2 T d each a token), depthwise convolution (2 k d).
-
-    Tokens that are numbers are embedded by a matmul, where ids are looked up for nothing.
-    """
-    d, t = model.d_model, seq_len
-    matmul = model.n_layers * (4 * d * d + 2 * d * model.d_mlp) + d * vocab_size
-    matmul += d * numbers.width if numbers else 0
-    attention = model.n_layers * 2 * t * d
-    convolution = model.n_layers * model.conv_kernel * d
-    return 2 * t * (matmul + attention + convolution)
+    return Shape(trunk.model, family.vocab_size, family.length(trunk.arm), family.numbers)
 
 
 def answer_flops(trunk: TrunkSpec) -> int:
     """What it takes to read a question and write its answer, steps included, nothing computed twice: one forward pass over a
     whole sequence. It is no part of any budget, and is told beside it."""
-    return forward_flops_per_sequence(*shape_of(trunk))
+    return shape_of(trunk).forward_flops
 
 
 def flops_per_step(trunk: TrunkSpec) -> int:
     """Training FLOPs of one optimizer step: forward and backward of one global batch."""
-    return 3 * trunk.training.batch_size * forward_flops_per_sequence(*shape_of(trunk))
+    return 3 * trunk.training.batch_size * shape_of(trunk).forward_flops
 
 
 class Steps(NamedTuple):
@@ -68,11 +47,6 @@ class Steps(NamedTuple):
 
     branch: int
     end: int
-
-
-def flops_words(value: float) -> str:
-    """As a study file would write it: 1.131e11."""
-    return f"{value:.4g}".replace("e+", "e")
 
 
 def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
@@ -193,10 +167,10 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     if at != START:
         ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
         n_ahead = len(ahead - at.exams)
-    forward = forward_flops_per_sequence(*shape_of(trunk))
+    forward = shape_of(trunk).forward_flops
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
-        n_ahead * family.suite_size(trunk) * forward,
+        n_ahead * family.suite_size(trunk.asked) * forward,
         sum(s.end for s in steps.values()) * flops_per_step(trunk),
     )
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import Field, model_validator
 
 from trainers import durable
-from trainers.spec import NotNegative, Positive, Record
+from trainers.records import NotNegative, Positive, Record
 
 if TYPE_CHECKING:
     import torch

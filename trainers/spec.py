@@ -7,125 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from trainers.records import VARIANT, Count, Index, Limit, NotNegative, Positive, Record, short_number
+from trainers.shapes import Model
+from trainers.tasks import family_from
+from trainers.tasks.asked import Asked
 
 TRAINER_VERSION = 1
 """Raise it when a change of the trainer moves results: every fingerprint then changes, and old studies say so."""
-
-MAX_DIGITS = 40
-"""Of a whole number in a file. Python converts long ones slowly, and refuses to write them."""
-
-
-class Record(BaseModel):
-    """A frozen, strict record: unknown keys, strings for numbers and True for 1 are all refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-def _integral(value: Any) -> Any:
-    """YAML and JSON write a trillion as 1e12, a float: take it where it is whole."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
-Index = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
-VARIANT = r"^([a-z0-9][a-z0-9_.-]*)?$"
-"""Names of variants: they stand in ids and in folders."""
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How far a value may go in a file that a person writes; in a field's annotation, `Annotated[Count, Limit(1000)]`.
-
-    A record that is read back is not held to it: results of an older, laxer version still open. Limits are generous. They
-    refuse slips of the pen, and keep the arithmetic of FLOPs inside what a float holds.
-    """
-
-    most: float = float("inf")
-    """Of a number or of each in a list; of text the characters, of a mapping the entries."""
-    least: float = float("-inf")
-    items: int | None = None
-    """Values in a list."""
-
-    def broken_by(self, given: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """What is beyond the limit: (place inside `given`, what is allowed and what was given)."""
-        if isinstance(given, list | tuple):
-            if self.items is not None and len(given) > self.items:
-                yield (), f"at most {limit_words(self.items)} values are allowed; given {limit_words(len(given))}"
-            else:
-                yield from (((i,), said) for i, one in enumerate(given) for _, said in self.broken_by(one))
-        elif isinstance(given, str | dict):
-            if len(given) > self.most:
-                what = "characters" if isinstance(given, str) else "entries"
-                yield (), f"at most {limit_words(self.most)} {what} are allowed; given {limit_words(len(given))}"
-        elif isinstance(given, int | float) and not isinstance(given, bool):
-            if self.most < given < float("inf"):  # what is not finite is refused as such
-                yield (), f"at most {limit_words(self.most)} is allowed; given {limit_words(given)}"
-            elif self.least > given > 0:  # as is what is not positive
-                yield (), f"at least {limit_words(self.least)} is needed; given {limit_words(given)}"
-
-
-def limit_words(value: float) -> str:
-    """A number as messages and sweeps/README.md write limits: 10,000, 1e6, 0.5."""
-    return f"{int(value):,}" if abs(value) < 1e6 and float(value).is_integer() else short_number(value)
-
-
-def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What a mapping of keys gives beyond the limits of a record's fields: (place, what is allowed and what was given)."""
-    for name, field in record.model_fields.items():
-        for limit in field.metadata:
-            if isinstance(limit, Limit) and name in given:
-                yield from (((name, *place), said) for place, said in limit.broken_by(given[name]))
-
-
-class Model(Record):
-    """The decoder-only transformer (`trainers/models/transformer.py`)."""
-
-    n_layers: Annotated[Count, Limit(1000)] = 2
-    """Number of blocks, each attention then MLP, with a residual around both."""
-    d_model: Annotated[Count, Limit(100_000)] = 64
-    """Width of the residual stream; a multiple of `n_heads`."""
-    n_heads: Annotated[Count, Limit(10_000)] = 4
-    """Attention heads."""
-    d_mlp: Annotated[Count, Limit(1e6)] = 256
-    """Width of the hidden layer of the MLP."""
-    norm: Literal["rms", "layer"] = "rms"
-    """Normalisation before attention, MLP and output: RMSNorm or LayerNorm."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """Rotary angles inside attention, or a learned vector added to each token."""
-    conv_kernel: Annotated[Index, Limit(10_000)] = 0
-    """Length of a depthwise causal convolution before attention; 0 has none. A built-in structure, and a strong one."""
-    attention_window: Annotated[Index, Limit(1e6)] = 0
-    """Positions that attention looks back on, its own included; 0 looks at all. A built-in structure."""
-    init_gain: Annotated[Positive, Limit(1000)] = 0.58
-    """Weight matrices start as N(0, init_gain² / fan_in); 0.58 is the spread of torch's default uniform, 1/sqrt(3)."""
-    embed_std: Annotated[Positive, Limit(1000)] = 1.0
-    """Standard deviation of token and learned position vectors at the start."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_one_dial(cls, value: Any) -> Any:
-        """`preset` or `depth` in place of the widths (`presets.Dial`): what is recorded is what they stand for."""
-        if not isinstance(value, dict) or not {"preset", "depth"} & value.keys():
-            return value
-        from trainers.shapes import expanded  # here: presets build on this module
-
-        return expanded(value)
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> Model:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
-        if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.d_model // self.n_heads}")
-        return self
 
 
 class Training(Record):
@@ -180,21 +72,6 @@ class Evaluation(Record):
     """Sequences per item set (held-out tasks, seen tasks, ...), the same for every trial."""
 
 
-def _family(value: Any) -> Any:
-    from trainers.tasks import family_from  # here: tasks build on this module
-
-    return family_from(value)
-
-
-class Numbers(NamedTuple):
-    """Tokens that are vectors of numbers instead of ids; the first number of the next one is what is predicted."""
-
-    width: int
-    """Numbers a token."""
-    noise_variance: float
-    """Of the normal law around a prediction; its log density is the loss."""
-
-
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
     "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
@@ -215,7 +92,7 @@ def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
 class TrunkSpec(Record):
     """A trial without its budget: the trials that agree in this share one training run, the trunk."""
 
-    family: Annotated[SerializeAsAny[Record], BeforeValidator(_family)]
+    family: Annotated[SerializeAsAny[Record], BeforeValidator(family_from)]
     """The universe of tasks (`trainers/tasks/`), with its parameters."""
     arm: str
     """How the tasks are presented: which tokens the loss sees."""
@@ -226,7 +103,7 @@ class TrunkSpec(Record):
     variant: Annotated[str, Field(pattern=VARIANT)] = ""
     """Name of the variant of the study that this is; a label only, as what it varies stands in the fields below."""
     size: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the size that the study's rule gave to this budget (`presets.preset_for`); a label only, like the variant. It
+    """Name of the size that the study's rule gave to this budget (`shapes.preset_for`); a label only, like the variant. It
     keeps apart trunks that differ in nothing else."""
     model: Model = Model()
     training: Training = Training()
@@ -240,7 +117,7 @@ class TrunkSpec(Record):
         if self.n_tasks > family.n_tasks_max:
             of = f"training tasks of {'each domain of ' if family.domains else ''}family '{family.name}'"
             raise ValueError(f"n_tasks {self.n_tasks} is beyond the {family.n_tasks_max} {of}")
-        if (objection := family.objection(self.training)) is not None:
+        if (objection := family.objection(self.training.task_exponent)) is not None:
             raise ValueError(objection)
         return self
 
@@ -253,6 +130,12 @@ class TrunkSpec(Record):
     @property
     def _of_variant(self) -> str:
         return f"/{self.variant}" if self.variant else ""
+
+    @property
+    def asked(self) -> Asked:
+        """What its family is asked for."""
+        training, n_sequences = self.training, self.evaluation.n_sequences
+        return Asked(self.arm, self.n_tasks, self.replicate, training.batch_size, n_sequences, training.task_exponent)
 
     def fingerprint(self) -> str:
         """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
@@ -282,11 +165,3 @@ class TrialSpec(TrunkSpec):
     def trunk(self) -> TrunkSpec:
         """The trunk that carries this trial."""
         return TrunkSpec(**{k: v for k, v in dict(self).items() if k != "compute_flops"})
-
-
-def short_number(value: float) -> str:
-    """The shortest exact way to write a number in an id: 64, 1024, 1e12, 1.5e11. Two different numbers never agree."""
-    plain = str(int(value)) if float(value).is_integer() else repr(float(value))
-    science = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
-    exact = float(science) == value
-    return science if exact and len(science) < len(plain) else plain

@@ -20,7 +20,7 @@ import torch
 from trainers import budget, checkpoint
 from trainers.engine.engine import Diverged, Engine
 from trainers.fit.place import Place
-from trainers.spec import Training, TrialSpec, TrunkSpec
+from trainers.spec import TrialSpec, TrunkSpec
 from trainers.tasks import ItemSet
 
 Event = dict[str, Any]
@@ -72,7 +72,7 @@ def run_trunk(
     engine = Engine(trunk, place)
     leads = engine.rank == 0
     suite = suite_of(trunk)
-    exam_flops = family.suite_size(trunk) * budget.forward_flops_per_sequence(*budget.shape_of(trunk))
+    exam_flops = family.suite_size(trunk.asked) * budget.shape_of(trunk).forward_flops
 
     # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
@@ -212,7 +212,7 @@ def run_trunk(
             rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = engine.step(family.batch(trunk, step), rate, step, heed)
+                    loss_nats = engine.step(family.batch(trunk.asked, step), rate, step, heed)
             except Diverged as reason:
                 for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
                     end_trial(lost, "diverged", reason=str(reason))
@@ -240,17 +240,11 @@ _SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used l
 
 
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    """A trunk's evaluation suite, kept for others that are asked the same: variants of it, or its trials one by one.
-
-    It is built from what it may depend on alone, so that no trunk is given the suite of another model's or optimiser's;
-    of those it knows only the mixture in which the tasks are drawn.
-    """
-    asked = ("family", "arm", "n_tasks", "replicate", "evaluation")
-    mixture = Training(task_exponent=trunk.training.task_exponent)
-    bare = TrunkSpec(**{name: getattr(trunk, name) for name in asked}, training=mixture)
-    family: Any = bare.family
-    key = bare.fingerprint()
-    suite = _SUITES.pop(key) if key in _SUITES else family.suite(bare)
+    """A trunk's evaluation suite, kept for others that ask the same: variants of it, or its trials one by one."""
+    family: Any = trunk.family
+    asked = trunk.asked._replace(batch_size=0)  # no suite depends on it
+    key = repr((family, asked))
+    suite = _SUITES.pop(key) if key in _SUITES else family.suite(asked)
     _SUITES[key] = suite
     while sum(items.n_bytes for kept in _SUITES.values() for items in kept) > SUITES_BYTES:
         del _SUITES[next(iter(_SUITES))]

@@ -38,7 +38,7 @@ def sized(results: Results, arm: str, skill: str) -> Sized:
             of = loss[[results.budgets.index(c) for c in budgets]]
             length = cast(Family, trunk.family).length(arm)
             compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
-            size = np.full(of.size, float(budget.n_parameters(*budget.shape_of(trunk))))
+            size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))
             tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
             trunks = (k * len(results.budgets) + i) * results.n_replicates + replicate.ravel()
             parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel(), trunks))

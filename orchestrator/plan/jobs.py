@@ -95,7 +95,7 @@ def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
         fit = memory.fit(trunk, workers, part, **given)
     except ValueError as problem:
         raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
-    large = budget.n_parameters(*budget.shape_of(trunk)) >= COMPILED_PARAMETERS
+    large = budget.shape_of(trunk).n_parameters >= COMPILED_PARAMETERS
     pays = options.device == "cuda" and large and fit.zero_stage < 3
     return Laid(workers, fit, pays if asked.compiled is None else asked.compiled)
 

@@ -409,7 +409,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "variant": trial.variant,
         "replicate": trial.replicate,
     }
-    params["model.n_parameters"] = budget.n_parameters(*budget.shape_of(trial))
+    params["model.n_parameters"] = budget.shape_of(trial).n_parameters
     for part in ("family", "model", "training"):
         params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
     return params

@@ -116,7 +116,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
         steps = event.get("step")
         sequences = steps * trial.training.batch_size if steps is not None else None
         family = cast(Family, trial.family)
-        alike = sequences if family.draws_alike(trial.training) else None  # else their number is not told
+        alike = sequences if family.draws_alike(trial.training.task_exponent) else None  # else their number is not told
         ended = event.get("time")
         rows.append(
             _axes(trial)

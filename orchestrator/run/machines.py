@@ -149,8 +149,15 @@ def _start_ray(options: Options, widest: int) -> int:
         reason = lines[0] if lines else type(problem).__name__
         what = "started" if options.address == "local" else "reached"
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {what}: {reason}") from None
+    ray._private.worker.print_to_stdstream = _to_the_log
     _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
     return slots_there(options)
+
+
+def _to_the_log(data: dict[str, Any], *given: Any, **how: Any) -> None:
+    """What Ray would print for the person, whatever `log_to_driver` says: pages of a raylet's log when it dies."""
+    with contextlib.suppress(OSError):
+        os.write(2, "\n".join([*data.get("lines", []), ""]).encode(errors="replace"))
 
 
 def _limits() -> dict[str, int]:
@@ -225,7 +232,9 @@ class Lifeline:
             return cls({}, {})
         if options.address == "local":
             names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
-            return cls({name: node.all_processes[kind][0].process for kind, name in names.items()}, {})
+            ours = {name: node.all_processes[kind][0].process for kind, name in names.items()}
+            supervise.tell("needs", ";".join(f"{process.pid}={name}" for name, process in ours.items()))
+            return cls(ours, {})
         host, _, port = node.gcs_address.rpartition(":")
         servers = {"the cluster's head": (host.strip("[]"), int(port))}
         for each in ray.nodes():

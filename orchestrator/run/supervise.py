@@ -131,7 +131,8 @@ class StopRequest:
 
 
 def tell(name: str, fact: str | int) -> None:
-    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant; `lost`, why there is none."""
+    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant; `lost`, why there is none;
+    `needs`, processes that it cannot live without, each PID=NAME, between semicolons."""
     if _link is not None:
         with contextlib.suppress(OSError):
             _link.sendall(f"{name} {fact}\n".encode())
@@ -214,7 +215,7 @@ def _supervise() -> int:
         return 130
     if os.isatty(1):
         _say("\x1b[?25h\r")  # a live panel had hidden the cursor
-    how = told.get("lost") or f"signal {-code}" if code < 0 else f"exit code {code}"
+    how = told.get("lost") or _first_dead(told.get("needs", "")) or (f"signal {-code}" if code < 0 else f"exit code {code}")
     words = f"; see {told['log']}" if "log" in told else ""
     _say(f"The driver ended unexpectedly ({how}{words}). Everything recorded is kept, and the same command goes on.\n")
     return 1
@@ -232,6 +233,20 @@ def _facts(link: socket.socket, driver: subprocess.Popen[bytes]) -> dict[str, st
                 *lines, data = (data + part).split(b"\n")
                 told |= dict(line.decode(errors="replace").split(" ", 1) for line in lines)
     return told
+
+
+def _first_dead(needed: str) -> str:
+    """Which of the needed processes is dead, in words; empty where all live. A dead raylet ends its driver at once."""
+    for pid, _, name in (one.partition("=") for one in needed.split(";") if one):
+        try:
+            os.kill(int(pid), 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return f"{name} died"
+        except ProcessLookupError:
+            return f"{name} died"
+        except OSError:  # a system without /proc
+            pass
+    return ""
 
 
 def _say(line: str) -> None:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import special
 
-from orchestrator.stats.breaks import POWER, STEEP, Reason
 from orchestrator.stats.enough import MIN_SCALES
+
+POWER = 0.8
+STEEP = (1 / 3, 2 / 3)
+"""Abrupt: within this share of the log range lies at least this share of the change."""
+Reason = Literal[
+    "no data",  # missing
+    "no movement",  # constant: none beyond the noise
+    "only a break fits",  # break: no smooth curve explains it, and breaks predict unseen scales no worse
+    "smooth fits",  # smooth: a smooth curve explains it, and no jump of half the change can hide in it
+    "smooth predicts far better",  # smooth, of a shape that was not tried: it has half the error at unseen scales
+    "few scales",  # undecided: further_scales, and further_replicates where these are few, too
+    "few replicates",  # undecided: all speaks for a break; further_replicates
+    "no noise estimate",  # undecided: one replicate; further_replicates
+    "noisy",  # undecided: further_replicates, None if more would not settle it
+    "smooth predicts better",  # undecided: a break fits best, smooth curves predict unseen scales better
+    "one odd scale",  # undecided: without one scale, a smooth curve would do
+    "nothing fits",  # undecided: neither smooth curves nor breaks describe it, such as two transitions in a row
+]
 
 SMOOTH_STEPS = 2.0
 """10-90 % of a transition in fewer grid steps is no longer smooth. Three would be the definition that one likes to quote; the

@@ -42,8 +42,10 @@ from scipy import special
 
 from orchestrator.stats.break_models import (
     ALPHA,
+    POWER,
     SHAPES,
     Floats,
+    Reason,
     _critical,
     _Data,
     _fitted,
@@ -60,8 +62,6 @@ from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
 
 SUGGESTIVE = 0.2
 """Between ALPHA and this, a break is neither found nor dismissed."""
-
-POWER = 0.8
 
 
 PLACE_CONFIDENCE = 0.99
@@ -80,8 +80,6 @@ OUT_OF_SAMPLE_WINS = 0.5
 MAX_REPLICATES = 1000
 """Beyond this, more replicates would not settle it."""
 
-STEEP = (1 / 3, 2 / 3)
-"""Abrupt: within this share of the log range lies at least this share of the change."""
 
 GRADUAL = 0.5
 """A continuous score is gradual where a discrete one is abrupt, if at most this share of its change lies there."""
@@ -91,21 +89,6 @@ UNEXPLAINED = 0.1
 
 
 Verdict = Literal["break", "smooth", "undecided", "constant", "missing"]
-
-Reason = Literal[
-    "no data",  # missing
-    "no movement",  # constant: none beyond the noise
-    "only a break fits",  # break: no smooth curve explains it, and breaks predict unseen scales no worse
-    "smooth fits",  # smooth: a smooth curve explains it, and no jump of half the change can hide in it
-    "smooth predicts far better",  # smooth, of a shape that was not tried: it has half the error at unseen scales
-    "few scales",  # undecided: further_scales, and further_replicates where these are few, too
-    "few replicates",  # undecided: all speaks for a break; further_replicates
-    "no noise estimate",  # undecided: one replicate; further_replicates
-    "noisy",  # undecided: further_replicates, None if more would not settle it
-    "smooth predicts better",  # undecided: a break fits best, smooth curves predict unseen scales better
-    "one odd scale",  # undecided: without one scale, a smooth curve would do
-    "nothing fits",  # undecided: neither smooth curves nor breaks describe it, such as two transitions in a row
-]
 
 
 class Break(NamedTuple):

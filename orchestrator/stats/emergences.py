@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from orchestrator.stats.break_models import ALPHA, Floats, _means
-from orchestrator.stats.breaks import GRADUAL, STEEP, UNEXPLAINED, Break, _merged, find_breaks
+from orchestrator.stats.break_models import ALPHA, STEEP, Floats, _means
+from orchestrator.stats.breaks import GRADUAL, UNEXPLAINED, Break, _merged, find_breaks
 from orchestrator.stats.enough import MIN_SCALES
 
 # --- several scores of one skill

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainers.spec import Count, Positive, Record
+from trainers.records import Count, Positive, Record
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.study import yaml_file
 from orchestrator.study.refusals import _close, _meaning, _nearest
 from orchestrator.study.schema import _MODELS, PARTS, Axes, Expected, Study, StudyError, _changed
-from trainers.shapes import Dial
-from trainers.spec import Evaluation, Model, Record, Training, beyond_limits
+from trainers.records import Record, beyond_limits
+from trainers.shapes import Dial, Model
+from trainers.spec import Evaluation, Training
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of, family_from
 
 MAX_PROBLEMS = 20

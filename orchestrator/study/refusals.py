@@ -63,7 +63,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
     objections = {
         ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
         for line in study.lines
-        if (why := study.family_of(line).objection(study.settings(line)["training"])) is not None
+        if (why := study.family_of(line).objection(study.settings(line)["training"].task_exponent)) is not None
     }
     yield from objections.items()
     for i, skill in enumerate(study.skills):

@@ -16,21 +16,9 @@ from orchestrator.formatting import number
 from orchestrator.study.claim import Finite, Primary
 from trainers import budget
 from trainers.fit.place import Fitting
-from trainers.shapes import SHAPE, Dial, expanded, preset_for, with_preset
-from trainers.spec import (
-    TRAINER_VERSION,
-    VARIANT,
-    Count,
-    Evaluation,
-    Limit,
-    Model,
-    Positive,
-    Record,
-    Training,
-    TrialSpec,
-    TrunkSpec,
-    without_neutral,
-)
+from trainers.records import VARIANT, Count, Limit, Positive, Record
+from trainers.shapes import SHAPE, Dial, Model, expanded, preset_for, with_preset
+from trainers.spec import TRAINER_VERSION, Evaluation, Training, TrialSpec, TrunkSpec, without_neutral
 from trainers.tasks import Family, family_from
 
 
@@ -38,7 +26,7 @@ def model_words(trunk: TrunkSpec) -> str:
     """A model's size, the length of its sequences, what a step costs and, beside any budget, what an answer does."""
     family = cast(Family, trunk.family)
     step, answer = float(budget.flops_per_step(trunk)), float(budget.answer_flops(trunk))
-    size = f"{budget.n_parameters(*budget.shape_of(trunk)):,} parameters, sequences of {family.length(trunk.arm)}"
+    size = f"{budget.shape_of(trunk).n_parameters:,} parameters, sequences of {family.length(trunk.arm)}"
     return f"{size}, {number(step)} FLOPs a step, {number(answer)} to answer"
 
 
@@ -368,7 +356,7 @@ def _size(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
     """The preset that a rule gives to a budget, "" where there is no rule. Raises ValueError as `Study.trunk_of` does."""
     if stated.tokens_per_parameter is None:
         return ""
-    return preset_for(flops, stated.tokens_per_parameter, *budget.shape_of(fixed)[1:], others=fixed.model)
+    return preset_for(budget.shape_of(fixed), flops, stated.tokens_per_parameter)
 
 
 def _of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:

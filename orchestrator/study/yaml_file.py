@@ -17,7 +17,7 @@ from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from trainers.spec import MAX_DIGITS
+from trainers.records import MAX_DIGITS
 
 MAX_BYTES = 64_000
 """Twenty times the longest study that ships."""

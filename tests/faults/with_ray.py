@@ -8,6 +8,7 @@ the signal. The study saves at a stop only, so a new checkpoint is a stop's. Sec
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -152,6 +153,12 @@ class Faulty(Home):
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     """The study, run once and left alone."""
+    return run_alone(tmp_path_factory)
+
+
+@functools.cache
+def run_alone(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    """One golden run for all files of `make faults`."""
     home = Faulty(tmp_path_factory.mktemp("golden"))
     begin = time.monotonic()
     code, out = home.run()
@@ -199,13 +206,14 @@ def test_a_parent_that_is_killed_is_a_stop(home: Faulty) -> None:
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_ray_that_is_killed_ends_the_run_with_one_line_within_a_bound(name: str, home: Faulty) -> None:
-    """Fails without `Lifeline`: the driver waits for ever or for a minute. Without `outlive_readers` Ray says pages."""
+    """Fails without `Lifeline`: the driver waits for ever or for a minute. Without `_to_the_log` Ray says pages, and without what
+    `needs` tells the parent cannot say what died: both seen so."""
     run = Run(home)
     os.kill(home.pid_of(name), signal.SIGKILL)
     out = run.end(1)
     said = out.rpartition("Starting Ray")[2].strip().splitlines()[1:]
     (line,) = [line for line in said if " trials · " not in line]  # beside the progress
-    assert "ended unexpectedly" in line
+    assert "ended unexpectedly (Ray's " in line and " died; see " in line
     tally(f"killed: {name}", 1, 1)
 
 

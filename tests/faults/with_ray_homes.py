@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE_SECONDS, tally
-from with_ray import Faulty, Run
+from with_ray import Faulty, Run, run_alone
 
 pytestmark = pytest.mark.end_to_end
 HERE = Path(__file__).parent
@@ -20,11 +20,8 @@ UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
-    """The study, run once and left alone."""
-    home = Faulty(tmp_path_factory.mktemp("golden"))
-    code, out = home.run()
-    assert code == 0, out
-    return home
+    """The study, run once and left alone: the same as in `with_ray.py`."""
+    return run_alone(tmp_path_factory)
 
 
 def is_golden(home: Faulty, golden: Faulty) -> bool:
@@ -36,7 +33,7 @@ ON_A_DISK_THAT_FILLS_UP = """
 import errno, shutil, subprocess, sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from with_ray import Faulty, Run
+from with_ray import Faulty, Run, run_alone
 folder = Path(sys.argv[1])
 runs = folder / "runs"
 runs.mkdir(parents=True)
@@ -45,12 +42,11 @@ home = Faulty(folder)
 home.command = ("run", str(home.file), "--checkpoint-seconds", "0.2", "--slots", "2")
 run = Run(home)
 filling = runs / "filling"
-with open(filling, "wb") as file:
+with open(filling, "wb", buffering=0) as file:
     for size in (65536, 1):
         try:
             while True:
                 file.write(bytes(size))
-                file.flush()
         except OSError as problem:
             assert problem.errno == errno.ENOSPC
 begin = time.monotonic()

@@ -32,8 +32,8 @@ from trainers.engine.engine import Engine, parameter_groups
 from trainers.fit import memory
 from trainers.fit.place import Place, halved
 from trainers.models.transformer import Transformer, build
-from trainers.shapes import PRESETS
-from trainers.spec import Model, TrunkSpec
+from trainers.shapes import PRESETS, Model
+from trainers.spec import TrunkSpec
 from trainers.tasks import Batch
 from trainers.train import run_trunk
 
@@ -236,7 +236,7 @@ def _fit(trunk: TrunkSpec, device: str, others: int = 0) -> memory.Fit:
     """How it fits on the card, beside the states of so many other models of its size."""
     if device != "cuda":
         return memory.fit(trunk, 1, None)
-    state = memory.state_bytes(budget.n_parameters(*budget.shape_of(trunk)))
+    state = memory.state_bytes(budget.shape_of(trunk).n_parameters)
     return memory.fit(trunk, 1, torch.cuda.get_device_properties(0).total_memory - others * state.device)
 
 
@@ -339,7 +339,7 @@ def speed(size: Size, device: str) -> Figures:
     trunk = _trunk(PRESETS[size.preset], size.vocab_size, size.seq_len, size.batch_size)
     family: Any = trunk.family
     begin = time.perf_counter()
-    batches = [family.batch(trunk, i) for i in range(N_BATCHES)]
+    batches = [family.batch(trunk.asked, i) for i in range(N_BATCHES)]
     found: Figures = {"batch_seconds": (time.perf_counter() - begin) / N_BATCHES}
     fitted = _fit(trunk, device, others=3)
     place = _place(fitted, device)
@@ -450,7 +450,7 @@ def curves(size: Size, device: str) -> Figures:
         family: Any = spec.family
         engine = Engine(spec, Place(device=device, micro_batch=micro_batch))
         rates = [budget.learning_rate_at(spec.training, i, None, 10**9) for i in range(size.curve_steps)]
-        found[name] = [engine.step(family.batch(spec, i), rate, i) for i, rate in enumerate(rates)]
+        found[name] = [engine.step(family.batch(spec.asked, i), rate, i) for i, rate in enumerate(rates)]
         engine.destroy()
     return found
 
@@ -462,7 +462,7 @@ def out_of_memory(size: Size, device: str) -> Figures:
         return {}
     spec = _trunk(PRESETS[size.preset], 256, size.seq_len, size.batch_size)
     family: Any = spec.family
-    batch = family.batch(spec, 0)
+    batch = family.batch(spec.asked, 0)
 
     def first_steps(place: Place) -> float:
         engine = Engine(spec, place)

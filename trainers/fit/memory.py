@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from trainers.budget import n_parameters, shape_of
+from trainers.budget import shape_of
 from trainers.fit.place import Place, divisors, halved, shares
-from trainers.spec import Count, Index, Model, Numbers, Record, TrunkSpec
-
-Precision = Literal["fp32", "bf16"]
+from trainers.records import Count, Index, Record
+from trainers.shapes import Precision, Shape
+from trainers.spec import TrunkSpec
 
 FREE_SHARE = 0.1
 """Of a device, kept free: its context, what the communication library takes and the gaps between tensors. Assumed."""
@@ -76,93 +76,6 @@ def state_bytes(n_params: int, workers: int = 1, zero_stage: int = 0, offload: b
     return State(weights, gradients, partition, moments, 0 if zero_stage else 3 * whole, 0)
 
 
-# Activations -----------------------------------------------------------------------------------------------------
-
-
-def matmul_parameters(model: Model, vocab_size: int, numbers: Numbers | None = None) -> int:
-    """Weights that autocast copies to 16 bits: those of all matrices but a table of embeddings."""
-    d = model.d_model
-    return model.n_layers * (4 * d * d + 2 * d * model.d_mlp) + d * vocab_size + (d * numbers.width if numbers else 0)
-
-
-def largest_layer(model: Model, vocab_size: int, seq_len: int) -> int:
-    """Parameters of the largest single layer: what ZeRO 3 must gather at once."""
-    d = model.d_model
-    position = seq_len if model.positions == "learned" else 0
-    return d * max(3 * d, model.d_mlp, vocab_size, position)
-
-
-def block_bytes(model: Model, seq_len: int, n_sequences: int, precision: Precision) -> int:
-    """What autograd keeps of one block of (n_sequences, seq_len), its weights apart. Counted from `trainers/models/transformer.py`.
-
-    For each token, in numbers of 4 bytes (norms, residual) or of w = 4 or 2 (matmuls): both norms' inputs, their inverse
-    lengths and, for RMSNorm, normed inputs (torch's fused kernels on a GPU drop these); the inputs of the four matmuls; queries,
-    keys and values as one tensor, queries and keys again once they are turned; attention's output and its log-sum a head,
-    never T x T: fused attention, on a GPU too as long as heads are a multiple of 8 wide. A window adds its mask, T x T for all.
-    """
-    d, f, w = model.d_model, model.d_mlp, 4 if precision == "fp32" else 2
-    norms = 2 * (2 * 4 * d + 4) if model.norm == "rms" else 2 * (4 * d + 8)
-    turned = 2 * d if model.positions == "rotary" else 0
-    matmuls = w * (d + 3 * d + turned + d + d + 2 * f)  # qkv's input, q k v, turned, attention's output, the MLP's
-    n_tokens = n_sequences * seq_len
-    conv = 4 * d * n_sequences * (seq_len + model.conv_kernel - 1) if model.conv_kernel else 0
-    mask = (w + 1) * seq_len**2 if model.attention_window else 0
-    return n_tokens * (norms + matmuls + 4 * model.n_heads) + conv + mask
-
-
-def ends_bytes(
-    model: Model, vocab_size: int, seq_len: int, n_sequences: int, precision: Precision, numbers: Numbers | None = None
-) -> int:
-    """What autograd keeps before and after the blocks, log-probabilities apart: ids, the last norm, the output layer's input.
-
-    In bf16 also autocast's 16-bit copies of all weights, which live from forward to backward; with ZeRO 3, too, they are whole.
-    """
-    d, w = model.d_model, 4 if precision == "fp32" else 2
-    norm = 2 * 4 * d + 4 if model.norm == "rms" else 4 * d + 8
-    ids = 4 * (numbers.width + 4) if numbers else 8 * 2
-    copies = 2 * matmul_parameters(model, vocab_size, numbers) if precision == "bf16" else 0
-    return n_sequences * seq_len * (norm + w * d + ids + 1) + copies
-
-
-def kept_bytes(
-    model: Model,
-    vocab_size: int,
-    seq_len: int,
-    n_sequences: int,
-    precision: Precision = "fp32",
-    numbers: Numbers | None = None,
-) -> int:
-    """What autograd keeps for the backward pass of one micro-batch (n_sequences, seq_len), without recomputation: both ends, all
-    blocks, and log-probabilities in fp32 at all positions, as if the loss saw all."""
-    ends = ends_bytes(model, vocab_size, seq_len, n_sequences, precision, numbers)
-    blocks = model.n_layers * block_bytes(model, seq_len, n_sequences, precision)
-    return ends + blocks + n_sequences * seq_len * 4 * vocab_size
-
-
-def activation_bytes(
-    model: Model,
-    vocab_size: int,
-    seq_len: int,
-    n_sequences: int,
-    precision: Precision = "fp32",
-    recompute: bool = False,
-    numbers: Numbers | None = None,
-) -> int:
-    """What is alive at the worst moment of a forward and backward pass, apart from the state: what is kept, and what passes.
-
-    That moment is the beginning of the backward pass, with log-probabilities, their gradients and those of the logits; or the
-    inside of a block, with the gradients of residual stream and MLP. With `recompute`, blocks keep their inputs alone, and the
-    block that is computed again comes when the logits are gone.
-    """
-    n_tokens, w = n_sequences * seq_len, 4 if precision == "fp32" else 2
-    ends = ends_bytes(model, vocab_size, seq_len, n_sequences, precision, numbers)
-    block = block_bytes(model, seq_len, n_sequences, precision)
-    logits, inside = n_tokens * 3 * 4 * vocab_size, n_tokens * (2 * 4 * model.d_model + w * model.d_mlp)
-    if recompute:
-        return ends + model.n_layers * n_tokens * 4 * model.d_model + max(logits, block + inside)
-    return ends + model.n_layers * block + max(logits, n_tokens * 4 * vocab_size + inside)
-
-
 # All together ----------------------------------------------------------------------------------------------------
 
 
@@ -211,10 +124,9 @@ class Needs(NamedTuple):
 Tried = tuple[How, Needs]
 
 
-def bucket_elements(model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> int:
+def bucket_elements(shape: Shape) -> int:
     """Gradients that are reduced at once: all, BUCKET_ELEMENTS, or the largest layer if that alone is more."""
-    n_params = n_parameters(model, vocab_size, seq_len, numbers)
-    most = max(min(n_params, BUCKET_ELEMENTS), largest_layer(model, vocab_size, seq_len))
+    most = max(min(shape.n_parameters, BUCKET_ELEMENTS), shape.largest_layer)
     return most + most % 2  # DeepSpeed insists on an even number
 
 
@@ -227,26 +139,25 @@ def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, 
     section: dict[str, Any] = {"stage": zero_stage}
     if not zero_stage:
         return section
-    model, vocab_size, seq_len, numbers = shape_of(trunk)
-    bucket, layer = bucket_elements(model, vocab_size, seq_len, numbers), largest_layer(model, vocab_size, seq_len)
+    shape = shape_of(trunk)
+    bucket, layer = bucket_elements(shape), shape.largest_layer
     section |= {"contiguous_gradients": True, "overlap_comm": False}
     section |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if zero_stage == 3:
         section |= {"stage3_max_live_parameters": 2 * layer, "stage3_prefetch_bucket_size": layer}
-        section |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 4 * model.d_model}
+        section |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": shape.small_parameters}
     return section | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
 
 
 def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None = None) -> Needs:
     """The estimate for one way of running a trunk. `precision` is the trunk's own where left out."""
     precision = precision or precision_of(trunk)
-    model, vocab_size, seq_len, numbers = shape_of(trunk)
-    n_params = n_parameters(model, vocab_size, seq_len, numbers)
+    shape = shape_of(trunk)
+    n_params = shape.n_parameters
     gathered, update = _beside_the_state(trunk, workers, how, precision)
-    shape = (model, vocab_size, seq_len, how.micro_batch, precision)
     return Needs(
         state=state_bytes(n_params, workers, how.zero_stage, how.offload),
-        activations=activation_bytes(*shape, how.recompute, numbers),
+        activations=shape.activation_bytes(how.micro_batch, precision, how.recompute),
         gathered=gathered,
         update=update,
         saving=0 if how.zero_stage else 12 * n_params,
@@ -257,30 +168,31 @@ def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None 
 
 def _beside_the_state(trunk: TrunkSpec, workers: int, how: How, precision: Precision) -> tuple[int, int]:
     """Bytes for ZeRO's work while training, and at the update: measured with two workers, see the tests."""
-    model, vocab_size, seq_len, numbers = shape_of(trunk)
-    n_params = n_parameters(model, vocab_size, seq_len, numbers)
+    shape = shape_of(trunk)
+    n_params = shape.n_parameters
     if how.zero_stage == 0:
         return 0, 4 * n_params if workers > 1 else 0  # the gradients once more, to be reduced
     kinds = 2 if precision == "bf16" else 1  # of gradients, each with its bucket
-    buckets, share = kinds * 4 * bucket_elements(model, vocab_size, seq_len, numbers), 4 * -(-n_params // workers)
+    buckets, share = kinds * 4 * bucket_elements(shape), 4 * -(-n_params // workers)
     training, update = buckets, buckets + (0 if how.offload else share)
     if how.zero_stage == 2 and trunk.training.batch_size > workers * how.micro_batch:
         training += share  # a turn's gradients beside those of the turns before
     if how.zero_stage == 3:
         training, update = training + buckets + share, update + buckets + share  # the bucket laid out anew, and its sum
-        training += 4 * 4 * largest_layer(model, vocab_size, seq_len)  # two in use, one ahead, the gradient of one
-        training += 4 * (4 * model.n_layers + 2) * model.d_model  # vectors, too small to be worth sharing out
+        training += 4 * 4 * shape.largest_layer  # two in use, one ahead, the gradient of one
+        training += 4 * shape.n_small_parameters  # vectors, too small to be worth sharing out
     return training, update
 
 
 def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision) -> int:
     """Of an evaluation without gradients: a block or the log-probabilities of what is read at once, and all its answers. Not
     held to a measurement; taken as if the whole suite were one item set."""
-    model, vocab_size, seq_len, _ = shape_of(trunk)
+    shape = shape_of(trunk)
     family: Any = trunk.family
-    n_here = -(-family.suite_size(trunk) // workers)
-    token = max(block_bytes(model, 1, 1, precision), 3 * 4 * vocab_size) + 4 * model.d_model
-    return seq_len * (min(EXAM_SEQUENCES, n_here) * token + 2 * 4 * n_here * vocab_size)
+    n_here = -(-family.suite_size(trunk.asked) // workers)
+    a_block = shape._replace(seq_len=1).block_bytes(1, precision)
+    token = max(a_block, 3 * 4 * shape.vocab_size) + shape.token_bytes
+    return shape.seq_len * (min(EXAM_SEQUENCES, n_here) * token + 2 * 4 * n_here * shape.vocab_size)
 
 
 def precision_of(trunk: TrunkSpec) -> Precision:
@@ -498,7 +410,7 @@ def _refusal(
     how, need = min(refused, key=lambda tried: tried[1].device)
     passing = need.device - need.state.device
     what = "at the start" if need.device == need.start else "of activations and what else passes"
-    n_params = n_parameters(*shape_of(trunk))
+    n_params = shape_of(trunk).n_parameters
 
     def would_do(of: int, at: Precision, within: Given = Given()) -> bool:  # noqa: B008 - a constant
         return _first_that_fits(trunk, of, device_bytes, at, within)[0] is not None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainers.spec import Count, Index, Limit, NotNegative, Record
+from trainers.records import Count, Index, Limit, NotNegative, Record
 
 
 class Fitting(Record):

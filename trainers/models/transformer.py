@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainers.spec import Model, Numbers
+from trainers.records import Numbers
+from trainers.shapes import Model
 from trainers.streams import stream
 
 ROTARY_BASE = 10_000.0

@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from trainers.spec import Numbers, Record
+from trainers.records import Numbers, Record
 from trainers.streams import keyed_permutation, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.decomposition import PREDICTORS, decompose
-
-if TYPE_CHECKING:
-    from trainers.spec import Training, TrunkSpec
 
 SMALL_UNIVERSE = 2**20
 """Below this many tasks all but a declared number train; from here on one half trains and the other is held out."""
@@ -277,22 +275,22 @@ class Family(Record):
         return self.seq_len
 
     @abstractmethod
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
+    def batch(self, ask: Asked, step: int) -> Batch:
         """The batch of one step: a pure function of (family, replicate, n_tasks, step)."""
 
     @abstractmethod
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+    def suite(self, ask: Asked) -> list[ItemSet]:
         """The evaluation of a trunk: the same sequences at every evaluation."""
 
     @abstractmethod
-    def suite_size(self, trunk: TrunkSpec) -> int:
+    def suite_size(self, ask: Asked) -> int:
         """Sequences in the suite times their readings, without building it: what an evaluation costs."""
 
     def chance(self, skill: str) -> float | None:
         """Accuracy of a uniform guess on a skill, None where it has no meaning."""
         return None
 
-    def objection(self, training: Training) -> str | None:
+    def objection(self, task_exponent: float) -> str | None:
         """Why this family cannot be trained so, in a sentence; None where it can."""
         return None
 
@@ -300,9 +298,9 @@ class Family(Record):
         """Distinct tasks that a stream of `n_tasks` draws from: as many, or as many of each of its domains."""
         return n_tasks
 
-    def draws_alike(self, training: Training) -> bool:
+    def draws_alike(self, task_exponent: float) -> bool:
         """Is every training task drawn as often as every other?"""
-        return not training.task_exponent
+        return not task_exponent
 
     @property
     def n_tasks_max(self) -> int:
@@ -330,28 +328,28 @@ class Family(Record):
         name: Any = self
         return keyed_permutation(self.n_train_ids, name.name, "training tasks", replicate)(indices)
 
-    def draw_tasks(self, trunk: TrunkSpec, draw: np.random.Generator, size: int) -> np.ndarray:
+    def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
         """The training mixture: which training tasks, 0 ... n_tasks - 1, `size` sequences show. (size,) int64.
 
         Number i is drawn in proportion to (i + 1)^-task_exponent; at 0 with the very draws of a uniform mixture.
         """
-        if not trunk.training.task_exponent:
-            return draw.integers(0, trunk.n_tasks, size)
-        return zipf_ranks(draw, trunk.training.task_exponent, trunk.n_tasks, size) - 1
+        if not ask.task_exponent:
+            return draw.integers(0, ask.n_tasks, size)
+        return zipf_ranks(draw, ask.task_exponent, ask.n_tasks, size) - 1
 
-    def log_shares(self, trunk: TrunkSpec) -> np.ndarray | None:
+    def log_shares(self, ask: Asked) -> np.ndarray | None:
         """Natural logs of how often each training task is drawn, (n_tasks,): a memoriser's prior. None: all alike."""
-        if not trunk.training.task_exponent:
+        if not ask.task_exponent:
             return None
-        logs: np.ndarray = -trunk.training.task_exponent * np.log(np.arange(1, trunk.n_tasks + 1))
+        logs: np.ndarray = -ask.task_exponent * np.log(np.arange(1, ask.n_tasks + 1))
         return logs - np.logaddexp.reduce(logs)
 
-    def seen_tasks(self, trunk: TrunkSpec, n: int) -> np.ndarray:
+    def seen_tasks(self, ask: Asked, n: int) -> np.ndarray:
         """Which training tasks `n` sequences of the seen split show, (n,): each in turn, or drawn from their mixture."""
-        if not trunk.training.task_exponent:
-            return np.arange(n) % self.n_distinct(trunk.n_tasks)
+        if not ask.task_exponent:
+            return np.arange(n) % self.n_distinct(ask.n_tasks)
         name: Any = self
-        return self.draw_tasks(trunk, stream(name.name, "seen tasks", trunk.replicate), n)
+        return self.draw_tasks(ask, stream(name.name, "seen tasks", ask.replicate), n)
 
     def held_out_ids(self, n: int) -> np.ndarray:
         """The first `n` held-out ids (repeating where the universe has fewer), the same for all trials."""

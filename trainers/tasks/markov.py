@@ -13,17 +13,15 @@ to .276 nats at step 311 and is back at .297 at 800 (another replicate: .272 and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count, Limit, Training
+from trainers.records import Count, Limit
 from trainers.streams import hashed_uniforms, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
-
-if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
 
 MEMORIZER_MAX_TASKS = 4096
 """Longer lists are not enumerated: both memorisers are then missing."""
@@ -71,11 +69,11 @@ class Markov(Family):
     def chance(self, skill: str) -> float | None:
         return 1 / self.n_states
 
-    def objection(self, training: Training) -> str | None:
-        if not training.task_exponent or self.prior == "uniform":
+    def objection(self, task_exponent: float) -> str | None:
+        if not task_exponent or self.prior == "uniform":
             return None
         return (
-            f"task_exponent {training.task_exponent:g} and prior '{self.prior}' of family 'markov' both say how often a "
+            f"task_exponent {task_exponent:g} and prior '{self.prior}' of family 'markov' both say how often a "
             "chain is drawn; keep one, with prior: uniform or task_exponent: 0"
         )
 
@@ -99,10 +97,10 @@ class Markov(Family):
             return draw.integers(0, n_tasks, size)
         return draw.integers(0, 1 + draw.integers(0, n_tasks, size))
 
-    def draw_tasks(self, trunk: TrunkSpec, draw: np.random.Generator, size: int) -> np.ndarray:
-        if trunk.training.task_exponent:
-            return super().draw_tasks(trunk, draw, size)
-        return self.ranks(draw, trunk.n_tasks, size)
+    def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
+        if ask.task_exponent:
+            return super().draw_tasks(ask, draw, size)
+        return self.ranks(draw, ask.n_tasks, size)
 
     def shares(self, n_tasks: int) -> np.ndarray:
         """How often each of the training chains is drawn: (n_tasks,), summing to 1."""
@@ -131,28 +129,28 @@ class Markov(Family):
             step.take(here, None, there, "clip")  # nothing is out of range; "raise" would copy
         return (out - flat).T.copy()
 
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
-        draw = stream("markov", "batch", trunk.replicate, step)
-        size = trunk.training.batch_size
-        chains = self.chains(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
+    def batch(self, ask: Asked, step: int) -> Batch:
+        draw = stream("markov", "batch", ask.replicate, step)
+        size = ask.batch_size
+        chains = self.chains(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
         tokens = self._walk(chains, draw.random((size, self.n_tokens)))
         return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, trunk: TrunkSpec) -> int:
-        return 2 * trunk.evaluation.n_sequences
+    def suite_size(self, ask: Asked) -> int:
+        return 2 * ask.n_sequences
 
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+    def suite(self, ask: Asked) -> list[ItemSet]:
         """Fresh sequences of held-out chains, and of training chains as they are drawn: the training mixture."""
-        n = trunk.evaluation.n_sequences
-        draw = stream("markov", "evaluation", trunk.replicate)
+        n = ask.n_sequences
+        draw = stream("markov", "evaluation", ask.replicate)
         train = None
-        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            logs = self.log_shares(trunk)
-            shares = self.shares(trunk.n_tasks) if logs is None else np.exp(logs)
-            train = (self.chains(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks))), shares)
-        seen = self.chains(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, n)))
+        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
+            logs = self.log_shares(ask)
+            shares = self.shares(ask.n_tasks) if logs is None else np.exp(logs)
+            train = (self.chains(self.train_ids(ask.replicate, np.arange(ask.n_tasks))), shares)
+        seen = self.chains(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, n)))
         held_out = self.chains(self.held_out_ids(n))
         fixed = stream("markov", "evaluation").random((n, self.n_tokens))
         return [

@@ -14,17 +14,15 @@ of 125 functions, with 10 examples, are at chance after 4,000 steps, on training
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from trainers.spec import Count, Limit
+from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
-
-if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
 
 EPSILON = 1e-3
 """The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""
@@ -123,14 +121,14 @@ class Modular(Family):
         """c · x mod p: tasks (N, D), x (N, P, D) -> (N, P)."""
         return (x * tasks[:, None]).sum(axis=2) % self.modulus
 
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
-        draw = stream("modular", "batch", trunk.replicate, step)
-        size = trunk.training.batch_size
-        tasks = self.coefficients(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
-        tokens = self._sequences(trunk.arm, tasks, self._inputs(draw, size))
-        if trunk.arm == "next_token":
-            return Batch(tokens, np.ones((size, self.length(trunk.arm)), dtype=bool))
-        return Batch(tokens, self._lift(trunk.arm, np.ones((size, self.n_examples), dtype=bool)))
+    def batch(self, ask: Asked, step: int) -> Batch:
+        draw = stream("modular", "batch", ask.replicate, step)
+        size = ask.batch_size
+        tasks = self.coefficients(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
+        tokens = self._sequences(ask.arm, tasks, self._inputs(draw, size))
+        if ask.arm == "next_token":
+            return Batch(tokens, np.ones((size, self.length(ask.arm)), dtype=bool))
+        return Batch(tokens, self._lift(ask.arm, np.ones((size, self.n_examples), dtype=bool)))
 
     def _lift(self, arm: str, examples: np.ndarray) -> np.ndarray:
         """Arrays over examples (N, P) to positions (N, T): a result is predicted where the last number of its x stands."""
@@ -140,20 +138,20 @@ class Modular(Family):
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, trunk: TrunkSpec) -> int:
-        return 2 * trunk.evaluation.n_sequences
+    def suite_size(self, ask: Asked) -> int:
+        return 2 * ask.n_sequences
 
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
-        n = trunk.evaluation.n_sequences
-        seen = self.coefficients(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
+    def suite(self, ask: Asked) -> list[ItemSet]:
+        n = ask.n_sequences
+        seen = self.coefficients(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
         held_out = self.coefficients(self.held_out_ids(n))
         return [
-            self._item_set(trunk, "held_out", held_out, self._inputs(stream("modular", "held out"), n)),
-            self._item_set(trunk, "seen", seen, self._inputs(stream("modular", "seen"), n)),
+            self._item_set(ask, "held_out", held_out, self._inputs(stream("modular", "held out"), n)),
+            self._item_set(ask, "seen", seen, self._inputs(stream("modular", "seen"), n)),
         ]
 
-    def _item_set(self, trunk: TrunkSpec, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
-        arm, z = trunk.arm, self.results(tasks, x)
+    def _item_set(self, ask: Asked, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
+        arm, z = ask.arm, self.results(tasks, x)
         solved = self.solve(x, z)
         occurred, multiple = _occurred_before(x), _occurred_before(self._directions(x))
         masks = {
@@ -165,7 +163,7 @@ class Modular(Family):
         }
         references = {
             name: Reference(*(self._lift(arm, scores) for scores in graded(probs, z)))
-            for name, probs in self.predictions(trunk, tasks, x, z).items()
+            for name, probs in self.predictions(ask, tasks, x, z).items()
         }
         target = self._lift(arm, z + self.modulus)
         probes = tuple(
@@ -176,20 +174,20 @@ class Modular(Family):
 
     # References ------------------------------------------------------------------------------------------------
 
-    def predictions(self, trunk: TrunkSpec, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
+    def predictions(self, ask: Asked, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
         """Each reference's prediction of every result: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
 
         Told the coefficients (`task_id`), the generaliser computes; the memoriser looks them up in its list, so that on
         training tasks the two are one.
         """
-        told = tasks if trunk.arm == "task_id" else None
+        told = tasks if ask.arm == "task_id" else None
         found = {
             "uniform": np.full((*z.shape, self.modulus), 1 / self.modulus),
             "generalizer": np.eye(self.modulus)[z] if told is not None else self.generalizer(x, z),
         }
-        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.coefficients(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
-            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(trunk))
+        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.coefficients(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
+            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(ask))
         return found
 
     def generalizer(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:

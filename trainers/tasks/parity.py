@@ -18,17 +18,15 @@ all but one of those asked for after 4,400 (one run). 16 bits and width 64: task
 from __future__ import annotations
 
 from math import comb
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from trainers.spec import Count, Limit
+from trainers.records import Count, Limit
 from trainers.streams import key_of, keyed_permutation, mix64, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, SkillsOfParameters, register
-
-if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
 
 HELD_OUT_SHARE = 8
 """Of the bit strings one in so many is kept from training, by a hash of its bits."""
@@ -134,46 +132,46 @@ class Parity(Family):
         answer = np.take_along_axis(bits, self.subsets(ids), axis=1).sum(axis=1) % 2
         return np.concatenate([bits, 2 + ids[:, None], answer[:, None]], axis=1)
 
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
-        draw = stream("parity", "batch", trunk.replicate, step)
-        size = trunk.training.batch_size
-        ids = self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size))
+    def batch(self, ask: Asked, step: int) -> Batch:
+        draw = stream("parity", "batch", ask.replicate, step)
+        size = ask.batch_size
+        ids = self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size))
         loss_mask = np.zeros((size, self.seq_len), dtype=bool)
         loss_mask[:, -1] = True
         return Batch(self._sequences(ids, self._codes(draw, size, held_out=False)), loss_mask)
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, trunk: TrunkSpec) -> int:
-        return (2 + sum(r <= trunk.n_tasks for r in self.ranks)) * trunk.evaluation.n_sequences
+    def suite_size(self, ask: Asked) -> int:
+        return (2 + sum(r <= ask.n_tasks for r in self.ranks)) * ask.n_sequences
 
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
+    def suite(self, ask: Asked) -> list[ItemSet]:
         """The mixture on new data and on data that may have trained, then each rank on new data.
 
         Tasks of the mixture are not drawn but dealt out by their shares, so that no lucky draw moves the mean loss.
         """
-        n = trunk.evaluation.n_sequences
-        mixed = self._dealt(trunk, n)
-        absent = [r for r in self.ranks if r > trunk.n_tasks]
+        n = ask.n_sequences
+        mixed = self._dealt(ask, n)
+        absent = [r for r in self.ranks if r > ask.n_tasks]
         sets = [
-            self._item_set(trunk, "mean", mixed, absent=[f"task_{r}" for r in absent]),
-            self._item_set(trunk, "mean", mixed, split="seen"),
+            self._item_set(ask, "mean", mixed, absent=[f"task_{r}" for r in absent]),
+            self._item_set(ask, "mean", mixed, split="seen"),
         ]
-        present = [r for r in self.ranks if r <= trunk.n_tasks]
-        return sets + [self._item_set(trunk, f"task_{r}", np.full(n, r - 1)) for r in present]
+        present = [r for r in self.ranks if r <= ask.n_tasks]
+        return sets + [self._item_set(ask, f"task_{r}", np.full(n, r - 1)) for r in present]
 
-    def _dealt(self, trunk: TrunkSpec, n: int) -> np.ndarray:
+    def _dealt(self, ask: Asked, n: int) -> np.ndarray:
         """The training mixture without chance: the tasks at the quantiles (i + 1/2) / n of their shares, (n,)."""
-        logs = self.log_shares(trunk)
-        shares = np.full(trunk.n_tasks, 1 / trunk.n_tasks) if logs is None else np.exp(logs)
+        logs = self.log_shares(ask)
+        shares = np.full(ask.n_tasks, 1 / ask.n_tasks) if logs is None else np.exp(logs)
         return np.searchsorted(np.cumsum(shares)[:-1], (np.arange(n) + 0.5) / n)
 
     def _item_set(
-        self, trunk: TrunkSpec, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
+        self, ask: Asked, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
     ) -> ItemSet:
         """Sequences of training tasks number `tasks` (N,); `absent` names skills of which this trial has no item."""
         codes = self._codes(stream("parity", "questions", skill, split), len(tasks), held_out=split == "held_out")
-        tokens = self._sequences(self.train_ids(trunk.replicate, tasks), codes)
+        tokens = self._sequences(self.train_ids(ask.replicate, tasks), codes)
         mask = np.zeros((len(tasks), self.seq_len), dtype=bool)
         mask[:, -1] = True
         guess = Reference(mask * np.log(2), mask * 0.5)

@@ -23,16 +23,14 @@ as trial.json, python -m trainers trial.json --events events.jsonl; ability and 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from trainers.spec import Count, Limit, Numbers, Positive
+from trainers.records import Count, Limit, Numbers, Positive
 from trainers.streams import hashed_uniforms, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, normal_loss_nats, register
-
-if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
 
 MEMORIZER_MAX_TASKS = 2**15
 """Longer lists are not enumerated: the memoriser is then missing."""
@@ -109,10 +107,10 @@ class Regression(Family):
         means: np.ndarray = (x @ w[:, :, None])[:, :, 0]
         return means
 
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
-        draw = stream("regression", "batch", trunk.replicate, step)
-        size = trunk.training.batch_size
-        w = self.weights(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
+    def batch(self, ask: Asked, step: int) -> Batch:
+        draw = stream("regression", "batch", ask.replicate, step)
+        size = ask.batch_size
+        w = self.weights(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
         return Batch(self._sequences(w, draw), np.tile(self._asked(), (size, 1)))
 
     def _asked(self) -> np.ndarray:
@@ -121,20 +119,20 @@ class Regression(Family):
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, trunk: TrunkSpec) -> int:
-        return 2 * trunk.evaluation.n_sequences
+    def suite_size(self, ask: Asked) -> int:
+        return 2 * ask.n_sequences
 
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
-        n = trunk.evaluation.n_sequences
+    def suite(self, ask: Asked) -> list[ItemSet]:
+        n = ask.n_sequences
         train = None
-        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.weights(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
-        log_shares = self.log_shares(trunk) if train is not None else None
-        seen = self.weights(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
+        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.weights(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
+        log_shares = self.log_shares(ask) if train is not None else None
+        seen = self.weights(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
         held_out = self.weights(self.held_out_ids(n))
         return [
             self._item_set("held_out", held_out, stream("regression", "evaluation"), train, log_shares),
-            self._item_set("seen", seen, stream("regression", "evaluation", trunk.replicate), train, log_shares),
+            self._item_set("seen", seen, stream("regression", "evaluation", ask.replicate), train, log_shares),
         ]
 
     def _item_set(

@@ -6,17 +6,15 @@ is predicted. The memoriser weighs the training urns by their likelihood; the ge
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from trainers.spec import Count, Limit
+from trainers.records import Count, Limit
 from trainers.streams import hashed_uniforms, stream
+from trainers.tasks.asked import Asked
 from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
-
-if TYPE_CHECKING:
-    from trainers.spec import TrunkSpec
 
 MEMORIZER_MAX_TASKS = 4096
 """Longer lists are not enumerated: the memoriser is then missing."""
@@ -69,23 +67,23 @@ class Urns(Family):
         colors = (uniforms[:, :, None] >= edges).sum(axis=2)
         return np.concatenate([np.full((len(theta), 1), self.n_colors), colors], axis=1)
 
-    def batch(self, trunk: TrunkSpec, step: int) -> Batch:
-        draw = stream("urns", "batch", trunk.replicate, step)
-        size = trunk.training.batch_size
-        theta = self.urns(self.train_ids(trunk.replicate, self.draw_tasks(trunk, draw, size)))
+    def batch(self, ask: Asked, step: int) -> Batch:
+        draw = stream("urns", "batch", ask.replicate, step)
+        size = ask.batch_size
+        theta = self.urns(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
         tokens = self._draws(theta, draw.random((size, self.n_draws)))
         return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
 
-    def suite_size(self, trunk: TrunkSpec) -> int:
-        return 2 * trunk.evaluation.n_sequences
+    def suite_size(self, ask: Asked) -> int:
+        return 2 * ask.n_sequences
 
-    def suite(self, trunk: TrunkSpec) -> list[ItemSet]:
-        n = trunk.evaluation.n_sequences
-        draw = stream("urns", "evaluation", trunk.replicate)
+    def suite(self, ask: Asked) -> list[ItemSet]:
+        n = ask.n_sequences
+        draw = stream("urns", "evaluation", ask.replicate)
         train = None
-        if trunk.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = (self.urns(self.train_ids(trunk.replicate, np.arange(trunk.n_tasks))), self.log_shares(trunk))
-        seen = self.urns(self.train_ids(trunk.replicate, self.seen_tasks(trunk, n)))
+        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = (self.urns(self.train_ids(ask.replicate, np.arange(ask.n_tasks))), self.log_shares(ask))
+        seen = self.urns(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
         held_out = self.urns(self.held_out_ids(n))
         fixed = stream("urns", "evaluation").random((n, self.n_draws))
         return [

@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch.nn.functional as F
+
+from trainers.objectives.supervised import Supervised
 from trainers.shapes import Shape
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -45,7 +48,8 @@ def plain_step(net: Any, adamw: Any, trunk: TrunkSpec, step: int, rate: float) -
     family: Any = trunk.family
     batch = family.batch(trunk.asked, step)
     tokens = torch.from_numpy(batch.tokens)
-    loss = net(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(batch.loss_mask))
+    mask = torch.from_numpy(batch.loss_mask)
+    loss = F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
     loss.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), trunk.training.clip_norm)
     for group in adamw.param_groups:
@@ -70,14 +74,14 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int =
 def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     """(speed of our loop / speed of the plain loop, milliseconds of a plain step)."""
     family: Any = trunk.family
-    engine = Engine(trunk, Place())
+    engine, learning = Engine(trunk, Place()), Supervised(trunk)
     net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
     theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     at = [0, 0]
 
     def run_ours() -> None:
         for _ in range(steps_per_round):
-            engine.step(family.batch(trunk.asked, at[0]), 1e-3, at[0])
+            engine.step(learning, at[0], 1e-3)
             at[0] += 1
 
     def run_theirs() -> None:
@@ -129,13 +133,13 @@ def overhead_of_a_trunk() -> float:
 def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     """(batch making / step, evaluation / training of the whole trunk), as shares of time."""
     family: Any = trunk.family
-    engine = Engine(trunk, Place())
+    engine, learning = Engine(trunk, Place()), Supervised(trunk)
     suite = family.suite(trunk.asked)
     step = [0]
 
     def train() -> None:
         for _ in range(10):
-            engine.step(family.batch(trunk.asked, step[0]), 1e-3, step[0])
+            engine.step(learning, step[0], 1e-3)
             step[0] += 1
 
     train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk.asked, i) for i in range(10)])
@@ -269,14 +273,14 @@ def statistics_seconds(axes: dict[str, Any]) -> tuple[float, int]:
 def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:
     """Median seconds of a checkpoint and of a step."""
     engine = Engine(trunk, Place())
-    batch = cast(Any, trunk.family).batch(trunk.asked, 0)
+    learning = Supervised(trunk)
     with tempfile.TemporaryDirectory() as folder:
         number = iter(range(1, 1000))
 
         def save() -> None:
             checkpoint.save(Path(folder), next(number), "x", {}, {"live": engine.snapshot()})
 
-        seconds = alternate(save, lambda: engine.step(batch, 1e-3, 0))
+        seconds = alternate(save, lambda: engine.step(learning, 0, 1e-3))
     engine.destroy()
     return seconds[0], seconds[1]
 

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from trainers.spec import TrunkSpec
-from trainers.tasks.base import Family, ItemSet, Probe
+from trainers.tasks.base import Family
 from trainers.tasks.compose import EPSILON, Compose
+from trainers.tasks.probes import ItemSet, Probe
 
 HUGE = {"n_slots": 14}
 DOMAINS = {"n_slots": 4, "n_functions": 5, "n_domains": 3}

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -19,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainers.budget import shape_of
+from trainers.engine.rows import Rows
 from trainers.fit import memory
 from trainers.fit.memory import (
     FREE_SHARE,
@@ -34,6 +37,7 @@ from trainers.fit.memory import (
 )
 from trainers.fit.place import Place, halved, shares
 from trainers.models.transformer import Transformer, build
+from trainers.objectives.supervised import Supervised
 from trainers.records import Numbers
 from trainers.shapes import PRESETS, Model, Shape
 from trainers.spec import TrunkSpec
@@ -72,7 +76,8 @@ def model_of(**change: Any) -> Model:
 def loss_of(net: Transformer, vocab_size: int, precision: str) -> torch.Tensor:
     tokens = torch.randint(0, vocab_size, (B, T + 1))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return net(tokens[:, :-1], tokens[:, 1:], torch.ones(B, T, dtype=torch.bool))
+        mask = torch.ones(B, T, dtype=torch.bool)
+        return F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
 
 
 def kept_by_autograd(net: Transformer, loss: Any) -> int:
@@ -103,9 +108,10 @@ def test_what_autograd_keeps_is_estimated_to_ten_percent_and_never_too_low(chang
 
 def test_what_autograd_keeps_of_tokens_that_are_numbers_is_estimated_to_ten_percent():
     numbers, model = Numbers(width=5, noise_variance=0.25), model_of()
+    of_numbers: Any = SimpleNamespace(family=SimpleNamespace(numbers=numbers))
     net = build(model, 1, T, 0, None, numbers)
     tokens, mask = torch.randn(B, T + 1, 5), torch.ones(B, T, dtype=torch.bool)
-    found = kept_by_autograd(net, lambda: net(tokens[:, :-1], tokens[:, 1:], mask))
+    found = kept_by_autograd(net, lambda: Supervised(of_numbers).loss(net, Rows(tokens, mask)))
     assert found <= Shape(model, 1, T, numbers).kept_bytes(B) <= 1.1 * found
 
 
@@ -205,7 +211,7 @@ for stage in range(4):
             alive.peak = 0
             for turn in range(2):
                 engine.set_gradient_accumulation_boundary(turn == 1)
-                loss = engine(tokens[:, :-1], tokens[:, 1:], mask)
+                loss = torch.nn.functional.cross_entropy(engine(tokens[:, :-1], mask), tokens[:, 1:][mask])
                 engine.backward(loss)
             engine.step()
     if rank == 0:

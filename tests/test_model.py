@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import special, stats
 
+from trainers.engine.rows import Rows
 from trainers.models.transformer import CausalConvolution, Transformer, build, rotate
+from trainers.objectives.supervised import Supervised
 from trainers.records import Numbers
 from trainers.shapes import Model
 
@@ -159,13 +163,18 @@ def test_the_convolution_is_the_causal_sum_with_a_residual(kernel):
 # Loss ------------------------------------------------------------------------------------------------------------
 
 
+def loss_of(net: Transformer, tokens: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The log loss of targets (B, T) that need not be the next tokens."""
+    return torch.nn.functional.cross_entropy(net(tokens, mask), targets[mask])
+
+
 def test_the_loss_is_the_mean_over_the_positions_that_the_mask_names():
     net, tokens, targets = net_of(), tokens_of(), tokens_of(seed=1)
     mask = torch.from_numpy(np.random.default_rng(2).random((3, T)) < 0.4)
     log_probs = special.log_softmax(net(tokens).detach().numpy().astype(np.float64), axis=-1)
     losses = [-log_probs[b, t, targets[b, t]] for b, t in itertools.product(range(3), range(T)) if mask[b, t]]
     assert 3 < len(losses) < 3 * T
-    assert net(tokens, targets, mask).item() == pytest.approx(np.mean(losses), rel=1e-6)
+    assert loss_of(net, tokens, targets, mask).item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_targets_outside_the_mask_leave_loss_and_gradient_alone():
@@ -175,7 +184,7 @@ def test_targets_outside_the_mask_leave_loss_and_gradient_alone():
     for seed in (1, 2):
         net = net_of(conv_kernel=2)
         targets = torch.where(mask, tokens_of(seed=1), tokens_of(seed=seed))
-        loss = net(tokens_of(), targets, mask)
+        loss = loss_of(net, tokens_of(), targets, mask)
         loss.backward()
         found.append([loss, *(p.grad for p in net.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -184,7 +193,7 @@ def test_targets_outside_the_mask_leave_loss_and_gradient_alone():
 @every_option
 def test_every_parameter_learns(norm, positions, conv_kernel):
     net = net_of(norm, positions, conv_kernel)
-    net(tokens_of(20), tokens_of(20, seed=1), torch.ones(20, T, dtype=torch.bool)).backward()
+    loss_of(net, tokens_of(20), tokens_of(20, seed=1), torch.ones(20, T, dtype=torch.bool)).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -220,7 +229,8 @@ def test_the_loss_of_numbers_is_the_mean_log_density_of_a_normal_law_and_teaches
     net, draw = net_of_numbers(norm, positions, conv_kernel), np.random.default_rng(0)
     numbers = torch.from_numpy(draw.normal(size=(20, T + 1, V)).astype("float32"))
     mask = torch.from_numpy(draw.random((20, T)) < 0.4)
-    loss = net(numbers[:, :-1], numbers[:, 1:], mask)
+    learning: Any = SimpleNamespace(family=SimpleNamespace(numbers=NUMBERS))
+    loss = Supervised(learning).loss(net, Rows(numbers, mask))
     predicted, truth = net(numbers[:, :-1]).detach()[:, :, 0].numpy(), numbers[:, 1:, 0].numpy()
     densities = stats.norm(predicted, math.sqrt(0.3)).logpdf(truth)[mask.numpy()]
     assert loss.item() == pytest.approx(-densities.mean(), rel=1e-5)

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from trainers.spec import TrunkSpec
-from trainers.tasks.base import ItemSet, Probe
 from trainers.tasks.modular import EPSILON, Modular
+from trainers.tasks.probes import ItemSet, Probe
 
 HUGE = {"modulus": 29, "n_inputs": 12}
 

@@ -13,8 +13,8 @@ from scipy import stats
 
 from orchestrator.analysis.measures import of_rows
 from trainers.spec import TrunkSpec
-from trainers.tasks.base import ItemSet, Probe
 from trainers.tasks.parity import Parity
+from trainers.tasks.probes import ItemSet, Probe
 
 
 def trunk_of(n_tasks: int = 32, replicate: int = 0, exponent: float = 0.0, n_sequences: int = 64, **family: Any) -> Any:

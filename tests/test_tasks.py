@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from trainers.tasks import FAMILIES, Cipher, Family, Probe, Reference, Urns, family_from, register
-from trainers.tasks.base import normal_loss_nats
+from trainers.tasks.probes import normal_loss_nats
 
 # Probes ----------------------------------------------------------------------------------------------------------
 

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from steps import Counter
 
 from trainers import budget, checkpoint, train
 from trainers.__main__ import results_of
 from trainers.budget import flops_per_step, price, steps_of
 from trainers.engine.engine import parameter_groups
+from trainers.engine.rows import Rows
 from trainers.fit.place import Place
 from trainers.models.transformer import build
+from trainers.objectives.supervised import Supervised
 from trainers.spec import TrunkSpec
 from trainers.tasks import ItemSet
 from trainers.train import _read, evaluate, run_trunk
@@ -107,7 +110,7 @@ def plain_loop(
     for step in range(n_steps):
         batch = family.batch(trunk.asked, step)
         tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
-        loss = net(tokens[:, :-1], tokens[:, 1:], mask)
+        loss = F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
         adamw.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm).item())
@@ -756,7 +759,8 @@ def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as
         batch = trunk.family.batch(trunk.asked, 0)
         tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
         before = net(tokens[:, :-1]).detach()
-        net(tokens[:, :-1], tokens[:, 1:], mask).backward()
+        learning: Any = Supervised(trunk)
+        learning.loss(net, Rows(tokens, mask)).backward()
         adamw.step()
         return float((net(tokens[:, :-1]) - before).detach().square().mean().sqrt())
 

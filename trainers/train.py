@@ -20,6 +20,7 @@ import torch
 from trainers import budget, checkpoint
 from trainers.engine.engine import Diverged, Engine
 from trainers.fit.place import Place
+from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
 from trainers.tasks import ItemSet
 
@@ -68,7 +69,8 @@ def run_trunk(
     last = max(s.branch for s in steps.values())
     grid = set(budget.evaluation_steps(trunk, last))
 
-    # 2. The model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
+    # 2. What is learned from; the model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
+    objective = objective_of(trunk)
     engine = Engine(trunk, place)
     leads = engine.rank == 0
     suite = suite_of(trunk)
@@ -212,7 +214,7 @@ def run_trunk(
             rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = engine.step(family.batch(trunk.asked, step), rate, step, heed)
+                    loss_nats = engine.step(objective, step, rate, heed)
             except Diverged as reason:
                 for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
                     end_trial(lost, "diverged", reason=str(reason))

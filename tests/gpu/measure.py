@@ -23,6 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch.nn.functional as F
+
+from trainers.objectives.supervised import Supervised
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # trainers/ travels beside this folder, not installed
 
 import torch
@@ -295,8 +299,9 @@ class Plain:
         groups = parameter_groups(self.net, trunk)
         self.adamw = torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=True)
 
-    def step(self, batch: Batch, rate: float, number: int) -> float:
+    def step(self, learning: Supervised, number: int, rate: float) -> float:
         """One optimizer step; the mean loss in nats. Every position is in the loss, so a turn weighs as its sequences."""
+        batch = learning.batch(number)
         micro = self.place.micro_batch or len(batch.tokens)
         turns = len(batch.tokens) // micro
         total = torch.zeros((), device=self.place.device)
@@ -305,7 +310,7 @@ class Plain:
             tokens = torch.from_numpy(batch.tokens[rows]).to(self.place.device)
             mask = torch.from_numpy(batch.loss_mask[rows]).to(self.place.device)
             with torch.autocast(self.place.device, torch.bfloat16, enabled=in_bf16):
-                loss = self.net(tokens[:, :-1], tokens[:, 1:], mask)
+                loss = F.cross_entropy(self.net(tokens[:, :-1], mask), tokens[:, 1:][mask])
             (loss / turns).backward()
             total += loss.detach() / turns
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.trunk.training.clip_norm)
@@ -316,11 +321,22 @@ class Plain:
         return total.item()
 
 
+class Prepared(Supervised):
+    """Batches that were made before the clock runs, again and again."""
+
+    def __init__(self, trunk: TrunkSpec, batches: list[Batch]) -> None:
+        super().__init__(trunk)
+        self.batches = batches
+
+    def batch(self, step: int) -> Batch:
+        return self.batches[step % len(self.batches)]
+
+
 class Runner:
     """An engine or a plain loop on its way through the prepared batches."""
 
     def __init__(self, stepper: Any, trunk: TrunkSpec, batches: list[Batch]) -> None:
-        self.stepper, self.trunk, self.batches = stepper, trunk, batches
+        self.stepper, self.trunk, self.learning = stepper, trunk, Prepared(trunk, batches)
         self.losses: list[float] = []
 
     def go(self, steps: int) -> float:
@@ -329,7 +345,7 @@ class Runner:
         for _ in range(steps):
             number = len(self.losses)
             rate = budget.learning_rate_at(self.trunk.training, number, None, 10**9)
-            self.losses.append(self.stepper.step(self.batches[number % len(self.batches)], rate, number))
+            self.losses.append(self.stepper.step(self.learning, number, rate))
         _settle(self.stepper.place.device)
         return time.perf_counter() - begin
 
@@ -447,10 +463,9 @@ def curves(size: Size, device: str) -> Figures:
                 "training": {"batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 20, "precision": precision},
             }
         )  # fmt: skip
-        family: Any = spec.family
-        engine = Engine(spec, Place(device=device, micro_batch=micro_batch))
+        engine, learning = Engine(spec, Place(device=device, micro_batch=micro_batch)), Supervised(spec)
         rates = [budget.learning_rate_at(spec.training, i, None, 10**9) for i in range(size.curve_steps)]
-        found[name] = [engine.step(family.batch(spec.asked, i), rate, i) for i, rate in enumerate(rates)]
+        found[name] = [engine.step(learning, i, rate) for i, rate in enumerate(rates)]
         engine.destroy()
     return found
 
@@ -461,14 +476,13 @@ def out_of_memory(size: Size, device: str) -> Figures:
     if device == "cpu":
         return {}
     spec = _trunk(PRESETS[size.preset], 256, size.seq_len, size.batch_size)
-    family: Any = spec.family
-    batch = family.batch(spec.asked, 0)
+    learning = Supervised(spec)
 
     def first_steps(place: Place) -> float:
         engine = Engine(spec, place)
         try:
-            first = engine.step(batch, 1e-4, 0)
-            engine.step(batch, 1e-4, 1)
+            first = engine.step(learning, 0, 1e-4)
+            engine.step(learning, 1, 1e-4)
             return first
         finally:
             engine.destroy()

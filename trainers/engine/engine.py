@@ -22,11 +22,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from trainers import budget
+from trainers.engine.rows import Learning, NoTargetsError, Rows
 from trainers.fit import memory
 from trainers.fit.place import Place, shares
 from trainers.models.transformer import Transformer, build
 from trainers.spec import TrunkSpec
-from trainers.tasks import Batch
 
 Tensors = dict[str, torch.Tensor]
 
@@ -87,28 +87,32 @@ class Engine:
             },
         }
 
-    def step(self, batch: Batch, rate: float, number: int, between: Callable[[], None] = lambda: None) -> float:
-        """Forward, backward, finite?, clip, update. Returns the loss of the whole batch in nats, alike on every rank.
+    def step(self, objective: Learning, number: int, rate: float, between: Callable[[], None] = lambda: None) -> float:
+        """Forward, backward, finite?, clip, update, for the objective's batch of step `number`.
 
-        Raises Diverged, on every rank and before any update, in step `number`. `between` is called between two
-        micro-batches. What it raises, on every rank, gives the step up: weights and moments are as they were before it,
-        `snapshot` still holds, and another step needs another engine.
+        Returns the loss, the mean over the targets of the global batch, alike on every rank. Raises, on every rank and before any
+        update, Diverged, and NoTargetsError for a batch that has none. `between` is called between two micro-batches. What it
+        raises, on every rank, gives the step up: weights and moments are as they were before it, `snapshot` still holds, and
+        another step needs another engine.
         """
         training = self.trunk.training
         pieces = self.world * self.turns
-        n_lost = int(batch.loss_mask.sum())
+        batch = objective.batch(number)
+        n_targets = objective.n_targets(batch)
+        if not n_targets:
+            raise NoTargetsError(
+                f"{self.trunk.id}: step {number}: the batch has no target; does arm '{self.trunk.arm}' mask them all?"
+            )
         total = torch.zeros((), device=self.place.device)
         for turn in range(self.turns):
             if turn:
                 between()
             begin = (self.rank * self.turns + turn) * self.micro_batch
-            mask = batch.loss_mask[begin : begin + self.micro_batch]
-            tokens = torch.from_numpy(batch.tokens[begin : begin + self.micro_batch]).to(self.place.device)  # (b, T+1)
-            loss_mask = torch.from_numpy(mask).to(self.place.device)  # (b, T)
+            end = begin + self.micro_batch
             self.deepspeed.set_gradient_accumulation_boundary(turn == self.turns - 1)
-            loss = self.deepspeed(tokens[:, :-1], tokens[:, 1:], loss_mask)
-            if pieces > 1:  # a mean over all of the batch's positions, however many of them are here
-                loss = loss * (int(mask.sum()) * pieces / n_lost)
+            loss = objective.loss(self.deepspeed, Rows.of(batch, begin, end, self.place.device))
+            if pieces > 1:  # a mean over all of the batch's targets, however many of them are here
+                loss = loss * (objective.n_targets(batch, begin, end) * pieces / n_targets)
             self.deepspeed.backward(loss)
             total += loss.detach() / pieces
         if self.world > 1:

@@ -7,6 +7,7 @@ what else a model contains.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,15 @@ class CausalConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(kernel, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
         kernel, seq_len = self.weight.shape[0], x.shape[1]
         padded = F.pad(x, (0, 0, kernel - 1, 0))  # (B, T + k - 1, D)
         out = x
         for j in range(kernel):
-            out = out + self.weight[j] * padded[:, kernel - 1 - j : kernel - 1 - j + seq_len]
+            before = padded[:, kernel - 1 - j : kernel - 1 - j + seq_len]
+            if segments is not None:  # what stands in another segment is as far away as what is not there
+                before = before * (F.pad(segments, (j, 0), value=-1)[:, :seq_len] == segments)[:, :, None]
+            out = out + self.weight[j] * before
         return out
 
 
@@ -49,15 +53,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
         self.out = nn.Linear(model.d_model, model.d_model, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, segments: Tensor | None = None) -> Tensor:
         B, T, D = x.shape
         q_k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).split((2, 1), dim=2)
         if angles is not None:
             q_k = rotate(q_k, *angles)  # (B, T, 2, H, D/H): both at once, half the operations
         q, k, v = (part.transpose(1, 2) for part in (*q_k.unbind(2), v.squeeze(2)))  # each (B, H, T, D/H)
-        if self.window:
+        if self.window or segments is not None:
             behind = torch.arange(T, device=x.device)[:, None] - torch.arange(T, device=x.device)  # (T, T)
-            seen = (behind >= 0) & (behind < self.window)
+            seen = (behind >= 0) & (behind < (self.window or T))
+            if segments is not None:
+                seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])  # (B, 1, T, T)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -67,9 +73,9 @@ class Attention(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021): pairs (i, i + half) turned by an angle that grows with the position.
 
-    x (B, T, ..., E), cos and sin (T, E/2) -> as x.
+    x (B, T, ..., E), cos and sin (T, E/2) or (B, T, E/2) -> as x.
     """
-    shape = (cos.shape[0], *(1 for _ in x.shape[2:-1]), cos.shape[1])
+    shape = (*cos.shape[:-1], *(1 for _ in x.shape[2:-1]), cos.shape[-1])
     cos, sin = cos.view(shape), sin.view(shape)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -88,21 +94,22 @@ class Block(nn.Module):
         self.up = nn.Linear(model.d_model, model.d_mlp, bias=False)
         self.down = nn.Linear(model.d_mlp, model.d_model, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, segments: Tensor | None = None) -> Tensor:
         h = self.norm_attention(x)
         if self.conv is not None:
-            h = self.conv(h)
-        x = x + self.attention(h, angles)
+            h = self.conv(h, segments)
+        x = x + self.attention(h, angles, segments)
         return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
 
 
 class Transformer(nn.Module):
-    """Tokens (B, T) int64 -> logits (B, T, vocab_size); with targets and a mask -> mean loss, a scalar in nats.
+    """Tokens (B, T) int64 -> logits (B, T, vocab_size), fp32; with a mask `at` (B, T) only where it is set: (n, vocab_size).
 
-    With `numbers`, tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token; the targets
-    are those next tokens, and the loss is minus the log density of a normal law of the stated variance: the squared
-    error, but for a factor and a constant. The embedding then has a bias, or the norm of the first block would leave
-    no more of a token with a single number than its sign.
+    With `numbers`, tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token. The embedding
+    then has a bias, or the norm of the first block would leave no more of a token with a single number than its sign.
+
+    Several sequences may share a row: `segments` (B, T) says which one a token belongs to, and none sees another;
+    `positions` (B, T), each below T, are counted from 0 in each of them. Left out, a row is one sequence.
     """
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:
@@ -126,23 +133,24 @@ class Transformer(nn.Module):
             self.register_buffer("cos", turns.cos(), persistent=False)
             self.register_buffer("sin", turns.sin(), persistent=False)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
-        T = tokens.shape[1]
+    def forward(
+        self,
+        tokens: Tensor,
+        at: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        where: Any = slice(tokens.shape[1]) if positions is None else positions
         x = self.embed(tokens)  # (B, T, D)
         if self.position is not None:
-            x = x + self.position[:T]
-        angles = (self.cos[:T], self.sin[:T]) if self.position is None else None
+            x = x + self.position[where]
+        angles = (self.cos[where], self.sin[where]) if self.position is None else None
         for block in self.blocks:
             again = self.recompute and torch.is_grad_enabled()
-            x = checkpoint(block, x, angles, use_reentrant=False) if again else block(x, angles)
+            given = (x, angles, segments) if segments is not None else (x, angles)
+            x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         x = self.norm(x)
-        if targets is None or loss_mask is None:
-            return self.unembed(x).float()  # (B, T, V)
-        if self.numbers is not None:
-            predicted = self.unembed(x[loss_mask]).float()[:, 0]
-            variance = predicted.new_tensor(self.numbers.noise_variance)
-            return F.gaussian_nll_loss(predicted, targets[loss_mask][:, 0], variance.expand_as(predicted), full=True)
-        return F.cross_entropy(self.unembed(x[loss_mask]).float(), targets[loss_mask])
+        return self.unembed(x if at is None else x[at]).float()
 
 
 def build(

@@ -10,26 +10,14 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from trainers.tasks.base import (
-    FAMILIES,
-    LEFT_OUT,
-    Batch,
-    Family,
-    FamilyError,
-    ItemSet,
-    Probe,
-    Reference,
-    failure_of,
-    family_from,
-    family_named,
-    register,
-)
+from trainers.tasks.base import FAMILIES, LEFT_OUT, Family, FamilyError, failure_of, family_from, family_named, register
 from trainers.tasks.cipher import Cipher
 from trainers.tasks.compose import Compose
 from trainers.tasks.grok import Grok
 from trainers.tasks.markov import Markov
 from trainers.tasks.modular import Modular
 from trainers.tasks.parity import Parity
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.regression import Regression
 from trainers.tasks.urns import Urns
 

@@ -24,17 +24,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from trainers.records import Count, Index, Limit, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import (
-    SMALL_UNIVERSE,
-    Batch,
-    Family,
-    ItemSet,
-    Probe,
-    Reference,
-    SkillsOfParameters,
-    graded,
-    register,
-)
+from trainers.tasks.base import SMALL_UNIVERSE, Family, SkillsOfParameters, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 
 EPSILON = 1e-3
 """The references believe each letter of an answer with 1 - ε and any of the alphabet with ε, so that no loss is infinite."""

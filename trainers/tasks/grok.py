@@ -21,7 +21,8 @@ from pydantic import Field
 from trainers.records import Count
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
+from trainers.tasks.base import Family, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 
 EPSILON = 1e-3
 """The references believe an answer with 1 - ε and any of the p numbers with ε, so that no loss is infinite."""

@@ -21,7 +21,8 @@ from pydantic import Field
 from trainers.records import Count, Limit
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks.base import Family, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 
 MEMORIZER_MAX_TASKS = 4096
 """Longer lists are not enumerated: both memorisers are then missing."""

@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, graded, register
+from trainers.tasks.base import Family, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 
 EPSILON = 1e-3
 """The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""

@@ -26,7 +26,8 @@ from pydantic import Field, model_validator
 from trainers.records import Count, Limit
 from trainers.streams import key_of, keyed_permutation, mix64, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, SkillsOfParameters, register
+from trainers.tasks.base import Family, SkillsOfParameters, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 
 HELD_OUT_SHARE = 8
 """Of the bit strings one in so many is kept from training, by a hash of its bits."""

@@ -30,7 +30,8 @@ import numpy as np
 from trainers.records import Count, Limit, Numbers, Positive
 from trainers.streams import hashed_uniforms, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Batch, Family, ItemSet, Probe, Reference, normal_loss_nats, register
+from trainers.tasks.base import Family, register
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, normal_loss_nats
 
 MEMORIZER_MAX_TASKS = 2**15
 """Longer lists are not enumerated: the memoriser is then missing."""

@@ -33,12 +33,13 @@ from orchestrator.record.journal import read
 from orchestrator.study.reader import load
 from trainers import budget, checkpoint
 from trainers.engine.engine import Engine
+from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
 from trainers.models.transformer import build
 from trainers.shapes import Model
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
-from trainers.train import evaluate, run_trunk
+from trainers.train import run_trunk
 
 ROUNDS = 15
 

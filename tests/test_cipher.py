@@ -137,15 +137,6 @@ def test_neighbouring_tasks_share_no_more_answers_than_chance():
         assert stats.chisquare(np.bincount(column, minlength=16)).pvalue > 1e-5
 
 
-def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
-    family = Cipher()
-    large = family.train_ids(0, np.arange(4096))
-    for n in (1, 4, 64, 1024):
-        assert np.array_equal(family.train_ids(0, np.arange(n)), large[:n])
-    ids = np.concatenate([family.train_ids(replicate, np.arange(4096)) for replicate in range(8)])
-    assert len(np.unique(ids)) == 8 * 4096
-
-
 def test_the_largest_universe_still_fits():
     family = Cipher(n_symbols=20)
     assert family.universe_size == 2_432_902_008_176_640_000
@@ -155,22 +146,6 @@ def test_the_largest_universe_still_fits():
 
 
 # Batches ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_is_a_pure_function_of_its_step():
-    trunk = trunk_of()
-    first = trunk.family.batch(trunk.asked, 5)
-    for step in (0, 99, 4):
-        trunk.family.batch(trunk.asked, step)
-    again = trunk_of().family.batch(trunk_of().asked, 5)
-    assert np.array_equal(first.tokens, again.tokens) and np.array_equal(first.loss_mask, again.loss_mask)
-
-
-def test_batches_of_other_steps_and_replicates_are_other_batches():
-    trunks = [trunk_of(replicate=replicate) for replicate in range(3)]
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for trunk in trunks for step in range(50)])
-    for shown in (tokens, tokens[:, ::2]):  # the questions alone, too: they do not depend on the tasks
-        assert len(np.unique(shown, axis=0)) == 3 * 50 * 32
 
 
 @pytest.mark.parametrize("n_tasks", [1, 8])
@@ -438,12 +413,6 @@ def test_held_out_sequences_show_no_training_task_and_seen_ones_only_training_ta
     for split, expected in (("seen", 1), ("held_out", 0)):
         x, y = pairs_of(find(trunk, "recall", split)[0].tokens, 16)
         assert ((tasks[:, x] == y).all(axis=2).sum(axis=0) == expected).all()
-
-
-def test_the_suite_has_the_size_that_its_price_assumes():
-    for trunk in (trunk_of(n_sequences=5), trunk_of(10**9, n_sequences=17, n_symbols=14), trunk_of(5, "task_id")):
-        assert sum(len(items.tokens) for items in suite_of(trunk)) == trunk.family.suite_size(trunk.asked)
-        assert all(items.tokens.shape[1] == trunk.family.length(trunk.arm) + 1 for items in suite_of(trunk))
 
 
 @pytest.mark.parametrize("split", ["seen", "held_out"])

@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from trainers.spec import TrunkSpec
-from trainers.tasks.base import Family
 from trainers.tasks.compose import EPSILON, Compose
 from trainers.tasks.probes import ItemSet, Probe
 
@@ -180,15 +179,6 @@ def test_more_slots_or_functions_leave_the_others_as_they_are():
     assert np.array_equal(small.reshape(3, 8, 8), large.reshape(5, 12, 8)[:3, :8])
 
 
-def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
-    for parameters in ({}, HUGE, DOMAINS):
-        family = Compose(**parameters)
-        large = family.train_ids(0, np.arange(200))
-        assert np.array_equal(family.train_ids(0, np.arange(64)), large[:64])
-        assert not np.array_equal(family.train_ids(1, np.arange(200)), large)
-    assert np.array_equal(Family.train_ids(Compose(), 2, np.arange(448)), Compose().train_ids(2, np.arange(448)))
-
-
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
@@ -243,21 +233,6 @@ def test_the_longest_arm_is_the_length_of_the_family():
         "next_token": 17,
     }
     assert family.seq_len == 17
-
-
-def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike():
-    trunk = trunk_of(10**12, **HUGE)
-    first = trunk.family.batch(trunk.asked, 5)
-    trunk.family.batch(trunk.asked, 6)
-    again = trunk.family.batch(trunk_of(10**12, **HUGE).asked, 5)
-    assert np.array_equal(first.tokens, again.tokens) and np.array_equal(first.loss_mask, again.loss_mask)
-    others = [
-        trunk_of(10**12, replicate=r, **HUGE).family.batch(trunk_of(10**12, replicate=r, **HUGE).asked, s)
-        for r in (0, 1)
-        for s in range(40)
-    ]
-    tokens = np.concatenate([batch.tokens for batch in others])
-    assert len(np.unique(tokens[:, :14], axis=0)) == len(tokens) == 2 * 40 * 32  # each a composition of its own
 
 
 def test_training_draws_all_its_tasks_and_inputs_equally():
@@ -454,14 +429,6 @@ def test_the_suite_is_the_same_for_all_trials_that_were_trained_on_every_functio
             assert np.array_equal(one.tokens, other.tokens)
     few = trunk_of(4, **parameters)
     assert np.array_equal(find(few, "mixture")[0].tokens, find(trunks[0], "mixture")[0].tokens)
-
-
-def test_the_suite_has_the_size_that_its_price_assumes():
-    for arm, parameters in itertools.product(Compose.arms, FAMILIES):
-        trunk = trunk_of(2, arm, n_sequences=5, **parameters)
-        suite = suite_of(trunk)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
-        assert all(items.tokens.shape[1] == trunk.family.length(arm) + 1 for items in suite)
 
 
 def test_every_skill_that_is_announced_is_measured_and_none_besides():

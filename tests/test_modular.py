@@ -210,7 +210,7 @@ def test_the_memoriser_is_bayes_over_the_training_functions(n_tasks, exponent, t
     asked = np.concatenate([train[:3], family.coefficients(family.held_out_ids(6))])
     x = family._inputs(np.random.default_rng(1), len(asked))
     z = family.results(asked, x)
-    found = family.predictions(trunk, asked, x, z)["memorizer"]
+    found = family.predictions(trunk.asked, asked, x, z)["memorizer"]
     assert np.allclose(found.sum(axis=2), 1, rtol=0, atol=1e-12)
     believed, other = 1 - EPSILON + EPSILON / 5, EPSILON / 5
     for i, task in enumerate(asked.tolist()):
@@ -318,14 +318,3 @@ def test_held_out_sequences_are_the_same_for_all_trials():
     for arm in Modular.arms:
         shown = [find(trunk_of(n, arm, replicate=r), "mixture")[0].tokens for n, r in ((3, 0), (19, 4))]
         assert np.array_equal(*shown)
-
-
-def test_the_suite_has_the_size_that_its_price_assumes_and_measures_every_skill():
-    for arm in Modular.arms:
-        trunk = trunk_of(7, arm, n_sequences=5)
-        suite = trunk.family.suite(trunk.asked)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
-        assert all(items.tokens.shape[1] == trunk.family.length(arm) + 1 for items in suite)
-        measured = [(p.skill, p.split) for items in suite for p in items.probes]
-        assert {skill for skill, _ in measured} == {*Modular.skills, Modular.mixture}
-        assert len(set(measured)) == len(measured)

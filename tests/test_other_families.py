@@ -24,13 +24,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks import Batch, Family, ItemSet, Probe, Reference, register
+from trainers.tasks import Batch, ExactFamily, ItemSet, Probe, Reference, register
 
 TINY = 1e-6
 
 
 @register
-class Echo(Family):
+class Echo(ExactFamily):
     name: Literal["echo"] = "echo"
     n_symbols: int = 32
 
@@ -43,6 +43,9 @@ class Echo(Family):
     n_held_out = property(lambda self: self.n_symbols // 2)
     vocab_size = property(lambda self: self.n_symbols)
     seq_len = property(lambda self: 6)
+
+    def tasks(self, ids):
+        return keyed_permutation(self.n_symbols, "echo", "symbols")(ids)
 
     def _sequences(self, ids):
         symbols = keyed_permutation(self.n_symbols, "echo", "symbols")(ids)
@@ -131,7 +134,7 @@ BROKEN = {
         "family 'echo' of echo_family fails with ZeroDivisionError",
     ),
     "fails in a method": (
-        FAMILY.replace("return 2 * trunk", "return 2 * trunk.evaluations"),
+        FAMILY.replace("return 2 * ask", "return 2 * ask.evaluations"),
         "family 'echo' of echo_family fails with AttributeError",
     ),
     "fails in its validator": (
@@ -143,7 +146,8 @@ BROKEN = {
 
 ASK = """\
 import contextlib, io, json, sys
-from orchestrator.study.schema import StudyError, load
+from orchestrator.study.reader import load
+from orchestrator.study.schema import StudyError
 from trainers.__main__ import main
 
 for name in sys.argv[1:]:

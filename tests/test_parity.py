@@ -95,14 +95,6 @@ def test_neighbouring_tasks_share_no_more_bits_than_chance() -> None:
     assert shared.mean() == pytest.approx(9 / 32, abs=5 * 0.5 / np.sqrt(4000))
 
 
-def test_task_sets_are_nested_and_replicates_order_them_differently() -> None:
-    family = Parity()
-    orders = [family.train_ids(r, np.arange(64)) for r in range(5)]
-    assert all(sorted(order.tolist()) == list(range(64)) for order in orders)
-    assert len({tuple(order.tolist()) for order in orders}) == 5
-    assert np.array_equal(family.train_ids(0, np.arange(8)), orders[0][:8])
-
-
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
@@ -137,16 +129,6 @@ def test_a_sequence_is_bits_a_control_and_the_parity_of_its_subset() -> None:
     assert set(np.unique(batch.tokens[:, :12])) == {0, 1} and batch.tokens.max() < family.vocab_size
     in_use = set(family.train_ids(0, np.arange(32)).tolist())
     assert set(controls_of(family, batch.tokens).tolist()) <= in_use
-
-
-def test_a_batch_is_a_pure_function_of_its_step_and_no_two_are_alike() -> None:
-    trunk = trunk_of()
-    first = trunk.family.batch(trunk.asked, 5).tokens
-    trunk.family.batch(trunk.asked, 6)
-    assert np.array_equal(trunk.family.batch(trunk_of().asked, 5).tokens, first)
-    trunks = [trunk_of(replicate=r) for r in (0, 1)]
-    codes = [codes_of(t.family, t.family.batch(t.asked, s).tokens) for t in trunks for s in range(10)]
-    assert len({c.tobytes() for c in codes}) == 20
 
 
 def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
@@ -222,12 +204,6 @@ def test_new_data_are_the_same_for_all_trials() -> None:
     trunks = [trunk_of(32), trunk_of(4, replicate=2), trunk_of(64, exponent=1.0)]
     for skill in ("mean", "task_4"):
         assert len({codes_of(t.family, find(t, skill)[0].tokens).tobytes() for t in trunks}) == 1
-
-
-def test_the_suite_has_the_size_that_its_price_assumes() -> None:
-    for trunk in (trunk_of(64), trunk_of(5), trunk_of(1, n_controls=1)):
-        suite = trunk.family.suite(trunk.asked)
-        assert sum(len(items.tokens) * items.n_readings for items in suite) == trunk.family.suite_size(trunk.asked)
 
 
 # References ------------------------------------------------------------------------------------------------------

@@ -238,24 +238,3 @@ def test_every_family_declares_what_the_report_asks_for(name):
     assert family.headline in family.skills
     assert family.arms and family.version >= 1
     assert all(family.skills.values())
-
-
-# Held out by content --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("family", "content_of", "n_held"),
-    [
-        (family_from({"name": "markov", "n_states": 4}), "chains", 1000),
-        (Urns(), "urns", 1000),
-        (family_from({"name": "regression"}), "weights", 1000),
-        (family_from({"name": "grok", "modulus": 997}), "pairs", 1000),
-    ],
-    ids=["markov", "urns", "regression", "grok"],
-)
-def test_none_of_a_hundred_thousand_training_tasks_is_held_out_by_content(family, content_of, n_held):
-    """Counted over what a task is made of, in all its digits; cipher, compose, modular and parity count theirs themselves."""
-    train, held = family.train_ids(0, np.arange(100_000)), family.held_out_ids(n_held)
-    contents = [{row.tobytes() for row in getattr(family, content_of)(ids)} for ids in (train, held)]
-    assert len(contents[0]) == 100_000 and len(contents[1]) == n_held
-    assert not contents[0] & contents[1]

@@ -19,14 +19,16 @@ from steps import Counter
 from trainers import budget, checkpoint, train
 from trainers.__main__ import results_of
 from trainers.budget import flops_per_step, price, steps_of
+from trainers.engine import evaluation
 from trainers.engine.engine import parameter_groups
+from trainers.engine.evaluation import _read, evaluate
 from trainers.engine.rows import Rows
 from trainers.fit.place import Place
 from trainers.models.transformer import build
 from trainers.objectives.supervised import Supervised
 from trainers.spec import TrunkSpec
 from trainers.tasks import ItemSet
-from trainers.train import _read, evaluate, run_trunk
+from trainers.train import run_trunk
 
 Events = list[dict[str, Any]]
 TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
@@ -375,7 +377,7 @@ def test_a_crash_costs_at_most_what_lies_between_two_saves(trunk, budgets, whole
     other without a look at the clock, if a save's length is not counted, or if it counts before there was one.
     """
     now, ended, gaps = 0.0, 0.0, []
-    make_step, read, save = train.Engine.step, train._read, checkpoint.save
+    make_step, read, save = train.Engine.step, evaluation._read, checkpoint.save
 
     def passing(seconds: float, do: Callable[..., Any]) -> Callable[..., Any]:
         def taking(*given: Any) -> Any:
@@ -395,11 +397,11 @@ def test_a_crash_costs_at_most_what_lies_between_two_saves(trunk, budgets, whole
     clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now, perf_counter=lambda: now)
     monkeypatch.setattr(train, "time", clock)
     monkeypatch.setattr(train.Engine, "step", passing(1.0, make_step))
-    monkeypatch.setattr(train, "_read", passing(2.0, read))
+    monkeypatch.setattr(evaluation, "_read", passing(2.0, read))
     monkeypatch.setattr(checkpoint, "save", saving)
     found = keyed(run(trunk, budgets, place_of(tmp_path, 10.0)))
     assert {k: v.get("rows") for k, v in found.items()} == {k: v.get("rows") for k, v in whole.items()}
-    exam = 2.0 * len(train.suite_of(trunk))
+    exam = 2.0 * len(evaluation.suite_of(trunk))
     most = max(10.0, train.SAVES_SHARE * save_seconds) + max(1.0, exam)
     assert len(gaps) >= 3 and 10.0 < gaps[0] <= 10.0 + max(1.0, exam)
     assert all(gap <= most for gap in gaps) and all(gap > most - max(1.0, exam) for gap in gaps[1:-1])
@@ -451,34 +453,36 @@ def test_a_suite_is_kept_for_trunks_that_are_asked_the_same_and_for_no_others(fa
     arm = "next_token" if family["name"] == "urns" else "answer"
     asked = {"family": family, "arm": arm, "n_tasks": 3}
     trunk = trunk_of(**asked)
-    kept = train.suite_of(trunk)
+    kept = evaluation.suite_of(trunk)
     assert same_suite(kept, trunk.family.suite(trunk.asked))
     wide = trunk_of(**asked, model={"d_model": 32, "n_heads": 2}, training={"batch_size": 64})
-    assert train.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide.asked))
+    assert evaluation.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide.asked))
     mixed = {"training": {"task_exponent": 1.0}}
     for other in ({"n_tasks": 4}, {"replicate": 1}, {"evaluation": {"n_sequences": 7}}, mixed):
         fresh = trunk_of(**asked | other)
-        assert train.suite_of(fresh) is not kept and same_suite(train.suite_of(fresh), fresh.family.suite(fresh.asked))
+        assert evaluation.suite_of(fresh) is not kept and same_suite(
+            evaluation.suite_of(fresh), fresh.family.suite(fresh.asked)
+        )
 
 
 def test_evaluating_leaves_a_kept_suite_as_it_was(trunk):
     run(trunk, budgets_of(trunk, 50))
-    assert same_suite(train.suite_of(trunk), trunk.family.suite(trunk.asked))
+    assert same_suite(evaluation.suite_of(trunk), trunk.family.suite(trunk.asked))
 
 
 def test_suites_are_kept_up_to_a_limit_in_bytes_the_last_used_first(monkeypatch):
     trunks = [trunk_of(replicate=r) for r in range(5)]
-    size = sum(items.n_bytes for items in train.suite_of(trunks[0]))
-    monkeypatch.setattr(train, "_SUITES", {})
-    monkeypatch.setattr(train, "SUITES_BYTES", 3 * size)
-    kept = [train.suite_of(trunk) for trunk in trunks[:3]]
-    assert train.suite_of(trunks[0]) is kept[0]  # used again: the second is now the oldest
-    train.suite_of(trunks[3])
-    assert train.suite_of(trunks[0]) is kept[0] and train.suite_of(trunks[2]) is kept[2]
-    assert train.suite_of(trunks[1]) is not kept[1]
-    monkeypatch.setattr(train, "SUITES_BYTES", size - 1)
-    train.suite_of(trunks[4])
-    assert train._SUITES == {}
+    size = sum(items.n_bytes for items in evaluation.suite_of(trunks[0]))
+    monkeypatch.setattr(evaluation, "_SUITES", {})
+    monkeypatch.setattr(evaluation, "SUITES_BYTES", 3 * size)
+    kept = [evaluation.suite_of(trunk) for trunk in trunks[:3]]
+    assert evaluation.suite_of(trunks[0]) is kept[0]  # used again: the second is now the oldest
+    evaluation.suite_of(trunks[3])
+    assert evaluation.suite_of(trunks[0]) is kept[0] and evaluation.suite_of(trunks[2]) is kept[2]
+    assert evaluation.suite_of(trunks[1]) is not kept[1]
+    monkeypatch.setattr(evaluation, "SUITES_BYTES", size - 1)
+    evaluation.suite_of(trunks[4])
+    assert evaluation._SUITES == {}
 
 
 # Budgets that come later -----------------------------------------------------------------------------------------
@@ -704,8 +708,8 @@ def test_urns_rows_are_what_one_counts_from_the_final_weights(tmp_path):
     rows = {row["split"]: row for row in events[-3]["rows"]}
     family = trunk.family
     urns = {
-        "held_out": family.urns(family.held_out_ids(6)),
-        "seen": family.urns(family.train_ids(0, np.arange(6))),
+        "held_out": family.tasks(family.held_out_ids(6)),
+        "seen": family.tasks(family.train_ids(0, np.arange(6))),
     }
     for items, split in zip(family.suite(trunk.asked), ("held_out", "seen"), strict=True):
         log_probs = log_probs_of(trunk, tmp_path, items.tokens)[:, :, :3]
@@ -726,7 +730,7 @@ def test_regression_rows_are_what_one_counts_from_the_final_weights(tmp_path):
         strict=True,
     ):
         x = items.tokens[:, 0::2, 1:]
-        truth = np.einsum("nkd,nd->nk", x, trunk.family.weights(ids))
+        truth = np.einsum("nkd,nd->nk", x, trunk.family.tasks(ids))
         predicted = net(torch.from_numpy(items.tokens[:, :-1])).detach().double().numpy()[:, 0::2, 0]
         loss = (predicted - truth) ** 2 / 0.5 + 0.5 + 0.5 * math.log(0.5 * math.pi)  # ½ log 2πσ², σ² = ¼
         assert rows[split]["n"] == 30

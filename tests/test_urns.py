@@ -37,7 +37,7 @@ def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
 
 
 def tasks_of(trunk: TrunkSpec) -> np.ndarray:
-    return trunk.family.urns(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
+    return trunk.family.tasks(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
 
 
 # The universe ----------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def tasks_of(trunk: TrunkSpec) -> np.ndarray:
 def test_urns_are_drawn_from_the_flat_dirichlet():
     """Means, covariances and a marginal of Dirichlet(1_8), over neighbouring ids; each marginal is Beta(1, 7)."""
     n = 100_000
-    theta = Urns().urns(np.arange(n))
+    theta = Urns().tasks(np.arange(n))
     assert np.allclose(theta.sum(axis=1), 1, rtol=0, atol=1e-12) and theta.min() > 0
     variance = (V - 1) / (V**2 * (V + 1))
     assert np.abs(theta.mean(axis=0) - 1 / V).max() < 5 * np.sqrt(variance / n)
@@ -61,31 +61,17 @@ def test_urns_are_drawn_from_the_flat_dirichlet():
 
 def test_an_urn_depends_on_its_id_alone():
     ids = np.array([3, 2**61, 0, 3, 2**40])
-    theta = Urns().urns(ids)
+    theta = Urns().tasks(ids)
     for task, row in zip(ids, theta, strict=True):
-        assert np.array_equal(Urns().urns(np.array([task]))[0], row)
+        assert np.array_equal(Urns().tasks(np.array([task]))[0], row)
 
 
 def test_urns_are_what_they_were_when_this_was_written():
     """When this moves, raise Urns.version."""
-    theta = Urns(n_colors=2).urns(np.array([0, 2**60]))
+    theta = Urns(n_colors=2).tasks(np.array([0, 2**60]))
     assert theta[:, 0].tolist() == pytest.approx([0.952235380716056, 0.21182379150801128], rel=1e-12)
     assert Urns().train_ids(0, np.arange(2)).tolist() == [1448801085239838977, 690142159889359194]
     assert Urns().held_out_ids(2).tolist() == [3827196978425214948, 3817205940210325277]
-
-
-def test_no_urn_is_both_trained_and_held_out_by_content():
-    family, n = Urns(), 60_000
-    ids = [family.train_ids(replicate, np.arange(n)) for replicate in range(3)] + [family.held_out_ids(n)]
-    contents = np.concatenate([np.round(family.urns(i)[:, :4], 12) for i in ids])
-    assert len(np.unique(contents, axis=0)) == 4 * n
-
-
-def test_task_sets_are_nested_within_a_replicate_and_differ_between_replicates():
-    large = tasks_of(trunk_of(1024))
-    assert np.array_equal(tasks_of(trunk_of(16)), large[:16])
-    other = tasks_of(trunk_of(1024, replicate=1))
-    assert len(np.unique(np.concatenate([large, other]), axis=0)) == 2048
 
 
 # Batches ---------------------------------------------------------------------------------------------------------
@@ -97,17 +83,6 @@ def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
     assert batch.tokens.shape == (32, C + 1) and batch.loss_mask.shape == (32, C)
     assert (batch.tokens[:, 0] == V).all() and batch.tokens[:, 1:].min() >= 0 and batch.tokens[:, 1:].max() < V
     assert batch.loss_mask.all()
-
-
-def test_a_batch_is_a_pure_function_of_step_and_replicate():
-    trunk = trunk_of()
-    first = trunk.family.batch(trunk.asked, 7).tokens
-    trunk.family.batch(trunk.asked, 0)
-    assert np.array_equal(trunk_of().family.batch(trunk_of().asked, 7).tokens, first)
-    others = [
-        trunk_of(replicate=r).family.batch(trunk_of(replicate=r).asked, s).tokens for r in (0, 1) for s in range(40)
-    ]
-    assert len(np.unique(np.concatenate(others), axis=0)) == 80 * 32
 
 
 def test_draws_follow_the_urn():
@@ -132,7 +107,7 @@ def test_all_training_urns_are_drawn_equally_often():
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000))
 def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first):
     family = Urns(n_colors=3, n_draws=len(draws))
-    theta = family.urns(np.arange(first, first + n_urns))
+    theta = family.tasks(np.arange(first, first + n_urns))
     found = family.memorizer(family.counts(np.array([draws])), theta)[0]
     weights = [1.0] * n_urns
     for position, color in enumerate(draws):
@@ -158,9 +133,9 @@ def test_the_memoriser_of_very_many_urns_becomes_the_generaliser():
     family = Urns(n_colors=3, n_draws=8)
     draws = np.array([[0, 0, 1, 0, 2, 0, 0, 1], [2, 2, 2, 2, 2, 2, 2, 2]])
     counts = family.counts(draws)
-    gap = np.abs(family.memorizer(counts, family.urns(np.arange(100_000))) - family.generalizer(counts))
+    gap = np.abs(family.memorizer(counts, family.tasks(np.arange(100_000))) - family.generalizer(counts))
     assert gap.max() < 0.01
-    assert np.abs(family.memorizer(counts, family.urns(np.arange(3))) - family.generalizer(counts)).max() > 0.1
+    assert np.abs(family.memorizer(counts, family.tasks(np.arange(3))) - family.generalizer(counts)).max() > 0.1
 
 
 def test_references_see_only_what_was_drawn_before():
@@ -207,8 +182,8 @@ def test_references_lose_what_science_says_out_of_distribution(n_urns, memorizer
     rng = np.random.default_rng(0)
     n_sets, n_fresh = (400, 16) if n_urns == 4 else (60, 32)
     for replicate in range(n_sets):
-        train = family.urns(family.train_ids(replicate, np.arange(n_urns)))
-        fresh = family.urns(family.n_train_ids + replicate * n_fresh + np.arange(n_fresh))
+        train = family.tasks(family.train_ids(replicate, np.arange(n_urns)))
+        fresh = family.tasks(family.n_train_ids + replicate * n_fresh + np.arange(n_fresh))
         colors = np.stack([rng.choice(V, C, p=theta) for theta in fresh])
         counts = family.counts(colors)
         losses = [
@@ -220,18 +195,6 @@ def test_references_lose_what_science_says_out_of_distribution(n_urns, memorizer
 
 
 # Scores ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_suite_has_the_size_that_its_price_assumes_and_held_out_sequences_that_never_change():
-    trunks = [trunk_of(4), trunk_of(64, replicate=2), trunk_of(10**9, replicate=1)]
-    for trunk in trunks:
-        assert (
-            sum(len(items.tokens) for items in trunk.family.suite(trunk.asked))
-            == trunk.family.suite_size(trunk.asked)
-            == 128
-        )
-    assert len({probe_of(trunk, "held_out")[0].tobytes() for trunk in trunks}) == 1
-    assert len({probe_of(trunk, "seen")[0].tobytes() for trunk in trunks}) == 3
 
 
 def test_seen_sequences_come_from_the_training_urns():

@@ -19,13 +19,15 @@ import torch
 
 from trainers import budget, checkpoint
 from trainers.engine.engine import Diverged, Engine
+from trainers.engine.evaluation import CHUNK, evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
-from trainers.tasks import ItemSet
 
 Event = dict[str, Any]
+
 Status = Literal["finished", "stopped"]
+
 
 SAVES_SHARE = 20
 """A save that takes long is not made often: this many times as long is trained in between, unless one after each step is
@@ -138,7 +140,7 @@ def run_trunk(
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine, suite, heed)
+            rows = evaluate(engine, suite, heed, place.micro_batch or CHUNK)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
@@ -234,64 +236,6 @@ def run_trunk(
         return "stopped"
     finally:
         engine.destroy()
-
-
-SUITES_BYTES = 64 * 2**20
-"""Suites that a process keeps for trunks to come: some forty of the quickstart's, of 1.5 MB each."""
-_SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used last at the end
-
-
-def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    """A trunk's evaluation suite, kept for others that ask the same: variants of it, or its trials one by one."""
-    family: Any = trunk.family
-    asked = trunk.asked._replace(batch_size=0)  # no suite depends on it
-    key = repr((family, asked))
-    suite = _SUITES.pop(key) if key in _SUITES else family.suite(asked)
-    _SUITES[key] = suite
-    while sum(items.n_bytes for kept in _SUITES.values() for items in kept) > SUITES_BYTES:
-        del _SUITES[next(iter(_SUITES))]
-    return suite
-
-
-CHUNK = 256
-"""Sequences that an evaluation reads at once."""
-
-
-@torch.no_grad()
-def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-    """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream.
-
-    Every rank reads its part of the sequences, and all score them. `before` is called before each forward pass, of at most
-    CHUNK sequences; what it raises gives the evaluation up.
-    """
-    rows = []
-    for items in suite:
-        tokens = torch.from_numpy(items.tokens[:, :-1])
-        n_here = -(-len(tokens) // engine.world)
-        mine = tokens.roll(-engine.rank * n_here, 0)[
-            :n_here
-        ]  # the last rank may begin again: what is too much is cut off
-        with engine.autocast():
-            parts = [_read(engine.model, part, items.written, before) for part in mine.split(CHUNK)]
-        predicted = engine.gathered(torch.cat(parts))[: len(tokens)].cpu().numpy()  # (N, T, V), or (N, T) numbers
-        rows += [probe.score(predicted) for probe in items.probes]
-    return rows
-
-
-def _read(
-    model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int], before: Callable[[], None] = lambda: None
-) -> torch.Tensor:
-    """Log-probabilities (B, T, V) for tokens (B, T); at the positions `written` the model's likeliest token is what it
-    goes on from, so that an early mistake is carried along as it would be in use. Numbers (B, T) for tokens (B, T, W)."""
-    device = next(model.parameters()).device
-    tokens = tokens.to(device, copy=True)
-    for position in written:
-        if position + 1 < tokens.shape[1]:
-            before()
-            tokens[:, position + 1] = model(tokens)[:, position].argmax(-1)
-    before()
-    out = model(tokens).float()
-    return torch.Tensor(out[:, :, 0] if tokens.is_floating_point() else out.log_softmax(-1))
 
 
 def _newest_checkpoint(

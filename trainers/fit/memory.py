@@ -23,7 +23,7 @@ FREE_SHARE = 0.1
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that ZeRO reduces at once, at most: 0.2 GB. DeepSpeed's own 500 million take 2 GB, whatever the model."""
 EXAM_SEQUENCES = 256
-"""Sequences that an evaluation reads at once (`train.evaluate`)."""
+"""Sequences that an evaluation reads at once where no micro-batch is planned (`engine/evaluation.py`)."""
 
 
 class DoesNotFit(ValueError):
@@ -161,7 +161,7 @@ def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None 
         gathered=gathered,
         update=update,
         saving=0 if how.zero_stage else 12 * n_params,
-        exam=_exam_bytes(trunk, workers, precision),
+        exam=_exam_bytes(trunk, workers, precision, how.micro_batch),
         start=4 * n_params + 4 * -(-n_params // workers) if how.zero_stage == 3 else 0,
     )
 
@@ -184,15 +184,16 @@ def _beside_the_state(trunk: TrunkSpec, workers: int, how: How, precision: Preci
     return training, update
 
 
-def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision) -> int:
-    """Of an evaluation without gradients: a block or the log-probabilities of what is read at once, and all its answers. Not
-    held to a measurement; taken as if the whole suite were one item set."""
+def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batch: int) -> int:
+    """Of an evaluation without gradients: a block or the log-probabilities of what is read at once; and where distributions are
+    compared all of them, as if the whole suite were one item set. Not held to a measurement."""
     shape = shape_of(trunk)
     family: Any = trunk.family
     n_here = -(-family.suite_size(trunk.asked) // workers)
     a_block = shape._replace(seq_len=1).block_bytes(1, precision)
     token = max(a_block, 3 * 4 * shape.vocab_size) + shape.token_bytes
-    return shape.seq_len * (min(EXAM_SEQUENCES, n_here) * token + 2 * 4 * n_here * shape.vocab_size)
+    kept = 2 * 4 * n_here * shape.vocab_size if family.has_distances else 0
+    return shape.seq_len * (min(micro_batch, n_here) * token + kept)
 
 
 def precision_of(trunk: TrunkSpec) -> Precision:

@@ -18,6 +18,7 @@ from trainers.tasks.markov import Markov
 from trainers.tasks.modular import Modular
 from trainers.tasks.parity import Parity
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
+from trainers.tasks.references import ExactFamily
 from trainers.tasks.regression import Regression
 from trainers.tasks.urns import Urns
 
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "Cipher",
     "Compose",
+    "ExactFamily",
     "Family",
     "FamilyError",
     "Grok",

@@ -20,8 +20,9 @@ from pydantic import Field
 from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
+from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
+from trainers.tasks.references import ExactFamily
 
 EPSILON = 1e-3
 """The memoriser believes each shown answer with 1 - ε and any of the V with ε: its stated uniform fallback."""
@@ -32,7 +33,7 @@ Trained = tuple[np.ndarray, np.ndarray | None]
 
 
 @register
-class Cipher(Family):
+class Cipher(ExactFamily):
     """Permutations of `n_symbols` symbols, shown as `n_pairs` question-answer pairs."""
 
     name: Literal["cipher"] = "cipher"
@@ -82,6 +83,9 @@ class Cipher(Family):
 
     def chance(self, skill: str) -> float | None:
         return 1 / self.n_symbols
+
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
+        return self.permutations(ids)
 
     def permutations(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x). Lehmer decoding of a keyed permutation of the ids."""

@@ -24,8 +24,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from trainers.records import Count, Index, Limit, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import SMALL_UNIVERSE, Family, SkillsOfParameters, register
+from trainers.tasks.base import SkillsOfParameters, register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
+from trainers.tasks.references import SMALL_UNIVERSE, ExactFamily
 
 EPSILON = 1e-3
 """The references believe each letter of an answer with 1 - ε and any of the alphabet with ε, so that no loss is infinite."""
@@ -43,7 +44,7 @@ def _tuple(given: Any) -> Any:
 
 
 @register
-class Compose(Family):
+class Compose(ExactFamily):
     """Compositions of `n_slots` functions, one of `n_functions` in each slot, the identity among them."""
 
     name: Literal["compose"] = "compose"
@@ -174,7 +175,7 @@ class Compose(Family):
         return tuple(f"domain_{d}" for d in there)
 
     @property
-    def whole(self) -> Family:
+    def whole(self) -> Compose:
         return self.model_copy(update={"domain": None})
 
     def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
@@ -204,6 +205,9 @@ class Compose(Family):
 
     def chance(self, skill: str) -> float | None:
         return 1 / self.n_letters
+
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
+        return self.compositions(ids)
 
     def compositions(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, L), the function of each slot, numbered slot by slot: slot * width + function."""

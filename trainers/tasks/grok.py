@@ -21,15 +21,16 @@ from pydantic import Field
 from trainers.records import Count
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
+from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
+from trainers.tasks.references import ExactFamily
 
 EPSILON = 1e-3
 """The references believe an answer with 1 - ε and any of the p numbers with ε, so that no loss is infinite."""
 
 
 @register
-class Grok(Family):
+class Grok(ExactFamily):
     """Pairs of numbers below `modulus`, to be added."""
 
     name: Literal["grok"] = "grok"
@@ -69,6 +70,9 @@ class Grok(Family):
         return 1 / self.modulus
 
     # Pairs -----------------------------------------------------------------------------------------------------
+
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
+        return self.pairs(ids)
 
     def pairs(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, 2), a and b. A keyed permutation, so that neighbouring ids share no number."""

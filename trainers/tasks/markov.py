@@ -19,17 +19,15 @@ import numpy as np
 from pydantic import Field
 
 from trainers.records import Count, Limit
-from trainers.streams import hashed_uniforms, stream
+from trainers.streams import hashed_uniforms
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
-from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
-
-MEMORIZER_MAX_TASKS = 4096
-"""Longer lists are not enumerated: both memorisers are then missing."""
+from trainers.tasks.base import register
+from trainers.tasks.laws import LawFamily, Listed
+from trainers.tasks.probes import ItemSet, Probe, Reference
 
 
 @register
-class Markov(Family):
+class Markov(LawFamily):
     """Chains over `n_states` states, shown as `n_tokens` states in a row."""
 
     name: Literal["markov"] = "markov"
@@ -45,19 +43,9 @@ class Markov(Family):
     arms: ClassVar[tuple[str, ...]] = ("next_token",)
     headline: ClassVar[str] = "induct"
     mixture: ClassVar[str] = "induct"
-    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
-    has_distances: ClassVar[bool] = True
     skills: ClassVar[dict[str, str]] = {
         "induct": "predict the next state from what followed the same state before, scored against the chain itself"
     }
-
-    @property
-    def universe_size(self) -> int:
-        return 2**62
-
-    @property
-    def n_held_out(self) -> int:
-        return self.universe_size // 2
 
     @property
     def vocab_size(self) -> int:
@@ -80,7 +68,7 @@ class Markov(Family):
 
     # Chains ----------------------------------------------------------------------------------------------------
 
-    def chains(self, ids: np.ndarray) -> np.ndarray:
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as matrices: ids (n,) -> (n, k, k), [i, j] = P(j follows i); rows Dirichlet(1), from exponentials."""
         k = self.n_states
         exponentials = -np.log(hashed_uniforms(ids, k * k, "markov", k)).reshape(-1, k, k)
@@ -109,6 +97,13 @@ class Markov(Family):
             return np.full(n_tasks, 1 / n_tasks)
         return np.cumsum(1 / np.arange(n_tasks, 0, -1))[::-1] / n_tasks
 
+    def shown_tasks(self, ask: Asked, draw: np.random.Generator, n: int) -> np.ndarray:
+        """As they are drawn in training: the training mixture."""
+        return self.draw_tasks(ask, draw, n)
+
+    def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        return self._walk(tasks, draw.random((len(tasks), self.n_tokens)))
+
     def _walk(self, chains: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Inverse-CDF draws: chains (N, k, k), uniforms (N, T) -> tokens (N, T).
 
@@ -130,41 +125,14 @@ class Markov(Family):
             step.take(here, None, there, "clip")  # nothing is out of range; "raise" would copy
         return (out - flat).T.copy()
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("markov", "batch", ask.replicate, step)
-        size = ask.batch_size
-        chains = self.chains(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
-        tokens = self._walk(chains, draw.random((size, self.n_tokens)))
-        return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
-
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
-
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        """Fresh sequences of held-out chains, and of training chains as they are drawn: the training mixture."""
-        n = ask.n_sequences
-        draw = stream("markov", "evaluation", ask.replicate)
-        train = None
-        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
-            logs = self.log_shares(ask)
-            shares = self.shares(ask.n_tasks) if logs is None else np.exp(logs)
-            train = (self.chains(self.train_ids(ask.replicate, np.arange(ask.n_tasks))), shares)
-        seen = self.chains(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, n)))
-        held_out = self.chains(self.held_out_ids(n))
-        fixed = stream("markov", "evaluation").random((n, self.n_tokens))
-        return [
-            self._item_set("held_out", held_out, fixed, train),
-            self._item_set("seen", seen, draw.random((n, self.n_tokens)), train),
-        ]
-
-    def _item_set(
-        self, split: str, chains: np.ndarray, uniforms: np.ndarray, train: tuple[np.ndarray, np.ndarray] | None
+    def item_set(
+        self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
     ) -> ItemSet:
-        tokens = self._walk(chains, uniforms)
-        truth = chains[np.arange(len(chains))[:, None], tokens[:, :-1]]  # (N, T-1, k)
-        predictors = self.predictors(tokens, *(train or (None, None)))
+        truth = tasks[np.arange(len(tasks))[:, None], tokens[:, :-1]]  # (N, T-1, k)
+        listed, logs = train or (None, None)
+        predictors = self.predictors(tokens, listed, None if logs is None else np.exp(logs))
         scored = {name: predictors[name] for name in ("uniform", "generalizer", "memorizer") if name in predictors}
         probe = Probe(
             skill="induct",

@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
+from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
+from trainers.tasks.references import ExactFamily
 
 EPSILON = 1e-3
 """The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""
@@ -39,7 +40,7 @@ class Solved(NamedTuple):
 
 
 @register
-class Modular(Family):
+class Modular(ExactFamily):
     """Linear functions of `n_inputs` numbers modulo `modulus`, shown as `n_examples` examples."""
 
     name: Literal["modular"] = "modular"
@@ -98,6 +99,9 @@ class Modular(Family):
 
     def chance(self, skill: str) -> float | None:
         return 1 / self.modulus
+
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
+        return self.coefficients(ids)
 
     def coefficients(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, D). Through a keyed permutation, so that neighbours share no coefficient."""

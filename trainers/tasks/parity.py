@@ -26,15 +26,16 @@ from pydantic import Field, model_validator
 from trainers.records import Count, Limit
 from trainers.streams import key_of, keyed_permutation, mix64, stream
 from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, SkillsOfParameters, register
+from trainers.tasks.base import SkillsOfParameters, register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
+from trainers.tasks.references import ExactFamily
 
 HELD_OUT_SHARE = 8
 """Of the bit strings one in so many is kept from training, by a hash of its bits."""
 
 
 @register
-class Parity(Family):
+class Parity(ExactFamily):
     """Parities of `n_summed` of `n_bits` bits, one for each of `n_controls` controls."""
 
     name: Literal["parity"] = "parity"
@@ -95,6 +96,9 @@ class Parity(Family):
 
     def chance(self, skill: str) -> float | None:
         return 0.5
+
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
+        return self.subsets(ids)
 
     def subsets(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, k), the bits that are summed, descending.

@@ -36,6 +36,10 @@ def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
         return Reference(-np.log(p), np.where(p >= best - 1e-12, 1 / tied, 0.0))
 
 
+ANSWERS = 4
+"""Numbers a position that say all of an answer (`Probe.answers`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """One skill on one item set: which positions count, against what, and what the references score there."""
@@ -65,42 +69,71 @@ class Probe:
         A number is a hit within one standard deviation of the noise around the target, and its log loss is that of
         normal laws of this variance, expected over the noise; it has no probability, Brier score or exact match.
         """
-        n = int(self.mask.sum())
-        row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": n}
+        if self.scores_answers:
+            return self.score_answers(self.answers(predicted, slice(None)))
         scored = predicted[self.mask].astype(np.float64)  # (n, V), or (n,)
-        row |= self._of_log_probs(scored) if self.noise_variance is None else self._of_numbers(scored)
+        if self.noise_variance is not None:
+            return self._row(self._of_numbers(scored))
+        if self.target.ndim == 2:
+            row = self._of_answers(self.answers(predicted, slice(None)))
+        else:
+            row = self._of_truths(scored)
+        return self._row(row | self._distances(np.exp(scored), scored) | self._weights(scored))
+
+    def _row(self, scores: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": int(self.mask.sum())}
+        row |= scores
         row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
         row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
         return row
 
-    def _of_log_probs(self, logs: np.ndarray) -> dict[str, Any]:
-        """Scores of log-probabilities, of the references, and distances to them: (n, V), scored positions alone."""
-        n = len(logs)
-        row: dict[str, Any] = {}
-        probs = np.exp(logs)
-        if self.target.ndim == 2:
-            target = self.target[self.mask]
-            at = np.arange(n)
-            p = probs[at, target]
-            sums = {
-                "n_correct": (logs.argmax(1) == target).sum() if n else 0,
-                "nll_nats": -logs[at, target].sum(),
-                "p_correct": p.sum(),
-                "brier": ((probs**2).sum(1) - 2 * p + 1).sum(),
-            }
-            row |= self._exact(logs.argmax(1) == target, logs[at, target])
-        else:
-            truth = self.target[self.mask]  # (n, V)
-            sums = {
-                "n_correct": (logs.argmax(1) == truth.argmax(1)).sum() if n else 0,
-                "nll_nats": -(truth * logs).sum(),
-                "p_correct": (truth * probs).sum(),
-                "brier": ((probs**2).sum(1) - 2 * (truth * probs).sum(1) + 1).sum(),
-            }
-        row |= {k: _number(v, n) for k, v in sums.items()}
-        row["n_correct"] = int(sums["n_correct"]) if n and not np.isnan(logs).any() else None
-        row |= self._of_references(exact=self.target.ndim == 2) | self._distances(probs, logs)
-        return row | self._weights(logs)
+    @property
+    def scores_answers(self) -> bool:
+        """Do ANSWERS numbers a position say all that is scored? Not where whole distributions are compared, nor for numbers."""
+        return self.target.ndim == 2 and not self.distributions and self.noise_variance is None
+
+    def answers(self, logs: np.ndarray, rows: Any) -> np.ndarray:
+        """What log-probabilities (b, T, V) of some rows of the tokens say of the answers: (b, T, ANSWERS), 0 where nothing is scored.
+
+        At each position: was the likeliest token right, the log-probability of the right one, its probability, the Brier score.
+        """
+        mask = self.mask[rows]
+        scored, target = logs[mask].astype(np.float64), self.target[rows][mask]  # (n, V), (n,)
+        at, probs = np.arange(len(target)), np.exp(scored)
+        p = probs[at, target]
+        found = np.zeros((*mask.shape, ANSWERS))
+        right = scored.argmax(1) == target if len(target) else target
+        found[mask] = np.stack([right, scored[at, target], p, (probs**2).sum(1) - 2 * p + 1], axis=1)
+        return found
+
+    def score_answers(self, found: np.ndarray) -> dict[str, Any]:
+        """The row of sums, from `answers` of all rows: (N, T, ANSWERS)."""
+        return self._row(self._of_answers(found))
+
+    def _of_answers(self, found: np.ndarray) -> dict[str, Any]:
+        """Scores of single answers (N, T, ANSWERS), and of the references."""
+        hits, log_p, p, brier = (np.ascontiguousarray(column) for column in found[self.mask].T)
+        n = len(hits)
+        row = self._exact(hits == 1, log_p)
+        row |= {"n_correct": int(hits.sum()) if n and not np.isnan(log_p).any() else None}
+        row |= {
+            "nll_nats": _number(-log_p.sum(), n),
+            "p_correct": _number(p.sum(), n),
+            "brier": _number(brier.sum(), n),
+        }
+        return row | self._of_references(exact=True)
+
+    def _of_truths(self, logs: np.ndarray) -> dict[str, Any]:
+        """Scores of log-probabilities (n, V) against true distributions, and of the references; scored positions alone."""
+        n, probs, truth = len(logs), np.exp(logs), self.target[self.mask]  # (n, V)
+        hits = (logs.argmax(1) == truth.argmax(1)).sum() if n else 0
+        row: dict[str, Any] = {"n_correct": int(hits) if n and not np.isnan(logs).any() else None}
+        row |= {
+            "nll_nats": _number(-(truth * logs).sum(), n),
+            "p_correct": _number((truth * probs).sum(), n),
+            "brier": _number(((probs**2).sum(1) - 2 * (truth * probs).sum(1) + 1).sum(), n),
+        }
+        return row | self._of_references(exact=False)
 
     def _of_numbers(self, numbers: np.ndarray) -> dict[str, Any]:
         """Scores of numbers, of the references, and distances to them: (n,), scored positions alone."""

@@ -28,17 +28,14 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from trainers.records import Count, Limit, Numbers, Positive
-from trainers.streams import hashed_uniforms, stream
-from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
-from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, normal_loss_nats
-
-MEMORIZER_MAX_TASKS = 2**15
-"""Longer lists are not enumerated: the memoriser is then missing."""
+from trainers.streams import hashed_uniforms
+from trainers.tasks.base import register
+from trainers.tasks.laws import LawFamily, Listed
+from trainers.tasks.probes import ItemSet, Probe, Reference, normal_loss_nats
 
 
 @register
-class Regression(Family):
+class Regression(LawFamily):
     """Linear functions of `n_dims` numbers, shown as `n_pairs` noisy pairs."""
 
     name: Literal["regression"] = "regression"
@@ -53,19 +50,10 @@ class Regression(Family):
     arms: ClassVar[tuple[str, ...]] = ("answer",)
     headline: ClassVar[str] = "regress"
     mixture: ClassVar[str] = "regress"
-    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
-    has_distances: ClassVar[bool] = True
+    memorizer_max_tasks: ClassVar[int | None] = 2**15
     skills: ClassVar[dict[str, str]] = {
         "regress": "predict y from the pairs before it; right is within one standard deviation of the noise around w·x"
     }
-
-    @property
-    def universe_size(self) -> int:
-        return 2**62
-
-    @property
-    def n_held_out(self) -> int:
-        return self.universe_size // 2
 
     @property
     def vocab_size(self) -> int:
@@ -87,20 +75,20 @@ class Regression(Family):
         right = [math.erf(math.sqrt(self.noise_variance / 2) / length) for length in r]
         return float(weight @ right / weight.sum())
 
-    def weights(self, ids: np.ndarray) -> np.ndarray:
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, D) standard normals (Box and Muller 1958)."""
         half = -(-self.n_dims // 2)
         uniforms = hashed_uniforms(ids, 2 * half, "regression", self.n_dims)
         radius, angle = np.sqrt(-2 * np.log(uniforms[:, :half])), 2 * np.pi * uniforms[:, half:]
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, : self.n_dims]
 
-    def _sequences(self, w: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Fresh pairs for tasks w (N, D) -> tokens (N, 2K, D+1) float32."""
-        n, d, k = len(w), self.n_dims, self.n_pairs
+    def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Fresh pairs for tasks (N, D) -> tokens (N, 2K, D+1) float32."""
+        n, d, k = len(tasks), self.n_dims, self.n_pairs
         drawn = draw.standard_normal((n, k, d + 1), dtype=np.float32)  # x, then the noise
         tokens = np.zeros((n, 2 * k, d + 1), dtype=np.float32)
         tokens[:, 0::2, 1:] = drawn[:, :, :d]
-        tokens[:, 1::2, 0] = self._means(w, drawn[:, :, :d]) + math.sqrt(self.noise_variance) * drawn[:, :, d]
+        tokens[:, 1::2, 0] = self._means(tasks, drawn[:, :, :d]) + math.sqrt(self.noise_variance) * drawn[:, :, d]
         return tokens
 
     def _means(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -108,52 +96,24 @@ class Regression(Family):
         means: np.ndarray = (x @ w[:, :, None])[:, :, 0]
         return means
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("regression", "batch", ask.replicate, step)
-        size = ask.batch_size
-        w = self.weights(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
-        return Batch(self._sequences(w, draw), np.tile(self._asked(), (size, 1)))
-
-    def _asked(self) -> np.ndarray:
+    def scored(self) -> np.ndarray:
         """Where an x stands, and its y is predicted: (T,) bool."""
         return np.arange(self.seq_len) % 2 == 0
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
-
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n = ask.n_sequences
-        train = None
-        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.weights(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
-        log_shares = self.log_shares(ask) if train is not None else None
-        seen = self.weights(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
-        held_out = self.weights(self.held_out_ids(n))
-        return [
-            self._item_set("held_out", held_out, stream("regression", "evaluation"), train, log_shares),
-            self._item_set("seen", seen, stream("regression", "evaluation", ask.replicate), train, log_shares),
-        ]
-
-    def _item_set(
-        self,
-        split: str,
-        w: np.ndarray,
-        draw: np.random.Generator,
-        train: np.ndarray | None,
-        log_shares: np.ndarray | None,
+    def item_set(
+        self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
     ) -> ItemSet:
-        tokens = self._sequences(w, draw)
         x, y = tokens[:, 0::2, 1:].astype(np.float64), tokens[:, 1::2, 0].astype(np.float64)
-        truth = self._means(w, x)  # (N, K)
+        truth = self._means(tasks, x)  # (N, K)
         predictions = {"uniform": np.zeros_like(truth), "generalizer": self.generalizer(x, y), "oracle": truth}
         if train is not None:
-            predictions["memorizer"] = self.memorizer(x, y, train, log_shares)
+            predictions["memorizer"] = self.memorizer(x, y, *train)
         probe = Probe(
             skill="regress",
             split=split,
-            mask=np.tile(self._asked(), (len(w), 1)),
+            mask=np.tile(self.scored(), (len(tasks), 1)),
             target=self._spread(truth),
             references={name: self._reference(p, truth) for name, p in predictions.items()},
             distributions={name: self._spread(p) for name, p in predictions.items() if name[0] in "mg"},
@@ -164,7 +124,7 @@ class Regression(Family):
     def _spread(self, of_pairs: np.ndarray) -> np.ndarray:
         """From pairs to positions, zeros where no y is predicted: (N, K) -> (N, T)."""
         out = np.zeros((len(of_pairs), self.seq_len))
-        out[:, self._asked()] = of_pairs
+        out[:, self.scored()] = of_pairs
         return out
 
     def _reference(self, predicted: np.ndarray, truth: np.ndarray) -> Reference:

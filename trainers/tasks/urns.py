@@ -12,17 +12,14 @@ import numpy as np
 from pydantic import Field
 
 from trainers.records import Count, Limit
-from trainers.streams import hashed_uniforms, stream
-from trainers.tasks.asked import Asked
-from trainers.tasks.base import Family, register
-from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
-
-MEMORIZER_MAX_TASKS = 4096
-"""Longer lists are not enumerated: the memoriser is then missing."""
+from trainers.streams import hashed_uniforms
+from trainers.tasks.base import register
+from trainers.tasks.laws import LawFamily, Listed
+from trainers.tasks.probes import ItemSet, Probe, Reference
 
 
 @register
-class Urns(Family):
+class Urns(LawFamily):
     """Urns with `n_colors` colours, shown as `n_draws` draws after a start token."""
 
     name: Literal["urns"] = "urns"
@@ -35,19 +32,9 @@ class Urns(Family):
     arms: ClassVar[tuple[str, ...]] = ("next_token",)
     headline: ClassVar[str] = "predict"
     mixture: ClassVar[str] = "predict"
-    memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
-    has_distances: ClassVar[bool] = True
     skills: ClassVar[dict[str, str]] = {
         "predict": "predict the next draw from the draws so far, scored against the urn itself"
     }
-
-    @property
-    def universe_size(self) -> int:
-        return 2**62
-
-    @property
-    def n_held_out(self) -> int:
-        return self.universe_size // 2
 
     @property
     def vocab_size(self) -> int:
@@ -57,10 +44,13 @@ class Urns(Family):
     def seq_len(self) -> int:
         return self.n_draws
 
-    def urns(self, ids: np.ndarray) -> np.ndarray:
+    def tasks(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, V) probabilities, Dirichlet(1): normalised exponentials."""
         exponentials = -np.log(hashed_uniforms(ids, self.n_colors, "urns", self.n_colors))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        return self._draws(tasks, draw.random((len(tasks), self.n_draws)))
 
     def _draws(self, theta: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Inverse-CDF draws: theta (N, V), uniforms (N, C) -> tokens (N, C+1), starting with <s>."""
@@ -68,36 +58,11 @@ class Urns(Family):
         colors = (uniforms[:, :, None] >= edges).sum(axis=2)
         return np.concatenate([np.full((len(theta), 1), self.n_colors), colors], axis=1)
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("urns", "batch", ask.replicate, step)
-        size = ask.batch_size
-        theta = self.urns(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
-        tokens = self._draws(theta, draw.random((size, self.n_draws)))
-        return Batch(tokens, np.ones((size, self.seq_len), dtype=bool))
-
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
-
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n = ask.n_sequences
-        draw = stream("urns", "evaluation", ask.replicate)
-        train = None
-        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = (self.urns(self.train_ids(ask.replicate, np.arange(ask.n_tasks))), self.log_shares(ask))
-        seen = self.urns(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
-        held_out = self.urns(self.held_out_ids(n))
-        fixed = stream("urns", "evaluation").random((n, self.n_draws))
-        return [
-            self._item_set("held_out", held_out, fixed, train),
-            self._item_set("seen", seen, draw.random((n, self.n_draws)), train),
-        ]
-
-    def _item_set(
-        self, split: str, theta: np.ndarray, uniforms: np.ndarray, train: tuple[np.ndarray, np.ndarray | None] | None
+    def item_set(
+        self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
     ) -> ItemSet:
-        tokens = self._draws(theta, uniforms)
         counts = self.counts(tokens[:, 1:])
-        truth = np.repeat(theta[:, None, :], self.n_draws, axis=1)  # (N, T, V)
+        truth = np.repeat(tasks[:, None, :], self.n_draws, axis=1)  # (N, T, V)
         predictions = {
             "uniform": np.full_like(truth, 1 / self.n_colors),
             "generalizer": self.generalizer(counts),

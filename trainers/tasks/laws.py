@@ -1,0 +1,77 @@
+"""Families in which a task is a law: sequences are drawn from one task, and predictions are scored against the law itself.
+
+The universe has 2^62 tasks, half of which train. The evaluation has fresh sequences of held-out tasks, the same for all trials, and
+of training tasks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from trainers.streams import stream
+from trainers.tasks.asked import Asked
+from trainers.tasks.probes import Batch, ItemSet
+from trainers.tasks.references import ExactFamily
+
+Listed = tuple[np.ndarray, np.ndarray | None]
+"""The training tasks (K, ...), and the logs of how often each is drawn (K,), or None where all are drawn alike."""
+
+
+class LawFamily(ExactFamily):
+    """Sequences drawn from laws."""
+
+    memorizer_max_tasks: ClassVar[int | None] = 4096
+    has_distances: ClassVar[bool] = True
+
+    @property
+    def universe_size(self) -> int:
+        return 2**62
+
+    @property
+    def n_held_out(self) -> int:
+        return self.universe_size // 2
+
+    @abstractmethod
+    def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """A fresh sequence of each task: tasks (N, ...) -> tokens (N, T+1) or (N, T+1, W)."""
+
+    @abstractmethod
+    def item_set(
+        self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
+    ) -> ItemSet:
+        """The probe of these sequences. No memoriser without a list of training tasks."""
+
+    def scored(self) -> np.ndarray:
+        """Positions whose next token is predicted: (T,) bool."""
+        return np.ones(self.seq_len, dtype=bool)
+
+    def shown_tasks(self, ask: Asked, draw: np.random.Generator, n: int) -> np.ndarray:
+        """Which training tasks the `n` sequences of the seen split show: (n,)."""
+        return self.seen_tasks(ask, n)
+
+    def batch(self, ask: Asked, step: int) -> Batch:
+        name: Any = self
+        draw = stream(name.name, "batch", ask.replicate, step)
+        tasks = self.tasks(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, ask.batch_size)))
+        return Batch(self.sequences(tasks, draw), np.tile(self.scored(), (ask.batch_size, 1)))
+
+    def suite_size(self, ask: Asked) -> int:
+        return 2 * ask.n_sequences
+
+    def suite(self, ask: Asked) -> list[ItemSet]:
+        name: Any = self
+        n, draw = ask.n_sequences, stream(name.name, "evaluation", ask.replicate)
+        train = None
+        if self.memorizer_max_tasks is None or ask.n_tasks <= self.memorizer_max_tasks:
+            listed = self.tasks(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
+            train = (listed, self.log_shares(ask))
+        seen = self.tasks(self.train_ids(ask.replicate, self.shown_tasks(ask, draw, n)))
+        held_out = self.tasks(self.held_out_ids(n))
+        fixed = self.sequences(held_out, stream(name.name, "evaluation"))
+        return [
+            self.item_set("held_out", held_out, fixed, train),
+            self.item_set("seen", seen, self.sequences(seen, draw), train),
+        ]

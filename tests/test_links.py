@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.record import files, links
+from orchestrator import files
+from orchestrator.record import links
 
 STORE = "sqlite:////somewhere/mlflow.db"
 TRIAL, PARENT = "#/experiments/1/runs/aa", "#/experiments/1/runs/bb"

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from orchestrator import files
 from orchestrator.console.again import program
 from orchestrator.formatting import times
 from orchestrator.plan import jobs
 from orchestrator.plan.options import Options, slots_of
-from orchestrator.record import files, journal, lease, links, provenance, recorded
+from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import Recorded
 from orchestrator.study import reader

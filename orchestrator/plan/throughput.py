@@ -12,7 +12,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from orchestrator.record import files
+from orchestrator import files
 from orchestrator.record.journal import State
 from orchestrator.record.provenance import cpu_name
 from orchestrator.study.schema import Study

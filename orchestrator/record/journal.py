@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.record.files import replace
+from orchestrator.files import replace
 from orchestrator.record.lease import LeaseLostError, StudyLock
 from trainers.durable import make_folder, sync_folder
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.record import files
+from orchestrator import files
 from orchestrator.record.journal import home_folder
 
 LINKS_FILE = "mlflow.json"

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from orchestrator import terminal
+from orchestrator import files, terminal
 from orchestrator.analysis import findings, summary
-from orchestrator.record import files, links, recorded, trouble
+from orchestrator.record import links, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
 from orchestrator.record.mlflow_runs import (

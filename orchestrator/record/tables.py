@@ -11,8 +11,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator import files
 from orchestrator.analysis import findings, summary
-from orchestrator.record import files
 from orchestrator.record.journal import Event, State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.study.schema import Study

@@ -12,8 +12,8 @@ from orchestrator.analysis.claims import FALSE_SHARE
 from orchestrator.analysis.compare import OVERALL_SHARE, Arms, BoundaryPair, CellDifference, Comparison
 from orchestrator.analysis.compare_words import answer, difference_words, left_out, overtaking_words, shift_words
 from orchestrator.analysis.findings import Findings
+from orchestrator.files import replace
 from orchestrator.formatting import decimal, number, percent, sure, times
-from orchestrator.record.files import replace
 from orchestrator.report.judged_tables import p_words
 from orchestrator.report.page import TEMPLATES, templates
 from orchestrator.report.plates import LIST, RULE, TINT, drawing, inline

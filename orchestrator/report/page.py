@@ -26,8 +26,8 @@ from markupsafe import Markup, escape
 from orchestrator import stats
 from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import Findings
+from orchestrator.files import replace
 from orchestrator.formatting import decimal, number, times
-from orchestrator.record.files import replace
 from orchestrator.report import judged_tables, tables
 from orchestrator.report.curves import Curves, decays, jumps
 from orchestrator.report.embed import Embedded

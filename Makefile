@@ -30,7 +30,7 @@ bench: install  ## ratios, measured side by side in one run
 	$(BIN)/python tests/bench.py
 
 calibration: install  ## every interval and test against simulated truths, 20,000 times each: about an hour
-	$(BIN)/python tests/calibration.py
+	$(BIN)/python tests/simulations/calibration.py
 
 format: install
 	$(BIN)/ruff check --fix .

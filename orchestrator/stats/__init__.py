@@ -1,7 +1,7 @@
 """The estimators: arrays in, numbers out. Know no study, no file, no figure.
 
-What decides a claim is checked by thousands of simulated runs (tests/simulation.py); the frontier, which is slow, by dozens of
-studies (tests/test_frontier.py), ability and memory against values computed by hand.
+What decides a claim is checked by thousands of simulated runs (tests/simulations/simulation.py); the frontier, which is slow, by dozens of
+studies (tests/stats/test_frontier.py), ability and memory against values computed by hand.
 
 measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
 intervals   means and proportions        survival    compute-to-skill with censored replicates

@@ -3,7 +3,7 @@
 A skill's boundary K is the level from which on a replicate is across one half with probability of at least one half:
 a median over replicates, so the intervals are intervals for a median. No interpolation: a replicate says between which
 levels it crosses, no more. Tables are (replicates x levels), nested sequences with None or arrays with NaN for what is
-missing. All is checked in tests/simulate_boundaries.py.
+missing. All is checked in tests/simulations/simulate_boundaries.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Noise. Replicates may differ by an offset along the whole cut (trials of one tru
 sums to zero. The variance of a contrast is the larger of two estimates: from each scale's spread (one pooled spread, unless
 equal spread is refuted: bistable cells), and between replicates, which stays right whatever the correlation along a replicate.
 
-What was measured is in tests/simulate_breaks.py: false breaks, power, and the places found.
+What was measured is in tests/simulations/simulate_breaks.py: false breaks, power, and the places found.
 """
 
 from __future__ import annotations

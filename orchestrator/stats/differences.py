@@ -1,6 +1,6 @@
 """Is one arm better than another? Differences of means over replicates, with t-intervals and what to doubt about them.
 
-Checked by tests/simulate_replicates.py. Light: no scipy.stats. On normal values 95 % intervals cover in 95 to 96 % of runs with
+Checked by tests/simulations/simulate_replicates.py. Light: no scipy.stats. On normal values 95 % intervals cover in 95 to 96 % of runs with
 3, 5 or 10 replicates an arm (93 % with 3 against 10 where the three have twice the sd). On lotteries (modes .1 and .95, sd .05),
 coverage by the arms' chances of the high mode:
 

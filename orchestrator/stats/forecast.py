@@ -9,7 +9,7 @@ refused: one that does not clearly fall at the end of the fit (it may stay, rise
 hardly begun to fall, one that grew steeper in the last decade of the fit (a skill is being learned, and learning ends),
 and one that would have to fall past what the best possible predictor scores. What begins beyond the fit, a rise, a
 skill or the end of a fall, is in no curve fitted before it, and no interval holds it. How often each is forecast,
-refused and missed is simulated: tests/simulate_forecast.py, `python tests/calibration.py --only forecast`. Arrays in,
+refused and missed is simulated: tests/simulations/simulate_forecast.py, `python tests/simulations/calibration.py --only forecast`. Arrays in,
 numbers out: knows no study, no file, no figure.
 """
 

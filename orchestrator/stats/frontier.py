@@ -324,7 +324,7 @@ class Chinchilla(NamedTuple):
 _EXPONENT_BOUNDS = (0.01, 2.5)
 _OBJECTIVE_SCALE = HUBER_DELTA**-2
 """Huber's loss is summed, in units of delta squared, as L-BFGS stops at absolute tolerances: averaged over trials, it stops
-early (Besiroglu et al. 2024; shown in tests/test_frontier.py)."""
+early (Besiroglu et al. 2024; shown in tests/stats/test_frontier.py)."""
 
 
 def chinchilla(

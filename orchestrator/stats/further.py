@@ -9,7 +9,7 @@ Bayes' rule gives without prior knowledge. Putting in the spread of three replic
 (replicates.replicates_needed tells by how much).
 
 The promise is kept on average over what may be true, with spreads of up to a quarter of the claimed range (of means, a half): of
-studies begun with 3 or 5 replicates that settle nothing, and gone on to the number named, 85 to 95 % are settled (tests/simulate_claims.py).
+studies begun with 3 or 5 replicates that settle nothing, and gone on to the number named, 85 to 95 % are settled (tests/simulations/simulate_claims.py).
 Where the spread is wider the few cases in which a number is named at all are those in which it looks small by luck, and 57 to 75 %
 of them are settled. A truth on the edge of the claimed range is settled by no number, which shows as "more than MOST". Where that
 is so, and a number of an even chance is told instead, it settles 56 to 71 % (of 240 to 360 studies each; boundaries, means,

@@ -1,7 +1,7 @@
 """Many claims at once: which survive Benjamini and Hochberg's procedure, and at what confidence to show their intervals.
 
 One primary claim a study stays outside; the other claims go through here together. Imports scipy.stats inside.
-Checked by tests/simulate_replicates.py.
+Checked by tests/simulations/simulate_replicates.py.
 """
 
 from __future__ import annotations

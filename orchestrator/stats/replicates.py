@@ -1,7 +1,7 @@
 """What the spread over replicates says: are there two kinds of them, how noisy are they, how many more would it take?
 
 Imports scikit-learn, statsmodels and diptest inside the functions that need them: by name, never from the package's front door.
-Checked by tests/simulate_replicates.py.
+Checked by tests/simulations/simulate_replicates.py.
 """
 
 from __future__ import annotations

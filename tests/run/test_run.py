@@ -307,13 +307,13 @@ def test_what_ray_raises_as_it_dies_is_its_death_and_else_it_is_a_line(
     seconds: str, code: int, said: str, tmp_path: Path
 ) -> None:
     """Fails if an error is raised on before Ray was given a moment to be found dead."""
-    faults = str(Path(__file__).parent / "faults")
+    faults = str(Path(__file__).parents[1] / "faults")
     done = subprocess.run(
         [sys.executable, "-c", BREAKS, faults, str(tmp_path), seconds],
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
     )
     assert done.returncode == code and done.stdout.endswith(said), done
     assert ("RuntimeError: Tune broke" in done.stdout) == bool(said), done

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE_SECONDS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("github", "code", "counted"), [("true", 1, "1 error"), ("", 0, "1 skipped")])

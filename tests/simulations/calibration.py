@@ -1,4 +1,4 @@
-"""Every simulated truth at length, as a table: `make calibration`, or `python tests/calibration.py --only boundary --runs 5000`.
+"""Every simulated truth at length, as a table: `make calibration`, or `python tests/simulations/calibration.py --only boundary --runs 5000`.
 
 Imports each `tests/simulate_*.py` beside it and plays its `SCENARIOS`, one a process. A bound that is missed by more than two
 standard errors of the simulation fails, and the command ends with 1; so do an interval wider than promised, a file that cannot be imported and a scenario that
@@ -24,12 +24,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-from simulation import (
-    Outcome,
-    Scenario,
-)  # beside this file: importable for pytest and for `python tests/calibration.py`
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # `synthetic.py` is there; for `python tests/simulations/calibration.py`
+
+from simulation import Outcome, Scenario  # noqa: E402
+
 N_RUNS = 20_000
 ERRORS_ALLOWED = 2.0
 """Standard errors by which a share may miss its bound."""

@@ -7,7 +7,7 @@ to point. A skill takes the loss from uniform to the exact generaliser's, logist
 another in every run.
 
 Four kinds of scenario, each with 3, 5 and 10 replicates; what 2,000 to 4,000 runs of each gave
-(`python tests/calibration.py --only forecast`):
+(`python tests/simulations/calibration.py --only forecast`):
 - FALLS: of the intervals claimed, at least 93 % hold the mean measured at the top: 97.8 to 100 %. There is a forecast of
   93 to 96 % of the pure laws (88 to 91 % where noise lasts), of 99 % of those with a floor and of those that begin with
   a plateau, of 52, 74 and 85 % with three points; of 82 to 97 % where almost all is floor, and of 60 to 70 % of these

@@ -97,7 +97,7 @@ def installed(folder: Path, module: str) -> dict[str, str]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-family\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[emergence.families]\necho = echo_family\n")
     (folder / "echoes.yaml").write_text(STUDY)
-    project = str(Path(__file__).parent.parent)
+    project = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), project]), "EMERGENCE_HOME": str(folder / "home")}
 
 

@@ -171,6 +171,6 @@ def test_the_budget_that_a_refusal_names_is_enough():
 
 def test_loading_loads_no_torch():
     script = "import sys, trainers.shapes; print(sorted({'torch', 'deepspeed', 'ray'} & sys.modules.keys()))"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"

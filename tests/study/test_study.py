@@ -287,7 +287,7 @@ def test_a_claim_may_be_any_that_the_study_can_decide(tmp_path: Path) -> None:
 
 
 def test_the_claims_that_the_readme_of_sweeps_shows_are_ones_its_study_could_decide(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
     (example,) = re.findall(r"```yaml\n(study:.*?)```", text, flags=re.DOTALL)
     wide = example.replace("[answer]", "[answer, next_token]").replace("[4, 16,", "[4, 8, 16, 32, 128,")
     shown = re.findall(r"^primary: .*$", text, flags=re.MULTILINE)
@@ -363,7 +363,7 @@ def test_loading_planning_and_help_import_no_torch_ray_or_mlflow(tmp_path: Path)
 
 
 def test_the_readme_of_sweeps_explains_every_key_with_its_default_and_no_other() -> None:
-    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
     rows = re.findall(r"^\| `([a-z_0-9.]+)` \| (.*?) \|", text, flags=re.MULTILINE)
     in_tables_of_keys = {key: default.strip() for key, default in rows if "(" not in default and "`" not in default}
     in_tables_of_keys = {k: v for k, v in in_tables_of_keys.items() if k not in {*reader.shipped(), "cipher"}}
@@ -403,7 +403,7 @@ def all_keys() -> dict[str, str]:
 
 def test_the_readme_of_sweeps_states_every_limit_and_no_other() -> None:
     """Fails with a limit of the schema changed, or a row's."""
-    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_0-9.]+)` \| .*? \| (.*) \|$", text, flags=re.MULTILINE))
     limits = all_limits()
     assert len(limits) > 40
@@ -446,7 +446,7 @@ def all_limits() -> dict[str, list[str]]:
 
 
 def test_the_readme_of_sweeps_shows_a_study_that_loads(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "sweeps" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
     example = re.search(r"```yaml\n(study:.*?)```", text, flags=re.DOTALL)
     assert example and YAML(typ="safe").load(example[1])["study"]
     assert load(written(tmp_path, example[1])).trials()

@@ -84,7 +84,7 @@ def test_a_stop_is_heard_nobody_waits_for_it_and_a_relay_that_dies_loses_nothing
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr

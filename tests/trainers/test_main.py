@@ -19,7 +19,7 @@ from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRUNK: dict[str, Any] = {
     "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
     "arm": "answer",

@@ -1,7 +1,7 @@
 """Simulated truths for what is said of replicates: two kinds, how many more, many claims at once, one arm against another.
 
 Bounds hold with a margin beyond the Monte-Carlo error of 2,000 runs. A bound of 0 on a coverage means: measured, promised by
-nobody. `python tests/calibration.py --only replicates` plays them at length.
+nobody. `python tests/simulations/calibration.py --only replicates` plays them at length.
 """
 
 from __future__ import annotations

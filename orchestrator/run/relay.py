@@ -80,7 +80,7 @@ class Relay:
         return self.stopping.is_set()
 
 
-def _ask(relay: str, method: str, *given: Any) -> Any:
+def ask_relay(relay: str, method: str, *given: Any) -> Any:
     """Ask the event relay of this name, again where it died meanwhile. Raises what Ray raises, after RELAY_SECONDS."""
     give_up_at = time.monotonic() + RELAY_SECONDS
     while True:
@@ -92,7 +92,7 @@ def _ask(relay: str, method: str, *given: Any) -> Any:
             time.sleep(0.2)
 
 
-def _asking(relay: str) -> Callable[[], bool]:
+def asking(relay: str) -> Callable[[], bool]:
     """Ask whether to stop, and look twice a second whether an answer has come: the trunk never waits for one."""
     actor = ray.get_actor(relay)
     looked, question, answer = time.monotonic(), actor.is_stopping.remote(PATIENCE_SECONDS), False

@@ -19,7 +19,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.record.journal import Event
-from orchestrator.run.relay import RELAY_SECONDS, _ask, _asking
+from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking
 
 REPORT_EVERY_SECONDS = 3.0
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
@@ -39,7 +39,7 @@ def execute(config: dict[str, Any]) -> None:
     from trainers.spec import TrunkSpec
 
     job = config["job"]
-    if _ask(job["relay"], "is_stopping"):
+    if ask_relay(job["relay"], "is_stopping"):
         tune.report({"events": "[]"})  # of a trial that never reported Tune prints a line of its own
         return
     run = _alone if job["workers"] == 1 else _in_a_group
@@ -75,7 +75,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
     from orchestrator.run.network import OnTheClustersNetwork
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(GROUP_START_SECONDS)
-    ask = partial(_ask, job["relay"])
+    ask = partial(ask_relay, job["relay"])
     group = f"group-{job['trunk_id'].replace('/', '-')}-{time.time_ns()}"
     on_gpu = job["place"]["device"] == "cuda"
     trainer = TorchTrainer(
@@ -129,7 +129,7 @@ def _one_of_a_group(job: dict[str, Any]) -> None:
     """What each worker of a group runs. Ray Train has made the process group."""
     from ray.train.torch import get_device
 
-    ask, group, device = partial(_ask, job["relay"]), job["group"], get_device()
+    ask, group, device = partial(ask_relay, job["relay"]), job["group"], get_device()
     ask("meet", group)
     sent: list[Event] = []
 
@@ -176,6 +176,6 @@ def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: 
     trunk = TrunkSpec.model_validate_json(job["trunk"])
     place = Place(**job["place"] | {"device": device})
     try:
-        run_trunk(trunk, job["budgets"], place, emit, _asking(job["relay"]), note)
+        run_trunk(trunk, job["budgets"], place, emit, asking(job["relay"]), note)
     finally:
         hand_in()

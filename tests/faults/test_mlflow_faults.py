@@ -32,7 +32,7 @@ from test_record import SMALL
 from orchestrator import cli
 from orchestrator.analysis import findings, summary
 from orchestrator.console import again, checks
-from orchestrator.record import links, mlflow_runs, publisher, trouble
+from orchestrator.record import journal, links, mlflow_runs, publisher, trouble
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
 from orchestrator.study.schema import Study
@@ -70,7 +70,7 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.home, self.uri = self.journal(publisher.home_folder() / self.study.id), mlflow_runs.default_tracking_uri()
+        self.home, self.uri = self.journal(journal.home_folder() / self.study.id), mlflow_runs.default_tracking_uri()
         publisher.publish(self.home, self.uri)
         self.place = folder / self.study.id  # the same with two figures only: each is a request
         shutil.copytree(self.home, self.place)
@@ -231,7 +231,7 @@ def test_a_server_that_is_away_for_good_is_told_in_one_line_and_costs_only_delay
     closed = Proxy(world.port)
     closed.close()
     monkeypatch.setitem(mlflow_runs._PATIENCE, mlflow_runs._TIMEOUT, "1")
-    monkeypatch.setattr(publisher, "_FIRST_TIMEOUT", "1")
+    monkeypatch.setattr(mlflow_runs, "_FIRST_TIMEOUT", "1")
     monkeypatch.delenv(mlflow_runs._TIMEOUT, raising=False)
     tried: list[tuple[str, Fault, str]] = [
         (closed.address, Fault("none"), "connection refused"),
@@ -376,7 +376,7 @@ def test_a_database_that_is_locked_read_only_or_damaged_is_told_by_name_and_tabl
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where MLflow meets the database first: it tries ten times for minutes, and quotes SQL."""
-    monkeypatch.setattr(publisher, "SQLITE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_runs, "SQLITE_PATIENCE_SECONDS", 0.1)
     folder, path = world.journal(tmp_path / world.study.id), tmp_path / "m.db"
     uri = links.sqlite_uri(path)
     shutil.copyfile(world.folder / "server.db", path)

@@ -45,7 +45,7 @@ def test_changes_to_tracked_files_and_new_code_in_the_packages_are_told_by_name(
     (project / "trainers" / "tasks" / "mine.py").write_text("new")
     assert source(project) == {"commit": f"{head}+changes", "changes": ["trainers/tasks/mine.py"]}
     (project / "sweeps" / "quick.yaml").write_text("second\n")
-    (project / "orchestrator" / "provenance.py").write_text("second\n")
+    (project / "orchestrator" / "cli.py").write_text("second\n")
     git(project, "add", "orchestrator")  # staged or not
     told = ["orchestrator/cli.py", "sweeps/quick.yaml", "trainers/tasks/mine.py"]
     assert source(project) == {"commit": f"{head}+changes", "changes": told}
@@ -54,7 +54,7 @@ def test_changes_to_tracked_files_and_new_code_in_the_packages_are_told_by_name(
 def test_a_project_installed_inside_somebody_elses_repository_has_no_commit_of_theirs(project: Path) -> None:
     installed = project / "environment" / "site-packages"
     (installed / "orchestrator").mkdir(parents=True)
-    (installed / "orchestrator" / "provenance.py").write_text("installed")
+    (installed / "orchestrator" / "cli.py").write_text("installed")
     assert source(installed) == {"commit": None, "changes": []}
     assert source(project / "environment")["commit"] is None
 
@@ -96,7 +96,7 @@ def test_the_commit_of_another_users_checkout_is_known_and_none_of_its_programs_
     (checkout / ".git" / "info" / "attributes").write_text("*.py diff=x\n")
     for hook in ("post-index-change", "reference-transaction"):
         (checkout / ".git" / "hooks" / hook).symlink_to(program)
-    (checkout / "orchestrator" / "provenance.py").write_text("second\n")
+    (checkout / "orchestrator" / "cli.py").write_text("second\n")
     ran.unlink(missing_ok=True)
     of_another_user(checkout)
     assert source(checkout) == {"commit": f"{head}+changes", "changes": ["orchestrator/cli.py"]}

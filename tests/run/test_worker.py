@@ -17,7 +17,7 @@ import time
 
 import psutil
 import ray
-from orchestrator.run import worker
+from orchestrator.run import relay as relays
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
@@ -39,10 +39,10 @@ def kill(relay):
             process.wait()
 
 
-relay = worker.Relay.options(name="relay").remote()
-tell = lambda method, *given: worker._ask("relay", method, *given)
-worker.PATIENCE_SECONDS = 0.5
-ask, late = worker._asking("relay"), worker._asking("relay")
+relay = relays.Relay.options(name="relay").remote()
+tell = lambda method, *given: relays.ask_relay("relay", method, *given)
+relays.PATIENCE_SECONDS = 0.5
+ask, late = relays.asking("relay"), relays.asking("relay")
 n, answer = until(ask, 2.0)  # its question was answered with no, and it asked again
 print("going", answer, n > 100)
 
@@ -64,12 +64,12 @@ kill(relay)
 print("going", tell("is_stopping"))
 request = type("Asked", (), {"is_asked": lambda self: True})()
 done = threading.Event()
-thread = threading.Thread(target=worker.hand_on_stop, args=(request, relay, done, print))
+thread = threading.Thread(target=relays.hand_on_stop, args=(request, relay, done, print))
 thread.start()
-late = worker._asking("relay")
+late = relays.asking("relay")
 print(until(late, 60.0)[1])
 kill(relay)
-late = worker._asking("relay")
+late = relays.asking("relay")
 print("again", until(late, 60.0)[1])
 done.set()
 thread.join()

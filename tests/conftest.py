@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported anywhere; subprocesses inherit it
 
+import pytest
 from hypothesis import settings
 
 for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"):
@@ -32,6 +33,12 @@ PATIENCE_SECONDS = 900
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Files that start Ray first: they take longest, and the others fill up what time is left beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 _FAULTS: dict[str, tuple[int, int]] = {}
@@ -41,6 +48,19 @@ def tally(kind: str, tried: int, survived: int) -> None:
     """Count faults of one kind that a test has tried and that the software survived; the sums are printed at the end."""
     before = _FAULTS.get(kind, (0, 0))
     _FAULTS[kind] = (before[0] + tried, before[1] + survived)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    """A worker of pytest-xdist hands in what it has counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = [[kind, *counts] for kind, counts in _FAULTS.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Add up what the workers have counted."""
+    for kind, tried, survived in getattr(node, "workeroutput", {}).get("faults", []):
+        tally(kind, tried, survived)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -69,7 +69,17 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_with_room_again_it_goes_
     """Fails if an error of the journal reaches Tune: no trunk then saves, and 125 lines are printed."""
     if not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a file system of his own")
-    command = [*UNSHARE, sys.executable, "-c", ON_A_DISK_THAT_FILLS_UP, str(tmp_path), str(HERE), str(HERE.parent), str(HERE.parent / "console"), str(HERE.parent / "run")]
+    command = [
+        *UNSHARE,
+        sys.executable,
+        "-c",
+        ON_A_DISK_THAT_FILLS_UP,
+        str(tmp_path),
+        str(HERE),
+        str(HERE.parent),
+        str(HERE.parent / "console"),
+        str(HERE.parent / "run"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

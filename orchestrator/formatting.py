@@ -65,7 +65,7 @@ def range_words(low: float | None, high: float | None) -> str:
     return f"{number(low)} to {number(high)}"
 
 
-def _factor(value: float) -> str:
+def factor(value: float) -> str:
     """A factor or a number of doublings to two figures, never as 1e+02."""
     return number(value) if value >= 100 else f"{value:.2g}"
 

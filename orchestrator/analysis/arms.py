@@ -9,10 +9,10 @@ from typing import NamedTuple, cast
 from orchestrator import stats
 from orchestrator.analysis import boundaries, claims
 from orchestrator.analysis.boundaries import brackets_in_both
-from orchestrator.analysis.claims import Confidence, Looked, _plain, claim_of, claim_of_arms
+from orchestrator.analysis.claims import Confidence, Looked, claim_of, claim_of_arms, plain_confidence
 from orchestrator.analysis.onsets import Told, ToSkill, to_skill
 from orchestrator.analysis.results import Results, surface
-from orchestrator.formatting import _factor, number, range_words
+from orchestrator.formatting import factor, number, range_words
 from orchestrator.stats import differences
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
@@ -80,24 +80,24 @@ def multipliers(
     return found
 
 
-def _of_fewer_tasks(results: Results, skill: str) -> Iterator[Looked]:
-    for one in fewer_tasks(results, skill, _plain):
+def claims_of_fewer_tasks(results: Results, skill: str) -> Iterator[Looked]:
+    for one in fewer_tasks(results, skill, plain_confidence):
         says = f"{one.first} and {one.second} need different numbers of tasks at {number(one.compute_flops)} FLOPs"
         yield one.name, says, _least_sure(one.shift)
 
 
-def _of_overtaking(results: Results, skill: str) -> Iterator[Looked]:
+def claims_of_crossovers(results: Results, skill: str) -> Iterator[Looked]:
     """That one arm overtakes another, or is ahead of it, whichever; as the verdict says."""
-    for o in crossovers(results, skill, _plain):
-        says = f"{_who_is_ahead(o.first, o.second, o.result)} at {number(o.n_tasks)} tasks"
+    for o in crossovers(results, skill, plain_confidence):
+        says = f"{who_is_ahead(o.first, o.second, o.result)} at {number(o.n_tasks)} tasks"
         crosses = differences.crossing_p(o.result, len(results.budgets))  # in either order
-        p = _met_p(o.result, crosses, len(results.budgets))
+        p = crossover_p(o.result, crosses, len(results.budgets))
         yield claim_of_arms(o.first, o.second, skill, o.n_tasks), says, p
 
 
-def _of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looked]:
+def claims_of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looked]:
     known = {(arm, n): told for (arm, of, n), told in every.items() if told is not None and of == skill}
-    for m in multipliers(results, skill, known, _plain):
+    for m in multipliers(results, skill, known, plain_confidence):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
         yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, _least_sure(m.ratio)
 
@@ -136,12 +136,12 @@ def fewer_tasks(results: Results, skill: str, confidence: claims.Confidence) -> 
 AHEAD = ("a ahead throughout", "b ahead throughout")
 
 
-def _who_is_ahead(a: str, b: str, met: stats.Crossover) -> str:
+def who_is_ahead(a: str, b: str, met: stats.Crossover) -> str:
     said = {"crosses": f"{b} overtakes {a}", AHEAD[0]: f"{a} is ahead of {b}", AHEAD[1]: f"{b} is ahead of {a}"}
     return said.get(met.verdict, f"{b} overtakes {a}, or one is ahead,")
 
 
-def _met_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float | None:
+def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float | None:
     """p-value of what the verdict on two arms says: `crosses` where one overtakes; where one is ahead, of that, and at least what
     lotteries bring, at any level; 1 where neither is shown."""
     if met.p_value is None or met.verdict == "crosses":
@@ -188,15 +188,15 @@ def multiplier_words(found: Multiplier) -> str:
         first, second, low, high = second, first, 1 / high, None if low is None else 1 / low
     if found.ratio.verdict not in ("rises", "falls"):
         between = (
-            f" ({second} {_factor(low)} to {_factor(high)} times that of {first})"
+            f" ({second} {factor(low)} to {factor(high)} times that of {first})"
             if low is not None and high is not None
             else ""
         )
         return f"which of {first} and {second} needs less compute is not shown{between}"
     if low is None or high is None:
-        bound = f"at least {_factor(low)}" if low is not None else f"at most {_factor(cast(float, high))}"
+        bound = f"at least {factor(low)}" if low is not None else f"at most {factor(cast(float, high))}"
         return f"{second} needs {bound} times the compute of {first}"
-    return f"{second} needs {_factor(low)} to {_factor(high)} times the compute of {first}"
+    return f"{second} needs {factor(low)} to {factor(high)} times the compute of {first}"
 
 
 def fewer_words(found: Fewer) -> str:
@@ -208,5 +208,5 @@ def fewer_words(found: Fewer) -> str:
     falls = found.shift.verdict == "falls"
     less, more = (found.second, found.first) if falls else (found.first, found.second)
     least, most = sorted(math.inf if end is None else 2 ** abs(end) for end in (found.shift.low, found.shift.high))
-    by = f"{_factor(least)} to {_factor(most)}" if math.isfinite(most) else f"at least {_factor(least)}"
+    by = f"{factor(least)} to {factor(most)}" if math.isfinite(most) else f"at least {factor(least)}"
     return f"{less} needs fewer tasks than {more}, {by} times"

@@ -13,9 +13,17 @@ import numpy as np
 from scipy import special
 
 from orchestrator import stats
-from orchestrator.analysis.claims import CONFIDENCE, Confidence, Looked, Measure, _of_arm, _plain, claim_of
+from orchestrator.analysis.claims import (
+    CONFIDENCE,
+    Confidence,
+    Looked,
+    Measure,
+    claim_of,
+    plain_confidence,
+    words_of_arm,
+)
 from orchestrator.analysis.results import Axis, Results, surface
-from orchestrator.formatting import _factor, number, signed
+from orchestrator.formatting import factor, number, signed
 from orchestrator.stats import multiplicity
 from orchestrator.stats.boundaries import MIN_TESTED
 
@@ -191,19 +199,23 @@ def dips(results: Results, skills: tuple[str, ...]) -> tuple[Dip, ...]:
     )
 
 
-def _of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Iterator[Looked]:
+def claims_of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) -> Iterator[Looked]:
     """Where each skill appears and memory ends, budget by budget; and how that moves with compute."""
     kinds: list[tuple[Measure, str]] = [*(("ability", skill) for skill in skills), ("memory", "")]
     for measure, skill in kinds:
         tables = judged(results, measure, arm, skill)
-        whole = boundaries_of(results, measure, arm, skill, _plain)
-        what = f"{skill or 'memory'}{_of_arm(results, arm)}"
+        whole = boundaries_of(results, measure, arm, skill, plain_confidence)
+        what = f"{skill or 'memory'}{words_of_arm(results, arm)}"
         for (table, _), (c, b) in zip(tables, whole, strict=True):
             p = boundary_p(table, b.verdict, DIRECTION[measure])
             yield claim_of("k", measure, arm, skill, c), _says(what, measure, b, c), p
         if len(whole) > 1:
             moved = drift(results, measure, arm, skill, whole, CONFIDENCE)
-            says = f"K_A of {what} drifts with compute" if skill else f"K_M{_of_arm(results, arm)} drifts with compute"
+            says = (
+                f"K_A of {what} drifts with compute"
+                if skill
+                else f"K_M{words_of_arm(results, arm)} drifts with compute"
+            )
             yield claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)
 
 
@@ -385,7 +397,7 @@ def drift_words(moved: stats.Drift, letter: str) -> str:
         return f"how {name} moves with compute is not settled: a replicate leaves it open at both ends"
     if moved.verdict in ("rises", "falls"):
         least, most = sorted(abs(end) if end is not None else math.inf for end in (moved.low, moved.high))
-        by = f"{_factor(least)} to {_factor(most)}" if math.isfinite(most) else f"at least {_factor(least)}"
+        by = f"{factor(least)} to {factor(most)}" if math.isfinite(most) else f"at least {factor(least)}"
         return f"{name} {moved.verdict} with compute, by {by} doublings of tasks per doubling of compute"
     low = "" if moved.low is None else f"{signed(moved.low)} or more"
     high = "" if moved.high is None else f"{signed(moved.high)} or less"

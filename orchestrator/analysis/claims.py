@@ -81,12 +81,12 @@ Looked = tuple[str, str, float | None]
 """Name of a claim, what it says, its p-value (None: it could not be tested)."""
 
 
-def _plain(name: str) -> float:
+def plain_confidence(name: str) -> float:
     """A verdict is looked for at 95 %, whatever becomes of its interval."""
     return CONFIDENCE
 
 
-def _of_arm(results: Results, arm: str) -> str:
+def words_of_arm(results: Results, arm: str) -> str:
     return f" ({arm})" if len(results.study.lines) > 1 else ""
 
 

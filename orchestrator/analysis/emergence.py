@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from orchestrator.analysis.claims import Looked, _of_arm, claim_of
+from orchestrator.analysis.claims import Looked, claim_of, words_of_arm
 from orchestrator.analysis.results import Axis, Results, split_of
 from orchestrator.formatting import number, times
 from orchestrator.stats import emergences
@@ -77,10 +77,10 @@ def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> emergences.Em
     )
 
 
-def _of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
+def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
-        of_arm = _of_arm(results, cut.arm)
+        of_arm = words_of_arm(results, cut.arm)
         says = f"{cut.skill}{of_arm} breaks along {along} at {number(cut.fixed)} {unit}"
         yield claim_of_cut(cut), says, _break_p(cut)
 

@@ -26,14 +26,20 @@ from orchestrator.analysis import (
     replicates,
     sizes,
 )
-from orchestrator.analysis.arms import Multiplier, Overtaking, _of_fewer_tasks, _of_multipliers, _of_overtaking
-from orchestrator.analysis.boundaries import Boundaries, Dip, _of_boundaries
+from orchestrator.analysis.arms import (
+    Multiplier,
+    Overtaking,
+    claims_of_crossovers,
+    claims_of_fewer_tasks,
+    claims_of_multipliers,
+)
+from orchestrator.analysis.boundaries import Boundaries, Dip, claims_of_boundaries
 from orchestrator.analysis.claims import CONFIDENCE, Looked, Standing, claim_of
-from orchestrator.analysis.emergence import Cut, _of_breaks
+from orchestrator.analysis.emergence import Cut, claims_of_breaks
 from orchestrator.analysis.expected import Verdict, verdict_on
-from orchestrator.analysis.generalists import Contest, _of_contests
+from orchestrator.analysis.generalists import Contest, claims_of_contests
 from orchestrator.analysis.measures import Row
-from orchestrator.analysis.onsets import ToSkill, _of_compute_to_skill
+from orchestrator.analysis.onsets import ToSkill, claims_of_onsets
 from orchestrator.analysis.replicates import Midpoint, NoiseRow
 from orchestrator.analysis.results import Phase, Results, split_of
 from orchestrator.analysis.speed import Speed, speeds
@@ -52,13 +58,13 @@ def looked_at(results: Results, skills: tuple[str, ...], cuts: list[emergence.Cu
         for n in results.levels
     }
     return [
-        *(claim for arm in results.study.lines for claim in _of_boundaries(results, arm, skills)),
-        *_of_compute_to_skill(results, skills, told),
-        *_of_fewer_tasks(results, skills[0]),
-        *_of_overtaking(results, skills[0]),
-        *_of_multipliers(results, skills[0], told),
-        *_of_contests(results),
-        *_of_breaks(results, cuts),
+        *(claim for arm in results.study.lines for claim in claims_of_boundaries(results, arm, skills)),
+        *claims_of_onsets(results, skills, told),
+        *claims_of_fewer_tasks(results, skills[0]),
+        *claims_of_crossovers(results, skills[0]),
+        *claims_of_multipliers(results, skills[0], told),
+        *claims_of_contests(results),
+        *claims_of_breaks(results, cuts),
     ]
 
 

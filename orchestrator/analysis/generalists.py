@@ -13,23 +13,23 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.arms import AHEAD, _met_p, _who_is_ahead
-from orchestrator.analysis.claims import Confidence, Looked, _plain, claim_of
+from orchestrator.analysis.arms import AHEAD, crossover_p, who_is_ahead
+from orchestrator.analysis.claims import Confidence, Looked, claim_of, plain_confidence
 from orchestrator.analysis.results import Results
 from orchestrator.formatting import number
 from orchestrator.stats import differences
 from orchestrator.study.pairs import Pair, measure_of, pairs_of
 
 
-def _of_contests(results: Results) -> Iterator[Looked]:
+def claims_of_contests(results: Results) -> Iterator[Looked]:
     """That a generalist overtakes its specialists, or that one of them is ahead; as the verdict says."""
-    for met in contests(results, _plain):
+    for met in contests(results, plain_confidence):
         of = met.domain if met.domain == ALL else f"the specialist of {met.domain}"
         flops = f", {number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
-        said = _who_is_ahead(of, met.generalist, met.result)
+        said = who_is_ahead(of, met.generalist, met.result)
         where = met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops
         crosses = differences.crossing_p(met.result, len(results.budgets), either=False)
-        p = _met_p(met.result, crosses, len(results.budgets))
+        p = crossover_p(met.result, crosses, len(results.budgets))
         if met.against == "its best" and met.result.verdict == AHEAD[0]:
             p = 1.0  # the largest of noisy values, chosen after the fact, is ahead by that alone
         yield claim_of_contest(*where), f"{said} at {number(met.n_tasks)} tasks ({met.against}{flops})", p

@@ -108,7 +108,7 @@ def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
     return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
 
 
-_NUMBERS = [
+NUMBER_COLUMNS = [
     "n_tasks",
     "compute_flops",
     "replicate",
@@ -138,7 +138,7 @@ _NUMBERS = [
     "se_memory_gap",
 ]
 
-_WORDS = ("arm", "skill", "split", "phase")
+WORD_COLUMNS = ("arm", "skill", "split", "phase")
 
 
 def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
@@ -149,7 +149,7 @@ def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[
     if not rows:
         return []
     columns: dict[str, np.ndarray] = {
-        name: np.array([row.get(name) for row in rows], float) for name in _NUMBERS if name not in _AXES
+        name: np.array([row.get(name) for row in rows], float) for name in NUMBER_COLUMNS if name not in _AXES
     }
     columns["split"] = np.array([row.get("split") for row in rows], object)
     return [_or_none(value) for value in measure_of(measure, ability_of)(columns)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.boundaries import boundary_p, counted, settled
-from orchestrator.analysis.claims import Looked, _of_arm, claim_of
+from orchestrator.analysis.claims import Looked, claim_of, words_of_arm
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import number, times
 from orchestrator.stats import replicates, survival
@@ -105,7 +105,7 @@ Told = Mapping[tuple[str, str, int], ToSkill | None]
 """(arm, skill, n_tasks) -> compute to skill."""
 
 
-def _of_compute_to_skill(results: Results, skills: tuple[str, ...], every: Told) -> Iterator[Looked]:
+def claims_of_onsets(results: Results, skills: tuple[str, ...], every: Told) -> Iterator[Looked]:
     """That a skill comes, does not, or is there at the first look, at each number of tasks."""
     comes = {
         "crossed": "comes in the course of training",
@@ -116,7 +116,7 @@ def _of_compute_to_skill(results: Results, skills: tuple[str, ...], every: Told)
         if told is None and skill != skills[0]:
             continue
         said = comes.get(told.boundary.verdict if told else "missing", "comes or does not")
-        says = f"{skill}{_of_arm(results, arm)} {said} at {number(n)} tasks"
+        says = f"{skill}{words_of_arm(results, arm)} {said} at {number(n)} tasks"
         yield claim_of("to", "skill", arm, skill, float(n)), says, told.p_value if told else None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from orchestrator.analysis.measures import _NUMBERS, _WORDS, Columns, Row, measure_of
+from orchestrator.analysis.measures import NUMBER_COLUMNS, WORD_COLUMNS, Columns, Row, measure_of
 from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
@@ -103,14 +103,14 @@ class Results:
         """From the two Arrow tables. A column that an older table lacks is missing throughout."""
         n = results.num_rows
         numbers: dict[str, np.ndarray] = {}
-        for name in _NUMBERS:
+        for name in NUMBER_COLUMNS:
             here = name in results.column_names
             numbers[name] = (
                 np.asarray(results.column(name).to_numpy(zero_copy_only=False), float) if here else np.full(n, np.nan)
             )
         words = {}
         runs = [run | {"arm": study.line_of(run["arm"], run.get("variant") or "")} for run in runs.to_pylist()]
-        for name in _WORDS:
+        for name in WORD_COLUMNS:
             column = results.column(name).combine_chunks().dictionary_encode()
             names = np.array([*column.dictionary.to_pylist(), None], object)[:-1]  # of objects, even if empty
             words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)

@@ -74,7 +74,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _client(tracking_uri: str) -> Any:
+def connect(tracking_uri: str) -> Any:
     """A client of this store, quiet and not endlessly patient. Raises what is wrong with a store that is a file."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -110,14 +110,14 @@ def _check_sqlite(path: Path) -> None:
         database.close()
 
 
-def _first_contact(client: Any, study_id: str) -> Any:
+def first_contact(client: Any, study_id: str) -> Any:
     """The experiment of a study, None while there is none. The first request: it tells whether anybody is there."""
     is_ours = os.environ.get(_TIMEOUT) == _PATIENCE[_TIMEOUT]
     with _environment({_TIMEOUT: _FIRST_TIMEOUT} if is_ours else {}):
         return client.get_experiment_by_name(study_id)
 
 
-def _runs_of(client: Any, experiment: str, record_id: str) -> Iterator[Any]:
+def runs_of(client: Any, experiment: str, record_id: str) -> Iterator[Any]:
     """Every run of a record that is not deleted."""
     token = None
     while True:
@@ -147,12 +147,12 @@ class MlflowRecord:
     """
 
     def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
-        self.client = _client(tracking_uri)
+        self.client = connect(tracking_uri)
         import mlflow.entities
 
         self._entities = mlflow.entities
         self.study, self.record_id = study, record_id
-        found = _first_contact(self.client, study.id)
+        found = first_contact(self.client, study.id)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         if found is not None and tracking_uri.startswith("sqlite") and found.artifact_location != self._artifacts():
@@ -172,7 +172,7 @@ class MlflowRecord:
     def _find(self) -> None:
         """Learn which runs there are. Of several for one key all but the fullest are ended and deleted."""
         by_key: dict[str, list[Any]] = {}
-        for run in _runs_of(self.client, self.experiment, self.record_id):
+        for run in runs_of(self.client, self.experiment, self.record_id):
             by_key.setdefault(run.data.tags["emergence.key"], []).append(run)
         for key, runs in by_key.items():
             run, *others = sorted(runs, key=_fullest_first)
@@ -367,7 +367,7 @@ class MlflowRecord:
         ]
         self._log(parent, points, tags=[self._entities.RunTag("mlflow.note.content", description)])
         self._tell_axes(parent, self.client.get_run(parent).data.params)
-        for name in _shown_files(folder):
+        for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self.client.set_terminated(parent, "FINISHED", now)
 
@@ -382,7 +382,7 @@ def _is_settled(run: Any) -> bool:
     return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
 
 
-def _shown_files(folder: Path) -> list[str]:
+def shown_files(folder: Path) -> list[str]:
     """What the record consists of in a study's folder, by their paths in it."""
     figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
     return [*TABLES, SUMMARY_FILE, CLAIMS_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
@@ -421,13 +421,13 @@ def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
     if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
         metrics["train/loss_nats"] = event["train_loss_nats"]
     rows = [row for row in event["rows"] if row["n"]]
-    for measure, name in _METRICS.items():
+    for measure, name in METRICS.items():
         for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
             if value is not None:
                 metrics[f"{row['split']}/{row['skill']}/{name}"] = value
     return metrics
 
 
-_METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
+METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
 
 SAY_EVERY_SECONDS = 5.0

@@ -25,15 +25,15 @@ from orchestrator.record import links, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
 from orchestrator.record.mlflow_runs import (
-    _METRICS,
+    METRICS,
     PARENT,
     MlflowRecord,
     Say,
-    _client,
-    _first_contact,
-    _runs_of,
-    _shown_files,
+    connect,
     default_tracking_uri,
+    first_contact,
+    runs_of,
+    shown_files,
 )
 from orchestrator.record.tables import outside, write_parquet, write_summary
 from orchestrator.record.trouble import RecordProblem
@@ -42,7 +42,7 @@ from orchestrator.study.schema import Study
 T = TypeVar("T")
 
 
-_METRICS |= {"ability": "ability", "memory": "memory"}
+METRICS |= {"ability": "ability", "memory": "memory"}
 
 
 # The publisher ------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
     from orchestrator.report import page  # here: matplotlib takes a second that following does not need
 
     path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
-    facts = {name: files.facts_of(folder / name) for name in _shown_files(folder)}
+    facts = {name: files.facts_of(folder / name) for name in shown_files(folder)}
     _mark(folder, {"report": _what_is_shown(folder, state) | {"files": facts}})
     return path
 
@@ -336,14 +336,14 @@ def _lost_runs(folder: Path, tracking_uri: str, study: Study) -> str:
         return f"MLflow's store {store} is gone"
     if shown is None or shown.get("store") != links.store_of(tracking_uri):
         return f"{folder / links.LINKS_FILE} is missing or damaged"
-    client = _client(tracking_uri)
-    experiment = _first_contact(client, study.id)
+    client = connect(tracking_uri)
+    experiment = first_contact(client, study.id)
     if experiment is None or experiment.lifecycle_stage != "active":
         return "MLflow no longer has the experiment"
     wanted = shown["runs"] | {PARENT: shown["study"]}
     there: dict[str, str] = {}
     parent = ""
-    for run in _runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
+    for run in runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
         key = run.data.tags["emergence.key"]
         if key in there or run.info.status == "RUNNING":
             return f"MLflow's run of {key} is not as it was published"

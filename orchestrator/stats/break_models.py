@@ -52,7 +52,7 @@ HINGES_A_GAP = 2
 Floats = np.ndarray
 
 
-def _means(Y: Floats) -> Floats:
+def column_means(Y: Floats) -> Floats:
     """Means over replicates of what is there, (R, S) -> (S,); every column has something."""
     mask = np.isfinite(Y)
     return np.where(mask, Y, 0).sum(0) / np.maximum(mask.sum(0), 1)
@@ -61,7 +61,7 @@ def _means(Y: Floats) -> Floats:
 # --- means, and their noise
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     """Of N curves with S scales and R replicates."""
 
     means: Floats  # (N, S), offsets removed
@@ -73,11 +73,11 @@ class _Data(NamedTuple):
     pooled: Floats  # (N,) of one replicate at one scale
     spread: Floats  # (N, R, S) residual over count: the variance of a contrast is the sum of the squares of its own
 
-    def of(self, some: Floats) -> _Data:
+    def of(self, some: Floats) -> Data:
         return self._replace(**{k: getattr(self, k)[some] for k in ("means", "variance", "own", "pooled", "spread")})
 
 
-def _summary(Y: Floats, mask: Floats) -> _Data:
+def summary_of(Y: Floats, mask: Floats) -> Data:
     """Fit scale + offset of the replicate by least squares; what is left is noise.  Y (N, R, S), mask (R, S)."""
     R, S = mask.shape
     count = mask.sum(0)
@@ -108,13 +108,13 @@ def _summary(Y: Floats, mask: Floats) -> _Data:
     unequal = np.where(a > 0, tail, 1.0).min(1) * S < EQUAL_SPREAD_ALPHA
     stands = unequal[:, None] & (own > calm)
     variance = np.where(stands, own, calm) / np.maximum(count, 1)
-    return _Data(m, variance, stands, count, df_own, df, pooled, E / np.maximum(count, 1))
+    return Data(m, variance, stands, count, df_own, df, pooled, E / np.maximum(count, 1))
 
 
 # --- the Davies test
 
 
-class _Strongest(NamedTuple):
+class Strongest(NamedTuple):
     """The strongest of K breaks on top of a design, for N curves."""
 
     p: Floats  # (N,) Davies' bound
@@ -126,7 +126,7 @@ class _Strongest(NamedTuple):
     known: Floats  # (N, K) can it be told from the design at all?
 
 
-def _strongest(design: Floats, grid: _Grid, data: _Data) -> _Strongest:
+def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
     """t of every break added to an orthonormal design (N, p, S), and the p-value of the largest."""
     D = grid.breaks  # (K, S)
     rest = D - np.matmul(np.matmul(D, design.transpose(0, 2, 1)), design)  # (N, K, S)
@@ -151,7 +151,7 @@ def _strongest(design: Floats, grid: _Grid, data: _Data) -> _Strongest:
     square = np.maximum(square, 1e-300)
     df_best = np.maximum(df[best], 1)
     p = _bound(t[best], df_best, angle)
-    return _Strongest(p, t[best], df_best, angle, dot / square, np.sqrt(variance / square), known)
+    return Strongest(p, t[best], df_best, angle, dot / square, np.sqrt(variance / square), known)
 
 
 def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
@@ -167,7 +167,7 @@ def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
     return np.minimum(1.0, tail + np.minimum(angle * arc[:, None], tail[:, None]).sum(1))
 
 
-def _critical(best: _Strongest, df_times: Floats | float) -> Floats:
+def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
     """The |t| at which the bound is ALPHA, with df_times the degrees of freedom: (N,)."""
     low, high = np.zeros(len(best.top)), np.full(len(best.top), 5.0)  # in log
     for _ in range(14):
@@ -177,9 +177,9 @@ def _critical(best: _Strongest, df_times: Floats | float) -> Floats:
     return np.exp(high)
 
 
-def _visible(flat: _Strongest, grid: _Grid) -> Floats:
+def smallest_visible(flat: Strongest, grid: Grid) -> Floats:
     """The jump, where it is seen best, that would be seen with POWER in what looks constant: (N,)."""
-    return (_critical(flat, 1.0) + special.ndtri(POWER)) * np.where(grid.is_jump, flat.error, np.inf).min(1)
+    return (critical_value(flat, 1.0) + special.ndtri(POWER)) * np.where(grid.is_jump, flat.error, np.inf).min(1)
 
 
 # --- smooth curves
@@ -210,7 +210,7 @@ def _curve(shape: str, z: Floats) -> tuple[Floats, Floats]:
     return np.exp(-e), e * np.exp(-e)
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """What depends on the scales alone. Positions u are in mean grid steps."""
 
     u: Floats  # (S,)
@@ -228,11 +228,11 @@ class _Grid(NamedTuple):
         return SMOOTH_STEPS * np.interp(centre, (self.u[1:] + self.u[:-1]) / 2, np.diff(self.u))
 
 
-_grids: dict[tuple[float, ...], _Grid] = {}
+_grids: dict[tuple[float, ...], Grid] = {}
 """Those already built: a study has few cuts and many skills, and building one takes longer than using it."""
 
 
-def _grid(scales: tuple[float, ...]) -> _Grid:
+def grid_of(scales: tuple[float, ...]) -> Grid:
     if scales not in _grids:
         if len(_grids) >= 64:
             _grids.clear()
@@ -240,7 +240,7 @@ def _grid(scales: tuple[float, ...]) -> _Grid:
     return _grids[scales]
 
 
-def _new_grid(scales: tuple[float, ...]) -> _Grid:
+def _new_grid(scales: tuple[float, ...]) -> Grid:
     x = np.array(scales)
     S = len(x)
     u = (x - x[0]) / (x[-1] - x[0]) * (S - 1)
@@ -251,7 +251,7 @@ def _new_grid(scales: tuple[float, ...]) -> _Grid:
     knots = np.interp(np.arange(0, S - 3, 1 / HINGES_A_GAP), np.arange(S - 2), u[1:-1])
     hinges = np.maximum(u - np.append(knots, u[-2])[:, None], 0)
     breaks = np.concatenate([jumps.astype(float), hinges])
-    bare = _Grid(
+    bare = Grid(
         u=u, line=line, cubic=_orthonormal([v**k for k in range(4)]), theta={}, unit={}, breaks=breaks,
         is_jump=np.arange(len(breaks)) < len(jumps), unlined=breaks - breaks @ line.T @ line,
         halves=tuple(_orthonormal([a * 1.0, ~a * 1.0, a * u, ~a * u]) for a in left),
@@ -266,7 +266,7 @@ def _new_grid(scales: tuple[float, ...]) -> _Grid:
     return bare
 
 
-def _thetas(grid: _Grid) -> Floats:
+def _thetas(grid: Grid) -> Floats:
     """Centres and widths to try, (T, 2). Centres lie well outside, too: there the tail of a transition is a power law."""
     found = []
     width, u = SMOOTH_STEPS * float(np.diff(grid.u).min()), grid.u
@@ -294,7 +294,7 @@ def _orthonormal(columns: list[Floats]) -> Floats:
     return np.array(found)
 
 
-def _fitted(grid: _Grid, shape: str, m: Floats) -> Floats:
+def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
     """Orthonormal designs (N, 5, S): line, the best curve of the shape, and its tangents in centre and width.
 
     Variable projection: for given centre and width the rest is linear, so the best pair is the one whose curve, less its line, has
@@ -339,7 +339,7 @@ class _Unseen(NamedTuple):
     doubt: list[Reason | None]  # what explains the curve better than a break: one odd scale, or nothing that was tried
 
 
-def _out_of_sample(grid: _Grid, data: _Data) -> _Unseen:
+def out_of_sample(grid: Grid, data: Data) -> _Unseen:
     """Leave one scale out: errors of smooth models (polynomials, logistic on a slope) and break models (jump, hinge, two lines).
 
     A model is a list of linear designs, one for each place of the break or each centre and width. For each scale left out, the
@@ -399,7 +399,7 @@ def _left_out(m: Floats, designs: Floats) -> _LeftOut:
     return _LeftOut(np.sqrt((predicted**2).mean(1)), least.min(1), squares.min(0))
 
 
-def _steepest(x: Floats, m: Floats) -> tuple[float, float, float] | None:
+def steepest_step(x: Floats, m: Floats) -> tuple[float, float, float] | None:
     """The third of the log range (STEEP[0]), starting or ending at a scale, that holds the largest share of the change.
 
     Means are joined by straight lines, so that the window does not depend on how the grid divides into thirds.

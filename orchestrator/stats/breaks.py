@@ -44,19 +44,19 @@ from orchestrator.stats.break_models import (
     ALPHA,
     POWER,
     SHAPES,
+    Data,
     Floats,
+    Grid,
     Reason,
-    _critical,
-    _Data,
-    _fitted,
-    _Grid,
-    _grid,
-    _out_of_sample,
-    _steepest,
-    _Strongest,
-    _strongest,
-    _summary,
-    _visible,
+    Strongest,
+    critical_value,
+    fitted_design,
+    grid_of,
+    out_of_sample,
+    smallest_visible,
+    steepest_step,
+    strongest_contrast,
+    summary_of,
 )
 from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
 
@@ -138,7 +138,7 @@ def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Bre
     x, Y = np.asarray(log_scale, dtype=float), np.asarray(scores, dtype=float)
     if x.ndim != 1 or Y.ndim != 3 or Y.shape[2] != len(x):
         raise ValueError(f"scores {Y.shape[1:]} do not go with {x.shape} scales: (replicates, scales) is wanted")
-    x, Y = _merged(x, Y)
+    x, Y = merged_scales(x, Y)
     there = np.isfinite(Y)
     patterns: dict[bytes, list[int]] = {}
     for n, pattern in enumerate(there):
@@ -154,7 +154,7 @@ def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Bre
     return [found[n] for n in range(len(Y))]
 
 
-def _merged(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
+def merged_scales(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
     """Ascending distinct scales; equal ones averaged within a replicate; infinite scores and scales are missing."""
     Y = np.where(np.isfinite(Y), Y, np.nan)[..., np.isfinite(x)]
     x = x[np.isfinite(x)]
@@ -175,7 +175,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
     N, (R, S) = len(Y), mask.shape
     if not mask.any():
         return [Break("missing", "no data")] * N
-    data = _summary(Y, mask)
+    data = summary_of(Y, mask)
     m, scales = data.means, tuple(x.tolist())
     few = MIN_SCALES - S if S < MIN_SCALES else None
     wanting = max(MIN_REPLICATES - R, 0) or None
@@ -188,7 +188,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
             n_replicates=R,
             change=float(np.ptp(m[n])),
             noise=float(math.sqrt(data.pooled[n])) if data.df else None,
-            steep=_steepest(x, m[n]),
+            steep=steepest_step(x, m[n]),
             further_scales=few,
             further_replicates=wanting,
         )
@@ -199,12 +199,12 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
     moving = ~still
     visible = np.zeros(N)
     if S >= 4 and data.df:
-        grid = _grid(scales)
-        flat = _strongest(np.broadcast_to(grid.line[:1], (N, 1, S)), grid, data)
-        straight = _strongest(np.broadcast_to(grid.line, (N, 2, S)), grid, data)
+        grid = grid_of(scales)
+        flat = strongest_contrast(np.broadcast_to(grid.line[:1], (N, 1, S)), grid, data)
+        straight = strongest_contrast(np.broadcast_to(grid.line, (N, 2, S)), grid, data)
         blank = [b._replace(p_straight=float(p)) for b, p in zip(blank, straight.p, strict=True)]
         moving &= flat.p < ALPHA
-        visible = _visible(flat, grid)
+        visible = smallest_visible(flat, grid)
         if not few and moving.any():
             some = np.flatnonzero(moving)
             decided = _decide(grid, data.of(some), straight.p[some], [blank[n] for n in some])
@@ -223,13 +223,13 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
     return blank
 
 
-def _decide(grid: _Grid, data: _Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
+def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
     """The verdicts of moving curves with enough scales."""
     N, R = len(data.means), data.spread.shape[1]
-    families = [_strongest(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
-    families += [_strongest(_fitted(grid, shape, data.means), grid, data) for shape in SHAPES]
+    families = [strongest_contrast(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
+    families += [strongest_contrast(fitted_design(grid, shape, data.means), grid, data) for shape in SHAPES]
     best = _worst(families)
-    unseen = _out_of_sample(grid, data)
+    unseen = out_of_sample(grid, data)
     to_exclude = _replicates_to_exclude(best, grid, data)
     to_find = _replicates_to_find(best, R)
     p, smooth, broken = best.p, unseen.smooth, unseen.broken
@@ -264,14 +264,14 @@ def _decide(grid: _Grid, data: _Data, p_straight: Floats, blank: list[Break]) ->
     return out
 
 
-def _worst(families: list[_Strongest]) -> _Strongest:
+def _worst(families: list[Strongest]) -> Strongest:
     """Of each curve the smooth family that leaves least to a break."""
     which = np.argmax([f.p for f in families], axis=0)
     everyone = np.arange(len(which))
-    return _Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
+    return Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
 
 
-def _replicates_to_exclude(best: _Strongest, grid: _Grid, data: _Data) -> Floats:
+def _replicates_to_exclude(best: Strongest, grid: Grid, data: Data) -> Floats:
     """Replicates in all that exclude large jumps (EXCLUDED_JUMP of the change), if all estimates stay where they are: (N,).
 
     On top of the best smooth curve, the interval of every jump must stay below. And since a steep smooth curve may stand in for a
@@ -281,7 +281,7 @@ def _replicates_to_exclude(best: _Strongest, grid: _Grid, data: _Data) -> Floats
     large = EXCLUDED_JUMP * np.ptp(data.means, axis=1)[:, None]
     jumps = grid.is_jump & best.known
     left = np.maximum(large - np.abs(best.size), 1e-300)
-    ratio = np.where(jumps, _critical(best, 1.0)[:, None] * best.error / left, 0).max(1)
+    ratio = np.where(jumps, critical_value(best, 1.0)[:, None] * best.error / left, 0).max(1)
     on_top = np.where(jumps.any(1), R * np.minimum(ratio, 1e9) ** 2, np.inf)
     e, jump = data.means - data.means @ grid.line.T @ grid.line, grid.unlined[grid.is_jump]
     size = e @ jump.T / (jump**2).sum(1)  # (N, K)
@@ -291,16 +291,16 @@ def _replicates_to_exclude(best: _Strongest, grid: _Grid, data: _Data) -> Floats
     return np.maximum(on_top, R * enough / np.maximum(misfit - (S - 3), 1e-9))
 
 
-def _replicates_to_find(best: _Strongest, R: int) -> Floats:
+def _replicates_to_find(best: Strongest, R: int) -> Floats:
     """Replicates in all at which the strongest break, if it is as large as it looks, is found with POWER: (N,)."""
     total = np.full(len(best.top), float(R))
     for _ in range(2):  # the critical value falls as the degrees of freedom grow
-        wanted = _critical(best, np.maximum(total - 1, 1) / (R - 1)) + special.ndtri(POWER)
+        wanted = critical_value(best, np.maximum(total - 1, 1) / (R - 1)) + special.ndtri(POWER)
         total = R * (wanted / np.maximum(best.top, 1e-3)) ** 2
     return total
 
 
-def _place(grid: _Grid, data: _Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:
+def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:
     """The better kind of break, and which scales it lies between.
 
     Two separate lines, split in each gap in turn, contain hinges and jumps alike and know the place to within a gap. The bracket

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from orchestrator.stats.break_models import ALPHA, STEEP, Floats, _means
-from orchestrator.stats.breaks import GRADUAL, UNEXPLAINED, Break, _merged, find_breaks
+from orchestrator.stats.break_models import ALPHA, STEEP, Floats, column_means
+from orchestrator.stats.breaks import GRADUAL, UNEXPLAINED, Break, find_breaks, merged_scales
 from orchestrator.stats.enough import MIN_SCALES
 
 # --- several scores of one skill
@@ -168,7 +168,7 @@ def is_predicted(log_scale: Sequence[float] | Floats, exact_match: Floats, predi
 
     The error is that of the paired differences over replicates (t, Bonferroni over the scales); one replicate has none.
     """
-    _, (exact, difference) = _merged(
+    _, (exact, difference) = merged_scales(
         np.asarray(log_scale, dtype=float), np.stack([exact_match, np.subtract(exact_match, predicted)])
     )
     mask = np.isfinite(difference)
@@ -176,12 +176,12 @@ def is_predicted(log_scale: Sequence[float] | Floats, exact_match: Floats, predi
     if not mask.any():
         return False
     mask, difference = mask[rows][:, columns], difference[rows][:, columns]
-    change = float(np.ptp(_means(exact[rows][:, columns])))
+    change = float(np.ptp(column_means(exact[rows][:, columns])))
     n = mask.sum(0)
     error = np.zeros(len(n))
     if len(mask) > 1:
-        off = np.where(mask, difference - _means(difference), 0)
+        off = np.where(mask, difference - column_means(difference), 0)
         df = max(int(mask.sum() - len(n)), 1)
         own = (off**2).sum(0) / np.maximum(n - 1, 1)
         error = special.stdtrit(df, 1 - ALPHA / 2 / len(n)) * np.sqrt(np.maximum(own, (off**2).sum() / df) / n)
-    return bool(np.all(np.abs(_means(difference)) <= UNEXPLAINED * change + error))
+    return bool(np.all(np.abs(column_means(difference)) <= UNEXPLAINED * change + error))

@@ -11,8 +11,8 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.study import yaml_file
-from orchestrator.study.refusals import _close, _meaning, _nearest
-from orchestrator.study.schema import _MODELS, PARTS, Axes, Expected, Study, StudyError, _changed
+from orchestrator.study.refusals import closest, hint_of, problems_of
+from orchestrator.study.schema import PART_MODELS, PARTS, Axes, Expected, Study, StudyError, with_changes
 from trainers.records import Record, beyond_limits
 from trainers.shapes import Dial, Model
 from trainers.spec import Evaluation, Training
@@ -145,7 +145,7 @@ class _Reader:
 
     def _settings(self, place: tuple[Any, ...]) -> None:
         """What the study states, or one of its variants."""
-        for part, record in _MODELS.items():
+        for part, record in PART_MODELS.items():
             self._beyond((*place, part), record)
         self._beyond((*place, "model"), Dial)
         self._beyond((*place, "family"), self._kind())
@@ -185,7 +185,7 @@ class _Reader:
     def _meaning(self, study: Study, family: Family) -> None:
         """What single fields cannot tell. Here a family of another package is first asked for its numbers, and may fail."""
         try:
-            for loc, message in _meaning(study, family):
+            for loc, message in problems_of(study, family):
                 self._say(loc, message)
         except Exception as problem:
             if (failed := failure_of(type(family), problem)) is None:
@@ -208,7 +208,7 @@ class _Reader:
                     self._say((*place, "name"), "a variant keeps the family; compare families as studies of their own")
                     continue
                 try:
-                    _changed(base, changes)
+                    with_changes(base, changes)
                 except ValidationError as error:
                     self._all(error.errors(), place, type(base))
 
@@ -220,10 +220,10 @@ class _Reader:
                 continue  # the arm of the axes may be the misspelt one, and is refused
             if arm not in study.axes.arm:
                 allowed = ", ".join(study.axes.arm)
-                self._say(place, f"no arm of this study{_nearest(arm, study.axes.arm)}; it has {allowed}")
+                self._say(place, f"no arm of this study{hint_of(arm, study.axes.arm)}; it has {allowed}")
                 continue
             try:
-                _changed(study.training, changes)
+                with_changes(study.training, changes)
             except ValidationError as error:
                 self._all(error.errors(), place, Training)
 
@@ -237,14 +237,14 @@ class _Reader:
             parent = _model_at(model, loc[:-1])
             allowed = _keys(parent) if parent else []
             where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
-            text = f"{where}unknown key '{loc[-1]}'{_nearest(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
-            of = next((part for part, record in _MODELS.items() if loc[-1] in _keys(record)), None)
+            text = f"{where}unknown key '{loc[-1]}'{hint_of(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
+            of = next((part for part, record in PART_MODELS.items() if loc[-1] in _keys(record)), None)
             if not prefix + loc[:-1] and loc[-1] in Axes.model_fields:
                 text = f"'{loc[-1]}' is a key of axes: write it there"
             if prefix + loc[:-1] == ("axes",) and of is not None:
                 text = f"axes: '{loc[-1]}' is a key of {of}: vary it by name, as in axes.variant: {{one: {{{of}: {{{loc[-1]}: ...}}}}}}"
             self._say(prefix + loc, text, named=False)
-            self._suggested |= {(*prefix, *loc[:-1], near) for near in _close(str(loc[-1]), allowed)}
+            self._suggested |= {(*prefix, *loc[:-1], near) for near in closest(str(loc[-1]), allowed)}
         elif kind == "missing" and prefix + loc in self._suggested:
             return  # it is there, misspelt
         elif kind == "value_error" and any(place[: len(prefix + loc)] == prefix + loc for place in self._broken):

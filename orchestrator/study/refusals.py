@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from orchestrator.study import claimable as primaries
-from orchestrator.study.schema import Expected, Study, _of_size, _size
+from orchestrator.study.schema import Expected, Study, of_size, size_of
 from trainers import budget
 from trainers.fit.place import shares
 from trainers.tasks import Family
@@ -22,7 +22,7 @@ MAX_STEPS = 10**9
 """More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
 
 
-def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
+def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
     """What single fields cannot tell: checks between fields and against the family. Yields (place, problem)."""
     axes = study.axes
     twice = False
@@ -36,7 +36,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
             seen.add(value)
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
-            near = _nearest(arm, family.arms)
+            near = hint_of(arm, family.arms)
             later = " (arm 'reward' is to come)" if arm == "reward" else ""
             yield (
                 ("axes", "arm", i),
@@ -70,7 +70,7 @@ def _meaning(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], st
         if skill in study.skills[:i]:
             yield ("skills", i), f"'{skill}' is given twice"
         if skill not in family.skills:
-            near = _nearest(skill, family.skills)
+            near = hint_of(skill, family.skills)
             yield ("skills", i), f"{_name(family)} has no skill '{skill}'{near}; it has {', '.join(family.skills)}"
     for i, expected in enumerate(study.expected):
         yield from _expected_meaning(study, family, i, expected)
@@ -114,7 +114,7 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
-            trunk = _of_size(fixed, stated, _size(fixed, stated, flops))
+            trunk = of_size(fixed, stated, size_of(fixed, stated, flops))
             end = budget.steps_of(trunk, flops).end
         except ValueError as problem:  # too small for any size, or for the size that it has
             yield place, f"{problem}{which}"
@@ -169,10 +169,10 @@ def _name(family: Family) -> str:
     return f"family '{cast(Any, family).name}'"
 
 
-def _close(word: str, among: Any) -> list[str]:
+def closest(word: str, among: Any) -> list[str]:
     return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
 
 
-def _nearest(word: str, among: Any) -> str:
-    near = _close(word, among)
+def hint_of(word: str, among: Any) -> str:
+    near = closest(word, among)
     return f"; did you mean '{near[0]}'?" if near else ""

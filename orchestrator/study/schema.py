@@ -163,10 +163,10 @@ class SizedModel(Model):
         return with_preset(others, preset) if preset else others
 
 
-_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
+PART_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
 
 
-def _changed(record: Record, changes: dict[str, Any]) -> Record:
+def with_changes(record: Record, changes: dict[str, Any]) -> Record:
     """A record with some keys changed. Raises pydantic's ValidationError."""
     if not changes:
         return record
@@ -259,7 +259,7 @@ class Study(Record):
         Raises ValueError for a budget too small for any size, where a rule gives it one.
         """
         fixed, stated = self._first_trunk(line)
-        return _of_size(fixed, stated, _size(fixed, stated, flops or self.budgets[-1]))
+        return of_size(fixed, stated, size_of(fixed, stated, flops or self.budgets[-1]))
 
     def _first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
         """The first trunk of a line with the model that it states, or the default's widths in place of a rule; and what it states."""
@@ -273,9 +273,9 @@ class Study(Record):
         Raises ValueError as `trunk_of` does.
         """
         fixed, stated = self._first_trunk(line)
-        sizes = itertools.groupby(self.budgets, key=lambda flops: _size(fixed, stated, flops))
+        sizes = itertools.groupby(self.budgets, key=lambda flops: size_of(fixed, stated, flops))
         # More compute never makes a smaller one: budgets of one size stand together.
-        return [(_of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
+        return [(of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
 
     def _has_rule(self, line: str) -> bool:
         return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
@@ -325,13 +325,13 @@ class Study(Record):
         changes = self.axes.variant.get(variant, Variant())
         for part in PARTS:
             of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
-            shared[part] = _changed(getattr(self, part), of_arm | getattr(changes, part))
+            shared[part] = with_changes(getattr(self, part), of_arm | getattr(changes, part))
         return shared
 
     def fitting(self, line: str) -> Fitting:
         """How the trials of a line are laid on workers. Raises pydantic's ValidationError as `settings` does."""
         variant = self.axes.variant.get(self.lines[line][1], Variant())
-        return cast(Fitting, _changed(self.place, variant.place))
+        return cast(Fitting, with_changes(self.place, variant.place))
 
     def trials(self) -> list[TrialSpec]:
         """Every trial: trunks x budgets."""
@@ -352,14 +352,14 @@ class Study(Record):
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 
-def _size(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
+def size_of(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
     """The preset that a rule gives to a budget, "" where there is no rule. Raises ValueError as `Study.trunk_of` does."""
     if stated.tokens_per_parameter is None:
         return ""
     return preset_for(budget.shape_of(fixed), flops, stated.tokens_per_parameter)
 
 
-def _of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
+def of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
     return fixed.model_copy(update={"model": stated.at(size), "size": size}) if size else fixed
 
 

@@ -192,7 +192,7 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
     """Two drivers' leftovers: a second parent and second trials, one of them half written, and children of the wrong
     parent. Fails where the search does not delete doubles, or leaves children where they are."""
     address = f"http://127.0.0.1:{world.port}"
-    client, state = mlflow_runs._client(address), State()
+    client, state = mlflow_runs.connect(address), State()
     state.feed([world.events[0] | {"session": "twice", "record": "twice"}, *world.events[1:]])
     first = mlflow_runs.MlflowRecord(address, world.study, "twice")
     first.publish(state)
@@ -323,7 +323,7 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     """A run deleted, a run left running, an artifact deleted; then the whole store, of which `run` says so and rebuilds
     it. Fails where the store is not asked."""
     folder, uri, golden = world.home, world.uri, mlflow_facts(world.uri, world.study.id)
-    client = mlflow_runs._client(uri)
+    client = mlflow_runs.connect(uri)
     trial = world.study.trials()[0].id
 
     def published() -> mlflow_runs.MlflowRecord:
@@ -446,7 +446,7 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     )
     study = world.study.model_copy(update={"study": "foreign", "question": foreign + " long" * 9000 + "\x1b[31m\0"})
     world.publish("foreign", study=study)
-    client = mlflow_runs._client(world.proxy.address)
+    client = mlflow_runs.connect(world.proxy.address)
     experiment = client.get_experiment_by_name(study.id)
     found = replace(world.found, study=study)
     for note in (experiment.tags["mlflow.note.content"], summary.description(found).splitlines()[0].strip("*")):

@@ -76,8 +76,8 @@ def tried(folder: Path, numbers: range, seed: int = 0) -> tuple[Counter[str], li
 
 
 def test_no_mutated_study_ends_in_anything_but_a_study_or_a_refusal(tmp_path: Path, monkeypatch: Any) -> None:
-    """Fails without `trainers.spec.Limit` (overflows), without the check for values given twice in `study._meaning` (a division by
-    zero beside a drift), without `reading._check` (alias bombs, 9,000 values) and without `reading._FORBIDDEN` (NUL)."""
+    """Fails without `trainers.records.Limit` (overflows), without the check for values given twice in `refusals.problems_of` (a division by
+    zero beside a drift), without `yaml_file._check` (alias bombs, 9,000 values) and without `yaml_file._FORBIDDEN` (NUL)."""
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
     ends, wrong, slowest = tried(tmp_path, range(2000))
     for kind in ("text", "value", "pair"):

@@ -88,12 +88,12 @@ def test_the_bound_holds_and_is_nearly_reached_on_a_great_circle(df: int, angle:
 def test_leaving_out_by_leverage_equals_refitting() -> None:
     y = np.sin(U) + 0.1 * U
     direct = [y[s] - np.polyval(np.polyfit(np.delete(U, s), np.delete(y, s), 2), U[s]) for s in range(10)]
-    design = break_models._grid(tuple(U)).cubic[:3]
+    design = break_models.grid_of(tuple(U)).cubic[:3]
     assert break_models._left_out(y[None], design[None]).error[0] == pytest.approx(np.sqrt(np.mean(np.square(direct))))
 
 
 def test_leaving_out_refits_the_place_of_the_jump_and_splits_the_difference_beside_it() -> None:
-    grid = break_models._grid(tuple(U))
+    grid = break_models.grid_of(tuple(U))
     unit = grid.unlined[grid.is_jump] / np.linalg.norm(grid.unlined[grid.is_jump], axis=1, keepdims=True)
     designs = np.concatenate([np.broadcast_to(grid.line, (len(unit), 2, 10)), unit[:, None]], 1)
     error = break_models._left_out(np.where(U >= 5, 1.0, 0.0)[None], designs).error[0]
@@ -108,7 +108,7 @@ def test_leaving_out_refits_the_place_of_the_jump_and_splits_the_difference_besi
 def test_a_fitted_design_contains_the_curve_that_made_the_data(shape: str, width: float, centre: float) -> None:
     curve, _ = break_models._curve(shape, (U - centre) * break_models._TEN_TO_NINETY[shape] / width)
     y = (2 + 0.05 * U + curve / np.ptp(curve))[None]
-    design = break_models._fitted(break_models._grid(tuple(U)), shape, y)[0]
+    design = break_models.fitted_design(break_models.grid_of(tuple(U)), shape, y)[0]
     assert np.abs(y - y @ design.T @ design).max() < 0.006
     gram = design @ design.T
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-6

@@ -28,7 +28,6 @@ from typer.core import TyperGroup
 
 from orchestrator import terminal
 from orchestrator.console import progress
-from orchestrator.console.again import program, this_again
 from orchestrator.console.checks import (
     GIVEN_WRONG,
     UsageProblem,
@@ -50,6 +49,7 @@ from orchestrator.console.checks import (
     trouble_words,
     within_home,
 )
+from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
 from orchestrator.plan import jobs, price, throughput

@@ -47,7 +47,7 @@ ROUNDS = 15
 def plain_step(net: Any, adamw: Any, trunk: TrunkSpec, step: int, rate: float) -> float:
     """What anybody would write without DeepSpeed: the same batch, clipping and schedule, the same AdamW."""
     family: Any = trunk.family
-    batch = family.batch(trunk.asked, step)
+    batch = family.batch(trunk.request, step)
     tokens = torch.from_numpy(batch.tokens)
     mask = torch.from_numpy(batch.loss_mask)
     loss = F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
@@ -135,7 +135,7 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     """(batch making / step, evaluation / training of the whole trunk), as shares of time."""
     family: Any = trunk.family
     engine, learning = Engine(trunk, Place()), Supervised(trunk)
-    suite = family.suite(trunk.asked)
+    suite = family.suite(trunk.request)
     step = [0]
 
     def train() -> None:
@@ -143,12 +143,12 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
             engine.step(learning, step[0], 1e-3)
             step[0] += 1
 
-    train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk.asked, i) for i in range(10)])
+    train_seconds, batch_seconds, _ = alternate(train, lambda: [family.batch(trunk.request, i) for i in range(10)])
     eval_seconds = alternate(lambda: evaluate(engine, suite), lambda: None)[0]
     engine.destroy()
     steps = budget.price(trunk, budgets).train_flops / budget.flops_per_step(trunk)
     n_evaluations = budget.price(trunk, budgets).eval_flops / (
-        family.suite_size(trunk.asked) * Shape(trunk.model, family.vocab_size, family.length(trunk.arm)).forward_flops
+        family.suite_size(trunk.request) * Shape(trunk.model, family.vocab_size, family.length(trunk.arm)).forward_flops
     )
     return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
 
@@ -196,7 +196,7 @@ def price_of_many_tasks() -> dict[str, float]:
 
 def _batches(family: Any, trunk: TrunkSpec) -> None:
     for step in range(100):
-        family.batch(trunk.asked, step)
+        family.batch(trunk.request, step)
 
 
 def main() -> int:

@@ -170,7 +170,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     forward = shape_of(trunk).forward_flops
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
-        n_ahead * family.suite_size(trunk.asked) * forward,
+        n_ahead * family.suite_size(trunk.request) * forward,
         sum(s.end for s in steps.values()) * flops_per_step(trunk),
     )
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from trainers.records import VARIANT, Count, Index, Limit, NotNegative, Positive, Record, short_number
 from trainers.shapes import Model
 from trainers.tasks import family_from
-from trainers.tasks.asked import Asked
+from trainers.tasks.request import Request
 
 TRAINER_VERSION = 1
 """Raise it when a change of the trainer moves results: every fingerprint then changes, and old studies say so."""
@@ -132,10 +132,10 @@ class TrunkSpec(Record):
         return f"/{self.variant}" if self.variant else ""
 
     @property
-    def asked(self) -> Asked:
+    def request(self) -> Request:
         """What its family is asked for."""
         training, n_sequences = self.training, self.evaluation.n_sequences
-        return Asked(self.arm, self.n_tasks, self.replicate, training.batch_size, n_sequences, training.task_exponent)
+        return Request(self.arm, self.n_tasks, self.replicate, training.batch_size, n_sequences, training.task_exponent)
 
     def fingerprint(self) -> str:
         """20 hex digits over the resolved spec and the versions of its family and of the trainer."""

@@ -76,7 +76,7 @@ def run_trunk(
     engine = Engine(trunk, place)
     leads = engine.rank == 0
     suite = suite_of(trunk)
-    exam_flops = family.suite_size(trunk.asked) * budget.shape_of(trunk).forward_flops
+    exam_flops = family.suite_size(trunk.request) * budget.shape_of(trunk).forward_flops
 
     # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}

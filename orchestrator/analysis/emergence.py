@@ -11,10 +11,10 @@ import numpy as np
 from orchestrator.analysis.claims import Looked, claim_of, words_of_arm
 from orchestrator.analysis.results import Axis, Results, split_of
 from orchestrator.formatting import number, times
-from orchestrator.stats import emergences
+from orchestrator.stats import artefacts
+from orchestrator.stats.artefacts import Emergence
 from orchestrator.stats.breaks import Break
-from orchestrator.stats.emergences import Emergence
-from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
+from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 # Breaks -------------------------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ class Cut(NamedTuple):
     """Along which the skill is followed."""
     fixed: float
     """Where the other axis stands."""
-    result: emergences.Emergence
+    result: artefacts.Emergence
 
 
 _METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
@@ -64,9 +64,9 @@ def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
     return table
 
 
-def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> emergences.Emergence:
+def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> artefacts.Emergence:
     optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
-    return emergences.emergence(
+    return artefacts.emergence(
         np.log(scale) if len(scale) else np.array([]),
         loss=lines["loss_nats"],
         brier=lines["brier"],

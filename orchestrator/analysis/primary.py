@@ -21,7 +21,7 @@ from orchestrator.analysis.results import Axis, Results, split_of, surface
 from orchestrator.formatting import figure, number, range_words, times
 from orchestrator.stats import further
 from orchestrator.stats.boundaries import MIN_TESTED
-from orchestrator.stats.enough import MIN_REPLICATES
+from orchestrator.stats.minimums import MIN_REPLICATES
 from orchestrator.stats.replicates import Needed
 from orchestrator.study.claim import Primary
 from orchestrator.study.claimable import BOUNDS, OVERTAKING, grid

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from orchestrator import files
-from orchestrator.console.again import program
+from orchestrator.console.commands import program
 from orchestrator.formatting import times
 from orchestrator.plan import jobs
 from orchestrator.plan.options import Options, slots_of

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from rich.table import Table
 
 from orchestrator.console import progress
-from orchestrator.console.again import program, to_copy
 from orchestrator.console.checks import UsageProblem, read_record, study_folders, trouble_words
+from orchestrator.console.commands import program, to_copy
 from orchestrator.formatting import clock, number, sure, times
 from orchestrator.plan import price
 from orchestrator.record import journal, lease, links, recorded
-from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
+from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study.schema import Study, model_words
 from orchestrator.terminal import Terminal, shortened, styled
 from trainers import budget

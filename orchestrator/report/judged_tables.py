@@ -21,7 +21,7 @@ from orchestrator.analysis.onsets import ToSkill, flops_words
 from orchestrator.analysis.replicates import DIFFERENCES, needed_words
 from orchestrator.analysis.sizes import frontier_words, law_words
 from orchestrator.formatting import decimal, figure, number, percent, sure, times
-from orchestrator.stats.enough import MIN_SCALES
+from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.stats.replicates import Needed
 from orchestrator.study.pairs import measure_of
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from orchestrator.stats.enough import MIN_SCALES
+from orchestrator.stats.minimums import MIN_SCALES
 
 POWER = 0.8
 STEEP = (1 / 3, 2 / 3)

@@ -58,7 +58,7 @@ from orchestrator.stats.break_models import (
     strongest_contrast,
     summary_of,
 )
-from orchestrator.stats.enough import MIN_REPLICATES, MIN_SCALES
+from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 SUGGESTIVE = 0.2
 """Between ALPHA and this, a break is neither found nor dismissed."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.formatting import number
-from orchestrator.stats.enough import MIN_SCALES
+from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.study.claim import Primary
 from trainers import budget
 from trainers.tasks import Family

@@ -49,7 +49,7 @@ place: {{workers: {workers}}}
 """
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What is asked in a study, and how many trials that makes."""
 
     budgets: str
@@ -59,10 +59,10 @@ class Asked(NamedTuple):
 
 
 STUDIES = {
-    "tiny": Asked("[3e8]", 2),
-    "longer": Asked("[1e9, 8e9]", 4),
-    "group": Asked("[4e8]", 1, "[64]", workers=4),
-    "torn": Asked("[2e9]", 1, "[64]", workers=4),
+    "tiny": Request("[3e8]", 2),
+    "longer": Request("[1e9, 8e9]", 4),
+    "group": Request("[4e8]", 1, "[64]", workers=4),
+    "torn": Request("[2e9]", 1, "[64]", workers=4),
 }
 NODES = """
 import json, ray

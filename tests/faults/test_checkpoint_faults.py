@@ -561,7 +561,7 @@ def test_what_is_loaded_after_a_kill_in_the_middle_of_saving_is_whole(tmp_path: 
     """A process that saves without pause, killed 20 times at random moments: nothing that it called safe is lost. Fails if a
     checkpoint is written where it is to stand, or if files of killed writers are left behind."""
     folder, rng, last = tmp_path / "c", random.Random(0), 0
-    command = [sys.executable, "-c", SAVING, str(folder), str(TESTS / "trainers")]
+    command = [sys.executable, "-c", SAVING, str(folder), str(TESTS / "training")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as saving:
         assert saving.stdin and saving.stdout
         saving.stdout.readline()
@@ -796,7 +796,7 @@ def test_a_power_cut_at_any_moment_of_a_save_leaves_what_was_called_safe(
 FULL = """
 import json, os, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[2], sys.argv[2] + "/faults", sys.argv[2] + "/trainers"]
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/faults", sys.argv[2] + "/training"]
 from steps import Counter
 import torch
 from test_checkpoint import meta_of, number_loaded

@@ -31,7 +31,7 @@ from test_record import SMALL
 
 from orchestrator import cli
 from orchestrator.analysis import findings, summary
-from orchestrator.console import again, checks
+from orchestrator.console import checks, commands
 from orchestrator.record import journal, links, mlflow_runs, publisher, trouble
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
@@ -466,6 +466,6 @@ def test_publish_and_go_on_say_no_password(world: World, monkeypatch: pytest.Mon
     assert "connection refused" in str(problem.value) and str(problem.value).endswith(trouble.LATER)
     argv = ["emergence", "run", "x", "--tracking-uri", uri, "--storage=s3://k:top/secret@b", "--slots", "2"]
     monkeypatch.setattr(sys, "argv", argv)
-    shown = again.this_again()
+    shown = commands.this_again()
     assert "secret" not in shown and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in shown
     assert "emergence run x --slots 2" in shown

@@ -355,7 +355,7 @@ def speed(size: Size, device: str) -> Figures:
     trunk = _trunk(PRESETS[size.preset], size.vocab_size, size.seq_len, size.batch_size)
     family: Any = trunk.family
     begin = time.perf_counter()
-    batches = [family.batch(trunk.asked, i) for i in range(N_BATCHES)]
+    batches = [family.batch(trunk.request, i) for i in range(N_BATCHES)]
     found: Figures = {"batch_seconds": (time.perf_counter() - begin) / N_BATCHES}
     fitted = _fit(trunk, device, others=3)
     place = _place(fitted, device)

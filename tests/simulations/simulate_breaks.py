@@ -36,7 +36,7 @@ import numpy as np
 from scipy import special
 from simulation import Outcome, Scenario
 
-from orchestrator.stats import break_models, breaks, emergences
+from orchestrator.stats import artefacts, break_models, breaks
 
 Draw = np.random.Generator
 Truth = Callable[[Draw, int, int], tuple[np.ndarray, np.ndarray]]
@@ -260,7 +260,7 @@ class Skill(NamedTuple):
     """Answers of one token: the spread of p over items, around which greedy decoding flips; else exact match is sampled."""
 
 
-def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[emergences.Emergence]:
+def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[artefacts.Emergence]:
     R, S = skill.replicates, skill.scales
     offset, noise = 0.05 * draw.standard_normal((n_runs, R, 1)), 0.05 * draw.standard_normal((n_runs, R, S))
     loss = skill.losses(draw, n_runs, S)[:, None] * np.exp(offset + noise)
@@ -270,7 +270,7 @@ def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[emergences.Emergence]:
         right = draw.binomial(skill.sequences, special.ndtr((p - 0.5) / skill.greedy)) / skill.sequences
         scores = {"loss": loss, "expected_accuracy": p, "accuracy": right}
         found = [breaks.find_breaks(x, y) for y in scores.values()]
-        return [emergences.weigh(dict(zip(scores, each, strict=True)), None) for each in zip(*found, strict=True)]
+        return [artefacts.weigh(dict(zip(scores, each, strict=True)), None) for each in zip(*found, strict=True)]
     difficulty = np.exp(0.3 * special.ndtri((np.arange(9) + 0.5) / 9))
     p = np.exp(-loss[..., None] * difficulty)
     predicted = (p**skill.length).mean(-1)
@@ -278,7 +278,7 @@ def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[emergences.Emergence]:
     scores = {"loss": loss * difficulty.mean(), "expected_accuracy": p.mean(-1), "exact_match": exact}
     found = [breaks.find_breaks(x, y) for y in scores.values()]
     return [
-        emergences.weigh(dict(zip(scores, each, strict=True)), emergences.is_predicted(x, e, q))
+        artefacts.weigh(dict(zip(scores, each, strict=True)), artefacts.is_predicted(x, e, q))
         for each, e, q in zip(zip(*found, strict=True), exact, predicted, strict=True)
     ]
 

@@ -22,7 +22,7 @@ from orchestrator import stats
 from orchestrator.analysis import claims, emergence, findings
 from orchestrator.analysis.results import Results
 from orchestrator.stats import further
-from orchestrator.stats.enough import MIN_SCALES
+from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.stats.replicates import Needed
 
 MOST_RUNS = 2000

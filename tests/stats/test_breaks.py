@@ -11,10 +11,9 @@ from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
-from orchestrator.analysis import emergence
-from orchestrator.stats import break_models, emergences
+from orchestrator.stats import artefacts, break_models
+from orchestrator.stats.artefacts import Emergence, weigh
 from orchestrator.stats.breaks import Break, find_break, find_breaks
-from orchestrator.stats.emergences import Emergence, weigh
 from trainers.streams import stream
 
 U = np.arange(10.0)
@@ -181,7 +180,7 @@ def test_seven_scales_claim_no_break_and_say_how_many_are_wanting(n_scales: int)
     assert found.further_replicates is None
     few = find_break(U[:n_scales], jumping[:3])  # three replicates never make a break, whatever the scales
     assert (few.further_scales, few.further_replicates) == (8 - n_scales, 1)
-    said = emergence.settles(few.further_scales, few.further_replicates)
+    said = artefacts.settles(few.further_scales, few.further_replicates)
     assert said.endswith("1 more replicate are the least that could settle it")
 
 
@@ -423,13 +422,13 @@ def test_a_smooth_loss_under_exact_match_is_an_artefact_from_end_to_end() -> Non
     loss = np.exp(scores(np.log(0.7 - 0.68 * U / 9), sd=0.05))
     exact = np.exp(-20 * loss)
     measured = stream("test breaks", "exact").binomial(500, exact) / 500
-    found = emergences.emergence(U, loss, np.exp(-loss) ** 2, np.exp(-loss), np.exp(-loss), measured, exact)
+    found = artefacts.emergence(U, loss, np.exp(-loss) ** 2, np.exp(-loss), np.exp(-loss), measured, exact)
     assert (found.verdict, found.decisive) == ("metric artefact", "exact_match")
     assert found.low is not None and found.low >= 5 and found.high == 9
     assert set(found.metrics) == {"loss", "brier", "expected_accuracy", "accuracy", "exact_match"}
-    assert emergences.emergence(U, loss, exact_match=measured, predicted_exact_match=exact / 2).verdict == "undecided"
-    assert emergences.emergence(U, loss, exact_match=measured).reason == "exact match unpredicted"
-    one_token = emergences.emergence(U, loss, expected_accuracy=np.exp(-loss), accuracy=np.exp(-loss))
+    assert artefacts.emergence(U, loss, exact_match=measured, predicted_exact_match=exact / 2).verdict == "undecided"
+    assert artefacts.emergence(U, loss, exact_match=measured).reason == "exact match unpredicted"
+    one_token = artefacts.emergence(U, loss, expected_accuracy=np.exp(-loss), accuracy=np.exp(-loss))
     assert one_token.verdict == "smooth"
 
 
@@ -437,17 +436,17 @@ def test_exact_match_is_predicted_within_its_error_only() -> None:
     draw = stream("test breaks", "predicted")
     truth = np.tile(special.expit(U - 5), (5, 1))
     exact = draw.binomial(200, truth) / 200
-    assert emergences.is_predicted(U, exact, truth)
-    assert emergences.is_predicted(U, exact[:1], truth[:1])
-    assert not emergences.is_predicted(U, exact, truth**2)
-    assert not emergences.is_predicted(U, exact, np.full((5, 10), NAN))
+    assert artefacts.is_predicted(U, exact, truth)
+    assert artefacts.is_predicted(U, exact[:1], truth[:1])
+    assert not artefacts.is_predicted(U, exact, truth**2)
+    assert not artefacts.is_predicted(U, exact, np.full((5, 10), NAN))
     holes = np.where(draw.random((5, 10)) < 0.2, NAN, exact)
-    assert emergences.is_predicted(U, holes, truth) and not emergences.is_predicted(U, holes, truth**3)
+    assert artefacts.is_predicted(U, holes, truth) and not artefacts.is_predicted(U, holes, truth**3)
 
 
 def test_nothing_given_is_missing_and_unequal_shapes_are_refused() -> None:
-    assert emergences.emergence(U, None).verdict == "missing"
-    assert emergences.emergence(U, np.full((3, 10), NAN)).verdict == "missing"
-    assert emergences.emergence(U, np.full((3, 10), NAN), predicted_exact_match=np.ones((3, 10))).verdict == "missing"
+    assert artefacts.emergence(U, None).verdict == "missing"
+    assert artefacts.emergence(U, np.full((3, 10), NAN)).verdict == "missing"
+    assert artefacts.emergence(U, np.full((3, 10), NAN), predicted_exact_match=np.ones((3, 10))).verdict == "missing"
     with pytest.raises(ValueError, match="different shapes"):
-        emergences.emergence(U, np.zeros((3, 10)), accuracy=np.zeros((4, 10)))
+        artefacts.emergence(U, np.zeros((3, 10)), accuracy=np.zeros((4, 10)))

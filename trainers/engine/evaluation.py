@@ -23,7 +23,7 @@ _SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used l
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
     """A trunk's evaluation suite, kept for others that ask the same: variants of it, or its trials one by one."""
     family: Any = trunk.family
-    asked = trunk.asked._replace(batch_size=0)  # no suite depends on it
+    asked = trunk.request._replace(batch_size=0)  # no suite depends on it
     key = repr((family, asked))
     suite = _SUITES.pop(key) if key in _SUITES else family.suite(asked)
     _SUITES[key] = suite

@@ -189,7 +189,7 @@ def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batc
     compared all of them, as if the whole suite were one item set. Not held to a measurement."""
     shape = shape_of(trunk)
     family: Any = trunk.family
-    n_here = -(-family.suite_size(trunk.asked) // workers)
+    n_here = -(-family.suite_size(trunk.request) // workers)
     a_block = shape._replace(seq_len=1).block_bytes(1, precision)
     token = max(a_block, 3 * 4 * shape.vocab_size) + shape.token_bytes
     kept = 2 * 4 * n_here * shape.vocab_size if family.has_distances else 0

@@ -27,7 +27,7 @@ class Objective(ABC):
     def batch(self, step: int) -> Batch:
         """What step number `step` (from 0) learns from: a pure function of the trunk and the step."""
         family: Any = self.trunk.family
-        batch: Batch = family.batch(self.trunk.asked, step)
+        batch: Batch = family.batch(self.trunk.request, step)
         return batch
 
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ValidationError
 
 from trainers.records import Numbers, Record
-from trainers.tasks.asked import Asked
 from trainers.tasks.probes import Batch, ItemSet
+from trainers.tasks.request import Request
 
 
 class Family(Record):
@@ -55,15 +55,15 @@ class Family(Record):
         return self.seq_len
 
     @abstractmethod
-    def batch(self, ask: Asked, step: int) -> Batch:
+    def batch(self, request: Request, step: int) -> Batch:
         """The batch of one step: a pure function of (family, replicate, n_tasks, step)."""
 
     @abstractmethod
-    def suite(self, ask: Asked) -> list[ItemSet]:
+    def suite(self, request: Request) -> list[ItemSet]:
         """The evaluation of a trunk: the same sequences at every evaluation."""
 
     @abstractmethod
-    def suite_size(self, ask: Asked) -> int:
+    def suite_size(self, request: Request) -> int:
         """Sequences in the suite times their readings, without building it: what an evaluation costs."""
 
     def chance(self, skill: str) -> float | None:
@@ -88,7 +88,7 @@ class Family(Record):
         """The most that `n_tasks` may say."""
 
     @abstractmethod
-    def contents(self, ask: Asked, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
+    def contents(self, request: Request, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
         """The first `n` tasks that training draws from ("seen"), or that are held out from it, each by its content. Two that are
         equal are one task, whatever their ids: nothing that is held out may be among what is trained."""
 

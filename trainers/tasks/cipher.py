@@ -19,10 +19,10 @@ from pydantic import Field
 
 from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 from trainers.tasks.references import ExactFamily
+from trainers.tasks.request import Request
 
 EPSILON = 1e-3
 """The memoriser believes each shown answer with 1 - ε and any of the V with ε: its stated uniform fallback."""
@@ -111,47 +111,47 @@ class Cipher(ExactFamily):
         positions[:, self._first(arm) :: 2] = pairs
         return positions
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("cipher", "batch", ask.replicate, step)
-        size = ask.batch_size
-        maps = self.permutations(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
-        tokens = self._sequences(ask.arm, maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = stream("cipher", "batch", request.replicate, step)
+        size = request.batch_size
+        maps = self.permutations(self.train_ids(request.replicate, self.draw_tasks(request, draw, size)))
+        tokens = self._sequences(request.arm, maps, draw.integers(0, self.n_symbols, (size, self.n_pairs)))
         if self.answers == "noise":
             noise = draw.integers(0, self.n_symbols, (size, self.n_pairs))
-            tokens[:, self._first(ask.arm) + 1 :: 2] = self.n_symbols + noise
-        if ask.arm == "next_token":
-            return Batch(tokens, np.ones((size, self.length(ask.arm)), dtype=bool))
+            tokens[:, self._first(request.arm) + 1 :: 2] = self.n_symbols + noise
+        if request.arm == "next_token":
+            return Batch(tokens, np.ones((size, self.length(request.arm)), dtype=bool))
         answers = np.ones((size, self.n_pairs), dtype=bool)  # the questions are irreducible noise, and so is the table
-        return Batch(tokens, self._lift(ask.arm, answers))
+        return Batch(tokens, self._lift(request.arm, answers))
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return 4 * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return 4 * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n, v = ask.n_sequences, self.n_symbols
+    def suite(self, request: Request) -> list[ItemSet]:
+        n, v = request.n_sequences, self.n_symbols
         train = None
-        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
-            tasks = self.permutations(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
-            train = (tasks, self.log_shares(ask))
+        if request.n_tasks <= MEMORIZER_MAX_TASKS:
+            tasks = self.permutations(self.train_ids(request.replicate, np.arange(request.n_tasks)))
+            train = (tasks, self.log_shares(request))
         # The replicate's first tasks serve as its seen tasks where there are more tasks than sequences.
-        seen = self.permutations(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
+        seen = self.permutations(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.permutations(self.held_out_ids(n))
         functions = stream("cipher", "functions").integers(0, v, (n, v))
         questions = stream("cipher", "questions").integers(0, v, (4, n, self.n_pairs))
         return [
-            self._plain_set(ask.arm, "held_out", held_out, questions[0], train, self._novel_pairs(ask)),
-            self._plain_set(ask.arm, "seen", seen, questions[1], train, None),
-            self._override_set(ask.arm, seen, questions[2], train),
-            self._function_set(ask.arm, functions, questions[3], train),
+            self._plain_set(request.arm, "held_out", held_out, questions[0], train, self._novel_pairs(request)),
+            self._plain_set(request.arm, "seen", seen, questions[1], train, None),
+            self._override_set(request.arm, seen, questions[2], train),
+            self._function_set(request.arm, functions, questions[3], train),
         ]
 
-    def _novel_pairs(self, ask: Asked) -> np.ndarray:
+    def _novel_pairs(self, request: Request) -> np.ndarray:
         """(V, V) bool: pairs (x, y) that no training task contains. Stops as soon as every pair has been met."""
         novel = np.ones((self.n_symbols, self.n_symbols), dtype=bool)
-        for start in range(0, ask.n_tasks, 1024):
-            chunk = self.train_ids(ask.replicate, np.arange(start, min(start + 1024, ask.n_tasks)))
+        for start in range(0, request.n_tasks, 1024):
+            chunk = self.train_ids(request.replicate, np.arange(start, min(start + 1024, request.n_tasks)))
             novel[np.arange(self.n_symbols), self.permutations(chunk)] = False
             if not novel.any():
                 break

@@ -23,10 +23,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.records import Count, Index, Limit, Positive
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import SkillsOfParameters, register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 from trainers.tasks.references import SMALL_UNIVERSE, ExactFamily
+from trainers.tasks.request import Request
 
 EPSILON = 1e-3
 """The references believe each letter of an answer with 1 - ε and any of the alphabet with ε, so that no loss is infinite."""
@@ -178,19 +178,19 @@ class Compose(ExactFamily):
     def whole(self) -> Compose:
         return self.model_copy(update={"domain": None})
 
-    def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
+    def draw_tasks(self, request: Request, draw: np.random.Generator, size: int) -> np.ndarray:
         """As in every family, within a domain; which domain is drawn apart."""
-        place = super().draw_tasks(ask, draw, size)
+        place = super().draw_tasks(request, draw, size)
         if self._lists == 1:
             return place
         shares = np.array(self.domain_shares or (1.0,) * self._lists)
         edges = np.cumsum(shares / shares.sum())[:-1]
         return place * self._lists + np.searchsorted(edges, draw.random(size), side="right")
 
-    def seen_tasks(self, ask: Asked, n: int) -> np.ndarray:
+    def seen_tasks(self, request: Request, n: int) -> np.ndarray:
         if not self.domain_shares or self._lists == 1:
-            return super().seen_tasks(ask, n)
-        return self.draw_tasks(ask, stream("compose", "seen tasks", ask.replicate), n)
+            return super().seen_tasks(request, n)
+        return self.draw_tasks(request, stream("compose", "seen tasks", request.replicate), n)
 
     @property
     def vocab_size(self) -> int:
@@ -282,13 +282,13 @@ class Compose(ExactFamily):
             return 0
         return self.n_slots + self.n_input if arm == "steps" else self.length(arm) - self.n_input
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("compose", "batch", ask.replicate, step)
-        size = ask.batch_size
-        ids = self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size))
-        tokens = self._sequences(ask.arm, self.compositions(ids), self._inputs(draw, size))
-        loss_mask = np.zeros((size, self.length(ask.arm)), dtype=bool)
-        loss_mask[:, self._loss_from(ask.arm) :] = True
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = stream("compose", "batch", request.replicate, step)
+        size = request.batch_size
+        ids = self.train_ids(request.replicate, self.draw_tasks(request, draw, size))
+        tokens = self._sequences(request.arm, self.compositions(ids), self._inputs(draw, size))
+        loss_mask = np.zeros((size, self.length(request.arm)), dtype=bool)
+        loss_mask[:, self._loss_from(request.arm) :] = True
         return Batch(tokens, loss_mask)
 
     # Evaluation ------------------------------------------------------------------------------------------------
@@ -300,19 +300,19 @@ class Compose(ExactFamily):
             return ()
         return tuple(range(self.n_slots + self.n_input, self.length(arm) - self.n_input))
 
-    def suite_size(self, ask: Asked) -> int:
-        return (5 + self.n_domains) * ask.n_sequences * (1 + len(self._written(ask.arm)))
+    def suite_size(self, request: Request) -> int:
+        return (5 + self.n_domains) * request.n_sequences * (1 + len(self._written(request.arm)))
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n = ask.n_sequences
+    def suite(self, request: Request) -> list[ItemSet]:
+        n = request.n_sequences
         train = None
-        n_distinct = self.n_distinct(ask.n_tasks)
+        n_distinct = self.n_distinct(request.n_tasks)
         if n_distinct <= MEMORIZER_MAX_TASKS:
-            tasks = self.compositions(self.train_ids(ask.replicate, np.arange(n_distinct)))
+            tasks = self.compositions(self.train_ids(request.replicate, np.arange(n_distinct)))
             train = (tasks, self.maps(tasks))
         everything = np.ones(n, dtype=bool)
-        trained = self._trained(ask)
-        seen = self.compositions(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
+        trained = self._trained(request)
+        seen = self.compositions(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.compositions(self.held_out_ids(n))
         unseen, found = self._unseen(self._recombined(trained, _CANDIDATES * n), trained, held_out)
         single, found_single = self._unseen(self._single_steps(), trained, held_out)
@@ -322,26 +322,26 @@ class Compose(ExactFamily):
         strata = {f"compose_{k}": found & (n_changing == k) for k in range(2, self.n_slots + 1)}
         novel = ~trained[held_out].all(axis=1)
         sets = [
-            self._item_set(ask, "compose", unseen, {"compose": found, **strata}, train),
-            self._item_set(ask, "single step", single, {"single_step": found_single}, train),
-            self._item_set(ask, "out of order", out_of_order, {"out_of_order": found}, train),
-            self._item_set(ask, "held out", held_out, {self.mixture: everything, "novel_function": novel}, train),
-            self._item_set(ask, "seen", seen, {self.mixture: everything, "compose": everything}, train, "seen"),
+            self._item_set(request, "compose", unseen, {"compose": found, **strata}, train),
+            self._item_set(request, "single step", single, {"single_step": found_single}, train),
+            self._item_set(request, "out of order", out_of_order, {"out_of_order": found}, train),
+            self._item_set(request, "held out", held_out, {self.mixture: everything, "novel_function": novel}, train),
+            self._item_set(request, "seen", seen, {self.mixture: everything, "compose": everything}, train, "seen"),
         ]
         for d in range(self.n_domains):
             specialist = self.model_copy(update={"domain": d})
             tasks = specialist.compositions(specialist.held_out_ids(n))
-            sets.append(self._item_set(ask, f"domain {d}", tasks, {f"domain_{d}": everything}, train))
+            sets.append(self._item_set(request, f"domain {d}", tasks, {f"domain_{d}": everything}, train))
         return sets
 
-    def _trained(self, ask: Asked) -> np.ndarray:
+    def _trained(self, request: Request) -> np.ndarray:
         """Which functions the training tasks contain, numbered as in `compositions`: (L * width,) bool."""
         first = self._lists if self.n_domains else self.n_functions
         possible = first + (self.n_slots - 1) * self.n_functions * (1 if self.share else self._lists)
         trained = np.zeros(self.n_slots * self._width, dtype=bool)
-        n_distinct = self.n_distinct(ask.n_tasks)
+        n_distinct = self.n_distinct(request.n_tasks)
         for start in range(0, n_distinct, 1024):
-            chunk = self.train_ids(ask.replicate, np.arange(start, min(start + 1024, n_distinct)))
+            chunk = self.train_ids(request.replicate, np.arange(start, min(start + 1024, n_distinct)))
             trained[self.compositions(chunk)] = True
             if trained.sum() == possible:
                 break
@@ -390,7 +390,7 @@ class Compose(ExactFamily):
 
     def _item_set(
         self,
-        ask: Asked,
+        request: Request,
         purpose: str,
         compositions: np.ndarray,
         skills: dict[str, np.ndarray],
@@ -399,20 +399,20 @@ class Compose(ExactFamily):
     ) -> ItemSet:
         """Sequences of compositions (n, L), scored on their answers; `skills` tells which rows belong to each (n,)."""
         x = self._inputs(stream("compose", "questions", purpose), len(compositions))
-        tokens = self._sequences(ask.arm, compositions, x)
+        tokens = self._sequences(request.arm, compositions, x)
         answer = tokens[:, -self.n_input :]
-        if train is None and (near := self._looked_up(ask, compositions)) is not None:
+        if train is None and (near := self._looked_up(request, compositions)) is not None:
             train = (near, self.maps(near))
-        scored = np.arange(self.length(ask.arm)) >= self.length(ask.arm) - self.n_input
+        scored = np.arange(self.length(request.arm)) >= self.length(request.arm) - self.n_input
         references = {
-            name: self._reference(ask.arm, p, answer)
+            name: self._reference(request.arm, p, answer)
             for name, p in self._predictions(compositions, x, answer, train).items()
         }
         probes = tuple(
             Probe(skill=skill, split=split, mask=rows[:, None] & scored, target=tokens[:, 1:], references=references)
             for skill, rows in skills.items()
         )
-        return ItemSet(tokens=tokens, probes=probes, written=self._written(ask.arm))
+        return ItemSet(tokens=tokens, probes=probes, written=self._written(request.arm))
 
     # References ------------------------------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class Compose(ExactFamily):
     def _smooth(self, probs: np.ndarray) -> np.ndarray:
         return (1 - EPSILON) * probs + EPSILON / self.n_letters
 
-    def _looked_up(self, ask: Asked, asked: np.ndarray) -> np.ndarray | None:
+    def _looked_up(self, request: Request, asked: np.ndarray) -> np.ndarray | None:
         """Every training task nearest to some of the asked ones (N, L), each of whose neighbours is looked up in the list.
 
         None if one of them has no training task within two slots, is no task itself, or there is too much to look up.
@@ -443,7 +443,7 @@ class Compose(ExactFamily):
         rest = asked - np.arange(self.n_slots) * self._width  # functions of those that are not yet served
         if self.n_domains or rest.min() < 0 or rest.max() >= self.n_functions:
             return None
-        order = keyed_permutation(self.n_train_ids, "compose", "training tasks", ask.replicate)
+        order = keyed_permutation(self.n_train_ids, "compose", "training tasks", request.replicate)
         found = []
         for radius in range(3):
             changes = _changes(self.n_slots, self.n_functions, radius)
@@ -452,7 +452,7 @@ class Compose(ExactFamily):
             near = (rest[:, None] + changes) % self.n_functions + np.arange(self.n_slots) * self._width  # (n, C, L)
             ids = self.ids(near.reshape(-1, self.n_slots))
             listed = ids < self.n_train_ids
-            listed[listed] = order.inverse(ids[listed]) < ask.n_tasks
+            listed[listed] = order.inverse(ids[listed]) < request.n_tasks
             listed = listed.reshape(near.shape[:2])
             found.append(near[listed])
             rest = rest[~listed.any(axis=1)]

@@ -20,10 +20,10 @@ from pydantic import Field
 
 from trainers.records import Count
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 from trainers.tasks.references import ExactFamily
+from trainers.tasks.request import Request
 
 EPSILON = 1e-3
 """The references believe an answer with 1 - ε and any of the p numbers with ε, so that no loss is infinite."""
@@ -85,12 +85,12 @@ class Grok(ExactFamily):
     def _order(self) -> KeyedPermutation:
         return keyed_permutation(self.universe_size, "grok", "unrank", self.modulus)
 
-    def trained(self, ask: Asked, pairs: np.ndarray) -> np.ndarray:
+    def trained(self, request: Request, pairs: np.ndarray) -> np.ndarray:
         """Which pairs (n, 2) are among the training tasks: (n,) bool. Looked up in the list, which is never written."""
         ids = self.ids(pairs)
         listed = ids < self.n_train_ids
-        order = keyed_permutation(self.n_train_ids, "grok", "training tasks", ask.replicate)
-        listed[listed] = order.inverse(ids[listed]) < ask.n_tasks
+        order = keyed_permutation(self.n_train_ids, "grok", "training tasks", request.replicate)
+        listed[listed] = order.inverse(ids[listed]) < request.n_tasks
         return listed
 
     def _sequences(self, pairs: np.ndarray) -> np.ndarray:
@@ -102,35 +102,35 @@ class Grok(ExactFamily):
         """Only the answer counts: rows (N,) -> (N, 3)."""
         return rows[:, None] & (np.arange(3) == 2)
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("grok", "batch", ask.replicate, step)
-        size = ask.batch_size
-        ids = self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size))
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = stream("grok", "batch", request.replicate, step)
+        size = request.batch_size
+        ids = self.train_ids(request.replicate, self.draw_tasks(request, draw, size))
         return Batch(self._sequences(self.pairs(ids)), self._scored(np.ones(size, dtype=bool)))
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return 2 * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n = ask.n_sequences
-        seen = self.pairs(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
+    def suite(self, request: Request) -> list[ItemSet]:
+        n = request.n_sequences
+        seen = self.pairs(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.pairs(self.held_out_ids(n))
         everything = np.ones(n, dtype=bool)
-        mirrored = self.trained(ask, held_out[:, ::-1])
+        mirrored = self.trained(request, held_out[:, ::-1])
         asked = {"add": ~mirrored, "commuted": mirrored, "add_any": everything, self.mixture: everything}
         return [
-            self._item_set(ask, "held_out", held_out, asked),
-            self._item_set(ask, "seen", seen, {"add": everything, self.mixture: everything}),
+            self._item_set(request, "held_out", held_out, asked),
+            self._item_set(request, "seen", seen, {"add": everything, self.mixture: everything}),
         ]
 
-    def _item_set(self, ask: Asked, split: str, pairs: np.ndarray, skills: dict[str, np.ndarray]) -> ItemSet:
+    def _item_set(self, request: Request, split: str, pairs: np.ndarray, skills: dict[str, np.ndarray]) -> ItemSet:
         """The sums of pairs (N, 2); `skills` tells which of them belong to each (N,)."""
         tokens = self._sequences(pairs)
         references = {
             name: Reference(*(np.pad(scores[:, None], ((0, 0), (2, 0))) for scores in graded(probs, tokens[:, -1])))
-            for name, probs in self.predictions(pairs, self.trained(ask, pairs)).items()
+            for name, probs in self.predictions(pairs, self.trained(request, pairs)).items()
         }
         probes = tuple(
             Probe(skill=skill, split=split, mask=self._scored(rows), target=tokens[:, 1:], references=references)

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from trainers.streams import stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.probes import Batch, ItemSet
 from trainers.tasks.references import ExactFamily
+from trainers.tasks.request import Request
 
 Listed = tuple[np.ndarray, np.ndarray | None]
 """The training tasks (K, ...), and the logs of how often each is drawn (K,), or None where all are drawn alike."""
@@ -48,27 +48,27 @@ class LawFamily(ExactFamily):
         """Positions whose next token is predicted: (T,) bool."""
         return np.ones(self.seq_len, dtype=bool)
 
-    def shown_tasks(self, ask: Asked, draw: np.random.Generator, n: int) -> np.ndarray:
+    def shown_tasks(self, request: Request, draw: np.random.Generator, n: int) -> np.ndarray:
         """Which training tasks the `n` sequences of the seen split show: (n,)."""
-        return self.seen_tasks(ask, n)
+        return self.seen_tasks(request, n)
 
-    def batch(self, ask: Asked, step: int) -> Batch:
+    def batch(self, request: Request, step: int) -> Batch:
         name: Any = self
-        draw = stream(name.name, "batch", ask.replicate, step)
-        tasks = self.tasks(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, ask.batch_size)))
-        return Batch(self.sequences(tasks, draw), np.tile(self.scored(), (ask.batch_size, 1)))
+        draw = stream(name.name, "batch", request.replicate, step)
+        tasks = self.tasks(self.train_ids(request.replicate, self.draw_tasks(request, draw, request.batch_size)))
+        return Batch(self.sequences(tasks, draw), np.tile(self.scored(), (request.batch_size, 1)))
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return 2 * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
+    def suite(self, request: Request) -> list[ItemSet]:
         name: Any = self
-        n, draw = ask.n_sequences, stream(name.name, "evaluation", ask.replicate)
+        n, draw = request.n_sequences, stream(name.name, "evaluation", request.replicate)
         train = None
-        if self.memorizer_max_tasks is None or ask.n_tasks <= self.memorizer_max_tasks:
-            listed = self.tasks(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
-            train = (listed, self.log_shares(ask))
-        seen = self.tasks(self.train_ids(ask.replicate, self.shown_tasks(ask, draw, n)))
+        if self.memorizer_max_tasks is None or request.n_tasks <= self.memorizer_max_tasks:
+            listed = self.tasks(self.train_ids(request.replicate, np.arange(request.n_tasks)))
+            train = (listed, self.log_shares(request))
+        seen = self.tasks(self.train_ids(request.replicate, self.shown_tasks(request, draw, n)))
         held_out = self.tasks(self.held_out_ids(n))
         fixed = self.sequences(held_out, stream(name.name, "evaluation"))
         return [

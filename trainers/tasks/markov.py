@@ -20,10 +20,10 @@ from pydantic import Field
 
 from trainers.records import Count, Limit
 from trainers.streams import hashed_uniforms
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import register
 from trainers.tasks.laws import LawFamily, Listed
 from trainers.tasks.probes import ItemSet, Probe, Reference
+from trainers.tasks.request import Request
 
 
 @register
@@ -86,10 +86,10 @@ class Markov(LawFamily):
             return draw.integers(0, n_tasks, size)
         return draw.integers(0, 1 + draw.integers(0, n_tasks, size))
 
-    def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
-        if ask.task_exponent:
-            return super().draw_tasks(ask, draw, size)
-        return self.ranks(draw, ask.n_tasks, size)
+    def draw_tasks(self, request: Request, draw: np.random.Generator, size: int) -> np.ndarray:
+        if request.task_exponent:
+            return super().draw_tasks(request, draw, size)
+        return self.ranks(draw, request.n_tasks, size)
 
     def shares(self, n_tasks: int) -> np.ndarray:
         """How often each of the training chains is drawn: (n_tasks,), summing to 1."""
@@ -97,9 +97,9 @@ class Markov(LawFamily):
             return np.full(n_tasks, 1 / n_tasks)
         return np.cumsum(1 / np.arange(n_tasks, 0, -1))[::-1] / n_tasks
 
-    def shown_tasks(self, ask: Asked, draw: np.random.Generator, n: int) -> np.ndarray:
+    def shown_tasks(self, request: Request, draw: np.random.Generator, n: int) -> np.ndarray:
         """As they are drawn in training: the training mixture."""
-        return self.draw_tasks(ask, draw, n)
+        return self.draw_tasks(request, draw, n)
 
     def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return self._walk(tasks, draw.random((len(tasks), self.n_tokens)))

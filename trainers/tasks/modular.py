@@ -21,10 +21,10 @@ from pydantic import Field, model_validator
 
 from trainers.records import Count, Limit
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
 from trainers.tasks.references import ExactFamily
+from trainers.tasks.request import Request
 
 EPSILON = 1e-3
 """The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""
@@ -126,14 +126,14 @@ class Modular(ExactFamily):
         """c · x mod p: tasks (N, D), x (N, P, D) -> (N, P)."""
         return (x * tasks[:, None]).sum(axis=2) % self.modulus
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("modular", "batch", ask.replicate, step)
-        size = ask.batch_size
-        tasks = self.coefficients(self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size)))
-        tokens = self._sequences(ask.arm, tasks, self._inputs(draw, size))
-        if ask.arm == "next_token":
-            return Batch(tokens, np.ones((size, self.length(ask.arm)), dtype=bool))
-        return Batch(tokens, self._lift(ask.arm, np.ones((size, self.n_examples), dtype=bool)))
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = stream("modular", "batch", request.replicate, step)
+        size = request.batch_size
+        tasks = self.coefficients(self.train_ids(request.replicate, self.draw_tasks(request, draw, size)))
+        tokens = self._sequences(request.arm, tasks, self._inputs(draw, size))
+        if request.arm == "next_token":
+            return Batch(tokens, np.ones((size, self.length(request.arm)), dtype=bool))
+        return Batch(tokens, self._lift(request.arm, np.ones((size, self.n_examples), dtype=bool)))
 
     def _lift(self, arm: str, examples: np.ndarray) -> np.ndarray:
         """Arrays over examples (N, P) to positions (N, T): a result is predicted where the last number of its x stands."""
@@ -143,20 +143,20 @@ class Modular(ExactFamily):
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return 2 * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
-        n = ask.n_sequences
-        seen = self.coefficients(self.train_ids(ask.replicate, self.seen_tasks(ask, n)))
+    def suite(self, request: Request) -> list[ItemSet]:
+        n = request.n_sequences
+        seen = self.coefficients(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.coefficients(self.held_out_ids(n))
         return [
-            self._item_set(ask, "held_out", held_out, self._inputs(stream("modular", "held out"), n)),
-            self._item_set(ask, "seen", seen, self._inputs(stream("modular", "seen"), n)),
+            self._item_set(request, "held_out", held_out, self._inputs(stream("modular", "held out"), n)),
+            self._item_set(request, "seen", seen, self._inputs(stream("modular", "seen"), n)),
         ]
 
-    def _item_set(self, ask: Asked, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
-        arm, z = ask.arm, self.results(tasks, x)
+    def _item_set(self, request: Request, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
+        arm, z = request.arm, self.results(tasks, x)
         solved = self.solve(x, z)
         occurred, multiple = _occurred_before(x), _occurred_before(self._directions(x))
         masks = {
@@ -168,7 +168,7 @@ class Modular(ExactFamily):
         }
         references = {
             name: Reference(*(self._lift(arm, scores) for scores in graded(probs, z)))
-            for name, probs in self.predictions(ask, tasks, x, z).items()
+            for name, probs in self.predictions(request, tasks, x, z).items()
         }
         target = self._lift(arm, z + self.modulus)
         probes = tuple(
@@ -179,20 +179,20 @@ class Modular(ExactFamily):
 
     # References ------------------------------------------------------------------------------------------------
 
-    def predictions(self, ask: Asked, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
+    def predictions(self, request: Request, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
         """Each reference's prediction of every result: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
 
         Told the coefficients (`task_id`), the generaliser computes; the memoriser looks them up in its list, so that on
         training tasks the two are one.
         """
-        told = tasks if ask.arm == "task_id" else None
+        told = tasks if request.arm == "task_id" else None
         found = {
             "uniform": np.full((*z.shape, self.modulus), 1 / self.modulus),
             "generalizer": np.eye(self.modulus)[z] if told is not None else self.generalizer(x, z),
         }
-        if ask.n_tasks <= MEMORIZER_MAX_TASKS:
-            train = self.coefficients(self.train_ids(ask.replicate, np.arange(ask.n_tasks)))
-            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(ask))
+        if request.n_tasks <= MEMORIZER_MAX_TASKS:
+            train = self.coefficients(self.train_ids(request.replicate, np.arange(request.n_tasks)))
+            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(request))
         return found
 
     def generalizer(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:

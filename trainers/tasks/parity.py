@@ -25,10 +25,10 @@ from pydantic import Field, model_validator
 
 from trainers.records import Count, Limit
 from trainers.streams import key_of, keyed_permutation, mix64, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import SkillsOfParameters, register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.references import ExactFamily
+from trainers.tasks.request import Request
 
 HELD_OUT_SHARE = 8
 """Of the bit strings one in so many is kept from training, by a hash of its bits."""
@@ -137,46 +137,46 @@ class Parity(ExactFamily):
         answer = np.take_along_axis(bits, self.subsets(ids), axis=1).sum(axis=1) % 2
         return np.concatenate([bits, 2 + ids[:, None], answer[:, None]], axis=1)
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = stream("parity", "batch", ask.replicate, step)
-        size = ask.batch_size
-        ids = self.train_ids(ask.replicate, self.draw_tasks(ask, draw, size))
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = stream("parity", "batch", request.replicate, step)
+        size = request.batch_size
+        ids = self.train_ids(request.replicate, self.draw_tasks(request, draw, size))
         loss_mask = np.zeros((size, self.seq_len), dtype=bool)
         loss_mask[:, -1] = True
         return Batch(self._sequences(ids, self._codes(draw, size, held_out=False)), loss_mask)
 
     # Evaluation ------------------------------------------------------------------------------------------------
 
-    def suite_size(self, ask: Asked) -> int:
-        return (2 + sum(r <= ask.n_tasks for r in self.ranks)) * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return (2 + sum(r <= request.n_tasks for r in self.ranks)) * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
+    def suite(self, request: Request) -> list[ItemSet]:
         """The mixture on new data and on data that may have trained, then each rank on new data.
 
         Tasks of the mixture are not drawn but dealt out by their shares, so that no lucky draw moves the mean loss.
         """
-        n = ask.n_sequences
-        mixed = self._dealt(ask, n)
-        absent = [r for r in self.ranks if r > ask.n_tasks]
+        n = request.n_sequences
+        mixed = self._dealt(request, n)
+        absent = [r for r in self.ranks if r > request.n_tasks]
         sets = [
-            self._item_set(ask, "mean", mixed, absent=[f"task_{r}" for r in absent]),
-            self._item_set(ask, "mean", mixed, split="seen"),
+            self._item_set(request, "mean", mixed, absent=[f"task_{r}" for r in absent]),
+            self._item_set(request, "mean", mixed, split="seen"),
         ]
-        present = [r for r in self.ranks if r <= ask.n_tasks]
-        return sets + [self._item_set(ask, f"task_{r}", np.full(n, r - 1)) for r in present]
+        present = [r for r in self.ranks if r <= request.n_tasks]
+        return sets + [self._item_set(request, f"task_{r}", np.full(n, r - 1)) for r in present]
 
-    def _dealt(self, ask: Asked, n: int) -> np.ndarray:
+    def _dealt(self, request: Request, n: int) -> np.ndarray:
         """The training mixture without chance: the tasks at the quantiles (i + 1/2) / n of their shares, (n,)."""
-        logs = self.log_shares(ask)
-        shares = np.full(ask.n_tasks, 1 / ask.n_tasks) if logs is None else np.exp(logs)
+        logs = self.log_shares(request)
+        shares = np.full(request.n_tasks, 1 / request.n_tasks) if logs is None else np.exp(logs)
         return np.searchsorted(np.cumsum(shares)[:-1], (np.arange(n) + 0.5) / n)
 
     def _item_set(
-        self, ask: Asked, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
+        self, request: Request, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
     ) -> ItemSet:
         """Sequences of training tasks number `tasks` (N,); `absent` names skills of which this trial has no item."""
         codes = self._codes(stream("parity", "questions", skill, split), len(tasks), held_out=split == "held_out")
-        tokens = self._sequences(self.train_ids(ask.replicate, tasks), codes)
+        tokens = self._sequences(self.train_ids(request.replicate, tasks), codes)
         mask = np.zeros((len(tasks), self.seq_len), dtype=bool)
         mask[:, -1] = True
         guess = Reference(mask * np.log(2), mask * 0.5)

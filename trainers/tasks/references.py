@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from trainers.streams import keyed_permutation, stream
-from trainers.tasks.asked import Asked
 from trainers.tasks.base import Family
+from trainers.tasks.request import Request
 
 SMALL_UNIVERSE = 2**20
 """Below this many tasks all but a declared number train; from here on one half trains and the other is held out."""
@@ -39,11 +39,11 @@ class ExactFamily(Family):
     def tasks(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, ...), all that makes a task."""
 
-    def contents(self, ask: Asked, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
+    def contents(self, request: Request, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
         if split == "held_out":
             ids = self.held_out_ids(n)
         else:
-            ids = self.train_ids(ask.replicate, np.arange(min(n, self.n_distinct(ask.n_tasks))))
+            ids = self.train_ids(request.replicate, np.arange(min(n, self.n_distinct(request.n_tasks))))
         return [row.tobytes() for row in self.tasks(ids)]
 
     @property
@@ -61,28 +61,28 @@ class ExactFamily(Family):
         name: Any = self
         return keyed_permutation(self.n_train_ids, name.name, "training tasks", replicate)(indices)
 
-    def draw_tasks(self, ask: Asked, draw: np.random.Generator, size: int) -> np.ndarray:
+    def draw_tasks(self, request: Request, draw: np.random.Generator, size: int) -> np.ndarray:
         """The training mixture: which training tasks, 0 ... n_tasks - 1, `size` sequences show. (size,) int64.
 
         Number i is drawn in proportion to (i + 1)^-task_exponent; at 0 with the very draws of a uniform mixture.
         """
-        if not ask.task_exponent:
-            return draw.integers(0, ask.n_tasks, size)
-        return zipf_ranks(draw, ask.task_exponent, ask.n_tasks, size) - 1
+        if not request.task_exponent:
+            return draw.integers(0, request.n_tasks, size)
+        return zipf_ranks(draw, request.task_exponent, request.n_tasks, size) - 1
 
-    def log_shares(self, ask: Asked) -> np.ndarray | None:
+    def log_shares(self, request: Request) -> np.ndarray | None:
         """Natural logs of how often each training task is drawn, (n_tasks,): a memoriser's prior. None: all alike."""
-        if not ask.task_exponent:
+        if not request.task_exponent:
             return None
-        logs: np.ndarray = -ask.task_exponent * np.log(np.arange(1, ask.n_tasks + 1))
+        logs: np.ndarray = -request.task_exponent * np.log(np.arange(1, request.n_tasks + 1))
         return logs - np.logaddexp.reduce(logs)
 
-    def seen_tasks(self, ask: Asked, n: int) -> np.ndarray:
+    def seen_tasks(self, request: Request, n: int) -> np.ndarray:
         """Which training tasks `n` sequences of the seen split show, (n,): each in turn, or drawn from their mixture."""
-        if not ask.task_exponent:
-            return np.arange(n) % self.n_distinct(ask.n_tasks)
+        if not request.task_exponent:
+            return np.arange(n) % self.n_distinct(request.n_tasks)
         name: Any = self
-        return self.draw_tasks(ask, stream(name.name, "seen tasks", ask.replicate), n)
+        return self.draw_tasks(request, stream(name.name, "seen tasks", request.replicate), n)
 
     def held_out_ids(self, n: int) -> np.ndarray:
         """The first `n` held-out ids (repeating where the universe has fewer), the same for all trials."""

@@ -44,7 +44,7 @@ def train_of(trunk: Any) -> np.ndarray:
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
     """The one probe of a skill on a split, with the sequences that it is scored on."""
     (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if (p.skill, p.split) == (skill, split)
+        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
     ]
     return found
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_is_refused(parameters, complaint):
 def test_a_sequence_shows_one_training_function_and_the_loss_sees_what_its_arm_says(arm, parameters):
     trunk = trunk_of(3, arm, **parameters)
     family, tasks = trunk.family, set(map(tuple, train_of(trunk).tolist()))
-    batch = family.batch(trunk.asked, 4)
+    batch = family.batch(trunk.request, 4)
     assert batch.tokens.shape == (32, family.length(arm) + 1) and batch.loss_mask.shape == (32, family.length(arm))
     told, x, z = read(family, arm, batch.tokens)
     assert x.any(axis=2).all() and x.max() < family.modulus
@@ -170,8 +170,8 @@ def test_the_longest_arm_is_the_length_of_the_family():
 
 def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_equally():
     trunk = trunk_of(15)
-    batches = [trunk.family.batch(trunk.asked, step).tokens for step in range(60)]
-    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15).asked, 9).tokens)
+    batches = [trunk.family.batch(trunk.request, step).tokens for step in range(60)]
+    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15).request, 9).tokens)
     assert len({batch.tobytes() for batch in batches}) == 60
     _, x, z = read(trunk.family, "answer", np.concatenate(batches))
     assert stats.chisquare(np.bincount((x @ [1, 5]).ravel(), minlength=25)[1:]).pvalue > 1e-3
@@ -181,7 +181,7 @@ def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_
 
 def test_a_trillion_tasks_are_really_drawn_from():
     trunk = trunk_of(10**12, "task_id", **HUGE)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)])
     assert len(np.unique(tokens[:, :12], axis=0)) == 40 * 32
 
 
@@ -210,7 +210,7 @@ def test_the_memoriser_is_bayes_over_the_training_functions(n_tasks, exponent, t
     asked = np.concatenate([train[:3], family.coefficients(family.held_out_ids(6))])
     x = family._inputs(np.random.default_rng(1), len(asked))
     z = family.results(asked, x)
-    found = family.predictions(trunk.asked, asked, x, z)["memorizer"]
+    found = family.predictions(trunk.request, asked, x, z)["memorizer"]
     assert np.allclose(found.sum(axis=2), 1, rtol=0, atol=1e-12)
     believed, other = 1 - EPSILON + EPSILON / 5, EPSILON / 5
     for i, task in enumerate(asked.tolist()):

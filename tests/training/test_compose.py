@@ -35,7 +35,7 @@ def trunk_of(n_tasks: int = 64, arm: str = "steps", replicate: int = 0, n_sequen
 
 @functools.cache
 def suite_of(trunk: Any) -> list[ItemSet]:
-    return list(trunk.family.suite(trunk.asked))
+    return list(trunk.family.suite(trunk.request))
 
 
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
@@ -209,7 +209,7 @@ def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, par
     n_slots, s = family.n_slots, family.n_input
     colon, filler = family.vocab_size - 2, family.vocab_size - 1
     tasks = set(map(tuple, train_of(trunk).tolist()))
-    batch = family.batch(trunk.asked, 7)
+    batch = family.batch(trunk.request, 7)
     assert batch.loss_mask.shape == (32, family.length(arm)) and batch.tokens.shape == (32, family.length(arm) + 1)
     for row, mask in zip(batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True):
         composition = [token - family.n_letters for token in row[:n_slots]]
@@ -237,7 +237,7 @@ def test_the_longest_arm_is_the_length_of_the_family():
 
 def test_training_draws_all_its_tasks_and_inputs_equally():
     trunk = trunk_of(24)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(100)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(100)])
     which = (tokens[:, None, :3] - 8 == train_of(trunk)).all(axis=2)  # (N, K)
     assert (which.sum(axis=1) == 1).all()
     counts = np.zeros((24, 8))
@@ -317,7 +317,7 @@ def test_looking_neighbours_up_finds_the_same_memoriser_as_going_through_the_lis
     asked = np.concatenate([family.compositions(family.held_out_ids(64)), train[:30]])
     x = family._inputs(np.random.default_rng(0), len(asked))
     *_, answer = family.steps(asked, x)
-    near = family._looked_up(trunk.asked, asked)
+    near = family._looked_up(trunk.request, asked)
     assert {tuple(row) for row in near.tolist()} <= {tuple(row) for row in train.tolist()}
     through, looked_up = (family.memorizer(asked, x, answer, tasks, family.maps(tasks)) for tasks in (train, near))
     assert np.allclose(through, looked_up, rtol=0, atol=1e-12)
@@ -338,7 +338,7 @@ def test_a_trillion_tasks_have_a_memoriser_and_a_million_are_too_many_and_too_fe
 def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference):
     trunk = trunk_of(24, "answer", n_input=2)
     family, train = trunk.family, train_of(trunk)
-    for items in family.suite(trunk.asked):
+    for items in family.suite(trunk.request):
         asked, x, answer = items.tokens[:, :3] - 8, items.tokens[:, 4:6], items.tokens[:, -2:]
         probs = family.memorizer(asked, x, answer, train, family.maps(train))
         if reference == "generalizer":
@@ -499,13 +499,13 @@ def test_nobody_has_more_tasks_of_a_domain_than_it_holds():
 def test_domains_are_drawn_by_their_shares_and_tasks_alike_within_each(shares, exponent):
     trunk = trunk_of(4, **DOMAINS, domain_shares=shares)
     trunk = trunk.model_copy(update={"training": trunk.training.model_copy(update={"task_exponent": exponent})})
-    drawn = trunk.family.draw_tasks(trunk.asked, np.random.default_rng(0), 40_000)
+    drawn = trunk.family.draw_tasks(trunk.request, np.random.default_rng(0), 40_000)
     by_domain = np.array(shares or (1, 1, 1)) / sum(shares or (1, 1, 1))
     within = np.arange(1, 5) ** -exponent / (np.arange(1, 5) ** -exponent).sum()
     expected = 40_000 * (within[:, None] * by_domain).ravel()  # task i of domain d is number 3 i + d
     assert stats.chisquare(np.bincount(drawn, minlength=12), expected).pvalue > 1e-3
     assert trunk.family.draws_alike(trunk.training.task_exponent) == (not shares)
-    seen = trunk.family.seen_tasks(trunk.asked, 1200)
+    seen = trunk.family.seen_tasks(trunk.request, 1200)
     assert abs(np.bincount(seen % 3) / 1200 - by_domain).max() < 0.05
 
 

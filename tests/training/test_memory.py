@@ -187,7 +187,7 @@ import torch.distributed as dist
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
 deepspeed.init_distributed("gloo", dist_init_required=False, auto_mpi_discovery=False, verbose=False)
-from tests.trainers.test_memory import Alive, WORKER_TRUNK as trunk
+from tests.training.test_memory import Alive, WORKER_TRUNK as trunk
 from trainers.budget import shape_of
 from trainers.fit.memory import zero_section
 from trainers.models.transformer import build

@@ -110,7 +110,7 @@ def plain_loop(
     )
     losses, norms = [], []
     for step in range(n_steps):
-        batch = family.batch(trunk.asked, step)
+        batch = family.batch(trunk.request, step)
         tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
         loss = F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
         adamw.zero_grad()
@@ -154,7 +154,7 @@ def test_the_loop_equals_a_plain_pytorch_loop_to_the_bit(schedule, tmp_path):
     reported = {e["step"]: e["train_loss_nats"] for e in found.values() if e["kind"] == "evaluation" and e.get("grid")}
     assert reported == {step: losses[step - 1] for step in range(1, last + 1)}
     final = found[f"{trunk.id}/{budgets[0]!r}/60"]
-    assert final["rows"] == evaluate(alone(net), trunk.family.suite(trunk.asked))
+    assert final["rows"] == evaluate(alone(net), trunk.family.suite(trunk.request))
     if schedule == "wsd":
         total = 0.0
         for loss in losses[48:]:
@@ -454,20 +454,20 @@ def test_a_suite_is_kept_for_trunks_that_are_asked_the_same_and_for_no_others(fa
     asked = {"family": family, "arm": arm, "n_tasks": 3}
     trunk = trunk_of(**asked)
     kept = evaluation.suite_of(trunk)
-    assert same_suite(kept, trunk.family.suite(trunk.asked))
+    assert same_suite(kept, trunk.family.suite(trunk.request))
     wide = trunk_of(**asked, model={"d_model": 32, "n_heads": 2}, training={"batch_size": 64})
-    assert evaluation.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide.asked))
+    assert evaluation.suite_of(wide) is kept and same_suite(kept, wide.family.suite(wide.request))
     mixed = {"training": {"task_exponent": 1.0}}
     for other in ({"n_tasks": 4}, {"replicate": 1}, {"evaluation": {"n_sequences": 7}}, mixed):
         fresh = trunk_of(**asked | other)
         assert evaluation.suite_of(fresh) is not kept and same_suite(
-            evaluation.suite_of(fresh), fresh.family.suite(fresh.asked)
+            evaluation.suite_of(fresh), fresh.family.suite(fresh.request)
         )
 
 
 def test_evaluating_leaves_a_kept_suite_as_it_was(trunk):
     run(trunk, budgets_of(trunk, 50))
-    assert same_suite(evaluation.suite_of(trunk), trunk.family.suite(trunk.asked))
+    assert same_suite(evaluation.suite_of(trunk), trunk.family.suite(trunk.request))
 
 
 def test_suites_are_kept_up_to_a_limit_in_bytes_the_last_used_first(monkeypatch):
@@ -681,7 +681,7 @@ def test_cipher_rows_are_what_one_counts_from_the_final_weights(tmp_path):
     events = run(trunk, budgets_of(trunk, 80), place_of(tmp_path))
     rows = {(row["skill"], row["split"]): row for row in events[-3]["rows"]}
     assert (events[-3]["kind"], events[-3]["step"]) == ("evaluation", 80)
-    held_out, seen = (trunk.family.suite(trunk.asked)[i].tokens for i in (0, 1))
+    held_out, seen = (trunk.family.suite(trunk.request)[i].tokens for i in (0, 1))
     for split, tokens in (("held_out", held_out), ("seen", seen)):
         log_probs = log_probs_of(trunk, tmp_path, tokens)
         for skill, asked_before in (("recall", True), ("elimination", False)):
@@ -711,7 +711,7 @@ def test_urns_rows_are_what_one_counts_from_the_final_weights(tmp_path):
         "held_out": family.tasks(family.held_out_ids(6)),
         "seen": family.tasks(family.train_ids(0, np.arange(6))),
     }
-    for items, split in zip(family.suite(trunk.asked), ("held_out", "seen"), strict=True):
+    for items, split in zip(family.suite(trunk.request), ("held_out", "seen"), strict=True):
         log_probs = log_probs_of(trunk, tmp_path, items.tokens)[:, :, :3]
         assert rows[split]["n"] == 6 * 12
         assert rows[split]["nll_nats"] == pytest.approx(-(urns[split][:, None] * log_probs).sum(), rel=1e-5)
@@ -724,7 +724,7 @@ def test_regression_rows_are_what_one_counts_from_the_final_weights(tmp_path):
     net = build(trunk.model, 1, 9, replicate=99, numbers=trunk.family.numbers)
     net.load_state_dict({k: v for k, v in live_weights(trunk, tmp_path).items() if "//" not in k})
     for items, split, ids in zip(
-        trunk.family.suite(trunk.asked),
+        trunk.family.suite(trunk.request),
         ("held_out", "seen"),
         (trunk.family.held_out_ids(6), trunk.family.train_ids(0, np.arange(6))),
         strict=True,
@@ -760,7 +760,7 @@ def test_the_maximal_update_rule_keeps_the_first_step_of_wide_models_as_large_as
         adamw = torch.optim.AdamW(parameter_groups(net, trunk), lr=1e-2)
         for group in adamw.param_groups:
             group["lr"] = 1e-2 * group["rate_share"]
-        batch = trunk.family.batch(trunk.asked, 0)
+        batch = trunk.family.batch(trunk.request, 0)
         tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask)
         before = net(tokens[:, :-1]).detach()
         learning: Any = Supervised(trunk)

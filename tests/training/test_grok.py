@@ -34,7 +34,7 @@ def trunk_of(
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
     """The one probe of a skill on a split, with the sequences that it is scored on."""
     (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if (p.skill, p.split) == (skill, split)
+        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
     ]
     return found
 
@@ -106,7 +106,7 @@ def test_neighbouring_tasks_share_no_more_numbers_than_chance():
 def test_a_sequence_is_a_training_pair_an_equals_sign_and_the_sum():
     trunk = trunk_of(40)
     train = train_of(trunk)
-    batch = trunk.family.batch(trunk.asked, 3)
+    batch = trunk.family.batch(trunk.request, 3)
     assert batch.tokens.shape == (32, 4) and batch.loss_mask.shape == (32, 3)
     for a, b, equals, c in batch.tokens.tolist():
         assert (a, b) in train and equals == 47 and c == (a + b) % 47
@@ -115,18 +115,18 @@ def test_a_sequence_is_a_training_pair_an_equals_sign_and_the_sum():
 
 def test_training_draws_all_its_pairs_equally_and_no_step_twice():
     trunk = trunk_of(40)
-    batches = [trunk.family.batch(trunk.asked, step).tokens for step in range(100)]
+    batches = [trunk.family.batch(trunk.request, step).tokens for step in range(100)]
     numbers = np.concatenate(batches)[:, :2] @ [47, 1]
     counts = np.unique(numbers, return_counts=True)[1]
     assert len(counts) == 40 and stats.chisquare(counts).pvalue > 1e-3
     assert len({batch.tobytes() for batch in batches}) == 100
-    assert np.array_equal(batches[7], trunk_of(40).family.batch(trunk_of(40).asked, 7).tokens)
+    assert np.array_equal(batches[7], trunk_of(40).family.batch(trunk_of(40).request, 7).tokens)
 
 
 def test_pairs_are_drawn_by_their_rank_where_a_study_says_so():
     """Three of them, as 1 : 1/2 : 1/3, in training and among the seen ones."""
     trunk = trunk_of(3, exponent=1.0)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(60)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(60)])
     ranked = trunk.family.pairs(trunk.family.train_ids(0, np.arange(3))) @ [47, 1]
     for shown in (tokens, find(trunk, "add", "seen")[0].tokens):
         counts = (shown[:, :2] @ [47, 1] == ranked[:, None]).sum(axis=1)
@@ -143,7 +143,7 @@ def test_the_references_are_the_stated_ones_by_enumeration(n_tasks):
     family, train = trunk.family, train_of(trunk)
     everything = list(itertools.product(range(5), repeat=2))
     pairs = np.array(everything)
-    found = family.predictions(pairs, family.trained(trunk.asked, pairs))
+    found = family.predictions(pairs, family.trained(trunk.request, pairs))
     for i, (a, b) in enumerate(everything):
         rule = [1 - EPSILON + EPSILON / 5 if c == (a + b) % 5 else EPSILON / 5 for c in range(5)]
         assert np.allclose(found["uniform"][i], [0.2] * 5, rtol=0, atol=1e-9)
@@ -156,7 +156,7 @@ def test_the_references_are_the_stated_ones_by_enumeration(n_tasks):
 def test_the_references_know_what_they_should():
     """By hand: a known sum costs -log(1 - ε + ε/p) nats, a guess log p; a guess is right once in p."""
     known, guess = -np.log(1 - EPSILON + EPSILON / 47), np.log(47)
-    for items in trunk_of().family.suite(trunk_of().asked):
+    for items in trunk_of().family.suite(trunk_of().request):
         for probe in items.probes:
             row, n = score(probe, 47), int(probe.mask.sum())
             assert n >= 50 and row["n_sequences"] == n
@@ -199,12 +199,12 @@ def test_skills_tell_apart_what_symmetry_can_answer(n_tasks):
     assert pairs_of(trunk, "add") == [(a, b) for a, b in asked if (b, a) not in train]
     assert pairs_of(trunk, Grok.mixture) == asked
     assert set(pairs_of(trunk, "add", "seen")) <= train and len(pairs_of(trunk, "add", "seen")) == 256
-    for items in trunk.family.suite(trunk.asked):
+    for items in trunk.family.suite(trunk.request):
         assert np.array_equal(items.tokens[:, 3], items.tokens[:, :2].sum(axis=1) % 47)
         assert all(np.array_equal(probe.target, items.tokens[:, 1:]) for probe in items.probes)
 
 
 def test_held_out_sequences_are_the_same_for_all_trials():
-    suites = [trunk_of(n, replicate=r).family.suite(trunk_of(n, replicate=r).asked) for n, r in ((10, 0), (1657, 3))]
+    suites = [trunk_of(n, replicate=r).family.suite(trunk_of(n, replicate=r).request) for n, r in ((10, 0), (1657, 3))]
     held_out = [next(i.tokens for i in suite if i.probes[0].split == "held_out") for suite in suites]
     assert np.array_equal(*held_out)

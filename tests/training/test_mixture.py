@@ -114,10 +114,10 @@ def test_at_exponent_0_tasks_are_drawn_as_they_always_were(family: dict[str, Any
     """No stream moves: the first numbers of a batch's stream are whole numbers below n_tasks, as before the mixture."""
     trunk = trunk_of(family, 0.0, n_tasks=300)
     draw, before = stream("x"), stream("x")
-    assert np.array_equal(trunk.family.draw_tasks(trunk.asked, draw, 50), before.integers(0, 300, 50))
+    assert np.array_equal(trunk.family.draw_tasks(trunk.request, draw, 50), before.integers(0, 300, 50))
     assert draw.random() == before.random()
-    assert np.array_equal(trunk.family.seen_tasks(trunk.asked, 700), np.arange(700) % 300)
-    assert trunk.family.log_shares(trunk.asked) is None
+    assert np.array_equal(trunk.family.seen_tasks(trunk.request, 700), np.arange(700) % 300)
+    assert trunk.family.log_shares(trunk.request) is None
     bare = trunk.model_dump()
     del bare["training"]["task_exponent"]
     assert TrunkSpec.model_validate(bare).fingerprint() == trunk.fingerprint()
@@ -135,22 +135,22 @@ def test_batches_show_tasks_as_often_as_the_law_says(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(type(trunk.family), "train_ids", train_ids)
     for step in range(8):
-        trunk.family.batch(trunk.asked, step)
+        trunk.family.batch(trunk.request, step)
     law = np.arange(1.0, 9) ** -1.5
     counts = np.bincount(np.concatenate(shown), minlength=8)
     assert counts.sum() == 8 * 512
     assert stats.chisquare(counts, law / law.sum() * counts.sum()).pvalue > 1e-3
-    assert np.exp(trunk.family.log_shares(trunk.asked)) == pytest.approx(law / law.sum(), rel=1e-12)
+    assert np.exp(trunk.family.log_shares(trunk.request)) == pytest.approx(law / law.sum(), rel=1e-12)
 
 
 @EACH_FAMILY
 def test_seen_sequences_show_tasks_as_the_mixture_does(family: dict[str, Any]) -> None:
     trunk = trunk_of(family, 1.5)
-    seen = trunk.family.seen_tasks(trunk.asked, 4000)
+    seen = trunk.family.seen_tasks(trunk.request, 4000)
     law = np.arange(1.0, 9) ** -1.5
     assert stats.chisquare(np.bincount(seen, minlength=8), law / law.sum() * 4000).pvalue > 1e-3
     sets = {True: trunk, False: trunk_of(family, 0.0)}
-    tokens = {mixed: [i.tokens for i in t.family.suite(t.asked)] for mixed, t in sets.items()}
+    tokens = {mixed: [i.tokens for i in t.family.suite(t.request)] for mixed, t in sets.items()}
     same = [np.array_equal(a, b) for a, b in zip(tokens[True], tokens[False], strict=True)]
     assert True in same and False in same  # held-out sequences stay as they are, seen ones follow the mixture
 
@@ -205,7 +205,7 @@ def test_on_the_mixture_the_memoriser_that_knows_it_loses_least(family: dict[str
     trunk = trunk_of(family, 2.0, n_tasks=64)
     seen = [
         p
-        for i in trunk.family.suite(trunk.asked)
+        for i in trunk.family.suite(trunk.request)
         for p in i.probes
         if (p.skill, p.split) == (trunk.family.mixture, "seen")
     ]
@@ -216,7 +216,7 @@ def test_on_the_mixture_the_memoriser_that_knows_it_loses_least(family: dict[str
         patch.setattr(kind, "log_shares", lambda self, trunk: np.log(np.full(trunk.n_tasks, 1 / trunk.n_tasks)))
         (other, *_) = [
             p
-            for i in trunk.family.suite(trunk.asked)
+            for i in trunk.family.suite(trunk.request)
             for p in i.probes
             if (p.skill, p.split) == (trunk.family.mixture, "seen")
         ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
-    """One trunk's data, as a family sees it. `TrunkSpec.asked` makes it."""
+class Request(NamedTuple):
+    """One trunk's data, as a family sees it. `TrunkSpec.request` makes it."""
 
     arm: str
     """How the tasks are presented."""

@@ -32,7 +32,7 @@ def trunk_of(n_tasks: int = 32, replicate: int = 0, exponent: float = 0.0, n_seq
 
 def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
     (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if (p.skill, p.split) == (skill, split)
+        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
     ]
     return found
 
@@ -120,7 +120,7 @@ def test_no_more_tasks_than_controls() -> None:
 def test_a_sequence_is_bits_a_control_and_the_parity_of_its_subset() -> None:
     trunk = trunk_of(32, exponent=1.6, n_bits=12)
     family = trunk.family
-    batch = family.batch(trunk.asked, 3)
+    batch = family.batch(trunk.request, 3)
     assert batch.tokens.shape == (256, 14) and batch.loss_mask.shape == (256, 13)
     assert batch.loss_mask.sum(axis=0).tolist() == [0] * 12 + [256]
     for row in batch.tokens.tolist():
@@ -135,10 +135,10 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
     """Counted in a universe that training covers: every string that may train does, and no other."""
     trunk = trunk_of(4, n_bits=8, n_controls=8, n_sequences=200)
     family = trunk.family
-    trained = set(np.concatenate([codes_of(family, family.batch(trunk.asked, s).tokens) for s in range(30)]).tolist())
+    trained = set(np.concatenate([codes_of(family, family.batch(trunk.request, s).tokens) for s in range(30)]).tolist())
     held_out = set(np.flatnonzero(family.is_held_out(np.arange(256))).tolist())
     assert trained == set(range(256)) - held_out and 16 <= len(held_out) <= 48
-    for items in family.suite(trunk.asked):
+    for items in family.suite(trunk.request):
         asked = set(codes_of(family, items.tokens).tolist())
         (split,) = {p.split for p in items.probes}
         assert asked <= (held_out if split == "held_out" else trained)
@@ -148,7 +148,7 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
 
 def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None:
     trunk = trunk_of(8, exponent=1.0, n_bits=12)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, s).tokens for s in range(80)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, s).tokens for s in range(80)])
     n = len(tokens)
     correlations = np.corrcoef(tokens[:, :12].T, tokens[:, 13])[-1, :-1]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(n)  # no single bit tells the answer
@@ -165,7 +165,7 @@ def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None
 
 def test_every_skill_that_is_announced_is_measured_and_none_besides() -> None:
     for trunk in (trunk_of(64), trunk_of(5), trunk_of(1, n_controls=1)):
-        measured = [(p.skill, p.split) for items in trunk.family.suite(trunk.asked) for p in items.probes]
+        measured = [(p.skill, p.split) for items in trunk.family.suite(trunk.request) for p in items.probes]
         assert len(set(measured)) == len(measured)
         assert {skill for skill, _ in measured} == set(trunk.family.skills)
         assert (Parity.headline, "held_out") in measured and (Parity.mixture, "seen") in measured

@@ -36,7 +36,9 @@ def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **fami
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [
+        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
+    ]
     return tokens, probe
 
 
@@ -87,7 +89,7 @@ def test_chains_and_sequences_are_what_they_were_when_this_was_written():
     assert Markov().train_ids(0, np.arange(2)).tolist() == [717428583271845290, 1901996850095256273]
     assert Markov().held_out_ids(2).tolist() == [3489668271299551185, 3088738709767255156]
     trunk = trunk_of(1000)
-    assert trunk.family.batch(trunk.asked, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
+    assert trunk.family.batch(trunk.request, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
 
 
 def test_the_stationary_law_is_that_of_a_long_walk():
@@ -132,7 +134,7 @@ def test_a_trillion_chains_are_really_drawn_from(prior, mean):
 
 def test_a_batch_shows_states_and_scores_every_one_after_the_first():
     trunk = trunk_of()
-    batch = trunk.family.batch(trunk.asked, 7)
+    batch = trunk.family.batch(trunk.request, 7)
     assert batch.tokens.shape == (32, T) and batch.tokens.dtype == np.int64
     assert trunk.family.length("next_token") == T - 1 and batch.loss_mask.shape == (32, T - 1)
     assert set(np.unique(batch.tokens)) == set(range(K)) and batch.loss_mask.all()
@@ -142,7 +144,7 @@ def test_each_state_follows_the_one_before_as_its_chain_says():
     """Of one chain: rows as they should be, whatever came two steps before, early and late; and the first state, too."""
     trunk = trunk_of(1, n_states=4)
     (chain,) = tasks_of(trunk)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(60)])  # (1920, 128)
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(60)])  # (1920, 128)
     for part in (tokens[:, :9], tokens[:, -9:]):
         counts = np.zeros((4, 4, 4))
         np.add.at(counts, (part[:, :-2], part[:, 1:-1], part[:, 2:]), 1)
@@ -156,7 +158,7 @@ def test_each_state_follows_the_one_before_as_its_chain_says():
 
 def test_sequences_of_a_batch_come_from_the_training_chains_by_their_shares():
     trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)])
     logs = np.log(tasks_of(trunk))  # (4, K, K)
     likeliest = logs[:, tokens[:, :-1], tokens[:, 1:]].sum(axis=2).argmax(axis=0)
     shares = [25 / 48, 13 / 48, 7 / 48, 3 / 48]
@@ -234,7 +236,7 @@ def test_the_memoriser_of_very_many_chains_becomes_the_generaliser():
 def test_all_predictors_sum_to_one_and_see_only_what_stands_before():
     trunk = trunk_of(16, n_sequences=16, n_tokens=40)
     family, train = trunk.family, tasks_of(trunk)
-    tokens = family.batch(trunk.asked, 0).tokens
+    tokens = family.batch(trunk.request, 0).tokens
     found = family.predictors(tokens, train)
     changed = tokens.copy()
     changed[:, 20:] = (changed[:, 20:] + 1) % K

@@ -10,7 +10,7 @@ from scipy import special
 
 from orchestrator.stats.break_models import ALPHA, STEEP, Floats, column_means
 from orchestrator.stats.breaks import GRADUAL, UNEXPLAINED, Break, find_breaks, merged_scales
-from orchestrator.stats.enough import MIN_SCALES
+from orchestrator.stats.minimums import MIN_SCALES
 
 # --- several scores of one skill
 

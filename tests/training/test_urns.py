@@ -32,7 +32,9 @@ def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **fami
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [
+        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
+    ]
     return tokens, probe
 
 
@@ -79,7 +81,7 @@ def test_urns_are_what_they_were_when_this_was_written():
 
 def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
     trunk = trunk_of()
-    batch = trunk.family.batch(trunk.asked, 7)
+    batch = trunk.family.batch(trunk.request, 7)
     assert batch.tokens.shape == (32, C + 1) and batch.loss_mask.shape == (32, C)
     assert (batch.tokens[:, 0] == V).all() and batch.tokens[:, 1:].min() >= 0 and batch.tokens[:, 1:].max() < V
     assert batch.loss_mask.all()
@@ -87,7 +89,7 @@ def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
 
 def test_draws_follow_the_urn():
     trunk = trunk_of(1)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens[:, 1:] for step in range(20)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens[:, 1:] for step in range(20)])
     (theta,) = tasks_of(trunk)
     assert stats.chisquare(np.bincount(tokens.ravel(), minlength=V), theta * tokens.size).pvalue > 1e-3
     pairs = np.histogram2d(tokens[:, :-1].ravel(), tokens[:, 1:].ravel(), bins=np.arange(V + 1))[0]
@@ -96,7 +98,7 @@ def test_draws_follow_the_urn():
 
 def test_all_training_urns_are_drawn_equally_often():
     trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens[:, 1:] for step in range(40)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens[:, 1:] for step in range(40)])
     likeliest = (trunk.family.counts(tokens)[:, -1] @ np.log(tasks_of(trunk)).T).argmax(axis=1)
     assert stats.chisquare(np.bincount(likeliest, minlength=4)).pvalue > 1e-4
 

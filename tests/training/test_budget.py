@@ -221,7 +221,7 @@ def test_the_price_is_what_the_schedule_does(ends, decay_share, schedule):
     budgets = [float(end * cost) for end in ends]
     n_steps, n_evaluations = simulated(trunk, budgets)
     length = family.length(trunk.arm)
-    exam = family.suite_size(trunk.asked) * Shape(trunk.model, family.vocab_size, length).forward_flops
+    exam = family.suite_size(trunk.request) * Shape(trunk.model, family.vocab_size, length).forward_flops
     assert price(trunk, budgets) == (n_steps * cost, n_evaluations * exam, sum(ends) * cost)
 
 

@@ -32,7 +32,9 @@ def tasks_of(trunk: TrunkSpec) -> np.ndarray:
 
 
 def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [(i.tokens, p) for i in trunk.family.suite(trunk.asked) for p in i.probes if p.split == split]
+    ((tokens, probe),) = [
+        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
+    ]
     return tokens, probe
 
 
@@ -67,7 +69,7 @@ def test_tasks_are_what_they_were_when_this_was_written():
     found = Regression(n_dims=2).tasks(np.array([0, 2**60]))
     assert found.ravel().tolist() == pytest.approx(GOLDEN, rel=1e-12)
     trunk = trunk_of(n_dims=2, n_pairs=2)
-    batch = trunk.family.batch(trunk.asked, 3)
+    batch = trunk.family.batch(trunk.request, 3)
     assert batch.tokens[0, :3].ravel().tolist() == pytest.approx(GOLDEN_TOKENS, rel=1e-6)
 
 
@@ -80,7 +82,7 @@ GOLDEN_TOKENS = [0.0, 0.8458295, -1.0545775, -1.111095, 0.0, 0.0, 0.0, 2.0357888
 
 def test_x_and_y_take_turns_and_only_y_is_scored():
     trunk = trunk_of()
-    tokens, mask, *_ = trunk.family.batch(trunk.asked, 7)
+    tokens, mask, *_ = trunk.family.batch(trunk.request, 7)
     assert tokens.shape == (32, 2 * K, D + 1) and tokens.dtype == np.float32 and mask.shape == (32, 2 * K - 1)
     assert not tokens[:, 0::2, 0].any() and not tokens[:, 1::2, 1:].any()
     assert (tokens[:, 0::2, 1:] != 0).all() and (tokens[:, 1::2, 0] != 0).all()
@@ -89,7 +91,7 @@ def test_x_and_y_take_turns_and_only_y_is_scored():
 
 def test_answers_are_a_training_task_applied_to_normal_x_plus_normal_noise():
     trunk = trunk_of(4, noise_variance=0.09)
-    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(40)]))
+    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)]))
     errors = y[:, None] - np.einsum("nkd,md->nmk", x, tasks_of(trunk))  # (N, 4, K)
     which = (errors**2).sum(axis=2).argmin(axis=1)
     assert stats.chisquare(np.bincount(which, minlength=4)).pvalue > 1e-4

@@ -25,7 +25,7 @@ from trainers.objectives.supervised import Objective, Supervised
 from trainers.shapes import Model
 from trainers.spec import TrunkSpec
 from trainers.tasks import FAMILIES, Batch, Family, ItemSet, Probe, register
-from trainers.tasks.asked import Asked
+from trainers.tasks.request import Request
 from trainers.train import run_trunk
 
 TRUNK: dict[str, Any] = {
@@ -119,25 +119,27 @@ class Twice(Family):
     def _tokens(self, symbols: np.ndarray) -> np.ndarray:
         return np.repeat(symbols[:, None], 4, axis=1)
 
-    def contents(self, ask: Asked, split: str, n: int) -> list[bytes]:
-        symbols = range(ask.n_tasks) if split == "seen" else range(8, 12)
+    def contents(self, request: Request, split: str, n: int) -> list[bytes]:
+        symbols = range(request.n_tasks) if split == "seen" else range(8, 12)
         return [bytes([s]) for s in list(symbols)[:n]]
 
-    def batch(self, ask: Asked, step: int) -> Batch:
-        draw = np.random.default_rng([ask.replicate, step])
-        return Batch(self._tokens(draw.integers(0, ask.n_tasks, ask.batch_size)), np.ones((ask.batch_size, 3), bool))
+    def batch(self, request: Request, step: int) -> Batch:
+        draw = np.random.default_rng([request.replicate, step])
+        return Batch(
+            self._tokens(draw.integers(0, request.n_tasks, request.batch_size)), np.ones((request.batch_size, 3), bool)
+        )
 
-    def suite_size(self, ask: Asked) -> int:
-        return 2 * ask.n_sequences
+    def suite_size(self, request: Request) -> int:
+        return 2 * request.n_sequences
 
-    def suite(self, ask: Asked) -> list[ItemSet]:
+    def suite(self, request: Request) -> list[ItemSet]:
         def items(split: str, symbols: np.ndarray) -> ItemSet:
             tokens = self._tokens(symbols)
             probe = Probe(skill="again", split=split, mask=np.ones((len(tokens), 3), bool), target=tokens[:, 1:])
             return ItemSet(tokens=tokens, probes=(probe,))
 
-        n = np.arange(ask.n_sequences)
-        return [items("held_out", 8 + n % 4), items("seen", n % ask.n_tasks)]
+        n = np.arange(request.n_sequences)
+        return [items("held_out", 8 + n % 4), items("seen", n % request.n_tasks)]
 
 
 class Hit(Objective):

@@ -65,7 +65,7 @@ def conforms(family: Family) -> None:
 
 def batches_are_as_declared(trunk: TrunkSpec) -> None:
     family: Any = trunk.family
-    batch, length = family.batch(trunk.asked, 3), family.length(trunk.arm)
+    batch, length = family.batch(trunk.request, 3), family.length(trunk.arm)
     assert batch.loss_mask.shape == (6, length) and batch.loss_mask.dtype == bool and batch.loss_mask.any()
     assert batch.tokens.shape[:2] == (6, length + 1) and length <= family.seq_len
     if family.numbers is None:
@@ -78,19 +78,21 @@ def batches_are_as_declared(trunk: TrunkSpec) -> None:
 def batches_depend_on_the_step_alone(trunk: TrunkSpec) -> None:
     """A resumed run sees what it would have seen; steps and replicates differ."""
     family: Any = trunk.family
-    first = family.batch(trunk.asked, 5)
-    family.batch(trunk.asked, 0)
-    again = family.batch(trunk_of(family, trunk.arm).asked, 5)
+    first = family.batch(trunk.request, 5)
+    family.batch(trunk.request, 0)
+    again = family.batch(trunk_of(family, trunk.arm).request, 5)
     assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
-    others = [family.batch(trunk_of(family, trunk.arm, replicate=r).asked, s).tokens for r in (0, 1) for s in range(8)]
+    others = [
+        family.batch(trunk_of(family, trunk.arm, replicate=r).request, s).tokens for r in (0, 1) for s in range(8)
+    ]
     assert len({tokens.tobytes() for tokens in others}) == len(others)
 
 
 def suites_are_as_declared(trunk: TrunkSpec) -> None:
     """Every declared skill has a probe of the right shape, and the suite costs what is said before it is built."""
     family: Any = trunk.family
-    suite, again, length = family.suite(trunk.asked), family.suite(trunk.asked), family.length(trunk.arm)
-    assert sum(len(items.tokens) * items.n_readings for items in suite) == family.suite_size(trunk.asked)
+    suite, again, length = family.suite(trunk.request), family.suite(trunk.request), family.length(trunk.arm)
+    assert sum(len(items.tokens) * items.n_readings for items in suite) == family.suite_size(trunk.request)
     probed = {(probe.skill, probe.split) for items in suite for probe in items.probes}
     assert set(family.skills) | {family.mixture} <= {skill for skill, _ in probed}
     assert (family.mixture, "seen") in probed and {split for _, split in probed} <= {"seen", "held_out"}
@@ -106,7 +108,7 @@ def suites_are_as_declared(trunk: TrunkSpec) -> None:
 def references_are_sound(trunk: TrunkSpec) -> None:
     """Log losses are finite and chances are chances wherever a probe scores; knowing the rule is no worse than knowing nothing."""
     family: Any = trunk.family
-    for items in family.suite(trunk.asked):
+    for items in family.suite(trunk.request):
         for probe in items.probes:
             for reference in probe.references.values():
                 assert np.isfinite(reference.nll_nats[probe.mask]).all()
@@ -120,8 +122,8 @@ def references_are_sound(trunk: TrunkSpec) -> None:
 def held_out_is_not_trained(family: Family) -> None:
     """Counted over contents, not ids: of thousands of training tasks none is held out. Two that are equal are one task."""
     n = min(family.n_tasks_max, 5000)
-    ask = trunk_of(family, family.arms[0], n_tasks=n).asked
-    trained, held_out = set(family.contents(ask, "seen", 5000)), set(family.contents(ask, "held_out", 500))
+    request = trunk_of(family, family.arms[0], n_tasks=n).request
+    trained, held_out = set(family.contents(request, "seen", 5000)), set(family.contents(request, "held_out", 500))
     assert trained and held_out and not trained & held_out
     assert len(trained) == min(5000, family.n_distinct(n))
 
@@ -140,7 +142,7 @@ def tasks_are_nested(family: ExactFamily) -> None:
 def held_out_sequences_are_the_same_for_all_trials(family: LawFamily) -> None:
     """Whatever is trained and however; the seen ones differ."""
     trunks = [trunk_of(family, family.arms[0], r, n) for r, n in ((0, 3), (1, 12))]
-    (held_out, seen), (same, others) = ([items.tokens for items in family.suite(t.asked)] for t in trunks)
+    (held_out, seen), (same, others) = ([items.tokens for items in family.suite(t.request)] for t in trunks)
     assert np.array_equal(held_out, same) and not np.array_equal(seen, others)
 
 
@@ -160,17 +162,17 @@ def test_every_kind_of_breach_is_found(spec: dict[str, Any]) -> None:
     family: Any = family_from(spec)
 
     class Leaky(type(family)):  # type: ignore[misc]
-        def contents(self, ask: Any, split: Any, n: int) -> list[bytes]:
-            return super().contents(ask, "seen", n)
+        def contents(self, request: Any, split: Any, n: int) -> list[bytes]:
+            return super().contents(request, "seen", n)
 
     class Restless(type(family)):  # type: ignore[misc]
-        def batch(self, ask: Any, step: int) -> Any:
+        def batch(self, request: Any, step: int) -> Any:
             calls.append(step)
-            return super().batch(ask, step + len(calls))
+            return super().batch(request, step + len(calls))
 
     class Miscounting(type(family)):  # type: ignore[misc]
-        def suite_size(self, ask: Any) -> int:
-            return super().suite_size(ask) + 1
+        def suite_size(self, request: Any) -> int:
+            return super().suite_size(request) + 1
 
     calls: list[int] = []
     for broken in (Leaky, Restless, Miscounting):

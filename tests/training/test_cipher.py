@@ -36,7 +36,7 @@ def trunk_of(
 
 
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    return trunk.family.suite(trunk.asked)
+    return trunk.family.suite(trunk.request)
 
 
 def find(trunk: TrunkSpec, skill: str, split: str) -> tuple[ItemSet, Probe]:
@@ -153,7 +153,7 @@ def test_every_sequence_is_shown_by_one_of_the_training_tasks(n_tasks):
     trunk = trunk_of(n_tasks, n_pairs=40)
     family = trunk.family
     tasks = family.permutations(family.train_ids(0, np.arange(n_tasks)))
-    batches = [family.batch(trunk.asked, step).tokens for step in range(30)]
+    batches = [family.batch(trunk.request, step).tokens for step in range(30)]
     x, y = pairs_of(np.concatenate(batches), 16)
     assert x.min() == 0 and x.max() == 15
     agrees = (tasks[:, x] == y).all(axis=2)  # (K, N)
@@ -164,7 +164,7 @@ def test_every_sequence_is_shown_by_one_of_the_training_tasks(n_tasks):
 
 def test_the_arms_show_the_same_tokens_and_differ_in_what_the_loss_sees():
     answer, everything = trunk_of(arm="answer"), trunk_of(arm="next_token")
-    taught, all_of_it = answer.family.batch(answer.asked, 3), everything.family.batch(everything.asked, 3)
+    taught, all_of_it = answer.family.batch(answer.request, 3), everything.family.batch(everything.request, 3)
     assert np.array_equal(taught.tokens, all_of_it.tokens)
     assert np.array_equal(taught.loss_mask, taught.tokens[:, 1:] >= 16)  # answers are 16 ... 31
     assert taught.loss_mask.sum() == 32 * 24
@@ -181,7 +181,7 @@ def test_a_trillion_tasks_are_really_drawn_from(monkeypatch):
 
     monkeypatch.setattr(Cipher, "train_ids", remember)
     trunk = trunk_of(10**12, n_pairs=120)
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(60)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(60)])
     indices = np.concatenate(drawn)
     assert len(np.unique(indices)) == len(indices) == 60 * 32
     assert (indices > 10**9).mean() > 0.99
@@ -196,7 +196,7 @@ def test_a_trillion_tasks_are_really_drawn_from(monkeypatch):
 
 def test_noise_answers_have_nothing_to_do_with_questions_or_earlier_answers():
     trunk = trunk_of(n_tasks=4, answers="noise")
-    tokens = np.concatenate([trunk.family.batch(trunk.asked, step).tokens for step in range(100)])
+    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(100)])
     x, y = pairs_of(tokens, 16)
     assert stats.chi2_contingency(np.histogram2d(x.ravel(), y.ravel(), bins=16)[0]).pvalue > 1e-3
     assert stats.chisquare(np.bincount(y.ravel(), minlength=16)).pvalue > 1e-3
@@ -207,7 +207,7 @@ def test_noise_answers_have_nothing_to_do_with_questions_or_earlier_answers():
 
 def test_noise_changes_training_and_leaves_the_evaluation_alone():
     plain, noise = trunk_of(), trunk_of(answers="noise")
-    shown, drawn = plain.family.batch(plain.asked, 0).tokens, noise.family.batch(noise.asked, 0).tokens
+    shown, drawn = plain.family.batch(plain.request, 0).tokens, noise.family.batch(noise.request, 0).tokens
     assert np.array_equal(shown[:, ::2], drawn[:, ::2])
     assert (shown[:, 1::2] == drawn[:, 1::2]).mean() < 0.2
     for one, other in zip(suite_of(plain), suite_of(noise), strict=True):
@@ -309,10 +309,10 @@ def told_and_pairs(tokens: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray, 
 def test_told_the_task_a_sequence_begins_with_its_table_and_the_loss_sees_the_answers():
     trunk, plain = trunk_of(8, "task_id"), trunk_of(8)
     family = trunk.family
-    batch = family.batch(trunk.asked, 3)
+    batch = family.batch(trunk.request, 3)
     assert batch.tokens.shape == (32, 16 + 48) and family.length("task_id") == family.seq_len == 63
     assert family.length("answer") == family.length("next_token") == 47
-    assert np.array_equal(batch.tokens[:, 16:], plain.family.batch(plain.asked, 3).tokens)  # the same pairs, after it
+    assert np.array_equal(batch.tokens[:, 16:], plain.family.batch(plain.request, 3).tokens)  # the same pairs, after it
     table, x, y = told_and_pairs(batch.tokens, 16)
     tasks = set(map(tuple, family.permutations(family.train_ids(0, np.arange(8))).tolist()))
     assert set(map(tuple, table.tolist())) <= tasks
@@ -322,7 +322,7 @@ def test_told_the_task_a_sequence_begins_with_its_table_and_the_loss_sees_the_an
 
 def test_noise_answers_are_drawn_anew_under_any_table():
     trunk, plain = (trunk_of(8, arm, answers="noise") for arm in ("task_id", "answer"))
-    told, pairs = trunk.family.batch(trunk.asked, 3).tokens, plain.family.batch(plain.asked, 3).tokens
+    told, pairs = trunk.family.batch(trunk.request, 3).tokens, plain.family.batch(plain.request, 3).tokens
     assert np.array_equal(told[:, 16:], pairs)
     table, x, y = told_and_pairs(told, 16)
     assert np.array_equal(np.sort(table, axis=1), np.tile(np.arange(16), (32, 1)))
@@ -384,7 +384,7 @@ def digest(trunk: TrunkSpec) -> str:
     """Of two batches and the whole suite; references to six digits."""
     h = hashlib.sha256()
     for step in (0, 7):
-        batch = trunk.family.batch(trunk.asked, step)
+        batch = trunk.family.batch(trunk.request, step)
         h.update(batch.tokens.tobytes() + batch.loss_mask.tobytes())
     for items in suite_of(trunk):
         h.update(items.tokens.tobytes())

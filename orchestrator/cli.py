@@ -297,11 +297,9 @@ def _run_missing(
         try:
             with machines.started(options, max(slots_of(job.laid, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
-                from orchestrator.run import (
-                    driver as runner,  # here: a refusal of the cluster's should not wait for Ray Tune
-                )
+                from orchestrator.run import driver  # here: a refusal of the cluster's should not wait for Ray Tune
 
-                return runner.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
+                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
 

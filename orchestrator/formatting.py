@@ -70,9 +70,6 @@ def factor(value: float) -> str:
     return number(value) if value >= 100 else f"{value:.2g}"
 
 
-# Small things that figures share ------------------------------------------------------------------------------------
-
-
 def decimal(value: float | None, digits: int = 2) -> str:
     """A ratio to two decimals with a true minus sign; an em dash where it is missing."""
     if value is None or not math.isfinite(value):

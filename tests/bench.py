@@ -18,15 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-
-from trainers.objectives.supervised import Supervised
-from trainers.shapes import Shape
-
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import synthetic
 import torch
+import torch.nn.functional as F
 
 from orchestrator.analysis import findings
 from orchestrator.record.journal import read
@@ -36,7 +32,8 @@ from trainers.engine.engine import Engine
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
 from trainers.models.transformer import build
-from trainers.shapes import Model
+from trainers.objectives.supervised import Supervised
+from trainers.shapes import Model, Shape
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
 from trainers.train import run_trunk

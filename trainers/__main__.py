@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[float], stop: Any) -> int:
     """What was asked for, once it is known to be sound. `stop` holds the signal that asks to stop; returns the exit code."""
+    from trainers.engine.rows import NoTargetsError
     from trainers.engine.workers import WorkerLost, n_gpus
     from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
 
@@ -114,8 +115,8 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
             trunk.training.batch_size,
             options.workers,
         )
-    except (OSError, WorkerLost) as problem:
-        if not stop.value or isinstance(problem, OSError):  # a worker that was just starting ends of a signal
+    except (OSError, WorkerLost, NoTargetsError) as problem:
+        if not stop.value or not isinstance(problem, WorkerLost):  # a worker that was just starting ends of a signal
             print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
             return 1
     if stop.value:

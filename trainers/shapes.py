@@ -190,8 +190,8 @@ class Shape(NamedTuple):
         return (4 * self.model.n_layers + 2) * self.model.d_model
 
     @property
-    def small_parameters(self) -> int:
-        """A parameter of fewer elements is not worth sharing out."""
+    def small_below(self) -> int:
+        """Parameters of fewer elements are too small for ZeRO 3 to share out."""
         return 4 * self.model.d_model
 
     @property

@@ -1,6 +1,6 @@
 """TrialSpec: everything that decides the result of one trial, and nothing that does not.
 
-Machine, device, number of workers and output folder are a *place* (`place.Place`), never part of a spec. No torch here.
+Machine, device, number of workers and output folder are a *place* (`fit.place.Place`), never part of a spec. No torch here.
 """
 
 from __future__ import annotations

@@ -19,15 +19,13 @@ import torch
 
 from trainers import budget, checkpoint
 from trainers.engine.engine import Diverged, Engine
-from trainers.engine.evaluation import CHUNK, evaluate, suite_of
+from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
 
 Event = dict[str, Any]
-
 Status = Literal["finished", "stopped"]
-
 
 SAVES_SHARE = 20
 """A save that takes long is not made often: this many times as long is trained in between, unless one after each step is
@@ -140,7 +138,7 @@ def run_trunk(
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine, suite, heed, place.micro_batch or CHUNK)
+            rows = evaluate(engine, suite, heed)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)

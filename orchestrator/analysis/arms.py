@@ -18,8 +18,6 @@ from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
 from orchestrator.study.pairs import pairs_of
 
-# Arms ---------------------------------------------------------------------------------------------------------------
-
 
 class Overtaking(NamedTuple):
     """One arm against another along compute, at one number of tasks, on the headline skill's ability."""

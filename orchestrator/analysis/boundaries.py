@@ -219,13 +219,11 @@ def claims_of_boundaries(results: Results, arm: str, skills: tuple[str, ...]) ->
             yield claim_of("drift", measure, arm, skill), says, _drift_p(moved, whole)
 
 
-# Pairs of arms ------------------------------------------------------------------------------------------------------
-
 Brackets = tuple[tuple[stats.Bracket, ...], tuple[stats.Bracket, ...]]
 """Where the replicates of one side cross, and those of another, paired."""
 
 Judged = tuple[np.ndarray, np.ndarray]
-"""A table (replicates, levels), and which replicates these are (`analyses.judged`)."""
+"""A table (replicates, levels), and which replicates these are (`judged`)."""
 
 
 def brackets_in_both(

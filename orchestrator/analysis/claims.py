@@ -75,8 +75,6 @@ def mark(standing: Standing) -> str:
     return {"no": NOT_KEPT, "untested": TOO_FEW}.get(standing.kept, "")
 
 
-# What was looked at -------------------------------------------------------------------------------------------------
-
 Looked = tuple[str, str, float | None]
 """Name of a claim, what it says, its p-value (None: it could not be tested)."""
 

@@ -21,8 +21,7 @@ from orchestrator.analysis.claims import FALSE_SHARE
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import number
-from orchestrator.stats import differences as differences
-from orchestrator.stats import multiplicity
+from orchestrator.stats import differences, multiplicity
 from orchestrator.study.schema import differences as fields_that_differ
 
 OVERALL_SHARE = 0.04
@@ -165,7 +164,7 @@ class Comparison(NamedTuple):
 def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comparison:
     """Set two studies side by side. Raises ValueError, a sentence, where they have nothing in common.
 
-    `outside`: recorded trials of either that its axes no longer hold (`record.outside`).
+    `outside`: recorded trials of either that its axes no longer hold (`tables.outside`).
     """
     skills = [skill for skill in a.study.shown_skills if skill in b.study.shown_skills]
     levels = [n for n in a.results.levels if n in b.results.levels]

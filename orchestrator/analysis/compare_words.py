@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator import stats
 from orchestrator.analysis.compare import OVERALL_SHARE, CellDifference, Comparison, Overtaking
 from orchestrator.formatting import number, percent, range_words, signed, sure, times
-from orchestrator.stats import differences as differences
+from orchestrator.stats import differences
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
 

@@ -16,8 +16,6 @@ from orchestrator.stats.artefacts import Emergence
 from orchestrator.stats.breaks import Break
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
-# Breaks -------------------------------------------------------------------------------------------------------------
-
 
 class Cut(NamedTuple):
     """One line through the surface: a skill along one axis, the other held fixed."""
@@ -83,9 +81,6 @@ def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
         of_arm = words_of_arm(results, cut.arm)
         says = f"{cut.skill}{of_arm} breaks along {along} at {number(cut.fixed)} {unit}"
         yield claim_of_cut(cut), says, _break_p(cut)
-
-
-# p-values -----------------------------------------------------------------------------------------------------------
 
 
 def _break_p(cut: Cut) -> float | None:

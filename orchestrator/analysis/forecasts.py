@@ -10,8 +10,6 @@ from orchestrator.analysis.results import Results, split_of
 from orchestrator.stats import forecast
 from orchestrator.stats.forecast import Forecast
 
-# Forecast and frontier ----------------------------------------------------------------------------------------------
-
 
 def forecasts(results: Results, arm: str, skill: str, confidence: float) -> list[tuple[int, forecast.Forecast]]:
     """At each number of tasks: is the loss at the largest budget told by what came before a quarter of it?"""

@@ -16,9 +16,6 @@ Row = dict[str, Any]
 Columns = Mapping[str, np.ndarray]
 
 
-# Measures -----------------------------------------------------------------------------------------------------------
-
-
 def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
     def measure(columns: Columns) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -14,8 +14,6 @@ from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import number, times
 from orchestrator.stats import replicates, survival
 
-# Along compute ------------------------------------------------------------------------------------------------------
-
 
 class ToSkill(NamedTuple):
     """From how much compute on the headline skill is there, at one number of tasks."""

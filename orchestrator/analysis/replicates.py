@@ -11,8 +11,6 @@ from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.stats import replicates
 from orchestrator.stats.replicates import Needed
 
-# Replicates ---------------------------------------------------------------------------------------------------------
-
 
 class NoiseRow(NamedTuple):
     """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""

@@ -38,9 +38,6 @@ T = TypeVar("T")
 Phase = Literal["pre_decay", "final"]
 
 
-# Tables -------------------------------------------------------------------------------------------------------------
-
-
 class Track(NamedTuple):
     """One replicate of one number of tasks, over all its budgets in order of (budget, step); arrays of one length."""
 

@@ -99,9 +99,6 @@ def _why(problem: Exception) -> str:
     return f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]
 
 
-# Checking -----------------------------------------------------------------------------------------------------------
-
-
 def load_study(name: str) -> Study:
     """A study to plan or run. Raises StudyError, and UsageProblem where the name is that of a study that ran."""
     if studies.is_id(name) and not Path(name).exists() and (kept := journal.study_folder(name) / "study.yaml").exists():
@@ -197,9 +194,7 @@ def make_results_folder(folder: Path) -> Path:
 
 
 def tracking_uri_of(given: str | None) -> str:
-    from orchestrator.record import (  # here: pyarrow takes a moment that --help should not
-        mlflow_runs,
-    )
+    from orchestrator.record import mlflow_runs  # here: pyarrow takes a moment that --help should not
 
     try:
         uri = given or mlflow_runs.default_tracking_uri()

@@ -20,8 +20,6 @@ from orchestrator.study.schema import Study, model_words
 from orchestrator.terminal import Terminal, shortened, styled
 from trainers import budget
 
-# Showing ------------------------------------------------------------------------------------------------------------
-
 
 def show_plan(
     todo: price.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False

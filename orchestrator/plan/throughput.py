@@ -18,8 +18,6 @@ from orchestrator.record.provenance import cpu_name
 from orchestrator.study.schema import Study
 from trainers import budget
 
-# Throughput ---------------------------------------------------------------------------------------------------------
-
 
 def shape_key(study: Study, device: str) -> str:
     """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""

@@ -31,7 +31,12 @@ Say = Callable[[str], None]
 REPORT_FILE = "report.html"
 
 
-# MLflow -------------------------------------------------------------------------------------------------------------
+METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
+METRICS |= {"ability": "ability", "memory": "memory"}
+"""Measure -> its name in MLflow."""
+
+SAY_EVERY_SECONDS = 5.0
+"""A person who waits hears so often how far MLflow is."""
 
 
 def default_tracking_uri() -> str:
@@ -426,8 +431,3 @@ def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
             if value is not None:
                 metrics[f"{row['split']}/{row['skill']}/{name}"] = value
     return metrics
-
-
-METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
-
-SAY_EVERY_SECONDS = 5.0

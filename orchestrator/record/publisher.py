@@ -25,7 +25,6 @@ from orchestrator.record import links, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
 from orchestrator.record.mlflow_runs import (
-    METRICS,
     PARENT,
     MlflowRecord,
     Say,
@@ -40,12 +39,6 @@ from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 
 T = TypeVar("T")
-
-
-METRICS |= {"ability": "ability", "memory": "memory"}
-
-
-# The publisher ------------------------------------------------------------------------------------------------------
 
 
 def publish(

@@ -57,7 +57,6 @@ _PLACE = {
 }
 """Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
-
 RUNS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
@@ -73,9 +72,6 @@ what was run for it beyond the smaller budgets of its trunk, so that a trunk is 
 
 
 _ORDER = ("arm", "variant", "n_tasks")
-
-
-# Projection ---------------------------------------------------------------------------------------------------------
 
 
 def results_table(state: State, study: Study) -> pa.Table:

@@ -8,6 +8,9 @@ Lengths are CSS pixels, which are points of the figure.
 
 from __future__ import annotations
 
+from orchestrator.report import surroundings  # noqa: F401 - before anything else loads matplotlib
+
+# isort: split
 import base64
 import contextlib
 import csv

@@ -34,7 +34,6 @@ HERE = Path(__file__).resolve().parents[2]
 ANSWER_SECONDS = 10.0
 """A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
 
-
 REFUSED_SECONDS = 10.0
 """A server of a running cluster that refuses calls for so long is taken for dead."""
 

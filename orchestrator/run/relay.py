@@ -20,7 +20,6 @@ LOOK_EVERY_SECONDS = 0.5
 PATIENCE_SECONDS = 10.0
 """A trunk that asks is answered no later than this, so that few questions of trunks that have ended lie about."""
 
-
 RELAY_SECONDS = 60.0
 """An event relay that died and does not answer by then is given up; Ray starts it anew in some three seconds."""
 

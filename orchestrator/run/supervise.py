@@ -215,11 +215,10 @@ def _supervise() -> int:
         return 130
     if os.isatty(1):
         _say("\x1b[?25h\r")  # a live panel had hidden the cursor
-    how = (
-        told.get("lost")
-        or _first_dead(told.get("needs", ""))
-        or (f"signal {-code}" if code < 0 else f"exit code {code}")
-    )
+    if code < 0:  # whatever died of it
+        how = told.get("lost") or f"signal {-code}"
+    else:
+        how = told.get("lost") or _first_dead(told.get("needs", "")) or f"exit code {code}"
     words = f"; see {told['log']}" if "log" in told else ""
     _say(f"The driver ended unexpectedly ({how}{words}). Everything recorded is kept, and the same command goes on.\n")
     return 1

@@ -24,7 +24,6 @@ from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking
 REPORT_EVERY_SECONDS = 3.0
 """Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
 
-
 GROUP_START_SECONDS = 600.0
 """A group of workers that has room and has not started by then is given up, and its trunk tried again."""
 

@@ -9,10 +9,13 @@ import numpy as np
 from scipy import special
 
 from orchestrator.stats.break_models import ALPHA, STEEP, Floats, column_means
-from orchestrator.stats.breaks import GRADUAL, UNEXPLAINED, Break, find_breaks, merged_scales
+from orchestrator.stats.breaks import Break, find_breaks, merged_scales
 from orchestrator.stats.minimums import MIN_SCALES
 
-# --- several scores of one skill
+GRADUAL = 0.5
+"""A continuous score is gradual where a discrete one is abrupt, if at most this share of its change lies there."""
+UNEXPLAINED = 0.1
+"""Predicted exact match may miss the observed one by this share of its change, beyond the error."""
 
 
 EmergenceReason = Literal[

@@ -6,7 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.minimums import MIN_SCALES
 
@@ -40,11 +40,8 @@ EQUAL_SPREAD_ALPHA = 0.1
 FLOOR = 0.002
 """Of the whole change: the noise of a mean is taken to be at least this. No smooth family is true to the last digit."""
 
-
 CENTRE_STEP = 0.25
-
 WIDTH_RATIO = 1.35
-
 HINGES_A_GAP = 2
 """How finely centres (grid steps), widths (ratio) and hinges are tried before refinement."""
 

@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.break_models import (
     ALPHA,
@@ -63,7 +63,6 @@ from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 SUGGESTIVE = 0.2
 """Between ALPHA and this, a break is neither found nor dismissed."""
 
-
 PLACE_CONFIDENCE = 0.99
 """Of the limit behind the bracket of a break; it covers 95 % after the selection of what was found."""
 
@@ -76,16 +75,8 @@ OUT_OF_SAMPLE_TIE = 1.1
 OUT_OF_SAMPLE_WINS = 0.5
 """Smooth models with half the error of break models out of sample win, whatever p_smooth says: a curve of another shape."""
 
-
 MAX_REPLICATES = 1000
 """Beyond this, more replicates would not settle it."""
-
-
-GRADUAL = 0.5
-"""A continuous score is gradual where a discrete one is abrupt, if at most this share of its change lies there."""
-
-UNEXPLAINED = 0.1
-"""Predicted exact match may miss the observed one by this share of its change, beyond the error."""
 
 
 Verdict = Literal["break", "smooth", "undecided", "constant", "missing"]

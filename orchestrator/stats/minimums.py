@@ -6,4 +6,4 @@ MIN_SCALES = 8
 """Below this many distinct scales no break is claimed."""
 
 MIN_REPLICATES = 4
-"""With fewer replicates at the scales around it no break is claimed: see the module's head."""
+"""With fewer replicates at the scales around it no break is claimed: see `breaks.py`."""

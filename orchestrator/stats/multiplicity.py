@@ -52,7 +52,7 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
     Intervals of the others: their guarantee covers selected claims only, and the plain 95 % would let rows that were not
     selected exclude zero. They get 1 - q (R + 1) / m, what the next claim to be selected would have got. So an interval
     of the same test excludes zero exactly where its claim is selected; and as none is narrower than the plain one, the expected
-    share of misses over the whole table is at most q as well. `compare` shows these; a study's report does not (claims.py): it
+    share of misses over the whole table is at most q as well. `compare` shows these; a study's report does not (`analysis/claims.py`): it
     shows plain 95 % intervals of what is not selected, and marks them as supporting no claim.
 
     Whether a claim can be tested must not depend on how it would come out. Raises ValueError for a p-value outside [0, 1]

@@ -11,16 +11,15 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.study.claim import Primary
+from orchestrator.study.pairs import pairs_of
+from orchestrator.study.schema import Study
 from trainers import budget
 from trainers.tasks import Family
-
-if TYPE_CHECKING:
-    from orchestrator.study.schema import Study
 
 Problem = tuple[tuple[Any, ...], str]
 """(place in the file, what is wrong and what to do)."""
@@ -43,10 +42,8 @@ _PLACE: dict[str, tuple[str, ...]] = {
 }
 """The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
 
-
 OVERTAKING = ("crossover", "overtakes")
 """What is read off where one line goes past another along the budgets."""
-
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -75,7 +72,12 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
             f"memory has no meaning in family '{name.name}': its exact memoriser knows no more of the list than the rule does",
         )
     longest = family.memorizer_max_tasks
-    if claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
+    if claim.what.endswith("memory") and longest == 0:
+        yield (
+            ("primary", "what"),
+            f"memory has no meaning in family '{cast(Any, family).name}': it has no exact memoriser",
+        )
+    elif claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
         yield (
             ("primary", "n_tasks"),
             f"memory is measured up to {number(longest)} tasks, whose memoriser is enumerated; given {number(claim.n_tasks or 0)}",
@@ -115,8 +117,6 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
     """The domains in which a line of the study has a specialist beside it."""
-    from orchestrator.study.pairs import pairs_of  # here: it reads results, which know studies
-
     return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == _line(study, claim))
 
 
@@ -130,8 +130,6 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
-        from orchestrator.study.pairs import pairs_of
-
         those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs_of(study))) or "none"
         said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"
         yield ("primary",), said

@@ -25,9 +25,6 @@ MAX_GIVEN = 100
 """Characters of a given value that a refusal shows."""
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
 def shipped() -> dict[str, Path]:
     """The studies that come with the project, by name."""
     here = Path(__file__).resolve().parent.parent

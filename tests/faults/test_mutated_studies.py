@@ -167,7 +167,7 @@ def test_the_command_line_refuses_the_worst_with_exit_code_two_and_starts_nothin
 
 
 def test_a_date_is_the_text_that_it_is(tmp_path: Path) -> None:
-    """Nothing constructs dates, so that none can be impossible. Fails with `timestamp` out of the kinds of `reading._scalar`."""
+    """Nothing constructs dates, so that none can be impossible. Fails with `timestamp` out of the kinds of `yaml_file._scalar`."""
     path = tmp_path / "x.yaml"
     path.write_text(GOOD.replace("question: Is it well formed?", "question: 2001-99-99"))
     assert load(str(path)).question == "2001-99-99"

@@ -23,19 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
-
-from trainers.objectives.supervised import Supervised
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # trainers/ travels beside this folder, not installed
 
 import torch
+import torch.nn.functional as F
 
 from trainers import budget
 from trainers.engine.engine import Engine, parameter_groups
 from trainers.fit import memory
 from trainers.fit.place import Place, halved
 from trainers.models.transformer import Transformer, build
+from trainers.objectives.supervised import Supervised
 from trainers.shapes import PRESETS, Model
 from trainers.spec import TrunkSpec
 from trainers.tasks import Batch

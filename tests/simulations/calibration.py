@@ -1,6 +1,6 @@
 """Every simulated truth at length, as a table: `make calibration`, or `python tests/simulations/calibration.py --only boundary --runs 5000`.
 
-Imports each `tests/simulate_*.py` beside it and plays its `SCENARIOS`, one a process. A bound that is missed by more than two
+Imports each `tests/simulations/simulate_*.py` beside it and plays its `SCENARIOS`, one a process. A bound that is missed by more than two
 standard errors of the simulation fails, and the command ends with 1; so do an interval wider than promised, a file that cannot be imported and a scenario that
 raises. The tests play most of the same scenarios at 2,000 runs.
 """

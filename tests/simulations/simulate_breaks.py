@@ -4,7 +4,7 @@ Scores are scaled to run from 0 to 1 over the cut, so noise is a share of the wh
 Unless a scenario says otherwise its runs are dealt evenly over 4, 5, 10 replicates and 8, 10, 12 scales (three replicates never
 make a break), the noise is drawn log-uniformly between .005 and .1, and the place of a transition uniformly along the cut.
 
-Share of 2,000 runs with verdict `break` (R replicates, S scales, noise sd; `python tests/simulate_breaks.py` prints it):
+Share of 2,000 runs with verdict `break` (R replicates, S scales, noise sd; `python tests/simulations/simulate_breaks.py` prints it):
 
     truth          R   S  sd 0.005  sd 0.01   sd 0.02   sd 0.05   sd 0.1
     jump of 1      4   8      0.99      0.99      0.99      0.98      0.85

@@ -1,6 +1,6 @@
 """How every estimator is put to the proof: data simulated from a known truth, thousands of times.
 
-Each `tests/simulate_*.py` lists its `SCENARIOS`. `make test` runs a fixed stream of them (2,000 runs each unless stated),
+Each `tests/simulations/simulate_*.py` lists its `SCENARIOS`. `make test` runs a fixed stream of them (2,000 runs each unless stated),
 `make calibration` the same at length and prints a table; tests/simulations/calibration.py is that command.
 """
 

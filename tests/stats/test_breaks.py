@@ -11,6 +11,7 @@ from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
+from orchestrator.analysis import emergence
 from orchestrator.stats import artefacts, break_models
 from orchestrator.stats.artefacts import Emergence, weigh
 from orchestrator.stats.breaks import Break, find_break, find_breaks
@@ -180,7 +181,7 @@ def test_seven_scales_claim_no_break_and_say_how_many_are_wanting(n_scales: int)
     assert found.further_replicates is None
     few = find_break(U[:n_scales], jumping[:3])  # three replicates never make a break, whatever the scales
     assert (few.further_scales, few.further_replicates) == (8 - n_scales, 1)
-    said = artefacts.settles(few.further_scales, few.further_replicates)
+    said = emergence.settles(few.further_scales, few.further_replicates)
     assert said.endswith("1 more replicate are the least that could settle it")
 
 

@@ -391,8 +391,8 @@ def test_the_reason_names_the_cheaper_way_and_what_it_would_take():
 
 
 def test_a_refusal_names_a_number_of_workers_that_is_enough():
-    trunk, device = trunk_of("350m"), 4 * GB
-    with pytest.raises(DoesNotFit, match=r"302\.1 million parameters do not fit 1 worker of 4\.0 GB") as refusal:
+    trunk, device = trunk_of("350m"), int(2.8 * GB)
+    with pytest.raises(DoesNotFit, match=r"302\.1 million parameters do not fit 1 worker of 2\.8 GB") as refusal:
         fit(trunk, 1, device)
     said = str(refusal.value)
     enough = int(said.split("What would help: ")[1].split(" workers")[0])
@@ -400,7 +400,7 @@ def test_a_refusal_names_a_number_of_workers_that_is_enough():
 
 
 def test_a_refusal_advises_half_precision_only_where_it_is_enough():
-    for device in (GB, 2 * GB, 3 * GB, int(3.95 * GB)):
+    for device in (GB, 2 * GB, int(2.8 * GB)):
         with pytest.raises(DoesNotFit) as refusal:
             fit(trunk_of("350m"), 1, device)
         try:

@@ -17,11 +17,12 @@ from orchestrator.record.provenance import session_event
 from orchestrator.study.schema import Study
 from trainers.budget import flops_per_step
 from trainers.engine.engine import Engine
+from trainers.engine.evaluation import answers_on_device, chunk_of, evaluate, suite_of
 from trainers.engine.rows import NoTargetsError, Rows
 from trainers.fit.place import Place
 from trainers.models.transformer import build
-from trainers.objectives import OF_ARMS, objective_of
-from trainers.objectives.supervised import Objective, Supervised
+from trainers.objectives import objective_of
+from trainers.objectives.supervised import Supervised
 from trainers.shapes import Model
 from trainers.spec import TrunkSpec
 from trainers.tasks import FAMILIES, Batch, Family, ItemSet, Probe, register
@@ -83,6 +84,33 @@ def test_a_batch_without_targets_is_an_error_by_name_and_changes_nothing() -> No
     engine.destroy()
 
 
+def test_answers_scored_by_torch_are_those_scored_by_numpy() -> None:
+    """What a GPU would do, on the CPU: the same numbers but for the last digits."""
+    trunk = TrunkSpec.model_validate(TRUNK)
+    family: Any = trunk.family
+    for items in family.suite(trunk.request):
+        shape = (*items.tokens[:, 1:].shape, family.vocab_size)
+        logs = torch.randn(shape, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+        rows = np.array([5, 0, 3])
+        for probe in items.probes:
+            ours = probe.answers(logs[rows].numpy(), rows)
+            theirs = answers_on_device(probe, logs[rows], rows).numpy()
+            assert np.allclose(ours, theirs, rtol=1e-12, atol=0) and ours.any() == probe.mask[rows].any()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5, 1])
+def test_on_a_cpu_an_evaluation_does_not_depend_on_the_micro_batch(micro_batch: int | None) -> None:
+    """To the bit. Fails if the chunks of an evaluation follow the micro-batch there."""
+    trunk = TrunkSpec.model_validate(TRUNK | {"training": TRUNK["training"] | {"batch_size": 5}})
+    engine = Engine(trunk, Place(micro_batch=micro_batch))
+    rows = evaluate(engine, suite_of(trunk))
+    assert chunk_of(engine.place) == 256 and chunk_of(Place(device="cuda", micro_batch=4)) == 4
+    engine.destroy()
+    alone = Engine(trunk, Place())
+    assert rows == evaluate(alone, suite_of(trunk))
+    alone.destroy()
+
+
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 @pytest.mark.parametrize("change", [{}, {"conv_kernel": 4}, {"attention_window": 3}])
 def test_sequences_that_share_a_row_do_not_see_each_other(positions: str, change: dict[str, Any]) -> None:
@@ -109,6 +137,7 @@ class Twice(Family):
     name: Literal["twice"] = "twice"
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("answer", "hit")
+    objectives: ClassVar[dict[str, str]] = {"hit": f"{__name__}:Hit"}
     headline: ClassVar[str] = "again"
     mixture: ClassVar[str] = "again"
     skills: ClassVar[dict[str, str]] = {"again": "say it again"}
@@ -142,7 +171,7 @@ class Twice(Family):
         return [items("held_out", 8 + n % 4), items("seen", n % request.n_tasks)]
 
 
-class Hit(Objective):
+class Hit(Supervised):
     """Another objective: be right as often as possible, 1 - p, in place of the log loss."""
 
     def loss(self, model: Any, rows: Rows) -> torch.Tensor:
@@ -154,9 +183,8 @@ class Hit(Objective):
 @pytest.fixture
 def twice() -> Iterator[type[Family]]:
     register(Twice)
-    OF_ARMS["hit"] = Hit
     yield Twice
-    del FAMILIES["twice"], OF_ARMS["hit"]
+    del FAMILIES["twice"]
 
 
 def test_a_family_without_references_and_an_objective_from_outside_train_and_are_examined(

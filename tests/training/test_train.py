@@ -67,7 +67,7 @@ def run(trunk: TrunkSpec, budgets: Sequence[float], place: Place | None = None, 
 
 def alone(net: torch.nn.Module) -> Any:
     """What `evaluate` asks of an engine, of a model that has none."""
-    return SimpleNamespace(model=net, world=1, rank=0, gathered=lambda rows: rows, autocast=nullcontext)
+    return SimpleNamespace(model=net, world=1, rank=0, place=Place(), gathered=lambda rows: rows, autocast=nullcontext)
 
 
 def keyed(events: Events) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from trainers import budget
-from trainers.engine.rows import Learning, NoTargetsError, Rows
+from trainers.engine.rows import NoTargetsError, Objective, Rows
 from trainers.fit import memory
 from trainers.fit.place import Place, shares
 from trainers.models.transformer import Transformer, build
@@ -87,7 +87,7 @@ class Engine:
             },
         }
 
-    def step(self, objective: Learning, number: int, rate: float, between: Callable[[], None] = lambda: None) -> float:
+    def step(self, objective: Objective, number: int, rate: float, between: Callable[[], None] = lambda: None) -> float:
         """Forward, backward, finite?, clip, update, for the objective's batch of step `number`.
 
         Returns the loss, the mean over the targets of the global batch, alike on every rank. Raises, on every rank and before any

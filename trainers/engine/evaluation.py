@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from trainers.engine.engine import Engine
-from trainers.fit.memory import EXAM_SEQUENCES
+from trainers.fit.memory import EVALUATION_SEQUENCES
+from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.tasks import ItemSet
 from trainers.tasks.probes import ANSWERS, Probe
@@ -32,20 +33,21 @@ def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
     return suite
 
 
-CHUNK = EXAM_SEQUENCES
-"""Sequences that an evaluation reads at once where no micro-batch is planned."""
+def chunk_of(place: Place) -> int:
+    """Sequences that are read at once: the planned micro-batch. On a CPU, where none is planned for want of memory, always so many:
+    other chunks may move a last bit, and a result is promised to the bit however a trial is placed."""
+    return EVALUATION_SEQUENCES if place.device == "cpu" else place.micro_batch or EVALUATION_SEQUENCES
 
 
 @torch.no_grad()
-def evaluate(
-    engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None, chunk: int = CHUNK
-) -> list[dict[str, Any]]:
+def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream.
 
-    Every rank reads and scores its part of the sequences, `chunk` at a time. What leaves the device are a few numbers a scored
-    position (`Probe.answers`), so that sums do not depend on ranks and chunks; log-probabilities leave it only for probes that
-    compare distributions. `before` is called before each forward pass; what it raises gives the evaluation up.
+    Every rank reads and scores its part of the sequences, a chunk at a time. A few numbers a position leave the device
+    (`Probe.answers`), summed at the end, so that sums do not depend on ranks and chunks. Log-probabilities leave it only for
+    probes that compare distributions. `before` is called before each forward pass; what it raises gives the evaluation up.
     """
+    chunk = chunk_of(engine.place)
     rows: list[dict[str, Any]] = []
     for items in suite:
         n = len(items.tokens)
@@ -53,14 +55,14 @@ def evaluate(
         mine = (
             np.arange(n_here) + engine.rank * n_here
         ) % n  # the last rank may begin again: what is too much is cut off
+        by_answers = all(probe.scores_answers for probe in items.probes)
         parts: list[list[torch.Tensor]] = []
         for here in np.split(mine, range(chunk, n_here, chunk)):
             with engine.autocast():
                 logs = _read(engine.model, torch.from_numpy(items.tokens[here, :-1]), items.written, before)
-            whole = not all(probe.scores_answers for probe in items.probes)
-            parts.append([logs] if whole else [_answers(probe, logs, here) for probe in items.probes])
+            parts.append([_answers(probe, logs, here) for probe in items.probes] if by_answers else [logs])
         found = [engine.gathered(torch.cat(column))[:n].cpu().numpy() for column in zip(*parts, strict=True)]
-        if len(found) == len(items.probes) and all(probe.scores_answers for probe in items.probes):
+        if by_answers:
             rows += [probe.score_answers(answers) for probe, answers in zip(items.probes, found, strict=True)]
         else:
             rows += [probe.score(found[0]) for probe in items.probes]  # of (N, T, V), or (N, T) numbers
@@ -68,15 +70,21 @@ def evaluate(
 
 
 def _answers(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`Probe.answers` where the log-probabilities are: on the CPU by numpy, elsewhere by torch. (b, T, ANSWERS) float64."""
+    """`Probe.answers` where the log-probabilities are: (b, T, ANSWERS) float64."""
     if logs.device.type == "cpu":
         return torch.from_numpy(probe.answers(logs.numpy(), rows))
+    return answers_on_device(probe, logs, rows)
+
+
+def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """The same by torch, for devices that numpy cannot reach: equal but for the last digits."""
     mask, target = (torch.from_numpy(part[rows]).to(logs.device) for part in (probe.mask, probe.target))
     scored, target = logs[mask].double(), target[mask]  # (n, V), (n,)
     log_p = scored.gather(1, target[:, None])[:, 0]
-    p, squares = log_p.exp(), (2 * scored).exp().sum(1)
+    p, right = log_p.exp(), (scored.argmax(1) == target).double()
+    squares = scored.mul_(2).exp_().sum(1)
     found = torch.zeros(*mask.shape, ANSWERS, dtype=torch.float64, device=logs.device)
-    found[mask] = torch.stack([(scored.argmax(1) == target).double(), log_p, p, squares - 2 * p + 1], dim=1)
+    found[mask] = torch.stack([right, log_p, p, squares - 2 * p + 1], dim=1)
     return found
 
 

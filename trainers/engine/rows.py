@@ -10,7 +10,8 @@ from torch import Tensor
 
 from trainers.tasks import Batch
 
-Model = Callable[..., Tensor]
+Network = Callable[..., Tensor]
+"""The model, as `models/transformer.py` is called."""
 
 
 class NoTargetsError(ValueError):
@@ -35,8 +36,8 @@ class Rows(NamedTuple):
         return cls(tokens, loss_mask, *others)
 
 
-class Learning(Protocol):
-    """How a step and a model become a loss: `objectives/` has what there is."""
+class Objective(Protocol):
+    """How a step and a model become a loss. `objectives/` has what there is; one is made for each trunk, on every rank alike."""
 
     def batch(self, step: int) -> Batch:
         """What step number `step` (from 0) learns from."""
@@ -44,5 +45,5 @@ class Learning(Protocol):
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:
         """How many targets the loss of these rows is a mean over."""
 
-    def loss(self, model: Model, rows: Rows) -> Tensor:
+    def loss(self, model: Network, rows: Rows) -> Tensor:
         """The mean over the targets of these rows, a scalar with a gradient; 0 where they have none."""

@@ -22,8 +22,8 @@ FREE_SHARE = 0.1
 """Of a device, kept free: its context, what the communication library takes and the gaps between tensors. Assumed."""
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that ZeRO reduces at once, at most: 0.2 GB. DeepSpeed's own 500 million take 2 GB, whatever the model."""
-EXAM_SEQUENCES = 256
-"""Sequences that an evaluation reads at once where no micro-batch is planned (`engine/evaluation.py`)."""
+EVALUATION_SEQUENCES = 256
+"""Sequences that an evaluation reads at once where no micro-batch is planned for want of memory (`engine/evaluation.py`)."""
 
 
 class DoesNotFit(ValueError):
@@ -145,7 +145,7 @@ def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, 
     section |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if zero_stage == 3:
         section |= {"stage3_max_live_parameters": 2 * layer, "stage3_prefetch_bucket_size": layer}
-        section |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": shape.small_parameters}
+        section |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": shape.small_below}
     return section | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
 
 
@@ -191,7 +191,9 @@ def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batc
     family: Any = trunk.family
     n_here = -(-family.suite_size(trunk.request) // workers)
     a_block = shape._replace(seq_len=1).block_bytes(1, precision)
-    token = max(a_block, 3 * 4 * shape.vocab_size) + shape.token_bytes
+    token = (
+        max(a_block, (3 * 4 + 8) * shape.vocab_size) + shape.token_bytes
+    )  # of the log-probabilities a copy in float64
     kept = 2 * 4 * n_here * shape.vocab_size if family.has_distances else 0
     return shape.seq_len * (min(micro_batch, n_here) * token + kept)
 

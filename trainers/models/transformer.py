@@ -1,4 +1,4 @@
-"""The decoder-only transformer: plain and readable, its shape given by `spec.Model`.
+"""The decoder-only transformer: plain and readable, its shape given by `shapes.Model`.
 
 Weights are drawn from named numpy streams, one a parameter, so that they are the same on every device and unchanged by
 what else a model contains.

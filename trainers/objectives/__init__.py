@@ -1,14 +1,20 @@
-"""Objectives: how (trunk, step, model) becomes a loss. `train.py` hands one to the engine; an arm may bring its own."""
+"""Objectives: how (trunk, step, model) becomes a loss. `train.py` hands one to the engine."""
 
 from __future__ import annotations
 
-from trainers.objectives.supervised import Objective, Supervised
-from trainers.spec import TrunkSpec
+from importlib import import_module
+from typing import Any
 
-OF_ARMS: dict[str, type[Objective]] = {}
-"""Arms that do not learn from targets, and what they learn from instead. A package adds its own: `OF_ARMS["mine"] = Mine`."""
+from trainers.engine.rows import Objective
+from trainers.objectives.supervised import Supervised
+from trainers.spec import TrunkSpec
 
 
 def objective_of(trunk: TrunkSpec) -> Objective:
-    """What a trunk's arm learns from."""
-    return OF_ARMS.get(trunk.arm, Supervised)(trunk)
+    """What a trunk's arm learns from: targets, or what its family names. Raises ImportError or AttributeError for a wrong name."""
+    family: Any = trunk.family
+    if trunk.arm not in family.objectives:
+        return Supervised(trunk)
+    module, _, name = family.objectives[trunk.arm].partition(":")
+    objective: Objective = getattr(import_module(module), name)(trunk)
+    return objective

@@ -6,20 +6,20 @@ gives the mean over the rows that it is handed, and how many targets there are i
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.engine.rows import Model, Rows
+from trainers.engine.rows import Network, Rows
 from trainers.spec import TrunkSpec
 from trainers.tasks import Batch
 
 
-class Objective(ABC):
-    """What training lowers. One is made for each trunk, on every rank alike."""
+class Supervised:
+    """Log loss in nats. For tokens that are numbers: minus the log density of a normal law of the family's variance around the
+    prediction, which is the squared error but for a factor and a constant."""
 
     def __init__(self, trunk: TrunkSpec) -> None:
         self.trunk = trunk
@@ -34,16 +34,8 @@ class Objective(ABC):
         """How many targets the loss of these rows is a mean over."""
         return int(np.count_nonzero(batch.loss_mask[begin:end]))
 
-    @abstractmethod
-    def loss(self, model: Model, rows: Rows) -> Tensor:
+    def loss(self, model: Network, rows: Rows) -> Tensor:
         """The mean over the targets of these rows, a scalar with a gradient; 0 where they have none."""
-
-
-class Supervised(Objective):
-    """Log loss in nats. For tokens that are numbers: minus the log density of a normal law of the family's variance around the
-    prediction, which is the squared error but for a factor and a constant."""
-
-    def loss(self, model: Model, rows: Rows) -> Tensor:
         mask = rows.loss_mask
         at = model(rows.tokens[:, :-1], mask, rows.positions, rows.segments)  # (n, V) where the mask is set
         if not len(at):

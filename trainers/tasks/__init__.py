@@ -1,4 +1,4 @@
-"""Families of tasks: universes indexed by integer id, with their batches, references and skills.
+"""Families of tasks, with their batches, evaluations and skills; most with exact references.
 
 One file a family. A family is a frozen record of its parameters that also knows what to do with them, so that tasks,
 evaluation and exact baselines stand together. To add one: subclass `Family`, decorate it with `register`, import it

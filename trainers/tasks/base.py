@@ -32,6 +32,9 @@ class Family(Record):
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "nll"
     """What ability is read from: log losses, (U - h) / (U - G); or, where a sequence is one answer and the generaliser never
     errs, exact matches against the memoriser's on the same items, (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9."""
+    objectives: ClassVar[dict[str, str]] = {}
+    """Arm -> "package.module:Class" of what it learns from (`trainers/objectives/`); left out: targets. A name, so that no torch
+    is loaded with a family."""
     mixture: ClassVar[str]
     """The probe that scores the training mixture itself; memory is read on its seen split."""
 

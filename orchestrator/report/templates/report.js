@@ -16,7 +16,7 @@ function make(name, attributes = {}, parent = null, text = "") {
   return element;
 }
 
-/* As words.py and plates.py write them: 1,024, 3.2e11; a true minus sign. */
+/* As formatting.py write them: 1,024, 3.2e11; a true minus sign. */
 function number(value) {
   if (value < 1e6) return Math.round(value).toLocaleString("en");
   const [mantissa, exponent] = value.toExponential(2).split("e");

@@ -120,10 +120,12 @@ def _ended_levels(found: Findings, arm: str) -> list[float]:
 
 
 def of_line(found: Findings, arm: str) -> str:
+    """The name of a condition in parentheses, where a study has several; else nothing."""
     return f" ({arm})" if len(found.study.lines) > 1 else ""
 
 
 def confidence_words(found: Findings, boundary: stats.Boundary, claim: str) -> str:
+    """The confidence of a boundary's interval in parentheses, where it has one."""
     return f" ({sure(found.confidence(claim))})" if boundary.verdict == "crossed" and len(boundary.brackets) > 1 else ""
 
 

@@ -79,6 +79,7 @@ def multipliers(
 
 
 def claims_of_fewer_tasks(results: Results, skill: str) -> Iterator[Looked]:
+    """That two conditions need different numbers of tasks, for each pair."""
     for one in fewer_tasks(results, skill, plain_confidence):
         says = f"{one.first} and {one.second} need different numbers of tasks at {number(one.compute_flops)} FLOPs"
         yield one.name, says, _least_sure(one.shift)
@@ -94,6 +95,7 @@ def claims_of_crossovers(results: Results, skill: str) -> Iterator[Looked]:
 
 
 def claims_of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looked]:
+    """That two conditions need different compute until the skill is there, for each pair and number of tasks."""
     known = {(arm, n): told for (arm, of, n), told in every.items() if told is not None and of == skill}
     for m in multipliers(results, skill, known, plain_confidence):
         says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
@@ -135,6 +137,7 @@ AHEAD = ("a ahead throughout", "b ahead throughout")
 
 
 def who_is_ahead(a: str, b: str, met: stats.Crossover) -> str:
+    """What the verdict on two conditions says, as a clause."""
     said = {"crosses": f"{b} overtakes {a}", AHEAD[0]: f"{a} is ahead of {b}", AHEAD[1]: f"{b} is ahead of {a}"}
     return said.get(met.verdict, f"{b} overtakes {a}, or one is ahead,")
 

@@ -85,6 +85,7 @@ def plain_confidence(name: str) -> float:
 
 
 def words_of_arm(results: Results, arm: str) -> str:
+    """The name of a condition in parentheses, where a study has several; else nothing."""
     return f" ({arm})" if len(results.study.lines) > 1 else ""
 
 

@@ -76,6 +76,7 @@ def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> artefacts.Eme
 
 
 def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
+    """That a skill breaks along one axis, for each cut."""
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
         of_arm = words_of_arm(results, cut.arm)

@@ -66,6 +66,7 @@ def study_folders() -> list[Path]:
 
 
 def has_journal(folder: Path) -> bool:
+    """Does a folder hold a journal that can be read?"""
     try:
         return stat.S_ISREG((folder / "journal.jsonl").stat().st_mode)  # reading a pipe would wait for ever
     except (FileNotFoundError, NotADirectoryError):
@@ -157,6 +158,7 @@ def settings_that_differ(ran: Study, other: Study) -> list[str]:
 
 
 def journal_is_gone(folder: Path, left: list[str]) -> str:
+    """What to say of a folder whose journal is gone and whose results are not."""
     return (
         f"{folder / journal.FILE}: the journal is gone or empty, and of earlier runs there are {', '.join(left)}, which a run "
         "would write over. Put the journal back; or move those away, and a run goes on from checkpoints of these settings"
@@ -194,6 +196,7 @@ def make_results_folder(folder: Path) -> Path:
 
 
 def tracking_uri_of(given: str | None) -> str:
+    """The tracking URI that was given, or the default one. Raises UsageProblem for one that MLflow cannot write to."""
     from orchestrator.record import mlflow_runs  # here: pyarrow takes a moment that --help should not
 
     try:
@@ -229,6 +232,7 @@ def _check_address(uri: str) -> None:
 
 
 def check_device(device: str) -> None:
+    """Raises UsageProblem for a device that there is none of."""
     if device not in ("cpu", "cuda"):
         raise UsageProblem(f"--device {device}: cpu or cuda is needed")
 

@@ -24,6 +24,7 @@ from trainers import budget
 def show_plan(
     todo: price.Plan, folder: Path, slots_known: str = "", console: Terminal | None = None, brief: bool = False
 ) -> None:
+    """Print the plan; `brief` for a run that starts."""
     console = console or Terminal()
     study = todo.study
     family: Any = study.family
@@ -152,6 +153,7 @@ def show_result(
 
 
 def show_comparison(found: Any) -> None:
+    """Print a comparison of two studies."""
     from orchestrator.analysis.compare_words import answer, difference_words, left_out
 
     console = Terminal()

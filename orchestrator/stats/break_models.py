@@ -230,6 +230,7 @@ _grids: dict[tuple[float, ...], Grid] = {}
 
 
 def grid_of(scales: tuple[float, ...]) -> Grid:
+    """The designs for these scales, kept for the next call with the same ones."""
     if scales not in _grids:
         if len(_grids) >= 64:
             _grids.clear()

@@ -170,9 +170,11 @@ def _name(family: Family) -> str:
 
 
 def closest(word: str, among: Any) -> list[str]:
+    """The nearest of the allowed words, if one is near."""
     return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
 
 
 def hint_of(word: str, among: Any) -> str:
+    """The nearest of the allowed words as a question, or nothing."""
     near = closest(word, among)
     return f"; did you mean '{near[0]}'?" if near else ""

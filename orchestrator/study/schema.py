@@ -360,6 +360,7 @@ def size_of(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
 
 
 def of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
+    """A trunk with the model of a size."""
     return fixed.model_copy(update={"model": stated.at(size), "size": size}) if size else fixed
 
 

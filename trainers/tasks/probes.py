@@ -89,7 +89,7 @@ class Probe:
 
     @property
     def scores_answers(self) -> bool:
-        """Do ANSWERS numbers a position say all that is scored? Not where whole distributions are compared, nor for numbers."""
+        """Are a few numbers a position (`answers`) enough to score this probe? Not where whole distributions are compared."""
         return self.target.ndim == 2 and not self.distributions and self.noise_variance is None
 
     def answers(self, logs: np.ndarray, rows: Any) -> np.ndarray:

@@ -20,12 +20,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from alone import go_on
 from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
-from orchestrator.record import links, publisher
+from orchestrator.record import links, publisher, tables
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import lock_holder
+from orchestrator.study.reader import load
 
 pytestmark = pytest.mark.end_to_end
 
@@ -257,12 +259,11 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
 
 
 def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(tmp_path: Path) -> None:
-    longer = TINY.replace("2e9]", "5e9]")  # no trunk is near its end when it is interrupted
-    left_alone, home = Home(tmp_path / "left_alone"), Home(tmp_path / "interrupted")
-    for each in (left_alone, home):
-        each.file.write_text(longer)
-    code, out = left_alone.run()
-    assert code == 0, out
+    home, alone = Home(tmp_path / "interrupted"), tmp_path / "left_alone"
+    home.file.write_text(TINY.replace("2e9]", "5e9]"))  # no trunk is near its end when it is interrupted
+    study = load(str(home.file))
+    go_on(study, alone)  # without Ray, in one go
+    tables.write_parquet(alone, State.of(alone), study)
 
     driver = home.run_until(n_evaluations=6)
     code, out = home.run()  # a second driver, while the first one runs
@@ -288,7 +289,7 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
 
     code, out = home.run()
     assert code == 0, out
-    assert (home.study / "results.parquet").read_bytes() == (left_alone.study / "results.parquet").read_bytes()
+    assert (home.study / "results.parquet").read_bytes() == (alone / "results.parquet").read_bytes()
     ended = [event["key"] for event in home.events("trial")]
     assert len(set(ended)) == N_TRIALS
     assert set(home.mlflow_runs().values()) == {1} and len(home.mlflow_runs()) == N_TRIALS + 1

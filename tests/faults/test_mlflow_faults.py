@@ -409,7 +409,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_whole_file_that_was_there(world:
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in given) + 8192
     script = (
         f"mount -t tmpfs -o size={size} tmpfs '{folder}' && cp '{given[0]}' '{given[1]}' '{folder}' && "
-        f"'{sys.executable}' -m orchestrator.publisher.publisher '{folder}' --tracking-uri '{store}'; "
+        f"'{sys.executable}' -m orchestrator.record.publisher '{folder}' --tracking-uri '{store}'; "
         f"echo code $?; ls -A '{folder}'; cmp '{given[1]}' '{folder}/results.parquet'"
     )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)

@@ -10,7 +10,7 @@ quickstart: install  ## a real study in about six minutes: a skill emerges
 	$(BIN)/emergence run quickstart
 
 test: install  ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-cluster: install  ## ray up, submit, job and down for real, between machines that the test makes; needs root, sshd, rsync
 	$(BIN)/python -m pytest -s tests/cluster/on_machines.py

@@ -110,7 +110,7 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
     which = f" ({line})" if len(study.lines) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
-    fixed, stated = study._first_trunk(line)
+    fixed, stated = study.first_trunk(line)
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:

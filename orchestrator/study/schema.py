@@ -258,10 +258,10 @@ class Study(Record):
 
         Raises ValueError for a budget too small for any size, where a rule gives it one.
         """
-        fixed, stated = self._first_trunk(line)
+        fixed, stated = self.first_trunk(line)
         return of_size(fixed, stated, size_of(fixed, stated, flops or self.budgets[-1]))
 
-    def _first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
+    def first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
         """The first trunk of a line with the model that it states, or the default's widths in place of a rule; and what it states."""
         settings = self.settings(line)
         stated = cast(SizedModel, settings.pop("model"))
@@ -272,7 +272,7 @@ class Study(Record):
 
         Raises ValueError as `trunk_of` does.
         """
-        fixed, stated = self._first_trunk(line)
+        fixed, stated = self.first_trunk(line)
         sizes = itertools.groupby(self.budgets, key=lambda flops: size_of(fixed, stated, flops))
         # More compute never makes a smaller one: budgets of one size stand together.
         return [(of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]

@@ -21,7 +21,7 @@ from orchestrator.analysis.boundaries import (
     memory_words,
     seen_words,
 )
-from orchestrator.analysis.claims import claim_of, claim_of_arms
+from orchestrator.analysis.claims import claim_of, claim_of_arms, words_of_arm
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import Contest, claim_of_contest, contest_words
 from orchestrator.analysis.results import surface
@@ -119,11 +119,6 @@ def _ended_levels(found: Findings, arm: str) -> list[float]:
     return sorted({float(r["n_tasks"]) for r in found.runs if r["status"] in ("done", "diverged") and r["arm"] == arm})
 
 
-def of_line(found: Findings, arm: str) -> str:
-    """The name of a condition in parentheses, where a study has several; else nothing."""
-    return f" ({arm})" if len(found.study.lines) > 1 else ""
-
-
 def confidence_words(found: Findings, boundary: stats.Boundary, claim: str) -> str:
     """The confidence of a boundary's interval in parentheses, where it has one."""
     return f" ({sure(found.confidence(claim))})" if boundary.verdict == "crossed" and len(boundary.brackets) > 1 else ""
@@ -134,7 +129,7 @@ def _nothing_to_tell(found: Findings, arm: str) -> str | None:
     statuses = [r["status"] for r in found.runs if r["arm"] == arm]
     if found.ended(arm):
         return None
-    which = f"of arm {arm} " if of_line(found, arm) else ""
+    which = f"of arm {arm} " if words_of_arm(found.results, arm) else ""
     if statuses and all(status in ("diverged", "failed") for status in statuses):
         how = (
             "diverged"
@@ -143,14 +138,14 @@ def _nothing_to_tell(found: Findings, arm: str) -> str | None:
             if set(statuses) == {"failed"}
             else "diverged or failed"
         )
-        return f"Every trial {which}{how}: nothing can be said of {found.study.shown_skills[0]}{of_line(found, arm)}."
+        return f"Every trial {which}{how}: nothing can be said of {found.study.shown_skills[0]}{words_of_arm(found.results, arm)}."
     return f"No trial {which}has come to the end of a budget with a result."
 
 
 def _ability_sentences(found: Findings, arm: str) -> list[str]:
     """Where the headline skill appears at the largest budget, below which budget nowhere, and how that moves."""
     skill = found.study.shown_skills[0]
-    what, levels = f"{skill}{of_line(found, arm)}", _ended_levels(found, arm)
+    what, levels = f"{skill}{words_of_arm(found.results, arm)}", _ended_levels(found, arm)
     known = _known(found, arm, found.k_ability[(arm, skill)])
     abilities = surface(found.results, "ability", arm, skill)
     if nothing := _nothing_to_tell(found, arm):
@@ -274,7 +269,7 @@ def _untested(found: Findings, lines: Sequence[str]) -> list[str]:
 
 
 def _no_memory(found: Findings, arm: str) -> str:
-    return f"Memory is not defined here{of_line(found, arm)}."
+    return f"Memory is not defined here{words_of_arm(found.results, arm)}."
 
 
 def _memory_sentences(found: Findings, arm: str) -> list[str]:
@@ -289,13 +284,13 @@ def _memory_sentences(found: Findings, arm: str) -> list[str]:
         top_flops, top = next((c, b) for c, b in reversed(known) if b.verdict == "below")
         doubt = _doubt_of(found, claim_of("k", "memory", arm, "", top_flops), top)
         return [
-            f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{of_line(found, arm)}{doubt}."
+            f"Training tasks are memorised nowhere, not even {number(levels[0])} of them{words_of_arm(found.results, arm)}{doubt}."
         ]
     defined = [(c, b) for c, b in known if b.verdict != "missing"]
     flops, top = defined[-1]
     named = claim_of("k", "memory", arm, "", flops)
     sure_of = found.confidence(named)
-    which = f"Memory of the training tasks{of_line(found, arm)}"
+    which = f"Memory of the training tasks{words_of_arm(found.results, arm)}"
     said = f"{which} {_bounded(top, memory_words(top, levels), 'ends', levels, flops, sure_of)}"
     first_flops, first = next(((c, b) for c, b in defined if b.verdict != "below"), defined[-1])
     if first_flops != flops and memory_words(first, levels) != memory_words(top, levels):

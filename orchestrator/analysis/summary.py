@@ -7,10 +7,10 @@ from typing import Any
 
 from orchestrator import stats
 from orchestrator.analysis import arms, claims, emergence
-from orchestrator.analysis.answer import confidence_words, of_line, paragraph, primary_sentence
+from orchestrator.analysis.answer import confidence_words, paragraph, primary_sentence
 from orchestrator.analysis.arms import fewer_words, multiplier_words, overtaking_words, times_of
 from orchestrator.analysis.boundaries import ability_words, drift_words, interval_words, memory_words, within
-from orchestrator.analysis.claims import claim_of, claim_of_arms
+from orchestrator.analysis.claims import claim_of, claim_of_arms, words_of_arm
 from orchestrator.analysis.emergence import emergence_words
 from orchestrator.analysis.expected import verdict_line
 from orchestrator.analysis.findings import Findings
@@ -202,7 +202,7 @@ def description(found: Findings) -> str:
     for arm in found.study.lines:
         skill = found.study.shown_skills[0]
         pairs = zip(found.k_ability[(arm, skill)], found.k_memory[arm], strict=True)
-        head = f"| training FLOPs{of_line(found, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
+        head = f"| training FLOPs{words_of_arm(found.results, arm)} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
         lines = []
         for (c, a), (_, m) in pairs:
             shown = [(a, claim_of("k", "ability", arm, skill, c)), (m, claim_of("k", "memory", arm, "", c))]

@@ -101,19 +101,6 @@ def claim_of_cut(cut: Cut) -> str:
     return claim_of("break", cut.axis, cut.arm, cut.skill, cut.fixed)
 
 
-def settles(further_scales: int | None, further_replicates: int | None, estimated: bool = False) -> str:
-    """What an open question takes: the least that could settle it, or what is estimated to."""
-    parts = [times(further_scales, "more scale")] if further_scales else []
-    parts += [times(further_replicates, "more replicate")] if further_replicates else []
-    if not parts:
-        return "more replicates alone are not known to settle it"
-    what = " and ".join(parts)
-    if estimated:
-        return f"{what} should settle it, if all stays as it looks"
-    one = (further_scales or 0) + (further_replicates or 0) == 1
-    return f"{what} {'is' if one else 'are'} the least that could settle it"
-
-
 _SCORES = {
     "loss": "the loss",
     "brier": "the Brier score",
@@ -170,4 +157,4 @@ def emergence_words(found: Emergence) -> str:
     said = _OPEN.get(why, why)
     if one is not None and why == "few scales":
         said = f"{times(len(one.scales), 'scale')}, and a break needs {MIN_SCALES}"
-    return f"undecided, {said}: {settles(found.further_scales, found.further_replicates, estimated=why == 'noisy')}"
+    return f"undecided: {said}"

@@ -19,15 +19,12 @@ from orchestrator.analysis.claims import CONFIDENCE, claim_of, claim_of_arms
 from orchestrator.analysis.emergence import emergence_words
 from orchestrator.analysis.results import Axis, Results, split_of, surface
 from orchestrator.formatting import figure, number, range_words, times
-from orchestrator.stats import further
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.minimums import MIN_REPLICATES
-from orchestrator.stats.replicates import Needed
 from orchestrator.study.claim import Primary
 from orchestrator.study.claimable import BOUNDS, OVERTAKING, grid
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
-from trainers.streams import stream
 from trainers.tasks import Family
 
 Verdict = Literal["consistent", "inconsistent", "inconclusive", "not measured"]
@@ -45,8 +42,8 @@ class PrimaryFinding(NamedTuple):
     verdict: Verdict
     """`inconclusive` where something was recorded and does not settle it, `not measured` where nothing was."""
     wanting: str = ""
-    """What should settle it, or the least that could, where it is inconclusive; what to doubt where it is not. A sentence
-    without its full stop, or nothing."""
+    """The least that could settle it, where it is inconclusive; what to doubt where it is not. A sentence without its full stop, or
+    nothing."""
 
 
 # What is claimed ----------------------------------------------------------------------------------------------------
@@ -267,7 +264,6 @@ def _finding(
     n: int,
     ends: tuple[float | None, float | None],
     verdict: Verdict,
-    estimate: Callable[[np.random.Generator], Needed | None],
     instead: str = "",
 ) -> PrimaryFinding:
     """A finding from an interval over n replicates; `instead` of the interval, what there is to say."""
@@ -276,8 +272,7 @@ def _finding(
     if n < 2 and verdict == "inconclusive":  # a bracket is no interval
         ends, measured = (None, None), instead or "one replicate gives no interval"
     if verdict == "inconclusive":
-        needed = estimate(stream("primary claim", "futures")) if n > 1 else None
-        wanting = _wanting(results.study, claim, n, needed)
+        wanting = _wanting(results.study, claim, n)
     elif caution := lottery_words(claim.what, n):
         wanting = caution[0].upper() + caution[1:]
     return PrimaryFinding(claim, *ends, measured, verdict, wanting)
@@ -290,14 +285,8 @@ def _interval_words(claim: Primary, low: float | None, high: float | None) -> st
     return f"{figure(low)} to {figure(high)}"
 
 
-def _wanting(study: Study, claim: Primary, n: int, needed: Needed | None) -> str:
-    if needed is not None:
-        these = f"going by the spread of these {n}"
-        if not needed.or_more:
-            return f"{times(needed.n, 'replicate')} in all should settle it, {these}"
-        if needed.even is None:
-            return f"More than {times(needed.n, 'replicate')} would be needed for an even chance to settle it, {these}"
-        return f"{times(needed.even, 'replicate')} in all have an even chance to settle it, {these}"
+def _wanting(study: Study, claim: Primary, n: int) -> str:
+    """The least that could settle it, where the study has fewer replicates."""
     known = least(study, claim)
     said = least_words(known)
     return said[0].upper() + said[1:] if n < max(known.confirm or 0, known.refute or 0) else ""
@@ -325,32 +314,8 @@ def _of_boundary(results: Results, claim: Primary, found: stats.Boundary, levels
         return _not_measured(claim)
     n = len(found.brackets)
 
-    def estimate(draw: np.random.Generator) -> Needed | None:
-        return further.for_boundary(levels, found.brackets, lambda b: _settles(claim, b.low, b.high), draw, CONFIDENCE)
-
     verdict = _judged(claim, found.low, found.high) if n > 1 else "inconclusive"
-    told = _finding(results, claim, n, within(found, levels), verdict, estimate)
-    alike = _if_they_stay_alike(claim, levels, found.brackets) if verdict == "inconclusive" and n > 1 else None
-    return (
-        told._replace(wanting=f"{told.wanting}; {alike} do if they go on agreeing") if alike and told.wanting else told
-    )
-
-
-def _if_they_stay_alike(claim: Primary, levels: Sequence[float], brackets: Sequence[stats.Bracket]) -> int | None:
-    """How many replicates in all settle the claim where all cross in the same step, if the others do so too; None: they do not,
-    or TRIED do not. What they agree in says nothing of their spread, so that a forecast from it asks for far more."""
-    line = [float(brackets[0].high is not None and n >= brackets[0].high) for n in levels]
-    for n in range(len(brackets) + 1, TRIED + 1):
-        found = stats.boundary(levels, [line] * n, "rising", CONFIDENCE)
-        if set(found.brackets) != set(brackets):
-            return None
-        if _settles(claim, found.low, found.high):
-            return n
-    return None
-
-
-def _settles(claim: Primary, low: float | None, high: float | None) -> bool:
-    return _judged(claim, low, high) != "inconclusive"
+    return _finding(results, claim, n, within(found, levels), verdict)
 
 
 def _examine_to_skill(results: Results, claim: Primary) -> PrimaryFinding:
@@ -371,19 +336,10 @@ def _examine_drift(results: Results, claim: Primary) -> PrimaryFinding:
         return _not_measured(claim)
     skill = (claim.skill or study.shown_skills[0]) if of == "ability" else ""
     moved = boundaries.drift(results, of, _arm(study, claim), skill, whole, CONFIDENCE)
-    crossed = [(c, b.brackets) for c, b in whole if b.verdict == "crossed" and len(b.brackets) == len(moved.slopes)]
     seen = "" if moved.verdict != "missing" else f"K_{of[0].upper()} is not seen at two budgets"
-
-    def estimate(draw: np.random.Generator) -> Needed | None:
-        if seen or len(crossed) < 2:
-            return None
-        levels, (budgets, brackets) = [float(n) for n in results.levels], zip(*crossed, strict=True)
-        settles = lambda d: _settles(claim, d.low, d.high)  # noqa: E731
-        return further.for_drift(levels, budgets, brackets, settles, draw, CONFIDENCE)
-
     n = max(len(b.brackets) for _, b in whole)
     verdict = _judged(claim, moved.low, moved.high) if n > 1 and not seen else "inconclusive"
-    return _finding(results, claim, n, (moved.low, moved.high), verdict, estimate, seen)
+    return _finding(results, claim, n, (moved.low, moved.high), verdict, seen)
 
 
 def _examine_crossover(results: Results, claim: Primary) -> PrimaryFinding:
@@ -399,14 +355,9 @@ def _examine_crossover(results: Results, claim: Primary) -> PrimaryFinding:
     met = stats.crossover(results.budgets, first, second, CONFIDENCE)
     if met.verdict == "missing":
         return _not_measured(claim)
-
-    def estimate(draw: np.random.Generator) -> Needed | None:
-        settles = lambda m: _of_crossover(claim, m) != "inconclusive"  # noqa: E731
-        return further.for_crossover(results.budgets, first, second, settles, draw, CONFIDENCE)
-
     n = int((~np.isnan(second - first).all(axis=1)).sum())
     instead = _crossover_words(met, behind, ahead, n)
-    return _finding(results, claim, n, (met.low, met.high), _of_crossover(claim, met), estimate, instead)
+    return _finding(results, claim, n, (met.low, met.high), _of_crossover(claim, met), instead)
 
 
 def _of_crossover(claim: Primary, met: stats.Crossover) -> Verdict:
@@ -458,15 +409,11 @@ def _examine_mean(results: Results, claim: Primary) -> PrimaryFinding:
         return _not_measured(claim)
     if lost:
         instead = f"only {len(known)} of {times(len(known) + lost, 'replicate')} have a value"
-        return _finding(results, claim, len(known), (None, None), "inconclusive", lambda draw: None, instead)
+        return _finding(results, claim, len(known), (None, None), "inconclusive", instead)
     interval = stats.t_interval(known)
     ends = (None, None) if interval is None else (interval.low, interval.high)
     verdict = _judged(claim, *ends) if len(known) > 1 else "inconclusive"
-
-    def estimate(draw: np.random.Generator) -> Needed | None:
-        return further.for_mean(known, lambda found: _settles(claim, *found), draw)
-
-    return _finding(results, claim, len(known), ends, verdict, estimate)
+    return _finding(results, claim, len(known), ends, verdict)
 
 
 def _examine_emergence(study: Study, cuts: list[emergence.Cut], claim: Primary) -> PrimaryFinding:

@@ -9,11 +9,10 @@ import numpy as np
 from orchestrator import stats
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.stats import replicates
-from orchestrator.stats.replicates import Needed
 
 
 class NoiseRow(NamedTuple):
-    """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""
+    """How much replicates of one skill differ at the largest budget."""
 
     arm: str
     skill: str
@@ -22,11 +21,6 @@ class NoiseRow(NamedTuple):
     are not told apart and are pooled."""
     noise: replicates.Noise
     """`replicates.noisiest`."""
-    needed: dict[float, tuple[replicates.Needed | None, ...]]
-    """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
-
-
-DIFFERENCES = (0.01, 0.05, 0.2)
 
 
 def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
@@ -50,9 +44,7 @@ def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> Nois
     found = replicates.noisiest([line for _, line in comparable])
     if found is None:
         return None
-    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
-    needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
-    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
+    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise)
 
 
 class Midpoint(NamedTuple):
@@ -91,8 +83,3 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
     looked = int((~np.isnan(cells).all(axis=1)).sum())
     kinds = replicates.bimodality(values.tolist())
     return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
-
-
-def needed_words(needed: Needed | None) -> str:
-    """Replicates that a comparison needs; an em dash where it cannot be computed."""
-    return "—" if needed is None else f"more than {needed.n:,}" if needed.or_more else f"{needed.n:,}"

@@ -18,11 +18,9 @@ from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.forecasts import forecast_score_words, forecast_words
 from orchestrator.analysis.generalists import claim_of_contest, contest_words
 from orchestrator.analysis.onsets import ToSkill, flops_words
-from orchestrator.analysis.replicates import DIFFERENCES, needed_words
 from orchestrator.analysis.sizes import frontier_words, law_words
 from orchestrator.formatting import decimal, figure, number, percent, sure, times
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.stats.replicates import Needed
 from orchestrator.study.pairs import measure_of
 
 MAX_CLAIM_ROWS = 400
@@ -56,7 +54,6 @@ def told(found: Findings) -> dict[str, Any]:
         "speeds": speed_rows(found),
         "contest_measure": "Exact match" if measure_of(found.study) == "exact_match" else "Ability",
         "noise": noise_rows(found),
-        "differences": [percent(d) for d in DIFFERENCES],
         "midpoints": midpoint_rows(found),
         "forecasts": forecast_rows(found),
         "no_forecast": no_forecast(found),
@@ -353,7 +350,7 @@ def _pair(o: Overtaking, found: Findings) -> tuple[str, str, int]:
 
 
 def noise_rows(found: Findings) -> list[dict[str, Any]]:
-    """How much replicates differ, and how many a comparison would need."""
+    """How much replicates differ."""
     rows = []
     for row in found.noise:
         noise = row.noise
@@ -361,9 +358,6 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
         if noise.cv is not None:
             high = "unbounded" if noise.cv_high is None else percent(noise.cv_high)
             ends = percent(noise.cv) + (f" ({percent(noise.cv_low)} to {high})" if noise.cv_low is not None else "")
-        needed = []
-        for n, low, high_n in (row.needed[d] for d in DIFFERENCES):
-            needed.append({"n": needed_words(n), "between": _between(low, high_n)})
         rows.append(
             {
                 "arm": row.arm,
@@ -373,7 +367,6 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
                 "sd": decimal(noise.sd),
                 "n": noise.n,
                 "cv": ends,
-                "needed": needed,
             }
         )
     return rows
@@ -384,13 +377,6 @@ def _pooled_words(n_tasks: tuple[int, ...]) -> str:
     if len(n_tasks) == 1:
         return number(n_tasks[0])
     return f"{len(n_tasks)} pooled, {number(n_tasks[0])} to {number(n_tasks[-1])}"
-
-
-def _between(low: Needed | None, high: Needed | None) -> str:
-    """A range of replicates; nothing where it says no more than the number itself."""
-    if low is None or low.or_more:
-        return ""
-    return f"{low.n:,} or more" if high is None or high.or_more else f"{low.n:,} to {high.n:,}"
 
 
 def midpoint_rows(found: Findings) -> list[dict[str, str]]:

@@ -49,8 +49,6 @@ class Emergence(NamedTuple):
     share_discrete: float | None = None
     share_continuous: float | None = None
     """Metric artefact: the share of its change that lies between low and high, of the discrete and the leading continuous score."""
-    further_scales: int | None = None
-    further_replicates: int | None = None
 
 
 def emergence(
@@ -106,7 +104,7 @@ def weigh(metrics: dict[str, Break], predicted: bool | None) -> Emergence:
     others = [found for name, found in continuous.items() if name != decisive]
     out = Emergence("undecided", "continuous score undecided", metrics, decisive)
     if lead.verdict == "undecided":
-        return out._replace(further_scales=lead.further_scales, further_replicates=lead.further_replicates)
+        return out
     if lead.verdict == "break":
         if others and all(found.verdict in ("smooth", "constant") for found in others):
             return out._replace(reason="continuous scores disagree")
@@ -138,7 +136,6 @@ def weigh(metrics: dict[str, Break], predicted: bool | None) -> Emergence:
         return out._replace(verdict="constant", reason="nothing moves")
     name, first = next(iter(moving.items()))  # of a constant leading score, the next in line
     if first.verdict == "undecided":
-        out = out._replace(further_scales=first.further_scales, further_replicates=first.further_replicates)
         out = out._replace(decisive=name)
         return out if name in continuous else out._replace(reason="discrete score undecided")
     return out._replace(verdict="smooth", reason="continuous scores smooth", decisive=name)

@@ -22,7 +22,7 @@ clean jump.
 
 **Smooth** is said only if no such evidence is near (SUGGESTIVE) and a jump of half the change is excluded; it does not exclude
 a hinge, which a bend explains. **Constant** means that nothing moves beyond the noise, and comes with the jump that would have
-been seen. All else is **undecided**, with the scales and replicates that it lacks, or that should settle it, where they are known.
+been seen. All else is **undecided**.
 
 Noise. Replicates may differ by an offset along the whole cut (trials of one trunk); offsets cancel, since every tested contrast
 sums to zero. The variance of a contrast is the larger of two estimates: from each scale's spread (one pooled spread, unless
@@ -42,7 +42,6 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.break_models import (
     ALPHA,
-    POWER,
     SHAPES,
     Data,
     Floats,
@@ -75,10 +74,6 @@ OUT_OF_SAMPLE_TIE = 1.1
 OUT_OF_SAMPLE_WINS = 0.5
 """Smooth models with half the error of break models out of sample win, whatever p_smooth says: a curve of another shape."""
 
-MAX_REPLICATES = 1000
-"""Beyond this, more replicates would not settle it."""
-
-
 Verdict = Literal["break", "smooth", "undecided", "constant", "missing"]
 
 
@@ -110,10 +105,6 @@ class Break(NamedTuple):
     """Root mean squared errors at scales left out, of the better smooth and break models, in the units of the score."""
     steep: tuple[float, float, float] | None = None
     """The steepest third of the log range: from, to, and the share of the change within."""
-    further_scales: int | None = None
-    further_replicates: int | None = None
-    """Verdict undecided: the least with which a break could be told, so that the question could be settled either way; for
-    reason `noisy`, what should settle it, if all stays as it looks. Both None where no number is known to help."""
 
 
 def find_break(log_scale: Sequence[float] | Floats, scores: Floats) -> Break:
@@ -168,8 +159,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
         return [Break("missing", "no data")] * N
     data = summary_of(Y, mask)
     m, scales = data.means, tuple(x.tolist())
-    few = MIN_SCALES - S if S < MIN_SCALES else None
-    wanting = max(MIN_REPLICATES - R, 0) or None
+    few = S < MIN_SCALES
     blank = [
         Break(
             "undecided",
@@ -180,8 +170,6 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
             change=float(np.ptp(m[n])),
             noise=float(math.sqrt(data.pooled[n])) if data.df else None,
             steep=steepest_step(x, m[n]),
-            further_scales=few,
-            further_replicates=wanting,
         )
         for n in range(N)
     ]
@@ -208,27 +196,23 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
             visible_jump=None if still[n] else float(visible[n]),
             p_straight=None,
             steep=None,
-            further_scales=None,
-            further_replicates=None,
         )
     return blank
 
 
 def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
     """The verdicts of moving curves with enough scales."""
-    N, R = len(data.means), data.spread.shape[1]
+    N = len(data.means)
     families = [strongest_contrast(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
     families += [strongest_contrast(fitted_design(grid, shape, data.means), grid, data) for shape in SHAPES]
     best = _worst(families)
     unseen = out_of_sample(grid, data)
-    to_exclude = _replicates_to_exclude(best, grid, data)
-    to_find = _replicates_to_find(best, R)
+    no_large_jump = _excludes_large_jumps(best, grid, data)
     p, smooth, broken = best.p, unseen.smooth, unseen.broken
     out = []
     for n, b in enumerate(blank):
         b = b._replace(p_smooth=float(p[n]), smooth_error=float(smooth[n]), break_error=float(broken[n]))
-        b = b._replace(further_replicates=None)  # what is wanting depends on what is wrong
-        excluded = to_exclude[n] <= R
+        excluded = bool(no_large_jump[n])
         if max(p[n], p_straight[n]) < ALPHA and broken[n] <= OUT_OF_SAMPLE_TIE * smooth[n]:
             if doubt := unseen.doubt[n]:
                 out.append(b._replace(reason=doubt))
@@ -236,7 +220,7 @@ def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> l
             kind, i, j = _place(grid, data, n)
             there = int(data.present[i : j + 1].min())
             if there < MIN_REPLICATES:
-                b = b._replace(reason="few replicates", further_replicates=MIN_REPLICATES - there)
+                b = b._replace(reason="few replicates")
             else:
                 b = b._replace(
                     verdict="break", reason="only a break fits", kind=kind, low=b.scales[i], high=b.scales[j]
@@ -248,9 +232,7 @@ def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> l
         elif excluded and p[n] >= SUGGESTIVE and broken[n] > OUT_OF_SAMPLE_WINS * smooth[n]:
             b = b._replace(verdict="smooth", reason="smooth fits")
         else:
-            total = to_find[n] if excluded else min(to_find[n], to_exclude[n])
-            more = max(1, math.ceil(max(total, MIN_REPLICATES)) - R) if total <= MAX_REPLICATES else None
-            b = b._replace(reason="noisy", further_replicates=more)
+            b = b._replace(reason="noisy")
         out.append(b)
     return out
 
@@ -262,33 +244,23 @@ def _worst(families: list[Strongest]) -> Strongest:
     return Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
 
 
-def _replicates_to_exclude(best: Strongest, grid: Grid, data: Data) -> Floats:
-    """Replicates in all that exclude large jumps (EXCLUDED_JUMP of the change), if all estimates stay where they are: (N,).
+def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
+    """Are jumps of EXCLUDED_JUMP of the change excluded at every gap?  (N,) bool
 
     On top of the best smooth curve, the interval of every jump must stay below. And since a steep smooth curve may stand in for a
     jump, every straight line with such a jump must itself be refuted (F test of its lack of fit).
     """
-    R, S = data.spread.shape[1:]
+    S = data.spread.shape[2]
     large = EXCLUDED_JUMP * np.ptp(data.means, axis=1)[:, None]
     jumps = grid.is_jump & best.known
     left = np.maximum(large - np.abs(best.size), 1e-300)
     ratio = np.where(jumps, critical_value(best, 1.0)[:, None] * best.error / left, 0).max(1)
-    on_top = np.where(jumps.any(1), R * np.minimum(ratio, 1e9) ** 2, np.inf)
+    on_top = jumps.any(1) & (ratio <= 1)
     e, jump = data.means - data.means @ grid.line.T @ grid.line, grid.unlined[grid.is_jump]
     size = e @ jump.T / (jump**2).sum(1)  # (N, K)
     size = np.where(size < 0, -1, 1) * np.maximum(np.abs(size), large)
     misfit = ((e[:, None] - size[..., None] * jump) ** 2 / data.variance[:, None]).sum(-1).min(1)  # F times S - 3
-    enough = (S - 3) * (special.fdtri(S - 3, data.df, 1 - ALPHA) - 1)
-    return np.maximum(on_top, R * enough / np.maximum(misfit - (S - 3), 1e-9))
-
-
-def _replicates_to_find(best: Strongest, R: int) -> Floats:
-    """Replicates in all at which the strongest break, if it is as large as it looks, is found with POWER: (N,)."""
-    total = np.full(len(best.top), float(R))
-    for _ in range(2):  # the critical value falls as the degrees of freedom grow
-        wanted = critical_value(best, np.maximum(total - 1, 1) / (R - 1)) + special.ndtri(POWER)
-        total = R * (wanted / np.maximum(best.top, 1e-3)) ** 2
-    return total
+    return on_top & (misfit >= (S - 3) * special.fdtri(S - 3, data.df, 1 - ALPHA))
 
 
 def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:

@@ -1,4 +1,4 @@
-"""What the spread over replicates says: are there two kinds of them, how noisy are they, how many more would it take?
+"""What the spread over replicates says: are there two kinds of them, how noisy are they, how many made it?
 
 Imports scikit-learn, statsmodels and diptest inside the functions that need them: by name, never from the package's front door.
 Checked by tests/simulations/simulate_replicates.py.
@@ -25,8 +25,6 @@ NO_SEPARATION = 2.25
 """Distance of two modes, in sums of their standard deviations, below which they are one kind with a bend."""
 SMALLEST_SD = 0.05
 """No Gaussian component is narrower than this share of the spread of all values: ties would win any comparison otherwise."""
-MAX_REPLICATES = 10_000
-"""Nobody runs more: beyond it the answer is "more than that"."""
 
 
 # --- two kinds? --------------------------------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def _two_gaussians(ordered: np.ndarray) -> tuple[float, float, tuple[Mode, Mode]
     return bic_one - float(mixture.bic(z[:, None])), separation, (low, high)
 
 
-# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+# --- how noisy? ---------------------------------------------------------------------------------------------------------
 
 
 class Noise(NamedTuple):
@@ -266,59 +264,6 @@ def _alike(squared: np.ndarray, freedom: np.ndarray, least: float | None) -> boo
     stretch = 1 + (float((1 / freedom).sum()) - 1 / total) / (3 * (k - 1))
     statistic = (total * math.log(pooled) - float((freedom * np.log(squared)).sum())) / stretch
     return float(special.chdtrc(k - 1, statistic)) >= TOLD_APART and math.sqrt(pooled) >= (least or 0.0)
-
-
-class Needed(NamedTuple):
-    """Replicates per arm that a comparison needs."""
-
-    n: int
-    or_more: bool
-    """True: more than n; print "more than 10,000"."""
-    even: int | None = None
-    """Where a study is played on (further.py): how many give an even chance; None: no number tried does."""
-
-
-def replicates_needed(
-    cv: float | None,
-    relative_difference: float,
-    power: float = 0.8,
-    alpha: float = 0.05,
-) -> Needed | None:
-    """Replicates in each arm at which a two-sided t-test finds a mean that differs by `relative_difference` (.2: 20 %).
-
-    Both arms with the sd that `cv` gives the first (if the sd grows with the mean and the other is 20 % better, .8 becomes .72).
-    Hand in both ends of the cv's interval: the number from the cv of 3 replicates keeps its promise in 38 % of pilots (mean power
-    .62 to .69).
-    None where there is nothing to compute from: cv undefined, or no spread at all. Power from statsmodels.
-    Raises ValueError for a difference that is not positive and a power outside (alpha, 1).
-    """
-    if relative_difference <= 0 or not alpha < power < 1:
-        raise ValueError(
-            f"need a positive difference and alpha < power < 1; given {relative_difference}, {alpha}, {power}"
-        )
-    if cv is None or not 0 < cv < math.inf:
-        return None
-    from statsmodels.stats.power import TTestIndPower
-
-    test = TTestIndPower()
-    effect = min(relative_difference / cv, 100.0)  # two values an arm suffice by then
-
-    def enough(
-        n: int,
-    ) -> bool:  # one side at alpha / 2: finding it the wrong way round is no finding (and is nan for big effects)
-        return bool(test.power(effect, n, alpha / 2, alternative="larger") >= power)
-
-    low, high = 1, 2  # whole numbers by doubling, then halving: solve_power fails to converge at the ends
-    while not enough(high):
-        if high == MAX_REPLICATES:
-            return Needed(MAX_REPLICATES, True)
-        low, high = high, min(2 * high, MAX_REPLICATES)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    if high < 4:  # power is the pooled t's; of two or three, Welch's has fewer degrees of freedom: .56 for .8
-        high += 1
-    return Needed(high, False)
 
 
 # --- how many made it? -------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import Scenario
 
-from orchestrator.analysis import emergence
 from orchestrator.stats import artefacts, break_models
 from orchestrator.stats.artefacts import Emergence, weigh
 from orchestrator.stats.breaks import Break, find_break, find_breaks
@@ -174,21 +173,16 @@ def test_a_glaring_jump_is_found_with_its_place_and_both_errors() -> None:
 
 
 @pytest.mark.parametrize("n_scales", [4, 5, 7])
-def test_seven_scales_claim_no_break_and_say_how_many_are_wanting(n_scales: int) -> None:
+def test_seven_scales_claim_no_break(n_scales: int) -> None:
     jumping = scores(1.0 * (n_scales <= 2 * U), 10, 0.01)[:, :n_scales]
     found = find_break(U[:n_scales], jumping)
-    assert (found.verdict, found.reason, found.further_scales) == ("undecided", "few scales", 8 - n_scales)
-    assert found.further_replicates is None
-    few = find_break(U[:n_scales], jumping[:3])  # three replicates never make a break, whatever the scales
-    assert (few.further_scales, few.further_replicates) == (8 - n_scales, 1)
-    said = emergence.settles(few.further_scales, few.further_replicates)
-    assert said.endswith("1 more replicate are the least that could settle it")
+    assert (found.verdict, found.reason) == ("undecided", "few scales")
 
 
 @pytest.mark.parametrize("replicates", [2, 3])
-def test_three_replicates_claim_no_break_and_say_how_many_are_wanting(replicates: int) -> None:
+def test_three_replicates_claim_no_break(replicates: int) -> None:
     found = find_break(U, scores(STEP, replicates, 0.002))
-    assert (found.verdict, found.reason, found.further_replicates) == ("undecided", "few replicates", 4 - replicates)
+    assert (found.verdict, found.reason) == ("undecided", "few replicates")
 
 
 def test_neither_do_three_of_six_that_got_as_far_as_the_jump() -> None:
@@ -198,11 +192,11 @@ def test_neither_do_three_of_six_that_got_as_far_as_the_jump() -> None:
     assert find_break(U, Y)[:2] == ("undecided", "few replicates")
 
 
-def test_one_replicate_decides_nothing_and_lacks_three_for_a_break() -> None:
+def test_one_replicate_decides_nothing_and_four_make_a_break() -> None:
     found = find_break(U, scores(STEP, 1))
     assert (found.verdict, found.reason) == ("undecided", "no noise estimate")
-    assert found.noise is None and (found.further_scales, found.further_replicates) == (None, 3)
-    assert find_break(U, scores(STEP, 4)).verdict == "break"  # and with these three it is one
+    assert found.noise is None
+    assert find_break(U, scores(STEP, 4)).verdict == "break"
 
 
 def test_one_odd_scale_is_no_break() -> None:
@@ -219,22 +213,10 @@ def test_a_constant_says_what_would_have_been_seen() -> None:
         assert low <= np.mean([b.verdict != "constant" for b in seen]) <= high
 
 
-def test_the_replicates_that_are_asked_for_settle_it() -> None:
-    draw = stream("test breaks", "further")
-    curve, _ = jump(0.5)(draw, 300, 10)
-    noisy = [b for b in find_breaks(U, even(draw, curve, 5, np.full(300, 0.1))) if b.reason == "noisy"]
-    assert len(noisy) > 100
-    more = int(np.median([b.further_replicates or 1000 for b in noisy]))
-    assert 2 <= more <= 20
-    settled = find_breaks(U, even(draw, curve, 5 + more, np.full(300, 0.1)))
-    assert np.mean([b.verdict == "break" for b in settled]) >= 0.75
-
-
-def test_where_no_number_of_replicates_would_settle_it_none_is_named() -> None:
+def test_replicates_that_jump_each_at_its_own_place_leave_it_open() -> None:
     lottery = (np.arange(10) >= np.array([[2], [4], [5], [7], [8]])).astype(float)
     found = [find_break(U, lottery + 0.001 * stream("test breaks", k).standard_normal((5, 10))) for k in range(20)]
     assert all(b.verdict == "undecided" and b.reason == "noisy" for b in found)
-    assert all(b.further_replicates is None or b.further_replicates >= 3 for b in found)
 
 
 @pytest.mark.parametrize("pattern", ["here and there", "late", "early"])
@@ -331,8 +313,6 @@ def test_no_data_whatever_make_it_stumble_or_say_nan() -> None:
         assert all(math.isfinite(number) for number in numbers(found)), (x, Y, found)
         if found.verdict == "break":
             assert len(found.scales) >= 8 and found.n_replicates >= 4
-        for further in (found.further_scales, found.further_replicates):
-            assert further is None or (found.verdict == "undecided" and 1 <= further <= 1000)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +335,6 @@ GONE = Break("missing", "no data")
 def test_the_examples_are_what_their_names_say() -> None:
     assert [b.verdict for b in (SMOOTH, BROKEN, FLAT, UNSURE)] == ["smooth", "break", "constant", "undecided"]
     assert LATE.verdict == "smooth" and LATE.steep is not None and LATE.steep[2] > 0.9
-    assert SHORT.further_scales == 1
 
 
 @pytest.mark.parametrize(
@@ -411,12 +390,6 @@ def test_the_verdict_on_a_skill_rests_on_its_continuous_scores(
     if verdict == "metric artefact":
         assert found.low is not None and found.high is not None and (found.share_discrete or 0) >= 2 / 3
         assert found.share_continuous is None or found.share_continuous <= 0.5
-
-
-def test_what_would_settle_a_score_would_settle_the_skill() -> None:
-    assert weigh({"loss": SHORT}, None).further_scales == 1
-    assert weigh({"loss": UNSURE}, None).further_replicates == 1
-    assert weigh({"loss": FLAT, "accuracy": SHORT}, None).further_scales == 1
 
 
 def test_a_smooth_loss_under_exact_match_is_an_artefact_from_end_to_end() -> None:

@@ -1,4 +1,4 @@
-"""Two kinds of replicates, their noise, how many more are needed; and the command that plays simulated truths at length."""
+"""Two kinds of replicates, their noise; and the command that plays simulated truths at length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from simulate_replicates import KINDS, NOISE, SUCCESS, lottery
 from simulation import Outcome, Scenario
 
 from orchestrator.stats import replicates
-from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 
 
@@ -98,7 +97,7 @@ def test_the_dip_test_alone_finds_a_clear_lottery_in_a_quarter_of_five_replicate
     assert found[5] == pytest.approx(0.23, abs=0.03) and found[20] == pytest.approx(0.93, abs=0.03)
 
 
-# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+# --- how noisy? ---------------------------------------------------------------------------------------------------------
 
 
 def test_noise_of_three_values_computed_by_hand() -> None:
@@ -138,29 +137,6 @@ def test_no_number_that_is_not_finite_ever_comes_out() -> None:
         values = (draw.normal(0, 1, n) * 10.0 ** draw.integers(-12, 12) + draw.integers(-1, 2)).tolist()
         found = replicates.noise(values)
         assert found is not None and all(math.isfinite(v) for v in found if v is not None)
-
-
-def test_replicates_needed_agrees_with_published_tables() -> None:
-    """Cohen 1988, table 2.4.1: power .8 at alpha .05 two-sided takes 64 in each group for d = .5, 26 for .8, 393 for .2."""
-    assert replicates.replicates_needed(0.4, 0.2) == Needed(64, False)
-    assert replicates.replicates_needed(0.25, 0.2) == Needed(26, False)
-    assert replicates.replicates_needed(1.0, 0.2) == Needed(394, False)  # by exact power; the table's 393 gives .7996
-
-
-def test_a_cap_is_said_to_be_one_and_nothing_comes_of_nothing() -> None:
-    assert replicates.replicates_needed(3.0, 0.01) == Needed(10_000, True)
-    assert replicates.replicates_needed(None, 0.2) is None
-    assert replicates.replicates_needed(0.0, 0.2) is None
-    assert replicates.replicates_needed(float("nan"), 0.2) is None
-    for wrong in ({"relative_difference": 0.0}, {"relative_difference": 0.2, "power": 0.01}):
-        with pytest.raises(ValueError):
-            replicates.replicates_needed(0.3, **wrong)
-
-
-def test_more_noise_never_needs_fewer_replicates() -> None:
-    needed = [replicates.replicates_needed(cv, 0.1) for cv in np.geomspace(1e-4, 5, 60).tolist()]
-    numbers = [one.n for one in needed if one is not None]
-    assert len(numbers) == 60 and numbers == sorted(numbers) and numbers[0] == 3
 
 
 def test_the_lost_stay_in_the_denominator_of_success_and_the_pending_do_not_enter_it() -> None:

@@ -1,4 +1,4 @@
-"""How much replicates differ, and whether those at the onset are of one kind."""
+"""How much replicates differ, and how many have the skill at its onset."""
 
 from __future__ import annotations
 
@@ -48,14 +48,13 @@ def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> Nois
 
 
 class Midpoint(NamedTuple):
-    """The cell whose mean ability is nearest one half: one kind of replicates there, or two?"""
+    """The cell whose mean ability is nearest one half."""
 
     arm: str
     n_tasks: int
     compute_flops: float
     mean: float
     values: tuple[float, ...]
-    kinds: replicates.Bimodality
     success: replicates.Success
     """Its interval is corrected for the choice."""
     chosen_from: int
@@ -81,5 +80,4 @@ def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
         return None
     i, j = np.unravel_index(place, cube.shape[:2])
     looked = int((~np.isnan(cells).all(axis=1)).sum())
-    kinds = replicates.bimodality(values.tolist())
-    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
+    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), made, looked)

@@ -28,7 +28,7 @@ MAX_CLAIM_ROWS = 400
 
 NOT_CORRECTED = (
     "forecasts, best sizes and their exponents, what more workers gain, expected values, verdicts of smooth and of metric "
-    "artefact, one kind of replicates or two, and shares (k of n)"
+    "artefact, and shares (k of n)"
 )
 """What the report says outside the count of claims."""
 
@@ -380,29 +380,17 @@ def _pooled_words(n_tasks: tuple[int, ...]) -> str:
 
 
 def midpoint_rows(found: Findings) -> list[dict[str, str]]:
-    """One kind of replicates at the onset, or two?"""
+    """How many replicates have the skill at its onset, and how far apart they lie."""
     rows = []
     for arm, at in found.midpoints.items():
-        kinds, made = at.kinds, at.success
+        made = at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
         chosen = (
             f", corrected for the {number(at.chosen_from)} cells that it was chosen from" if at.chosen_from > 1 else ""
         )
         said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)}{chosen})"
-        if kinds.verdict == "too few":
-            said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
-        elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:
-            low, high = kinds.modes
-            said += f". Two kinds: {low.n} around {decimal(low.mean)}, {high.n} around {decimal(high.mean)}. Their mean describes neither"
-        else:
-            named = {
-                "one kind": "One kind of replicates",
-                "undecided": "One kind or two: the dip test and the mixture disagree",
-            }
-            said += f". {named.get(kinds.verdict, 'All alike')}"
-        if kinds.dip_p is not None and kinds.bic_gain is not None:
-            favours = "two" if kinds.bic_gain > 0 else "one"
-            said += f" (dip test p {p_words(kinds.dip_p)}; BIC favours {favours} by {abs(kinds.bic_gain):.3g})"
+        if len(at.values) > 1:
+            said += f". Their ability lies between {decimal(min(at.values))} and {decimal(max(at.values))}"
         rows.append({"arm": arm, "where": where, "words": said})
     return rows
 

@@ -1,4 +1,4 @@
-"""Simulated truths for what is said of replicates: two kinds, their noise, many claims at once, one arm against another.
+"""Simulated truths for what is said of replicates: their noise, many claims at once, one arm against another.
 
 Bounds hold with a margin beyond the Monte-Carlo error of 2,000 runs. A bound of 0 on a coverage means: measured, promised by
 nobody. `python tests/simulations/calibration.py --only replicates` plays them at length.
@@ -18,9 +18,6 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, n) -> the values of n replicates."""
 
 
-# --- two kinds? --------------------------------------------------------------------------------------------------------
-
-
 def normal(mean: float, sd: float) -> Draw:
     """n normal values."""
     return lambda draw, n: mean + sd * draw.standard_normal(n)
@@ -29,106 +26,6 @@ def normal(mean: float, sd: float) -> Draw:
 def lottery(share: float, sd: float) -> Draw:
     """Modes at .1 and .95; `share` of the replicates at .1."""
     return lambda draw, n: np.where(draw.random(n) < share, 0.1, 0.95) + sd * draw.standard_normal(n)
-
-
-def heap_at_one(share: float) -> Draw:
-    """`share` at exactly 1, the others flat between .6 and 1: unimodal, and the dip test's worst case known to us."""
-    return lambda draw, n: np.where(draw.random(n) < share, 1.0, 0.6 + 0.4 * draw.random(n))
-
-
-def accuracy(p: float, n_items: int) -> Draw:
-    """Measured on so many items: ties everywhere."""
-    return lambda draw, n: draw.binomial(n_items, p, n) / n_items
-
-
-def two_kinds(
-    truth: Draw, n: int, resolution: float = 0.0, cost: int = 1
-) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often is "two kinds" said? It needs the dip test, so the mixture is fitted only where that finds some.
-
-    Every `cost`-th run only, where that is often: a fit takes milliseconds.
-    """
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        hits, n_played = 0, max(1, n_runs // cost)
-        for _ in range(n_played):
-            values = truth(draw, n)
-            if replicates.dip_p_value(replicates.spread_ties(values, resolution)) <= replicates.DIP_ALPHA:
-                hits += replicates.bimodality(values.tolist(), resolution).verdict == "two kinds"
-        return Outcome(hits / n_played, n_played)
-
-    return run
-
-
-def one_kind(truth: Draw, n: int, cost: int = 1) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often is "one kind" said?"""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        n_played = max(1, n_runs // cost)
-        hits = 0
-        for _ in range(n_played):
-            values = truth(draw, n)
-            if replicates.dip_p_value(values) > replicates.DIP_ALPHA:
-                hits += replicates.bimodality(values.tolist()).verdict == "one kind"
-        return Outcome(hits / n_played, n_played)
-
-    return run
-
-
-KINDS = (
-    *(
-        Scenario(f"replicates: two kinds of {n} {name}", "false claims", 0.05, two_kinds(truth, n))
-        for n in (20, 50)
-        for name, truth in (
-            ("normal values", lambda draw, n: draw.standard_normal(n)),
-            ("flat values", lambda draw, n: draw.random(n)),
-            ("skewed values, beta(8, 2)", lambda draw, n: draw.beta(8, 2, n)),
-            ("values piled up towards 1, beta(5, 1/2)", lambda draw, n: draw.beta(5, 0.5, n)),
-            ("values with 40 % at exactly 1", heap_at_one(0.4)),
-            ("values with 60 % at exactly 1", heap_at_one(0.6)),
-            ("normal values cut off at 1", lambda draw, n: np.minimum(1, 0.97 + 0.05 * draw.standard_normal(n))),
-        )
-    ),
-    *(
-        Scenario(
-            f"replicates: two kinds of 20 accuracies of {p} on 100 items",
-            "false claims",
-            0.05,
-            two_kinds(truth, 20, 0.01),
-        )
-        for p, truth in ((0.97, accuracy(0.97, 100)), (0.997, accuracy(0.997, 100)))
-    ),
-    *(
-        Scenario(
-            f"replicates: two kinds, {share:.0%} at .1, the others at .95, of {n}, sd {sd}",
-            "power",
-            bound,
-            two_kinds(lottery(share, sd), n, cost=4),
-        )
-        for share, n, sd, bound in (
-            (0.5, 20, 0.05, 0.93),
-            (0.5, 20, 0.085, 0.88),
-            (0.5, 20, 0.15, 0.2),
-            (0.8, 20, 0.05, 0.25),
-            (0.8, 50, 0.05, 0.6),
-        )
-    ),
-    *(
-        Scenario(
-            f"replicates: one kind of 20, though {share:.0%} at .1, sd {sd}",
-            "false claims",
-            0.08,
-            one_kind(lottery(share, sd), 20, 4),
-        )
-        for share, sd in ((0.5, 0.15), (0.8, 0.05))
-    ),
-    Scenario(
-        "replicates: one kind of 20 normal values",
-        "power",
-        0.9,
-        one_kind(lambda draw, n: draw.standard_normal(n), 20, 8),
-    ),
-)
 
 
 # --- how noisy? ---------------------------------------------------------------------------------------------------------
@@ -473,4 +370,4 @@ COMPARE = (
     Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
 )
 
-SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)
+SCENARIOS: tuple[Scenario, ...] = (*NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

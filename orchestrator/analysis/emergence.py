@@ -1,4 +1,4 @@
-"""Break, smooth or metric artefact: every shown skill along tasks and along compute."""
+"""Break or smooth: every shown skill along tasks and along compute."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from orchestrator.analysis.claims import Looked, claim_of, words_of_arm
 from orchestrator.analysis.results import Axis, Results, split_of
-from orchestrator.formatting import number, times
-from orchestrator.stats import artefacts
-from orchestrator.stats.artefacts import Emergence
-from orchestrator.stats.breaks import Break
+from orchestrator.formatting import number
+from orchestrator.stats import breaks
+from orchestrator.stats.breaks import Break, Emergence
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 
@@ -26,10 +25,17 @@ class Cut(NamedTuple):
     """Along which the skill is followed."""
     fixed: float
     """Where the other axis stands."""
-    result: artefacts.Emergence
+    result: Emergence
 
 
-_METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
+_METRICS = {
+    "loss_nats": "loss",
+    "brier": "brier",
+    "probability": "expected_accuracy",
+    "accuracy": "accuracy",
+    "exact_match": "exact_match",
+}
+"""Name of a measure -> its name among the scores of `breaks.emergence`."""
 
 
 def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
@@ -62,17 +68,11 @@ def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
     return table
 
 
-def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> artefacts.Emergence:
-    optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
-    return artefacts.emergence(
-        np.log(scale) if len(scale) else np.array([]),
-        loss=lines["loss_nats"],
-        brier=lines["brier"],
-        expected_accuracy=lines["probability"],
-        accuracy=lines["accuracy"],
-        exact_match=optional["exact_match"],
-        predicted_exact_match=optional["predicted_exact_match"],
-    )
+def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> Emergence:
+    scores = {_METRICS[m]: values for m, values in lines.items()}
+    if not np.isfinite(scores["exact_match"]).any():
+        del scores["exact_match"]
+    return breaks.emergence(np.log(scale) if len(scale) else np.array([]), scores)
 
 
 def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
@@ -110,51 +110,18 @@ _SCORES = {
 }
 
 
-_OPEN = {
-    "few scales": "too few scales",
-    "few replicates": "all speaks for a break, but so few replicates can look like one by chance",
-    "no noise estimate": "one replicate gives no estimate of the noise",
-    "noisy": "too noisy",
-    "smooth predicts better": "a break fits best, smooth curves predict unseen scales better",
-    "one odd scale": "without one odd scale a smooth curve would do",
-    "nothing fits": "neither a smooth curve nor a single break describes it",
-    "discrete score undecided": "only a threshold moves, and what it does is not decided",
-    "continuous scores disagree": "the continuous scores disagree",
-    "no continuous score": "there is no continuous score",
-    "exact match unexplained": "exact match is abrupt alone, and not what the token probabilities predict",
-    "exact match unpredicted": "exact match is abrupt alone, and nothing predicts it",
-}
-"""Why a question stays open, in words."""
-
-
 def break_words(found: Break) -> str:
     """What is known of one score along one cut, in a clause."""
     if found.verdict == "break" and found.low is not None and found.high is not None:
         return f"{found.kind} between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
-    if found.verdict == "undecided":
-        return f"undecided: {_OPEN.get(found.reason, found.reason)}"
-    return str(found.verdict)
+    return f"undecided: {found.why}" if found.verdict == "undecided" else str(found.verdict)
 
 
 def emergence_words(found: Emergence) -> str:
     """The verdict on one skill along one cut, as a sentence without its full stop."""
-    place = ""
-    if found.low is not None and found.high is not None:
-        place = f" between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
-    decisive = _SCORES.get(found.decisive or "", "the score")
-    if found.verdict == "break":
-        return f"a break of {decisive}{place}: no smooth curve explains it"
-    if found.verdict == "metric artefact":
-        return f"a metric artefact: {decisive} is abrupt{place}, while the continuous scores move gradually"
-    if found.verdict == "smooth":
-        return "smooth: no break is needed to explain it"
-    if found.verdict == "constant":
-        return "nothing moves beyond the noise"
     if found.verdict == "missing":
         return "not measured"
-    one = found.metrics.get(found.decisive or "")
-    why: str = one.reason if one is not None and found.reason == "continuous score undecided" else found.reason
-    said = _OPEN.get(why, why)
-    if one is not None and why == "few scales":
-        said = f"{times(len(one.scales), 'scale')}, and a break needs {MIN_SCALES}"
-    return f"undecided: {said}"
+    if found.verdict == "break" and found.low is not None and found.high is not None:
+        place = f"between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
+        return f"a break of {_SCORES.get(found.decisive or '', 'the score')} {place}: {found.why}"
+    return f"{found.verdict}: {found.why}"

@@ -109,7 +109,7 @@ class Findings:
     speeds: tuple[Speed, ...] = ()
     """What more workers gain, where lines differ in that."""
     cuts: tuple[Cut, ...] = ()
-    """Break, smooth or metric artefact: every shown skill along either axis."""
+    """Break or smooth: every shown skill along either axis."""
     noise: tuple[NoiseRow, ...] = ()
     midpoints: dict[str, Midpoint] = field(default_factory=dict)
     """arm -> the cell at the onset of the headline skill."""

@@ -21,7 +21,7 @@ from orchestrator.analysis.results import Axis, Results, split_of, surface
 from orchestrator.formatting import figure, number, range_words, times
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.minimums import MIN_REPLICATES
-from orchestrator.study.claim import Primary
+from orchestrator.study.claim import RETIRED_VERDICT, Primary
 from orchestrator.study.claimable import BOUNDS, OVERTAKING, grid
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
@@ -149,7 +149,7 @@ def _if_they_agree(study: Study, claim: Primary, n: int) -> Iterator[Verdict]:
         yield from ("consistent", "inconsistent")  # a mean without spread is known exactly
         return
     if claim.what == "emergence":
-        for verdict in ("smooth", "metric artefact", "break") if n >= MIN_REPLICATES else ("smooth", "metric artefact"):
+        for verdict in ("smooth", "break") if n >= MIN_REPLICATES else ("smooth",):
             yield "consistent" if verdict == claim.verdict else "inconsistent"
         return
     levels = grid(study, cast(Family, study.family), claim)
@@ -201,7 +201,7 @@ def planned(study: Study) -> list[tuple[str, str]]:
         return []
     known, n = least(study, claim), study.axes.replicates
     rule = (
-        "consistent if the verdict is that one, inconsistent if it is another, and break, smooth and metric artefact are verdicts"
+        "consistent if the verdict is that one, inconsistent if it is the other of break and smooth"
         if claim.what == "emergence"
         else "consistent if the whole 95 % interval over replicates lies there, inconsistent if none of it does"
     )
@@ -422,7 +422,9 @@ def _examine_emergence(study: Study, cuts: list[emergence.Cut], claim: Primary) 
     place = (_arm(study, claim), claim.skill or study.shown_skills[0], along, fixed)
     for cut in cuts:
         if (cut.arm, cut.skill, cut.axis, cut.fixed) == place and cut.result.verdict != "missing":
-            decided = cut.result.verdict in ("break", "smooth", "metric artefact")
+            decided = cut.result.verdict == "break" or (
+                cut.result.verdict == "smooth" and claim.verdict != RETIRED_VERDICT
+            )
             verdict = "consistent" if cut.result.verdict == claim.verdict else "inconsistent"
             said = f"found: {emergence_words(cut.result)}"
             return PrimaryFinding(claim, None, None, said, cast(Any, verdict if decided else "inconclusive"))

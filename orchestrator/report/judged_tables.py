@@ -27,8 +27,8 @@ MAX_CLAIM_ROWS = 400
 """Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""
 
 NOT_CORRECTED = (
-    "forecasts, best sizes and their exponents, what more workers gain, expected values, verdicts of smooth and of metric "
-    "artefact, and shares (k of n)"
+    "forecasts, best sizes and their exponents, what more workers gain, expected values, smooth verdicts, "
+    "and shares (k of n)"
 )
 """What the report says outside the count of claims."""
 
@@ -246,7 +246,7 @@ def cut_rows(found: Findings) -> list[dict[str, Any]]:
     rows = []
     known = found.standings
     for cut in found.cuts:
-        if cut.result.verdict not in ("break", "smooth", "metric artefact"):
+        if cut.result.verdict not in ("break", "smooth"):
             continue
         said = {_SCORES[name]: break_words(one) for name, one in cut.result.metrics.items()}
         rows.append(
@@ -267,7 +267,7 @@ def undecided(found: Findings) -> list[dict[str, str]]:
     """What is not decided, and what would settle it: one row for all cuts of which the same is said."""
     groups: dict[tuple[str, str], list[Cut]] = {}
     for cut in found.cuts:
-        if cut.result.verdict in ("undecided", "constant", "missing"):
+        if cut.result.verdict in ("undecided", "missing"):
             groups.setdefault((cut.axis, emergence_words(cut.result)), []).append(cut)
     rows = []
     for (axis, words), cuts in groups.items():

@@ -84,7 +84,7 @@ SECTIONS = (
     Section("distance", "Counting or remembering", _any_block("distance")),
     Section("boundaries", "Boundaries"),
     Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
-    Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
+    Section("emergence", "Break or smooth", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
     Section("generalists", "Generalist against specialists", lambda page: bool(page["contests"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),

@@ -5,7 +5,7 @@ studies (tests/stats/test_frontier.py), ability and memory against values comput
 
 measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
 intervals   means and proportions        survival    compute-to-skill with censored replicates
-replicates  noise, k of n succeed        breaks      break, smooth or metric artefact
+replicates  noise, k of n succeed        breaks      break or smooth
 frontier    best size for a budget       forecast    does the bottom predict the top
 multiplicity  many claims at once
 

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from trainers.records import Count, Positive, Record
 
+RETIRED_VERDICT = "metric artefact"
+"""A verdict that studies may have claimed and no new one can."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -51,4 +54,4 @@ class Primary(Record):
     hi: Finite | None = None
     """The claim: not above this."""
     verdict: Literal["break", "smooth", "metric artefact"] | None = None
-    """The claim (`emergence` only)."""
+    """The claim (`emergence` only): break or smooth. `metric artefact` is read in studies that have run, and refused in new ones."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.study.claim import Primary
+from orchestrator.study.claim import RETIRED_VERDICT, Primary
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -65,6 +65,7 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
     yield from _notnumber(claim)
+    yield from _retired(claim)
     if claim.what.endswith("memory") and family.ability_of == "accuracy":
         name: Any = family
         yield (
@@ -148,12 +149,20 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
         yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
 
 
+def _retired(claim: Primary) -> Iterator[Problem]:
+    if claim.verdict == RETIRED_VERDICT:
+        yield (
+            ("primary", "verdict"),
+            f"'{RETIRED_VERDICT}' is no verdict any more: the continuous scores decide; give break or smooth",
+        )
+
+
 def _notnumber(claim: Primary) -> Iterator[Problem]:
     if claim.what == "emergence":
         if claim.verdict is None or claim.lo is not None or claim.hi is not None:
             yield (
                 ("primary",),
-                "'emergence' claims a verdict, not a range; give verdict: break, smooth or metric artefact",
+                "'emergence' claims a verdict, not a range; give verdict: break or smooth",
             )
     elif claim.lo is None and claim.hi is None:
         if claim.verdict is None:

@@ -256,7 +256,7 @@ def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
         ({"what": "k_ability", "hi": 4}, 5, 2),
         ({"what": "k_ability", "lo": 1024}, 5, 2),
         ({"what": "emergence", "compute_flops": 1e11, "verdict": "break"}, 4, 2),
-        ({"what": "emergence", "compute_flops": 1e11, "verdict": "smooth"}, 2, 2),  # an artefact refutes it
+        ({"what": "emergence", "compute_flops": 1e11, "verdict": "smooth"}, 2, 4),
         ({"what": "crossover", "against": "next_token", "n_tasks": 64, "lo": 4e11}, 3, 3),
         ({"what": "ability", "n_tasks": 4, "lo": 0.5}, 2, 2),
     ],

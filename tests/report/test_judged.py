@@ -62,7 +62,7 @@ def test_a_planted_break_is_called_a_break_where_it_is() -> None:
     )
 
 
-def test_a_straight_line_is_no_break_and_its_exact_match_an_artefact_at_most() -> None:
+def test_a_straight_line_is_no_break() -> None:
     found = found_of(slope)
     assert "break" not in along_tasks(found)
     assert not any("breaks" in claim.says and claim.verdict == "kept" for claim in found.claims)

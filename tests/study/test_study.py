@@ -227,7 +227,8 @@ CLAIMS = [
     ("a skill that is not there", "{what: k_ability, skill: recal, lo: 16}", "; did you mean 'recall'?"),
     ("an arm that is not there", "{what: k_ability, arm: reward, lo: 16}", "reward is not in the study; it has answer, next_token"),
     ("an arm against itself", "{what: crossover, n_tasks: 4, against: answer, lo: 2e11}", "give the other as 'against'"),
-    ("a range for a verdict", "{what: emergence, n_tasks: 4, lo: 1}", "give verdict: break, smooth or metric artefact"),
+    ("a range for a verdict", "{what: emergence, n_tasks: 4, lo: 1}", "give verdict: break or smooth"),
+    ("a verdict that is gone", "{what: emergence, n_tasks: 4, verdict: metric artefact}", "give break or smooth"),
     ("a verdict for a range", "{what: k_ability, verdict: break}", "claims a range"),
     ("both axes fixed", "{what: emergence, n_tasks: 4, compute_flops: 1e11, verdict: break}", "the one that stays fixed"),
     ("a quantity that is not there", "{what: k_abilty, lo: 16}", "one of 'k_ability', 'k_memory'"),
@@ -281,7 +282,7 @@ def test_a_claim_may_be_any_that_the_study_can_decide(tmp_path: Path) -> None:
         "{what: crossover, arm: next_token, against: answer, n_tasks: 16, lo: 8e11}",
         "{what: drift_memory, hi: 0}",
         "{what: accuracy, n_tasks: 1e4, skill: recall, lo: 0.95}",
-        "{what: emergence, n_tasks: 4, verdict: metric artefact}",
+        "{what: emergence, n_tasks: 4, verdict: smooth}",
     ):
         assert load(written(tmp_path, CLAIM_AXES + f"primary: {claim}\n")).primary is not None, claim
 

@@ -19,7 +19,6 @@ from orchestrator.analysis import (
     boundaries,
     claims,
     emergence,
-    forecasts,
     generalists,
     onsets,
     primary,
@@ -43,8 +42,7 @@ from orchestrator.analysis.onsets import ToSkill, claims_of_onsets
 from orchestrator.analysis.replicates import Midpoint, NoiseRow
 from orchestrator.analysis.results import Phase, Results, split_of
 from orchestrator.analysis.speed import Speed, speeds
-from orchestrator.stats.forecast import Forecast
-from orchestrator.stats.frontier import Chinchilla, Isoflops, Optimum
+from orchestrator.stats.frontier import Isoflops
 from orchestrator.study.schema import Study
 
 
@@ -113,12 +111,8 @@ class Findings:
     noise: tuple[NoiseRow, ...] = ()
     midpoints: dict[str, Midpoint] = field(default_factory=dict)
     """arm -> the cell at the onset of the headline skill."""
-    forecasts: dict[tuple[str, int], Forecast] = field(default_factory=dict)
-    """(arm, n_tasks) -> the loss at the largest budget, told from a quarter of it."""
     frontier: dict[str, Isoflops] = field(default_factory=dict)
     """arm -> the best model size at each compute."""
-    laws: dict[str, tuple[Chinchilla, Optimum | None]] = field(default_factory=dict)
-    """arm -> the parametric law of loss in size and tokens, and its best size at the largest budget."""
     verdicts: tuple[Verdict, ...] = ()
 
     @cached_property
@@ -256,10 +250,6 @@ def judge(results: Results) -> Findings:
         cuts=tuple(cuts),
         noise=tuple(replicates.noise_table(results, skills)),
         midpoints={a: m for a, m in midpoints.items() if m is not None},
-        forecasts={
-            (a, n): f for a in conditions for n, f in forecasts.forecasts(results, a, skills[0], claims.CONFIDENCE)
-        },
-        laws={a: sizes.law(results, a, skills[0]) for a in study.axes.arm if len(study.axes.variant) > 2},
         frontier={a: sizes.isoflops(results, a, skills[0]) for a in study.axes.arm},
         verdicts=tuple(verdict_on(results, expected) for expected in study.expected),
     )

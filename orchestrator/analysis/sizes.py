@@ -1,4 +1,4 @@
-"""The best model size at each compute, and the parametric law of loss in size and tokens."""
+"""The best model size at each compute."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from orchestrator.analysis.results import Results, split_of
-from orchestrator.formatting import figure, number, percent, times
+from orchestrator.formatting import number
 from orchestrator.stats import frontier
-from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum, interval
+from orchestrator.stats.frontier import MIN_SIZES, Isoflops
 from trainers import budget
-from trainers.streams import stream
 from trainers.tasks import Family
 
 
@@ -52,15 +51,6 @@ def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
     return frontier.isoflop(of.n_parameters, of.n_tokens, of.loss_nats, of.compute_flops, replicate)
 
 
-def law(results: Results, arm: str, skill: str) -> tuple[frontier.Chinchilla, frontier.Optimum | None]:
-    """The parametric law of loss in size and tokens over the same trials, and the best size that it gives for the largest budget."""
-    of = sized(results, arm, skill)
-    draws = stream("report", "frontier", arm)
-    found = frontier.chinchilla(of.n_parameters, of.n_tokens, of.loss_nats, of.trunks.tolist(), draws)
-    per = float(np.median(of.compute_flops / (of.n_parameters * of.n_tokens)))  # these models' own FLOPs, not 6 N D
-    return found, frontier.optimum(found, results.budgets[-1], per)
-
-
 def frontier_words(found: Isoflops) -> str:
     """The best model size at each compute, or why none can be named; sentences."""
     sizes = {size for one in found.budgets for size in one.sizes}
@@ -97,32 +87,6 @@ def frontier_words(found: Isoflops) -> str:
     elif found.reason:
         said.append(f"No exponent: {found.reason}.")
     return " ".join(said)
-
-
-def law_words(found: Chinchilla, best: Optimum | None) -> str:
-    """The parametric law and what it says of the best size, as sentences."""
-    if found.law is None or best is None:
-        return f"No parametric law: {found.reason}." if found.reason else ""
-    fit = found.law
-    said = (
-        f"Parametric law over {times(found.n_trials, 'trial')}: loss = {figure(fit.floor)} + A / N^α + B / D^β, "
-        f"α {fit.alpha:.2f}{_at_95(interval(found, lambda law: law.alpha))}, β {fit.beta:.2f}{_at_95(interval(found, lambda law: law.beta))}, "
-        f"within {percent(found.rms_log_error or 0.0)} of what was measured; at {number(best.compute)} FLOPs its best "
-        f"size is {number(best.n_parameters)} parameters"
-    )
-    if best.n_parameters_interval:
-        said += f" ({number(best.n_parameters_interval[0])} to {number(best.n_parameters_interval[1])} at 95 %)"
-    said += f", {figure(best.tokens_per_parameter)} tokens a parameter{_at_95(best.ratio_interval)}."
-    if best.extrapolated:
-        said += " That is outside the sizes that were tried: an extrapolation."
-    if found.edge:
-        said += f" The loss hardly depends on {found.edge}: read the law with care."
-    return said
-
-
-def _at_95(ends: tuple[float, float] | None) -> str:
-    """An interval behind a number, in brackets; nothing where there is none."""
-    return f" ({figure(ends[0])} to {figure(ends[1])} at 95 %)" if ends else ""
 
 
 def _open_range(low: float | None, high: float | None) -> str:

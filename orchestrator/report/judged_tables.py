@@ -15,10 +15,9 @@ from orchestrator.analysis.boundaries import dip_words, drift_words, slopes_word
 from orchestrator.analysis.claims import claim_of, claim_of_arms
 from orchestrator.analysis.emergence import Cut, break_words, emergence_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.forecasts import forecast_score_words, forecast_words
 from orchestrator.analysis.generalists import claim_of_contest, contest_words
 from orchestrator.analysis.onsets import ToSkill, flops_words
-from orchestrator.analysis.sizes import frontier_words, law_words
+from orchestrator.analysis.sizes import frontier_words
 from orchestrator.formatting import decimal, figure, number, percent, sure, times
 from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.study.pairs import measure_of
@@ -27,8 +26,7 @@ MAX_CLAIM_ROWS = 400
 """Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""
 
 NOT_CORRECTED = (
-    "forecasts, best sizes and their exponents, what more workers gain, expected values, smooth verdicts, "
-    "and shares (k of n)"
+    "best sizes and their exponents, what more workers gain, expected values, smooth verdicts, and shares (k of n)"
 )
 """What the report says outside the count of claims."""
 
@@ -55,9 +53,6 @@ def told(found: Findings) -> dict[str, Any]:
         "contest_measure": "Exact match" if measure_of(found.study) == "exact_match" else "Ability",
         "noise": noise_rows(found),
         "midpoints": midpoint_rows(found),
-        "forecasts": forecast_rows(found),
-        "no_forecast": no_forecast(found),
-        "forecast_score": forecast_score_words(found.forecasts.values()),
         "frontier": frontiers(found),
     }
 
@@ -395,41 +390,10 @@ def midpoint_rows(found: Findings) -> list[dict[str, str]]:
     return rows
 
 
-# Forecast and frontier ----------------------------------------------------------------------------------------------
-
-
-def forecast_rows(found: Findings) -> list[dict[str, str]]:
-    """The forecasts that could be made, beside their rivals."""
-    rows = []
-    for (arm, n), made in found.forecasts.items():
-        if made.predicted is None:
-            continue
-        rivals = {rival.name: error_words(rival.log_error) for rival in made.rivals}
-        rows.append(
-            {
-                "arm": arm,
-                "n_tasks": number(n),
-                "words": forecast_words(made),
-                "error": error_words(made.log_error),
-                "rivals": ", ".join(f"{name} {error}" for name, error in rivals.items()),
-                "winner": made.winner or "—",
-            }
-        )
-    return rows
-
-
-def error_words(error: float | None) -> str:
-    """A log error as a signed share."""
-    return "—" if error is None else f"{math.expm1(error):+.1%}".replace("-", "\u2212").replace("%", " %")
-
-
-def no_forecast(found: Findings) -> list[str]:
-    """Why there is no forecast, each reason once."""
-    return list(dict.fromkeys(f.reason for f in found.forecasts.values() if f.predicted is None and f.reason))
+# Frontier -----------------------------------------------------------------------------------------------------------
 
 
 def frontiers(found: Findings) -> list[str]:
     """What can be said of the best model size, an entry an arm; the same is said once."""
     said = [frontier_words(one) for one in found.frontier.values()]
-    said += [law_words(*one) for one in found.laws.values()]
     return [words for words in dict.fromkeys(said) if words]

@@ -88,7 +88,7 @@ SECTIONS = (
     Section("generalists", "Generalist against specialists", lambda page: bool(page["contests"])),
     Section("arms", "Arms", lambda page: bool(page["overtaking"])),
     Section("replicates", "Replicates"),
-    Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),
+    Section("frontier", "Best size", lambda page: bool(page["frontier"])),
     Section("expected", "Expected", lambda page: bool(page["expected"])),
     Section("claims", "Claims", lambda page: bool(page["claims"] or page["primary"])),
     Section("trials", "Trials"),

@@ -6,8 +6,7 @@ studies (tests/stats/test_frontier.py), ability and memory against values comput
 measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
 intervals   means and proportions        survival    compute-to-skill with censored replicates
 replicates  noise, k of n succeed        breaks      break or smooth
-frontier    best size for a budget       forecast    does the bottom predict the top
-multiplicity  many claims at once
+frontier    best size for a budget       multiplicity  many claims at once
 
 What is used everywhere is exported here, loaded when it is first asked for: half of the commands draw no statistic, and scipy takes
 a moment to import. For the same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from trainers.records import Count, Positive, Record
 
+RETIRED_QUANTITY = "memory"
+"""A quantity that studies may have claimed and no new one can."""
 RETIRED_VERDICT = "metric artefact"
 """A verdict that studies may have claimed and no new one can."""
 
@@ -36,7 +38,7 @@ class Primary(Record):
     compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `overtakes` the FLOPs from which on `arm`, a generalist, is ahead of the
     specialists of its domains as they were at `from_flops`, or at their best, `emergence` the verdict along
     the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
-    others a mean over replicates at a cell."""
+    others a mean over replicates at a cell. `memory` is read in studies that have run, and refused in new ones."""
     arm: str | None = None
     """Arm, or the name of a variant; left out: the first."""
     against: str | None = None

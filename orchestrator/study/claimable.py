@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.study.claim import RETIRED_VERDICT, Primary
+from orchestrator.study.claim import RETIRED_QUANTITY, RETIRED_VERDICT, Primary
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -61,11 +61,13 @@ training on 4 tasks), and -100 assumed to be out of reach."""
 
 def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     """What is wrong with a claim as it is written, one problem a mistake."""
+    if retired := list(_retired(claim)):
+        yield from retired
+        return
     yield from _ignored(claim)
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
     yield from _notnumber(claim)
-    yield from _retired(claim)
     if claim.what.endswith("memory") and family.ability_of == "accuracy":
         name: Any = family
         yield (
@@ -77,11 +79,6 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
         yield (
             ("primary", "what"),
             f"memory has no meaning in family '{cast(Any, family).name}': it has no exact memoriser",
-        )
-    elif claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
-        yield (
-            ("primary", "n_tasks"),
-            f"memory is measured up to {number(longest)} tasks, whose memoriser is enumerated; given {number(claim.n_tasks or 0)}",
         )
 
 
@@ -150,6 +147,11 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _retired(claim: Primary) -> Iterator[Problem]:
+    if claim.what == RETIRED_QUANTITY:
+        yield (
+            ("primary", "what"),
+            f"'{RETIRED_QUANTITY}' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
+        )
     if claim.verdict == RETIRED_VERDICT:
         yield (
             ("primary", "verdict"),

@@ -246,6 +246,25 @@ def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
         assert primary._of_crossover(claim, met) != "consistent"
 
 
+# --- claims of earlier versions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"what": "memory", "n_tasks": 4, "lo": 0.9},
+        {"what": "emergence", "compute_flops": 1e11, "verdict": "metric artefact"},
+    ],
+    ids=str,
+)
+def test_a_claim_that_no_new_study_may_make_is_still_read_and_examined(claim: dict[str, Any]) -> None:
+    study = synthetic.made_up(**(AXES | {"n_tasks": tuple(2**k for k in range(2, 12)), "primary": claim}))
+    again = Study.from_record(study.model_dump(mode="json"))
+    assert again == study
+    found = examined(again, synthetic.tables(again))
+    assert found.verdict == ("consistent" if claim["what"] == "memory" else "inconclusive")
+
+
 # --- what it takes -----------------------------------------------------------------------------------------------------
 
 

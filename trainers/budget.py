@@ -1,8 +1,8 @@
-"""FLOPs and optimizer steps, and the conversion between them. No other module counts FLOPs of training. No torch here.
+"""FLOPs and optimizer steps, and the conversion between them. This is the only accounting of compute. No torch here.
 
-They are counted by hand. torch's FlopCounterMode counts CPU attention as 0 and a depthwise convolution 22 times over.
-A multiply-add is 2 FLOPs. The backward pass costs twice the forward pass. Attention counts as the full T x T. Embedding
-look-ups, norms, softmax and the optimiser count as 0. Recomputation and evaluation are counted apart.
+FLOPs are counted by hand (`Shape.forward_flops`). torch's FlopCounterMode counts CPU attention as 0 and a depthwise convolution
+22 times over. A multiply-add is 2 FLOPs. The backward pass costs twice the forward pass. Attention counts as the full T x T.
+Embedding look-ups, norms, softmax and the optimiser count as 0. Recomputation and evaluation are counted apart.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
-    """The grid in steps of `cost` FLOPs, ascending, up to 10^decades FLOPs or one step more. Thousands of trunks share it."""
+    """The grid as ascending step numbers at `cost` FLOPs per step, up to 10^decades FLOPs or one step more.
+
+    Thousands of trunks share one grid.
+    """
     first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
     first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # points below round to step 0
     steps = {round(10 ** (k / per_decade) / cost) for k in range(first, per_decade * decades + 1)}
@@ -158,7 +161,7 @@ class Price(NamedTuple):
 
 
 def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
-    """Cost of the trunk up to the last branch point and of every branch. An evaluation is one forward pass of the suite.
+    """Cost of the trunk up to the last branch point and of every branch. An evaluation costs `suite_size` forward passes.
 
     With `at`, the cost from that progress on. `separate_flops` stays the cost from the start.
     """

@@ -43,7 +43,7 @@ GIVE_UP_SECONDS = 30
 """Time limit for retries on Google's storage. The client's own limit is 15 minutes. `?retry_limit_seconds=` in a URI wins."""
 Tensors = dict[str, "torch.Tensor"]
 Meta = dict[str, Any]
-Found = tuple[Meta, dict[str, Tensors]]
+Loaded = tuple[Meta, dict[str, Tensors]]
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -147,7 +147,7 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
     return name
 
 
-def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Found | None:
+def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Loaded | None:
     """The newest valid checkpoint of this fingerprint, or the one of `number`, as (meta, tensors); None if there is none.
 
     Raises OSError if the checkpoint of `number` cannot be read, or if there is no valid one and some cannot be read. An
@@ -156,14 +156,14 @@ def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Fou
     store = store_of(folder)
     if number is not None:
         return _look(store, _name(number), fingerprint)
-    found = _newest(store, fingerprint)
-    return found[1] if found else None
+    numbered = _newest(store, fingerprint)
+    return numbered[1] if numbered else None
 
 
 def newest(folder: str | Path, fingerprint: str) -> int | None:
     """The number of the checkpoint that `load` would take. Raises OSError as `load` does."""
-    found = _newest(store_of(folder), fingerprint)
-    return int(found[0]) if found else None
+    numbered = _newest(store_of(folder), fingerprint)
+    return int(numbered[0]) if numbered else None
 
 
 def numbers(folder: str | Path) -> list[int]:
@@ -186,10 +186,10 @@ def peek(folder: str | Path, fingerprint: str) -> Meta | None:
     None also if no checkpoint can be read. A plan is an estimate; a run will report the error.
     """
     try:
-        found = _newest(store_of(folder), fingerprint, tensors=False)
+        numbered = _newest(store_of(folder), fingerprint, tensors=False)
     except OSError:
         return None
-    return found[1][0] if found else None
+    return numbered[1][0] if numbered else None
 
 
 def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
@@ -223,16 +223,16 @@ def clear(folder: str | Path) -> int:
     return n_bytes
 
 
-def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Found] | None:
+def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Loaded] | None:
     unreadable: OSError | None = None
     for name in reversed(_numbered(store)):
         try:
-            found = _look(store, name, fingerprint, tensors)
+            loaded = _look(store, name, fingerprint, tensors)
         except OSError as problem:
             unreadable = unreadable or problem
             continue
-        if found:
-            return name, found
+        if loaded:
+            return name, loaded
     if unreadable:
         raise unreadable
     return None
@@ -246,7 +246,7 @@ def _is_damaged(store: Store, name: str, fingerprint: str) -> bool:
         return False
 
 
-def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Found | None:
+def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Loaded | None:
     """The content of a checkpoint. None if it has another fingerprint, or any size, hash or form is wrong.
 
     Without `tensors` only their sizes are checked. Raises OSError if a file cannot be read.
@@ -370,10 +370,10 @@ class Local:
         return (self.folder / name / file).read_bytes()
 
     def size(self, name: str, file: str) -> int:
-        found = (self.folder / name / file).lstat()
-        if not stat.S_ISREG(found.st_mode):
+        status = (self.folder / name / file).lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{file}: a link, pipe or folder")
-        return found.st_size
+        return status.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         durable.make_folder(self.folder)
@@ -429,8 +429,8 @@ class Remote:
             raise ValueError(f"{uri}: no storage that can be written to: {str(problem).splitlines()[0]}") from None
 
     def names(self) -> list[str]:
-        found = self.system.get_file_info(self._fs.FileSelector(self.root, allow_not_found=True))
-        return [info.base_name for info in found if info.type == self._fs.FileType.Directory]
+        entries = self.system.get_file_info(self._fs.FileSelector(self.root, allow_not_found=True))
+        return [info.base_name for info in entries if info.type == self._fs.FileType.Directory]
 
     def read(self, name: str, file: str) -> bytes:
         with self.system.open_input_stream(f"{self.root}/{name}/{file}") as stream:

@@ -36,7 +36,7 @@ class Model(Record):
     attention_window: Annotated[Index, Limit(1e6)] = 0
     """Positions that attention sees, its own included; 0 means all earlier ones. It is an inductive bias."""
     init_gain: Annotated[Positive, Limit(1000)] = 0.58
-    """Weight matrices start as N(0, init_gain² / fan_in). 0.58 is 1/sqrt(3), the deviation of torch's default uniform law."""
+    """Weight matrices start as N(0, init_gain² / fan_in). 0.58 is 1/sqrt(3), as in torch's default uniform."""
     embed_std: Annotated[Positive, Limit(1000)] = 1.0
     """Standard deviation of token and learned position vectors at the start."""
 
@@ -58,7 +58,7 @@ class Model(Record):
 
 
 WIDTH_PER_DEPTH = 64
-"""Also the width of a head if d_model is at least MIN_HEADS times that."""
+"""Width per block. Also the width of a head if d_model is at least MIN_HEADS times that."""
 MIN_HEADS = 4
 """Models narrower than 4 x 64 keep four heads, each narrower than 64. One or two heads cannot attend to several places."""
 

@@ -79,28 +79,24 @@ def run_trunk(
     # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON. Its key for evaluations is "exams".
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
     now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
-    now |= {
-        "steps_charged": 0,
-        "exams_charged": 0,
-        "train_seconds": 0.0,
-        "eval_seconds": 0.0,
-    }  # since the last trial ended
+    # Since the last trial ended:
+    now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
     left: dict[str, Any] = {}  # during a branch: step and loss of the trunk at the branch point
     left_state: checkpoint.Tensors = {}  # and its weights and moments there
     folder = place.checkpoint_folder
-    found = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
-    if found and budget.Standing.of(found[0]).toward(steps):
-        now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
-        engine.restore(found[1]["live"])
+    loaded = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
+    if loaded and budget.Standing.of(loaded[0]).toward(steps):
+        now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
+        engine.restore(loaded[1]["live"])
         now["resumed"] += 1
         for event in now["events"]:
             event.setdefault("fingerprint", fingerprint)  # older versions named it only in trial events
         if now["events"] and leads:
             emit(now["events"])
-    elif found and folder and leads:
+    elif loaded and folder and leads:
         checkpoint.discard(folder)  # the trunk has passed a budget of this call: train again from the start
     saved_at, save_seconds = time.monotonic(), 0.0
-    saves_worked, noted = found is not None, False
+    saves_worked, noted = loaded is not None, False
 
     def emit_event(kind: str, key: str, **facts: Any) -> None:
         event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time()}
@@ -173,9 +169,7 @@ def run_trunk(
         left.clear()
         left_state.clear()
 
-    if (
-        now["branch"] is not None and now["branch"] not in steps
-    ):  # its trial ended and was emitted after this checkpoint
+    if now["branch"] is not None and now["branch"] not in steps:  # its trial ended after this checkpoint
         return_to_trunk()
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
     setup_seconds = time.time() - started
@@ -186,8 +180,8 @@ def run_trunk(
             # 4. Before each step or evaluation: are we asked to stop? Is a save due?
             every = place.checkpoint_every_seconds
             interval = max(every, SAVES_SHARE * save_seconds) if every else 0.0
-            asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > interval)
-            if asked:
+            stopping, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > interval)
+            if stopping:
                 raise _Stopped
             if due:
                 save()
@@ -247,25 +241,25 @@ def run_trunk(
 
 def _newest_checkpoint(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
-) -> checkpoint.Found | None:
+) -> checkpoint.Loaded | None:
     """The newest checkpoint that fits. Rank 0 chooses it, and every other rank reads the same one.
 
     Raises OSError if a rank cannot read it.
     """
-    number, found = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
+    number, loaded = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
     (agreed,) = engine.agreed(number)
     if engine.rank and agreed >= 0:
-        found = checkpoint.load(folder, fingerprint, int(agreed))
-        if found is None:
+        loaded = checkpoint.load(folder, fingerprint, int(agreed))
+        if loaded is None:
             raise OSError(
                 f"{folder}: checkpoint {int(agreed)} cannot be read on rank {engine.rank}; do all nodes see it?"
             )
-    return found
+    return loaded
 
 
 def _newest_that_fits(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
-) -> tuple[int, checkpoint.Found | None]:
+) -> tuple[int, checkpoint.Loaded | None]:
     """(number, checkpoint) of the newest that fits, or (-1, None). Damaged and unreadable ones are skipped, and noted.
 
     Raises OSError if some cannot be read and no other one fits.
@@ -274,14 +268,14 @@ def _newest_that_fits(
     unreadable: OSError | None = None
     for number in reversed(checkpoint.numbers(folder)):
         try:
-            found = checkpoint.load(folder, fingerprint, number)
+            loaded = checkpoint.load(folder, fingerprint, number)
         except OSError as problem:
             unreadable = unreadable or problem
-            found = None
-        if found and _fits(found, engine):
+            loaded = None
+        if loaded and _fits(loaded, engine):
             if skipped:
                 note(f"{folder}: checkpoint {skipped[0]} is damaged; training goes on from checkpoint {number}")
-            return number, found
+            return number, loaded
         if not checkpoint.is_anothers(folder, fingerprint, number):
             skipped.append(number)
     if unreadable:
@@ -291,9 +285,9 @@ def _newest_that_fits(
     return -1, None
 
 
-def _fits(found: checkpoint.Found, engine: Engine) -> bool:
+def _fits(loaded: checkpoint.Loaded, engine: Engine) -> bool:
     """Does it belong to this model, and hold the state that its place on the trunk or on a branch needs?"""
-    meta, parts = found
+    meta, parts = loaded
     needed = {"live"} if meta["now"]["branch"] is None else {"live", "left"}
     return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 

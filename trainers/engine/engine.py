@@ -74,9 +74,7 @@ class Engine:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             "steps_per_print": 10**12,
-            "gradient_clipping": training.clip_norm
-            if shared
-            else 0.0,  # DeepSpeed's default is 1, on top of our own clipping
+            "gradient_clipping": training.clip_norm if shared else 0.0,  # its default of 1 would add to our clipping
             "zero_optimization": memory.zero_section(self.trunk, place.zero_stage, place.offload),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's AdamW for the CPU would have to be compiled
@@ -332,9 +330,8 @@ def _deepspeed(device: str) -> Any:
     logger.setLevel("ERROR")  # it warns about every optimiser that is not DeepSpeed's own
     renamed = r"`torch\.distributed\.\w+` is deprecated"  # by torch 2.13, and still called by DeepSpeed 0.19
     warnings.filterwarnings("ignore", renamed, FutureWarning)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-        False  # otherwise it compiles a C++ op at its first start: 22 s
-    )
+    # Otherwise it compiles a C++ op at its first start, for 22 s:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")
     if on_gpu and ":" in device:
         torch.cuda.set_device(device)

@@ -36,8 +36,8 @@ def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
 def chunk_of(place: Place) -> int:
     """Sequences that an evaluation reads at once: the micro-batch, or EVALUATION_SEQUENCES if the place sets none.
 
-    On a CPU it is always EVALUATION_SEQUENCES. Another chunk may move a last bit, and results on a CPU are equal to the bit at
-    every place. Memory sets no limit there.
+    On a CPU it is always EVALUATION_SEQUENCES: another chunk may move a last bit, and placement must not change a result.
+    Memory sets no limit there.
     """
     return EVALUATION_SEQUENCES if place.device == "cpu" else place.micro_batch or EVALUATION_SEQUENCES
 

@@ -1,4 +1,4 @@
-"""The place of a trunk: its machine, its workers and how it is laid out on them. A place never changes a result's meaning.
+"""The place of a trunk: its machine, its workers and its placement on them. A place never changes a result's meaning.
 
 No torch here: plans and studies use places too.
 """
@@ -14,7 +14,7 @@ from trainers.records import Count, Index, Limit, NotNegative, Record
 
 
 class Fitting(Record):
-    """Placement of trials on workers. Fields left out are chosen by memory (`trainers/fit/memory.py`)."""
+    """Placement of trials on workers. Fields left out are chosen so that the trunk fits (`trainers/fit/memory.py`)."""
 
     workers: Annotated[Count | None, Limit(1e6)] = None
     """Workers that share each batch. Left out: the fewest on which the trunk fits."""
@@ -43,9 +43,9 @@ class Place(Record):
     checkpoint_folder: str | None = None
     """Folder of this trunk's checkpoints: a path, or a URI that pyarrow.fs knows. None: no checkpoints are written."""
     checkpoint_every_seconds: NotNegative = 30.0
-    """Interval between checkpoints, the most that a kill may lose. 0 saves after every step.
+    """Interval between checkpoints, and so about the time that a kill may lose. 0 saves after every step.
 
-    Saving the quickstart's model takes about 10 ms (measured by `make bench`)."""
+    Slow saves are made less often (`train.SAVES_SHARE`). Saving the quickstart's model takes about 10 ms (see `make bench`)."""
     weights_folder: str | None = None
     """Folder for the final weights of each trial, one safetensors file per trial. None: they are not kept."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
@@ -97,5 +97,5 @@ def divisors(n: int) -> list[int]:
 
 
 def _able(n: int) -> str:
-    found = divisors(n)
-    return ", ".join(str(k) for k in found[:12]) + (" ..." if len(found) > 12 else "")
+    able = divisors(n)
+    return ", ".join(str(k) for k in able[:12]) + (" ..." if len(able) > 12 else "")

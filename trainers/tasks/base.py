@@ -72,7 +72,7 @@ class Family(Record):
 
     @abstractmethod
     def suite_size(self, request: Request) -> int:
-        """Forward passes of an evaluation: sequences in the suite times their readings. It does not build the suite."""
+        """Cost of an evaluation in forward passes of one sequence: sequences times their readings. It builds no suite."""
 
     def chance(self, skill: str) -> float | None:
         """Accuracy of a uniform guess on a skill; None if that has no meaning."""

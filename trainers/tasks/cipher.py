@@ -185,9 +185,8 @@ class Cipher(ExactFamily):
         shown, remembered = np.take_along_axis(swapped, x, axis=1), np.take_along_axis(maps, x, axis=1)
         mask = _occurred_before(x) & (x[:, :, None] == pair[:, None, :]).any(2)
         references = self._references(arm, swapped, x, train)
-        finite = {
-            name: probs for name, probs in references.items() if name != "generalizer"
-        }  # it gives 0 to the remembered answer
+        # Without the generaliser, which gives 0 to the remembered answer:
+        finite = {name: probs for name, probs in references.items() if name != "generalizer"}
         probes = (
             self._probe(arm, "override", "seen", mask, shown, references),
             self._probe(arm, "override_memory", "seen", mask, remembered, finite),

@@ -47,9 +47,8 @@ class Grok(ExactFamily):
     arms: ClassVar[tuple[str, ...]] = ("answer",)
     headline: ClassVar[str] = "add"
     mixture: ClassVar[str] = "mixture"
-    ability_of: ClassVar[Literal["nll", "accuracy"]] = (
-        "accuracy"  # the loss of wrong answers soars before it generalises
-    )
+    # Accuracy, because the log loss of wrong answers soars before the model generalises:
+    ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
     skills: ClassVar[dict[str, str]] = {
         "add": "pairs that were trained in neither order",
         "commuted": "untrained pairs (a, b) whose mirror image (b, a) was trained: knowing that order does not matter is enough",

@@ -102,9 +102,8 @@ class Urns(LawFamily):
         """Bayes over exactly the training urns: counts (N, C, V), train (D, V), prior (D,) or uniform -> (N, C, V)."""
         log_train = np.log(train).T  # (V, D)
         out = np.empty(counts.shape)
-        for row, seen in zip(
-            out, counts, strict=True
-        ):  # one sequence at a time stays in the cache: 4 to 19 times faster
+        # One sequence at a time stays in the cache: 4 to 19 times faster.
+        for row, seen in zip(out, counts, strict=True):
             weight = seen @ log_train  # (C, D)
             if log_shares is not None:
                 weight += log_shares

@@ -91,8 +91,8 @@ class Engine:
         Returns the loss in nats: the mean over the targets of the global batch, equal on every rank. Raises Diverged, and
         NoTargetsError for a batch without targets, both on every rank and before any update.
 
-        `between` is called between two micro-batches. If it raises, on every rank, the step is abandoned. Weights and moments are
-        then as before the step, and `snapshot` is still valid. A further step needs a new engine.
+        `between` is called between two micro-batches. If it raises, on every rank, the step is abandoned. Weights and moments
+        are then as before the step, and `snapshot` is still valid. A further step needs a new engine.
         """
         training = self.trunk.training
         pieces = self.world * self.accumulation
@@ -159,7 +159,8 @@ class Engine:
     def snapshot(self, moments: bool = True) -> Tensors:
         """Copies of the weights by name. With `moments` also AdamW's moments and step counts, if it has made a step.
 
-        Tensors are whole. With ZeRO they are gathered in the host's memory, on every rank. DeepSpeed's own counters need no copy.
+        Tensors are whole. With ZeRO they are gathered in the host's memory, on every rank. DeepSpeed's own counters need no
+        copy.
         """
         tensors = {}
         moments = moments and bool(self.adamw.state)

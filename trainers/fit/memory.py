@@ -188,8 +188,8 @@ def _beside_the_state(trunk: TrunkSpec, workers: int, how: How, precision: Preci
 def _evaluation_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batch: int) -> int:
     """Bytes of an evaluation: a block or the log-probabilities of the sequences that are read at once, whichever is more.
 
-    If the family compares distributions, the log-probabilities of the whole suite are added, as if it were one item set. No test
-    measures this.
+    If the family compares distributions, the log-probabilities of the whole suite are added, as if it were one item set. No
+    test measures this.
     """
     shape = shape_of(trunk)
     family: Any = trunk.family
@@ -242,8 +242,8 @@ def fit(
     """The cheapest placement that fits.
 
     The order is: the lowest ZeRO stage, then the stages with recomputation, then those with offload. Each takes the largest
-    micro-batch that fits. Given values are kept, and the others are chosen around them. If all four are given, the trunk is never
-    refused.
+    micro-batch that fits. Given values are kept, and the others are chosen around them. If all four are given, the trunk is
+    never refused.
 
     `device_bytes` None (a CPU) sets no limit. FREE_SHARE of a limit stays free. Raises DoesNotFit with the arithmetic. Raises
     ValueError for offload at stage 0, and if workers or micro-batches cannot share the batch equally.
@@ -266,8 +266,8 @@ def workers_needed(
 ) -> int:
     """The fewest workers, up to `max_workers`, on which the trunk fits. Only numbers that share the batch equally count.
 
-    Offload is used only if the trunk fits on no number of workers without it: sending moments to the host in every step costs more
-    than another worker. Raises DoesNotFit, and ValueError if `max_workers` is below 1.
+    Offload is used only if the trunk fits on no number of workers without it: sending moments to the host in every step costs
+    more than another worker. Raises DoesNotFit, and ValueError if `max_workers` is below 1.
     """
     possible = [w for w in divisors(trunk.training.batch_size) if w <= max_workers]
     if not possible:

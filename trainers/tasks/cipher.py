@@ -3,10 +3,10 @@
 A sequence is x1 π(x1) x2 π(x2) ... xP π(xP), with x uniform with replacement. x and y symbols are separate tokens (x: 0..V-1,
 y: V..2V-1). A model may memorise the training permutations, or learn the rule "copy the answer from the context".
 
-In the arm `task_id` a sequence begins with the table π(0) ... π(V-1) of its map, also if a skill swaps answers or draws a random
-map. The rule is then to look answers up in the table. No answer has to be inferred, even for a new question. On training tasks
-the rule and the memoriser agree. Only the table answers `elimination`. With the quickstart's recipe and 1e12 tasks, recall is
-.97 and elimination .03 after 379 steps, and 1.00 and .81 after 1,483 (one run each).
+In the arm `task_id` a sequence begins with the table π(0) ... π(V-1) of its map, also if a skill swaps answers or draws a
+random map. The rule is then to look answers up in the table. No answer has to be inferred, even for a new question. On
+training tasks the rule and the memoriser agree. Only the table answers `elimination`. With the quickstart's recipe and 1e12
+tasks, recall is .97 and elimination .03 after 379 steps, and 1.00 and .81 after 1,483 (one run each).
 """
 
 from __future__ import annotations

@@ -298,8 +298,8 @@ class Compose(ExactFamily):
     def _written(self, arm: str) -> tuple[int, ...]:
         """Positions at which the model writes y1 ... y(L-1) itself.
 
-        Each letter of yL is scored after the right letters before it. Greedy exact match is the same as if the model wrote yL too.
-        The probabilities multiply to that of the whole answer.
+        Each letter of yL is scored after the right letters before it. Greedy exact match is the same as if the model wrote yL
+        too. The probabilities multiply to that of the whole answer.
         """
         if arm not in ("steps", "next_token"):
             return ()
@@ -384,7 +384,8 @@ class Compose(ExactFamily):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The first distinct candidates that are held out and have only trained functions. They repeat if there are too few.
 
-        Returns as many rows as `fallback` has, and (n,) bool: all True, or all False if there is none and the rows are `fallback`.
+        Returns as many rows as `fallback` has, and (n,) bool: all True, or all False if there is none and the rows are
+        `fallback`.
         """
         n = len(fallback)
         ids = self.ids(candidates)
@@ -443,8 +444,8 @@ class Compose(ExactFamily):
     def _looked_up(self, request: Request, asked: np.ndarray) -> np.ndarray | None:
         """The training tasks nearest to the compositions `asked` (N, L), found by looking up their neighbours.
 
-        None if one composition has no training task within two slots, if one is no task of this family, or if there are too many
-        neighbours.
+        None if one composition has no training task within two slots, if one is no task of this family, or if there are too
+        many neighbours.
         """
         rest = asked - np.arange(self.n_slots) * self._width  # functions of compositions without a neighbour so far
         if self.n_domains or rest.min() < 0 or rest.max() >= self.n_functions:

@@ -32,10 +32,10 @@ def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> De
     log_probs (N, T, V), natural log; predictors (N, T, V) each. Returns None if there is nothing to decompose, if a
     log-probability of the model is not finite, or if all predictors give 0 to a token.
 
-    It minimises KL(model || mixture), which is convex. Adding the sum of the weights to it leaves the minimum at the same place
-    and makes the constraint on the sum redundant. The constraint w >= 0 is kept by a primal-dual interior point method (Nocedal
-    and Wright 2006, chapter 19). Expectation-maximisation is too slow: a model equal to one predictor had a weight of .65 to .95
-    after 400 steps. Equal predictors share their weight.
+    It minimises KL(model || mixture), which is convex. Adding the sum of the weights to it leaves the minimum at the same
+    place and makes the constraint on the sum redundant. The constraint w >= 0 is kept by a primal-dual interior point method
+    (Nocedal and Wright 2006, chapter 19). Expectation-maximisation is too slow: a model equal to one predictor had a weight
+    of .65 to .95 after 400 steps. Equal predictors share their weight.
     """
     logs = log_probs.astype(np.float64).reshape(-1)  # (N T V,)
     if not len(predictors) or not logs.size or not np.isfinite(logs).all():

@@ -7,11 +7,12 @@ Four predictors compete: they memorise the training chains or count in the conte
 A recipe that learns it, at 0.1 s per step on one core: two layers of width 64, 4 heads, batch 32, rate 3e-3 after 100 steps of
 warm-up, decayed over the last fifth. One run each:
 
-- A billion chains: ability is .22 at step 416, after a long plateau of counting single states, .74 at 480 and .87 at the end, 600.
+- A billion chains: ability is .22 at step 416, after a long plateau of counting single states, .74 at 480 and .87 at the end,
+  600.
 - With conv_kernel 4 the rise is at steps 100 to 140. After 500 steps ability is .94 for a billion chains. For 16 chains ability
   is −.30 and memory .71.
-- 64 chains show transience: the divergence from held-out chains falls to .276 nats at step 311 and rises to .297 at 800 (another
-  replicate: .272 and .285).
+- 64 chains show transience: the divergence from held-out chains falls to .276 nats at step 311 and rises to .297 at 800
+  (another replicate: .272 and .285).
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ class Markov(LawFamily):
     def ranks(self, draw: np.random.Generator, n_tasks: int, size: int) -> np.ndarray:
         """Numbers of the training chains, 0 ... n_tasks - 1, of `size` sequences. It takes two draws each and no table.
 
-        `ranked` draws i uniform in 1 ... n, then r uniform in 1 ... i. So the share of r is (1/n) Σ_{i=r..n} 1/i, the mean of the
-        r-th largest of n Dirichlet(1) weights (the broken stick, MacArthur 1957). This is our choice, because we do not know
-        the paper's. The sum of squared shares tends to 2/n, so n chains count like n/2 equal ones for every n. Under a Zipf law, more
-        chains would add less and less.
+        `ranked` draws i uniform in 1 ... n, then r uniform in 1 ... i. So the share of r is (1/n) Σ_{i=r..n} 1/i, the mean of
+        the r-th largest of n Dirichlet(1) weights (the broken stick, MacArthur 1957). This is our choice, because we do not
+        know the paper's. The sum of squared shares tends to 2/n, so n chains count like n/2 equal ones for every n. Under a
+        Zipf law, more chains would add less and less.
         """
         if self.prior == "uniform":
             return draw.integers(0, n_tasks, size)
@@ -110,8 +111,9 @@ class Markov(LawFamily):
     def _walk(self, chains: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Inverse-CDF draws: chains (N, k, k), uniforms (N, T) -> tokens (N, T).
 
-        The next state after every state is computed for all draws at once, and the walk is one look-up per step. This takes half
-        the time of drawing step by step. Comparing in single precision is twice as fast, and moves probabilities by at most 1e-7.
+        The next state after every state is computed for all draws at once, and the walk is one look-up per step. This takes
+        half the time of drawing step by step. Comparing in single precision is twice as fast, and moves probabilities by at
+        most 1e-7.
         """
         n, k = len(chains), self.n_states
         flat = k * np.arange(n)  # state s of sequence i is number k i + s
@@ -155,8 +157,8 @@ class Markov(LawFamily):
         """All predictors on tokens (N, T): name -> (N, T-1, k). Each prediction uses only earlier tokens.
 
         `generalizer` and `memorizer` use pairs of states, `unigram_...` single states. `backward` is a control: it counts the
-        states that came before the present one. A model that predicts forward should give it no weight. Trained models gave it .01
-        or less, but up to .04 while the skill emerged, and .08 with five states.
+        states that came before the present one. A model that predicts forward should give it no weight. Trained models gave
+        it .01 or less, but up to .04 while the skill emerged, and .08 with five states.
 
         The generaliser is exact, except that it ignores the information of the first state on the stationary distribution. The
         memorisers need training chains (K, k, k) and are missing without them. `shares` (K,) are the chains' shares; left out,
@@ -190,8 +192,8 @@ class Markov(LawFamily):
     ) -> np.ndarray:
         """Bayes over exactly the training chains, each with the prior of its share: tokens (N, T) -> (N, T-1, k).
 
-        train (K, k, k), laws (K, k) of the first state, shares (K,) or those of the prior. Each posterior is the last one times a
-        look-up, so no logarithm or exponential is needed. A chain's weight stays at least 1e-300, so it can recover.
+        train (K, k, k), laws (K, k) of the first state, shares (K,) or those of the prior. Each posterior is the last one
+        times a look-up, so no logarithm or exponential is needed. A chain's weight stays at least 1e-300, so it can recover.
         """
         k, (n, length) = self.n_states, tokens.shape
         likelihood = np.ascontiguousarray(train.reshape(-1, k * k).T)  # (k*k, K)

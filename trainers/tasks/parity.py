@@ -5,10 +5,11 @@ answer. Only the answer is predicted. One subset of bits gives no information on
 `training.task_exponent` = α + 1, tasks are shown in proportion to rank^-(α + 1). They should then be learned one after another,
 each suddenly, while the mean loss falls smoothly.
 
-Generalisation here means new data. An untrained control has no meaning, so a model cannot be asked an unseen task. The held-out
-split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the correlation of answer
-and truth. It is 2 accuracy - 1, because a table of the training data can only guess on new data. (A table that looked up the
-nearest trained string, if all others trained, would be right in a share of 1 - k/n.) Memory of tasks has no meaning here.
+Generalisation here means new data. An untrained control has no meaning, so a model cannot be asked an unseen task. The
+held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
+correlation of answer and truth. It is 2 accuracy - 1, because a table of the training data can only guess on new data. (A
+table that looked up the nearest trained string, if all others trained, would be right in a share of 1 - k/n.) Memory of tasks
+has no meaning here.
 
 A recipe that learns it in a minute on one core: 3 of 10 bits, 16 tasks, 1 layer of width 32 with 4 heads, `positions: learned`,
 `embed_std: 0.3`, batch 128, a constant rate of 4e-3. With task_exponent 1.6, task 1 is learned after 700 steps and task 4 after

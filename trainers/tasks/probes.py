@@ -60,7 +60,8 @@ class Probe:
 
         `predicted` is (N, T, V) log-probabilities (natural log), or (N, T) numbers. The row has:
 
-        - `n` positions, and sums over them: `n_correct` greedy hits, `nll_nats`, `p_correct` (probability of the target), `brier`;
+        - `n` positions, and sums over them: `n_correct` greedy hits, `nll_nats`, `p_correct` (probability of the target),
+          `brier`;
         - `n_sequences` with any scored position, and sums over them: `n_exact`, with only greedy hits, and `p_exact`, the
           probability that sampling gets every position right;
         - sums of the references: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
@@ -229,8 +230,8 @@ def _number(value: float, n: int) -> float | None:
 class ItemSet:
     """Sequences that the model reads, and the probes that are scored on that reading.
 
-    `written` are positions, ascending, at which the model writes the next token itself: later positions read its likeliest token
-    instead of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
+    `written` are positions, ascending, at which the model writes the next token itself: later positions read its likeliest
+    token instead of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
     """
 
     tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 if tokens are numbers

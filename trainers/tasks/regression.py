@@ -4,11 +4,11 @@ A sequence is x_1, y_1, ..., x_K, y_K with x ~ N(0, I_D) and y = w·x + noise. T
 number is y, or the others are x, and the rest are zeros. y_i is predicted at the position of x_i. The memoriser (the paper's
 dMMSE) averages the training tasks by their posterior. The generaliser (ridge) is the posterior mean over all tasks.
 
-The loss is minus the log density of y, in nats, under a normal distribution around the prediction ŷ with the variance σ² of the
-noise: (y - ŷ)² / 2σ² plus a constant. So ability and memory, ratios of differences of log losses, equal ratios of excess squared
-errors. Scores are computed against w·x, without the noise. The oracle's log loss is the constant plus ½, 0.726 at σ² = ¼.
-Distances are symmetrised divergences of these normal distributions, squared differences over σ². They equal the paper's up to
-that factor.
+The loss is minus the log density of y, in nats, under a normal distribution around the prediction ŷ with the variance σ² of
+the noise: (y - ŷ)² / 2σ² plus a constant. So ability and memory, ratios of differences of log losses, equal ratios of excess
+squared errors. Scores are computed against w·x, without the noise. The oracle's log loss is the constant plus ½, 0.726 at σ²
+= ¼. Distances are symmetrised divergences of these normal distributions, squared differences over σ². They equal the paper's
+up to that factor.
 
 Measured with D = 4 and K = 8, one run each, after the decay of 1,500 and of 3,000 steps:
 

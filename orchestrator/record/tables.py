@@ -1,4 +1,4 @@
-"""`results.parquet`, `runs.parquet` and the two CSV files: what is recorded, as tables."""
+"""The record as tables: `results.parquet`, `runs.parquet` and the two CSV files."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ RESULTS = pa.schema(
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
     + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
-"""One row per (trial, step, skill, split): raw counts and sums, divide when reading; but for `weight_<predictor>` and
-`unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
-`trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
+"""One row per (trial, step, skill, split): raw counts and sums, to be divided by the reader.
+
+Three kinds of columns are no sums: `weight_<predictor>` and `unexplained_nats` (the decomposition of the model's
+predictions), and the standard errors. `phase` is `trunk`, `pre_decay` (the branch point) or `final` (the end of the
+budget).
+"""
 
 
 _PLACE = {
@@ -55,7 +58,7 @@ _PLACE = {
     "offload": pa.bool_(),
     "compiled": pa.bool_(),
 }
-"""Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
+"""Placement of a trial on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
 RUNS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
@@ -67,15 +70,15 @@ RUNS = pa.schema(
     + list(_PLACE.items())
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
-"""One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
-what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
+"""One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
+compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
 
 _ORDER = ("arm", "variant", "n_tasks")
 
 
 def results_table(state: State, study: Study) -> pa.Table:
-    """`results.parquet`: the ended trials of this study, sorted by key. Nothing in it tells when or where it was run."""
+    """`results.parquet`: the ended trials of this study, sorted by key. It holds no time and no machine."""
     rows = []
     for trial in study.trials():
         if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
@@ -87,7 +90,7 @@ def results_table(state: State, study: Study) -> pa.Table:
 
 
 def outside(state: State, study: Study) -> int:
-    """How many recorded trials the study's axes no longer hold: they stay in the journal and in no table."""
+    """The number of recorded trials outside the study's axes: they stay in the journal and are in no table."""
     return len(state.trials.keys() - {trial.id for trial in study.trials()})
 
 
@@ -102,7 +105,7 @@ def _axes(trial: TrialSpec) -> dict[str, Any]:
 
 
 def runs_table(state: State, study: Study) -> pa.Table:
-    """`runs.parquet`: every trial of the study, what became of it and what it cost."""
+    """`runs.parquet`: every trial of the study with its outcome and cost."""
     session = state.sessions[-1] if state.sessions else {}
     by_id = {s["session"]: s for s in state.sessions}
     rows = []
@@ -112,7 +115,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
         steps = event.get("step")
         sequences = steps * trial.training.batch_size if steps is not None else None
         family = cast(Family, trial.family)
-        alike = sequences if family.draws_alike(trial.training.task_exponent) else None  # else their number is not told
+        uniform = sequences if family.draws_alike(trial.training.task_exponent) else None  # else the number is unknown
         ended = event.get("time")
         rows.append(
             _axes(trial)
@@ -121,7 +124,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
                 for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
             }
             | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
-            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), alike)}
+            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), uniform)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
             | {k: event.get(k) for k in ("host", "device", *_PLACE)}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
@@ -131,7 +134,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
 
 
 def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
-    """Expected number of distinct tasks among so many uniform draws: n (1 - (1 - 1/n)^sequences)."""
+    """Expected number of distinct tasks among uniform draws: n (1 - (1 - 1/n)^sequences)."""
     if sequences is None:
         return None
     return -n_tasks * math.expm1(sequences * math.log1p(-1 / n_tasks)) if n_tasks > 1 else 1.0
@@ -147,12 +150,11 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
 TABLES = ("results.parquet", "runs.parquet")
 
 SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
-"""Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
-counted (`summary.claim_rows`)."""
+"""One row for each boundary and verdict, with its claim (`summary.rows`); one for each counted claim (`summary.claim_rows`)."""
 
 
 def write_summary(folder: Path, found: findings.Findings) -> None:
-    """Write the tables of results and of claims, each in one rename. Raises OSError."""
+    """Write both CSV tables, each in one rename. Raises OSError."""
     tables = ((SUMMARY_FILE, summary.COLUMNS, summary.rows), (CLAIMS_FILE, summary.CLAIM_COLUMNS, summary.claim_rows))
     for name, columns, rows in tables:
         with files.aside(folder / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:

@@ -237,7 +237,7 @@ def test_a_server_that_is_away_for_good_is_told_in_one_line_and_costs_only_delay
         (closed.address, Fault("none"), "connection refused"),
         (world.proxy.address, Fault("hang", times=1000), "no answer in time"),
         (world.proxy.address, Fault("500", times=1000), "error 500"),
-        (world.proxy.address, Fault("drop", nth=3, times=1000), "it hung up"),
+        (world.proxy.address, Fault("drop", nth=3, times=1000), "connection lost"),
     ]
     for address, fault, words in tried:
         with world.proxy.doing(fault), pytest.raises(Exception) as problem:

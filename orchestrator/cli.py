@@ -3,8 +3,8 @@
     emergence run quickstart
     ray submit cluster.yaml orchestrator/cli.py run quickstart
 
-Bad input: one clear message, exit code 2, nothing started. Ray, MLflow and torch are imported by the commands that use
-them, never by loading, `plan` or `--help`.
+Bad input gives one clear message and exit code 2, and nothing is started. Ray, MLflow and torch are imported by the
+commands that use them, never by loading, `plan` or `--help`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
 
-if Path(sys.argv[0]).stem in ("emergence", "cli"):  # we are the program; what follows takes a second to load
+if Path(sys.argv[0]).stem in ("emergence", "cli"):  # this is the program, and the imports below take a second
     supervise.begin()
 
 import typer
@@ -65,16 +65,16 @@ from trainers import checkpoint
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C ends any of them with one line, and so does trouble with files, disks and networks."""
+    """The commands. Ctrl-C and errors of files, disks and networks end each of them with one line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("\nStopped; everything so far is kept, and the same command goes on.", err=True)
+            say("\nStopped; everything so far is kept, and the same command resumes.", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            raise  # typer ends quietly: nobody reads on
+            raise  # the reader is gone: typer ends quietly
         except OSError as problem:
             _let_go_of_full_output()
             say(trouble_words(problem), err=True)
@@ -83,16 +83,16 @@ class Commands(TyperGroup):
         except RuntimeError:
             try:
                 journal.home_folder()
-            except RuntimeError:  # pathlib's: `~` of nobody
+            except RuntimeError:  # pathlib found no home folder for `~`
                 raise UsageProblem(
-                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give a "
-                    "whole path, or set HOME"
+                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give an "
+                    "absolute path, or set HOME"
                 ) from None
             raise
 
 
 def _let_go_of_full_output() -> None:
-    """Throw away what waits in a standard output that does not take it: Python would fail over it at its very end."""
+    """Discard the buffer of a standard output that fails: Python would raise at its exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -214,7 +214,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe, Ctrl-Z does nothing."""
+    """Run a study or resume it: only missing trials are run. Ctrl-C is safe, Ctrl-Z does nothing."""
     check_device(device)
     if not math.isfinite(checkpoint_seconds):
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
@@ -227,7 +227,7 @@ def run(
     console = Terminal()
     with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside) as lock:
         stop_request = supervise.StopRequest(folder)
-        stop_request.clear()  # now and not later: what is asked for while Ray starts counts
+        stop_request.clear()  # at once: a stop asked for while Ray starts must count
         output.outlive_readers(folder / "driver.log")
         everything = State.of(folder)
         if left := recorded.left_without_journal(everything, folder, study):
@@ -242,8 +242,8 @@ def run(
             console.print(
                 styled(
                     ("Note:", "bold"),
-                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and "
-                    "out of tables, report and answer.",
+                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and are "
+                    "not in tables, report and answer.",
                 )
             )
         keep_copy(reader.find(study_name), folder / "study.yaml")
@@ -252,15 +252,13 @@ def run(
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
         raise typer.Exit(130)
-    if outcome == "broken":
-        again = f"\nThe run broke off (see above); everything recorded is kept. Go on with: {this_again()}"
-        console.print(again, soft_wrap=True)
-        raise typer.Exit(1)
-    if outcome == "failed":
-        again = f"\nSome trials failed (see above). Try them again with: {this_again()}"
-        console.print(again, soft_wrap=True)
-        raise typer.Exit(1)
-    if not shown:  # MLflow may be late, and that is said; tables and report are not
+    again = {
+        "broken": "Ray or Tune ended the run (see above); everything recorded is kept. Go on with",
+        "failed": "Some trials failed (see above). Try them again with",
+    }.get(outcome)
+    if again:
+        console.print(f"\n{again}: {this_again()}", soft_wrap=True)
+    if again or not shown:  # MLflow may be late, with a message; tables and report may not
         raise typer.Exit(1)
 
 
@@ -274,7 +272,7 @@ def _run_missing(
     console: Terminal,
     stop_request: supervise.StopRequest,
 ) -> str:
-    """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
+    """Run the missing trials; if there are none, only publish. Returns run.Outcome."""
     slots, known = slots_for(options)
     todo = price.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
@@ -287,17 +285,17 @@ def _run_missing(
         console.print(styled(("Note:", "bold"), f" the commit is not fully known: {unknown}."))
     if changes := source["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        console.print(styled(("Note:", "bold"), f" not as committed: {', '.join(changes[:3])}{rest}."))
+        console.print(styled(("Note:", "bold"), f" uncommitted changes: {', '.join(changes[:3])}{rest}."))
     if stop_request.is_asked():
         return "stopped"
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")
-    from orchestrator.run import machines  # here: importing Ray takes a second that a refusal of ours should not
+    from orchestrator.run import machines  # imported here: Ray takes a second, and our refusals do not need it
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
             with machines.started(options, max(slots_of(job.laid, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
-                from orchestrator.run import driver  # here: a refusal of the cluster's should not wait for Ray Tune
+                from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
                 return driver.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
@@ -305,20 +303,20 @@ def _run_missing(
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
-    """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
+    """Bring the record up to the journal if it is behind, and record a study file whose wording has changed."""
     from orchestrator.record import publisher, trouble
 
     try:
         why = publisher.behind(folder, uri, study)
-    except Exception as problem:  # files were looked at first
+    except Exception as problem:  # from MLflow: the files were checked first
         found = trouble.of(problem, uri)
         if found.is_away:
-            say(f"{found.what}; whether it still has the runs that were published there is not known.")
+            say(f"{found.what}; it is unknown whether it still has the published runs.")
             return
         why = found.what
     if not why:
         return
-    say(f"{why}; writing it anew ...")
+    say(f"{why}; writing it again ...")
     if state.study != study.model_dump(mode="json"):
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
@@ -333,7 +331,7 @@ def status(
         str | None, typer.Argument(metavar="[STUDY]", help="As for run; left out: all studies.")
     ] = None,
 ) -> None:
-    """Show where a study stands, or list all studies that ran."""
+    """Show the state of a study, or list all studies that ran."""
     console = Terminal()
     if study_name is None:
         list_studies(console)
@@ -342,8 +340,8 @@ def status(
     ended = {t.id: state.trials[t.id]["status"] for t in study.trials() if t.id in state.trials}
     counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
     running = "running" if lease.is_held(folder) else "not running"
-    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
-    console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials")
+    numbers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
+    console.print(f"{study.id}: {running}; {numbers} of {len(study.trials())} trials")
     if lease.is_held(folder) and (holder := lease.lock_holder(folder)):
         console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}")
     for trial, kind in ended.items():
@@ -364,7 +362,7 @@ def stop(study_name: RecordedName) -> None:
         if not (Path(study_name).exists() or study_name in reader.shipped()):
             raise
         folder = journal.study_folder(reader.load(study_name).id)
-        if not lease.is_held(folder):  # else it starts, and has recorded nothing yet
+        if not lease.is_held(folder):  # else it has just started, and has no record yet
             raise
     if not lease.is_held(folder):
         say(f"{folder.name} is not running; nothing to stop.")
@@ -375,7 +373,7 @@ def stop(study_name: RecordedName) -> None:
 
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
-    """Write the HTML report and its figures anew from the journal; print where it is."""
+    """Write the HTML report and its figures again from the journal; print its path."""
     folder, _, state = recorded_study(study_name)
     from orchestrator.record import publisher
 
@@ -389,7 +387,7 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A study that ran, as for report.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The one to set beside it.")],
 ) -> None:
-    """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
+    """Compare two studies: settings, boundaries, and the cells in which they differ by more than noise."""
     from orchestrator.analysis import compare as comparing
     from orchestrator.analysis import findings
     from orchestrator.record import tables
@@ -443,7 +441,7 @@ def ui(
         return
     if (store := links.sqlite_file(uri)) is not None and not store.exists():
         raise UsageProblem(
-            f"{links.without_password(uri)}: no MLflow store there yet; run a study first, for example: {program()} run quickstart"
+            f"{links.without_password(uri)}: there is no MLflow store yet; run a study first, for example: {program()} run quickstart"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -457,7 +455,7 @@ def ui(
         shown = links.serve_at(address, uri)
     except OSError as problem:
         raise UsageProblem(
-            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI keeps its address there"
+            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI writes its address there"
         ) from None
     for folder in shown:
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
@@ -466,21 +464,21 @@ def ui(
 
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
-    """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
+    """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
     folder, study, _ = recorded_study(study_name)
     with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
-        if given and given.startswith("file://"):  # a folder of this machine, whose links are looked at below
+        if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
         checkpoints = jobs.checkpoints_of(folder, storage_of(given) if given else None)
         if "://" not in checkpoints:
             checkpoints = within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
         if checkpoint.store_of(checkpoints).n_bytes():
-            raise UsageProblem(f"{checkpoints}: not all of it could be removed; get access to it, and clean again")
+            raise UsageProblem(f"{checkpoints}: some files could not be removed; get access to them, and clean again")
     say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
     if not n_bytes:
-        say(f"There were none in {links.without_password(checkpoints)}; with another --storage they are there.")
+        say(f"There were none in {links.without_password(checkpoints)}; give --storage if they are elsewhere.")
 
 
 def _refuse(message: str) -> NoReturn:

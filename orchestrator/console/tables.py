@@ -1,4 +1,4 @@
-"""What commands print: the plan, the result, a comparison, the list of studies."""
+"""Output of commands: the plan, the result, a comparison, the list of studies."""
 
 from __future__ import annotations
 
@@ -56,11 +56,13 @@ def show_plan(
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
     if study.primary is not None:
-        from orchestrator.analysis import primary  # here: it tries the estimators, and scipy takes a moment
+        from orchestrator.analysis import primary  # imported here: it runs the estimators, and scipy loads slowly
 
         lines += [row for row in primary.planned(study) if not brief or row[0] == "warning"]
     if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
-        lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
+        lines.append(
+            ("warning", f"deciding whether a skill breaks or slopes takes at least {MIN_REPLICATES} replicates")
+        )
     lines.append(("results", str(folder)))
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", justify="right")
@@ -71,15 +73,15 @@ def show_plan(
 
 
 def _time_words(todo: price.Plan, slots_known: str) -> str:
-    """How long it takes on how many slots, or when that will be known."""
+    """The time on these slots, or when it will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
     if todo.seconds is None:
-        return f"{on}: told after the first reports; before them by {program()} plan --calibrate"
+        return f"{on}: known after the first reports, or now with {program()} plan --calibrate"
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
 
 
 def _places(todo: price.Plan) -> list[tuple[str, str]]:
-    """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
+    """Placement of the trials and its reasons, except for the simple case of one worker and its whole batch."""
     rows = []
     for line, key in todo.study.lines.items():
         laid = {job.trunk.size: job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
@@ -93,7 +95,7 @@ def _places(todo: price.Plan) -> list[tuple[str, str]]:
 
 
 def shape_rows(study: Study) -> list[tuple[str, str]]:
-    """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
+    """Rows of the plan with models and budgets; equal rows of several conditions are merged under their names."""
     alike: dict[tuple[str, str], list[str]] = {}
     for line in study.lines:
         for trunk, budgets in study.sizes(line):
@@ -110,7 +112,8 @@ def shape_rows(study: Study) -> list[tuple[str, str]]:
 def show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> bool:
-    """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
+    """Print the results and their places. Returns False if tables or report are behind the journal and no publisher is
+    at work."""
     from orchestrator.analysis import answer, expected, findings
     from orchestrator.record import publisher
 
@@ -122,26 +125,23 @@ def show_result(
     page = folder / "report.html"
     found = None
     if publisher.report_is_current(folder, study):
-        with contextlib.suppress(OSError):  # damaged or taken away a moment ago
+        with contextlib.suppress(OSError):  # damaged or removed a moment ago
             found = findings.read(folder, study)
     if found is not None:
         console.print(f"\n{answer.paragraph(found)}")
         for verdict in found.verdicts:
             console.print(f"  {expected.verdict_line(verdict)}")
-        said = str(page)
+        place = str(page)
     elif publisher.is_publishing(folder):
-        said = f"still being written, to {page}"
+        place = f"still being written, to {page}"
     else:
-        older = f"; what {page} shows is older" if page.exists() else ""
-        said = f"not written yet{older}. Write it with: {program()} publish {study_name}"
-    console.print(f"\nReport:    {said}", soft_wrap=True)
+        older = f"; {page} is older" if page.exists() else ""
+        place = f"not written yet{older}. Write it with: {program()} publish {study_name}"
+    console.print(f"\nReport:    {place}", soft_wrap=True)
     shown = found is not None or publisher.is_publishing(folder)
     published = publisher.mlflow_is_current(folder, uri, study) or publisher.is_publishing(folder)
     if not published:
-        console.print(
-            f"MLflow:    not up to date. Bring it there with: {program()} publish {study_name}",
-            soft_wrap=True,
-        )
+        console.print(f"MLflow:    not up to date. Update it with: {program()} publish {study_name}", soft_wrap=True)
     elif link := links.study_link(folder, uri):
         console.print(f"MLflow:    {link}", soft_wrap=True)
     if links.is_local(uri):
@@ -175,9 +175,9 @@ def show_comparison(found: Any) -> None:
         heads = ("", "tasks", "FLOPs", "difference", f"{sure(kept[0].claim.confidence)} interval")
         table = _plain_table(f"\nCells that differ: {b} less {a}", heads, "right")
         for cell in kept:
-            told, interval = difference_words(cell.difference)
+            difference, interval = difference_words(cell.difference)
             name = f"{cell.measure} {cell.skill}".strip() + of_arm[cell.arms]
-            table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), told, interval or "—")
+            table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), difference, interval or "—")
         console.print(table)
     rest = sum(cell.kept for cell in found.cells) - len(kept)
     if rest:
@@ -194,11 +194,11 @@ def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
 
 
 MAX_CELLS_SHOWN = 30
-"""Cells that a terminal shows of a comparison."""
+"""Most cells of a comparison that a terminal shows."""
 
 
 def list_studies(console: Terminal) -> None:
-    """A line for each study, whatever is wrong with some of them."""
+    """One line for each study, also if some cannot be read."""
     folders = study_folders()
     if not folders:
         console.print(f"No study has run yet in {journal.home_folder()}.")

@@ -280,14 +280,6 @@ def _new_lines(path: Path, start: int) -> tuple[list[str], int]:
     return whole.decode(errors="replace").splitlines(), start + len(whole)
 
 
-def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
-    """Whether the record is up to date with the journal, as far as can be checked. See `behind`."""
-    try:
-        return not behind(folder, tracking_uri, study)
-    except Exception:
-        return False
-
-
 def behind(folder: Path, tracking_uri: str, study: Study) -> str:
     """Why the record must be written again; "" if it is up to date with the journal.
 

@@ -15,7 +15,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
@@ -27,28 +27,8 @@ import typer
 from typer.core import TyperGroup
 
 from orchestrator import terminal
-from orchestrator.console import progress
-from orchestrator.console.checks import (
-    GIVEN_WRONG,
-    UsageProblem,
-    aside,
-    check_device,
-    check_room,
-    check_writable,
-    journal_is_gone,
-    keep_copy,
-    load_study,
-    make_results_folder,
-    options_of,
-    recorded_study,
-    show_damage,
-    slots_for,
-    source_of,
-    storage_of,
-    tracking_uri_of,
-    trouble_words,
-    within_home,
-)
+from orchestrator.console import checks, progress
+from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
@@ -77,8 +57,8 @@ class Commands(TyperGroup):
             raise  # the reader is gone: typer ends quietly
         except OSError as problem:
             _let_go_of_full_output()
-            say(trouble_words(problem), err=True)
-            given = problem.errno in GIVEN_WRONG and ctx.invoked_subcommand != "run"
+            say(checks.trouble_words(problem), err=True)
+            given = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if given else 1) from None
         except RuntimeError:
             try:
@@ -117,7 +97,9 @@ RecordedName = Annotated[
 
 Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
 
-Slots = Annotated[int | None, typer.Option(min=1, help="Workers at once; default: one per core, or per GPU share.")]
+Slots = Annotated[
+    int | None, typer.Option(min=1, help="Slots in use at once; default: one per core, or per GPU share.")
+]
 
 Address = Annotated[
     str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to; or host:port of its head.")
@@ -125,7 +107,7 @@ Address = Annotated[
 
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Workers that share each trial; default: as the study says, or as few as it fits on."),
+    typer.Option(min=1, help="Workers per trial; default: as the study states, or as few as fit."),
 ]
 
 SlotsPerGpu = Annotated[int, typer.Option(min=1, help="Trunks of one worker that share one GPU.")]
@@ -136,14 +118,14 @@ GpuMemory = Annotated[
         min=0.01,
         max=1e6,
         envvar="EMERGENCE_GPU_MEMORY_GB",
-        help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.",
+        help="Memory of one GPU in GB (10^9 bytes), to fit trials into; default: that of a GPU here.",
     ),
 ]
 
 Storage = Annotated[
     str | None,
     typer.Option(
-        help="Where checkpoints go: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
+        help="Place of the checkpoints: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
     ),
 ]
 
@@ -151,7 +133,7 @@ TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
 ]
 
-Version = Annotated[bool, typer.Option("--version", help="Print the version and leave.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -178,16 +160,16 @@ def plan_command(
     ] = False,
 ) -> None:
     """Show what a study will do and cost, before any machine is taken."""
-    check_device(device)
-    study = load_study(study_name)
+    checks.check_device(device)
+    study = checks.load_study(study_name)
     folder = journal.study_folder(study.id)
     everything = State.of(folder)
     jobs.check_against_record(study, everything, study_name)
     state = recorded.of_study(everything, study)
-    show_damage(state, folder, f"{program()} run {study_name} trains them again")
-    options = options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    check_room(study, options, absent_is_fine=not address)
-    n_slots, known = slots_for(options)
+    checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
+    options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    checks.check_room(study, options, absent_is_fine=not address)
+    n_slots, known = checks.slots_for(options)
     speed = throughput.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
@@ -203,25 +185,27 @@ def run(
     gpu_memory_gb: GpuMemory = None,
     storage: Storage = None,
     keep_weights: Annotated[
-        bool, typer.Option("--keep-weights", help="Keep the weights that each trial ends with, as safetensors.")
+        bool, typer.Option("--keep-weights", help="Save the final weights of each trial as safetensors.")
     ] = False,
     tracking_uri: TrackingUri = None,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="What a kill may cost, per trunk.")] = 30.0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds between two saves of a trunk, the most that a kill costs.")
+    ] = 30.0,
     retries: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Tries more for a trunk that failed or lost its machine; default: 2 here, 10 on a cluster."
+            min=0, help="Further tries for a trunk that failed or lost its machine; default: 2 here, 10 on a cluster."
         ),
     ] = None,
 ) -> None:
     """Run a study or resume it: only missing trials are run. Ctrl-C is safe, Ctrl-Z does nothing."""
-    check_device(device)
+    checks.check_device(device)
     if not math.isfinite(checkpoint_seconds):
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
-    study = load_study(study_name)
-    uri = tracking_uri_of(tracking_uri)
-    folder = make_results_folder(journal.study_folder(study.id))
-    options = options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    study = checks.load_study(study_name)
+    uri = checks.tracking_uri_of(tracking_uri)
+    folder = checks.make_results_folder(journal.study_folder(study.id))
+    options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
@@ -231,13 +215,13 @@ def run(
         output.outlive_readers(folder / "driver.log")
         everything = State.of(folder)
         if left := recorded.left_without_journal(everything, folder, study):
-            raise UsageProblem(journal_is_gone(folder, left))
+            raise UsageProblem(checks.journal_is_gone(folder, left))
         jobs.check_against_record(study, everything, study_name)
         state = recorded.of_study(everything, study)
-        show_damage(state, folder, "they are trained again now")
+        checks.show_damage(state, folder, "they are trained again now")
         if jobs.owes(study, state):
-            check_room(study, options)
-            check_writable(options.storage)
+            checks.check_room(study, options)
+            checks.check_writable(options.storage)
         if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
             console.print(
                 styled(
@@ -246,7 +230,7 @@ def run(
                     "not in tables, report and answer.",
                 )
             )
-        keep_copy(reader.find(study_name), folder / "study.yaml")
+        checks.keep_copy(reader.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
@@ -273,7 +257,7 @@ def _run_missing(
     stop_request: supervise.StopRequest,
 ) -> str:
     """Run the missing trials; if there are none, only publish. Returns run.Outcome."""
-    slots, known = slots_for(options)
+    slots, known = checks.slots_for(options)
     todo = price.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
@@ -336,7 +320,7 @@ def status(
     if study_name is None:
         list_studies(console)
         return
-    folder, study, state = recorded_study(study_name)
+    folder, study, state = checks.recorded_study(study_name)
     ended = {t.id: state.trials[t.id]["status"] for t in study.trials() if t.id in state.trials}
     counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
     running = "running" if lease.is_held(folder) else "not running"
@@ -347,17 +331,15 @@ def status(
     for trial, kind in ended.items():
         if kind in ("failed", "diverged"):
             console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}")
-    surface = progress.Surface(study)
-    surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
-    console.print(surface.render())
+    console.print(progress.Surface(study, state).render())
 
 
 @app.command(epilog="Example: emergence stop quickstart")
 def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
     try:
-        folder, _, _ = recorded_study(study_name)
+        folder, _, _ = checks.recorded_study(study_name)
     except UsageProblem:
         if not (Path(study_name).exists() or study_name in reader.shipped()):
             raise
@@ -368,13 +350,13 @@ def stop(study_name: RecordedName) -> None:
         say(f"{folder.name} is not running; nothing to stop.")
         return
     supervise.StopRequest(folder).ask()
-    say(f"Asked {folder.name} to stop. Go on later with: {program()} run {source_of(study_name, folder)}")
+    say(f"Asked {folder.name} to stop. Go on later with: {program()} run {checks.source_of(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
     """Write the HTML report and its figures again from the journal; print its path."""
-    folder, _, state = recorded_study(study_name)
+    folder, _, state = checks.recorded_study(study_name)
     from orchestrator.record import publisher
 
     say(str(publisher.rewrite(folder, aside)))
@@ -385,7 +367,7 @@ def report(study_name: RecordedName) -> None:
 @app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A study that ran, as for report.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The one to set beside it.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The study to compare it with.")],
 ) -> None:
     """Compare two studies: settings, boundaries, and the cells in which they differ by more than noise."""
     from orchestrator.analysis import compare as comparing
@@ -395,7 +377,7 @@ def compare(
 
     both, outside = [], []
     for name in (first, second):
-        folder, study, state = recorded_study(name)
+        folder, study, state = checks.recorded_study(name)
         tables.write_parquet(folder, state, study)
         both.append(findings.read(folder, study))
         outside.append(tables.outside(state, study))
@@ -410,10 +392,10 @@ def compare(
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
 def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
-    folder, study, state = recorded_study(study_name)
+    folder, study, state = checks.recorded_study(study_name)
     from orchestrator.record import publisher, trouble
 
-    uri = tracking_uri_of(tracking_uri)
+    uri = checks.tracking_uri_of(tracking_uri)
     try:
         publisher.publish(folder, uri, say=aside)
     except Exception as problem:
@@ -435,7 +417,7 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open the MLflow UI on the right store, on 127.0.0.1 only; Ctrl-C ends it."""
-    uri = tracking_uri_of(tracking_uri)
+    uri = checks.tracking_uri_of(tracking_uri)
     if not links.is_local(uri):
         say(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
@@ -465,25 +447,20 @@ def ui(
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
-    folder, study, _ = recorded_study(study_name)
+    folder, study, _ = checks.recorded_study(study_name)
     with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
-        checkpoints = jobs.checkpoints_of(folder, storage_of(given) if given else None)
+        checkpoints = jobs.checkpoints_of(folder, checks.storage_of(given) if given else None)
         if "://" not in checkpoints:
-            checkpoints = within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
+            checkpoints = checks.within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
         if checkpoint.store_of(checkpoints).n_bytes():
             raise UsageProblem(f"{checkpoints}: some files could not be removed; get access to them, and clean again")
     say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
     if not n_bytes:
         say(f"There were none in {links.without_password(checkpoints)}; give --storage if they are elsewhere.")
-
-
-def _refuse(message: str) -> NoReturn:
-    say(message, err=True)
-    sys.exit(2)
 
 
 def main() -> None:
@@ -493,11 +470,9 @@ def main() -> None:
     try:
         try:
             app()
-        except (StudyError, StudyHeldError, UsageProblem) as problem:
-            _refuse(str(problem))
-        except LeaseLostError as problem:
+        except (StudyError, StudyHeldError, LeaseLostError, UsageProblem) as problem:
             say(str(problem), err=True)
-            sys.exit(1)
+            sys.exit(1 if isinstance(problem, LeaseLostError) else 2)
     except SystemExit as end:
         supervise.tell("left", end.code if isinstance(end.code, int) else 1)
         raise

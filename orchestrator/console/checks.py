@@ -76,10 +76,8 @@ def has_journal(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> tuple[Study | None, Recorded]:
-    """The study and state of a folder; None if nothing was recorded.
-
-    Raises OSError, and UsageProblem for a record that cannot be read here.
-    """
+    """The study and state of a folder; None if nothing was recorded. Raises OSError, and UsageProblem if it is
+    unreadable."""
     try:
         state = State.of(folder)
         if state.study is not None:
@@ -95,7 +93,6 @@ def read_record(folder: Path) -> tuple[Study | None, Recorded]:
 
 
 def _why(problem: Exception) -> str:
-    """The reason in one line."""
     if isinstance(problem, ValidationError):
         first = problem.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -321,8 +318,7 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
 
 
 def slots_for(options: Options) -> tuple[int, str]:
-    """The number of slots for the plan, and the assumption behind it, if any. Ray's own number is known only once it
-    runs."""
+    """The number of slots for the plan, and the assumption behind it. Ray's own number is known only once it runs."""
     if options.slots:
         return options.slots, ""
     local = options.address == "local"

@@ -36,19 +36,20 @@ LINES_EVERY_SECONDS = 2.0
 class Surface:
     """Mean accuracy of the headline skill at the end of each (n_tasks, budget), over the trials that have ended."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, state: State) -> None:
         self.study = study
         family = cast(Family, study.family)
         self.skill = study.shown_skills[0]
         chance = family.chance(self.skill)
         self.title = f"{self.skill}: " + (f"accuracy (chance {chance:.2g})" if chance else "greedy agreement")
         self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
-        self._place = {trunk.id: trunk for trunk in study.trunks()}
+        self._trunks = {trunk.id: trunk for trunk in study.trunks()}
+        self.take([event for events in state.evaluations.values() for event in events])
 
     def take(self, events: list[Event]) -> None:
         """Add final evaluations; other events are ignored."""
         for event in events:
-            trunk = self._place.get(event.get("trunk", ""))
+            trunk = self._trunks.get(event.get("trunk", ""))
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
             line = self.study.line_of(trunk.arm, trunk.variant)
@@ -76,7 +77,6 @@ class Surface:
         return Group(*blocks)
 
     def _legend(self) -> str:
-        """The meaning of the marks that occur in the cells."""
         n = self.study.axes.replicates
         known = [len(values) for values in self.cells.values()]
         cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
@@ -101,8 +101,7 @@ class Progress:
     def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
         self.console = console or Terminal()
         self.plan = plan
-        self.surface = Surface(study)
-        self.surface.take([e for events in state.evaluations.values() for e in events])
+        self.surface = Surface(study, state)
         self.status: Counter[str] = Counter()
         self.n_todo = plan.n_open
         self.ended_flops = 0.0

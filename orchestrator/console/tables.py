@@ -112,16 +112,12 @@ def shape_rows(study: Study) -> list[tuple[str, str]]:
 def show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> bool:
-    """Print the results and their places. Returns False if tables or report are behind the journal and no publisher is
-    at work."""
+    """Print the results and their places. Returns False if tables or report are out of date and no publisher is at work."""
     from orchestrator.analysis import answer, expected, findings
     from orchestrator.record import publisher
 
-    state = recorded.read(folder, study)
-    surface = progress.Surface(study)
-    surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
-    console.print(surface.render())
+    console.print(progress.Surface(study, recorded.read(folder, study)).render())
     page = folder / "report.html"
     found = None
     if publisher.report_is_current(folder, study):

@@ -15,8 +15,8 @@ from orchestrator.record import journal, links
 def serve(port: int, uri: str) -> None:
     """Run MLflow's UI until Ctrl-C or another end of this process. Raises UsageProblem if the server ends by itself.
 
-    The server has its own session and logs to a file, because at Ctrl-C each of its processes prints a page of traces.
-    One worker is enough for one user, and job execution is off.
+    The server has its own session and logs to a file: at Ctrl-C each of its processes prints a page of traces. One
+    worker is enough for one user, and job execution is off.
     """
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     settings = {

@@ -16,15 +16,14 @@ from trainers import budget
 from trainers.tasks import Family
 
 START_SECONDS = 15.0
-"""Time from the command to the first step: Ray, then torch and DeepSpeed on each slot. Measured: 10 to 20 s on two
-cores."""
+"""Time from the command to the first step (Ray, torch and DeepSpeed on each slot). Measured: 10 to 20 s on two cores."""
 
 TRUNK_SECONDS = 0.1
 """Overhead of a trunk beyond training and evaluation, measured by `make bench`."""
 
 GROUP_SECONDS = 12.0
-"""Time in which Ray Train starts and ends a group of workers. Measured: 10 s on two quiet cores (`time_multiplier`),
-more on busy ones."""
+"""Time in which Ray Train starts and ends a group. Measured: 10 s on two quiet cores (`time_multiplier`), more on busy
+ones."""
 
 
 class Plan(NamedTuple):

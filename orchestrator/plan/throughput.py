@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import files
-from orchestrator.record.journal import State
+from orchestrator.record.journal import State, home_folder
 from orchestrator.record.provenance import cpu_name
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -39,8 +39,7 @@ def recorded_throughput(state: State, device: str) -> float | None:
 
 
 def known_throughput(study: Study, state: State, device: str) -> tuple[float | None, str]:
-    """FLOPs per second of one slot, and its source: this study's own trials, or an earlier run with the same
-    `shape_key`."""
+    """FLOPs per second of one slot, and its source: this study's own trials, or an earlier run of the same `shape_key`."""
     if (speed := recorded_throughput(state, device)) is not None:
         return speed, "recorded in this study"
     table = _throughputs()
@@ -61,8 +60,6 @@ def remember_throughput(study: Study, device: str, flops_per_second: float) -> N
 
 
 def _throughput_file() -> Path:
-    from orchestrator.record.journal import home_folder
-
     return home_folder() / "throughput.json"
 
 

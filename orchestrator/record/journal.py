@@ -23,7 +23,7 @@ Event = dict[str, Any]
 FILE = "journal.jsonl"
 SYNCED = {"trial", "trunk", "session"}
 """Kinds of events that must survive a power cut. A resumed run emits the others again."""
-INCOMPLETE = f"{FILE}: the last line is incomplete, as a crash leaves it"
+INCOMPLETE = f"{FILE}: the last line is incomplete, as after a crash"
 """Also true of a journal that a driver is writing at this moment."""
 
 
@@ -242,8 +242,7 @@ def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
 
 
 def _give_checksums(path: Path) -> None:
-    """Rewrite a journal of an earlier version with numbers and checksums, in one rename. A copy of the old file stays
-    beside it."""
+    """Add numbers and checksums to a journal of an earlier version, in one rename. The old file stays beside it."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

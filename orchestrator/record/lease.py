@@ -1,8 +1,8 @@
-"""The lease: one driver holds a study at a time, and a driver that has lost it stops before it writes.
+"""The lease: one driver holds a study at a time. A driver that has lost it stops before it writes.
 
 On one machine flock decides. Other machines see a lease that the holder renews. Its age is measured by the clock of the
-file system, so the machines need not agree on the time. Each lease has a number higher than all before it. Every
-journal line carries the number, so a line of a superseded holder never counts.
+file system: the machines need not agree on the time. Each lease has a number higher than all before it. Every journal
+line carries the number, so a line of a superseded holder never counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCK_FILE = "driver.lock"
 LEASE_SECONDS = 60.0
 """A driver on another machine that has not renewed its lease for this long counts as dead."""
 SETTLE_SECONDS = 1.0
-"""Without flock, the lock is read again after this time: of two drivers that wrote it, the later one holds it."""
+"""Without flock, the lock is read again after this time. Of two drivers that wrote it, the later one holds it."""
 LOOK_SECONDS = 1.0
 """A held flock is tried again for this long: `emergence status` takes it for a moment to see whether it is free."""
 CLOCK_SECONDS = 5.0
@@ -61,8 +61,7 @@ class StudyLock:
         last_lease: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`last_lease()` is the journal's highest lease, because the lock file may be lost or foreign. `say` reports
-        waiting."""
+        """`last_lease()` is the journal's highest lease: the lock file may be lost or foreign. `say` reports waiting."""
         self.path, self.study_id, self.number = folder / LOCK_FILE, study_id, 0
         self._last_lease, self._say = last_lease, say
         self._token, self._beat = uuid.uuid4().hex, 0
@@ -187,8 +186,7 @@ def flock(file: int, how: int) -> bool | None:
 
 
 def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callable[[str], None] | None) -> bool:
-    """Whether the holder named in a lock is alive. `free` is flock's answer. With `say`, waits if the dates do not
-    decide."""
+    """Whether the holder in a lock is alive. `free` is flock's answer. With `say`, waits if the dates do not decide."""
     if holder.get("released"):
         return False
     if holder["host"] == here()["host"] and holder.get("boot", here()["boot"]) == here()["boot"]:
@@ -211,7 +209,7 @@ def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callab
 
 
 def _age_seconds(path: Path) -> float:
-    """Seconds since the lock was written, by the file system's clock; by our clock if the folder cannot be written."""
+    """Seconds since the lock was written, by the file system's clock. If the folder cannot be written, our clock counts."""
     written = path.stat().st_mtime
     probe = path.with_name(f".{LOCK_FILE}.{uuid.uuid4().hex}")
     try:

@@ -1,7 +1,7 @@
 """Addresses in MLflow's UI, kept beside the results. Imports no MLflow.
 
 A report links to the runs of its trials. A tracking server has a fixed address. A database is shown by `emergence ui`,
-whose port may change, so that command rewrites the links of the reports (`serve_at`).
+whose port may change. That command therefore rewrites the links of the reports (`serve_at`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from orchestrator.record.journal import home_folder
 LINKS_FILE = "mlflow.json"
 """In a study's folder: {"base": address, "study": path, "runs": {trial id: path}, "store": hash of the store}."""
 MARKER_FILE = "published.json"
-"""In a study's folder: the published state of tables, report and MLflow, with sizes and hashes of the files
-(`publisher.py`)."""
+"""In a study's folder: the published state of tables, report and MLflow, with hashes of the files (`publisher.py`)."""
 UI_FILE = "mlflow_ui.json"
 """In the home folder: the last address of `emergence ui`."""
 LOCAL_UI = "http://127.0.0.1:5000"
@@ -31,15 +30,14 @@ LOCAL_UI = "http://127.0.0.1:5000"
 def run_path(experiment: str, run: str) -> str:
     """A run's path in MLflow's UI.
 
-    Without the query a browser new to MLflow opens the pages for agents, which are empty (seen with 3.17; the
-    experiment's kind tag does not help).
+    Without the query a browser new to MLflow opens the pages for agents, which are empty. Seen with 3.17; the
+    experiment's kind tag does not help.
     """
     return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
 
 def ui_address(tracking_uri: str) -> str:
-    """The UI's address for this store: a server itself (without user and password), `emergence ui` for a database, else
-    ""."""
+    """The UI's address for this store: a server without user and password, `emergence ui` for a database, else ""."""
     if tracking_uri.startswith(("http://", "https://")):
         parts = urlsplit(tracking_uri)
         if "@" not in parts.netloc and holds_secret(re.split(r"\?[\w.]+=", tracking_uri)[0]):
@@ -56,11 +54,8 @@ def is_local(tracking_uri: str) -> bool:
 
 
 def serve_at(address: str, tracking_uri: str) -> list[Path]:
-    """Rewrite the links of the home's reports: `emergence ui` shows this store at this address. Returns the study
-    folders it shows.
-
-    Nothing is drawn again.
-    """
+    """Rewrite the links of the home's reports to this address of `emergence ui`. Returns the study folders of this
+    store."""
     write_json(home_folder() / UI_FILE, {"address": address})
     shown = []
     for folder in sorted(path.parent for path in home_folder().glob(f"*@*/{LINKS_FILE}")):
@@ -153,7 +148,7 @@ _HARMLESS = {
 def without_password(text: str) -> str:
     """A URI, or a message that quotes URIs, without secrets.
 
-    The part before the host is hidden, except the user of a database: elsewhere a user may be a token. Query settings
+    The part before the host is hidden, because a user may be a token; the user of a database is shown. Query settings
     that are not known as harmless are hidden too.
     """
 

@@ -47,7 +47,7 @@ def default_tracking_uri() -> str:
 PARENT = "study"
 """Key of the parent run. Every other run has its trial's id as key."""
 
-RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
+RUNNING_NOTE = "**Running now; the text below is from before this run.**\n\n"
 
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 """MLflow's limits: characters of a tag, a param and a name; metrics in one request."""
@@ -55,7 +55,7 @@ MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _PATIENCE = {_RETRIES: "1", _TIMEOUT: "20"}
-"""MLflow's default of 7 tries takes minutes to fail, and its 120 s is too long for a server that hangs."""
+"""MLflow's default of 7 tries takes minutes to fail. Its 120 s are too long for a server that hangs."""
 
 _FIRST_TIMEOUT = "5"
 """A server that does not answer the first request counts as down, after two tries of 5 s."""
@@ -143,9 +143,9 @@ def _tag(value: Any, limit: int = MAX_TAG) -> str:
 class MlflowRecord:
     """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
 
-    Runs are found by their tags, points by (step, timestamp), so publishing again changes nothing. `record_id`
+    Runs are found by their tags, points by (step, timestamp). Publishing again therefore changes nothing. `record_id`
     identifies the journal: two homes on one server have separate parent runs. A copy of a home has the same id and is
-    the same record, so it needs a store of its own.
+    the same record. It needs a store of its own.
 
     MLflow may do its work and lose the answer, and two publishers may work side by side. After any error a new record
     therefore looks for its runs before it makes one. If one key has several runs, the fullest stays.
@@ -213,9 +213,9 @@ class MlflowRecord:
             return cast(str, found.experiment_id)
 
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
-        """The run of this key, made on first use together with its key: after any error a new record finds it.
+        """The run of this key, made on first use together with its key. After any error a new record finds it.
 
-        MLflow's client must not repeat the request, because a repeated request makes a second run.
+        MLflow's client must not repeat the request: a repeated request makes a second run.
         """
         if key not in self.runs:
             tags = {k: _tag(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
@@ -275,7 +275,6 @@ class MlflowRecord:
             self.client.update_run(parent, status="RUNNING")
 
     def _log_counts(self, parent: str, state: State) -> None:
-        """Log the numbers of trials that are done, diverged, failed and open, if they have changed."""
         ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
         counts = {kind: ended.count(kind) for kind in ("done", "diverged", "failed", "open")}
         if counts != self._counts:
@@ -346,13 +345,8 @@ class MlflowRecord:
     def links(self, tracking_uri: str) -> dict[str, Any]:
         """Addresses of the runs in the UI: {"base": address, "study": path, "runs": {trial id: path}, "store": hash}."""
         runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
-        study = runs.pop(PARENT, None)
-        return {
-            "base": links.ui_address(tracking_uri),
-            "study": study,
-            "runs": runs,
-            "store": links.store_of(tracking_uri),
-        }
+        study, store = runs.pop(PARENT, None), links.store_of(tracking_uri)
+        return {"base": links.ui_address(tracking_uri), "study": study, "runs": runs, "store": store}
 
     def heal(self) -> None:
         """Look again for duplicate runs: MLflow may make one long after the request."""
@@ -378,7 +372,7 @@ class MlflowRecord:
 
 
 def _fullest_first(run: Any) -> tuple[bool, int, str]:
-    """Sort key of the runs of one key: settled first, then by their number of metrics and params, then by id."""
+    """Sort key of the runs of one key: settled ones first, then those with most metrics and params."""
     return not _is_settled(run), -len(run.data.metrics) - len(run.data.params), run.info.run_id
 
 
@@ -404,8 +398,8 @@ def axes_words(study: Study) -> dict[str, str]:
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """MLflow params of a trial: axes (also as logarithms, because the UI's param axes are linear), model, training,
-    family."""
+    """MLflow params of a trial: axes, model, training, family. Axes are logged as logarithms too: the UI's axes are
+    linear."""
     params: dict[str, Any] = {
         "n_tasks": trial.n_tasks,
         "n_tasks_log10": round(math.log10(trial.n_tasks), 4),

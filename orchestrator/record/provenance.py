@@ -47,7 +47,7 @@ def source(root: Path | None = None) -> dict[str, Any]:
     """`commit` of the project, with `+changes` if code or tracked files differ from it; `changes` lists them.
 
     The commit is None outside a repository, and in a repository that does not hold this project. If git fails in a
-    checkout, `commit_unknown` gives the reason, and `+unknown` after a commit means that the changes are not known.
+    checkout, `commit_unknown` gives the reason. `+unknown` after a commit means that the changes are not known.
     """
     root = root or Path(__file__).resolve().parents[2]
     here = f"{PACKAGES[0]}/cli.py"
@@ -175,18 +175,21 @@ def n_gpus() -> int | None:
     """The number of this machine's usable GPUs; None if unknown (no NVIDIA tools). Starts no CUDA."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    try:
-        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else None
+    listed = _nvidia_smi("--list-gpus")
+    return None if listed is None else sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def gpu_bytes() -> int | None:
     """Memory of this machine's smallest GPU; None if unknown."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    sizes = (_nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits") or "").split()
+    with contextlib.suppress(ValueError):  # no GPU, or a size that is not reported
+        return min(int(size) for size in sizes) * 2**20
+    return None
+
+
+def _nvidia_smi(*words: str) -> str | None:
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
-        return min(int(line) for line in done.stdout.split()) * 2**20 if done.returncode == 0 else None
-    except (OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout if done.returncode == 0 else None

@@ -22,19 +22,10 @@ from typing import IO, Any, TypeVar
 
 from orchestrator import files, terminal
 from orchestrator.analysis import findings, summary
-from orchestrator.record import links, recorded, trouble
+from orchestrator.record import links, mlflow_runs, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
-from orchestrator.record.mlflow_runs import (
-    PARENT,
-    MlflowRecord,
-    Say,
-    connect,
-    default_tracking_uri,
-    first_contact,
-    runs_of,
-    shown_files,
-)
+from orchestrator.record.mlflow_runs import MlflowRecord, Say
 from orchestrator.record.tables import outside, write_parquet, write_summary
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
@@ -141,8 +132,7 @@ def after_outages(work: Callable[[], T]) -> T:
 
 
 def rewrite(folder: Path, say: Say = lambda line: None) -> Path:
-    """Write tables, summary and report again from the journal, without MLflow. Returns the report's path. Raises
-    OSError."""
+    """Write tables, summary and report from the journal, without MLflow. Returns the report's path. Raises OSError."""
     everything = State.of(folder)
     assert everything.study is not None
     study = Study.from_record(everything.study)
@@ -164,7 +154,7 @@ def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
     from orchestrator.report import page  # imported here: matplotlib takes a second, and following does not need it
 
     path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
-    facts = {name: files.facts_of(folder / name) for name in shown_files(folder)}
+    facts = {name: files.facts_of(folder / name) for name in mlflow_runs.shown_files(folder)}
     _mark(folder, {"report": _what_is_shown(folder, state) | {"files": facts}})
     return path
 
@@ -173,12 +163,10 @@ LOCK_FILE = "publisher.lock"
 
 
 def _mark(folder: Path, facts: dict[str, Any]) -> None:
-    """Note the published state."""
     links.write_json(folder / links.MARKER_FILE, (links.read_json(folder / links.MARKER_FILE) or {}) | facts)
 
 
 def _what_is_shown(folder: Path, state: State) -> dict[str, Any]:
-    """The published part of the journal, and the study."""
     digest = _journal_hash(folder, state.n_bytes)
     return {"journal_bytes": state.n_bytes, "journal_sha256": digest, "study": state.study}
 
@@ -197,8 +185,8 @@ PUBLISHER_PATIENCE_SECONDS = 300.0
 
 
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
-    """Start the publisher process. With `follow` it works until its standard input closes, that is until this process
-    ends."""
+    """Start the publisher process. With `follow` it works until this process ends, because its standard input then
+    closes."""
     # `-P` and PYTHONPATH: run this code, not a copy in the current folder.
     command = [sys.executable, "-P", "-m", "orchestrator.record.publisher", str(folder)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -319,19 +307,19 @@ def _lost_runs(folder: Path, tracking_uri: str, study: Study) -> str:
         return f"MLflow's store {store} is gone"
     if shown is None or shown.get("store") != links.store_of(tracking_uri):
         return f"{folder / links.LINKS_FILE} is missing or damaged"
-    client = connect(tracking_uri)
-    experiment = first_contact(client, study.id)
+    client = mlflow_runs.connect(tracking_uri)
+    experiment = mlflow_runs.first_contact(client, study.id)
     if experiment is None or experiment.lifecycle_stage != "active":
         return "MLflow no longer has the experiment"
-    wanted = shown["runs"] | {PARENT: shown["study"]}
+    wanted = shown["runs"] | {mlflow_runs.PARENT: shown["study"]}
     there: dict[str, str] = {}
     parent = ""
-    for run in runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
+    for run in mlflow_runs.runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
         key = run.data.tags["emergence.key"]
         if key in there or run.info.status == "RUNNING":
             return f"MLflow's run of {key} is not as it was published"
         there[key] = links.run_path(experiment.experiment_id, run.info.run_id)
-        parent = run.info.run_id if key == PARENT else parent
+        parent = run.info.run_id if key == mlflow_runs.PARENT else parent
     if lost := [key for key, path in wanted.items() if there.get(key) != path]:
         return f"MLflow no longer has the run of {lost[0]}"
     kept = {file.path for place in (None, "figures") for file in client.list_artifacts(parent, place)}
@@ -387,12 +375,11 @@ def _stdin_closed(seconds: float) -> bool:
 
 
 def main() -> int:
-    """The publisher process."""
     terminal.prepare()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; we end when standard input closes
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record.publisher")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tracking-uri", default=default_tracking_uri())
+    parser.add_argument("--tracking-uri", default=mlflow_runs.default_tracking_uri())
     parser.add_argument("--follow", action="store_true", help="until standard input closes")
     options = parser.parse_args()
     try:

@@ -50,7 +50,6 @@ def one_line(problem: BaseException) -> str:
 
 
 def _chain(problem: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its causes, the nearest first."""
     seen: set[int] = set()
     while problem is not None and id(problem) not in seen:
         seen.add(id(problem))

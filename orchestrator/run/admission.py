@@ -1,7 +1,6 @@
-"""Admission: a trunk starts only when there is a free slot for each of its workers.
+"""Admission: a trunk starts only when each of its workers has a free slot.
 
-Without this rule two trunks could each hold some workers and wait for the rest. Both would then wait for ever,
-silently.
+Without this rule two trunks could each hold some workers and wait for the rest. Both would wait for ever, silently.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ class Ask(NamedTuple):
     config: dict[str, Any]
     """The config that Ray Tune passes to `worker.execute`."""
     slots: int
-    """Slots that it takes: one for each worker, or all the shares of a GPU for a worker that needs a whole one."""
+    """Slots that it takes: one per worker, or all slots of a GPU per worker if the trunk has several."""
     name: str
 
 
 class Admission(Searcher):
-    """A Tune search algorithm that gives out trunks in their order and skips those that do not fit yet.
+    """A Tune search algorithm that gives out trunks in order and skips those that do not fit yet.
 
     The widest trunks come first. Slots that a wide trunk frees are therefore offered to the next wide one before the
-    narrow ones. If the cluster has grown, narrow trunks may hold all of it. The first waiting trunk, if the cluster
-    could hold it, is skipped at most as often as there are slots. After that, free slots are kept for it.
+    narrow ones. If the cluster has grown, narrow trunks may hold all of it. The first waiting trunk, if it can fit at
+    all, is then skipped at most as many times as there are slots. After that, free slots are kept for it.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Admission(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the config of the next trunk that fits, None for "ask again later", or FINISHED if none is left."""
+        """The config of the next trunk that fits; None: later; FINISHED: none is left."""
         if not self.waiting or self._stopping():
             return Searcher.FINISHED
         self._look()
@@ -99,7 +98,7 @@ class Admission(Searcher):
             self._say(f"Waiting for machines: {ask.name} needs {slots}, the cluster has {self._slots} now.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its search algorithm, and `say` holds a console. A Tuner is never restored."""
+        """Nothing. Tune pickles its search algorithm, and `say` holds a console. A Tuner is never restored."""
         return {}
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:

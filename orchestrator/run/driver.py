@@ -68,8 +68,8 @@ def run(
 
     The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here.
     "broken" means that Ray or Tune ended the run. The journal then holds everything that was reported. Raises OSError
-    if the journal cannot be written, and LeaseLostError if another driver took over; every trunk has saved by then. If
-    Ray dies, the process ends with exit code 1 and this function does not return.
+    if the journal cannot be written. Raises LeaseLostError if another driver took over. Every trunk has saved by then.
+    If Ray dies, the process ends with exit code 1. This function then does not return.
     """
     failures: list[Event] = []
     broken = False
@@ -143,13 +143,12 @@ def run(
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:
-    """The failures whose trial has no other outcome. A failure recorded in an earlier session does not count as an
-    outcome."""
+    """The failures whose trial has no other outcome. Failures of earlier sessions are no outcome."""
     return [f for f in failures if state.trials.get(f["trial"], f)["status"] == "failed"]
 
 
 def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
-    """Run in a thread until `ray_ends`. If Ray dies, end the process, because the main thread may wait for Ray for ever."""
+    """In a thread until `ray_ends`: if Ray dies, end the process. The main thread may wait for Ray for ever."""
     while not ray_ends.wait(1.0):
         _leave_if_lost(lifeline, writing)
 
@@ -193,7 +192,7 @@ class JournalCallback(tune.Callback):
         """Tune calls this when a trunk failed or lost its machine, and is tried again."""
         trunk, reason = trial.config["job"]["trunk_id"], self._why(trial)
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
-        again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
+        again = f"it resumes from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
         _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -201,7 +200,7 @@ class JournalCallback(tune.Callback):
         _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
 
     def _why(self, trial: Any) -> str:
-        """The reason of a failure, from the error file on the driver's disk. Tune's own reader looks elsewhere and too
+        """The reason of a failure, from the error file on the driver's disk. Tune's reader looks elsewhere and too
         early."""
         text = ""
         with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
@@ -218,8 +217,7 @@ def _run_on_ray(
     say: Callable[[str], None],
     stop_request: StopRequest,
 ) -> list[Event]:
-    """Execute the jobs through Ray Tune. Returns a `trial` event of status "failed" for each trial of a trunk that
-    failed."""
+    """Execute the jobs through Ray Tune. Returns a "failed" event for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     reasons: dict[str, str] = {}
     _RECEIVERS[session] = _Receiver(sink, say, reasons)
@@ -265,8 +263,8 @@ def _run_on_ray(
 
 
 def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Resources that Tune reserves: one slot for a single worker. For a group Ray Train reserves the workers, so Tune
-    reserves next to nothing on the head."""
+    """Resources that Tune reserves: one slot, or next to nothing on the head for a group, whose slots Ray Train
+    reserves."""
     alone = config["job"]["workers"] == 1
     return tune.PlacementGroupFactory([machines.slot(options) if alone else {"node:__internal_head__": 0.001}])
 

@@ -93,8 +93,8 @@ def _start_unless_stopped(options: Options, widest: int) -> int:
 def _children_shielded() -> Iterator[None]:
     """Processes started inside this block, and their children, do not receive the signals that stop a run.
 
-    A batch system may send signals to every process, and Ray must live until all trunks have saved. This process still
-    receives them, in a thread of its own (`supervise.py`).
+    A batch system may send signals to every process. Ray must live until all trunks have saved. This process still
+    receives the signals, in a thread of its own (`supervise.py`).
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
@@ -104,8 +104,7 @@ def _children_shielded() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Leave the cluster; calling it again changes nothing. Processes started here are killed, because they ignore
-    SIGTERM and Ray would wait for each in turn."""
+    """Leave the cluster; repeating it changes nothing. Kills the processes started here, because they ignore SIGTERM."""
     below: list[psutil.Process] = []
     if (node := ray._private.worker._global_node) is not None:
         for process in (info.process for infos in node.all_processes.values() for info in infos):
@@ -143,24 +142,19 @@ def _start_ray(options: Options, widest: int) -> int:
         verb = "started" if options.address == "local" else "reached"
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {verb}: {reason}") from None
     ray._private.worker.print_to_stdstream = _to_the_log
-    _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    _refuse_too_wide(options, ray.cluster_resources(), limits, widest)
     return slots_there(options)
 
 
 def _to_the_log(data: dict[str, Any], *given: Any, **how: Any) -> None:
-    """Write to standard error the lines that Ray would print to the terminal despite `log_to_driver`: pages of a
-    raylet's log when it dies."""
+    """Write to standard error what Ray prints despite `log_to_driver`. A dying raylet prints pages."""
     with contextlib.suppress(OSError):
         os.write(2, "\n".join([*data.get("lines", []), ""]).encode(errors="replace"))
 
 
-def _limits() -> dict[str, int]:
-    """The most that the cluster may grow to; empty if unknown."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
-
-
 def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str, int], widest: int) -> None:
-    """Raises ClusterProblem with the arithmetic if a trunk of `widest` slots fits neither now nor after growth."""
+    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster (`limits`)."""
     most = {name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}
     if _count(most, options) >= widest:
         return
@@ -174,11 +168,10 @@ def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str
 
 
 def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
-    """Refuse too wide a trial by asking the cluster for its resources, without joining it, because joining takes
-    seconds.
+    """Refuse too wide a trial before joining the cluster, because joining takes seconds. Raises ClusterProblem.
 
-    Raises ClusterProblem. A cluster that does not answer raises only without `absent_is_fine`. A cluster with a
-    client's address (ray://) is not checked here, but when it is joined.
+    With `absent_is_fine` a cluster that does not answer is accepted. A client's address (ray://) is checked only when
+    joined.
     """
     _set_environment()
     try:
@@ -212,11 +205,10 @@ def _count(there: dict[str, float], options: Options) -> int:
 
 
 class Lifeline:
-    """Checks whether our Ray is alive without a call to Ray, because a call to a dead Ray may never return."""
+    """Checks whether our Ray is alive. It makes no call to Ray: a call to a dead Ray may never return."""
 
     def __init__(self, processes: dict[str, Any], servers: dict[str, tuple[str, int]]) -> None:
-        """Both are keyed by a readable name: `processes` (Popen) that we started, `servers` (host, port) that were
-        already running."""
+        """Readable name -> `processes` (Popen) that we started, `servers` (host, port) that were already running."""
         self._processes, self._servers = processes, servers
         self._refused_since: dict[str, float] = {}
 
@@ -316,8 +308,7 @@ def _ask_for_an_answer(address: str) -> str:
 
 
 def _check_token(named: str, channel: Any) -> None:
-    """Check that this cluster and this machine agree on a token. Raises ClusterProblem with the cause and the side to
-    correct."""
+    """Check that cluster and machine agree on a token. Raises ClusterProblem with the cause and the side to correct."""
     import grpc
 
     def lets_in(token: str) -> bool | None:
@@ -371,7 +362,7 @@ def _token() -> str:
 
 
 def _make_token() -> None:
-    """Make sure that our own Ray has a token: the machine's, else a new one, saved in ~/.ray/auth_token if possible."""
+    """Make sure that our own Ray has a token. A new one is saved in ~/.ray/auth_token if possible."""
     if os.environ["RAY_AUTH_MODE"].lower() != "token" or _token():
         return
     made = secrets.token_hex(32)

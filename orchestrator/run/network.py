@@ -29,7 +29,8 @@ class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Start the process group. On a failure, shut the worker group down here.
 
-        Ray Train 2.60 does not: it counts the group as started and keeps its slots, and the next try waits for them for ever.
+        Ray Train 2.60 does not. It counts the group as started and keeps its slots. The next try would wait for them
+        for ever.
         """
         try:
             worker_group.execute(use_the_clusters_network)

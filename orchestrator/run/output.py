@@ -1,4 +1,4 @@
-"""Output that survives the loss of its reader: a run goes on and saves if its terminal, pipe or log fails."""
+"""Output that survives the loss of its reader. If its terminal, pipe or log fails, a run goes on and saves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TextIO, cast
 from orchestrator.run import supervise
 
 STUCK_SECONDS = 2.0
-"""Once a stop is asked for, a reader that accepts nothing for this long is given up (Ctrl-S, a stopped pager)."""
+"""After a stop request, a reader that accepts nothing for this long is given up (Ctrl-S, a stopped pager)."""
 
 
 class _Lasting(io.FileIO):

@@ -15,8 +15,7 @@ from orchestrator.record.journal import Event
 from orchestrator.run.supervise import StopRequest
 
 LOOK_EVERY_SECONDS = 0.5
-"""A trunk looks this often for the answer to its question, without waiting for it. A blocking question took some 3 ms
-on two busy cores."""
+"""A trunk looks this often for an answer, and never waits for one: waiting took some 3 ms on two busy cores."""
 
 PATIENCE_SECONDS = 10.0
 """The relay answers a question no later than this. Thus few questions of ended trunks remain in it."""
@@ -48,8 +47,8 @@ class Relay:
         return group in self.met
 
     async def put(self, group: str, start: int, events: list[Event]) -> int:
-        """Store the events of rank 0 from number `start` on. Returns the number held: less than rank 0 sent after a
-        restart."""
+        """Store the events of rank 0 from number `start` on. Returns the number held: after a restart, less than it
+        sent."""
         held = self.held.setdefault(group, [])
         if start <= len(held):
             held[start:] = events
@@ -94,7 +93,7 @@ def ask_relay(relay: str, method: str, *given: Any) -> Any:
 
 
 def asking(relay: str) -> Callable[[], bool]:
-    """Return a function that says whether to stop. It looks for an answer twice a second and never waits for one."""
+    """Return a function: must this trunk stop? It looks for an answer twice a second and never waits for one."""
     actor = ray.get_actor(relay)
     looked, question, answer = time.monotonic(), actor.is_stopping.remote(PATIENCE_SECONDS), False
 
@@ -112,8 +111,7 @@ def asking(relay: str) -> Callable[[], bool]:
 
 
 def hand_on_stop(request: StopRequest, relay: Any, done: threading.Event, say: Callable[[str], None]) -> None:
-    """Run in a driver thread until `done`. Pass a stop on to the event relay each second, because the relay may be
-    restarted."""
+    """Run in a driver thread until `done`. Pass a stop on to the event relay each second: the relay may be restarted."""
     announced = False
     while not done.wait(1.0 if announced else 0.1):
         if request.is_asked():

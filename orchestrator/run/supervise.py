@@ -1,8 +1,8 @@
 """The small parent of `emergence run`: it owns the signals and reports how the driver ended. Standard library only.
 
-The driver is the same program in a session of its own. A signal from a batch system, `timeout` or a terminal goes to a
-whole process group and so reaches the parent alone. A socket connects the two, and each sees the other's death. The
-driver then stops as for a signal: every trunk saves.
+The driver is the same program in a session of its own. A batch system, `timeout` or a terminal signals a whole process
+group. Such a signal reaches the parent alone. A socket connects the two, and each sees the other's death. The driver
+then stops as for a signal: every trunk saves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARIABLE = "EMERGENCE_SUPERVISOR"
 SAME_SECONDS = 0.5
 """A Ctrl-C this soon after another signal counts as the same one: wrappers repeat the terminal's signal."""
 LEAVING_SECONDS = 20.0
-"""A driver that has reported its exit code and still runs after this is killed: some library's thread holds it."""
+"""A driver that has reported its exit code is killed after this time. Some library's thread may hold it."""
 NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
 
 _asked = _forced = False
@@ -94,7 +94,7 @@ def is_asked() -> bool:
 
 
 class StopRequest:
-    """A request to stop a run: a file `stop` in the study's folder, which anybody can make, or a signal to this process."""
+    """A request to stop a run: a signal to this process, or a file `stop` in the study's folder, made by anybody."""
 
     def __init__(self, folder: Path) -> None:
         self.flag = folder / "stop"
@@ -122,8 +122,7 @@ class StopRequest:
         self.flag.unlink(missing_ok=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handler: ask for a stop; KeyboardInterrupt once an immediate exit is asked for. Prints nothing, as it may
-        interrupt a print."""
+        """Handler: ask for a stop, or leave at once if that is asked for. Prints nothing: it may interrupt a print."""
         global _asked
         _asked = True
         if _forced:
@@ -132,8 +131,11 @@ class StopRequest:
 
 
 def tell(name: str, fact: str | int) -> None:
-    """Send a fact to the parent: `log` (a path), `left` (the intended exit code), `lost` (why there is none), or
-    `needs` (processes that the driver depends on, as PID=NAME;PID=NAME)."""
+    """Send a fact to the parent.
+
+    `log` is a path. `left` is the intended exit code. `lost` is the reason for having none. `needs` lists the processes
+    that the driver depends on, as PID=NAME;PID=NAME.
+    """
     if _link is not None:
         with contextlib.suppress(OSError):
             _link.sendall(f"{name} {fact}\n".encode())
@@ -239,7 +241,7 @@ def _facts(link: socket.socket, driver: subprocess.Popen[bytes]) -> dict[str, st
 
 def _first_dead(needed: str) -> str:
     """The first dead process of `needs`, in words; "" if all live. A dead raylet ends its driver at once."""
-    for pid, _, name in (one.partition("=") for one in needed.split(";") if one):
+    for pid, _, name in (entry.partition("=") for entry in needed.split(";") if entry):
         try:
             os.kill(int(pid), 0)
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

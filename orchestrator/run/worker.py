@@ -1,7 +1,8 @@
-"""The function that Ray executes: one trunk, on one worker in a reused actor, or on a group that Ray Train starts.
+"""The function that Ray executes: one trunk, on a single worker or on a group.
 
-Both run the same `run_trunk` on every worker. Rank 0 passes its events to the event relay, an actor beside the driver,
-and a stop arrives from there too. Only checkpoints need storage that all machines see.
+A single worker is a reused actor. Ray Train starts a group. Both run the same `run_trunk` on every worker. Rank 0
+passes its events to the event relay, an actor beside the driver. A stop arrives from there too. Only checkpoints need
+storage that all machines see.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from orchestrator.record.journal import Event
 from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking
 
 REPORT_EVERY_SECONDS = 3.0
-"""Events are collected for this long: a report costs a trunk some milliseconds, and a short trunk emits twenty events."""
+"""Events are collected for this long. A report costs a trunk some milliseconds, and a short trunk emits twenty events."""
 
 GROUP_START_SECONDS = 600.0
-"""A group of workers that has room and has not started by then is given up, and its trunk is tried again."""
+"""A group that has room and has not started by then is given up. Its trunk is tried again."""
 
 SLOW_START_SECONDS = 60.0
 """A group that does not train by then is reported. Normally it takes ten seconds."""
@@ -41,18 +42,16 @@ def execute(config: dict[str, Any]) -> None:
     if ask_relay(job["relay"], "is_stopping"):
         tune.report({"events": "[]"})  # Tune prints a line about a trial without any report
         return
-    run = _alone if job["workers"] == 1 else _in_a_group
     batch_size = TrunkSpec.model_validate_json(job["trunk"]).training.batch_size
 
     def at(place: Place) -> None:
-        run(job | {"place": place.model_dump()})
+        placed = job | {"place": place.model_dump()}
+        if job["workers"] > 1:
+            _in_a_group(placed)
+        else:
+            _train(placed, _report, place.device)
 
     memory.with_less(at, Place(**job["place"]), batch_size, job["workers"])
-
-
-def _alone(job: dict[str, Any]) -> None:
-    """Train on this actor's own slot."""
-    _train(job, _report, job["place"]["device"])
 
 
 NOTE = "note"
@@ -67,7 +66,7 @@ def _report(events: list[Event]) -> None:
 
 
 def _in_a_group(job: dict[str, Any]) -> None:
-    """Train on a new group of workers, and report from here the events that rank 0 leaves at the event relay."""
+    """Train on a new group of workers. The events that rank 0 leaves at the event relay are reported from here."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -119,7 +118,7 @@ def _in_a_group(job: dict[str, Any]) -> None:
 
 def _slow_start(job: dict[str, Any]) -> str:
     return (
-        f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for room, or "
+        f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for slots, or "
         f"cannot reach each other: docs/cluster.md, 'When workers do not meet'"
     )
 

@@ -1,5 +1,5 @@
-"""A study file -> Study, or every problem with its line. A bad file is refused in well under two seconds, before
-anything starts."""
+"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything
+starts."""
 
 from __future__ import annotations
 
@@ -114,7 +114,6 @@ class _Reader:
         return study
 
     def _lines(self) -> list[str]:
-        """The refusal: one line for each problem, in the order of the file."""
         found = sorted(set(self.problems))
         shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
         if n_more := len(found) - len(shown) + self.n_left_out:
@@ -147,7 +146,6 @@ class _Reader:
         self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
-        """The record class of the named family, or an empty one."""
         given = self.raw.get("family")
         name = given.get("name") if isinstance(given, dict) else None
         return FAMILIES.get(name, Record) if isinstance(name, str) else Record
@@ -179,8 +177,7 @@ class _Reader:
         return None
 
     def _meaning(self, study: Study, family: Family) -> None:
-        """Check the fields against each other. A family of another package is first asked for numbers here, and may
-        raise."""
+        """Check the fields against each other. A family of another package computes its numbers here, and may raise."""
         try:
             for loc, message in problems_of(study, family):
                 self._say(loc, message)
@@ -281,7 +278,6 @@ def _keys_of(given: Any) -> list[Any]:
 
 
 def _shown(given: Any) -> str:
-    """A value as shown in a refusal."""
     text = repr(given)
     return text if len(text) <= MAX_GIVEN else f"{text[:MAX_GIVEN]} ..."
 

@@ -73,7 +73,7 @@ class Axes(Record):
     ] = Field(default_factory=dict)
     """Named variants, each with its changes of model, training or family; left out: a single one without changes."""
     training_of_arm: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Keys of `training` that an arm changes, by the arm's name, such as a tuned learning rate; left out: none."""
+    """Keys of `training` that an arm changes, by its name, such as a tuned learning rate; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
     """Numbers of distinct training tasks."""
     compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, 1, 100)]
@@ -140,7 +140,7 @@ class SizedModel(Model):
     """The transformer as a study states it: one for all budgets, or one for each budget by a rule."""
 
     tokens_per_parameter: Annotated[Positive | None, Limit(1e6)] = None
-    """A rule in place of the widths: each budget trains the largest preset for which it reads this many tokens a
+    """A rule in place of the widths. Each budget trains the largest preset for which it reads this many tokens a
     parameter. Trials of different sizes share no training run."""
 
     @model_validator(mode="before")
@@ -153,7 +153,6 @@ class SizedModel(Model):
 
     @model_serializer(mode="wrap")
     def _as_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The stated form: the rule or the widths."""
         left_out = {"tokens_per_parameter"} if self.tokens_per_parameter is None else {*SHAPE}
         return {name: value for name, value in dump(self).items() if name not in left_out}
 
@@ -254,8 +253,8 @@ class Study(Record):
         return [trunk for trunk, _ in self.carried()]
 
     def trunk_of(self, line: str, flops: float | None = None) -> TrunkSpec:
-        """The first trunk of a condition, at the smallest number of tasks, in the size for `flops` (None: the largest
-        budget).
+        """The first trunk of a condition, at the smallest number of tasks. `flops` selects the size; None: the largest
+        budget.
 
         Raises ValueError if a rule gives the size and the budget is too small for any.
         """
@@ -319,8 +318,8 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
-        """Settings that all trunks of a condition share, with the model as stated. Raises pydantic's ValidationError if
-        a record refuses the variant."""
+        """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong
+        variant."""
         arm, variant = self.lines[line]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())

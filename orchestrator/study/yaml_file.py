@@ -64,7 +64,6 @@ def _forbidden(character: str) -> str:
 
 
 def _line(at: Any) -> int:
-    """Line of a node or event, counted from 1."""
     return int(at.start_mark.line) + 1
 
 
@@ -87,7 +86,7 @@ class _Small(Composer):
 
 def _check(n_values: int, depth: int, at: Any) -> None:
     if n_values > MAX_VALUES:
-        raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, aliases written out; a study needs fewer")
+        raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, with aliases expanded; a study needs fewer")
     if depth > MAX_DEPTH:
         raise Unreadable(_line(at), f"nested more than {MAX_DEPTH} levels deep; a study needs six")
 

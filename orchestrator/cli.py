@@ -89,29 +89,21 @@ app = typer.Typer(
 )
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one that ships.")]
-
 RecordedName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
-
 Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
-
 Slots = Annotated[
     int | None, typer.Option(min=1, help="Slots in use at once; default: one per core, or per GPU share.")
 ]
-
 Address = Annotated[
     str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to; or host:port of its head.")
 ]
-
 Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Workers per trial; default: as the study states, or as few as fit."),
+    int | None, typer.Option(min=1, help="Workers per trial; default: as the study states, or as few as fit.")
 ]
-
 SlotsPerGpu = Annotated[int, typer.Option(min=1, help="Trunks of one worker that share one GPU.")]
-
 GpuMemory = Annotated[
     float | None,
     typer.Option(
@@ -121,18 +113,15 @@ GpuMemory = Annotated[
         help="Memory of one GPU in GB (10^9 bytes), to fit trials into; default: that of a GPU here.",
     ),
 ]
-
 Storage = Annotated[
     str | None,
     typer.Option(
         help="Place of the checkpoints: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
     ),
 ]
-
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
 ]
-
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 
 

@@ -76,8 +76,7 @@ def has_journal(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> tuple[Study | None, Recorded]:
-    """The study and state of a folder; None if nothing was recorded. Raises OSError, and UsageProblem if it is
-    unreadable."""
+    """The study and state of a folder; None if nothing was recorded. Raises OSError, and UsageProblem if it is unreadable."""
     try:
         state = State.of(folder)
         if state.study is not None:
@@ -248,21 +247,18 @@ def options_of(
     storage: str | None,
 ) -> Options:
     """The Options for the command-line options of `plan` and `run`."""
-    storage = storage or os.environ.get("EMERGENCE_STORAGE") or None
-    if storage:
-        storage = storage_of(storage)
+    storage = storage or os.environ.get("EMERGENCE_STORAGE")
     gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else provenance.gpu_bytes() if device == "cuda" else None
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    is_local = address == "local"
     return Options(
         address=address,
         slots=slots,
         device="cuda" if device == "cuda" else "cpu",
         slots_per_gpu=slots_per_gpu,
         workers=workers,
-        storage=storage,
+        storage=storage_of(storage) if storage else None,
         gpu_bytes=gpu_bytes,
-        n_gpus=provenance.n_gpus() if device == "cuda" and is_local else None,
+        n_gpus=provenance.n_gpus() if device == "cuda" and address == "local" else None,
     )
 
 

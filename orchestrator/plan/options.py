@@ -11,8 +11,7 @@ class Options(NamedTuple):
     """Options of a run: none changes a result."""
 
     address: Literal["local", "auto"] | str = "local"
-    """`local` starts Ray on this machine, `auto` joins this machine's cluster, otherwise the address of a cluster's
-    head."""
+    """`local` starts Ray on this machine, `auto` joins this machine's cluster, otherwise the address of a cluster's head."""
     slots: int | None = None
     """Slots in use at once; a trunk takes one for each worker. None: one per core (local), or all of the cluster's."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -22,8 +22,7 @@ TRUNK_SECONDS = 0.1
 """Overhead of a trunk beyond training and evaluation, measured by `make bench`."""
 
 GROUP_SECONDS = 12.0
-"""Time in which Ray Train starts and ends a group. Measured: 10 s on two quiet cores (`time_multiplier`), more on busy
-ones."""
+"""Time in which Ray Train starts and ends a group. Measured: 10 s on two quiet cores (`time_multiplier`), more on busy ones."""
 
 
 class Plan(NamedTuple):

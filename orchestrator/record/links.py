@@ -54,8 +54,7 @@ def is_local(tracking_uri: str) -> bool:
 
 
 def serve_at(address: str, tracking_uri: str) -> list[Path]:
-    """Rewrite the links of the home's reports to this address of `emergence ui`. Returns the study folders of this
-    store."""
+    """Rewrite the links of the home's reports to this address of `emergence ui`. Returns the study folders of this store."""
     write_json(home_folder() / UI_FILE, {"address": address})
     shown = []
     for folder in sorted(path.parent for path in home_folder().glob(f"*@*/{LINKS_FILE}")):

@@ -30,7 +30,6 @@ Say = Callable[[str], None]
 
 REPORT_FILE = "report.html"
 
-
 METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
 METRICS |= {"ability": "ability", "memory": "memory"}
 """Measure -> its name in MLflow."""
@@ -180,7 +179,9 @@ class MlflowRecord:
         for run in runs_of(self.client, self.experiment, self.record_id):
             by_key.setdefault(run.data.tags["emergence.key"], []).append(run)
         for key, runs in by_key.items():
-            run, *others = sorted(runs, key=_fullest_first)
+            run, *others = sorted(  # settled runs first, then those with most metrics and params
+                runs, key=lambda r: (not _is_settled(r), -len(r.data.metrics) - len(r.data.params), r.info.run_id)
+            )
             for other in others:
                 if other.info.status == "RUNNING":
                     self.client.set_terminated(other.info.run_id, "KILLED")
@@ -371,11 +372,6 @@ class MlflowRecord:
         self.client.set_terminated(parent, "FINISHED", now)
 
 
-def _fullest_first(run: Any) -> tuple[bool, int, str]:
-    """Sort key of the runs of one key: settled ones first, then those with most metrics and params."""
-    return not _is_settled(run), -len(run.data.metrics) - len(run.data.params), run.info.run_id
-
-
 def _is_settled(run: Any) -> bool:
     """Whether a trial's run is final. Its status is set last."""
     return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
@@ -398,8 +394,7 @@ def axes_words(study: Study) -> dict[str, str]:
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """MLflow params of a trial: axes, model, training, family. Axes are logged as logarithms too: the UI's axes are
-    linear."""
+    """MLflow params of a trial: axes, model, training, family. Axes are logged as logarithms too: the UI's axes are linear."""
     params: dict[str, Any] = {
         "n_tasks": trial.n_tasks,
         "n_tasks_log10": round(math.log10(trial.n_tasks), 4),

@@ -23,6 +23,8 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
     `record` identifies the journal that this session continues; empty starts a new one.
     """
     session = uuid.uuid4().hex[:12]
+    usable, present = cores(), os.cpu_count()
+    cores_words = f"{usable} cores" if usable == present else f"{usable} of {present} cores"
     return {
         "kind": "session",
         "key": f"session/{session}",
@@ -32,7 +34,7 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
         "study": study.model_dump(mode="json"),
         "science": study.science(),
         "host": socket.gethostname(),
-        "machine": f"{cpu_name()}, {_cores_words()}, {platform.system()} {platform.machine()}",
+        "machine": f"{cpu_name()}, {cores_words}, {platform.system()} {platform.machine()}",
         "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
         "versions": versions(),
     } | source()
@@ -164,11 +166,6 @@ def _quota_of(folder: Path) -> float:
             if float(quota) > 0:  # "max" and -1 mean none
                 return float(quota) / float(period)
     return 1e9
-
-
-def _cores_words() -> str:
-    mine, all_there = cores(), os.cpu_count()
-    return f"{mine} cores" if mine == all_there else f"{mine} of {all_there} cores"
 
 
 def n_gpus() -> int | None:

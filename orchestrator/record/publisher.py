@@ -185,8 +185,7 @@ PUBLISHER_PATIENCE_SECONDS = 300.0
 
 
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
-    """Start the publisher process. With `follow` it works until this process ends, because its standard input then
-    closes."""
+    """Start the publisher process. With `follow` it works until this process ends, because its standard input then closes."""
     # `-P` and PYTHONPATH: run this code, not a copy in the current folder.
     command = [sys.executable, "-P", "-m", "orchestrator.record.publisher", str(folder)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files
 from orchestrator.analysis import findings, summary
-from orchestrator.record.journal import Event, State
+from orchestrator.record.journal import State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.study.schema import Study
 from trainers.spec import TrialSpec
@@ -22,24 +22,20 @@ from trainers.tasks.decomposition import PREDICTORS
 
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 
-_SUMS = ("nll_nats", "p_correct", "brier")
-
-_DISTANCES = ("skl_memorizer", "skl_generalizer", "skl_references")
-
-
 RESULTS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
     + [("step", pa.int64()), ("flops", pa.float64())]
     + [(name, pa.string()) for name in ("phase", "skill", "split")]
     + [("n", pa.int64()), ("n_correct", pa.int64())]
-    + [(name, pa.float64()) for name in _SUMS]
+    + [(name, pa.float64()) for name in ("nll_nats", "p_correct", "brier")]
     + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
     + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
     + [("exact_memorizer", pa.float64())]
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
-    + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
+    + [(f"skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
+    + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
 """One row per (trial, step, skill, split): raw counts and sums, to be divided by the reader.
 
@@ -48,16 +44,8 @@ predictions), and the standard errors. `phase` is `trunk`, `pre_decay` (the bran
 budget).
 """
 
-
-_PLACE = {
-    "workers": pa.int64(),
-    "zero_stage": pa.int64(),
-    "micro_batch": pa.int64(),
-    "halvings": pa.int64(),
-    "recompute": pa.bool_(),
-    "offload": pa.bool_(),
-    "compiled": pa.bool_(),
-}
+_PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
+_PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
 """Placement of a trial on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
 RUNS = pa.schema(
@@ -73,7 +61,6 @@ RUNS = pa.schema(
 """One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
 compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
-
 _ORDER = ("arm", "variant", "n_tasks")
 
 
@@ -82,9 +69,9 @@ def results_table(state: State, study: Study) -> pa.Table:
     rows = []
     for trial in study.trials():
         if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
-            rows += [
-                row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
-            ]
+            for phase, event in trial_evaluations(state, trial):
+                shared = {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
+                rows += [_axes(trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
@@ -92,11 +79,6 @@ def results_table(state: State, study: Study) -> pa.Table:
 def outside(state: State, study: Study) -> int:
     """The number of recorded trials outside the study's axes: they stay in the journal and are in no table."""
     return len(state.trials.keys() - {trial.id for trial in study.trials()})
-
-
-def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, Any]]:
-    shared = _axes(trial) | {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
-    return [shared | row for row in event["rows"]]
 
 
 def _axes(trial: TrialSpec) -> dict[str, Any]:

@@ -200,8 +200,7 @@ class JournalCallback(tune.Callback):
         _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
 
     def _why(self, trial: Any) -> str:
-        """The reason of a failure, from the error file on the driver's disk. Tune's reader looks elsewhere and too
-        early."""
+        """The reason of a failure, from the error file on the driver's disk. Tune's reader looks elsewhere and too early."""
         text = ""
         with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
             text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
@@ -263,8 +262,7 @@ def _run_on_ray(
 
 
 def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Resources that Tune reserves: one slot, or next to nothing on the head for a group, whose slots Ray Train
-    reserves."""
+    """Resources that Tune reserves: one slot, or next to nothing on the head for a group, whose slots Ray Train reserves."""
     alone = config["job"]["workers"] == 1
     return tune.PlacementGroupFactory([machines.slot(options) if alone else {"node:__internal_head__": 0.001}])
 

@@ -47,8 +47,7 @@ class Relay:
         return group in self.met
 
     async def put(self, group: str, start: int, events: list[Event]) -> int:
-        """Store the events of rank 0 from number `start` on. Returns the number held: after a restart, less than it
-        sent."""
+        """Store the events of rank 0 from number `start` on. Returns the number held: after a restart, less than it sent."""
         held = self.held.setdefault(group, [])
         if start <= len(held):
             held[start:] = events

@@ -107,20 +107,17 @@ def _in_a_group(job: dict[str, Any]) -> None:
         if not over and time.monotonic() > speak_at:
             speak_at = math.inf
             if not ask("have_met", group):
-                tune.report({"events": "[]", "note": _slow_start(job)})
+                note = (
+                    f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They "
+                    "wait for slots, or cannot reach each other: docs/cluster.md, 'When workers do not meet'"
+                )
+                tune.report({"events": "[]", "note": note})
         if (events := ask("take", group, n_reported)) or over:
             _report(events)
             n_reported += len(events)
     ask("forget", group)
     if failed:
         raise failed[0]
-
-
-def _slow_start(job: dict[str, Any]) -> str:
-    return (
-        f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for slots, or "
-        f"cannot reach each other: docs/cluster.md, 'When workers do not meet'"
-    )
 
 
 def _one_of_a_group(job: dict[str, Any]) -> None:

@@ -1,5 +1,4 @@
-"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything
-starts."""
+"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything starts."""
 
 from __future__ import annotations
 
@@ -65,7 +64,8 @@ def load(name: str) -> Study:
     except yaml_file.Unreadable as problem:
         raise StudyError(f"{path}:{problem.line}: {_one_line(str(problem))}") from None
     if not isinstance(raw, dict):
-        raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
+        required = [name for name, field in Study.model_fields.items() if field.is_required()]
+        raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(required)}")
     return _Reader(path, raw, lines).study()
 
 
@@ -73,10 +73,6 @@ def _one_line(text: str) -> str:
     """The text without line breaks, at most 1,000 characters."""
     plain = " ".join(text.split())
     return plain if len(plain) <= 1000 else f"{plain[:1000]} ..."
-
-
-def _required(model: type[BaseModel]) -> list[str]:
-    return [name for name, field in model.model_fields.items() if field.is_required()]
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -265,7 +261,8 @@ class _Reader:
             }.get(kind, error["msg"].removeprefix("Value error, "))
             if isinstance(given, str) and kind in ("int_type", "float_type"):
                 wanted += ", without unit or quotes"
-            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {_shown(given)}")
+            shown = repr(given) if len(repr(given)) <= MAX_GIVEN else f"{repr(given)[:MAX_GIVEN]} ..."
+            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
@@ -275,11 +272,6 @@ class _Reader:
 
 def _keys_of(given: Any) -> list[Any]:
     return list(given) if isinstance(given, dict) else []
-
-
-def _shown(given: Any) -> str:
-    text = repr(given)
-    return text if len(text) <= MAX_GIVEN else f"{text[:MAX_GIVEN]} ..."
 
 
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:

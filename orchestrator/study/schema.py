@@ -318,8 +318,7 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
-        """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong
-        variant."""
+        """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong variant."""
         arm, variant = self.lines[line]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())

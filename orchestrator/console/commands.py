@@ -45,5 +45,5 @@ def to_copy(words: Sequence[str]) -> str:
                 kept += [word] if given else [word, value]
         else:
             kept.append(links.without_password(word))
-    first = f"   (set {' and '.join(unset)} first: its value is secret)" if unset else ""
+    first = f"   (set {' and '.join(unset)} first: its value is not shown)" if unset else ""
     return shlex.join(kept) + first

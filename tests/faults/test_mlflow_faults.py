@@ -197,7 +197,7 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
     first = mlflow_runs.MlflowRecord(address, world.study, "twice")
     first.publish(state)
     second = mlflow_runs.MlflowRecord(address, world.study, "twice")
-    for known in (second.runs, second._above, second._settled, second._described):
+    for known in (second.runs, second._parents, second._settled, second._described):
         known.clear()
     second.begin(state)
     for trial in world.study.trials():

@@ -266,7 +266,7 @@ def _run_missing(
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            with machines.started(options, max(slots_of(job.laid, options) for job in todo.jobs)) as offered:
+            with machines.started(options, max(slots_of(job.placement, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 

@@ -29,9 +29,9 @@ def printable(text: str) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shortened(text: str, longest: int = 600) -> str:
+def shortened(text: str) -> str:
     """The beginning of a long text, with the number of characters left out."""
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} characters more)"
+    return text if len(text) <= 600 else f"{text[:600]}… ({len(text) - 600:,} characters more)"
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

@@ -292,8 +292,8 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
 
     With `absent_is_fine` the cluster may not be up yet, as for a plan.
     """
-    line, laid = jobs.widest(study, options)
-    wide = slots_of(laid, options)
+    line, placement = jobs.widest(study, options)
+    wide = slots_of(placement, options)
     if options.address != "local":
         from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it
 
@@ -304,11 +304,13 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
     if options.address != "local" and not options.slots:
         return
     room, _ = slots_for(options)
-    if wide > room and (options.slots or laid.workers > 1):
+    if wide > room and (options.slots or placement.workers > 1):
         unit = "GPU" if options.device == "cuda" else "core"
-        have = f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // laid.workers)}"
+        have = (
+            f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // placement.workers)}"
+        )
         raise UsageProblem(
-            f"{study.id}: a trial of {line} takes {laid.workers} workers with one {unit} each, and so {wide} slots; {have}: "
+            f"{study.id}: a trial of {line} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
             "it would never start. Give more slots, fewer --workers, or the --address of a cluster"
         )
 

@@ -84,8 +84,8 @@ def _places(todo: price.Plan) -> list[tuple[str, str]]:
     """Placement of the trials and its reasons, except for the simple case of one worker and its whole batch."""
     rows = []
     for line, key in todo.study.lines.items():
-        laid = {job.trunk.size: job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
-        for size, (workers, fit, _) in laid.items():
+        placements = {job.trunk.size: job.placement for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
+        for size, (workers, fit, _) in placements.items():
             if fit is None:
                 continue
             if todo.options.gpu_bytes or workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.plan.options import ONE_WORKER, Laid, Options
+from orchestrator.plan.options import ONE_WORKER, Options, Placement
 from orchestrator.record import recorded
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study, StudyError, differences
@@ -28,14 +28,16 @@ class Job(NamedTuple):
     """Cost of the part that is still to run."""
     at: budget.Standing = budget.START
     """Position of the checkpoint from which it resumes."""
-    laid: Laid = ONE_WORKER
+    placement: Placement = ONE_WORKER
     """Its workers and its placement on them."""
 
 
-def widest(study: Study, options: Options) -> tuple[str, Laid]:
+def widest(study: Study, options: Options) -> tuple[str, Placement]:
     """The condition whose trials take most workers, and their placement. Raises StudyError if a trial cannot be placed."""
-    laid = [(line, lay(study, line, trunk, options)) for line in study.lines for trunk, _ in study.sizes(line)]
-    return max(laid, key=lambda pair: pair[1].workers)
+    placements = [
+        (line, placement_of(study, line, trunk, options)) for line in study.lines for trunk, _ in study.sizes(line)
+    ]
+    return max(placements, key=lambda pair: pair[1].workers)
 
 
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
@@ -45,8 +47,8 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
     not repeated. A failed one is tried again. With the study's `folder`, a trunk is priced from its checkpoint on.
     Raises StudyError if a trial cannot be placed on the workers.
     """
-    laid = {
-        (*study.lines[line], trunk.size): lay(study, line, trunk, options)
+    placements = {
+        (*study.lines[line], trunk.size): placement_of(study, line, trunk, options)
         for line in study.lines
         for trunk, _ in study.sizes(line)
     }
@@ -56,9 +58,9 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
         owed = tuple(b for b in budgets if trunk.trial(b).id not in ended)
         if owed:
             at = standing(trunk, owed, folder, options.storage) if folder else budget.START
-            of = laid[trunk.arm, trunk.variant, trunk.size]
-            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, of))
-    return sorted(found, key=lambda job: (-job.laid.workers, -(job.price.train_flops + job.price.eval_flops)))
+            where = placements[trunk.arm, trunk.variant, trunk.size]
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where))
+    return sorted(found, key=lambda job: (-job.placement.workers, -(job.price.train_flops + job.price.eval_flops)))
 
 
 def _ended(state: State) -> set[str]:
@@ -70,7 +72,7 @@ def owes(study: Study, state: State) -> bool:
     return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
-def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
+def placement_of(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Placement:
     """Place a trunk of a condition on workers, and fit it to a device's memory if that is known. All trunks of this
     condition and size are placed alike.
 
@@ -90,7 +92,7 @@ def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
         raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
     large = budget.shape_of(trunk).n_parameters >= COMPILED_PARAMETERS
     pays = options.device == "cuda" and large and fit.zero_stage < 3
-    return Laid(workers, fit, pays if asked.compiled is None else asked.compiled)
+    return Placement(workers, fit, pays if asked.compiled is None else asked.compiled)
 
 
 def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None) -> str:

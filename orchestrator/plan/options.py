@@ -32,7 +32,7 @@ class Options(NamedTuple):
     """Save the final weights of each trial, beside its checkpoints."""
 
 
-class Laid(NamedTuple):
+class Placement(NamedTuple):
     """Placement of a trunk on workers."""
 
     workers: int
@@ -41,9 +41,13 @@ class Laid(NamedTuple):
     compiled: bool = False
 
 
-ONE_WORKER = Laid(1, None)
+ONE_WORKER = Placement(1, None)
 
 
-def slots_of(laid: Laid, options: Options) -> int:
+def slots_of(placement: Placement, options: Options) -> int:
     """Slots of a trunk: one for each worker. On GPUs each of several workers has a whole GPU."""
-    return laid.workers if laid.workers == 1 or options.device == "cpu" else laid.workers * options.slots_per_gpu
+    return (
+        placement.workers
+        if placement.workers == 1 or options.device == "cpu"
+        else placement.workers * options.slots_per_gpu
+    )

@@ -99,9 +99,9 @@ def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, op
     if not flops_per_second:
         return None
     each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
-    each = [s / j.laid.workers for s, j in zip(each, todo, strict=True)]  # assumed: no time for communication
-    each = [s + (GROUP_SECONDS if j.laid.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
-    return START_SECONDS + makespan(each, slots, [slots_of(j.laid, options) for j in todo])
+    each = [s / j.placement.workers for s, j in zip(each, todo, strict=True)]  # assumed: no time for communication
+    each = [s + (GROUP_SECONDS if j.placement.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
+    return START_SECONDS + makespan(each, slots, [slots_of(j.placement, options) for j in todo])
 
 
 def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:

@@ -32,14 +32,11 @@ from orchestrator.study.schema import Study
 
 T = TypeVar("T")
 
+FOLLOW_SECONDS = 2.0
+"""Least pause between two looks at the journal."""
 
-def publish(
-    folder: Path,
-    tracking_uri: str,
-    follow: bool = False,
-    pause_seconds: float = 2.0,
-    say: Say = lambda line: None,
-) -> None:
+
+def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = lambda line: None) -> None:
     """Project the journal of a study's folder into Parquet, report and MLflow; with `follow`, until stdin closes.
 
     One publisher works on a folder at a time; a second one waits. Parquet and report come first and do not need MLflow.
@@ -47,7 +44,7 @@ def publish(
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        everything, position, target, reported, pause = State(), 0, None, "", pause_seconds
+        everything, position, target, reported, pause = State(), 0, None, "", FOLLOW_SECONDS
         while True:
             ending = not follow or _stdin_closed(pause)
             began = time.monotonic()
@@ -74,7 +71,7 @@ def publish(
                 if (what := trouble.of(problem, tracking_uri).what) != reported:
                     print(f"MLflow: {what}", file=sys.stderr, flush=True)
                 reported, target = what, None
-            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
+            pause = max(FOLLOW_SECONDS, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
         for place in (folder, folder / "figures"):
             files.remove_stale(place)
         say("Tables ...")

@@ -227,7 +227,8 @@ def _run_on_ray(
     done = threading.Event()
     stopping = threading.Thread(target=hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
     asks = [
-        Ask({"job": _config(job, folder, options, session)}, slots_of(job.laid, options), job.trunk.id) for job in todo
+        Ask({"job": _config(job, folder, options, session)}, slots_of(job.placement, options), job.trunk.id)
+        for job in todo
     ]
     admission = Admission(
         asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked
@@ -273,15 +274,15 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
         "weights_folder": jobs.weights_of(folder, options.storage) if options.keep_weights else None,
-        "compiled": job.laid.compiled,
+        "compiled": job.placement.compiled,
     }
-    if (fit := job.laid.fit) is not None:
+    if (fit := job.placement.fit) is not None:
         place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     return {
         "trunk": job.trunk.model_dump_json(),
         "trunk_id": job.trunk.id,
         "budgets": list(job.budgets),
-        "workers": job.laid.workers,
+        "workers": job.placement.workers,
         "session": session,
         "relay": f"relay-{session}",
         "scratch": _scratch(folder, options, session),

@@ -148,7 +148,10 @@ def test_a_version_that_never_ran_suggests_those_that_did_and_run_names_the_file
     [
         ({"CUDA_VISIBLE_DEVICES": "0,3"}, "2 slots (2 GPUs here)"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "1 slot (assumed: one GPU; none was found here)"),
-        ({"CUDA_VISIBLE_DEVICES": "0,3", "RAY_ADDRESS": "auto"}, "1 slot (assumed: one GPU; known once the cluster is joined)"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,3", "RAY_ADDRESS": "auto"},
+            "1 slot (assumed: one GPU; known once the cluster is joined)",
+        ),
     ],
 )
 def test_a_plan_for_gpus_says_how_many_it_counts_on_and_why(

@@ -13,8 +13,8 @@ from orchestrator import stats
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import counted, decimal, number
-from orchestrator.report.surface import on_split, shown_of
-from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks, spaced
+from orchestrator.report.surface import shown_of
+from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
 from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
 
@@ -22,9 +22,10 @@ PANELS = 4
 """Panels of a figure in the story."""
 CONDITIONS = 6
 """Conditions that differ in colour in one figure."""
-WIDTH, HEIGHT = 256, 150
+WIDTH, HEIGHT = 240, 150
 LOWEST, HIGHEST = -0.5, 1.3
 """Values beyond are drawn at the edge: the figures are about 0 to 1."""
+ABILITY = "ability (share of the rule)"
 FARTHEST = 100
 """No line joins two numbers of tasks further apart than this factor (assumed)."""
 
@@ -69,15 +70,19 @@ class Run(NamedTuple):
 
 
 def by_tasks(
-    found: Findings, series: Sequence[Series], title: str, y_title: str, bounds: tuple[float, float] | None = None
+    found: Findings,
+    series: Sequence[Series],
+    title: str,
+    y_title: str,
+    bounds: tuple[float, float],
+    halves: bool = True,
 ) -> Panel:
     """Replicates as marks and their mean as a line, a column for each number of tasks."""
     levels = found.results.levels
-    width = min(330, max(WIDTH, 40 * len(levels) + 50))
+    width = min(330, max(WIDTH + 20, 40 * len(levels) + 50))
     drawing = Drawing(width, HEIGHT + 70)
-    low, high = bounds or _bounds([one.values for one in series])
-    axes = Axes(drawing, (42, 24, width - 10, 24 + HEIGHT), (-0.5, len(levels) - 0.5), (low, high), log=False)
-    axes.frame(_ticks(low, high, bounds is None), y_title, "number of training tasks")
+    axes = Axes(drawing, (42, 24, width - 10, 24 + HEIGHT), (-0.5, len(levels) - 0.5), bounds, log=False)
+    axes.frame(_ticks(*bounds, halves), y_title, "number of training tasks")
     axes.names(range(len(levels)), [number(n) for n in levels])
     cuts = [i for i, (a, b) in enumerate(pairwise(levels), 1) if b > FARTHEST * a]
     rows: list[Row] = []
@@ -131,24 +136,18 @@ def along(
     runs: Sequence[Run],
     title: str,
     y_title: str,
+    bounds: tuple[float, float],
     span: tuple[float, float],
     ticks: Sequence[float],
     x_title: str = "training compute (FLOPs)",
-    lines: Sequence[tuple[float, str]] = (),
-    note: str = "",
 ) -> Panel:
     """Every replicate as a line over compute; a mark is the end of a budget, a cross a divergence."""
     drawing = Drawing(WIDTH + 22, HEIGHT + 70)
-    values = np.array([v for run in runs for stroke in (*run.strokes, run.ends) for _, v in stroke])
-    low, high = _bounds([values])
-    axes = Axes(drawing, (42, 24, WIDTH, 24 + HEIGHT), span, (low, high))
-    axes.frame(_ticks(low, high, True), y_title, x_title)
+    axes = Axes(drawing, (42, 24, WIDTH, 24 + HEIGHT), span, bounds)
+    axes.frame(_ticks(*bounds, True), y_title, x_title)
     compute_ticks(axes, ticks)
     many = len(runs) > 10
     rows: list[Row] = []
-    for value, words in lines:
-        drawing.line(axes.left, axes.y(value), axes.right, axes.y(value), "axis dot")
-        drawing.text(axes.left + 4, axes.y(value) - 4, words, "g")
     for run in runs:
         strokes = [[(axes.x(x), axes.y(v)) for x, v in stroke] for stroke in run.strokes]
         style = f"s{run.colour} {'thin' if many else 'mid'}{' dash' if run.mark == 'square' else ''}"
@@ -162,7 +161,13 @@ def along(
             {"panel": title, "series": run.name, "flops": x, "value": v} for stroke in run.strokes for x, v in stroke
         ]
     ends = "; ".join(f"{run.name} {decimal(run.ends[-1][1])}" for run in runs[:40] if run.ends)
-    return Panel(title=title, note=note, alt=f"{title}: {y_title} along training. At the end: {ends}.", drawing=drawing, rows=rows)
+    alt = f"{title}: {y_title} along training. At the end: {ends}."
+    return Panel(title=title, alt=alt, drawing=drawing, rows=rows)
+
+
+def bounds_of_runs(runs: Sequence[Run]) -> tuple[float, float]:
+    """Vertical limits that all panels of a figure share."""
+    return _bounds([np.array([v for run in runs for stroke in (*run.strokes, run.ends) for _, v in stroke])])
 
 
 def runs_of(
@@ -203,22 +208,23 @@ def span_of(found: Findings, conditions: Sequence[str]) -> tuple[float, float]:
 def emergence(found: Findings) -> Figure | None:
     """Ability of every replicate along training, at a few numbers of tasks; a colour is a condition."""
     conditions = conditions_of(found)[:CONDITIONS]
+    if not conditions or pairs_of(found.study):  # `generalists` shows the training of these
+        return None
     shown = [shown_of(found, "ability", c) for c in conditions]
     levels = some(_telling(found, conditions))
-    panels = []
-    for n in levels:
-        runs = [
-            run for k, s in enumerate(shown) for run in runs_of(found, *s[:4], n, k, "round", s.condition)
-        ]
-        if runs:
-            panels.append(along(runs, counted(n, "task"), "ability", span_of(found, conditions), found.study.budgets))
-    if not panels:
+    runs = {
+        n: [run for k, s in enumerate(shown) for run in runs_of(found, *s[:4], n, k, "round", s.condition)]
+        for n in levels
+    }
+    levels = [n for n in levels if runs[n]]
+    if not levels:
         return None
+    bounds, span = bounds_of_runs([run for n in levels for run in runs[n]]), span_of(found, conditions)
     return Figure(
         name="emergence",
         title=f"Ability in {shown[0].skill} along training",
         sentence=_reach_words(found, conditions, levels),
-        panels=panels,
+        panels=[along(runs[n], counted(n, "task"), ABILITY, bounds, span, found.study.budgets) for n in levels],
         key=_key(conditions),
         note="A line is a replicate; a mark is the end of a budget."
         + (" × marks a divergence." if any(r["status"] == "diverged" for r in found.runs) else ""),
@@ -266,15 +272,20 @@ def memory_and_ability(found: Findings) -> Figure | None:
     places = [(conditions[0], j) for j in some(range(len(budgets)))]
     if len(conditions) > 1:
         places = [(c, len(budgets) - 1) for c in conditions[:PANELS]]
-    panels = []
-    for condition, j in places:
-        series = [
+    many = [
+        [
             Series(measure, k, "square" if k else "round", _cube(found, measure, condition)[:, j])
             for k, measure in enumerate(("ability", "memory"))
         ]
-        if any(np.isfinite(one.values).any() for one in series):
-            title = f"{number(budgets[j])} FLOPs" if len(conditions) == 1 else condition
-            panels.append(by_tasks(found, series, title, "ability, memory"))
+        for condition, j in places
+    ]
+    bounds = _bounds([one.values for series in many for one in series])
+    titles = [f"{number(budgets[j])} FLOPs" if len(conditions) == 1 else condition for condition, j in places]
+    panels = [
+        by_tasks(found, series, title, "ability, memory", bounds)
+        for title, series in zip(titles, many, strict=True)
+        if any(np.isfinite(one.values).any() for one in series)
+    ]
     return Figure(
         name="memory",
         title="Memory against ability",
@@ -315,15 +326,16 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
     if len(conditions) < 2 or pairs_of(found.study):
         return None
     series = [Series(c, k, "round", _cube(found, "ability", c)[:, -1]) for k, c in enumerate(shown)]
-    panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", "ability")]
+    bounds = _bounds([s.values for s in series])
+    panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", ABILITY, bounds)]
     if len(found.study.budgets) > 1:
         n = found.results.levels[-1]
         runs = [
             Run(c, k, "round", [_mean_line(found, c)], _mean_line(found, c), f"{c}\nmean of replicates")
             for k, c in enumerate(shown)
         ]
-        title = f"With {counted(n, 'task')}"
-        panels.append(along(runs, title, "ability", span_of(found, shown), found.study.budgets, note="mean"))
+        title = f"With {counted(n, 'task')}, mean"
+        panels.append(along(runs, title, ABILITY, bounds, span_of(found, shown), found.study.budgets))
     ends = {c: float(means(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
     ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
     words = ", ".join(f"{c} {decimal(ends[c])}" for c in ranked)
@@ -350,21 +362,28 @@ def generalists(found: Findings) -> Figure | None:
         return None
     measure, n = measure_of(found.study), found.results.levels[-1]
     what = "exact match" if measure == "exact_match" else "ability"
-    panels, parts = [], []
-    for pair in pairs[: 2 * PANELS]:
-        runs, ends = [], []
-        for colour, name in enumerate(("specialist", "generalist")):
-            line = getattr(pair, name)
-            runs += runs_of(found, measure, line, pair.domain, "held_out", n, 1 - colour, "square" if not colour else "round", name)
-            at_end = found.results.cube(measure, line, pair.domain, "held_out")[-1, -1]
-            ends.append(decimal(float(means(at_end))))
-        title = pair.domain if len({p.generalist for p in pairs}) == 1 else f"{pair.domain}, {pair.generalist}"
-        panels.append(along(runs, title, what, span_of(found, pair[:2]), found.study.budgets))
-        parts.append(f"{ends[1]} against {ends[0]} in {title}")
+    several = len({p.generalist for p in pairs}) > 1
+    titles = {p: f"{p.domain}, {p.generalist}" if several else p.domain for p in pairs[: 2 * PANELS]}
+    runs = {
+        p: [
+            run
+            for k, (name, mark) in enumerate((("generalist", "round"), ("specialist", "square")))
+            for run in runs_of(found, measure, getattr(p, name), p.domain, "held_out", n, k, mark, name)
+        ]
+        for p in titles
+    }
+    bounds = bounds_of_runs([run for many in runs.values() for run in many])
+    spans = span_of(found, [line for p in titles for line in p[:2]])
+    panels = [along(runs[p], title, what, bounds, spans, found.study.budgets) for p, title in titles.items()]
+    parts = []
+    for pair in list(titles)[:PANELS]:
+        ends = [found.results.cube(measure, line, pair.domain, "held_out")[-1, -1] for line in pair[:2]]
+        of = [decimal(float(means(end))) for end in ends]
+        parts.append(f"{of[0]} against {of[1]} in {pair.domain}")
     return Figure(
         name="generalists",
         title="Generalist against specialists",
-        sentence=f"At {number(found.study.budgets[-1])} FLOPs the generalist reaches {'; '.join(parts[:PANELS])}.",
+        sentence=f"At {number(found.study.budgets[-1])} FLOPs the generalist reaches {'; '.join(parts)}.",
         panels=panels,
         key=[(0, "round", "generalist"), (1, "square", "specialist")],
         note=f"{what.capitalize()} on unseen tasks, {counted(n, 'task')} of each domain. A line is a replicate.",
@@ -393,7 +412,7 @@ def scores(found: Findings) -> Figure | None:
         if not any(np.isfinite(one.values).any() for one in series):
             continue
         top = max(float(np.nanmax(one.values)) for one in series if np.isfinite(one.values).any())
-        panels.append(by_tasks(found, series, title, title, (0.0, max(1.0, top) * 1.05)))
+        panels.append(by_tasks(found, series, title, title, (-0.03, max(1.0, top) * 1.05), halves=False))
     if not panels:
         return None
     return Figure(
@@ -457,7 +476,7 @@ def override(found: Findings) -> Figure | None:
         if both:
             names = ("the context's answer", "the memorised answer")
             series = [Series(n, k, "square" if k else "round", cube[:, both[-1]]) for k, (n, cube) in enumerate(zip(names, pair, strict=True))]
-            panels.append(by_tasks(found, series, condition, "probability", (0.0, 1.05)))
+            panels.append(by_tasks(found, series, condition, "probability", (-0.03, 1.05)))
     if not panels:
         return None
     return Figure(
@@ -475,7 +494,7 @@ def distance(found: Findings) -> Figure | None:
     mixture = cast(Family, found.study.family).mixture
     for condition in conditions_of(found)[:1]:
         for n in found.results.levels:
-            runs = []
+            runs: list[Run] = []
             for r in range(found.results.n_replicates):
                 track = found.results.curve("d_rel", condition, mixture, "seen", n, r)
                 points = [(s, v) for s, v in zip(track.steps.tolist(), track.values.tolist(), strict=True) if s > 0]
@@ -487,7 +506,8 @@ def distance(found: Findings) -> Figure | None:
                 steps = [x for run in runs for stroke in run.strokes for x, _ in stroke]
                 decades = [10.0**k for k in range(9)]
                 span = (min(steps) / 1.2, max(steps) * 1.2)
-                panels.append(along(runs, counted(n, "task"), "distance", span, decades, "optimizer step"))
+                bounds = bounds_of_runs(runs)
+                panels.append(along(runs, counted(n, "task"), "distance", bounds, span, decades, "optimizer step"))
     if not panels:
         return None
     return Figure(
@@ -502,4 +522,3 @@ STORY = (emergence, memory_and_ability, conditions_side_by_side, generalists)
 """Figures below the surface, in their order."""
 FOLDED = (scores, override, distance)
 """Figures behind the fold."""
-__all__ = ["FOLDED", "STORY", "compute_to_skill", "on_split", "spaced"]

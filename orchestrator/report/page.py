@@ -9,7 +9,7 @@ follow, and everything else is behind one fold. The page loads nothing and works
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -18,9 +18,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.results import surface as cube_of
 from orchestrator.files import replace
-from orchestrator.formatting import decimal, number, times
+from orchestrator.formatting import number, times
 from orchestrator.report import asked, curves, palette, surface, svg, tables
 from orchestrator.report.asked import Asked
 from orchestrator.report.svg import Figure, Panel
@@ -32,16 +31,27 @@ MAX_FIGURE_BYTES = 400_000
 """A larger figure is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
 RELOAD_SECONDS = 60
 """The page of an unfinished study reloads itself so often."""
-SURFACES = 3
-"""Conditions with a surface on the first screen; the others follow below it."""
-WIDE, HALF, NARROW = 780, 520, 344
-"""Widths of a surface in pixels: one condition, two of them, and a phone or three of them."""
+WIDTHS = (800, 540, 344, 262)
+"""Pixels of a surface on the first screen where there are one, two, three or four conditions; of more, the others follow."""
+NARROW = 344
+"""Pixels of a surface on a phone."""
+
+
+class Measure(NamedTuple):
+    """What a measure of the surface means, and the ends of its scale."""
+
+    words: str
+    low: str
+    zero: str
+    one: str
+
+
 MEASURES = {
-    "ability": "share of the rule learned",
-    "accuracy": "share of answers right",
-    "memory": "share of the list remembered",
+    "ability": Measure("share of the rule learned", "surely wrong", "knows nothing", "the exact rule"),
+    "accuracy": Measure("share of answers right", "", "none right", "all right"),
+    "memory": Measure("share of the list remembered", "under-trained", "as the rule", "the whole list"),
 }
-"""Measures of the surface, the first one shown, each explained in five words or fewer."""
+"""Measures of the surface; the first one is shown first."""
 
 
 def write(
@@ -104,6 +114,8 @@ def _contents(
         "views": views,
         "measures": MEASURES,
         "hero": hero,
+        "several": len(study.lines) > 1,
+        "lines": {edge.words for c in study.lines for edge in surface.edges_of(found, everything, c, study.shown_skills[0])},
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
         "replicates": times(study.axes.replicates, "replicate"),
         "story": story,
@@ -147,19 +159,21 @@ def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View],
     """The first screen's surfaces; those of more conditions as a figure; all of the first screen as files."""
     skill = found.study.shown_skills[0]
     conditions = [alike[0] for alike in found.study.same_question()]
-    first, rest = conditions[:SURFACES], conditions[SURFACES:]
-    width = (WIDE, HALF, NARROW)[len(first) - 1]
+    first, rest = conditions[: len(WIDTHS)], conditions[len(WIDTHS) :]
+    width = WIDTHS[len(first) - 1]
     views = []
     for measure in MEASURES:
         shown = [surface.shown_of(found, measure, c) for c in first]
         cells = [surface.cells_of(found, one) for one in shown]
         if measure != "ability" and not any(map(surface.has_values, cells)):
             continue
-        for one, those in zip(shown, cells, strict=True):
-            edges = surface.edges_of(found, everything, one.condition, skill)
-            title = one.condition if len(conditions) > 1 else ""
-            wide = surface.panel(found, one, those, edges, width, title=title)
-            narrow = wide if width == NARROW else surface.panel(found, one, those, edges, NARROW, title=title)
+        edges = [surface.edges_of(found, everything, c, skill) for c in first]
+        for one, those, lines in zip(shown, cells, edges, strict=True):
+            nowhere = not any(line.kind == "edge" for line in lines) and surface.has_values(those)
+            words = {"title": one.condition, "note": "the skill appears nowhere" if nowhere else ""}
+            wide, narrow = (
+                surface.panel(found, one, those, lines, w, **words, labelled=any(edges)) for w in (width, NARROW)
+            )
             views.append(View(measure, one.condition, wide, narrow))
     rows = [row for c in first for row in surface.edge_rows(everything, c, skill)]
     views[0].wide.rows.extend(rows)
@@ -229,7 +243,3 @@ def templates() -> jinja2.Environment:
 def subscripts(words: str) -> Markup:
     """Words for the page, in which K_A and K_M have their letter below the line."""
     return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(printable(words)))))
-
-
-__all__: Iterable[str] = ["templates", "write"]
-_unused = (cube_of, decimal)

@@ -77,7 +77,7 @@ def css(palette: Palette) -> str:
     for value in values:
         colour = _mix(palette.scale, value)
         name = shade(value)
-        rules.append(f".{name} rect{{fill:rgb{colour}}}.{name} text{{fill:{ink_on(colour)}}}".replace(" ", " "))
+        rules.append(f".{name} rect{{fill:rgb{colour}}}.{name} text{{fill:{ink_on(colour)}}}")
     for k, colour in enumerate(palette.series):
         rules.append(f".s{k}{{stroke:{colour};fill:none}}.f{k}{{fill:{colour};stroke:{colour}}}")
         rules.append(f".o{k}{{fill:{palette.paper};stroke:{colour}}}.w{k}{{fill:{colour};opacity:.22;stroke:none}}")
@@ -94,10 +94,10 @@ def css(palette: Palette) -> str:
 
 def variables(palette: Palette) -> str:
     """The same colours as custom properties for the page's own style."""
-    ramp = ", ".join(palette.scale)
+    ramp, half = ", ".join(palette.scale), ", ".join(palette.scale[2:])
     p = palette
     first = ";".join(f"--{name}:{getattr(p, name)}" for name in ("paper", "ink", "grey", "faint", "wash"))
-    return f"{first};--ramp:{ramp};--s0:{p.series[0]};--s1:{p.series[1]}"
+    return f"{first};--ramp:{ramp};--half:{half};--s0:{p.series[0]};--s1:{p.series[1]}"
 
 
 GEOMETRY = (

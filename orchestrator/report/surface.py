@@ -187,10 +187,14 @@ def panel(
     tallest: float = 44,
     title: str = "",
     note: str = "",
+    labelled: bool | None = None,
 ) -> Panel:
-    """A surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner."""
+    """A surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
+
+    `labelled`: room for the names of boundaries at the right; surfaces side by side share it.
+    """
     levels, budgets = found.results.levels, found.study.budgets
-    grid = grid_of(levels, len(budgets), width, tallest, bool(edges))
+    grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
     bottom = grid.y(-0.5)
     drawing = Drawing(width, bottom + 42)
     drawing.text(2, 13, "training tasks", "g")

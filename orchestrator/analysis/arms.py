@@ -1,150 +1,231 @@
-"""Two conditions beside each other: crossovers along compute, ratios of compute, and which needs fewer tasks."""
+"""Two conditions side by side: which needs fewer tasks, which needs less compute, and where one overtakes the other.
+
+The two sides may belong to one study or to two (`compare.py`).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, claims
-from orchestrator.analysis.boundaries import brackets_in_both
-from orchestrator.analysis.claims import Confidence, Looked, claim_of, claim_of_arms, plain_confidence
-from orchestrator.analysis.onsets import Told, ToSkill, to_skill
+from orchestrator.analysis.boundaries import DIRECTION, Measure, judged
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of_pair, remembered
+from orchestrator.analysis.onsets import onset
 from orchestrator.analysis.results import Results, surface
-from orchestrator.formatting import factor, number, range_words
+from orchestrator.formatting import factor, number
 from orchestrator.stats import differences
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
 from orchestrator.study.pairs import pairs_of
 
 
-class Overtaking(NamedTuple):
-    """One arm against another along compute, at one number of tasks, on the headline skill's ability."""
+class Side(NamedTuple):
+    """One condition of one study."""
 
-    first: str
-    second: str
-    n_tasks: int
-    result: stats.Crossover
-
-
-def crossovers(results: Results, skill: str, confidence: Confidence) -> list[Overtaking]:
-    """Every pair of arms at every number of tasks; the order in which one is seen to overtake, if either is."""
-    found = []
-    for a, b in results.study.comparable:
-        for i, n in enumerate(results.levels):
-            first, second = (surface(results, "ability", arm, skill)[i].T for arm in (a, b))
-            level = confidence(claim_of_arms(a, b, skill, n))
-            there = stats.crossover(results.budgets, first, second, level)
-            back = stats.crossover(results.budgets, second, first, level)
-            reverse = back.verdict == "crosses" and there.verdict != "crosses"
-            found.append(Overtaking(b, a, n, back) if reverse else Overtaking(a, b, n, there))
-    return found
-
-
-class Multiplier(NamedTuple):
-    """How much more compute than `first` the arm `second` needs until the headline skill is there, at one number of tasks."""
-
-    first: str
-    second: str
-    n_tasks: int
-    ratio: stats.Drift
-    """In doublings: 2 is four times the compute, negative is less. Per replicate, paired; an end is open where one is censored."""
-
-
-def multipliers(
-    results: Results, skill: str, told: dict[tuple[str, int], ToSkill], confidence: Confidence
-) -> list[Multiplier]:
-    """Every pair of arms at every number of tasks, by the replicates that can be judged of both; compute to skill against compute to
-    skill.
-
-    Where the size of one follows the budget, both are read at the ends of budgets: like against like.
-    """
-    found = []
-    for a, b in results.study.comparable:
-        at_ends = results.study.grows(a) != results.study.grows(b)
-        for n in results.levels:
-            pair = [
-                to_skill(results, arm, skill, n, 0.95, at_ends=True) if at_ends else told.get((arm, n))
-                for arm in (a, b)
-            ]
-            of = [dict(zip(one.judged, one.boundary.brackets, strict=True)) if one else {} for one in pair]
-            both = sorted(of[0].keys() & of[1].keys())
-            if not both:
-                continue
-            rows = [[brackets[r] for r in both] for brackets in of]
-            level = confidence(claim_of_arms(a, b, skill, n, "multiplier"))
-            found.append(Multiplier(a, b, n, stats.drift([1.0, 2.0], rows, level)))
-    return found
-
-
-def claims_of_fewer_tasks(results: Results, skill: str) -> Iterator[Looked]:
-    """That two conditions need different numbers of tasks, for each pair."""
-    for one in fewer_tasks(results, skill, plain_confidence):
-        says = f"{one.first} and {one.second} need different numbers of tasks at {number(one.compute_flops)} FLOPs"
-        yield one.name, says, _least_sure(one.shift)
-
-
-def claims_of_crossovers(results: Results, skill: str) -> Iterator[Looked]:
-    """That one arm overtakes another, or is ahead of it, whichever; as the verdict says."""
-    for o in crossovers(results, skill, plain_confidence):
-        says = f"{who_is_ahead(o.first, o.second, o.result)} at {number(o.n_tasks)} tasks"
-        crosses = differences.crossing_p(o.result, len(results.budgets))  # in either order
-        p = crossover_p(o.result, crosses, len(results.budgets))
-        yield claim_of_arms(o.first, o.second, skill, o.n_tasks), says, p
-
-
-def claims_of_multipliers(results: Results, skill: str, every: Told) -> Iterator[Looked]:
-    """That two conditions need different compute until the skill is there, for each pair and number of tasks."""
-    known = {(arm, n): told for (arm, of, n), told in every.items() if told is not None and of == skill}
-    for m in multipliers(results, skill, known, plain_confidence):
-        says = f"{m.first} and {m.second} need different compute at {number(m.n_tasks)} tasks"
-        yield claim_of_arms(m.first, m.second, skill, m.n_tasks, "multiplier"), says, _least_sure(m.ratio)
-
-
-class Fewer(NamedTuple):
-    """Two arms by the numbers of tasks that it takes until the headline skill appears, at the largest budget."""
-
+    results: Results
+    condition: str
     name: str
-    """Of the claim."""
-    first: str
-    second: str
-    compute_flops: float
-    shift: stats.Drift | None
-    """From the first to the second in doublings of tasks, paired by replicate; None where either was not measured."""
-    shown: bool
-    """Is it shown, for itself, that one needs fewer? The second does where the shift falls."""
+    """For words and names of findings."""
 
 
-def fewer_tasks(results: Results, skill: str, confidence: claims.Confidence) -> list[Fewer]:
-    """Every pair of arms; none where generalists meet specialists, of which something else is asked."""
-    study = results.study
-    if pairs_of(study):
-        return []
-    levels, top = [float(n) for n in results.levels], results.budgets[-1]
-    judged = {line: boundaries.judged(results, "ability", line, skill)[-1] for line in study.lines}
-    found = []
-    for a, b in study.comparable:
-        name = claim_of("fewer", min(a, b), max(a, b), skill, top)
-        brackets = brackets_in_both((levels, levels), (judged[a], judged[b]), "ability")
-        shift, alpha = differences.shift(*brackets, confidence(name)), 1 - confidence(name)
-        shown = shift is not None and shift.verdict in ("rises", "falls") and (shift.p_value or 0.0) <= alpha + 1e-12
-        found.append(Fewer(name, a, b, top, shift, shown))
-    return found
+def ask(results: Results) -> Iterator[Finding]:
+    """Every pair of comparable conditions, on the headline skill."""
+    skill = results.study.shown_skills[0]
+    pairs = [
+        (Side(results, a, a), Side(results, b, b))
+        for a, b in (_as_claimed(results, *p) for p in results.study.comparable)
+    ]
+    if not pairs_of(results.study):  # generalists and specialists have a question of their own
+        yield from (fewer_tasks(a, b, "ability", skill, results.budgets[-1]) for a, b in pairs)
+    yield from (
+        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b)) for a, b in pairs for n in results.levels
+    )
+    yield from (one for a, b in pairs for n in results.levels if (one := multiplier(a, b, skill, n)) is not None)
 
+
+def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
+    """The pair in the direction that the primary claim names, if it names this pair."""
+    claim = results.study.primary
+    if claim is None or claim.what != "crossover":
+        return a, b
+    first = claim.arm or next(iter(results.study.lines))
+    return (b, a) if (first, claim.against) == (b, a) else (a, b)
+
+
+def _is_claimed(results: Results, a: Side, b: Side) -> bool:
+    claim = results.study.primary
+    first = (claim.arm or next(iter(results.study.lines))) if claim else ""
+    return claim is not None and claim.what == "crossover" and (first, claim.against) == (a.condition, b.condition)
+
+
+# Tasks --------------------------------------------------------------------------------------------------------------
+
+
+def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) -> Finding:
+    """The number of tasks at a boundary: b's over a's at one budget, paired by the replicates that both have."""
+    brackets = _brackets_of_both(a, b, measure, skill, flops)
+    at_95 = differences.shift(*brackets, CONFIDENCE)
+
+    def interval(confidence: float) -> Ends:
+        shift = differences.shift(*brackets, confidence)
+        return (None, None) if shift is None else _as_factors(shift)
+
+    return Finding(
+        name=claim_of_pair("fewer", a.name, b.name, skill, flops),
+        question="task multiplier",
+        words=lambda one: f"{_ratio_words(one, 'tasks')} at {number(flops)} FLOPs",
+        condition=b.name,
+        skill=skill,
+        compute_flops=flops,
+        against=a.name,
+        verdict="missing" if at_95 is None else _shown(at_95),
+        n=len(brackets[0]),
+        p=_pair_p(at_95),
+        interval=interval,
+        brackets=at_95.slopes if at_95 else (),
+    )
+
+
+def _brackets_of_both(
+    a: Side, b: Side, measure: Measure, skill: str, flops: float
+) -> tuple[Sequence[stats.Bracket], Sequence[stats.Bracket]]:
+    """The brackets of the replicates that can be judged on both sides."""
+    tables = [
+        judged(side.results, measure, side.condition, skill)[side.results.budgets.index(flops)] for side in (a, b)
+    ]
+    rows = [of.tolist() for _, of in tables]
+    common = [r for r in rows[0] if r in rows[1]]
+    first, second = (
+        stats.boundary(
+            [float(n) for n in side.results.levels], table[[own.index(r) for r in common]], DIRECTION[measure]
+        ).brackets
+        for side, (table, _), own in zip((a, b), tables, rows, strict=True)
+    )
+    return first, second
+
+
+def _shown(shift: stats.Drift) -> str:
+    """The verdict on a ratio: it rises or falls only where its p-value shows it."""
+    if shift.verdict in ("rises", "falls") and (shift.p_value or 0.0) <= 1 - CONFIDENCE + 1e-12:
+        return shift.verdict
+    return "missing" if shift.verdict == "missing" else "undecided"
+
+
+# Compute ------------------------------------------------------------------------------------------------------------
+
+
+def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
+    """The compute to skill: b's over a's at one number of tasks, paired by replicate; None where no replicate has both.
+
+    Where the model's size follows the budget in one of them, both are read at the ends of the budgets.
+    """
+    at_ends = a.results.study.grows(a.condition) != b.results.study.grows(b.condition)
+    both = [onset(side.results, side.condition, skill, n_tasks, at_ends) for side in (a, b)]
+    of = [dict(zip(one.replicates, one.brackets, strict=True)) for one in both]
+    common = sorted(of[0].keys() & of[1].keys())
+    if not common:
+        return None
+    rows = [[brackets[r] for r in common] for brackets in of]
+    at_95 = stats.drift([1.0, 2.0], rows, CONFIDENCE)
+    return Finding(
+        name=claim_of_pair("multiplier", a.name, b.name, skill, float(n_tasks)),
+        question="compute multiplier",
+        words=lambda one: f"{_ratio_words(one, 'compute')} at {number(n_tasks)} tasks",
+        condition=b.name,
+        skill=skill,
+        n_tasks=n_tasks,
+        against=a.name,
+        verdict=at_95.verdict,
+        n=len(common),
+        p=_pair_p(at_95),
+        interval=remembered(_as_factors(at_95), lambda c: _as_factors(stats.drift([1.0, 2.0], rows, c))),
+        brackets=at_95.slopes,
+        replicates=tuple(common),
+    )
+
+
+def _pair_p(ratio: stats.Drift | None) -> float | None:
+    """p-value of a ratio: 1 where enough replicates were looked at and none was seen to cross."""
+    if ratio is None or len(ratio.slopes) < MIN_TESTED:
+        return None
+    return 1.0 if ratio.p_value is None else ratio.p_value
+
+
+def _as_factors(ratio: stats.Drift) -> Ends:
+    """The ends of a ratio in doublings, as factors."""
+    low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
+    return low, high
+
+
+def _ratio_words(one: Finding, of: str) -> str:
+    """How many times more tasks or compute one condition needs than the other."""
+    first, second, (low, high) = one.against, one.condition, one.ends
+    more, fewer = ("more", "less") if of == "compute" else ("more", "fewer")
+    if one.verdict == "missing" or (low is None and high is None):
+        return f"the {of} of {first} and {second} cannot be compared"
+    if one.verdict not in ("rises", "falls"):
+        ends = f" ({factor(low)} to {factor(high)} times)" if low is not None and high is not None else ""
+        return f"it is open whether {second} needs {more} or {fewer} {of} than {first}{ends}"
+    if one.verdict == "falls":  # words name the side that needs more
+        first, second, low, high = second, first, high and 1 / high, low and 1 / low
+    by = f"{factor(low)} to {factor(high)}" if low and high else f"at least {factor(low or 1.0)}"
+    return f"{second} needs {by} times the {of} of {first}"
+
+
+# Along compute ------------------------------------------------------------------------------------------------------
 
 AHEAD = ("a ahead throughout", "b ahead throughout")
 
 
-def who_is_ahead(a: str, b: str, met: stats.Crossover) -> str:
-    """What the verdict on two conditions says, as a clause."""
-    said = {"crosses": f"{b} overtakes {a}", AHEAD[0]: f"{a} is ahead of {b}", AHEAD[1]: f"{b} is ahead of {a}"}
-    return said.get(met.verdict, f"{b} overtakes {a}, or one is ahead,")
+def crossover(
+    a: Side, b: Side, skill: str, n_tasks: int, budgets: Sequence[float], in_this_order: bool = False
+) -> Finding:
+    """Where b overtakes a along compute; or a overtakes b, if that is what is seen and the order is free."""
+    first, second = (_along(side, skill, n_tasks, budgets) for side in (a, b))
+    n = min(len(first), len(second))
+    first, second = first[:n], second[:n]
+    there = stats.crossover(budgets, first, second, CONFIDENCE)
+    if not in_this_order and there.verdict != "crosses":
+        back = stats.crossover(budgets, second, first, CONFIDENCE)
+        if back.verdict == "crosses":
+            a, b, first, second, there = b, a, second, first, back
+    crosses = differences.crossing_p(there, len(budgets))  # in either order
+    return Finding(
+        name=claim_of_pair("crossover", a.name, b.name, skill, float(n_tasks)),
+        question="crossover",
+        words=lambda one: f"at {number(n_tasks)} tasks {crossover_words(one)}",
+        condition=b.name,
+        skill=skill,
+        n_tasks=n_tasks,
+        against=a.name,
+        verdict=there.verdict,
+        n=pairs(first, second),
+        p=crossover_p(there, crosses, len(budgets)),
+        interval=remembered(there[:2], lambda c: stats.crossover(budgets, first, second, c)[:2]),
+        brackets=there.brackets,
+    )
+
+
+def _along(side: Side, skill: str, n_tasks: int, budgets: Sequence[float]) -> np.ndarray:
+    """Ability at the ends of the budgets, (replicates, budgets)."""
+    of = side.results
+    cube = surface(of, "ability", side.condition, skill)[of.levels.index(n_tasks)].T
+    return cube[:, [of.budgets.index(c) for c in budgets]]
+
+
+def pairs(first: np.ndarray, second: np.ndarray) -> int:
+    """Replicates with a value on both sides at any budget."""
+    return int((~np.isnan(second - first).all(axis=1)).sum())
 
 
 def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float | None:
-    """p-value of what the verdict on two arms says: `crosses` where one overtakes; where one is ahead, of that, and at least what
-    lotteries bring, at any level; 1 where neither is shown."""
+    """p-value of the verdict on two conditions: `crosses` where one overtakes, its own where one is ahead, else 1.
+
+    Being ahead is at least as likely as replicates of a bimodal onset that agree by chance at any level.
+    """
     if met.p_value is None or met.verdict == "crosses":
         return crosses
     if met.ahead_p is None:
@@ -153,61 +234,13 @@ def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> f
     return min(1.0, max(met.ahead_p, n_levels * by_chance(n, n)))
 
 
-def _least_sure(ratio: stats.Drift | None) -> float | None:
-    """p-value of a pair: 1 where replicates enough were looked at and nobody was seen to cross, so that what is tested does not
-    depend on how it came out."""
-    if ratio is None or len(ratio.slopes) < MIN_TESTED:
-        return None
-    return 1.0 if ratio.p_value is None else ratio.p_value
-
-
-def times_of(ratio: stats.Drift) -> tuple[float | None, float | None]:
-    """The ends of a ratio in doublings, as factors."""
-    low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
-    return low, high
-
-
-def overtaking_words(o: Overtaking) -> str:
-    """One arm against another along compute."""
-    met = o.result
+def crossover_words(one: Finding) -> str:
+    """One condition against another along compute."""
+    a, b, (low, high) = one.against, one.condition, one.ends
     return {
-        "crosses": f"{o.second} overtakes {o.first} at {range_words(met.low, met.high)} FLOPs",
-        "a ahead throughout": f"{o.first} is ahead throughout; no crossover below {number(met.low or 0)} FLOPs",
-        "b ahead throughout": f"{o.second} is ahead throughout, from {number(met.high or 0)} FLOPs on",
-        "no difference shown": "no difference is shown at any budget",
-        "missing": "not measured",
-    }.get(met.verdict, f"undecided between {o.first} and {o.second}")
-
-
-def multiplier_words(found: Multiplier) -> str:
-    """How much more compute one arm needs than another for the skill, as a sentence without its full stop."""
-    low, high = times_of(found.ratio)
-    first, second = found.first, found.second
-    if found.ratio.verdict == "missing" or (low is None and high is None):
-        return f"how the compute that {first} and {second} need compares cannot be told"
-    if high is not None and high < 1:  # said of the one that needs more
-        first, second, low, high = second, first, 1 / high, None if low is None else 1 / low
-    if found.ratio.verdict not in ("rises", "falls"):
-        between = (
-            f" ({second} {factor(low)} to {factor(high)} times that of {first})"
-            if low is not None and high is not None
-            else ""
-        )
-        return f"which of {first} and {second} needs less compute is not shown{between}"
-    if low is None or high is None:
-        bound = f"at least {factor(low)}" if low is not None else f"at most {factor(cast(float, high))}"
-        return f"{second} needs {bound} times the compute of {first}"
-    return f"{second} needs {factor(low)} to {factor(high)} times the compute of {first}"
-
-
-def fewer_words(found: Fewer) -> str:
-    """Which of two arms needs fewer tasks, and how many times fewer, as a sentence without its full stop."""
-    if found.shift is None or found.shift.verdict == "missing":
-        return f"how the numbers of tasks that {found.first} and {found.second} need compare cannot be told"
-    if not found.shown:
-        return f"which of {found.first} and {found.second} needs fewer tasks is not shown"
-    falls = found.shift.verdict == "falls"
-    less, more = (found.second, found.first) if falls else (found.first, found.second)
-    least, most = sorted(math.inf if end is None else 2 ** abs(end) for end in (found.shift.low, found.shift.high))
-    by = f"{factor(least)} to {factor(most)}" if math.isfinite(most) else f"at least {factor(least)}"
-    return f"{less} needs fewer tasks than {more}, {by} times"
+        "crosses": f"{b} overtakes {a} {between(low, high, 'FLOPs')}",
+        AHEAD[0]: f"{a} stays ahead of {b} up to {number(low or 0)} FLOPs",
+        AHEAD[1]: f"{b} is ahead of {a} from {number(high or 0)} FLOPs on",
+        "no difference shown": f"{b} and {a} are not distinguishable at any budget",
+        "missing": f"{b} and {a} were not both measured",
+    }.get(one.verdict, f"it is open whether {b} or {a} is ahead")

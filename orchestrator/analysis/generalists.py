@@ -1,73 +1,38 @@
-"""A generalist against the specialists of its domains: from which multiple of their compute on is it at least as good?
+"""Generalist/specialist comparison: from which multiple of a specialist's compute on is the generalist at least as good?
 
-SCIENCE asks for three comparisons, so that none of them flatters: the generalist at a multiple of what the specialist has
-spent, both at the same compute, and the generalist against the specialist at its best stopping time. Which lines of a study
-are specialists, and of which generalist, follows from their families (`Family.domains`, `Family.whole`).
+The generalist meets the specialist in three states: at one of the specialist's budgets, at the same compute, and at the
+specialist's best stopping time. The families of a study decide which conditions are specialists (`study/pairs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.arms import AHEAD, crossover_p, who_is_ahead
-from orchestrator.analysis.claims import Confidence, Looked, claim_of, plain_confidence
+from orchestrator.analysis.arms import AHEAD, crossover_p, pairs
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, remembered
 from orchestrator.analysis.results import Results
 from orchestrator.formatting import number
 from orchestrator.stats import differences
 from orchestrator.study.pairs import Pair, measure_of, pairs_of
 
-
-def claims_of_contests(results: Results) -> Iterator[Looked]:
-    """That a generalist overtakes its specialists, or that one of them is ahead; as the verdict says."""
-    for met in contests(results, plain_confidence):
-        of = met.domain if met.domain == ALL else f"the specialist of {met.domain}"
-        flops = f", {number(met.specialist_flops)} FLOPs" if met.specialist_flops else ""
-        said = who_is_ahead(of, met.generalist, met.result)
-        where = met.generalist, met.domain, met.n_tasks, met.against, met.specialist_flops
-        crosses = differences.crossing_p(met.result, len(results.budgets), either=False)
-        p = crossover_p(met.result, crosses, len(results.budgets))
-        if met.against == "its best" and met.result.verdict == AHEAD[0]:
-            p = 1.0  # the largest of noisy values, chosen after the fact, is ahead by that alone
-        yield claim_of_contest(*where), f"{said} at {number(met.n_tasks)} tasks ({met.against}{flops})", p
-
-
 Against = Literal["its budget", "the same", "its best"]
 
 ALL = "all domains"
-"""The mean over the domains that have a specialist: of one replicate, so that it is still paired."""
+"""The mean over the domains that have a specialist."""
 
 
-class Contest(NamedTuple):
-    """A generalist against one specialist, or the mean over all of them, at one number of tasks of each domain."""
-
-    generalist: str
-    domain: str
-    """A skill, or `ALL`."""
-    n_tasks: int
-    against: Against
-    """What the specialist had spent: one of its budgets, as much as the generalist, or whatever was best for it."""
-    specialist_flops: float | None
-    """For `its budget`."""
-    rival: float | None
-    """What the specialist had there (`measure_of`), mean over replicates; None for `the same`, or where nothing is known."""
-    result: stats.Crossover
-    """Along the generalist's training FLOPs: where it overtakes the specialist."""
-
-    @property
-    def pooled(self) -> bool:
-        """Against the mean over all specialists?"""
-        return self.domain == ALL
-
-    @property
-    def multiples(self) -> tuple[float | None, float | None]:
-        """The interval as multiples of the specialist's compute; as FLOPs where that is not one amount."""
-        per = self.specialist_flops or 1.0
-        low, high = self.result.low, self.result.high
-        return low and low / per, high and high / per
+def ask(results: Results) -> Iterator[Finding]:
+    """Every generalist against the mean of its specialists, then against each, at every number of tasks of a domain."""
+    for generalist, of_domains in _sides(results).items():
+        for domain, sides in of_domains.items():
+            for i, n in enumerate(results.levels):
+                at_n = Sides(*(side[i].T for side in sides))
+                for (against, spent), rival in _rivals(at_n, results.budgets).items():
+                    yield _comparison(results, generalist, domain, n, against, spent, rival, at_n.general)
 
 
 class Sides(NamedTuple):
@@ -75,26 +40,12 @@ class Sides(NamedTuple):
 
     special: np.ndarray
     best: np.ndarray
-    """Of the specialist over all its budgets, at every one of them."""
+    """The specialist's largest value over all its budgets, repeated at each."""
     general: np.ndarray
 
 
-def contests(results: Results, confidence: Confidence) -> list[Contest]:
-    """All comparisons, generalist by generalist: of the mean over its specialists, then of each domain.
-
-    A specialist's best is the largest of noisy values, which flatters it: a generalist that is ahead of it is ahead all the more.
-    """
-    found = []
-    for generalist, sides in _sides(results).items():
-        for domain, of_domain in sides.items():
-            for i, n in enumerate(results.levels):
-                at_n = Sides(*(side[i].T for side in of_domain))
-                found += at_one_level(results.budgets, generalist, domain, n, at_n, confidence)
-    return found
-
-
 def _sides(results: Results) -> dict[str, dict[str, Sides]]:
-    """Generalist -> domain -> both sides, the mean over several specialists first."""
+    """Generalist -> domain -> both sides; the mean over several specialists first."""
     found: dict[str, dict[str, Sides]] = {}
     for pair in pairs_of(results.study):
         found.setdefault(pair.generalist, {})[pair.domain] = _of_pair(results, pair)
@@ -113,16 +64,16 @@ def _of_pair(results: Results, pair: Pair) -> Sides:
     return Sides(special, np.broadcast_to(largest, special.shape), general)
 
 
-def _surface(results: Results, line: str, domain: str) -> np.ndarray:
-    """One line on a domain's held-out tasks, (n_tasks, compute, replicates); lost trials know nothing of it."""
+def _surface(results: Results, condition: str, domain: str) -> np.ndarray:
+    """One condition on a domain's held-out tasks, (n_tasks, compute, replicates); lost trials know nothing of it."""
     measure = measure_of(results.study)
-    cube = results.cube(measure, line, domain, "held_out")
-    lost = results.ended(line, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
+    cube = results.cube(measure, condition, domain, "held_out")
+    lost = results.ended(condition, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
     return np.where(lost & np.isnan(cube), 0.0 if measure == "exact_match" else -1.0, cube)
 
 
-def rivals(sides: Sides, budgets: list[float]) -> dict[tuple[Against, float | None], np.ndarray]:
-    """What a generalist is compared with at its every budget, (replicates, budgets) each."""
+def _rivals(sides: Sides, budgets: list[float]) -> dict[tuple[Against, float | None], np.ndarray]:
+    """The specialist's value beside each budget of the generalist, (replicates, budgets) each."""
     special = sides.special
     of_budget: dict[tuple[Against, float | None], np.ndarray] = {
         ("its budget", c): np.repeat(special[:, [j]], len(budgets), axis=1) for j, c in enumerate(budgets[:-1])
@@ -130,65 +81,81 @@ def rivals(sides: Sides, budgets: list[float]) -> dict[tuple[Against, float | No
     return of_budget | {("the same", None): special, ("its best", None): sides.best}
 
 
-def at_one_level(
-    budgets: list[float], generalist: str, domain: str, n_tasks: int, sides: Sides, confidence: Confidence
-) -> list[Contest]:
-    """The three comparisons at one number of tasks; sides of (replicates, budgets)."""
-    out = []
-    for (against, spent), rival in rivals(sides, budgets).items():
-        level = confidence(claim_of_contest(generalist, domain, n_tasks, against, spent))
-        known = rival[~np.isnan(rival[:, 0]), 0] if against != "the same" else np.array([])
-        mean = float(known.mean()) if len(known) else None
-        met = stats.crossover(budgets, rival, sides.general, level)
-        out.append(Contest(generalist, domain, n_tasks, against, spent, mean, met))
-    return out
+def _comparison(
+    results: Results,
+    generalist: str,
+    domain: str,
+    n_tasks: int,
+    against: Against,
+    spent: float | None,
+    rival: np.ndarray,
+    general: np.ndarray,
+) -> Finding:
+    """The generalist against one state of a specialist; rival and general are (replicates, budgets).
+
+    The interval is a multiple of the specialist's compute, or FLOPs where that is not one amount. The estimate is the
+    specialist's mean score. A specialist's best is the largest of noisy values, which favours the specialist: so its
+    being ahead is no finding (p = 1).
+    """
+    budgets = results.budgets
+    at_95 = stats.crossover(budgets, rival, general, CONFIDENCE)
+    known = rival[~np.isnan(rival[:, 0]), 0] if against != "the same" else np.array([])
+    p = crossover_p(at_95, differences.crossing_p(at_95, len(budgets), either=False), len(budgets))
+    if against == "its best" and at_95.verdict == AHEAD[0]:
+        p = 1.0
+    unit = spent or 1.0
+
+    def interval(confidence: float) -> Ends:
+        met = at_95 if confidence == CONFIDENCE else stats.crossover(budgets, rival, general, confidence)
+        return met.low and met.low / unit, met.high and met.high / unit
+
+    return Finding(
+        name=name_of(generalist, domain, n_tasks, against, spent),
+        question=f"generalist against {against}",
+        words=lambda one: comparison_words(one, budgets),
+        condition=generalist,
+        skill=domain,
+        n_tasks=n_tasks,
+        compute_flops=spent,
+        against=against,
+        verdict=at_95.verdict,
+        n=pairs(rival, general),
+        p=p,
+        estimate=float(known.mean()) if len(known) else None,
+        interval=interval,
+        brackets=at_95.brackets,
+    )
 
 
-def claimed(
-    results: Results, generalist: str, domain: str | None, n_tasks: int, spent: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rival and generalist, (replicates, budgets) each, of a claim that the one overtakes the other (`primary.py`)."""
-    of_domain = _sides(results)[generalist]
-    sides = of_domain[domain if domain is not None else next(iter(of_domain))]
-    i = results.levels.index(n_tasks)
-    at_n = Sides(*(side[i].T for side in sides))
-    return rivals(at_n, results.budgets)[("its best" if spent is None else "its budget", spent)], at_n.general
-
-
-def claim_of_contest(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:
-    """Name of the claim that the generalist overtakes."""
+def name_of(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:
+    """Name of the finding."""
     return claim_of("generalist", generalist, domain, against, f"{n_tasks}/{spent!r}")
 
 
-def contest_words(found: Contest, budgets: Sequence[float], level: bool = False) -> str:
-    """What can be said of a generalist against a specialist, as a sentence without its full stop; `level`: with what it has."""
-    spent, verdict = found.specialist_flops, found.result.verdict
-    whose = "the mean specialist" if found.pooled else f"the specialist of {found.domain}"
+def comparison_words(one: Finding, budgets: list[float]) -> str:
+    """A generalist against a specialist."""
+    spent, (low, high) = one.compute_flops, one.ends
+    whose = "the mean specialist" if one.skill == ALL else f"the specialist of {one.skill}"
     state = {
         "its budget": f"of {number(spent or 0.0)} FLOPs",
-        "the same": "with as much compute",
+        "the same": "at equal compute",
         "its best": "at its best",
-    }
-    rival = f"{whose} {state[found.against]}"
-    rival += f" (at {found.rival:.2f})" if level and found.rival is not None else ""
+    }[one.against]
+    at = f"with {number(one.n_tasks or 0)} tasks of a domain {one.condition}"
 
     def amount(*ends: float | None) -> str:
-        known = [end for end in ends if end is not None]
+        ends = tuple(end for end in ends if end is not None)
         if spent is None:
-            return " to ".join(map(number, known)) + " FLOPs"
-        return (
-            " to ".join(f"{end / spent:.2g}" if end < 100 * spent else f"{end / spent:.0f}" for end in known)
-            + " times its compute"
-        )
+            return " to ".join(map(number, ends)) + " FLOPs"  # type: ignore[arg-type]
+        return " to ".join(f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in ends) + " times its compute"  # type: ignore[operator]
 
-    low, high = found.result.low, found.result.high
-    if verdict == "crosses":
+    if one.verdict == "crosses":
         bound = "" if low and high else "at most " if high else "more than "
-        return f"{found.generalist} overtakes {rival} at {bound}{amount(low, high)}"
-    told = {
-        "a ahead throughout": f"{found.generalist} stays behind {rival}, up to {amount(budgets[-1])}",
-        "b ahead throughout": f"{found.generalist} is ahead of {rival}, from {amount(high)} on",
-        "no difference shown": f"no difference is shown between {found.generalist} and {rival}, up to {amount(budgets[-1])}",
-        "missing": f"{found.generalist} and {rival} were not both measured",
-    }
-    return told.get(verdict, f"whether {found.generalist} overtakes {rival} is undecided")
+        return f"{at} overtakes {whose} {state} at {bound}{amount(low, high)}"
+    top = budgets[-1] / (spent or 1.0)
+    return {
+        AHEAD[0]: f"{at} stays behind {whose} {state}, up to {amount(top)}",
+        AHEAD[1]: f"{at} is ahead of {whose} {state}, from {amount(high)} on",
+        "no difference shown": f"{at} and {whose} {state} are not distinguishable, up to {amount(top)}",
+        "missing": f"{at} and {whose} {state} were not both measured",
+    }.get(one.verdict, f"{at} may overtake {whose} {state}: that is open")

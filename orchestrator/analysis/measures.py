@@ -25,14 +25,14 @@ def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
 
 
 def _ability(columns: Columns) -> np.ndarray:
-    """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or where a reference is missing or they coincide."""
+    """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or if a reference is missing or both coincide."""
     nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
     found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
     return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
 
 
 MAX_MEMORIZER = 0.9
-"""Where the memoriser is right more often than this, an ability read from accuracy has nothing left to show."""
+"""A memoriser that is right more often than this leaves an accuracy-based ability no room."""
 
 
 def _ability_of_matches(columns: Columns) -> np.ndarray:
@@ -49,7 +49,7 @@ def _undefined(columns: Columns) -> np.ndarray:
 
 
 def _memory(columns: Columns) -> np.ndarray:
-    """Memory from raw sums, on training tasks only; NaN where a reference is missing or they coincide."""
+    """Memory from raw sums, on training tasks only; NaN if a reference is missing or both coincide."""
     nll, generalizer, memorizer = (_share(f"nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
     found = stats.memories(nll, generalizer, memorizer, columns["se_memory_gap"])
     return np.where(columns["split"] == "seen", found, np.nan)
@@ -90,14 +90,16 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "memorizer_loss_nats": _share("nll_memorizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
-"""Name -> what it makes of raw sums. `accuracy`: share of greedy hits; `probability`: mean probability given to the target,
-which is the accuracy of sampled decoding; `exact_match`: share of sequences with every answer a greedy hit, and what the
-probabilities predict of it when decoding samples (the mean product of p); `weight_<predictor>`: its share in the mixture of
-known predictors nearest to the model, and `unexplained_nats` what that leaves, where a family offers them."""
+"""Name -> measure of raw sums.
+
+`accuracy`: share of greedy hits. `probability`: mean probability given to the target, which is the accuracy of sampled
+decoding. `exact_match`: share of sequences whose answers are all greedy hits. `predicted_exact_match`: its value predicted
+for sampled decoding, the mean product of p. `weight_<predictor>`: a predictor's share in the mixture of known predictors
+nearest to the model. `unexplained_nats`: the distance that this mixture leaves."""
 
 
 _OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
-"""What takes the place of these where a family reads ability from accuracy (`Family.ability_of`)."""
+"""Replacements for families that read ability from accuracy (`Family.ability_of`)."""
 
 
 def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
@@ -139,9 +141,9 @@ WORD_COLUMNS = ("arm", "skill", "split", "phase")
 
 
 def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
-    """A measure of single rows of raw sums, as the journal keeps them; None where it is missing or not defined.
+    """A measure of single rows of raw sums, as the journal keeps them; None if it is missing or not defined.
 
-    `ability_of`: what the family reads ability from (`Family.ability_of`).
+    `ability_of`: the source of the family's ability (`Family.ability_of`).
     """
     if not rows:
         return []

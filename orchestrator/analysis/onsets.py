@@ -1,138 +1,135 @@
-"""From how much compute on a skill is there, at each number of tasks."""
+"""Compute to skill: from how much compute on a skill is there, at each number of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.boundaries import boundary_p, counted, settled
-from orchestrator.analysis.claims import Looked, claim_of, words_of_arm
+from orchestrator.analysis.boundaries import boundary_p, counted, edge, settled
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, in_condition, remembered
 from orchestrator.analysis.results import Results, split_of, surface
-from orchestrator.formatting import number, times
+from orchestrator.formatting import number
 from orchestrator.stats import replicates, survival
 
 
-class ToSkill(NamedTuple):
-    """From how much compute on the headline skill is there, at one number of tasks."""
-
-    boundary: stats.Boundary
-    """In training FLOPs, along the evaluations of the largest budget's training run; where the model's size follows the budget,
-    over the budgets."""
-    curve: survival.KaplanMeier | None
-    """Kaplan-Meier: share of replicates that have the skill by then; None where nothing was measured."""
-    successes: tuple[tuple[float, replicates.Success], ...]
-    """(budget, k of n replicates at or above one half after its decay)."""
-    p_value: float | None
-    """Of what the boundary's verdict says."""
-    judged: tuple[int, ...]
-    """The replicates behind the boundary's brackets."""
+def ask(results: Results) -> Iterator[Finding]:
+    """Every shown skill at every number of tasks; other skills than the headline only where they are defined."""
+    skills = results.study.shown_skills
+    for condition in results.study.lines:
+        for skill in skills:
+            for n in results.levels:
+                one = onset(results, condition, skill, n)
+                if one.verdict != "missing" or skill == skills[0]:
+                    yield one
 
 
-def to_skill(
-    results: Results, arm: str, skill: str, n_tasks: int, confidence: float, at_ends: bool = False
-) -> ToSkill | None:
-    """Compute-to-skill; None where ability was never defined.
+def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Finding:
+    """Compute to skill in training FLOPs; verdict `missing` where ability was never defined.
 
-    A replicate whose training run diverged or failed is not there from then on; one that is still under way is not
-    judged beyond its last look, and not at all where it has none. `at_ends`: by the ends of budgets alone, which is all there
-    is where the model's size follows the budget; each is a training run of its own then, and is lost by itself; a replicate
-    counts once all of its budgets have ended.
+    A replicate whose training run diverged or failed is not there from then on. A replicate that is still training is
+    not judged beyond its last evaluation. `at_ends`: only the ends of the budgets count, which is all there is where
+    the model's size follows the budget.
     """
-    at_ends = at_ends or results.study.grows(arm)
-    key = ("looks", arm, skill, str(n_tasks), str(at_ends))
-    seen = results.once(key, lambda: (_at_ends if at_ends else _along)(results, arm, skill, n_tasks))
-    if seen is None:
-        return None
-    boundary = stats.boundary(seen.flops, seen.values, "rising", confidence)
-    p_value = boundary_p(seen.values, boundary.verdict, "rising")
-    curve = survival.kaplan_meier(*seen.onsets, seen.flops, confidence)
-    return ToSkill(boundary, curve, seen.successes, p_value, seen.judged)
+    looks = looks_of(results, condition, skill, n_tasks, at_ends)
+    at_95, p = stats.Boundary(None, None, (), "missing", 0), None
+    if looks is not None:
+        at_95 = stats.boundary(looks.flops, looks.values, "rising", CONFIDENCE)
+        p = boundary_p(looks.values, at_95.verdict, "rising")
 
+    def interval(confidence: float) -> Ends:
+        return stats.boundary(looks.flops, looks.values, "rising", confidence)[:2] if looks else (None, None)
 
-class _Looks(NamedTuple):
-    """What compute-to-skill is read from, at whatever confidence."""
-
-    flops: list[float]
-    values: np.ndarray  # (replicates that can be judged, looks)
-    onsets: tuple[np.ndarray, np.ndarray]
-    """Of all replicates, for the Kaplan-Meier curve."""
-    successes: tuple[tuple[float, replicates.Success], ...]
-    judged: tuple[int, ...]
-    """The replicates that `values` are of."""
-
-
-def _at_ends(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
-    level, looks = results.levels.index(n_tasks), results.study.ends(arm)
-    cube, open_trials = counted(results, "ability", arm, skill)
-    rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
-    counting = cube[level].T[rows]
-    if not np.isfinite(counting).any():
-        return None
-    onsets = survival.onsets(looks, counting, np.zeros(len(counting), bool))
-    return _Looks(looks, counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
-
-
-def _along(results: Results, arm: str, skill: str, n_tasks: int) -> _Looks | None:
-    flops, values = results.along("ability", arm, skill, split_of(results, skill), n_tasks)
-    if not np.isfinite(values).any():
-        return None
-    level = results.levels.index(n_tasks)
-    lost = results.ended(arm, ("diverged", "failed"))[level].any(axis=0)
-    waiting = counted(results, "ability", arm, skill)[1][level].any(axis=0)
-    onsets = survival.onsets(flops, values, lost)
-    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
-    after = flops > looked[:, None]  # (replicates, looks)
-    values = np.where(after & lost[:, None], -1.0, values)
-    counting, rows = settled(values, after & np.isnan(values) & waiting[:, None])
-    return _Looks(flops.tolist(), counting, onsets, _successes(results, arm, skill, level), tuple(rows.tolist()))
-
-
-def _successes(results: Results, arm: str, skill: str, level: int) -> tuple[tuple[float, replicates.Success], ...]:
-    values, lost = surface(results, "ability", arm, skill)[level], results.ended(arm, ("diverged", "failed"))[level]
-    return tuple(
-        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
-        for c, line, gone in zip(results.budgets, values, lost, strict=True)
-        if not np.isnan(line).all()
+    what = f"{skill}{in_condition(results, condition)}"
+    return Finding(
+        name=claim_of("to", "skill", condition, skill, float(n_tasks)),
+        question="compute to skill",
+        words=lambda one: f"at {number(n_tasks)} tasks {what} {onset_words(one)}",
+        condition=condition,
+        skill=skill,
+        n_tasks=n_tasks,
+        verdict=at_95.verdict,
+        n=len(at_95.brackets),
+        p=p,
+        interval=remembered(at_95[:2], interval),
+        reach=(looks.flops[0], looks.flops[-1]) if looks else None,
+        brackets=at_95.brackets,
+        replicates=looks.judged if looks else (),
     )
 
 
-Told = Mapping[tuple[str, str, int], ToSkill | None]
-"""(arm, skill, n_tasks) -> compute to skill."""
+class Looks(NamedTuple):
+    """The evaluations behind a compute to skill."""
+
+    flops: list[float]
+    values: np.ndarray  # (replicates that can be judged, evaluations)
+    onsets: tuple[np.ndarray, np.ndarray]
+    """Onset and censoring of all replicates, for the Kaplan-Meier curve."""
+    judged: tuple[int, ...]
+    """The replicates in `values`."""
 
 
-def claims_of_onsets(results: Results, skills: tuple[str, ...], every: Told) -> Iterator[Looked]:
-    """That a skill comes, does not, or is there at the first look, at each number of tasks."""
-    comes = {
-        "crossed": "comes in the course of training",
-        "below": "is there at the first look",
-        "beyond": "does not come",
-    }
-    for (arm, skill, n), told in every.items():
-        if told is None and skill != skills[0]:
-            continue
-        said = comes.get(told.boundary.verdict if told else "missing", "comes or does not")
-        says = f"{skill}{words_of_arm(results, arm)} {said} at {number(n)} tasks"
-        yield claim_of("to", "skill", arm, skill, float(n)), says, told.p_value if told else None
+def looks_of(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Looks | None:
+    """The evaluations along the training runs; None where ability was never defined."""
+    at_ends = at_ends or results.study.grows(condition)
+    read = _at_ends if at_ends else _along
+    key = ("looks", condition, skill, str(n_tasks), str(at_ends))
+    return results.once(key, lambda: read(results, condition, skill, n_tasks))
 
 
-def flops_words(boundary: stats.Boundary, looks: Sequence[float]) -> str:
-    """From how much compute on, in words; an end outside the evaluations is told by their end."""
-    if boundary.verdict == "missing":
+def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    level, looks = results.levels.index(n_tasks), results.study.ends(condition)
+    cube, open_trials = counted(results, "ability", condition, skill)
+    rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
+    values = cube[level].T[rows]
+    if not np.isfinite(values).any():
+        return None
+    return Looks(looks, values, survival.onsets(looks, values, np.zeros(len(values), bool)), tuple(rows.tolist()))
+
+
+def _along(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    flops, values = results.along("ability", condition, skill, split_of(results, skill), n_tasks)
+    if not np.isfinite(values).any():
+        return None
+    level = results.levels.index(n_tasks)
+    lost = results.ended(condition, ("diverged", "failed"))[level].any(axis=0)
+    waiting = counted(results, "ability", condition, skill)[1][level].any(axis=0)
+    onsets = survival.onsets(flops, values, lost)
+    looked = np.array([flops[~np.isnan(line)].max(initial=0.0) for line in values])
+    after = flops > looked[:, None]  # (replicates, evaluations)
+    values = np.where(after & lost[:, None], -1.0, values)
+    counting, rows = settled(values, after & np.isnan(values) & waiting[:, None])
+    return Looks(flops.tolist(), counting, onsets, tuple(rows.tolist()))
+
+
+def curve(results: Results, condition: str, skill: str, n_tasks: int) -> survival.KaplanMeier | None:
+    """Kaplan-Meier: the share of replicates that have the skill by then; None where nothing was measured."""
+    looks = looks_of(results, condition, skill, n_tasks)
+    return None if looks is None else survival.kaplan_meier(*looks.onsets, looks.flops, CONFIDENCE)
+
+
+def successes(results: Results, condition: str, skill: str, n_tasks: int) -> list[tuple[float, replicates.Success]]:
+    """(budget, k of n replicates at or above one half at its end), for each budget with a value."""
+    level = results.levels.index(n_tasks)
+    values = surface(results, "ability", condition, skill)[level]
+    lost = results.ended(condition, ("diverged", "failed"))[level]
+    return [
+        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
+        for c, line, gone in zip(results.budgets, values, lost, strict=True)
+        if not np.isnan(line).all()
+    ]
+
+
+def onset_words(one: Finding) -> str:
+    """From how much compute on, as a verb with its object."""
+    if one.verdict == "missing":
         return "is not defined"
-    if boundary.verdict == "beyond":
-        return f"is not there by {number(max(looks))} FLOPs"
-    if boundary.verdict == "below":
-        return f"is there at the first look, {number(min(looks))} FLOPs"
-    low, high = boundary.low, boundary.high
-    if high is None or high > max(looks):
-        bound = f", not before {number(low)} FLOPs" if low is not None and low >= min(looks) else ""
-        reached = sum(b.high is not None for b in boundary.brackets)
-        lost = f" ({boundary.lost_again} had it and lost it again)" if boundary.lost_again else ""
-        n = times(len(boundary.brackets), "replicate")
-        return f"is there to stay in {reached} of {n} by {number(max(looks))} FLOPs{lost}{bound}"
-    if low is None or low < min(looks):
-        return f"comes by {number(high)} FLOPs"
-    return f"comes between {number(low)} and {number(high)} FLOPs"
+    if one.verdict == "beyond":
+        return f"is not there by {number(edge(one))} FLOPs"
+    if one.verdict == "below":
+        return f"is there at the first evaluation, {number(edge(one))} FLOPs"
+    if one.verdict == "undecided":
+        return f"comes in {sum(b.high is not None for b in one.brackets)} of {one.n} replicates"
+    return f"comes {between(*one.ends, unit='FLOPs')}"

@@ -1,98 +1,117 @@
-"""How much replicates differ, and whether those at the onset are of one kind."""
+"""How much replicates differ: k of n with the skill in the cell at the onset, and the noise of accuracy."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
 from orchestrator import stats
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
 from orchestrator.analysis.results import Results, split_of, surface
+from orchestrator.formatting import decimal, number, percent
 from orchestrator.stats import replicates
-from orchestrator.stats.replicates import Needed
 
 
-class NoiseRow(NamedTuple):
-    """How much replicates of one skill differ at the largest budget, and how many a comparison would need."""
-
-    arm: str
-    skill: str
-    n_tasks: tuple[int, ...]
-    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
-    are not told apart and are pooled."""
-    noise: replicates.Noise
-    """`replicates.noisiest`."""
-    needed: dict[float, tuple[replicates.Needed | None, ...]]
-    """Relative difference -> replicates an arm, and those for the low and the high end of the cv's interval."""
-
-
-DIFFERENCES = (0.01, 0.05, 0.2)
-
-
-def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
-    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
-    rows = []
-    for arm in results.study.lines:
-        for skill in skills:
-            cube = results.cube("accuracy", arm, skill, split_of(results, skill))
-            for j in reversed(range(len(results.budgets))):
-                row = _noisiest(results, arm, skill, cube[:, j])
-                if row is not None:
-                    rows.append(row)
-                    break
-    return rows
-
-
-def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> NoiseRow | None:
-    measured = [(n, line) for n, line in zip(results.levels, lines, strict=True) if not np.isnan(line).all()]
-    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
-    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
-    found = replicates.noisiest([line for _, line in comparable])
-    if found is None:
-        return None
-    ends = (found.noise.cv, found.noise.cv_low, found.noise.cv_high)
-    needed = {d: tuple(replicates.replicates_needed(cv, d) for cv in ends) for d in DIFFERENCES}
-    return NoiseRow(arm, skill, tuple(comparable[i][0] for i in found.cells), found.noise, needed)
-
-
-class Midpoint(NamedTuple):
-    """The cell whose mean ability is nearest one half: one kind of replicates there, or two?"""
-
-    arm: str
-    n_tasks: int
-    compute_flops: float
-    mean: float
-    values: tuple[float, ...]
-    kinds: replicates.Bimodality
-    success: replicates.Success
-    """Its interval is corrected for the choice."""
-    chosen_from: int
-    """Cells with a value."""
+def ask(results: Results) -> Iterator[Finding]:
+    """The share at the onset of the headline skill, and the noise of every shown skill, for each condition."""
+    for condition in results.study.lines:
+        if (share := _share_at_the_onset(results, condition)) is not None:
+            yield share
+    for condition in results.study.lines:
+        for skill in results.study.shown_skills:
+            if (one := _noise(results, condition, skill)) is not None:
+                yield one
 
 
 NEAR = 0.35
-"""A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
+"""A cell whose mean ability is further from one half than this is not at the onset (assumed)."""
 
 
-def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
-    """Replicates at the onset of the headline skill; None where no cell is near one half, or no replicate reaches it in any.
-    The lost count as not there."""
-    cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
+def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
+    """k of n replicates with the skill, in the cell whose mean ability is nearest to one half.
+
+    None where no cell is near one half, or no replicate reaches it anywhere. Lost trials count as without the skill. The
+    interval (Wilson) is corrected for the choice of the cell.
+    """
+    skill = results.study.shown_skills[0]
+    cube, lost = surface(results, "ability", condition, skill), results.ended(condition, ("diverged", "failed"))
     cells = cube.reshape(-1, results.n_replicates)
     found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))
     if found is None or not (cells >= stats.HALF).any():
         return None
     place, made = found
-    values = cells[place][~np.isnan(cells[place])]
-    mean = float(values.mean())
-    if abs(mean - stats.HALF) > NEAR:
+    if abs(float(np.nanmean(cells[place])) - stats.HALF) > NEAR:
         return None
     i, j = np.unravel_index(place, cube.shape[:2])
-    looked = int((~np.isnan(cells).all(axis=1)).sum())
-    kinds = replicates.bimodality(values.tolist())
-    return Midpoint(arm, results.levels[i], results.budgets[j], mean, tuple(values.tolist()), kinds, made, looked)
+    n_tasks, flops = results.levels[i], results.budgets[j]
+    lowest, highest = float(np.nanmin(cells[place])), float(np.nanmax(cells[place]))
+
+    def interval(confidence: float) -> Ends:
+        at = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape), confidence)
+        return (None, None) if at is None else (at[1].low, at[1].high)
+
+    def words(one: Finding) -> str:
+        where = f"at {number(n_tasks)} tasks and {number(flops)} FLOPs"
+        spread = f"abilities from {decimal(lowest)} to {decimal(highest)}"
+        return f"{where} {made.k} of {made.n} replicates have {skill}{in_condition(results, condition)} ({spread})"
+
+    return Finding(
+        name=claim_of("share", "ability", condition, skill),
+        question="share at the onset",
+        words=words,
+        condition=condition,
+        skill=skill,
+        n_tasks=n_tasks,
+        compute_flops=flops,
+        verdict="all" if made.k == made.n else "none" if made.k == 0 else "some",
+        n=made.n,
+        estimate=made.k / made.n,
+        interval=interval,
+        counted=False,
+    )
 
 
-def needed_words(needed: Needed | None) -> str:
-    """Replicates that a comparison needs; an em dash where it cannot be computed."""
-    return "—" if needed is None else f"more than {needed.n:,}" if needed.or_more else f"{needed.n:,}"
+def _noise(results: Results, condition: str, skill: str) -> Finding | None:
+    """The largest coefficient of variation of accuracy between replicates, at the largest budget that has one.
+
+    Only numbers of tasks count whose mean is at least half of the largest mean.
+    """
+    cube = results.cube("accuracy", condition, skill, split_of(results, skill))
+    for j in reversed(range(len(results.budgets))):
+        found = _noisiest(results.levels, cube[:, j])
+        if found is not None:
+            levels, noise = found
+            break
+    else:
+        return None
+    flops = results.budgets[j]
+    where = f"at {' and '.join(map(number, levels))} tasks and {number(flops)} FLOPs"
+    what = f"accuracy of {skill}{in_condition(results, condition)}"
+
+    def words(one: Finding) -> str:
+        sd = "" if noise.sd is None else f" (standard deviation {decimal(noise.sd, 3)})"
+        return f"{where} {what} varies between replicates by {percent(one.estimate or 0.0)}{sd}"
+
+    return Finding(
+        name=claim_of("noise", "accuracy", condition, skill),
+        question="noise",
+        words=words,
+        condition=condition,
+        skill=skill,
+        compute_flops=flops,
+        verdict="measured",
+        n=noise.n,
+        estimate=noise.cv,
+        interval=lambda confidence: (noise.cv_low, noise.cv_high) if confidence == CONFIDENCE else (None, None),
+        counted=False,
+    )
+
+
+def _noisiest(levels: list[int], lines: np.ndarray) -> tuple[tuple[int, ...], replicates.Noise] | None:
+    """The numbers of tasks with the most noise, pooled where they are not distinguishable; lines (n_tasks, replicates)."""
+    measured = [(n, line) for n, line in zip(levels, lines, strict=True) if not np.isnan(line).all()]
+    top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
+    comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]
+    found = replicates.noisiest([line for _, line in comparable])
+    return None if found is None else (tuple(comparable[i][0] for i in found.cells), found.noise)

@@ -1,7 +1,7 @@
 """The two tables of a study as arrays: measures by cell, one value a replicate, and one replicate along its training run.
 
-Columns, never rows: a study of 10,000 trials has more than a million evaluations. Missing is NaN here, and None where single
-values leave. The tables are written by `record/tables.py`. Knows no figure, no MLflow.
+It keeps columns, not rows: a study of 10,000 trials has more than a million evaluations. A missing value is NaN inside and
+None outside. `record/tables.py` writes the tables. Knows no figure, no MLflow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Axis = Literal["n_tasks", "compute_flops"]
 
 
 def split_of(results: Results, skill: str) -> str:
-    """The split a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
+    """The split that a skill is judged on: held-out tasks, or seen ones if the skill only exists there."""
     splits = {split for _, name, split in results.groups() if name == skill}
     return "seen" if splits == {"seen"} else "held_out"
 
@@ -45,7 +45,7 @@ class Track(NamedTuple):
     flops: np.ndarray
     values: np.ndarray
     budgets: np.ndarray
-    """Which trial's history a point belongs to: each has the trunk up to its branch, then its branch."""
+    """The trial that a point belongs to. Each trial has the trunk up to its branch, then its branch."""
     phases: np.ndarray
     """`trunk`, `pre_decay` or `final`."""
 
@@ -58,7 +58,7 @@ class Coded(NamedTuple):
 
 
 class Results:
-    """`results.parquet` and `runs.parquet` of a study. Raises nothing on what is missing."""
+    """`results.parquet` and `runs.parquet` of a study. Missing values raise nothing."""
 
     def __init__(self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row]) -> None:
         self.study, self.runs = study, runs
@@ -116,7 +116,7 @@ class Results:
         return cls(study, numbers, words, runs)
 
     def groups(self) -> set[tuple[str, str, str]]:
-        """(arm, skill, split) that were measured anywhere."""
+        """Every (condition, skill, split) with a measurement."""
         return {cast(tuple[str, str, str], name) for name, rows in self._groups.items() if len(rows)}
 
     def rows_of(self, arm: str, skill: str, split: str) -> np.ndarray:
@@ -126,14 +126,14 @@ class Results:
     def values(
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
-        """One value per replicate at one cell; None where it is missing or not defined."""
+        """One value for each replicate in a cell; None if it is missing or not defined."""
         cell = self.cube(measure, arm, skill, split, phase)[self.levels.index(n_tasks), self.budgets.index(flops)]
         return [None if math.isnan(v) else v for v in cell.tolist()]
 
     def cube(self, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
-        """A measure where trials ended, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
+        """A measure at the end of every trial, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
 
-        `pre_decay` is the branch point before the decay; where nothing decays, the end serves as both.
+        `pre_decay` is the branch point before the decay. Without a decay, the end serves as both.
         """
         key = (measure, arm, skill, split, phase)
         if key not in self._cubes:
@@ -145,7 +145,7 @@ class Results:
         return self._cubes[key]
 
     def present(self, arm: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
-        """Was there an evaluation at all, defined or not? (n_tasks, compute, replicates) bool."""
+        """Was there an evaluation, defined or not? (n_tasks, compute, replicates) bool."""
         ones = np.ones(len(self._columns["step"]))
         there = ~np.isnan(self._scattered(ones, arm, skill, split, phase))
         if phase == "pre_decay" and not strictly:
@@ -153,7 +153,7 @@ class Results:
         return there
 
     def ended(self, arm: str, how: Sequence[str]) -> np.ndarray:
-        """Trials of an arm that ended so, one of `done`, `diverged`, `failed`; (n_tasks, compute, replicates) bool."""
+        """Trials of a condition with one of these statuses (`done`, `diverged`, `failed`); (n_tasks, compute, replicates) bool."""
         none = np.zeros((len(self.levels), len(self.budgets), self.n_replicates), bool)
         if not self._ended:
             level, budget = ({value: i for i, value in enumerate(axis)} for axis in (self.levels, self.budgets))
@@ -163,16 +163,13 @@ class Results:
         return np.logical_or.reduce([none, *(self._ended.get((arm, status), none) for status in how)])
 
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
-        """What `make` makes of these tables, made the first time that it is asked for under this key.
-
-        For what both claims and findings start from, before they put a confidence to it.
-        """
+        """The result of `make`, computed once for this key and then remembered."""
         if key not in self._made:
             self._made[key] = make()
         return cast(T, self._made[key])
 
     def span(self, arm: str) -> tuple[float, float] | None:
-        """Smallest and largest compute, above zero, at which anything of an arm was measured."""
+        """Smallest and largest compute above zero with a measurement of a condition; FLOPs."""
         flops = self._columns["flops"][self._columns["arm"] == arm]
         flops = flops[flops > 0]
         return (float(flops.min()), float(flops.max())) if len(flops) else None
@@ -192,7 +189,7 @@ class Results:
         return cube
 
     def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
-        """Everything measured along one training run, a trial's history after another; empty where there is nothing."""
+        """Everything measured along one training run, one trial's history after another; may be empty."""
         starts = self._starts_of(arm, skill, split)
         place = self.levels.index(n_tasks) * self.n_replicates + replicate
         rows = self.rows_of(arm, skill, split)[starts[place] : starts[place + 1]]
@@ -201,7 +198,7 @@ class Results:
         return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
 
     def _starts_of(self, arm: str, skill: str, split: str) -> np.ndarray:
-        """Where each (n_tasks, replicate) begins among the rows of a group, which are ordered so; one more for the end."""
+        """The first row of each (n_tasks, replicate) in a group, and the end; rows are ordered so."""
         key = (arm, skill, split)
         if key not in self._starts:
             rows = self.rows_of(*key)
@@ -210,9 +207,9 @@ class Results:
         return self._starts[key]
 
     def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
-        """One training run up to its largest budget, then that budget's branch: the points that have a value, by step.
+        """One training run up to its largest budget, then that budget's branch: the points with a value, by step.
 
-        Where each budget has a model of its own size, that of the largest.
+        If each budget has a model of its own size, the run of the largest budget.
         """
         track = self.track(measure, arm, skill, split, n_tasks, replicate)
         if not len(track.steps):
@@ -225,9 +222,9 @@ class Results:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
 
-        Along the constant-rate trunk on the grid of evaluations, then the end of the largest budget after its decay; or,
-        not `decayed`, its branch point instead of its end, so that all is of one rate. Where each budget has a model of its
-        own size (`Study.grows`) there is no one run: then every budget's end, or its branch point.
+        The points are those of the constant-rate trunk, then the end of the largest budget after its decay. Without
+        `decayed`, the last point is the branch point, so that all points have one learning rate. If each budget has a model
+        of its own size (`Study.grows`), the points are the budgets' ends, or their branch points.
         """
         starts, n = self._starts_of(arm, skill, split), self.n_replicates
         first = self.levels.index(n_tasks) * n
@@ -251,7 +248,7 @@ class Results:
 
 
 def _lines(study: Study, arm: Coded, variant: Any) -> Coded:
-    """Arms and variants as the names of lines (`Study.lines`), which is what "arm" means from here on."""
+    """Arms and variants as the names of conditions (`Study.lines`)."""
     names = sorted({v or "" for v in variant.unique().to_pylist()})
     if names in ([], [""]):
         return arm

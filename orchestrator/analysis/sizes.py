@@ -1,131 +1,102 @@
-"""The best model size at each compute, and the parametric law of loss in size and tokens."""
+"""Which model size is best at which compute, where a study has three sizes or more."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Iterator
 
 import numpy as np
 
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, no_interval
 from orchestrator.analysis.results import Results, split_of
-from orchestrator.formatting import figure, number, percent, times
+from orchestrator.formatting import number
 from orchestrator.stats import frontier
-from orchestrator.stats.frontier import MIN_SIZES, Chinchilla, Isoflops, Optimum, interval
+from orchestrator.stats.frontier import MIN_SIZES
 from trainers import budget
-from trainers.streams import stream
 from trainers.tasks import Family
 
 
-class Sized(NamedTuple):
-    """Trials of an arm at the largest number of tasks, over all its variants; arrays of one length."""
-
-    n_parameters: np.ndarray
-    n_tokens: np.ndarray
-    loss_nats: np.ndarray
-    compute_flops: np.ndarray
-    replicates: np.ndarray
-    trunks: np.ndarray
-    """Trials along one training run share their noise."""
-
-
-def sized(results: Results, arm: str, skill: str) -> Sized:
-    """The trials of an arm (`axes.arm`) by the size of their model."""
-    study, parts = results.study, []
-    for k, (line, (of_arm, _)) in enumerate(study.lines.items()):
-        if of_arm != arm:
+def ask(results: Results) -> Iterator[Finding]:
+    """The best size at each budget, and how it grows with compute, for each arm; at the largest number of tasks."""
+    for arm in results.study.axes.arm:
+        found = isoflops(results, arm, results.study.shown_skills[0])
+        if len({size for one in found.budgets for size in one.sizes}) < MIN_SIZES:
             continue
-        loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
-        for i, (trunk, budgets) in enumerate(study.sizes(line)):
-            of = loss[[results.budgets.index(c) for c in budgets]]
-            length = cast(Family, trunk.family).length(arm)
-            compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
-            size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))
-            tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
-            trunks = (k * len(results.budgets) + i) * results.n_replicates + replicate.ravel()
-            parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel(), trunks))
-    return Sized(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        for one in found.budgets:
+            yield _best(arm, one)
+        if found.exponent is not None:
+            yield _growth(arm, found)
 
 
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Which model size is best at which compute, over all variants of an arm, at the largest number of tasks."""
-    of = sized(results, arm, skill)
-    replicate = [int(r) for r in of.replicates]
-    return frontier.isoflop(of.n_parameters, of.n_tokens, of.loss_nats, of.compute_flops, replicate)
+    """Losses of an arm at equal compute over all sizes, and the best size by a parabola at each budget."""
+    study, columns = results.study, []
+    for line, (of_arm, _) in study.lines.items():
+        if of_arm != arm:
+            continue
+        loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
+        for trunk, budgets in study.sizes(line):
+            of = loss[[results.budgets.index(c) for c in budgets]]
+            compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
+            size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))
+            length = _family(trunk.family).length(arm)
+            tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
+            columns.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel()))
+    size, tokens, losses, compute, replicate = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return frontier.isoflop(size, tokens, losses, compute, [int(r) for r in replicate])
 
 
-def law(results: Results, arm: str, skill: str) -> tuple[frontier.Chinchilla, frontier.Optimum | None]:
-    """The parametric law of loss in size and tokens over the same trials, and the best size that it gives for the largest budget."""
-    of = sized(results, arm, skill)
-    draws = stream("report", "frontier", arm)
-    found = frontier.chinchilla(of.n_parameters, of.n_tokens, of.loss_nats, of.trunks.tolist(), draws)
-    per = float(np.median(of.compute_flops / (of.n_parameters * of.n_tokens)))  # these models' own FLOPs, not 6 N D
-    return found, frontier.optimum(found, results.budgets[-1], per)
+def _family(family: object) -> Family:
+    assert isinstance(family, Family)
+    return family
 
 
-def frontier_words(found: Isoflops) -> str:
-    """The best model size at each compute, or why none can be named; sentences."""
-    sizes = {size for one in found.budgets for size in one.sizes}
-    if len(sizes) < MIN_SIZES:
-        given = {0: "No model size", 1: "One model size", 2: "Two model sizes"}[len(sizes)]
-        return f"{given} in this study: which is best for a budget takes {MIN_SIZES} or more, at two budgets, to tell."
-    said = []
-    for one in found.budgets:
-        at = f"At {number(one.compute)} FLOPs"
-        if one.n_optimal is not None and one.tokens_per_parameter is not None:
-            ends = f" ({_open_range(one.low, one.high)})" if one.low is not None or one.high is not None else ""
-            per = f"{one.tokens_per_parameter:.3g} tokens a parameter"
-            per += f" ({_open_range(one.ratio_low, one.ratio_high)})" if one.ratio_low or one.ratio_high else ""
-            said.append(f"{at} the best size is {number(one.n_optimal)} parameters{ends}, {per}.")
-        elif one.verdict in ("beyond", "below"):
+def _best(arm: str, one: frontier.Isoflop) -> Finding:
+    at = f"at {number(one.compute)} FLOPs"
+
+    def words(finding: Finding) -> str:
+        if one.verdict == "minimum":
+            per = f", {one.tokens_per_parameter:.3g} tokens a parameter" if one.tokens_per_parameter else ""
+            ends = f" ({between(*finding.ends, unit='parameters')})" if finding.ends != (None, None) else ""
+            return f"{at} the best size of {arm} is {number(one.n_optimal or 0.0)} parameters{ends}{per}"
+        if one.verdict in ("beyond", "below"):
             edge = "largest" if one.verdict == "beyond" else "smallest"
-            bound = (
-                f"at least {number(one.at_least)}"
-                if one.at_least
-                else f"at most {number(one.at_most)}"
-                if one.at_most
-                else ""
-            )
-            said.append(
-                f"{at} the {edge} size is the best: the grid does not bracket the minimum, so none is claimed"
-                f"{f' but that it has {bound} parameters, if there is one minimum' if bound else ''}."
-            )
-        elif one.verdict == "unclear":
-            said.append(f"{at} the sizes are not told apart.")
-    if found.exponent is not None:
-        ends = f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None and found.high is not None else ""
-        law = f": {found.coefficient:.3g} C^{found.exponent:.3f} parameters" if found.coefficient is not None else ""
-        said.append(f"The best size grows as compute to the power of {found.exponent:.2f}{ends}{law}.")
-    elif found.reason:
-        said.append(f"No exponent: {found.reason}.")
-    return " ".join(said)
+            return f"{at} the {edge} size of {arm} is the best, so the best size is not known"
+        return f"{at} the sizes of {arm} are not distinguishable"
 
-
-def law_words(found: Chinchilla, best: Optimum | None) -> str:
-    """The parametric law and what it says of the best size, as sentences."""
-    if found.law is None or best is None:
-        return f"No parametric law: {found.reason}." if found.reason else ""
-    fit = found.law
-    said = (
-        f"Parametric law over {times(found.n_trials, 'trial')}: loss = {figure(fit.floor)} + A / N^α + B / D^β, "
-        f"α {fit.alpha:.2f}{_at_95(interval(found, lambda law: law.alpha))}, β {fit.beta:.2f}{_at_95(interval(found, lambda law: law.beta))}, "
-        f"within {percent(found.rms_log_error or 0.0)} of what was measured; at {number(best.compute)} FLOPs its best "
-        f"size is {number(best.n_parameters)} parameters"
+    return Finding(
+        name=claim_of("best size", "loss", arm, "", one.compute),
+        question="best size",
+        words=words,
+        condition=arm,
+        compute_flops=one.compute,
+        verdict=one.verdict,
+        n=one.n_trials,
+        estimate=one.n_optimal,
+        interval=_only_at_95(one.low, one.high) if one.verdict == "minimum" else no_interval,
+        counted=False,
     )
-    if best.n_parameters_interval:
-        said += f" ({number(best.n_parameters_interval[0])} to {number(best.n_parameters_interval[1])} at 95 %)"
-    said += f", {figure(best.tokens_per_parameter)} tokens a parameter{_at_95(best.ratio_interval)}."
-    if best.extrapolated:
-        said += " That is outside the sizes that were tried: an extrapolation."
-    if found.edge:
-        said += f" The loss hardly depends on {found.edge}: read the law with care."
-    return said
 
 
-def _at_95(ends: tuple[float, float] | None) -> str:
-    """An interval behind a number, in brackets; nothing where there is none."""
-    return f" ({figure(ends[0])} to {figure(ends[1])} at 95 %)" if ends else ""
+def _growth(arm: str, found: frontier.Isoflops) -> Finding:
+    def words(one: Finding) -> str:
+        ends = f" ({one.low:.2f} to {one.high:.2f})" if one.low is not None and one.high is not None else ""
+        return f"the best size of {arm} grows as compute to the power of {one.estimate:.2f}{ends}"
+
+    return Finding(
+        name=claim_of("growth of the best size", "loss", arm, ""),
+        question="growth of the best size",
+        words=words,
+        condition=arm,
+        verdict="measured",
+        n=found.n_budgets,
+        estimate=found.exponent,
+        interval=_only_at_95(found.low, found.high),
+        counted=False,
+    )
 
 
-def _open_range(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"at most {number(cast(float, high))}" if low is None else f"at least {number(low)}"
-    return f"{number(low)} to {number(high)}"
+def _only_at_95(low: float | None, high: float | None):  # type: ignore[no-untyped-def]
+    def interval(confidence: float) -> Ends:
+        return (low, high) if confidence == CONFIDENCE else (None, None)
+
+    return interval

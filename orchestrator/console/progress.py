@@ -25,6 +25,7 @@ from orchestrator.study.schema import Study
 from orchestrator.terminal import Terminal, styled
 from trainers import budget
 from trainers.tasks import Family
+from trainers.tasks.references import ExactFamily
 
 # Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
 _COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
@@ -34,14 +35,19 @@ LINES_EVERY_SECONDS = 2.0
 
 
 class Surface:
-    """Mean accuracy of the headline skill at the end of each (n_tasks, budget), as far as trials have ended."""
+    """Mean ability of the headline skill at the end of each (n_tasks, budget), as far as trials have ended.
+
+    Accuracy where the family has no exact references.
+    """
 
     def __init__(self, study: Study) -> None:
         self.study = study
         family = cast(Family, study.family)
         self.skill = study.shown_skills[0]
-        chance = family.chance(self.skill)
-        self.title = f"{self.skill}: " + (f"accuracy (chance {chance:.2g})" if chance else "greedy agreement")
+        self.ability_of = family.ability_of
+        self.measure = "ability" if isinstance(family, ExactFamily) else "accuracy"
+        scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
+        self.title = f"{self.skill}: {self.measure}{scale}"
         self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
         self._place = {trunk.id: trunk for trunk in study.trunks()}
 
@@ -54,7 +60,7 @@ class Surface:
             line = self.study.line_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
             row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
-            value = of_rows("accuracy", [row])[0] if row else None
+            value = of_rows(self.measure, [row], self.ability_of)[0] if row else None
             if value is not None:
                 self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
 

@@ -12,10 +12,11 @@ from rich.table import Table
 from orchestrator.console import progress
 from orchestrator.console.checks import UsageProblem, read_record, study_folders, trouble_words
 from orchestrator.console.commands import program, to_copy
-from orchestrator.formatting import clock, number, sure, times
+from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
 from orchestrator.record import journal, lease, links, recorded
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
+from orchestrator.study.claimed import planned
 from orchestrator.study.schema import Study, model_words
 from orchestrator.terminal import Terminal, shortened, styled
 from trainers import budget
@@ -56,9 +57,7 @@ def show_plan(
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
     if study.primary is not None:
-        from orchestrator.analysis import primary  # here: it tries the estimators, and scipy takes a moment
-
-        lines += [row for row in primary.planned(study) if not brief or row[0] == "warning"]
+        lines += [row for row in planned(study) if not brief or row[0] == "warning"]
     if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
         lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
     lines.append(("results", str(folder)))
@@ -111,23 +110,24 @@ def show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> bool:
     """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
-    from orchestrator.analysis import answer, expected, findings
+    from orchestrator.analysis import answer, findings
     from orchestrator.record import publisher
 
     state = recorded.read(folder, study)
     surface = progress.Surface(study)
     surface.take([e for events in state.evaluations.values() for e in events])
-    console.print()
-    console.print(surface.render())
     page = folder / "report.html"
     found = None
     if publisher.report_is_current(folder, study):
         with contextlib.suppress(OSError):  # damaged or taken away a moment ago
             found = findings.read(folder, study)
+    console.print(f"\n{answer.sentence(found)}\n" if found is not None else "")
+    console.print(surface.render())
     if found is not None:
-        console.print(f"\n{answer.paragraph(found)}")
-        for verdict in found.verdicts:
-            console.print(f"  {expected.verdict_line(verdict)}")
+        if found.primary is not None:
+            verdict, claim = answer.badge(found)
+            console.print(styled(("\nPrimary claim, ", ""), (verdict, "bold"), f": {claim}."))
+        console.print("\n".join(answer.more(found)))
         said = str(page)
     elif publisher.is_publishing(folder):
         said = f"still being written, to {page}"
@@ -154,32 +154,23 @@ def show_result(
 
 def show_comparison(found: Any) -> None:
     """Print a comparison of two studies."""
-    from orchestrator.analysis.compare_words import answer, difference_words, left_out
+    from orchestrator.analysis.compare import difference_words, more, sentence
 
     console = Terminal()
-    a, b = found.a.study.id, found.b.study.id
-    console.print("\n".join([" ".join(answer(found)), *left_out(found)]))
+    console.print("\n".join([sentence(found), *more(found)]))
     if found.settings:
-        console.print(styled(("\nSettings that differ", "bold"), f" ({a} -> {b})"))
+        console.print(styled(("\nSettings that differ", "bold"), f" ({found.a.study.id} -> {found.b.study.id})"))
         for line in found.settings:
             console.print(f"  {line}")
-    of_arm = {arms: f" ({arms[0]})" if len(found.arms) > 1 else "" for arms in found.arms}
-    table = _plain_table("\nBoundaries, in tasks", ("", "FLOPs", a, b), "left")
-    for pair in found.boundaries:
-        if pair.skill in (found.skill, "memory"):
-            name = f"K_{pair.letter} {pair.skill}{of_arm[pair.arms]}"
-            table.add_row(name, number(pair.compute_flops), *pair.intervals)
-    console.print(table)
-    kept = [cell for cell in found.cells if cell.kept and cell.skill in (found.skill, "")][:MAX_CELLS_SHOWN]
-    if kept:
-        heads = ("", "tasks", "FLOPs", "difference", f"{sure(kept[0].claim.confidence)} interval")
-        table = _plain_table(f"\nCells that differ: {b} less {a}", heads, "right")
-        for cell in kept:
-            told, interval = difference_words(cell.difference)
-            name = f"{cell.measure} {cell.skill}".strip() + of_arm[cell.arms]
-            table.add_row(name, number(cell.n_tasks), number(cell.compute_flops), told, interval or "—")
+    shown = [one for one in found.significant("difference") if one.skill in (found.skill, "")]
+    if shown:
+        title = f"\nCells that differ: {found.b.study.id} less {found.a.study.id}"
+        table = _plain_table(title, ("", "tasks", "FLOPs", "difference"), "right")
+        for one in shown[:MAX_CELLS_SHOWN]:
+            name = f"{one.question.removeprefix('difference of ')} {one.skill} {one.condition}".replace("  ", " ")
+            table.add_row(name, number(one.n_tasks), number(one.compute_flops), difference_words(one))
         console.print(table)
-    rest = sum(cell.kept for cell in found.cells) - len(kept)
+    rest = len(found.significant("difference")) - len(shown[:MAX_CELLS_SHOWN])
     if rest:
         console.print(f"... and {rest} more, other skills included, on the page")
 

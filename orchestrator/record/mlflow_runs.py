@@ -18,7 +18,7 @@ from orchestrator.formatting import number
 from orchestrator.record import links
 from orchestrator.record.journal import Event, State, home_folder
 from orchestrator.record.recorded import trial_evaluations
-from orchestrator.record.tables import CLAIMS_FILE, SUMMARY_FILE, TABLES
+from orchestrator.record.tables import SUMMARY_FILE, TABLES
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -390,7 +390,7 @@ def _is_settled(run: Any) -> bool:
 def shown_files(folder: Path) -> list[str]:
     """What the record consists of in a study's folder, by their paths in it."""
     figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
-    return [*TABLES, SUMMARY_FILE, CLAIMS_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
+    return [*TABLES, SUMMARY_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
 
 
 def axes_words(study: Study) -> dict[str, str]:

@@ -146,16 +146,15 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
 
 TABLES = ("results.parquet", "runs.parquet")
 
-SUMMARY_FILE, CLAIMS_FILE = "summary.csv", "claims.csv"
-"""Every boundary and verdict of a study, a row each, with where its claim stands (`summary.rows`); and every claim that was
-counted (`summary.claim_rows`)."""
+SUMMARY_FILE = "summary.csv"
+"""The findings of a study, a row each (`summary.rows`)."""
 
 
 def write_summary(folder: Path, found: findings.Findings) -> None:
-    """Write the tables of results and of claims, each in one rename. Raises OSError."""
-    tables = ((SUMMARY_FILE, summary.COLUMNS, summary.rows), (CLAIMS_FILE, summary.CLAIM_COLUMNS, summary.claim_rows))
-    for name, columns, rows in tables:
-        with files.aside(folder / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, fieldnames=columns)
-            table.writeheader()
-            table.writerows(rows(found))
+    """Write the table of findings in one rename. Raises OSError."""
+    path = folder / SUMMARY_FILE
+    with files.aside(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=summary.COLUMNS)
+        table.writeheader()
+        table.writerows(summary.rows(found))
+    (folder / "claims.csv").unlink(missing_ok=True)  # an earlier version kept a part of it there

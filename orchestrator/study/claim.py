@@ -1,4 +1,4 @@
-"""The primary claim as a study declares it: what is claimed, where, and in which range."""
+"""The primary claim as a study declares it: its quantity, its place, and the range that would agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Primary(Record):
-    """The one claim of a study, declared before it runs and tested without correction; the others are corrected for number."""
+    """The one claim of a study that is declared before it runs and tested without correction."""
 
     what: Literal[
         "k_ability",
@@ -29,26 +29,32 @@ class Primary(Record):
         "change_accuracy",
         "change_ability",
     ]
-    """The quantity: `k_*` the number of tasks at a boundary (at `compute_flops`), `drift_*` its doublings per doubling of
-    compute, `compute_to_skill` and `crossover` (of `arm` by `against`) the FLOPs at `n_tasks`, `overtakes` the FLOPs from which on `arm`, a generalist, is ahead of the
-    specialists of its domains as they were at `from_flops`, or at their best, `emergence` the verdict along
-    the axis that is not given, `change_*` what is gained from the budget `from_flops` to `compute_flops` in the same replicates, the
-    others a mean over replicates at a cell."""
+    """The quantity:
+
+    - `k_ability`, `k_memory`: the number of tasks at a boundary, at `compute_flops`
+    - `drift_*`: its doublings per doubling of compute
+    - `compute_to_skill`: the FLOPs from which on the skill is there, at `n_tasks`
+    - `crossover`: the FLOPs at which `against` overtakes `arm`, at `n_tasks`
+    - `overtakes`: the FLOPs from which on the generalist `arm` is ahead of the specialists of its domains, as they were at
+      `from_flops` or at their best
+    - `emergence`: the verdict along the axis that is not given
+    - `accuracy`, `ability`, `memory`: a mean over replicates in a cell
+    - `change_*`: the gain from `from_flops` to `compute_flops` in the same replicates"""
     arm: str | None = None
-    """Arm, or the name of a variant; left out: the first."""
+    """Name of a condition; default: the first."""
     against: str | None = None
-    """The arm that overtakes (`crossover` only)."""
+    """The condition that overtakes (`crossover` only)."""
     skill: str | None = None
-    """Skill; left out: the headline skill. Not for memory, which has none. For `overtakes` a domain; left out: their mean."""
+    """Skill; default: the headline skill. Memory has none. For `overtakes` a domain; default: the mean over domains."""
     n_tasks: Count | None = None
-    """Number of training tasks, for what is read at one (not `k_*`, `drift_*`)."""
+    """Number of training tasks; not for `k_*` and `drift_*`."""
     compute_flops: Positive | None = None
-    """Budget, for what is read at one (`k_*` and means; left out: the largest. `emergence` along tasks)."""
+    """Budget of `k_*`, of means, and of `emergence` along tasks; default: the largest."""
     from_flops: Positive | None = None
-    """The smaller budget of a `change_*`; for `overtakes` what the specialists had spent, left out: whatever was best for each."""
+    """The smaller budget of a `change_*`. For `overtakes` the specialists' budget; default: the best one of each."""
     lo: Finite | None = None
-    """The claim: not below this."""
+    """Lower end of the claimed range."""
     hi: Finite | None = None
-    """The claim: not above this."""
+    """Upper end of the claimed range."""
     verdict: Literal["break", "smooth", "metric artefact"] | None = None
-    """The claim (`emergence` only)."""
+    """The claimed verdict (`emergence` only)."""

@@ -1,8 +1,8 @@
-"""The one claim that a study may declare before it runs: what it may speak of, and when its axes could tell if it holds.
+"""Refusals of a primary claim: its keys and places, and whether the axes of the study could decide it.
 
-A claim that nothing could refute is no claim, and one that nothing could confirm wastes a study: both are refused when the
-study is loaded, with what the axes can show. How many replicates it takes is printed by `emergence plan`, since
-replicates may be added later. May not know Ray, MLflow or torch.
+A claim that nothing could refute is no claim. A claim that nothing could confirm wastes a study. Both are refused when the
+study is loaded. `emergence plan` prints the replicates that a claim takes, since they may be added later. May not know
+Ray, MLflow or torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainers import budget
 from trainers.tasks import Family
 
 Problem = tuple[tuple[Any, ...], str]
-"""(place in the file, what is wrong and what to do)."""
+"""(place in the file, problem and remedy)."""
 
 
 _PLACE: dict[str, tuple[str, ...]] = {
@@ -40,10 +40,10 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
-"""The keys that say where a quantity is read. Any other would be ignored, and the file would say what is not tested."""
+"""The keys that place a quantity. Any other would be ignored, so it is refused."""
 
 OVERTAKING = ("crossover", "overtakes")
-"""What is read off where one line goes past another along the budgets."""
+"""Claims on one condition that overtakes another along the budgets."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -52,15 +52,15 @@ BOUNDS = {
     "change_accuracy": (-1.0, 1.0),
     "change_ability": (-101.0, 101.0),
 }
-"""What a mean can be. The exact references are beaten by chance only; below, the worst seen so far is -15 (elimination after
-training on 4 tasks), and -100 assumed to be out of reach."""
+"""The possible range of a mean. The exact references are beaten by chance only. The lowest value seen so far is -15
+(elimination after training on 4 tasks); -100 is assumed to be out of reach."""
 
 
 # Keys and places ----------------------------------------------------------------------------------------------------
 
 
 def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """What is wrong with a claim as it is written, one problem a mistake."""
+    """The mistakes in a claim as it is written, one problem each."""
     yield from _ignored(claim)
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
@@ -116,7 +116,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
-    """The domains in which a line of the study has a specialist beside it."""
+    """The domains in which a condition has a specialist beside it."""
     return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == _line(study, claim))
 
 
@@ -162,11 +162,11 @@ def _notnumber(claim: Primary) -> Iterator[Problem]:
         yield ("primary", "lo"), f"lo {number(claim.lo)} < hi {number(claim.hi)} does not hold"
 
 
-# What the axes can tell ---------------------------------------------------------------------------------------------
+# What the axes can decide ---------------------------------------------------------------------------------------------
 
 
 def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """Why a well-formed claim could not turn out false, or not true, on the axes of this (otherwise sound) study."""
+    """Reasons why a well-formed claim could not turn out false, or not true, on the axes of this study."""
     if claim.what == "emergence":
         yield from _too_few_scales(study, claim)
     elif claim.what in BOUNDS:
@@ -178,8 +178,11 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
 
 
 def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
-    """Training FLOPs at which a training run of a line is looked at on its way to the largest budget: along its trunk, and at the
-    branch point before the decay or at the end after it. Where the model's size follows the budget, at each of those alone."""
+    """Training FLOPs of the evaluations on the way to the largest budget: along the trunk, and at its last point.
+
+    The last point is the branch point before the decay, or the end after it. If the model's size follows the budget, each
+    budget has its last point alone.
+    """
     if study.grows(line):
         return study.ends(line, last)
     trunk = study.trunk_of(line)
@@ -211,19 +214,19 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
     if claim.n_tasks is None and len(study.axes.n_tasks) < MIN_SCALES:
         yield (
             ("primary",),
-            f"'emergence' along tasks is told from {MIN_SCALES} numbers of tasks on, and the study has "
+            f"'emergence' along tasks needs {MIN_SCALES} numbers of tasks, and the study has "
             f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
         )
     elif claim.n_tasks is not None and study.grows(line := _line(study, claim)):
         yield (
             ("primary",),
-            f"'emergence' along compute is told of one model, and the size of {line} follows the budget: a break could be a "
-            "change of size; claim it of a line whose size stands still",
+            f"'emergence' along compute needs one model, and the size of {line} follows the budget: a break could be a "
+            "change of size; name a condition of one size",
         )
     elif claim.n_tasks is not None and (n := len(looks(study, _line(study, claim), "branch"))) < MIN_SCALES:
         yield (
             ("primary",),
-            f"'emergence' along compute is told from {MIN_SCALES} evaluations on, and a training run has {n} here; raise "
+            f"'emergence' along compute needs {MIN_SCALES} evaluations, and a training run has {n} here; raise "
             "evaluation.points_per_decade, or lower evaluation.first_flops",
         )
 
@@ -241,12 +244,12 @@ def _mean_out_of_reach(claim: Primary) -> Iterator[Problem]:
 
 
 def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -> Iterator[Problem]:
-    """Every interval of a boundary holds two neighbouring levels, or all beyond the last, or all below the first."""
+    """Problems of a claim on a boundary, whose interval always holds two neighbouring levels or an open end."""
     if not levels:
         yield ("primary",), f"'{claim.what}' can be measured at none of the study's numbers of tasks; add smaller ones"
         return
     if len(levels) < 2:
-        yield ("primary",), f"'{claim.what}' is told between two {unit}, and can use one here; add some"
+        yield ("primary",), f"'{claim.what}' lies between two {unit}, and one is usable here; add some"
         return
     first, last = levels[0], levels[-1]
     lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
@@ -257,7 +260,7 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
     if lo <= first and hi >= last:
         yield (
             ("primary",),
-            f"{_range(claim)} cannot turn out false: {ends}, and nothing beyond them is told apart; give lo above "
+            f"{_range(claim)} cannot turn out false: {ends}, and nothing beyond them is distinguishable; give lo above "
             f"{number(first)}, or hi below {number(last)}",
         )
     elif claim.hi is None or claim.lo is None:
@@ -272,7 +275,7 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
     elif not any(lo <= a and b <= hi for a, b in pairwise(levels)):
         yield (
             ("primary",),
-            f"{_range(claim)} cannot turn out true: where it lies is told between two {unit} of the study, and no two are in "
+            f"{_range(claim)} cannot turn out true: it lies between two {unit} of the study, and no two are in "
             f"this range; widen it, or add some (there are {_neighbours(levels, lo, hi)}{flops})",
         )
 
@@ -285,14 +288,17 @@ def _neighbours(levels: Sequence[float], lo: float, hi: float) -> str:
 
 
 def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """What a drift can be: at most from below the first level to above the last but one, in one step of compute. Its interval
-    is never narrower than a step of tasks at either end, over all of the compute."""
+    """Problems of a claim on a drift.
+
+    The steepest drift goes from below the first level to above the last but one, in one step of compute. Its interval is
+    never narrower than a step of tasks at either end, over all of the compute.
+    """
     levels, _ = _grid(study, family, claim)
     if len(study.budgets) < 2 or len(levels) < 3:
         n, needed, what = len(study.budgets), 2, "budgets"
         if n >= needed:
             n, needed, what = len(levels), 3, "numbers of tasks"
-        yield ("primary",), f"'{claim.what}' takes {needed} {what} or more to tell, and can use {n} here; add some"
+        yield ("primary",), f"'{claim.what}' needs {needed} {what} or more, and {n} are usable here; add some"
         return
     steps = [math.log2(b / a) for a, b in pairwise(levels)]
     doublings = [math.log2(b / a) for a, b in pairwise(study.budgets)]
@@ -310,7 +316,7 @@ def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterato
     elif hi - lo < finest:
         yield (
             ("primary",),
-            f"{_range(claim)} cannot turn out true: these axes tell a drift to {number(finest)} at best; widen it, or add "
+            f"{_range(claim)} cannot turn out true: these axes resolve a drift to {number(finest)} at best; widen it, or add "
             "numbers of tasks or budgets",
         )
 

@@ -1,0 +1,74 @@
+"""A mean over replicates in one cell, or its change between two budgets; asked only where a study names it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from orchestrator import stats
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
+from orchestrator.analysis.results import Results, split_of
+from orchestrator.formatting import figure, number, times
+from trainers.tasks import Family
+
+
+def mean(
+    results: Results,
+    measure: str,
+    condition: str,
+    skill: str,
+    n_tasks: int,
+    flops: float,
+    from_flops: float | None = None,
+) -> Finding:
+    """A measure at the end of a budget, or what it gains from a smaller one; t-interval over replicates.
+
+    Verdict `incomplete` where a replicate ended without a value: nobody knows what it would have added to the mean.
+    """
+    level = results.levels.index(n_tasks)
+    cube = _cube(results, measure, condition, skill)
+    values = cube[level, results.budgets.index(flops)]
+    if from_flops is not None:
+        values = values - cube[level, results.budgets.index(from_flops)]
+    ended = results.ended(condition, ("done", "diverged", "failed"))[level, results.budgets.index(flops)]
+    known, lost = values[~np.isnan(values)].tolist(), int((ended & np.isnan(values)).sum())
+    what = f"{measure}{f' of {skill}' if skill else ''}{in_condition(results, condition)}"
+    change = "" if from_flops is None else f"gained from {number(from_flops)} to "
+    place = f"at {number(n_tasks)} tasks{' and' if not change else ''} {change}{number(flops)} FLOPs"
+    return Finding(
+        name=claim_of("mean", measure, condition, skill, f"{n_tasks}/{from_flops!r}/{flops!r}"),
+        question=f"{'change in ' if change else ''}{measure}",
+        words=lambda one: f"{what} {place} is {mean_words(one)}",
+        condition=condition,
+        skill=skill,
+        n_tasks=n_tasks,
+        compute_flops=flops,
+        verdict="missing" if not known else "incomplete" if lost else "measured",
+        n=len(known),
+        estimate=float(np.mean(known)) if known else None,
+        interval=lambda confidence: t_ends([] if lost else known, confidence),
+        counted=False,
+    )
+
+
+def _cube(results: Results, measure: str, condition: str, skill: str) -> np.ndarray:
+    if measure == "memory":
+        return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
+    return results.cube(measure, condition, skill, split_of(results, skill))
+
+
+def t_ends(values: list[float], confidence: float) -> Ends:
+    """The t-interval over replicates; none of fewer than two."""
+    interval = stats.t_interval(values, confidence)
+    return (None, None) if interval is None else (interval.low, interval.high)
+
+
+def mean_words(one: Finding) -> str:
+    """A mean with its interval."""
+    if one.verdict == "missing":
+        return "not measured"
+    if not one.has_interval:
+        return f"{figure(one.estimate)} ({times(one.n, 'replicate')}, no interval)"
+    ends = f"{figure(one.low)} to {figure(one.high)}"
+    return f"{figure(one.estimate)} ({round(100 * CONFIDENCE)} % interval {ends})"

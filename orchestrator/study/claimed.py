@@ -1,0 +1,95 @@
+"""The primary claim in words, and the replicates that it takes; for `plan` and for the answer."""
+
+from __future__ import annotations
+
+from orchestrator.formatting import number, times
+from orchestrator.stats.minimums import LEAST
+from orchestrator.study.claim import Primary
+from orchestrator.study.schema import Study
+
+_QUANTITIES = {
+    "k_ability": "the number of tasks from which on {skill} appears at {flops} FLOPs",
+    "k_memory": "the number of training tasks up to which all are memorised{of_arm} at {flops} FLOPs",
+    "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
+    "drift_memory": "the drift of K_M{of_arm}, in doublings per doubling of compute,",
+    "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
+    "crossover": "the FLOPs at which {against} overtakes {arm} in {bare_skill} at {n} tasks",
+    "overtakes": "the FLOPs at which {arm} overtakes {rivals} at {n} tasks of a domain",
+    "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
+    "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
+    "memory": "the memory of the training tasks{of_arm} at {n} tasks and {flops} FLOPs",
+    "change_accuracy": "the change in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
+    "change_ability": "the change in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
+}
+
+
+def claim_words(study: Study, claim: Primary) -> str:
+    """The claim as a clause. It names its condition where the study has several."""
+    arm, skill = condition_of(study, claim), claim.skill or study.shown_skills[0]
+    of_arm = f" ({arm})" if len(study.lines) > 1 else ""
+    names = {
+        "skill": skill + of_arm,
+        "bare_skill": skill,
+        "of_arm": of_arm,
+        "arm": arm,
+        "against": claim.against,
+        "rivals": _rivals(claim),
+        "flops": number(claim.compute_flops or study.budgets[-1]),
+        "from_flops": number(claim.from_flops) if claim.from_flops else "",
+        "n": number(claim.n_tasks) if claim.n_tasks else "",
+    }
+    if claim.what == "emergence":
+        along = f"along compute at {names['n']} tasks" if claim.n_tasks else f"along tasks at {names['flops']} FLOPs"
+        return f"the emergence of {names['skill']} {along} is a {claim.verdict}".replace("a smooth", "smooth")
+    if claim.lo is not None and claim.hi is not None:
+        asked = f"{_exactly(claim.lo)} to {_exactly(claim.hi)}"
+    else:
+        asked = f"at least {_exactly(claim.lo)}" if claim.lo is not None else f"at most {_exactly(claim.hi or 0.0)}"
+    return f"{_QUANTITIES[claim.what].format(**names)} is {asked}"
+
+
+def condition_of(study: Study, claim: Primary) -> str:
+    """The condition that a claim is about."""
+    return claim.arm or next(iter(study.lines))
+
+
+def _rivals(claim: Primary) -> str:
+    whose = f"the specialist of {claim.skill}" if claim.skill else "its mean specialist"
+    return f"{whose} of {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
+
+
+def _exactly(value: float) -> str:
+    """An end of a claim, as it was given."""
+    return number(value) if abs(value) >= 1000 else f"{value:g}".replace("-", "\u2212")
+
+
+def planned(study: Study) -> list[tuple[str, str]]:
+    """Rows of the plan, (name, text): the claim, its rule, and a warning where the study has too few replicates."""
+    claim = study.primary
+    if claim is None:
+        return []
+    least, n = LEAST[claim.what], study.axes.replicates
+    rule = (
+        "consistent if the verdict is that one, inconsistent if it is another"
+        if claim.what == "emergence"
+        else "consistent if the whole 95 % interval over replicates lies there, inconsistent if none of it does"
+    )
+    rows = [("claim", f"{claim_words(study, claim)}; {rule}")]
+    rows.append(
+        ("settled by", f"{least.to_settle} replicates at least; the less they agree, the more. This study has {n:,}")
+    )
+    if n < least.to_settle:
+        rows.append(
+            ("warning", f"{times(n, 'replicate')} cannot settle the claim; raise axes.replicates, now or later")
+        )
+    elif words := caution(claim.what, n):
+        rows.append(("warning", words))
+    return rows
+
+
+def caution(what: str, n: int) -> str:
+    """A doubt about a claim that few replicates settle; "" where there is none."""
+    least = LEAST.get(what)
+    if least is None or not 1 < n < least.to_trust:
+        return ""
+    return f"where the skill comes in some replicates only, {n} can agree by chance; {least.to_trust} seldom do"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from orchestrator import stats
+from orchestrator.analysis import onsets
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.surface import shown_of
 from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
+from orchestrator.stats.survival import Step
 from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
 
@@ -194,7 +196,7 @@ def _points(track: Any, which: np.ndarray) -> list[Point]:
     return list(zip(track.flops[which].tolist(), track.values[which].tolist(), strict=True))
 
 
-def span_of(found: Findings, conditions: Sequence[str]) -> tuple[float, float]:
+def span_of(found: Findings, conditions: Iterable[str]) -> tuple[float, float]:
     """Compute across all figures of a study, with a margin."""
     spans = [span for condition in conditions if (span := found.results.span(condition))]
     low = min((s[0] for s in spans), default=found.study.budgets[0])
@@ -429,11 +431,13 @@ def compute_to_skill(found: Findings) -> Figure | None:
     """Kaplan and Meier's curve: the share of replicates that have the skill to stay, by compute."""
     panels = []
     several = len(conditions_of(found)) > 1
-    for (condition, n), one in sorted(found.to_skill.items(), key=lambda item: (item[0][0], item[0][1])):
-        if one.curve is None or len(one.curve.steps) < 2:
-            continue
-        title = counted(n, "task") + (f", {condition}" if several else "")
-        panels.append(_share_panel(found, condition, n, one.curve.steps[1:], title))
+    skill = found.study.shown_skills[0]
+    for condition in conditions_of(found):
+        for n in found.results.levels:
+            curve = onsets.curve(found.results, condition, skill, n)
+            if curve is not None and len(curve.steps) > 1:
+                title = counted(n, "task") + (f", {condition}" if several else "")
+                panels.append(_share_panel(found, curve.steps[1:], title))
     if not panels:
         return None
     return Figure(
@@ -445,10 +449,9 @@ def compute_to_skill(found: Findings) -> Figure | None:
     )
 
 
-def _share_panel(found: Findings, condition: str, n_tasks: int, steps: Sequence[Any], title: str) -> Panel:
-    looks = found.looks(condition, n_tasks)
+def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
     drawing = Drawing(WIDTH + 22, 190)
-    axes = Axes(drawing, (42, 24, WIDTH, 134), (min(looks) / 1.25, max(looks) * 1.2), (-0.03, 1.03))
+    axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.lines), (-0.03, 1.03))
     axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")
     compute_ticks(axes, found.study.budgets)
     end = axes.across[1]

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup, escape
 
+from orchestrator.analysis import answer
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
-from orchestrator.report import asked, curves, palette, surface, svg, tables
-from orchestrator.report.asked import Asked
+from orchestrator.report import curves, palette, surface, svg, tables
 from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
 from trainers.tasks import Family
@@ -95,35 +95,33 @@ def _contents(
     found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None, outside: int
 ) -> dict[str, Any]:
     """Everything that the template is given."""
-    study, everything = found.study, asked.asked(found)
-    views, others, hero = _surfaces(found, everything)
+    study = found.study
+    views, others, hero = _surfaces(found)
     story = [figure for make in curves.STORY if (figure := make(found))]
     folded = [*(figure for make in (curves.compute_to_skill, *curves.FOLDED) if (figure := make(found)))]
-    folded += [figure for figure in (others, _skills(found, everything)) if figure]
+    folded += [figure for figure in (others, _skills(found)) if figure]
     addresses, linked = _links(links)
-    made = [tables.successes(found), tables.noise(found), tables.expected(found), tables.speeds(found)]
-    verdict, claim = asked.badge(found)
+    verdict, claim = answer.badge(found)
     return {
         "study": study,
         "progress": _progress(found),
         "reload": RELOAD_SECONDS if any(run["status"] == "open" for run in found.runs) else 0,
-        "answer": asked.sentence(found),
-        "more": asked.more(found),
+        "answer": answer.sentence(found),
+        "more": answer.more(found),
         "verdict": verdict,
-        "claim": claim,
+        "claim": found.primary.sentence if found.primary else f"{claim[0].upper()}{claim[1:]}.",
         "views": views,
         "measures": MEASURES,
         "hero": hero,
         "several": len(study.lines) > 1,
-        "lines": {edge.words for c in study.lines for edge in surface.edges_of(found, everything, c, study.shown_skills[0])},
+        "lines": {edge.words for c in study.lines for edge in surface.edges_of(found, c, study.shown_skills[0])},
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
         "replicates": times(study.axes.replicates, "replicate"),
         "story": story,
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,
-        "counts": tables.counts(found, everything),
-        "tables": [*tables.finding_tables(found, everything), *filter(None, made), tables.trials(found, addresses)],
-        "sizes": tables.sizes(found),
+        "counts": tables.counts(found),
+        "tables": [*tables.finding_tables(found), *filter(None, [tables.successes(found)]), tables.trials(found, addresses)],
         "linked": linked,
         "outside": times(outside, "trial") if outside else "",
         "provenance": tables.provenance(found, sessions),
@@ -155,7 +153,7 @@ class View(NamedTuple):
     narrow: Panel
 
 
-def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View], Figure | None, Figure]:
+def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
     """The first screen's surfaces; those of more conditions as a figure; all of the first screen as files."""
     skill = found.study.shown_skills[0]
     conditions = [alike[0] for alike in found.study.same_question()]
@@ -167,7 +165,7 @@ def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View],
         cells = [surface.cells_of(found, one) for one in shown]
         if measure != "ability" and not any(map(surface.has_values, cells)):
             continue
-        edges = [surface.edges_of(found, everything, c, skill) for c in first]
+        edges = [surface.edges_of(found, c, skill) for c in first]
         for one, those, lines in zip(shown, cells, edges, strict=True):
             nowhere = not any(line.kind == "edge" for line in lines) and surface.has_values(those)
             words = {"title": one.condition, "note": "the skill appears nowhere" if nowhere else ""}
@@ -175,7 +173,7 @@ def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View],
                 surface.panel(found, one, those, lines, w, **words, labelled=any(edges)) for w in (width, NARROW)
             )
             views.append(View(measure, one.condition, wide, narrow))
-    rows = [row for c in first for row in surface.edge_rows(everything, c, skill)]
+    rows = [row for c in first for row in surface.edge_rows(found, c, skill)]
     views[0].wide.rows.extend(rows)
     hero = Figure(name="surface", title=surface.shown_of(found, "ability", first[0]).title, sentence="", panels=[
         view.wide for view in views if view.measure == "ability"
@@ -183,7 +181,7 @@ def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View],
     panels = []
     for condition in rest:
         one = surface.shown_of(found, "ability", condition)
-        edges = surface.edges_of(found, everything, condition, skill)
+        edges = surface.edges_of(found, condition, skill)
         panels.append(surface.panel(found, one, surface.cells_of(found, one), edges, NARROW, title=condition))
     others = Figure(
         name="conditions_more", title=f"Ability in {skill}: the other conditions", sentence="", panels=panels
@@ -191,7 +189,7 @@ def _surfaces(found: Findings, everything: Sequence[Asked]) -> tuple[list[View],
     return views, others if panels else None, hero
 
 
-def _skills(found: Findings, everything: Sequence[Asked]) -> Figure | None:
+def _skills(found: Findings) -> Figure | None:
     """Surfaces of the other skills, condition by condition."""
     panels = []
     for condition in curves.conditions_of(found):
@@ -199,7 +197,7 @@ def _skills(found: Findings, everything: Sequence[Asked]) -> Figure | None:
             shown = surface.shown_of(found, "ability", condition, skill)
             cells = surface.cells_of(found, shown)
             if surface.has_values(cells):
-                edges = [e for e in surface.edges_of(found, everything, condition, skill) if e.kind == "edge"]
+                edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
                 title = skill + (f", {condition}" if len(found.study.lines) > 1 else "")
                 note = cast(Family, found.study.family).skills.get(skill, "")
                 panels.append(surface.panel(found, shown, cells, edges, NARROW, 30, title, note))

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Phase
 from orchestrator.formatting import counted, decimal, number
-from orchestrator.report.asked import Asked
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
 from trainers.tasks import Family
@@ -24,6 +24,9 @@ TITLED_CELLS = 250
 def on_split(split: str) -> str:
     """A split as people call it."""
     return "held-out tasks" if split == "held_out" else "training tasks"
+
+WHISKERS = 70
+"""Narrower cells have no room for intervals beside their number."""
 
 
 class Shown(NamedTuple):
@@ -105,12 +108,12 @@ class Edge(NamedTuple):
     """The same for the ends of the interval."""
 
 
-def edges_of(found: Findings, asked: Sequence[Asked], condition: str, skill: str) -> list[Edge]:
+def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
     """K_A and K_M of a condition, as far as they run through the grid."""
     wanted = (("K_A", skill, "skill appears", "edge"), ("K_M", "", "memory ends", "edge dash"))
     edges = []
     for question, of, words, kind in wanted:
-        at = {a.compute_flops: a for a in asked if (a.question, a.condition, a.skill) == (question, condition, of)}
+        at = {one.compute_flops: one for one in found.of(question, condition, of)}
         many = [at.get(c) for c in found.study.budgets]
         heights = [_height(found.results.levels, one) for one in many]
         top = len(found.results.levels) - 0.5
@@ -122,7 +125,7 @@ def edges_of(found: Findings, asked: Sequence[Asked], condition: str, skill: str
     return edges
 
 
-def _height(levels: Sequence[int], one: Asked | None) -> float | None:
+def _height(levels: Sequence[int], one: Finding | None) -> float | None:
     """The middle of the median replicate's bracket."""
     if one is None or not one.brackets:
         return None
@@ -135,7 +138,7 @@ def _height(levels: Sequence[int], one: Asked | None) -> float | None:
     return float(np.median(middles)) if len(middles) % 2 else sorted(middles)[len(middles) // 2 - 1]
 
 
-def _interval(levels: Sequence[int], one: Asked | None) -> tuple[float, float] | None:
+def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
     if one is None or not one.has_interval or one.verdict not in ("crossed", "undecided"):
         return None
     logs = np.log([float(n) for n in levels])
@@ -254,8 +257,8 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
             drawing.path(strokes, kind)
         end = right if edge.heights[-1] is not None else grid.x(len(edge.heights) - 1)
         drawing.path([[(end, grid.y(height)), (right + 8, -place)]], "edge mid" + (" dash" if k else ""))
-        inset = max(5.0, grid.cell_w * (0.13 if grid.cell_w > 60 else 0.09))
-        for j, interval in enumerate(edge.intervals):
+        inset = 0.13 * grid.cell_w
+        for j, interval in enumerate(edge.intervals if grid.cell_w >= WHISKERS else ()):
             if interval is not None:
                 x = grid.x(j) + (inset if edge.kind == "edge" else grid.cell_w - inset)
                 _draw_interval(drawing, x, grid.y(interval[0]), grid.y(interval[1]), edge.kind)
@@ -293,11 +296,10 @@ def _rows(found: Findings, shown: Shown, cells: Sequence[Sequence[Cell]]) -> lis
     return rows
 
 
-def edge_rows(asked: Sequence[Asked], condition: str, skill: str) -> list[Row]:
+def edge_rows(found: Findings, condition: str, skill: str) -> list[Row]:
     """Both boundaries as numbers."""
     return [
         {"condition": condition, "measure": one.question, "skill": one.skill, "compute_flops": one.compute_flops}
         | {"state": one.verdict, "low_tasks": one.low, "high_tasks": one.high, "replicates": one.n}
-        for one in asked
-        if one.question in ("K_A", "K_M") and one.condition == condition and one.skill in (skill, "")
+        for one in (*found.of("K_A", condition, skill), *found.of("K_M", condition, ""))
     ]

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
+from orchestrator.analysis import onsets
+from orchestrator.analysis.boundaries import LEAST_TESTED
+from orchestrator.analysis.finding import FALSE_SHARE, Finding, count
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.replicates import DIFFERENCES, needed_words
-from orchestrator.analysis.sizes import frontier_words
-from orchestrator.formatting import clock, decimal, figure, number, percent, sure, times
-from orchestrator.report.asked import Asked
+from orchestrator.analysis.generalists import ALL
+from orchestrator.formatting import clock, decimal, number, percent, range_words, sure, times
 from orchestrator.report.surface import on_split, shown_of
 from orchestrator.report.svg import Row
-from orchestrator.stats.boundaries import MIN_TESTED
+from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
 
@@ -50,63 +51,67 @@ class Table(NamedTuple):
 
 # Findings -----------------------------------------------------------------------------------------------------------
 
-TITLES = {
-    "K_A": "Where the skill appears",
-    "K_M": "Up to where tasks are memorised",
-    "drift": "How both boundaries move with compute",
-    "compute to skill": "From how much compute on the skill is there",
-    "crossover": "Which condition is ahead",
-    "generalist": "Generalist against specialists",
-    "emergence": "Break or smooth",
-}
-"""First word, or whole name, of a question -> title of its table."""
+QUESTIONS = (
+    ("Where the skill appears", ("K_A",)),
+    ("Up to where tasks are memorised", ("K_M",)),
+    ("How both boundaries move with compute", ("drift of K_A", "drift of K_M")),
+    ("From how much compute on", ("compute to skill",)),
+    ("One condition against another", ("task multiplier", "compute multiplier", "crossover")),
+    ("Generalist against specialists", ("generalist ",)),
+    ("Break or smooth", ("emergence ",)),
+    ("Not monotone", ("dip ",)),
+    ("Replicates at the onset", ("share at the onset",)),
+    ("How much replicates differ", ("noise",)),
+    ("The best model size", ("best size", "growth of the best size")),
+    ("What more workers gain", ("speed",)),
+    ("Expected values", ("expected ",)),
+)
+"""Title of a table -> its questions; one that ends in a space is a prefix."""
+EMPTY = ("missing", "undecided", "no difference shown", "monotone", "constant", "incomplete")
+"""Verdicts without an answer: such a finding has no row, unless it is significant."""
 
 
-def finding_tables(found: Findings, asked: Sequence[Asked]) -> list[Table]:
-    """A table for each question: headline skill and memory only, and only findings that say something."""
-    headline = (found.study.shown_skills[0], "")
-    groups: dict[str, list[Asked]] = {title: [] for title in dict.fromkeys(TITLES.values())}
-    for one in asked:
-        title = TITLES.get(one.question) or TITLES.get(one.question.split()[0], "")
-        if title and one.skill in headline and _says_something(one):
-            groups[title].append(one)
-    return [_finding_table(found, title, those) for title, those in groups.items() if those]
+def finding_tables(found: Findings) -> list[Table]:
+    """A table for each question, of the headline skill and memory. Findings without an answer have no row."""
+    study = found.study
+    headline = {study.shown_skills[0], "", ALL, *(pair.domain for pair in pairs_of(study))}
+    made = []
+    for title, questions in QUESTIONS:
+        those = [one for question in questions for one in found.of(question) if one.skill in headline]
+        if rows := [one for one in those if _answers(one)]:
+            made.append(_finding_table(title, rows))
+    return made
 
 
-def _says_something(one: Asked) -> bool:
-    if one.question in ("K_A", "K_M", "compute to skill"):
-        return one.verdict not in ("missing", "undecided", "") and one.n > 0
-    return one.significance in ("significant", "primary")
+def _answers(one: Finding) -> bool:
+    if one.significance in ("significant", "primary"):
+        return True
+    if one.question.startswith(("dip", "drift", "emergence")):
+        return False
+    return one.verdict not in EMPTY and one.n > 0
 
 
-def _finding_table(found: Findings, title: str, those: Sequence[Asked]) -> Table:
-    several = len(found.study.lines) > 1
-    tested = any(one.p is not None for one in those)
-    columns = (["Condition"] if several else []) + ["Tasks", "FLOPs", "Finding", "Interval", "At", "Replicates"]
-    columns += ["Adjusted p", "After correction"] if tested else []
-    rows = []
-    for one in those:
-        row = [one.condition] if several else []
-        row += [number(one.n_tasks) if one.n_tasks else "", number(one.compute_flops) if one.compute_flops else ""]
-        row += [one.sentence, _ends(one), sure(one.confidence) if one.has_interval else "", str(one.n or "")]
-        row += [p_words(one.adjusted_p), one.significance] if tested else []
-        rows.append(row)
+def _finding_table(title: str, those: Sequence[Finding]) -> Table:
+    columns = ["Finding", "Interval", "At", "Replicates", "Adjusted p", "After correction"]
+    rows = [
+        [
+            f"{one.sentence[0].upper()}{one.sentence[1:]}",
+            range_words(one.low, one.high) if one.has_interval else "",
+            sure(one.confidence) if one.has_interval else "",
+            str(one.n),
+            p_words(one.adjusted_p),
+            one.significance if one.significance != "untested" else "",
+        ]
+        for one in those
+    ]
     used = [k for k in range(len(columns)) if any(row[k] for row in rows)]
-    numeric = {"Tasks", "FLOPs", "At", "Replicates", "Adjusted p"}
     return Table(
         name=re.sub("[^a-z]+", "_", title.lower()),
         title=title,
         columns=[columns[k] for k in used],
         rows=[[row[k] for k in used] for row in rows],
-        numeric=frozenset(i for i, k in enumerate(used) if columns[k] in numeric),
+        numeric=frozenset(i for i, k in enumerate(used) if 2 <= k <= 4),
     )
-
-
-def _ends(one: Asked) -> str:
-    if not one.has_interval:
-        return ""
-    low, high = ("" if end is None else figure(end) if abs(end) < 100 else number(end) for end in (one.low, one.high))
-    return f"{low} to {high}" if low and high else f"{low} or more" if low else f"{high} or less"
 
 
 def p_words(p: float | None) -> str:
@@ -116,108 +121,40 @@ def p_words(p: float | None) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
-def counts(found: Findings, asked: Sequence[Asked]) -> list[str]:
-    """How much was asked, tested and found, as short sentences."""
-    of = Counter(one.significance for one in asked)
-    tested = of["significant"] + of["not significant"]
+def counts(found: Findings) -> list[str]:
+    """How many questions were tested, and how many could not be; short sentences."""
+    significant, not_significant, untested = (
+        count(found.findings, of) for of in ("significant", "not significant", "untested")
+    )
     said = []
-    if tested:
-        false = " At most 5 % of the significant ones are expected to be false." if of["significant"] else ""
+    if tested := significant + not_significant:
+        false = f", of which at most {percent(FALSE_SHARE)} are expected to be false" if significant else ""
         said.append(
-            f"{times(tested, 'question')} tested and corrected together (Benjamini and Hochberg): {of['significant']} significant.{false}"
+            f"{times(tested, 'question')} tested and corrected together (Benjamini and Hochberg): "
+            f"{significant:,} significant{false}."
         )
-    if of["untested"]:
-        few = found.study.axes.replicates < MIN_TESTED
-        why = f": fewer than {MIN_TESTED} replicates" if few else ": nothing defined, or too few values"
-        said.append(f"{times(of['untested'], 'question')} could not be tested{why}.")
+    if untested:
+        few = found.study.axes.replicates < LEAST_TESTED
+        why = f"fewer than {LEAST_TESTED} replicates" if few else "too few values"
+        said.append(f"{times(untested, 'question')} could not be tested: {why}.")
     return said
 
 
 def successes(found: Findings) -> Table | None:
     """k of n replicates with half of the rule at the end of each budget, with Wilson's interval of the share."""
     several, rows = len(found.study.lines) > 1, []
-    for (condition, n), one in sorted(found.to_skill.items(), key=lambda item: (item[0][0], item[0][1])):
-        made = dict(one.successes)
-        cells = [
-            f"{s.k} of {s.n} ({decimal(s.low)} to {decimal(s.high)})" if (s := made.get(c)) else "—"
-            for c in found.study.budgets
-        ]
-        rows.append(([condition] if several else []) + [number(n), *cells])
+    skill = found.study.shown_skills[0]
+    for condition in found.study.lines:
+        for n in found.results.levels:
+            if made := dict(onsets.successes(found.results, condition, skill, n)):
+                cells = [
+                    f"{s.k} of {s.n} ({decimal(s.low)} to {decimal(s.high)})" if (s := made.get(c)) else "—"
+                    for c in found.study.budgets
+                ]
+                rows.append(([condition] if several else []) + [number(n), *cells])
     columns = (["Condition"] if several else []) + ["Tasks", *(f"{number(c)} FLOPs" for c in found.study.budgets)]
     note = "Replicates with an ability of ½ or more, with Wilson's 95 % interval of the share."
     return Table("successes", "How many replicates have it", columns, rows, note, frozenset({several})) if rows else None
-
-
-def noise(found: Findings) -> Table | None:
-    """How much replicates differ, and how many a comparison would need."""
-    several, rows = len(found.study.lines) > 1, []
-    for row in found.noise:
-        if row.noise.cv is None:
-            continue
-        needed = [needed_words(row.needed[d][0]) for d in DIFFERENCES]
-        which = [row.arm] if several else []
-        rows.append([*which, row.skill, ", ".join(map(number, row.n_tasks)), decimal(row.noise.mean), percent(row.noise.cv), *needed])
-    columns = (["Condition"] if several else []) + ["Skill", "Tasks", "Mean accuracy", "Coefficient of variation"]
-    columns += [f"Replicates for {percent(d)}" for d in DIFFERENCES]
-    note = "The noisiest cells at the largest budget; last columns: replicates a condition that show such a difference."
-    return Table("noise", "How much replicates differ", columns, rows, note) if rows else None
-
-
-def expected(found: Findings) -> Table | None:
-    """Every expected value beside the measured one."""
-    rows = []
-    for one in found.verdicts:
-        e, m = one.expected, one.measured
-        where = [f"{number(e.cell.n_tasks)} tasks" if e.cell.n_tasks else ""]
-        where += [f"{number(e.cell.compute_flops)} FLOPs" if e.cell.compute_flops else "", e.cell.arm or "", e.cell.skill or ""]
-        known = m is not None and m.low is not None and m.high is not None
-        reached = f"{len(one.values)} of {len(one.values) + one.censored} replicates have it"
-        rows.append(
-            [
-                e.what.replace("_", " "),
-                ", ".join(filter(None, where)),
-                f"{figure(e.value)} ({figure(e.lo)} to {figure(e.hi)})",
-                figure(m.mean) if m else reached,
-                f"{figure(m.low)} to {figure(m.high)}" if known and m else "",
-                one.verdict,
-                f"{e.source} [{EVIDENCE[e.evidence]}]",
-            ]
-        )
-    columns = ["Quantity", "Where", "Expected", "Measured", "95 % interval", "Verdict", "Source"]
-    note = "Consistent: the mean lies in the range, and the interval is no wider. Inconsistent: they do not touch."
-    return Table("expected", "Expected values", columns, rows, note) if rows else None
-
-
-EVIDENCE = {
-    "V": "read in the paper or its code",
-    "F": "read by eye off a published figure",
-    "C": "computed or run by us",
-}
-
-
-def speeds(found: Findings) -> Table | None:
-    """Speedup by workers."""
-    rows = []
-    for one in found.speeds:
-        mean, low, high, n = one.multiple or (None, None, None, 0)
-        rows.append(
-            [
-                one.line,
-                str(one.workers),
-                number(one.flops_per_second),
-                figure(mean) if mean is not None else "1",
-                f"{figure(low)} to {figure(high)}" if low is not None else "",
-                str(n) if n else "",
-                percent(mean * one.beside_workers / one.workers) if mean is not None else "",
-            ]
-        )
-    columns = ["Condition", "Workers", "FLOPs a second", "Times as fast", "95 % interval", "Pairs", "Share of the ideal"]
-    return Table("workers", "What more workers gain", columns, rows, numeric=frozenset({1, 2, 3})) if rows else None
-
-
-def sizes(found: Findings) -> list[str]:
-    """The best model size at each compute; nothing where too few sizes were tried."""
-    return list(dict.fromkeys(frontier_words(one) for one in found.frontier.values() if one.budgets and one.exponent))
 
 
 # Trials and provenance ----------------------------------------------------------------------------------------------
@@ -412,7 +349,7 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
     study = found.study
     family = cast(Family, study.family)
     on = on_split(found.skill_split(study.shown_skills[0]))
-    decays = study.training.schedule == "wsd"
+    decays = study.training.schedule == "wsd" and study.training.decay_share > 0
     if family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."
         memory = "Not defined for this family."

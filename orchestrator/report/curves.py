@@ -305,20 +305,20 @@ def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
 
 
 def _ends_words(found: Findings, condition: str) -> str:
-    """How both change from the fewest to the most tasks at the largest budget that has both."""
-    parts = []
-    for measure in ("memory", "ability"):
-        cube = _cube(found, measure, condition)
-        j = max((j for j in range(cube.shape[1]) if np.isfinite(cube[:, j]).any()), default=0)
-        mean = means(cube[:, j])
-        known = np.flatnonzero(~np.isnan(mean))
-        if len(known) > 1:
-            a, b = known[0], known[-1]
-            levels = [number(found.results.levels[i]) for i in (a, b)]
-            verb = "rises" if mean[b] > mean[a] else "falls"
-            parts.append(f"{measure} {verb} from {decimal(mean[a])} at {levels[0]} to {decimal(mean[b])} at {levels[1]}")
-    said = "; ".join(parts)
-    return f"With more tasks, at {number(found.study.budgets[-1])} FLOPs, {said}." if parts else ""
+    """How both change from the fewest to the most tasks that have both, at the largest budget that has them."""
+    cubes = {measure: _cube(found, measure, condition) for measure in ("memory", "ability")}
+    for j in reversed(range(len(found.study.budgets))):
+        mean = {measure: means(cube[:, j]) for measure, cube in cubes.items()}
+        both = np.flatnonzero(~np.isnan(mean["memory"]) & ~np.isnan(mean["ability"]))
+        if len(both) > 1:
+            a, b = int(both[0]), int(both[-1])
+            where = f"{number(found.results.levels[a])} to {counted(found.results.levels[b], 'task')}"
+            parts = [
+                f"{measure} {'rises' if v[b] > v[a] else 'falls'} from {decimal(v[a])} to {decimal(v[b])}"
+                for measure, v in mean.items()
+            ]
+            return f"At {number(found.study.budgets[j])} FLOPs, from {where}, {' and '.join(parts)}."
+    return ""
 
 
 def conditions_side_by_side(found: Findings) -> Figure | None:
@@ -405,25 +405,29 @@ SCORES = (
 def scores(found: Findings) -> Figure | None:
     """Loss, Brier score, accuracy and exact match of the headline skill by number of tasks, at the largest budget."""
     conditions = conditions_of(found)[:CONDITIONS]
-    panels = []
+    panels, parts = [], []
     for measure, title in SCORES:
         series = []
         for k, condition in enumerate(conditions):
             shown = shown_of(found, "ability", condition)
             series.append(Series(condition, k, "round", found.results.cube(measure, *shown[1:4])[:, -1]))
-        if not any(np.isfinite(one.values).any() for one in series):
+        known = [one.values for one in series if np.isfinite(one.values).any()]
+        if not known:
             continue
-        top = max(float(np.nanmax(one.values)) for one in series if np.isfinite(one.values).any())
-        panels.append(by_tasks(found, series, title, title, (-0.03, max(1.0, top) * 1.05), halves=False))
+        top = max(1.0, *(float(np.nanmax(values)) for values in known))
+        panels.append(by_tasks(found, series, title, title, (-0.03 * top, 1.05 * top), halves=False))
+        mean = means(known[0])
+        ends = mean[~np.isnan(mean)]
+        parts.append(f"{title} goes from {decimal(ends[0])} to {decimal(ends[-1])}")
     if not panels:
         return None
     return Figure(
         name="scores",
         title="The same change in four scores",
-        sentence="A jump in exact match that loss and Brier score lack comes from the score, not from the model.",
+        sentence=f"From the fewest to the most tasks, {', '.join(parts)}.",
         panels=panels,
         key=_key(conditions),
-        note=f"At {number(found.study.budgets[-1])} FLOPs. Lower is better for loss and Brier score.",
+        note=f"At {number(found.study.budgets[-1])} FLOPs. A jump that loss and Brier score lack comes from the score.",
     )
 
 
@@ -435,7 +439,7 @@ def compute_to_skill(found: Findings) -> Figure | None:
     for condition in conditions_of(found):
         for n in found.results.levels:
             curve = onsets.curve(found.results, condition, skill, n)
-            if curve is not None and len(curve.steps) > 1:
+            if curve is not None and curve.steps[-1].reached > 0:
                 title = counted(n, "task") + (f", {condition}" if several else "")
                 panels.append(_share_panel(found, curve.steps[1:], title))
     if not panels:
@@ -473,13 +477,15 @@ def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
 def override(found: Findings) -> Figure | None:
     """The answer of the context against the memorised answer, where a family offers both."""
     panels = []
-    for condition in conditions_of(found)[:PANELS]:
+    conditions = conditions_of(found)[:PANELS]
+    for condition in conditions:
         pair = [found.results.cube("probability", condition, s, "seen") for s in ("override", "override_memory")]
         both = [j for j in range(len(found.study.budgets)) if all(np.isfinite(cube[:, j]).any() for cube in pair)]
         if both:
             names = ("the context's answer", "the memorised answer")
             series = [Series(n, k, "square" if k else "round", cube[:, both[-1]]) for k, (n, cube) in enumerate(zip(names, pair, strict=True))]
-            panels.append(by_tasks(found, series, condition, "probability", (-0.03, 1.05)))
+            title = condition if len(conditions) > 1 else f"{number(found.study.budgets[both[-1]])} FLOPs"
+            panels.append(by_tasks(found, series, title, "probability", (-0.03, 1.05)))
     if not panels:
         return None
     return Figure(

@@ -114,7 +114,7 @@ def _contents(
         "measures": MEASURES,
         "hero": hero,
         "several": len(study.lines) > 1,
-        "lines": {edge.words for c in study.lines for edge in surface.edges_of(found, c, study.shown_skills[0])},
+        "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
         "replicates": times(study.axes.replicates, "replicate"),
         "story": story,
@@ -128,8 +128,8 @@ def _contents(
         "in_short": tables.in_short(found, sessions),
         "settings": tables.settings(study),
         "definitions": tables.definitions(found),
-        "style": Markup(palette.page_css() + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        "style": style(),
+        "script": script(),
     }
 
 
@@ -139,6 +139,12 @@ def _progress(found: Findings) -> str:
     ended, total = sum(of.values()), times(len(found.runs), "trial")
     lost = ", ".join(f"{number(n)} {status}" for status, n in of.items() if n and status != "done")
     return (f"so far: {ended:,} of {total}" if ended < len(found.runs) else total) + (f" ({lost})" if lost else "")
+
+
+def _lines(found: Findings) -> set[str]:
+    """Which lines the surfaces have, for their legend."""
+    edges = [edge for c in found.study.lines for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
+    return {edge.words for edge in edges} | ({"interval"} if any(edge.has_interval for edge in edges) else set())
 
 
 # Surfaces -----------------------------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ class View(NamedTuple):
 
 def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
     """The first screen's surfaces; those of more conditions as a figure; all of the first screen as files."""
-    skill = found.study.shown_skills[0]
+    skill, axes = found.study.shown_skills[0], (found.results.levels, found.study.budgets)
     conditions = [alike[0] for alike in found.study.same_question()]
     first, rest = conditions[: len(WIDTHS)], conditions[len(WIDTHS) :]
     width = WIDTHS[len(first) - 1]
@@ -168,9 +174,9 @@ def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
         edges = [surface.edges_of(found, c, skill) for c in first]
         for one, those, lines in zip(shown, cells, edges, strict=True):
             nowhere = not any(line.kind == "edge" for line in lines) and surface.has_values(those)
-            words = {"title": one.condition, "note": "the skill appears nowhere" if nowhere else ""}
+            words = {"title": one.condition, "note": "skill appears nowhere" if nowhere else ""}
             wide, narrow = (
-                surface.panel(found, one, those, lines, w, **words, labelled=any(edges)) for w in (width, NARROW)
+                surface.panel(axes, one, those, lines, w, **words, labelled=any(edges)) for w in (width, NARROW)
             )
             views.append(View(measure, one.condition, wide, narrow))
     rows = [row for c in first for row in surface.edge_rows(found, c, skill)]
@@ -182,7 +188,7 @@ def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
     for condition in rest:
         one = surface.shown_of(found, "ability", condition)
         edges = surface.edges_of(found, condition, skill)
-        panels.append(surface.panel(found, one, surface.cells_of(found, one), edges, NARROW, title=condition))
+        panels.append(surface.panel(axes, one, surface.cells_of(found, one), edges, NARROW, title=condition, labelled=True))
     others = Figure(
         name="conditions_more", title=f"Ability in {skill}: the other conditions", sentence="", panels=panels
     )
@@ -191,7 +197,7 @@ def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
 
 def _skills(found: Findings) -> Figure | None:
     """Surfaces of the other skills, condition by condition."""
-    panels = []
+    panels, axes = [], (found.results.levels, found.study.budgets)
     for condition in curves.conditions_of(found):
         for skill in found.study.shown_skills[1:]:
             shown = surface.shown_of(found, "ability", condition, skill)
@@ -200,7 +206,7 @@ def _skills(found: Findings) -> Figure | None:
                 edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
                 title = skill + (f", {condition}" if len(found.study.lines) > 1 else "")
                 note = cast(Family, found.study.family).skills.get(skill, "")
-                panels.append(surface.panel(found, shown, cells, edges, NARROW, 30, title, note))
+                panels.append(surface.panel(axes, shown, cells, edges, NARROW, 30, title, note, labelled=True))
     return Figure(
         name="skills",
         title="The other skills",
@@ -236,6 +242,16 @@ def templates() -> jinja2.Environment:
     )
     environment.filters["subscripts"] = subscripts
     return environment
+
+
+def style() -> Markup:
+    """The style of every page."""
+    return Markup(palette.page_css() + (TEMPLATES / "report.css").read_text(encoding="utf-8"))
+
+
+def script() -> Markup:
+    """The script of every page."""
+    return Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
 
 
 def subscripts(words: str) -> Markup:

@@ -62,8 +62,10 @@ class Cell(NamedTuple):
     known: int
     state: str
     """`value`, `undefined` (measured, but the references coincide or are missing), or the status of its trials."""
-    replicates: tuple[float, ...]
+    replicates: tuple[float, ...] = ()
     """NaN is missing."""
+    words: str = ""
+    """Its text, where that is not the value."""
 
 
 def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
@@ -107,6 +109,11 @@ class Edge(NamedTuple):
     intervals: tuple[tuple[float, float] | None, ...]
     """The same for the ends of the interval."""
 
+    @property
+    def has_interval(self) -> bool:
+        """Is there an interval to draw?"""
+        return any(interval is not None for interval in self.intervals)
+
 
 def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
     """K_A and K_M of a condition, as far as they run through the grid."""
@@ -129,6 +136,8 @@ def _height(levels: Sequence[int], one: Finding | None) -> float | None:
     """The middle of the median replicate's bracket."""
     if one is None or not one.brackets:
         return None
+    if one.verdict in ("beyond", "below"):
+        return len(levels) - 0.5 if one.verdict == "beyond" else -0.5
     row: Mapping[float, int] = {float(n): i for i, n in enumerate(levels)}
     middles = []
     for bracket in one.brackets:
@@ -182,7 +191,7 @@ def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float,
 
 
 def panel(
-    found: Findings,
+    axes: tuple[Sequence[int], Sequence[float]],
     shown: Shown,
     cells: Sequence[Sequence[Cell]],
     edges: Sequence[Edge],
@@ -194,9 +203,10 @@ def panel(
 ) -> Panel:
     """A surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
 
+    `axes` are the numbers of tasks and the budgets.
     `labelled`: room for the names of boundaries at the right; surfaces side by side share it.
     """
-    levels, budgets = found.results.levels, found.study.budgets
+    levels, budgets = axes
     grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
     bottom = grid.y(-0.5)
     drawing = Drawing(width, bottom + 42)
@@ -209,7 +219,7 @@ def panel(
     drawing.text(grid.left + grid.n_columns * grid.cell_w / 2, bottom + 35, "training compute (FLOPs)", "g m")
     for i, line in enumerate(cells):
         for j, cell in enumerate(line):
-            _draw_cell(drawing, grid, i, j, cell, _tip(found, shown, i, j, cell))
+            _draw_cell(drawing, grid, i, j, cell, _tip(axes, shown, i, j, cell))
     _draw_edges(drawing, grid, edges)
     words = " ".join(
         f"{counted(n, 'task')}: {', '.join(decimal(c.value) for c in line)}."
@@ -220,13 +230,14 @@ def panel(
         note=note,
         alt=f"{shown.title} by number of tasks (rows) and compute (columns). {words}",
         drawing=drawing,
-        rows=_rows(found, shown, cells),
+        rows=_rows(axes, shown, cells),
     )
 
 
 def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, tip: str) -> None:
     kind = "void" if cell.state == "undefined" else "blank" if cell.value is None else shade(cell.value)
-    words = [decimal(cell.value) if cell.value is not None else EMPTY.get(cell.state, cell.state)]
+    first = cell.words or (decimal(cell.value) if cell.value is not None else EMPTY.get(cell.state, cell.state))
+    words = [first.replace("0.", ".", 1) if width_of(first) > grid.cell_w - 10 else first]
     if 0 < cell.known < len(cell.replicates) and grid.cell_h >= 34:
         words.append(f"{cell.known} of {len(cell.replicates)}")
     words = [w for w in words if w and width_of(w) < grid.cell_w - 1]
@@ -235,8 +246,8 @@ def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, tip: st
     )
 
 
-def _tip(found: Findings, shown: Shown, i: int, j: int, cell: Cell) -> str:
-    levels, budgets = found.results.levels, found.study.budgets
+def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
+    levels, budgets = axes
     if len(levels) * len(budgets) > TITLED_CELLS:
         return ""
     where = f"{counted(levels[i], 'task')}, {number(budgets[j])} FLOPs"
@@ -285,11 +296,11 @@ def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: st
     drawing.path(strokes, "edge whisker")
 
 
-def _rows(found: Findings, shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
+def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
     rows: list[Row] = []
     shared: dict[str, Any] = {"condition": shown.condition, "measure": shown.measure, "skill": shown.skill}
-    for n, line in zip(found.results.levels, cells, strict=True):
-        for c, cell in zip(found.study.budgets, line, strict=True):
+    for n, line in zip(axes[0], cells, strict=True):
+        for c, cell in zip(axes[1], line, strict=True):
             for r, value in enumerate(cell.replicates):
                 place = {"n_tasks": n, "compute_flops": c, "replicate": r}
                 rows.append(shared | place | {"state": cell.state, "value": None if math.isnan(value) else value})

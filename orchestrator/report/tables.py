@@ -79,7 +79,7 @@ def finding_tables(found: Findings) -> list[Table]:
     for title, questions in QUESTIONS:
         those = [one for question in questions for one in found.of(question) if one.skill in headline]
         if rows := [one for one in those if _answers(one)]:
-            made.append(_finding_table(title, rows))
+            made.append(finding_table(title, rows))
     return made
 
 
@@ -91,8 +91,9 @@ def _answers(one: Finding) -> bool:
     return one.verdict not in EMPTY and one.n > 0
 
 
-def _finding_table(title: str, those: Sequence[Finding]) -> Table:
-    columns = ["Finding", "Interval", "At", "Replicates", "Adjusted p", "After correction"]
+def finding_table(title: str, those: Sequence[Finding]) -> Table:
+    """A row for each finding."""
+    columns = ["Finding", "Interval", "Confidence", "Replicates", "Adjusted p", "After correction"]
     rows = [
         [
             f"{one.sentence[0].upper()}{one.sentence[1:]}",

@@ -83,7 +83,7 @@ def _difference(found: Comparison, pair: Pair) -> Panel:
         if one is None or one.estimate is None:
             return Cell(None, 0, "open")
         star = "*" if one.significance == "significant" else ""
-        return Cell(one.estimate, one.n, "value", words=signed(one.estimate, 2) + star)
+        return Cell(one.estimate, one.n, "value", words=signed(round(one.estimate, 2), 2) + star)
 
     cells = [[cell(n, c) for c in found.budgets] for n in found.levels]
     shown = Shown("difference of ability", pair[1], found.skill, "held_out")

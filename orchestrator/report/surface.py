@@ -263,7 +263,7 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
     places = apart([-grid.y(h) for h in last], 30 if drawing.width <= 500 else 16)
     right = grid.x(grid.n_columns)
     for k, (edge, height, place) in enumerate(zip(edges, last, places, strict=True)):
-        strokes = _steps(grid, edge)
+        strokes = _steps(grid, edge, edges[:k])
         for kind in ("case", edge.kind):
             drawing.path(strokes, kind)
         end = right if edge.heights[-1] is not None else grid.x(len(edge.heights) - 1)
@@ -278,14 +278,17 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
             drawing.text(right + 12, -place + 4 + 13 * (m - (len(words) - 1) / 2), word, "b")
 
 
-def _steps(grid: Grid, edge: Edge) -> list[list[Point]]:
-    """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets."""
+def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
+    """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets.
+
+    Where it coincides with one of the others, it runs just below.
+    """
     strokes: list[list[Point]] = [[]]
     for j, height in enumerate(edge.heights):
         if height is None:
             strokes.append([])
             continue
-        y = grid.y(height)
+        y = grid.y(height) + (4 if any(other.heights[j] == height for other in others) else 0)
         strokes[-1] += [(grid.x(j), y), (grid.x(j + 1), y)]
     return strokes
 

@@ -67,8 +67,8 @@ QUESTIONS = (
     ("Expected values", ("expected ",)),
 )
 """Title of a table -> its questions; one that ends in a space is a prefix."""
-EMPTY = ("missing", "undecided", "no difference shown", "monotone", "constant", "incomplete")
-"""Verdicts without an answer: such a finding has no row, unless it is significant."""
+ANSWERED = ("crossed", "below", "beyond", "measured", "all", "some", "none", "minimum", "consistent", "inconsistent", "inconclusive")
+"""Verdicts with an answer that needs no test."""
 
 
 def finding_tables(found: Findings) -> list[Table]:
@@ -84,11 +84,11 @@ def finding_tables(found: Findings) -> list[Table]:
 
 
 def _answers(one: Finding) -> bool:
+    """Is it significant or declared, or an answer that stands without a test?"""
     if one.significance in ("significant", "primary"):
         return True
-    if one.question.startswith(("dip", "drift", "emergence")):
-        return False
-    return one.verdict not in EMPTY and one.n > 0
+    whole = one.verdict != "crossed" or one.n == 1 or one.has_interval
+    return one.n > 0 and one.verdict in ANSWERED and whole
 
 
 def finding_table(title: str, those: Sequence[Finding]) -> Table:
@@ -111,7 +111,7 @@ def finding_table(title: str, those: Sequence[Finding]) -> Table:
         title=title,
         columns=[columns[k] for k in used],
         rows=[[row[k] for k in used] for row in rows],
-        numeric=frozenset(i for i, k in enumerate(used) if 2 <= k <= 4),
+        numeric=frozenset(i for i, k in enumerate(used) if 1 <= k <= 4),
     )
 
 

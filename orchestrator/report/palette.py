@@ -54,7 +54,7 @@ def shade(value: float) -> str:
     return f"{'p' if value > 0 else 'n'}{step}"
 
 
-def _mix(stops: tuple[str, ...], value: float) -> tuple[int, int, int]:
+def mix(stops: tuple[str, ...], value: float) -> tuple[int, int, int]:
     """Colour at −1 ≤ value ≤ 1, linear between the stops."""
     place = (value + 1) * (len(stops) - 1) / 2
     i = min(int(place), len(stops) - 2)
@@ -75,7 +75,7 @@ def css(palette: Palette) -> str:
     rules = []
     values = [0.0, *(sign * (k / STEPS) for sign in (-1, 1) for k in range(1, STEPS + 1))]
     for value in values:
-        colour = _mix(palette.scale, value)
+        colour = mix(palette.scale, value)
         name = shade(value)
         rules.append(f".{name} rect{{fill:rgb{colour}}}.{name} text{{fill:{ink_on(colour)}}}")
     for k, colour in enumerate(palette.series):

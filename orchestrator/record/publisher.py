@@ -56,7 +56,7 @@ def publish(
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
         everything, position, target, told, pause = State(), 0, None, "", pause_seconds
-        page_due, shown = time.monotonic() + PAGE_SECONDS, 0
+        page_due, n_shown = time.monotonic() + PAGE_SECONDS, 0
         while True:
             ending = not follow or _stdin_closed(pause)
             began = time.monotonic()
@@ -83,8 +83,8 @@ def publish(
                 if (what := trouble.of(problem, tracking_uri).what) != told:
                     print(f"MLflow: {what}", file=sys.stderr, flush=True)
                 told, target = what, None
-            if time.monotonic() >= page_due and len(state.trials) > shown:
-                page_due, shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
+            if time.monotonic() >= page_due and len(state.trials) > n_shown:
+                page_due, n_shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
             pause = max(pause_seconds, 10 * (time.monotonic() - began))  # following takes a tenth of a core at most
         for place in (folder, folder / "figures"):
             files.remove_stale(place)

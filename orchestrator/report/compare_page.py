@@ -36,6 +36,7 @@ def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
     tested = len(shown) + count(found.findings, "not significant")
     sides = [side for pair in found.pairs for side in zip((found.a, found.b), pair, strict=True)]
     edges = [edge for of, condition in sides for edge in surface.edges_of(of, condition, found.skill)]
+    n_budgets = max(len(of.study.budgets) for of in (found.a, found.b))
     return {
         "ids": ids,
         "answer": compare.sentence(found),
@@ -43,7 +44,7 @@ def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
         "title": f"Ability in {found.skill}",
         "rows": [_surfaces(found, pair) for pair in found.pairs[:PAIRS]],
         "measures": {"ability": page.MEASURES["ability"]},
-        "lines": {edge.words for edge in edges},
+        "lines": surface.legend(edges, n_budgets, (page.NARROW,)),
         "replicates": "all replicates",
         "table": tables.finding_table("Significant differences", shown) if shown else None,
         "counts": f"{times(tested, 'difference')} tested: {len(shown):,} significant after correction "
@@ -57,7 +58,7 @@ def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
 
 
 def _surfaces(found: Comparison, pair: Pair) -> list[Panel]:
-    """The first study, the second one, and their difference where both have a cell."""
+    """The first study, the second one, and their difference in the cells that both have."""
     panels = [_side(found, of, condition) for of, condition in zip((found.a, found.b), pair, strict=True)]
     return [*panels, _difference(found, pair)]
 
@@ -66,7 +67,9 @@ def _side(found: Comparison, of: Findings, condition: str) -> Panel:
     shown = surface.shown_of(of, "ability", condition, found.skill)
     cells, edges = surface.cells_of(of, shown), surface.edges_of(of, condition, found.skill)
     title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.lines) > 1 else "")
-    return surface.panel((of.results.levels, of.study.budgets), shown, cells, edges, page.NARROW, title=title, labelled=True)
+    return surface.panel(
+        (of.results.levels, of.study.budgets), shown, cells, edges, page.NARROW, title=title, labelled=True
+    )
 
 
 def _difference(found: Comparison, pair: Pair) -> Panel:
@@ -75,7 +78,9 @@ def _difference(found: Comparison, pair: Pair) -> Panel:
     at = {
         (one.n_tasks, one.compute_flops): one
         for one in found.findings
-        if one.question == "difference of ability" and one.skill == found.skill and (one.against, one.condition) == names
+        if one.question == "difference of ability"
+        and one.skill == found.skill
+        and (one.against, one.condition) == names
     }
 
     def cell(n: int, c: float) -> Cell:
@@ -88,4 +93,6 @@ def _difference(found: Comparison, pair: Pair) -> Panel:
     cells = [[cell(n, c) for c in found.budgets] for n in found.levels]
     shown = Shown("difference of ability", pair[1], found.skill, "held_out")
     axes = found.levels, found.budgets
-    return surface.panel(axes, shown, cells, [], page.NARROW, title="Difference", note="second less first; * significant")
+    return surface.panel(
+        axes, shown, cells, [], page.NARROW, title="Difference", note="second less first; * significant"
+    )

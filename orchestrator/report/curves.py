@@ -39,12 +39,14 @@ def conditions_of(found: Findings) -> list[str]:
 
 def some(values: Sequence[Any], n: int = PANELS) -> list[Any]:
     """At most n of them, evenly spread, first and last included."""
-    places = np.unique(np.linspace(0, len(values) - 1, n).round().astype(int)) if len(values) > n else range(len(values))
+    places = (
+        np.unique(np.linspace(0, len(values) - 1, n).round().astype(int)) if len(values) > n else range(len(values))
+    )
     return [values[i] for i in places]
 
 
 class Series(NamedTuple):
-    """What one colour shows in a panel by number of tasks."""
+    """One colour of a panel by number of tasks."""
 
     name: str
     colour: int
@@ -81,7 +83,7 @@ def by_tasks(
 ) -> Panel:
     """Replicates as marks and their mean as a line, a column for each number of tasks."""
     levels = found.results.levels
-    width = min(330, max(WIDTH + 20, 40 * len(levels) + 50))
+    width = WIDTH + 22
     drawing = Drawing(width, HEIGHT + 70)
     axes = Axes(drawing, (42, 24, width - 10, 24 + HEIGHT), (-0.5, len(levels) - 0.5), bounds, log=False)
     axes.frame(_ticks(*bounds, halves), y_title, "number of training tasks")
@@ -102,9 +104,7 @@ def by_tasks(
             kind = f"{'o' if one.mark == 'square' else 'f'}{one.colour} thin"
             tip = f"{one.name} {decimal(value, 3)}\n{counted(levels[i], 'task')}, replicate {r}" if n <= 10 else ""
             drawing.mark(x, axes.y(value), kind, shape, tip, 3.2 if n <= 10 else 1.8)
-            rows.append(
-                {"panel": title, "series": one.name, "n_tasks": levels[i], "replicate": int(r), "value": value}
-            )
+            rows.append({"panel": title, "series": one.name, "n_tasks": levels[i], "replicate": int(r), "value": value})
     alt = "; ".join(f"{one.name}: {', '.join(decimal(v) for v in means(one.values).tolist())}" for one in series)
     return Panel(title=title, alt=f"{y_title} by number of tasks, means. {alt}.", drawing=drawing, rows=rows)
 
@@ -125,7 +125,7 @@ def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
 
 
 def means(values: np.ndarray) -> np.ndarray:
-    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN where none has."""
+    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN if none has."""
     known = ~np.isnan(values)
     n = known.sum(-1)
     return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
@@ -173,7 +173,15 @@ def bounds_of_runs(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def runs_of(
-    found: Findings, measure: str, condition: str, skill: str, split: str, n_tasks: int, colour: int, mark: str, name: str
+    found: Findings,
+    measure: str,
+    condition: str,
+    skill: str,
+    split: str,
+    n_tasks: int,
+    colour: int,
+    mark: str,
+    name: str,
 ) -> list[Run]:
     """All replicates of a condition at one number of tasks."""
     results, runs = found.results, []
@@ -288,15 +296,22 @@ def memory_and_ability(found: Findings) -> Figure | None:
         for title, series in zip(titles, many, strict=True)
         if any(np.isfinite(one.values).any() for one in series)
     ]
-    return Figure(
-        name="memory",
-        title="Memory against ability",
-        sentence=_ends_words(found, conditions[0]),
-        panels=panels,
-        key=[(0, "round", "ability: share of the rule learned"), (1, "square", "memory: share of the list remembered")],
-        note="A mark is a replicate, the line their mean. A triangle lies beyond the edge."
-        + (f" All at {number(budgets[-1])} FLOPs." if len(conditions) > 1 else ""),
-    ) if panels else None
+    return (
+        Figure(
+            name="memory",
+            title="Memory against ability",
+            sentence=_ends_words(found, conditions[0]),
+            panels=panels,
+            key=[
+                (0, "round", "ability: share of the rule learned"),
+                (1, "square", "memory: share of the list remembered"),
+            ],
+            note="A mark is a replicate, the line their mean. A triangle lies beyond the edge."
+            + (f" All at {number(budgets[-1])} FLOPs." if len(conditions) > 1 else ""),
+        )
+        if panels
+        else None
+    )
 
 
 def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
@@ -475,7 +490,7 @@ def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
 
 
 def override(found: Findings) -> Figure | None:
-    """The answer of the context against the memorised answer, where a family offers both."""
+    """The answer of the context against the memorised answer, for families that offer both."""
     panels = []
     conditions = conditions_of(found)[:PANELS]
     for condition in conditions:
@@ -483,7 +498,10 @@ def override(found: Findings) -> Figure | None:
         both = [j for j in range(len(found.study.budgets)) if all(np.isfinite(cube[:, j]).any() for cube in pair)]
         if both:
             names = ("the context's answer", "the memorised answer")
-            series = [Series(n, k, "square" if k else "round", cube[:, both[-1]]) for k, (n, cube) in enumerate(zip(names, pair, strict=True))]
+            series = [
+                Series(n, k, "square" if k else "round", cube[:, both[-1]])
+                for k, (n, cube) in enumerate(zip(names, pair, strict=True))
+            ]
             title = condition if len(conditions) > 1 else f"{number(found.study.budgets[both[-1]])} FLOPs"
             panels.append(by_tasks(found, series, title, "probability", (-0.03, 1.05)))
     if not panels:

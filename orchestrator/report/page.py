@@ -22,6 +22,7 @@ from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
 from orchestrator.report import curves, palette, surface, svg, tables
+from orchestrator.report.surface import Edge
 from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
 from trainers.tasks import Family
@@ -31,14 +32,14 @@ MAX_FIGURE_BYTES = 400_000
 """A larger figure is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
 RELOAD_SECONDS = 60
 """The page of an unfinished study reloads itself so often."""
-WIDTHS = (800, 540, 344, 262)
-"""Pixels of a surface on the first screen where there are one, two, three or four conditions; of more, the others follow."""
+WIDTHS = (776, 540, 344, 262)
+"""Pixels of a surface on the first screen with one, two, three or four conditions. Further conditions follow behind the fold."""
 NARROW = 344
 """Pixels of a surface on a phone."""
 
 
 class Measure(NamedTuple):
-    """What a measure of the surface means, and the ends of its scale."""
+    """A measure of the surface, explained, with the ends of its scale."""
 
     words: str
     low: str
@@ -94,12 +95,12 @@ def _write_files(folder: Path, study: str, page: Mapping[str, Any]) -> None:
 def _contents(
     found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None, outside: int
 ) -> dict[str, Any]:
-    """Everything that the template is given."""
+    """Everything for the template."""
     study = found.study
-    views, others, hero = _surfaces(found)
+    views = _views(found)
     story = [figure for make in curves.STORY if (figure := make(found))]
     folded = [*(figure for make in (curves.compute_to_skill, *curves.FOLDED) if (figure := make(found)))]
-    folded += [figure for figure in (others, _skills(found)) if figure]
+    folded += [figure for figure in (_more_conditions(found), _skills(found)) if figure]
     addresses, linked = _links(links)
     verdict, claim = answer.badge(found)
     return {
@@ -112,7 +113,7 @@ def _contents(
         "claim": found.primary.sentence if found.primary else f"{claim[0].upper()}{claim[1:]}.",
         "views": views,
         "measures": MEASURES,
-        "hero": hero,
+        "hero": _first_screen(found, views),
         "several": len(study.lines) > 1,
         "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
@@ -121,7 +122,11 @@ def _contents(
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,
         "counts": tables.counts(found),
-        "tables": [*tables.finding_tables(found), *filter(None, [tables.successes(found)]), tables.trials(found, addresses)],
+        "tables": [
+            *tables.finding_tables(found),
+            *filter(None, [tables.successes(found)]),
+            tables.trials(found, addresses),
+        ],
         "linked": linked,
         "outside": times(outside, "trial") if outside else "",
         "provenance": tables.provenance(found, sessions),
@@ -142,9 +147,10 @@ def _progress(found: Findings) -> str:
 
 
 def _lines(found: Findings) -> set[str]:
-    """Which lines the surfaces have, for their legend."""
+    """The lines that the surfaces have, for their legend."""
+    first, _ = _conditions(found)
     edges = [edge for c in found.study.lines for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
-    return {edge.words for edge in edges} | ({"interval"} if any(edge.has_interval for edge in edges) else set())
+    return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
 
 
 # Surfaces -----------------------------------------------------------------------------------------------------------
@@ -154,50 +160,78 @@ class View(NamedTuple):
     """The surface of one condition in one measure, drawn for a wide screen and for a phone."""
 
     measure: str
-    condition: str
     wide: Panel
     narrow: Panel
 
 
-def _surfaces(found: Findings) -> tuple[list[View], Figure | None, Figure]:
-    """The first screen's surfaces; those of more conditions as a figure; all of the first screen as files."""
-    skill, axes = found.study.shown_skills[0], (found.results.levels, found.study.budgets)
-    conditions = [alike[0] for alike in found.study.same_question()]
-    first, rest = conditions[: len(WIDTHS)], conditions[len(WIDTHS) :]
-    width = WIDTHS[len(first) - 1]
-    views = []
+def _conditions(found: Findings) -> tuple[list[str], list[str]]:
+    """The conditions with a surface on the first screen, and the others. Conditions that differ in placement alone count once."""
+    names = [alike[0] for alike in found.study.same_question()]
+    return names[: len(WIDTHS)], names[len(WIDTHS) :]
+
+
+def _views(found: Findings) -> list[View]:
+    """The surfaces of the first screen, measure by measure; a measure without a value is left out."""
+    first, _ = _conditions(found)
+    width, views = WIDTHS[len(first) - 1], []
+    edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
     for measure in MEASURES:
         shown = [surface.shown_of(found, measure, c) for c in first]
         cells = [surface.cells_of(found, one) for one in shown]
-        if measure != "ability" and not any(map(surface.has_values, cells)):
-            continue
-        edges = [surface.edges_of(found, c, skill) for c in first]
-        for one, those, lines in zip(shown, cells, edges, strict=True):
-            nowhere = not any(line.kind == "edge" for line in lines) and surface.has_values(those)
-            words = {"title": one.condition, "note": "skill appears nowhere" if nowhere else ""}
-            wide, narrow = (
-                surface.panel(axes, one, those, lines, w, **words, labelled=any(edges)) for w in (width, NARROW)
-            )
-            views.append(View(measure, one.condition, wide, narrow))
-    rows = [row for c in first for row in surface.edge_rows(found, c, skill)]
-    views[0].wide.rows.extend(rows)
-    hero = Figure(name="surface", title=surface.shown_of(found, "ability", first[0]).title, sentence="", panels=[
-        view.wide for view in views if view.measure == "ability"
-    ])
-    panels = []
-    for condition in rest:
-        one = surface.shown_of(found, "ability", condition)
-        edges = surface.edges_of(found, condition, skill)
-        panels.append(surface.panel(axes, one, surface.cells_of(found, one), edges, NARROW, title=condition, labelled=True))
-    others = Figure(
-        name="conditions_more", title=f"Ability in {skill}: the other conditions", sentence="", panels=panels
-    )
-    return views, others if panels else None, hero
+        if measure == "ability" or any(map(surface.has_values, cells)):
+            for one, those in zip(shown, cells, strict=True):
+                wide, narrow = (
+                    surface.panel(
+                        _axes(found),
+                        one,
+                        those,
+                        edges[one.condition],
+                        pixels,
+                        title=one.condition,
+                        note=_absence(found, one.condition, edges[one.condition]),
+                        labelled=any(edges.values()),
+                    )
+                    for pixels in (width, NARROW)
+                )
+                views.append(View(measure, wide, narrow))
+    return views
+
+
+def _axes(found: Findings) -> tuple[list[int], list[float]]:
+    return found.results.levels, found.study.budgets
+
+
+def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
+    """The reason for a missing line of the skill; "" if the line is there."""
+    verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
+    if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
+        return ""
+    return "skill appears nowhere" if verdicts <= {"beyond", "missing"} else "skill appears in few replicates"
+
+
+def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
+    """The surfaces of the first screen as a figure for its files; their numbers include both boundaries."""
+    first, _ = _conditions(found)
+    panels = [view.wide for view in views if view.measure == "ability"]
+    skill = found.study.shown_skills[0]
+    panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
+    return Figure(name="surface", title=surface.shown_of(found, "ability", first[0]).title, sentence="", panels=panels)
+
+
+def _more_conditions(found: Findings) -> Figure | None:
+    """Surfaces of the conditions that the first screen has no room for."""
+    skill, panels = found.study.shown_skills[0], []
+    for condition in _conditions(found)[1]:
+        shown = surface.shown_of(found, "ability", condition)
+        cells, edges = surface.cells_of(found, shown), surface.edges_of(found, condition, skill)
+        panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, title=condition, labelled=True))
+    title = f"Ability in {skill}: the other conditions"
+    return Figure(name="conditions_more", title=title, sentence="", panels=panels) if panels else None
 
 
 def _skills(found: Findings) -> Figure | None:
     """Surfaces of the other skills, condition by condition."""
-    panels, axes = [], (found.results.levels, found.study.budgets)
+    panels = []
     for condition in curves.conditions_of(found):
         for skill in found.study.shown_skills[1:]:
             shown = surface.shown_of(found, "ability", condition, skill)
@@ -206,13 +240,9 @@ def _skills(found: Findings) -> Figure | None:
                 edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
                 title = skill + (f", {condition}" if len(found.study.lines) > 1 else "")
                 note = cast(Family, found.study.family).skills.get(skill, "")
-                panels.append(surface.panel(axes, shown, cells, edges, NARROW, 30, title, note, labelled=True))
-    return Figure(
-        name="skills",
-        title="The other skills",
-        sentence="Ability by number of tasks and compute, on the scale of the first surface.",
-        panels=panels,
-    ) if panels else None
+                panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, 30, title, note, labelled=True))
+    sentence = "Ability by number of tasks and compute, on the scale of the first surface."
+    return Figure(name="skills", title="The other skills", sentence=sentence, panels=panels) if panels else None
 
 
 # Templates ----------------------------------------------------------------------------------------------------------
@@ -231,7 +261,7 @@ def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
 
 
 def templates() -> jinja2.Environment:
-    """The files of templates/, with what they may call."""
+    """The files of templates/ and their filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -75,13 +75,11 @@ def css(palette: Palette) -> str:
     rules = []
     values = [0.0, *(sign * (k / STEPS) for sign in (-1, 1) for k in range(1, STEPS + 1))]
     for value in values:
-        colour = mix(palette.scale, value)
-        name = shade(value)
-        rules.append(f".{name} rect{{fill:rgb{colour}}}.{name} text{{fill:{ink_on(colour)}}}")
+        cell, name = mix(palette.scale, value), shade(value)
+        rules.append(f".{name} rect{{fill:rgb{cell}}}.{name} text{{fill:{ink_on(cell)}}}")
     for k, colour in enumerate(palette.series):
         rules.append(f".s{k}{{stroke:{colour};fill:none}}.f{k}{{fill:{colour};stroke:{colour}}}")
         rules.append(f".o{k}{{fill:{palette.paper};stroke:{colour}}}.w{k}{{fill:{colour};opacity:.22;stroke:none}}")
-        rules.append(f"svg .t{k}{{fill:{colour}}}")
     p = palette
     rules.append(
         f"svg text{{fill:{p.ink}}}svg .g{{fill:{p.grey}}}.paper{{fill:{p.paper}}}.grid{{stroke:{p.faint}}}"
@@ -112,7 +110,7 @@ GEOMETRY = (
 
 
 def page_css() -> str:
-    """Everything for a page: light, and dark where the reader asks for it. Paper is printed light."""
+    """Everything for a page: light, and dark for readers who prefer it. Paper is printed light."""
     dark = f":root{{{variables(DARK)};color-scheme:dark}}{css(DARK)}"
     return (
         f":root{{{variables(LIGHT)};color-scheme:light}}{GEOMETRY}{css(LIGHT)}\n"

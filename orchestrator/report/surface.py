@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from orchestrator.analysis import boundaries
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Phase
@@ -25,12 +26,13 @@ def on_split(split: str) -> str:
     """A split as people call it."""
     return "held-out tasks" if split == "held_out" else "training tasks"
 
+
 WHISKERS = 70
 """Narrower cells have no room for intervals beside their number."""
 
 
 class Shown(NamedTuple):
-    """What a surface shows of one condition."""
+    """The content of a surface: one measure of one condition."""
 
     measure: str
     condition: str
@@ -65,7 +67,7 @@ class Cell(NamedTuple):
     replicates: tuple[float, ...] = ()
     """NaN is missing."""
     words: str = ""
-    """Its text, where that is not the value."""
+    """Its text, if that is not the value."""
 
 
 def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
@@ -105,7 +107,7 @@ class Edge(NamedTuple):
     kind: str
     """CSS class of its line."""
     heights: tuple[float | None, ...]
-    """A budget each: rows above the first row's middle. None: not defined there. Half rows lie between two rows."""
+    """A budget each, in rows above the first row's middle: 0.5 lies between the first two. None: not defined there."""
     intervals: tuple[tuple[float, float] | None, ...]
     """The same for the ends of the interval."""
 
@@ -133,18 +135,14 @@ def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
 
 
 def _height(levels: Sequence[int], one: Finding | None) -> float | None:
-    """The middle of the median replicate's bracket."""
+    """The lower side of the first row across, in the median replicate."""
     if one is None or not one.brackets:
         return None
-    if one.verdict in ("beyond", "below"):
-        return len(levels) - 0.5 if one.verdict == "beyond" else -0.5
-    row: Mapping[float, int] = {float(n): i for i, n in enumerate(levels)}
-    middles = []
-    for bracket in one.brackets:
-        low = row[bracket.low] if bracket.low is not None else -1
-        high = row[bracket.high] if bracket.high is not None else len(levels)
-        middles.append((low + high) / 2)
-    return float(np.median(middles)) if len(middles) % 2 else sorted(middles)[len(middles) // 2 - 1]
+    if one.verdict == "beyond":  # the cells above the last one seen are undefined: nothing is known there
+        return len(levels) - 0.5 if boundaries.edge(one) == levels[-1] else None
+    row = {float(n): i for i, n in enumerate(levels)}
+    first = [row[b.high] if b.high is not None else len(levels) for b in one.brackets]
+    return sorted(first)[len(first) // 2] - 0.5
 
 
 def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
@@ -163,7 +161,7 @@ EMPTY = {"open": "", "failed": "failed", "diverged": "div.", "done": "—", "und
 
 
 class Grid(NamedTuple):
-    """Where the cells of a surface lie, in pixels."""
+    """The layout of a surface, in pixels."""
 
     left: float
     top: float
@@ -173,7 +171,7 @@ class Grid(NamedTuple):
     n_columns: int
 
     def y(self, height: float) -> float:
-        """Of a height in rows, 0 being the middle of the first row."""
+        """Pixels of a height in rows; 0 is the middle of the first row."""
         return self.top + (self.n_rows - 0.5 - height) * self.cell_h
 
     def x(self, column: int) -> float:
@@ -188,6 +186,15 @@ def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float,
     cell_w = min(150.0, (width - left - right) / n_columns)
     cell_h = max(17.0, min(tallest, 400 / len(levels)))
     return Grid(left, 24, cell_w, cell_h, len(levels), n_columns)
+
+
+def legend(edges: Sequence[Edge], n_columns: int, widths: Sequence[float]) -> set[str]:
+    """Lines to explain: the edges, and `wide` or `narrow` if intervals have room at that width."""
+    found = {edge.words for edge in edges}
+    if any(edge.has_interval for edge in edges):
+        rooms = zip(("wide", "narrow"), (widths[0], widths[-1]), strict=True)
+        found |= {name for name, width in rooms if grid_of([1000], n_columns, width, 44, True).cell_w >= WHISKERS}
+    return found
 
 
 def panel(
@@ -217,33 +224,44 @@ def panel(
     for x, name in spaced(centres, [number(c) for c in budgets]):
         drawing.text(x, bottom + 17, name, "m")
     drawing.text(grid.left + grid.n_columns * grid.cell_w / 2, bottom + 35, "training compute (FLOPs)", "g m")
+    words = _formatted(cells, grid.cell_w - 3)
     for i, line in enumerate(cells):
         for j, cell in enumerate(line):
-            _draw_cell(drawing, grid, i, j, cell, _tip(axes, shown, i, j, cell))
+            _draw_cell(drawing, grid, i, j, cell, words[i][j], _tip(axes, shown, i, j, cell))
     _draw_edges(drawing, grid, edges)
-    words = " ".join(
+    said = " ".join(
         f"{counted(n, 'task')}: {', '.join(decimal(c.value) for c in line)}."
         for n, line in zip(levels, cells, strict=True)
     )
     return Panel(
         title=title,
         note=note,
-        alt=f"{shown.title} by number of tasks (rows) and compute (columns). {words}",
+        alt=f"{shown.title} by number of tasks (rows) and compute (columns). {said}",
         drawing=drawing,
         rows=_rows(axes, shown, cells),
     )
 
 
-def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, tip: str) -> None:
+def _formatted(cells: Sequence[Sequence[Cell]], room: float) -> list[list[str]]:
+    """The text of every cell, in the first format that fits all cells; "" for numbers if none fits."""
+    formats = (lambda w: w, lambda w: w.replace("0.", ".", 1), lambda w: "")
+    for write in formats:
+        words = [
+            [write(c.words or decimal(c.value)) if c.value is not None else EMPTY.get(c.state, c.state) for c in line]
+            for line in cells
+        ]
+        if max(width_of(w) for line in words for w in line) <= room:
+            break
+    return words
+
+
+def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: str, tip: str) -> None:
     kind = "void" if cell.state == "undefined" else "blank" if cell.value is None else shade(cell.value)
-    first = cell.words or (decimal(cell.value) if cell.value is not None else EMPTY.get(cell.state, cell.state))
-    words = [first.replace("0.", ".", 1) if width_of(first) > grid.cell_w - 10 else first]
+    words = [word] if word else []
     if 0 < cell.known < len(cell.replicates) and grid.cell_h >= 34:
         words.append(f"{cell.known} of {len(cell.replicates)}")
-    words = [w for w in words if w and width_of(w) < grid.cell_w - 1]
-    drawing.cell(
-        grid.x(j) + 1, grid.y(i) - grid.cell_h / 2 + 1, grid.cell_w - 2, grid.cell_h - 2, kind, words, tip
-    )
+    words = [w for w in words if width_of(w) < grid.cell_w]
+    drawing.cell(grid.x(j) + 1, grid.y(i) - grid.cell_h / 2 + 1, grid.cell_w - 2, grid.cell_h - 2, kind, words, tip)
 
 
 def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
@@ -266,8 +284,9 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
         strokes = _steps(grid, edge, edges[:k])
         for kind in ("case", edge.kind):
             drawing.path(strokes, kind)
-        end = right if edge.heights[-1] is not None else grid.x(len(edge.heights) - 1)
-        drawing.path([[(end, grid.y(height)), (right + 8, -place)]], "edge mid" + (" dash" if k else ""))
+        known = max(j for j, h in enumerate(edge.heights) if h is not None)
+        style = f"{edge.kind} mid" if known == grid.n_columns - 1 else "axis"
+        drawing.path([[(grid.x(known + 1), grid.y(height)), (right + 8, -place)]], style)
         inset = 0.13 * grid.cell_w
         for j, interval in enumerate(edge.intervals if grid.cell_w >= WHISKERS else ()):
             if interval is not None:
@@ -281,7 +300,7 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
 def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
     """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets.
 
-    Where it coincides with one of the others, it runs just below.
+    A line that coincides with one of the others runs just below it.
     """
     strokes: list[list[Point]] = [[]]
     for j, height in enumerate(edge.heights):

@@ -10,8 +10,10 @@ import csv
 import html
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -93,9 +95,7 @@ class Drawing:
 
     @staticmethod
     def _titled(name: str, attributes: str, title: str) -> str:
-        return f"<{name} {attributes}>" + (
-            f"<title>{_safe(title)}</title></{name}>" if title else f"</{name}>"
-        )
+        return f"<{name} {attributes}>" + (f"<title>{_safe(title)}</title></{name}>" if title else f"</{name}>")
 
     def render(self, alt: str) -> Markup:
         """The whole picture for a page; `alt` is its text for readers who cannot see it."""
@@ -128,15 +128,15 @@ class Figure:
     """Panels that belong together."""
 
     name: str
-    """Of its files, and its anchor on the page."""
+    """The name of its files and of its anchor on the page."""
     title: str
     sentence: str
-    """One sentence: what is seen."""
+    """One sentence on the result in the figure."""
     panels: list[Panel]
     key: Sequence[tuple[int, str, str]] = ()
     """Series as (colour, mark, words)."""
     note: str = ""
-    """How to read it, where the axes do not suffice."""
+    """A reading aid, if the axes do not suffice."""
 
     @property
     def pictures(self) -> int:
@@ -153,9 +153,7 @@ def _swatch(colour: int, mark: str) -> Markup:
     drawing = Drawing(28, 12)
     drawing.line(1, 6, 27, 6, f"s{colour} mid{' dash' if mark == 'square' else ''}")
     drawing.mark(14, 6, f"{'o' if mark == 'square' else 'f'}{colour} mid", mark)
-    return Markup(
-        f'<svg aria-hidden="true" width="28" height="12" viewBox="0 0 28 12">{"".join(drawing.parts)}</svg>'
-    )
+    return Markup(f'<svg aria-hidden="true" width="28" height="12" viewBox="0 0 28 12">{"".join(drawing.parts)}</svg>')
 
 
 def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
@@ -167,7 +165,7 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
     width = max(columns * cell_w + 12, 460)
     head = Drawing(width, 0)
     head.text(12, 24, f"{study}: {figure.title}", "b big")
-    lines = _wrapped(" ".join(filter(None, (figure.sentence, figure.note))), int((width - 24) / 6.4))
+    lines = textwrap.wrap(" ".join(filter(None, (figure.sentence, figure.note))), int((width - 24) / 6.4))
     for k, words in enumerate(lines):
         head.text(12, 44 + 16 * k, words, "g")
     top = 44 + 16 * len(lines) + (22 if figure.key else 4)
@@ -190,12 +188,6 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
         f'viewBox="0 0 {_n(width)} {_n(height)}"><style>{file_css()}</style>'
         f'<rect class="paper" width="100%" height="100%"/>{"".join(head.parts)}{"".join(body)}</svg>\n'
     ).encode(errors="replace")
-
-
-def _wrapped(words: str, letters: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(words, letters)
 
 
 def table(rows: Sequence[Row]) -> bytes:
@@ -261,19 +253,18 @@ HALVES = ((0.0, "0"), (0.5, "½"), (1.0, "1"))
 
 
 def spaced(at: Sequence[float], words: Sequence[str], size: float = 12) -> list[tuple[float, str]]:
-    """As many centred names at ascending pixels as do not touch; the last one always."""
-    kept: list[tuple[float, str]] = []
-    free = math.inf
-    for x, name in reversed(list(zip(at, words, strict=True))):
-        half = width_of(name, size) / 2
-        if x + half <= free:
-            kept.append((x, name))
-            free = x - half - 6
-    return kept[::-1]
+    """Every name, or every second, third, ... from the last one back, so that centred names do not touch."""
+    named = list(zip(at, words, strict=True))
+    for stride in range(1, len(named)):
+        kept = named[::-1][::stride][::-1]
+        gaps = [b[0] - a[0] - (width_of(a[1], size) + width_of(b[1], size)) / 2 for a, b in pairwise(kept)]
+        if all(gap >= 5 for gap in gaps):
+            return kept
+    return named[-1:]
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels: at their values where there is room, else moved up by as little as keeps them apart."""
+    """Places for labels, in the order given: at their values, or moved up just enough to keep them apart."""
     places = [0.0] * len(values)
     last = -math.inf
     for i in sorted(range(len(values)), key=lambda i: values[i]):

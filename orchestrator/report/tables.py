@@ -30,7 +30,7 @@ class Table(NamedTuple):
     """A table for the template `table`."""
 
     name: str
-    """Of its CSV file, and its anchor."""
+    """The name of its CSV file and of its anchor."""
     title: str
     columns: list[str]
     rows: list[list[str]]
@@ -67,7 +67,19 @@ QUESTIONS = (
     ("Expected values", ("expected ",)),
 )
 """Title of a table -> its questions; one that ends in a space is a prefix."""
-ANSWERED = ("crossed", "below", "beyond", "measured", "all", "some", "none", "minimum", "consistent", "inconsistent", "inconclusive")
+ANSWERED = (
+    "crossed",
+    "below",
+    "beyond",
+    "measured",
+    "all",
+    "some",
+    "none",
+    "minimum",
+    "consistent",
+    "inconsistent",
+    "inconclusive",
+)
 """Verdicts with an answer that needs no test."""
 
 
@@ -155,14 +167,16 @@ def successes(found: Findings) -> Table | None:
                 rows.append(([condition] if several else []) + [number(n), *cells])
     columns = (["Condition"] if several else []) + ["Tasks", *(f"{number(c)} FLOPs" for c in found.study.budgets)]
     note = "Replicates with an ability of ½ or more, with Wilson's 95 % interval of the share."
-    return Table("successes", "How many replicates have it", columns, rows, note, frozenset({several})) if rows else None
+    return (
+        Table("successes", "How many replicates have it", columns, rows, note, frozenset({several})) if rows else None
+    )
 
 
 # Trials and provenance ----------------------------------------------------------------------------------------------
 
 
 def trials(found: Findings, links: Mapping[str, str]) -> Table:
-    """A row a trial: its status, what it measured and what it cost. The last cell is the link to its MLflow run."""
+    """A row for each trial: status, measures, costs. The last cell is the address of its MLflow run."""
     study, results = found.study, found.results
     levels = {n: i for i, n in enumerate(results.levels)}
     budgets = {c: i for i, c in enumerate(results.budgets)}
@@ -203,7 +217,7 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
 
 
 def _count(value: float | None) -> str:
-    """A count or cost, an em dash where it is missing."""
+    """A count or cost; an em dash if it is missing."""
     if value is None or not math.isfinite(value):
         return "—"
     if value < 10 and not float(value).is_integer():
@@ -212,7 +226,7 @@ def _count(value: float | None) -> str:
 
 
 def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Where the numbers come from and what they cost: (name, words), as far as it is known."""
+    """Origin and cost of the numbers, as far as known: (name, words)."""
     costs = found.costs()
     facts: list[tuple[str, str]] = []
     commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
@@ -256,7 +270,7 @@ def _span(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> tuple[float
 
 
 def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
-    """What was run, how long, where, when and from which commit, in a line; all of it is told under Provenance."""
+    """Trials, compute, duration, machine, date and commit in one line."""
     begun, ended = _span(found, sessions)
     facts = [times(len(found.runs), "trial"), f"{_flops(found.costs().train_flops)} of training"]
     if begun is not None and ended is not None:
@@ -308,7 +322,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _changes(variant: Variant) -> str:
-    """What a variant changes: d_model 128, d_mlp 512."""
+    """The settings that a variant changes: d_model 128, d_mlp 512."""
     return ", ".join(_pairs(changes) for part in PARTS if (changes := getattr(variant, part))) or "as stated"
 
 
@@ -325,7 +339,7 @@ def _setting(value: Any) -> str:
 
 
 def reference_words(study: Study) -> list[tuple[str, str]]:
-    """What the family says of its exact predictors, and the constants it declares for them."""
+    """The family's exact predictors and their constants: (name, words)."""
     kind = type(study.family)
     module = importlib.import_module(kind.__module__)
     said = []
@@ -346,7 +360,7 @@ def reference_words(study: Study) -> list[tuple[str, str]]:
 
 
 def definitions(found: Findings) -> list[tuple[str, str]]:
-    """What the words on the page mean, for this study's family."""
+    """The page's terms, for this study's family: (term, definition)."""
     study = found.study
     family = cast(Family, study.family)
     on = on_split(found.skill_split(study.shown_skills[0]))
@@ -362,7 +376,10 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
         ("Memory", memory + (" Read before the learning rate decays; ability after it." if decays else "")),
         ("K_A", "The number of tasks from which on half of the replicates reach an ability of ½: the skill appears."),
         ("K_M", "The number of tasks at which memory falls below ½ in half of the replicates: memory ends."),
-        ("Interval", "Of the median replicate, from the tasks between which each one crosses. Nothing is interpolated."),
+        (
+            "Interval",
+            "Of the median replicate, from the tasks between which each one crosses. Nothing is interpolated.",
+        ),
         ("—", "Missing, never zero: no result, or the references coincide (less than 0.1 nats or 10 standard errors)."),
         ("Replicates", "Differ in training tasks, weights and batches. Diverged and failed trials stay in the count."),
     ]

@@ -25,7 +25,7 @@ from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.report import curves, palette, surface, tables
 from orchestrator.report import page as report_page
 from orchestrator.study.schema import Study
-from trainers.tasks import Family, family_from
+from trainers.tasks import family_from
 
 Value = Callable[[int, float, int], float | None]  # (n_tasks, budget, replicate) -> value
 
@@ -148,7 +148,9 @@ class Page(HTMLParser):
         of = dict(attributes)
         if tag == "meta":
             self.metas.append(of)
-        self.links += [of[name] or "" for name in ("src", "href", "xlink:href", "data", "srcset", "action") if name in of]
+        self.links += [
+            of[name] or "" for name in ("src", "href", "xlink:href", "data", "srcset", "action") if name in of
+        ]
         self.styles += [of["style"] or ""] if "style" in of else []
         self.words += [of["aria-label"] or ""] if "aria-label" in of else []
         if of.get("id"):
@@ -309,7 +311,15 @@ def test_a_table_for_each_question_has_the_findings_with_an_answer(written: Repo
 
 def test_expected_values_stand_beside_measured_ones(tmp_path: Path) -> None:
     cell = {"n_tasks": 64, "compute_flops": 8e11}
-    expected = {"what": "accuracy", "cell": cell, "value": 0.95, "lo": 0.9, "hi": 1.0, "source": "a paper", "evidence": "V"}
+    expected = {
+        "what": "accuracy",
+        "cell": cell,
+        "value": 0.95,
+        "lo": 0.9,
+        "hi": 1.0,
+        "source": "a paper",
+        "evidence": "V",
+    }
     found = found_of(study_of(expected=(expected,)))
     (one,) = found.of("expected ")
     assert one.sentence[1:] in page_of(tmp_path, found).ids["expected_values"] and one.verdict == "consistent"
@@ -341,7 +351,9 @@ def test_trials_lead_to_their_mlflow_runs_where_the_address_is_one(tmp_path: Pat
     found = CASES["as usual"]()
     runs = {run["trial"]: f"#/runs/{i}" for i, run in enumerate(found.runs) if i}
     page = page_of(tmp_path, found, links={"base": "https://host:5000/", "runs": runs})
-    assert [link for link in page.links if link.startswith("http")] == [f"https://host:5000/{run}" for run in runs.values()]
+    assert [link for link in page.links if link.startswith("http")] == [
+        f"https://host:5000/{run}" for run in runs.values()
+    ]
     page = page_of(tmp_path, found, links={"base": "javascript:alert(1)//", "runs": runs})
     assert not [link for link in page.links if "alert" in link]
 
@@ -409,7 +421,10 @@ def test_where_more_conditions_than_surfaces_fit_the_others_follow_below(tmp_pat
     study = synthetic.made_up(variant=variants)
     results, runs = synthetic.tables(synthetic.made_up())
     arms = [runs.set_column(runs.column_names.index("variant"), "variant", pa.array([v] * len(runs))) for v in variants]
-    parts = [results.set_column(results.column_names.index("variant"), "variant", pa.array([v] * len(results))) for v in variants]
+    parts = [
+        results.set_column(results.column_names.index("variant"), "variant", pa.array([v] * len(results)))
+        for v in variants
+    ]
     page = page_of(tmp_path, findings.find(study, pa.concat_tables(parts), pa.concat_tables(arms)))
     assert all(name in page.ids["surface"] for name in ("v0", "v3")) and "v5" not in page.ids["surface"]
     assert all(name in page.ids["conditions_more"] for name in ("v4", "v5")) and "conditions" in page.ids

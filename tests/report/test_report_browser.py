@@ -203,7 +203,9 @@ def test_a_click_on_a_header_sorts_numbers_as_numbers_and_leaves_what_is_missing
         head.click()
         assert head.get_attribute("aria-sort") == order
         at = head.evaluate("(e) => e.cellIndex")
-        cells = opened.locator("#trials tbody tr").evaluate_all("(rows, at) => rows.map((r) => r.cells[at].textContent)", at)
+        cells = opened.locator("#trials tbody tr").evaluate_all(
+            "(rows, at) => rows.map((r) => r.cells[at].textContent)", at
+        )
         known = [sign * float(words.replace("−", "-")) for words in cells if words != "—"]
         assert known == sorted(known) and len(known) == 68 and set(cells[68:]) == {"—"}
 

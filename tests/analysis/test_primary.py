@@ -1,4 +1,4 @@
-"""The primary claim: what could settle it, what became of it against planted truths, and what is wanting where it is open."""
+"""The primary claim: what could settle it, what became of it against planted truths, and the least that could settle it."""
 
 from __future__ import annotations
 
@@ -68,11 +68,8 @@ def test_a_primary_claim_meets_its_truth(primary: dict[str, Any], verdict: str) 
     found = judged(primary)
     assert found.verdict == verdict
     assert found.measured.startswith("measured: 95 % interval ")
-    of_five = "Should the skill come by lottery there, 5 replicates can agree by chance; 6 seldom do"
-    if verdict != "inconclusive":
-        assert found.wanting == (of_five if primary["what"] in ("ability", "memory", "accuracy") else "")
-    else:
-        assert found.wanting
+    doubted = primary["what"] in ("ability", "memory", "accuracy")
+    assert ("5 replicates can agree by chance" in found.wanting) == doubted
 
 
 def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
@@ -81,9 +78,7 @@ def test_the_answer_says_the_primary_claim_and_what_is_wanting() -> None:
     assert found.primary is not None
     said = sentences(study, found.primary)
     assert said in paragraph(found) and said == answer.primary_sentence(found)
-    assert re.search(
-        r"at 1e11 FLOPs is 50 to 60: inconclusive \(measured: 95 % interval \d+ to \d+\)\. [A-Z].*\.$", said
-    )
+    assert re.search(r"at 1e11 FLOPs is 50 to 60: inconclusive \(measured: 95 % interval \d+ to \d+\)\.$", said)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +186,7 @@ def test_a_mean_waits_for_no_replicate_and_forgets_none_that_diverged() -> None:
 def test_a_break_that_too_few_scales_could_show_is_open_and_says_what_it_lacks() -> None:
     found = judged({"what": "emergence", "compute_flops": 1e11, "verdict": "break"})
     assert found.verdict == "inconclusive"
-    assert found.measured.startswith("found: undecided, 5 scales, and a break needs 8: 3 more scales are the least")
+    assert found.measured.startswith("found: undecided: 5 scales, and a break needs 8")
 
 
 # --- crossovers ------------------------------------------------------------------------------------------------------
@@ -240,7 +235,7 @@ def test_an_overtaking_is_consistent_only_where_it_was_seen(
 def test_two_replicates_of_two_arms_lack_a_third() -> None:
     found = overtaking(BEHIND, {"lo": 4e11}, replicates=2)
     assert (found.verdict, found.measured) == ("inconclusive", "2 replicates cannot tell the arms apart")
-    assert found.wanting == "3 replicates in all should settle it, going by the spread of these 2"
+    assert found.wanting.startswith("3 replicates are the least")
 
 
 def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
@@ -249,6 +244,25 @@ def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
     for verdict in ("a ahead throughout", "b ahead throughout", "no difference shown", "undecided"):
         met = Crossover(None, 1e11, (), verdict, None, (), (1e11,))  # type: ignore[arg-type]
         assert primary._of_crossover(claim, met) != "consistent"
+
+
+# --- claims of earlier versions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"what": "memory", "n_tasks": 4, "lo": 0.9},
+        {"what": "emergence", "compute_flops": 1e11, "verdict": "metric artefact"},
+    ],
+    ids=str,
+)
+def test_a_claim_that_no_new_study_may_make_is_still_read_and_examined(claim: dict[str, Any]) -> None:
+    study = synthetic.made_up(**(AXES | {"n_tasks": tuple(2**k for k in range(2, 12)), "primary": claim}))
+    again = Study.from_record(study.model_dump(mode="json"))
+    assert again == study
+    found = examined(again, synthetic.tables(again))
+    assert found.verdict == ("consistent" if claim["what"] == "memory" else "inconclusive")
 
 
 # --- what it takes -----------------------------------------------------------------------------------------------------
@@ -261,7 +275,7 @@ def test_no_crossing_is_taken_for_one_whatever_the_bounds() -> None:
         ({"what": "k_ability", "hi": 4}, 5, 2),
         ({"what": "k_ability", "lo": 1024}, 5, 2),
         ({"what": "emergence", "compute_flops": 1e11, "verdict": "break"}, 4, 2),
-        ({"what": "emergence", "compute_flops": 1e11, "verdict": "smooth"}, 2, 2),  # an artefact refutes it
+        ({"what": "emergence", "compute_flops": 1e11, "verdict": "smooth"}, 2, 4),
         ({"what": "crossover", "against": "next_token", "n_tasks": 64, "lo": 4e11}, 3, 3),
         ({"what": "ability", "n_tasks": 4, "lo": 0.5}, 2, 2),
     ],
@@ -316,19 +330,6 @@ def test_the_plan_says_the_claim_what_settles_it_and_when_there_are_too_few_repl
     assert planned(synthetic.made_up()) == []
 
 
-@pytest.mark.parametrize(("n", "verdict"), [(3, "inconclusive"), (4, "inconclusive"), (5, "consistent")])
-def test_how_many_settle_it_if_they_go_on_agreeing_is_told_and_is_so(n: int, verdict: str) -> None:
-    """What three that agree say of their spread asks for far more than it then takes."""
-    primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 16, "hi": 64}
-
-    def step(n_tasks: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return np.where(n_tasks >= 64, 0.9, 0.1)
-
-    found = judged(primary, {"replicates": n}, ability=step, noise=0)
-    assert found.verdict == verdict
-    assert found.wanting.endswith("; 5 do if they go on agreeing") == (verdict == "inconclusive")
-
-
 def test_an_end_beyond_the_levels_is_told_as_open() -> None:
     primary = {"what": "k_ability", "compute_flops": 1e11, "lo": 256, "hi": 1024}
 
@@ -339,18 +340,7 @@ def test_an_end_beyond_the_levels_is_told_as_open() -> None:
     assert found.verdict == "inconclusive" and found.high is None and "more than" in found.measured
 
 
-def test_what_is_wanting_is_estimated_where_replicates_differ_and_is_the_least_where_they_do_not() -> None:
-    primary = {"what": "ability", "n_tasks": 64, "compute_flops": 1e11, "lo": 0.4}
-    spread = [0.38, 0.56, 0.46, 0.5, 0.54]
-
-    def truth(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return np.array([spread[k] for k in r.tolist()])
-
-    found = judged(primary, ability=truth, noise=0)
-    told = re.fullmatch(r"(\d+) replicates in all should settle it, going by the spread of these 5", found.wanting)
-    assert found.verdict == "inconclusive" and told is not None and 6 <= int(told[1]) <= 100
-    edge = judged(primary | {"lo": 0.487}, ability=truth, noise=0)  # their mean, to a hair
-    assert edge.wanting.endswith("replicates in all have an even chance to settle it, going by the spread of these 5")
+def test_the_least_replicates_are_told_where_the_study_has_fewer() -> None:
     few = judged({"what": "k_ability", "compute_flops": 1e11, "hi": 4}, {"replicates": 1})
     assert few.wanting == "5 replicates are the least that could confirm it, 2 that could refute it"
 

@@ -147,7 +147,7 @@ def more(found: Findings) -> list[str]:
 
 def _further(found: Findings) -> Iterator[str]:
     """Further sentences without their full stop."""
-    ended = sum(r["status"] in ("done", "diverged") for r in found.runs)
+    ended = sum(r["status"] != "open" for r in found.runs)
     if ended < len(found.runs):
         yield f"so far {ended} of {times(len(found.runs), 'trial')} have ended"
     lost = {status: sum(r["status"] == status for r in found.runs) for status in ("diverged", "failed")}

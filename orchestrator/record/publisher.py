@@ -44,7 +44,8 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        everything, position, target, reported, pause = State(), 0, None, "", FOLLOW_SECONDS
+        everything, position, target, reported, pause = State(), 0, None, "", pause_seconds
+        page_due, n_shown = time.monotonic() + PAGE_SECONDS, 0
         while True:
             ending = not follow or _stdin_closed(pause)
             began = time.monotonic()
@@ -71,7 +72,9 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
                 if (what := trouble.of(problem, tracking_uri).what) != reported:
                     print(f"MLflow: {what}", file=sys.stderr, flush=True)
                 reported, target = what, None
-            pause = max(FOLLOW_SECONDS, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
+            if time.monotonic() >= page_due and len(state.trials) > n_shown:
+                page_due, n_shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
+            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
         for place in (folder, folder / "figures"):
             files.remove_stale(place)
         say("Tables ...")
@@ -97,6 +100,20 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
             raise RecordProblem(f"{store} was removed while it was written; publish again")
         shown = _what_is_shown(folder, state)
         _mark(folder, {"mlflow": shown | {"store": links.store_of(tracking_uri), "record": target.record_id}})
+
+
+PAGE_SECONDS, PAGE_SHARE = 60.0, 0.05
+"""While a study runs, its page is written at most this often, after another trial has ended, and in this share of the time."""
+
+
+def _page_while_running(folder: Path, study: Study, state: State) -> float:
+    """Write tables and page of a running study. Returns the seconds until the next time; a failure is printed."""
+    began = time.monotonic()
+    try:
+        _write_report(folder, _write_tables(folder, state, study), state)
+    except Exception as problem:  # the page at the end is the one that must succeed
+        print(f"Page: {problem}", file=sys.stderr, flush=True)
+    return max(PAGE_SECONDS, (time.monotonic() - began) / PAGE_SHARE)
 
 
 PAUSES_SECONDS = (1.0, 2.0, 4.0)
@@ -148,7 +165,7 @@ def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings
 
 
 def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
-    from orchestrator.report import page  # imported here: matplotlib takes a second, and following does not need it
+    from orchestrator.report import page  # imported here: `--help` needs no template
 
     path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
     facts = {name: files.facts_of(folder / name) for name in mlflow_runs.shown_files(folder)}

@@ -13,7 +13,6 @@ import synthetic
 from orchestrator.analysis import arms, sizes
 from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import find
-from orchestrator.report import judged_tables
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
 from trainers import budget

@@ -185,10 +185,10 @@ def _cell(
     if of.paired:
         both = min(len(x), len(y))
         x, y = x[:both], y[:both]
-    values = y.tolist(), x.tolist()
+    first, second = x.tolist(), y.tolist()
 
     def at(confidence: float) -> differences.Difference | None:
-        return differences.guarded_difference(*values, of.paired, confidence)
+        return differences.guarded_difference(second, first, of.paired, confidence)
 
     def interval(confidence: float) -> Ends:
         found = at(confidence)
@@ -231,8 +231,10 @@ def _overall(of: Comparison) -> Finding:
     x, y = x[:, used_x], y[:, used_y]
     whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y).any(axis=1)
     usable = bool(whole.any() and x.size and y.size)
-    means = (y[whole].mean(axis=0).tolist(), x[whole].mean(axis=0).tolist()) if usable else ([], [])
-    found = differences.guarded_difference(*means, of.paired, 1 - OVERALL_SHARE) if usable else None
+    found = None
+    if usable:
+        first, second = x[whole].mean(axis=0).tolist(), y[whole].mean(axis=0).tolist()
+        found = differences.guarded_difference(second, first, of.paired, 1 - OVERALL_SHARE)
     shown = found is not None and found.p is not None and found.p <= OVERALL_SHARE
     return Finding(
         name="overall",

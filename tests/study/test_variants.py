@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from orchestrator.analysis import arms, sizes
-from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis import sizes
 from orchestrator.analysis.findings import find
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
@@ -142,9 +140,9 @@ def test_a_structure_that_is_overtaken_is_told_by_its_name() -> None:
             "convolution": lambda n, c, r: 0.5 + noise(len(c)),
         },
     )
-    (row,) = judged_tables.overtaking_rows(found)
-    assert row["words"].startswith("plain overtakes convolution at ")
-    assert {key[0] for key in found.k_ability} == {"plain", "convolution"}
+    (met,) = found.of("crossover")
+    assert (met.verdict, met.condition, met.against) == ("crosses", "plain", "convolution")
+    assert {one.condition for one in found.of("K_A")} == {"plain", "convolution"}
     assert {run["arm"] for run in found.runs} == {"plain", "convolution"}
 
 
@@ -167,12 +165,13 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
         return ability
 
     found = of_variant(study, {line: truth(line) for line in study.lines})
-    told = found.frontier["answer"]
+    told = sizes.isoflops(found.results, "answer", "recall")
     assert [one.verdict for one in told.budgets] == ["minimum", "minimum"]
     assert told.exponent == pytest.approx(0.5, abs=0.05)
-    a, b = map(float, re.findall(r": ([\d.e+-]+) C\^([\d.]+) parameters", sizes.frontier_words(told))[0])
-    assert a * 8e12**b == pytest.approx(parameters["d64"], rel=0.1)
-    assert sizes.isoflops(found.results, "answer", "recall") == told
+    assert told.coefficient is not None and told.exponent is not None
+    assert told.coefficient * 8e12**told.exponent == pytest.approx(parameters["d64"], rel=0.1)
+    (growth,) = found.of("growth of the best size")
+    assert growth.estimate == told.exponent
 
 
 def _size(study: Study, line: str) -> int:
@@ -196,15 +195,13 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
         return np.full(len(n), 0.05)
 
     found = of_variant(study, {"taught": comes(3e11), "untaught": comes(1.2e12)})
-    (row,) = judged_tables.overtaking_rows(found)
-    (told,) = found.multipliers
-    low, high = arms.times_of(told.ratio)
-    assert low is not None and high is not None and 1 < low < 4 < high
-    assert row["ratio"] == f"untaught needs {low:.2g} to {high:.2g} times the compute of taught"
-    assert f"Until recall is there to stay, {row['ratio']} at 64 tasks." in paragraph(found)
+    (one,) = found.of("compute multiplier")
+    assert one.low is not None and one.high is not None and 1 < one.low < 4 < one.high
+    assert (one.verdict, one.condition, one.against) == ("rises", "untaught", "taught")
     reverse = of_variant(study, {"taught": comes(1.2e12), "untaught": comes(3e11)})
-    assert judged_tables.overtaking_rows(reverse)[0]["ratio"].startswith("taught needs ")
+    assert reverse.of("compute multiplier")[0].verdict == "falls"
     bound = of_variant(study, {"taught": comes(3e11), "untaught": never})
-    assert "untaught needs at least " in judged_tables.overtaking_rows(bound)[0]["ratio"]
+    (one,) = bound.of("compute multiplier")
+    assert one.verdict == "rises" and one.high is None
     nobody = of_variant(study, {"taught": never, "untaught": never})
-    assert judged_tables.overtaking_rows(nobody)[0]["ratio"] == "—"
+    assert nobody.of("compute multiplier")[0].ends == (None, None)

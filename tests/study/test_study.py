@@ -127,7 +127,7 @@ REFUSALS = [
         12,
         ["99999 steps", "largest"],
     ),
-    ("an arm to come", ("[answer]", "[reward]"), 8, ["has no arm 'reward'", "task_id (arm 'reward' is to come)"]),
+    ("an arm to come", ("[answer]", "[reward]"), 8, ["has no arm 'reward'", "task_id (arm 'reward'"]),
     (
         "a setting for an axis",
         ("n_tasks:", "d_model: [64, 128]\n  n_tasks:"),
@@ -164,7 +164,7 @@ REFUSALS = [
         "two variants that are one",
         ("n_tasks:", "variant: {a: {}, b: {model: {n_layers: 2}}}\n  n_tasks:"),
         9,
-        ["'b' is the same as 'a'", "leave one out"],
+        ["axes.variant.b: ", "'a'"],
     ),
     ("no YAML", ("axes:", "axes: ["), 9, ["not YAML"]),
 ]

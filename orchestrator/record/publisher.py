@@ -44,7 +44,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        everything, position, target, reported, pause = State(), 0, None, "", pause_seconds
+        everything, position, target, reported, pause = State(), 0, None, "", FOLLOW_SECONDS
         page_due, n_shown = time.monotonic() + PAGE_SECONDS, 0
         while True:
             ending = not follow or _stdin_closed(pause)
@@ -74,7 +74,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
                 reported, target = what, None
             if time.monotonic() >= page_due and len(state.trials) > n_shown:
                 page_due, n_shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
-            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
+            pause = max(FOLLOW_SECONDS, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
         for place in (folder, folder / "figures"):
             files.remove_stale(place)
         say("Tables ...")

@@ -397,7 +397,7 @@ def test_the_page_of_a_running_study_is_written_once_for_the_trials_that_have_en
     }.items():
         monkeypatch.setattr(publisher, name, value)
     with pytest.raises(OSError, match="MLflow is down"):
-        publisher.publish(tmp_path, "sqlite://", follow=True, pause_seconds=0.0)
+        publisher.publish(tmp_path, "sqlite://", follow=True)
     assert len(pages) == 2 and all(page.ids["progress"].startswith("so far: ") for page in pages)
 
 

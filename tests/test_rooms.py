@@ -41,7 +41,6 @@ ALLOWED = {
         "trainers/checkpoint.py",
         "trainers/train.py",
     },
-    "matplotlib": {"orchestrator/report"},
     "typer": {"orchestrator/cli.py"},
 }
 """Libraries that few may import, at module level or inside a function: the folders or files that may."""
@@ -203,7 +202,7 @@ def test_a_planted_breach_is_found(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_loading_what_plan_needs_loads_no_torch_and_no_scipy(module: str) -> None:
-    heavy = "{'torch', 'deepspeed', 'ray', 'mlflow', 'scipy', 'matplotlib'}"
+    heavy = "{'torch', 'deepspeed', 'ray', 'mlflow', 'scipy'}"
     script = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import re
+import tarfile
 import xml.etree.ElementTree
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -21,6 +22,7 @@ import synthetic
 from orchestrator.analysis import answer, findings
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
+from orchestrator.record import publisher
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.report import curves, palette, surface, tables
 from orchestrator.report import page as report_page
@@ -365,6 +367,38 @@ def test_provenance_adds_up_and_survives_a_missing_session(written: Reports) -> 
     train = sum(run["flops_run"] for run in found.runs)
     assert number(train) in facts["Training"]
     assert dict(tables.provenance(found, []))["Sessions"] == "0"
+
+
+def test_the_page_of_a_running_study_is_written_once_for_the_trials_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(Path(__file__).parents[1] / "recorded" / "quickstart_cut.tar.xz") as archive:
+        (member,) = (m for m in archive if m.name.endswith("journal.jsonl"))
+        lines = archive.extractfile(member).read().splitlines(keepends=True)  # type: ignore[union-attr]
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+
+    def down(*_: Any) -> Any:
+        raise OSError("MLflow is down")
+
+    closed, pages = iter([False, False, True]), []
+    write = publisher._write_report
+
+    def count(folder: Path, found: Findings, state: Any) -> Path:
+        pages.append(Page(write(folder, found, state).read_text()))
+        return folder
+
+    for name, value in {
+        "PAGE_SECONDS": 0.0,
+        "PAGE_SHARE": 1e9,
+        "_stdin_closed": lambda _: next(closed),
+        "MlflowRecord": down,
+        "publish_runs": down,
+        "_write_report": count,
+    }.items():
+        monkeypatch.setattr(publisher, name, value)
+    with pytest.raises(OSError, match="MLflow is down"):
+        publisher.publish(tmp_path, "sqlite://", follow=True)
+    assert len(pages) == 2 and all(page.ids["progress"].startswith("so far: ") for page in pages)
 
 
 def test_ten_thousand_trials_make_a_page_that_can_be_mailed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from orchestrator.analysis.findings import judge
 from orchestrator.analysis.results import Results
 from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
+from orchestrator.report import curves
 from orchestrator.study import claimable
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
@@ -173,26 +174,19 @@ def test_a_claim_is_held_to_the_flops_that_are_spent_and_not_to_those_that_were_
         assert looks == [getattr(spent[c], last) * costs[c] for c in study.budgets]
 
 
-def test_the_trials_of_each_size_are_counted_with_their_own_parameters_and_tokens(results: Results) -> None:
-    of = sizes.sized(results, "answer", "recall")
-    by_flops = dict(zip(of.compute_flops.tolist(), of.n_parameters.tolist(), strict=True))
+def test_the_trials_of_each_size_are_counted_with_their_own_parameters(results: Results) -> None:
+    of = {one.compute: one.sizes for one in sizes.isoflops(results, "answer", "recall").budgets}
     for flops in results.budgets:
-        assert by_flops[flops] == budget.shape_of(results.study.trunk_of("answer", flops)).n_parameters
-    assert len(set(by_flops.values())) == 3
-    assert len(set(of.trunks.tolist())) == 9  # three replicates of three sizes: none shares its run with another
-    six_n_d = 6 * of.n_parameters * of.n_tokens
-    assert (np.abs(np.log(six_n_d / of.compute_flops)) < 0.5).all()
+        assert of[flops] == (budget.shape_of(results.study.trunk_of("answer", flops)).n_parameters,)
+    assert len(set(of.values())) == 3
 
 
 def test_figures_draw_each_run_from_its_start_to_its_end(results: Results) -> None:
-    found = judge(results)
-    curves = Curves(found)
-    track = curves.track(Series("ability", "recall", "held_out", "k", False, "ability"), "answer", 64, 0)
-    assert track.trunk == [] and [run[-1].budget for run in track.branches] == results.budgets
-    assert all(run[-1].phase == "final" and run[0].phase == "trunk" for run in track.branches)
-    assert all((np.diff([look.flops for look in run]) > 0).all() for run in track.branches)
-    walk = walk_of(curves, "answer")
-    assert walk is not None and [stop.budget for stop in walk.stops] == results.budgets
+    run = curves.runs_of(judge(results), "ability", "answer", "recall", "held_out", 64, 0, "round", "")[0]
+    assert len(run.strokes) == len(run.ends) == len(results.budgets)  # a model of its own for each budget
+    for stroke, end, budget_flops in zip(run.strokes, run.ends, results.budgets, strict=True):
+        assert stroke[-1] == end and end[0] == pytest.approx(budget_flops, rel=0.01)
+        assert (np.diff([flops for flops, _ in stroke]) > 0).all() and len(stroke) > 1
 
 
 def with_status(results: Results, which: Callable[[dict[str, Any]], bool], status: str) -> Results:
@@ -207,22 +201,20 @@ def with_status(results: Results, which: Callable[[dict[str, Any]], bool], statu
 
 def test_a_replicate_whose_smaller_sizes_have_yet_to_run_is_not_judged_by_its_largest(results: Results) -> None:
     """The dearest trials run first; what they reach says nothing of when it was reached."""
-    whole = onsets.to_skill(results, "answer", "recall", 1024, 0.95)
+    whole = onsets.onset(results, "answer", "recall", 1024)
     waiting = with_status(results, lambda t: t["replicate"] > 0 and t["compute_flops"] < 3e12, "open")
-    part = onsets.to_skill(waiting, "answer", "recall", 1024, 0.95)
-    assert whole is not None and part is not None
-    assert part.boundary.brackets == whole.boundary.brackets[:1]
+    part = onsets.onset(waiting, "answer", "recall", 1024)
+    assert part.brackets == whole.brackets[:1] and len(part.brackets) == 1
     everywhere = with_status(results, lambda t: t["compute_flops"] < 3e12, "open")
-    assert onsets.to_skill(everywhere, "answer", "recall", 1024, 0.95) is None
+    assert onsets.onset(everywhere, "answer", "recall", 1024).verdict == "missing"
 
 
 def test_a_size_that_diverged_is_lost_alone(results: Results) -> None:
     diverged = with_status(results, lambda t: t["replicate"] == 0 and t["compute_flops"] < 3e11, "diverged")
-    told = onsets.to_skill(diverged, "answer", "recall", 1024, 0.95)
-    assert told is not None and told.curve is not None
-    ends = results.study.ends("answer")
-    assert told.boundary.brackets[0] == (ends[0], ends[1])  # it is there from the next size on
-    assert told.curve.steps[-1].reached == 1.0
+    ends, curve = results.study.ends("answer"), onsets.curve(diverged, "answer", "recall", 1024)
+    brackets = onsets.onset(diverged, "answer", "recall", 1024).brackets
+    assert brackets[0] == (ends[0], ends[1])  # it is there from the next size on
+    assert curve is not None and curve.steps[-1].reached == 1.0
 
 
 def test_a_line_of_one_size_is_read_along_its_training_run_whatever_rule_gave_it() -> None:
@@ -243,8 +235,9 @@ def test_two_lines_of_which_one_grows_are_compared_by_the_ends_of_their_budgets(
             tables.append((k, table.set_column(table.column_names.index("variant"), "variant", column)))
     both = (pa.concat_tables([t for k, t in tables if k == which]) for which in (0, 1))
     found = judge(Results.of_tables(study, *both))
-    assert found.multipliers and all(m.ratio.low is None or m.ratio.low <= 0 for m in found.multipliers)
-    assert all(m.ratio.high is None or m.ratio.high >= 0 for m in found.multipliers)
+    multipliers = found.of("compute multiplier")
+    assert multipliers and all(one.low is None or one.low <= 1 for one in multipliers)
+    assert all(one.high is None or one.high >= 1 for one in multipliers)
 
 
 # For real -------------------------------------------------------------------------------------------------------------

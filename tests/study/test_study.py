@@ -352,7 +352,7 @@ def test_differences_name_each_field_with_both_values() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["plan", "urns"], ["plan", "quickstart"]])
 def test_loading_planning_and_help_import_no_torch_ray_or_mlflow(words: list[str], tmp_path: Path) -> None:
     """Nor scipy, but where a plan tries what could settle a declared claim."""
-    heavy = ["torch", "ray", "mlflow", "deepspeed", "matplotlib"] + ["scipy"] * ("quickstart" not in words)
+    heavy = ["torch", "ray", "mlflow", "deepspeed"] + ["scipy"] * ("quickstart" not in words)
     script = (
         "import sys; from orchestrator import cli\n"
         f"sys.argv = ['emergence', *{words}]\n"

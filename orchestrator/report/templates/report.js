@@ -37,11 +37,14 @@ let printed = false;
 addEventListener("beforeprint", () => { if (fold && !fold.open) fold.open = printed = true; });
 addEventListener("afterprint", () => { if (printed) fold.open = printed = false; });
 
-/* What a reader opened stays open when the page of an unfinished study reloads. */
-const key = `open ${document.title}`;
+/* What a reader opened or chose stays so when the page of an unfinished study reloads. */
+const key = (what) => `${what} ${document.title}`;
 try {
-  if (fold && sessionStorage.getItem(key)) fold.open = true;
-  fold?.addEventListener("toggle", () => fold.open ? sessionStorage.setItem(key, 1) : sessionStorage.removeItem(key));
+  if (fold && sessionStorage.getItem(key("open"))) fold.open = true;
+  fold?.addEventListener("toggle", () => sessionStorage.setItem(key("open"), fold.open ? "yes" : ""));
+  const chosen = document.getElementById(sessionStorage.getItem(key("measure")));
+  if (chosen) chosen.checked = true;
+  document.addEventListener("change", (event) => sessionStorage.setItem(key("measure"), event.target.id));
 } catch { /* a browser that keeps nothing */ }
 
 /* Tables sort by a click on a header: numbers as numbers, what is missing last. */

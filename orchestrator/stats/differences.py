@@ -50,14 +50,7 @@ class Difference(NamedTuple):
     n_a: int
     n_b: int
     """Replicates used: the pairs, if paired."""
-    left_out: int
-    """Values present in one arm that found no partner; 0 if unpaired."""
     doubts: tuple[Doubt, ...]
-
-    @property
-    def warn(self) -> bool:
-        """Should a reader be told that the interval may not hold what it promises?"""
-        return bool(self.doubts)
 
 
 def paired_difference(
@@ -77,10 +70,9 @@ def paired_difference(
     still = bool(np.ptp(differences) <= 1e-12 * scale)  # rounding is no spread
     doubts = _doubts((pairs[:, 0], pairs[:, 1]), still)
     mean = _exactly(float(differences.mean()), scale)
-    left_out = len(present(a)) + len(present(b)) - 2 * n
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n, n, left_out, doubts)
+        return Difference(mean, low, high, p, df, n, n, doubts)
 
     if n < 2:
         return result(None, None, None, None)
@@ -106,7 +98,7 @@ def welch_difference(
     mean = _exactly(float(x.mean() - y.mean()), float(max(np.abs(x).max(), np.abs(y).max())))
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n_a, n_b, 0, doubts)
+        return Difference(mean, low, high, p, df, n_a, n_b, doubts)
 
     if n_a < 2 or n_b < 2:
         return result(None, None, None, None)

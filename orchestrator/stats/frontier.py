@@ -39,34 +39,22 @@ class Isoflop(NamedTuple):
     """Parameters; None without a minimum."""
     low: float | None = None
     high: float | None = None
-    """Interval; an end that lies outside the measured sizes is open (None). Both are None if `noise_dof` is 0."""
-    tokens: float | None = None
-    """Tokens at the optimum, interpolated between the sizes measured."""
+    """Interval; an end that lies outside the measured sizes is open (None). Both are None where nothing tells the noise."""
     tokens_per_parameter: float | None = None
+    """At the optimum, tokens interpolated between the sizes measured."""
     ratio_low: float | None = None
     ratio_high: float | None = None
     """Of tokens per parameter: from the ends of the interval of the size, open where those are."""
-    loss: float | None = None
-    """The parabola's minimum."""
     at_least: float | None = None
     at_most: float | None = None
     """If the best measured size is the last (first): the optimum is not below the last but one (not above the second), provided
     that loss has one minimum."""
     sizes: tuple[float, ...] = ()
     """Measured, ascending."""
-    n_trials: int = 0
-    """Fitted: within the window."""
-    n_missing: int = 0
-    noise_dof: int = 0
     log_error: float | None = None
     """Standard error of log n_optimal, first order."""
     shape_error: float = 0.0
     """What the parabola's own error may be, in log n_optimal; part of the interval."""
-
-    @property
-    def brackets_minimum(self) -> bool:
-        """Is the minimum among the measured sizes, by the parabola and by the best measurement? Else nothing is claimed."""
-        return self.verdict == "minimum"
 
 
 class Isoflops(NamedTuple):
@@ -77,8 +65,6 @@ class Isoflops(NamedTuple):
     low: float | None
     high: float | None
     coefficient: float | None
-    n_budgets: int
-    """Budgets with a minimum: those behind the exponent."""
     reason: str | None
 
 
@@ -92,7 +78,6 @@ class _Parabola(NamedTuple):
     dof: int
     half_width: float
     mean_loss: float
-    n: int
 
     @property
     def vertex(self) -> float:
@@ -171,7 +156,7 @@ def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None
     rest = y - X @ b
     dof = len(y) - X.shape[1]
     b[0] = y.mean() - b[1] * z.mean() - b[2] * (z * z).mean()  # the mean replicate's
-    return _Parabola(centre, b[:3], V[:3, :3], float(rest @ rest), dof, float(np.ptp(z)) / 2, float(y.mean()), len(y))
+    return _Parabola(centre, b[:3], V[:3, :3], float(rest @ rest), dof, float(np.ptp(z)) / 2, float(y.mean()))
 
 
 def _means(N: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,13 +178,12 @@ def _judge(
     """What one budget says."""
     there = np.isfinite(L)
     sizes, means = _means(N[there], L[there])
-    seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)), n_missing=int((~there).sum()))
+    seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)))
     if fit is None:
-        return seen._replace(n_trials=int(there.sum()))
+        return seen
     variance, dof = (fit.squares / fit.dof, fit.dof) if fit.dof >= 4 else (None, pooled_dof)
     if variance is None and pooled is not None:
         variance = pooled * fit.mean_loss**2
-    seen = seen._replace(n_trials=fit.n, noise_dof=dof)
     best = int(means.argmin())
     if best == len(sizes) - 1:
         return seen._replace(verdict="beyond", at_least=float(sizes[-2]))
@@ -224,11 +208,9 @@ def _judge(
         n_optimal=optimal,
         low=low,
         high=high,
-        tokens=tokens(optimal),
         tokens_per_parameter=tokens(optimal) / optimal,
         ratio_low=tokens(high) / high if high is not None else None,
         ratio_high=tokens(low) / low if low is not None else None,
-        loss=float(fit.b[0] + x * (fit.b[1] + x * fit.b[2])),
         log_error=error,
         shape_error=_shape_error(fit),
     )
@@ -256,7 +238,7 @@ def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isof
     used = [b for b in budgets if b.n_optimal is not None]
     if len(used) < 2:
         reason = f"{len(used)} of {len(budgets)} budgets bracket a minimum, 2 needed"
-        return Isoflops(budgets, None, None, None, None, len(used), reason)
+        return Isoflops(budgets, None, None, None, None, reason)
     x = np.log([b.compute for b in used])
     y = np.log([b.n_optimal for b in used if b.n_optimal is not None])
     errors = np.array([b.log_error if b.log_error is not None else 1.0 for b in used])
@@ -273,4 +255,4 @@ def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isof
         own = 0.5 * float(np.mean([b.shape_error for b in used])) / float(np.ptp(x))
         half = float(special.stdtrit(total, 0.5 + confidence / 2)) * error + own
         low, high = slope - half, slope + half
-    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), len(used), None)
+    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), None)

@@ -27,16 +27,8 @@ class Adjusted(NamedTuple):
 
     claims: tuple[Claim, ...]
     """In the order given."""
-    looked_at: int
-    """m: those that could be tested. Only they count."""
-    untested: int
-    """Listed beside; a claim that cannot be tested cannot be falsely made."""
     selected: int
     """R."""
-    confidence_selected: float | None
-    """1 - q R / m; None if none is selected."""
-    confidence_others: float | None
-    """1 - q (R + 1) / m; None if there are no others."""
 
 
 def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
@@ -79,7 +71,7 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
             claims.append(Claim(p, adjusted_p, "selected", confidence_selected))
         else:
             claims.append(Claim(p, adjusted_p, "not selected", confidence_others))
-    return Adjusted(tuple(claims), m, len(known) - m, R, confidence_selected, confidence_others)
+    return Adjusted(tuple(claims), R)
 
 
 def _benjamini_hochberg(p_values: list[float]) -> list[float]:

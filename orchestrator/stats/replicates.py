@@ -143,8 +143,6 @@ class Success(NamedTuple):
     high: float
     lost: int
     """Of the n: diverged or failed before there was a value, and counted as not having made it."""
-    pending: int
-    """Besides the n: without a value, because they have yet to come so far or the measure is not defined."""
 
 
 def success(
@@ -167,7 +165,7 @@ def success(
     n, k = int((~missing | gone).sum()), int((found >= threshold).sum())
     if n == 0:
         return None
-    return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()), len(found) - n)
+    return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()))
 
 
 def nearest_success(

@@ -37,12 +37,8 @@ class KaplanMeier(NamedTuple):
     """The first at 0, before any look; then one for each look, up to the last at which a replicate was at risk."""
     median: Bracket | None
     """Between which looks half of the replicates get there; None: they do not."""
-    median_interval: Bracket
-    """None: open end. Both are open below six replicates (at 95 %)."""
     n: int
     """Replicates that were looked at, or were lost before anybody could."""
-    n_censored: int
-    """Of these: without onset, because they never had one or were not followed long enough."""
 
 
 class Onsets(NamedTuple):
@@ -100,8 +96,7 @@ def kaplan_meier(
 
     first_seen (R,): compute at the first look with the skill, None or NaN where it never was. censored_at (R,) or one
     for all: the last look of those that never had it (read only there); None or 0: never looked at, and not counted.
-    `onsets` makes both of evaluations. looks: the grid of evaluations; left out, the times that occur (lower ends of
-    the median are then too low rather than too high). Raises ValueError for onsets that are not above zero, negative looks, or rows of
+    `onsets` makes both of evaluations. looks: the grid of evaluations; left out, the times that occur. Raises ValueError for onsets that are not above zero, negative looks, or rows of
     different lengths.
 
     An onset counts at the look at which it is first seen. At the looks nothing is lost by that; between two looks the
@@ -133,7 +128,7 @@ def kaplan_meier(
             past.append((risk, onsets))
         reached = 1 - share[t] if t in share else steps[-1].reached
         steps.append(Step(t, reached, *_limits(past, risk - onsets, confidence), risk, onsets))
-    return KaplanMeier(tuple(steps), *_median(steps), len(times), int((~event).sum()))
+    return KaplanMeier(tuple(steps), _median(steps), len(times))
 
 
 def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
@@ -169,11 +164,7 @@ def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> fl
     return float(special.betaincinv(mean * size, (1 - mean) * size, probability))
 
 
-def _median(steps: Sequence[Step]) -> tuple[Bracket | None, Bracket]:
-    """Bracket of looks in which the curve passes one half, and the looks between which it may."""
-    at = [step.at or None for step in steps]  # before the first look: None
+def _median(steps: Sequence[Step]) -> Bracket | None:
+    """Between which looks the curve passes one half."""
     passes = next((k for k, s in enumerate(steps) if s.reached >= 0.5 - 1e-12), None)
-    possible = next((k for k, s in enumerate(steps) if s.high >= 0.5), len(steps))  # it is shown not to pass before
-    shown = next((k for k, s in enumerate(steps) if s.low >= 0.5), None)
-    median = None if passes is None else Bracket(at[passes - 1], at[passes])
-    return median, Bracket(at[possible - 1] if possible else None, None if shown is None else at[shown])
+    return None if passes is None else Bracket(steps[passes - 1].at or None, steps[passes].at)

@@ -582,8 +582,8 @@ def lots_covered(per_decade: float, R: int) -> Callable[[int, Rng], Outcome]:
     return run
 
 
-def curve_covered(R: int, leaves: bool, ask: Literal["share", "median"]) -> Callable[[int, Rng], Outcome]:
-    """Kaplan-Meier at its worst look, some replicates leaving early or none; or the interval of its median.
+def curve_covered(R: int, leaves: bool) -> Callable[[int, Rng], Outcome]:
+    """Kaplan-Meier at its worst look, some replicates leaving early or none.
 
     After the last replicate has left nothing is claimed, which counts as covering.
     """
@@ -599,9 +599,6 @@ def curve_covered(R: int, leaves: bool, ask: Literal["share", "median"]) -> Call
         for k, (times, left) in enumerate(zip(seen, 2.0 ** grid[last], strict=True)):
             found = survival.kaplan_meier(times, left, 2.0**grid)
             assert found is not None
-            if ask == "median":
-                hits[k] = covers(*found.median_interval, 2.0 ** (grid[4] - 0.3))
-                continue
             steps = found.steps[1:]
             hits[k, : len(steps)] = [s.low <= p <= s.high for s, p in zip(steps, share[: len(steps)], strict=True)]
         return Outcome(float(hits.mean(0).min()), n_runs)
@@ -648,20 +645,17 @@ def to_skill() -> Iterator[Scenario]:
 
 def survivals() -> Iterator[Scenario]:
     for R in (3, 5, 10, 20):
-        yield Scenario(f"survival: worst look, {R} replicates", "coverage", 0.945, curve_covered(R, False, "share"))
+        yield Scenario(f"survival: worst look, {R} replicates", "coverage", 0.945, curve_covered(R, False))
     for R in (5, 10):
         yield Scenario(
             f"survival: worst look, {R} replicates, some leave early",
             "coverage",
             0.945,
-            curve_covered(R, True, "share"),
+            curve_covered(R, True),
         )
     for R in (5, 10):
         name = f"survival: worst look, {R} replicates, some diverge, some are half done"
         yield Scenario(name, "coverage", 0.945, reached_covered(R))
-    yield Scenario(
-        "survival: median, 10 replicates, some leave early", "coverage", 0.95, curve_covered(10, True, "median")
-    )
 
 
 SURVIVAL = tuple(survivals())

@@ -291,7 +291,7 @@ def missed_undoubted(a: Draw, b: Draw, truth: float, n: int) -> Callable[[int, n
         for _ in range(n_runs):
             found = differences.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
             assert found is not None and found.low is not None and found.high is not None
-            missed += not found.warn and not found.low <= truth <= found.high
+            missed += not found.doubts and not found.low <= truth <= found.high
         return Outcome(missed / n_runs, n_runs)
 
     return run

@@ -26,6 +26,7 @@ from orchestrator.analysis.results import Axis, Results, surface
 from orchestrator.formatting import factor, number, signed
 from orchestrator.stats import multiplicity
 from orchestrator.stats.boundaries import MIN_TESTED
+from orchestrator.stats.minimums import BOUNDARY
 
 Boundaries = list[tuple[float, stats.Boundary]]
 """(compute_flops, boundary) by ascending budget."""
@@ -100,8 +101,8 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.where(kept, table[rows], np.nan), rows
 
 
-LEAST_TESTED = 6
-"""Replicates of which a sign test can tell the median at 5 %, if all agree: 2 x 2^-6 = .031."""
+LEAST_TESTED = BOUNDARY.replicates
+"""Replicates from which a sign test of the median can be significant at 5 %."""
 
 
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:

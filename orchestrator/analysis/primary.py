@@ -20,7 +20,7 @@ from orchestrator.analysis.emergence import emergence_words
 from orchestrator.analysis.results import Axis, Results, split_of, surface
 from orchestrator.formatting import figure, number, range_words, times
 from orchestrator.stats.boundaries import MIN_TESTED
-from orchestrator.stats.minimums import MIN_REPLICATES
+from orchestrator.stats.minimums import BIMODAL_CROSSING, BIMODAL_MEAN, MIN_REPLICATES, MOST_TRIED
 from orchestrator.study.claim import RETIRED_VERDICT, Primary
 from orchestrator.study.claimable import BOUNDS, OVERTAKING, grid
 from orchestrator.study.pairs import pairs_of
@@ -114,13 +114,13 @@ def _arm(study: Study, claim: Primary) -> str:
 CROSSED = ("k_ability", "k_memory", "compute_to_skill", *OVERTAKING)
 """What is told by where replicates cross. Where they are of two kinds, by lot, intervals of three cover 76 % and of five 94 %
 (simulate_boundaries: thresholds of two kinds). Drifts are guarded against that (stats.drift)."""
-CROSS_BY_LOTTERY = 5
-AGREE_BY_LOTTERY = 6
+CROSS_BY_LOTTERY = BIMODAL_CROSSING.replicates
+AGREE_BY_LOTTERY = BIMODAL_MEAN.replicates
 """From so many replicates on a mean is told rightly even in a cell where the skill comes by lottery: with 47 % up, and a claim that is
 false by .1, the interval lies on the wrong side in 25 % of studies of 3 replicates, 13 % of 4, 6 % of 5, 3 % of 6 (40,000 each). The
 t-interval knows nothing of a level that none of its replicates has come to."""
-TRIED = 20
-"""Replicates up to which it is tried whether they could settle a claim by agreeing; boundaries need 6 at most."""
+TRIED = MOST_TRIED
+"""Replicates up to which it is tried whether they could settle a claim by agreeing."""
 
 
 class Least(NamedTuple):

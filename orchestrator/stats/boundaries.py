@@ -17,12 +17,12 @@ import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.intervals import by_chance
+from orchestrator.stats.minimums import DIFFERENCE
 
 HALF = 0.5
 """Where a boundary is drawn."""
-MIN_TESTED = 3
-"""Fewer replicates test nothing. Two lotteries that come out high at one level and low at the next by chance (1 in 16,
-at each pair of levels) look like a certain fall: false alarms reach 7 % at a nominal 5 %."""
+MIN_TESTED = DIFFERENCE.replicates
+"""Fewer replicates test nothing."""
 INSET = 0.25
 """How far inside a bracket's end, in its widths, its replicate is taken to cross where a spread is wanted. Assumed, by
 simulation: from the ends themselves (0) intervals are half a bracket wider for nothing (boundaries of 3 or 5 replicates

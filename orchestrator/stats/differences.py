@@ -27,8 +27,9 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
 from orchestrator.stats.intervals import by_chance
+from orchestrator.stats.minimums import NORMAL
 
-FEW = 5
+FEW = NORMAL.replicates
 """Below this many replicates a t-interval leans on normality that nobody can check."""
 
 Doubt = Literal["few", "two levels", "no spread"]

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # not scipy.stats or scipy.optimize: they take half a second to import
 
-MIN_SIZES = 3
+from orchestrator.stats.minimums import MODEL_SIZE
+
+MIN_SIZES = MODEL_SIZE.scales
 WINDOW = 16.0
 """Sizes further than this factor from the best measured one are left out: a parabola is a local approximation."""
 ASYMMETRY = 0.1

@@ -62,7 +62,7 @@ class Boundary(NamedTuple):
     last: float | None = None
     """The last level at which any replicate has a value; None: there is none."""
     lost_again: int = 0
-    """Replicates that are across somewhere, and not at their last level."""
+    """Replicates across somewhere, and not at their last level."""
 
     @property
     def is_told(self) -> bool:
@@ -145,7 +145,7 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
 def _interval(
     grid: np.ndarray, low: np.ndarray, high: np.ndarray, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Interval over brackets that are given as indices into the grid, (R,) each."""
+    """Interval over brackets, given as grid indices (R,)."""
     logs = np.concatenate([np.log(grid), [np.inf, -np.inf]])
     lows, highs = logs[low], logs[high]  # -1 and L, for open ends, are the last two
     logs = logs[:-2]
@@ -166,7 +166,7 @@ def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | No
 
 
 def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Lower limit of the low ends and upper limit of the high ends. Infinite is open.
+    """Limits of the low ends (below) and the high ends (above). Infinite is open.
 
     Enough replicates: order statistics. A replicate's low end lies below its median with a probability of at least one
     half, for any distribution. So the (k+1)-th lowest lies above the median with the probability of at most k heads in R
@@ -251,7 +251,7 @@ def _agree(distance: float) -> float:
 def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> float | None:
     """Step at which a curve first rises through one half. None if it never does, or if it starts across.
 
-    Interpolated on log step between neighbours. Meant for curves read at steps a factor 1.4 apart or less.
+    Interpolated on log step between neighbours. For curves read at steps a factor 1.4 apart or less.
     """
     before: tuple[float, float] | None = None
     for step, value in zip(steps, values, strict=True):
@@ -270,7 +270,7 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
 
 
 class Monotone(NamedTuple):
-    """Test of a mean that goes against its direction between some two levels."""
+    """Test of a mean that goes against its direction."""
 
     p_value: float | None
     """The null is that it does not. Corrected for all pairs of levels. None: too few replicates."""
@@ -436,9 +436,9 @@ class Crossover(NamedTuple):
     """Throughout: at every level at which the two are distinguishable, and for A at the last level, too. `undecided`: A is
     shown ahead but not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
     p_value: float | None
-    """Of "A is ahead somewhere, and B at a later level". The smallest 1 - confidence at which it is claimed."""
+    """The smallest 1 - confidence at which a crossing is claimed."""
     a_ahead: tuple[float, ...]
-    """Levels at which A is shown ahead, corrected over all levels."""
+    """Levels with A shown ahead, corrected over all levels."""
     b_ahead: tuple[float, ...]
     ahead_p: float | None = None
     """Two-sided, of "one is ahead throughout": twice the p of A at the last level, or of B at its smallest. None for other

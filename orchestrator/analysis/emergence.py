@@ -1,4 +1,4 @@
-"""Break or smooth: every shown skill along tasks and along compute."""
+"""Break or smooth: the verdict on every shown skill along tasks and along compute."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 
 class Cut(NamedTuple):
-    """One line through the surface: a skill along one axis, the other held fixed."""
+    """One cut of the surface: a skill along one axis, the other held fixed."""
 
     arm: str
     skill: str
     axis: Axis
-    """Along which the skill is followed."""
+    """The axis along which the skill is followed."""
     fixed: float
-    """Where the other axis stands."""
+    """Place on the other axis."""
     result: Emergence
 
 
@@ -35,13 +35,13 @@ _METRICS = {
     "accuracy": "accuracy",
     "exact_match": "exact_match",
 }
-"""Name of a measure -> its name among the scores of `breaks.emergence`."""
+"""Name of a measure -> its name in `breaks.emergence`."""
 
 
 def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
     """Every skill along the numbers of tasks at each budget, and along compute at each number of tasks.
 
-    Along compute the training run is read at its constant rate: a decay at the end would look like a break.
+    Along compute the training run is read at its constant rate. A decay at the end would look like a break.
     """
     found = []
     for arm in results.study.lines:
@@ -62,7 +62,7 @@ def cuts(results: Results, skills: tuple[str, ...]) -> list[Cut]:
 
 
 def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values (R, P) at some of the scale's places, spread over all of them."""
+    """Values (R, P) at some places of the scale, as (R, scale) with NaN elsewhere."""
     table = np.full((len(values), len(scale)), np.nan)
     table[:, np.searchsorted(scale, flops)] = values
     return table
@@ -76,7 +76,7 @@ def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> Emergence:
 
 
 def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
-    """That a skill breaks along one axis, for each cut."""
+    """The claim that a skill breaks, one for each cut."""
     for cut in cuts:
         along, unit = ("tasks", "FLOPs") if cut.axis == "n_tasks" else ("compute", "tasks")
         of_arm = words_of_arm(results, cut.arm)
@@ -85,8 +85,10 @@ def claims_of_breaks(results: Results, cuts: list[Cut]) -> Iterator[Looked]:
 
 
 def _break_p(cut: Cut) -> float | None:
-    """p-value of a break: of the decisive score where one is called, 1 where one could have been and is not, None where there are
-    too few scales or replicates for any: what cannot be tested must not depend on how it came out."""
+    """p-value of a break: that of the decisive score if a break is called, else 1.
+
+    None if no score has enough scales and replicates. Whether a claim is tested must not depend on its outcome.
+    """
     scores = cut.result.metrics.values()
     if not any(len(one.scales) >= MIN_SCALES and one.n_replicates >= MIN_REPLICATES for one in scores):
         return None
@@ -101,17 +103,15 @@ def claim_of_cut(cut: Cut) -> str:
     return claim_of("break", cut.axis, cut.arm, cut.skill, cut.fixed)
 
 
-_SCORES = {
+_CONTINUOUS = {
     "loss": "the loss",
     "brier": "the Brier score",
     "expected_accuracy": "the probability of the right answer",
-    "accuracy": "greedy accuracy",
-    "exact_match": "exact match",
 }
 
 
 def break_words(found: Break) -> str:
-    """What is known of one score along one cut, in a clause."""
+    """The verdict on one score along one cut, as a clause."""
     if found.verdict == "break" and found.low is not None and found.high is not None:
         return f"{found.kind} between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
     return f"undecided: {found.why}" if found.verdict == "undecided" else str(found.verdict)
@@ -123,5 +123,5 @@ def emergence_words(found: Emergence) -> str:
         return "not measured"
     if found.verdict == "break" and found.low is not None and found.high is not None:
         place = f"between {number(math.exp(found.low))} and {number(math.exp(found.high))}"
-        return f"a break of {_SCORES.get(found.decisive or '', 'the score')} {place}: {found.why}"
+        return f"a break of {_CONTINUOUS[cast(str, found.decisive)]} {place}: {found.why}"
     return f"{found.verdict}: {found.why}"

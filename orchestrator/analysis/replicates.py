@@ -1,4 +1,4 @@
-"""How much replicates differ, and how many have the skill at its onset."""
+"""The noise of replicates, and how many have the skill at its onset."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from orchestrator.stats import replicates
 
 
 class NoiseRow(NamedTuple):
-    """How much replicates of one skill differ at the largest budget."""
+    """Noise of one skill's replicates at the largest budget."""
 
     arm: str
     skill: str
     n_tasks: tuple[int, ...]
-    """Where they differ most among the numbers of tasks at which the mean is at least half its largest: one, or several that
-    are not told apart and are pooled."""
+    """The noisiest cell, or several that are not distinguishable from it and are pooled. Only cells with at least half of the largest mean."""
     noise: replicates.Noise
-    """`replicates.noisiest`."""
+    """Of `replicates.noisiest`."""
 
 
 def noise_table(results: Results, skills: tuple[str, ...]) -> list[NoiseRow]:
-    """Of every skill's accuracy the noisiest cells at the largest budget that has them, where there is something to compare."""
+    """The noisiest cells of every skill's accuracy, at the largest budget that has any."""
     rows = []
     for arm in results.study.lines:
         for skill in skills:
@@ -48,7 +47,7 @@ def _noisiest(results: Results, arm: str, skill: str, lines: np.ndarray) -> Nois
 
 
 class Midpoint(NamedTuple):
-    """The cell whose mean ability is nearest one half."""
+    """The cell with its mean ability nearest one half."""
 
     arm: str
     n_tasks: int
@@ -56,18 +55,20 @@ class Midpoint(NamedTuple):
     mean: float
     values: tuple[float, ...]
     success: replicates.Success
-    """Its interval is corrected for the choice."""
+    """Its interval is corrected for the choice of the cell."""
     chosen_from: int
-    """Cells with a value."""
+    """Number of cells with a value."""
 
 
 NEAR = 0.35
-"""A cell further from one half than this is not at the onset: every replicate has the skill there, or none (assumed)."""
+"""Largest distance of the mean from one half. Assumed: further off, every replicate has the skill, or none."""
 
 
 def midpoint(results: Results, arm: str, skill: str) -> Midpoint | None:
-    """Replicates at the onset of the headline skill; None where no cell is near one half, or no replicate reaches it in any.
-    The lost count as not there."""
+    """Replicates at the onset of the headline skill. None if no cell is near one half, or no replicate reaches it.
+
+    Lost replicates count as without the skill.
+    """
     cube, lost = surface(results, "ability", arm, skill), results.ended(arm, ("diverged", "failed"))
     cells = cube.reshape(-1, results.n_replicates)
     found = replicates.nearest_success(cells, stats.HALF, lost.reshape(cells.shape))

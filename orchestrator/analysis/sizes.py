@@ -15,44 +15,41 @@ from trainers.tasks import Family
 
 
 class Sized(NamedTuple):
-    """Trials of an arm at the largest number of tasks, over all its variants; arrays of one length."""
+    """Trials of an arm at the largest number of tasks, over all its variants. Arrays of one length."""
 
     n_parameters: np.ndarray
     n_tokens: np.ndarray
     loss_nats: np.ndarray
     compute_flops: np.ndarray
     replicates: np.ndarray
-    trunks: np.ndarray
-    """Trials along one training run share their noise."""
 
 
 def sized(results: Results, arm: str, skill: str) -> Sized:
     """The trials of an arm (`axes.arm`) by the size of their model."""
     study, parts = results.study, []
-    for k, (line, (of_arm, _)) in enumerate(study.lines.items()):
+    for line, (of_arm, _) in study.lines.items():
         if of_arm != arm:
             continue
         loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
-        for i, (trunk, budgets) in enumerate(study.sizes(line)):
+        for trunk, budgets in study.sizes(line):
             of = loss[[results.budgets.index(c) for c in budgets]]
             length = cast(Family, trunk.family).length(arm)
             compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
             size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))
             tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
-            trunks = (k * len(results.budgets) + i) * results.n_replicates + replicate.ravel()
-            parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel(), trunks))
+            parts.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel()))
     return Sized(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Which model size is best at which compute, over all variants of an arm, at the largest number of tasks."""
+    """The best model size at each compute, over all variants of an arm, at the largest number of tasks."""
     of = sized(results, arm, skill)
     replicate = [int(r) for r in of.replicates]
     return frontier.isoflop(of.n_parameters, of.n_tokens, of.loss_nats, of.compute_flops, replicate)
 
 
 def frontier_words(found: Isoflops) -> str:
-    """The best model size at each compute, or why none can be named; sentences."""
+    """The best model size at each compute, or the reason for naming none, as sentences."""
     sizes = {size for one in found.budgets for size in one.sizes}
     if len(sizes) < MIN_SIZES:
         given = {0: "No model size", 1: "One model size", 2: "Two model sizes"}[len(sizes)]

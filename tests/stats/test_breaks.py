@@ -1,4 +1,4 @@
-"""Breaks: simulated truths, hand-computed bounds, explicit refits, and every degenerate input that we could think of."""
+"""Breaks: simulated truths, hand-computed bounds, explicit refits, and degenerate input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
-from simulation import Scenario
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import break_models
 from orchestrator.stats.breaks import Break, Emergence, emergence, find_break, find_breaks, merged_scales, weigh
@@ -48,7 +48,7 @@ def numbers(found: Break | Emergence) -> list[float]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_what_is_said_holds_for_the_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 

@@ -1,4 +1,4 @@
-"""One arm against another: hand-computed and independently computed values, degenerate arms, and what is doubted."""
+"""One arm against another: values computed by hand and by scipy, degenerate arms, and doubts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from simulate_replicates import COMPARE, lottery
-from simulation import Scenario
+from simulate_replicates import COMPARE, bimodal
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import differences
 from orchestrator.stats.intervals import by_chance
@@ -18,7 +18,7 @@ from trainers.streams import stream
 
 @pytest.mark.parametrize("scenario", [s for s in COMPARE if s.bound > 0], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 
@@ -130,7 +130,7 @@ def test_swapping_the_arms_turns_the_interval_round_and_a_wider_confidence_holds
 
 
 def test_so_few_replicates_agree_by_chance_as_the_binomial_says() -> None:
-    """All of one arm on the one level and all of the other on the other, or the reverse, at the most favourable share."""
+    """The worst share for all of one arm on one level and all of the other on the other."""
     for n_a, n_b in ((1, 1), (3, 3), (3, 10), (8, 8)):
         shares = np.linspace(0.001, 0.999, 999)
         worst = max(2 * share**n_a * (1 - share) ** n_b for share in shares)
@@ -173,9 +173,9 @@ def test_alike_lotteries_are_told_apart_no_more_often_than_said_and_by_plain_tes
 ) -> None:
     plain_test = differences.paired_difference if in_pairs else differences.welch_difference
     draw, guarded, plain, n_runs = stream("test", "lotteries", n_a, n_b), 0, 0, 1500
-    one_lottery = lottery(0.5, 0.01)
+    one_cell = bimodal(0.5, 0.01)
     for _ in range(n_runs):
-        a, b = one_lottery(draw, n_a).tolist(), one_lottery(draw, n_b).tolist()
+        a, b = one_cell(draw, n_a).tolist(), one_cell(draw, n_b).tolist()
         found, naive = differences.guarded_difference(a, b, in_pairs), plain_test(a, b)
         assert found is not None and found.p is not None and naive is not None and naive.p is not None
         guarded, plain = guarded + (found.p <= alpha), plain + (naive.p <= alpha)

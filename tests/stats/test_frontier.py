@@ -1,40 +1,22 @@
-"""The best size for a budget: known laws, hand-computed parabolas, coverage on simulated studies, and degenerate grids."""
+"""The best size for a budget: a known law, hand-computed parabolas, simulated studies, and degenerate grids."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from simulate_frontier import EXPONENT, SCENARIOS, best_size, study
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats.frontier import isoflop
 from trainers.streams import stream
 
 
-def known_loss(n_parameters: float, n_tokens: float) -> float:
-    """Hoffmann et al. 2022, section 3.3 (rounded; what matters here is that it is known)."""
-    return 1.69 + 406.4 / n_parameters**0.34 + 410.7 / n_tokens**0.28
-
-
-EXPONENT = 0.28 / 0.62
-
-
-def best_size(compute: float) -> float:
-    ratio = 0.34 * 406.4 / (0.28 * 410.7)
-    return ratio ** (1 / 0.62) * (compute / 6) ** EXPONENT
-
-
-def study(
-    budgets: Sequence[float], factors: Sequence[float], n_replicates: int = 1, centre: float | None = None
-) -> np.ndarray:
-    """(5, trials): sizes, tokens, loss of the known law, compute, replicate. Sizes around the best one, or one centre for all."""
-    rows = []
-    for C in budgets:
-        for factor in factors:
-            N = (best_size(C) if centre is None else centre) * factor
-            rows += [(N, C / 6 / N, known_loss(N, C / 6 / N), C, r) for r in range(n_replicates)]
-    return np.array(rows).T
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_simulated_truth(scenario: Scenario) -> None:
+    outcome = scenario.play(RUNS_IN_TESTS)
+    assert scenario.holds(outcome), outcome
 
 
 # --- parabolas ---------------------------------------------------------------------------------------------------------
@@ -91,62 +73,17 @@ def test_a_hill_and_a_zigzag_are_no_minimum() -> None:
     assert zigzag.verdict == "unclear" and zigzag.n_optimal is None
 
 
-def test_noise_alone_names_no_size_with_a_closed_interval() -> None:
-    draw, closed = stream("no minimum"), 0
-    z = np.tile(np.arange(5.0), 3)
-    for _ in range(500):
-        found = isoflop(np.exp(z), np.exp(-z), 2 + 0.01 * draw.standard_normal(15), np.ones(15)).budgets[0]
-        closed += found.low is not None and found.high is not None
-    assert closed / 500 <= 0.05
-
-
-@pytest.mark.parametrize(
-    ("name", "n_sizes", "factor", "n_replicates", "noise", "fixed", "offset"),
-    [
-        ("own sizes, one replicate", 5, 2.0, 1, 0.003, False, 0.0),
-        ("one set of sizes for all budgets", 9, 2.0, 3, 0.003, True, 0.0),
-        ("wide grid and little noise", 7, 4.0, 3, 0.002, False, 0.0),
-        ("off centre, offsets of replicates", 5, 2.0, 3, 0.005, False, 0.7),
-    ],
-)
-def test_intervals_of_minima_and_exponent_cover_the_known_law(
-    name: str, n_sizes: int, factor: float, n_replicates: int, noise: float, fixed: bool, offset: float
-) -> None:
-    """The truth is no parabola: its own error is part of the interval. 1,000 studies of three budgets."""
-    draw, budgets = stream("isoflop", name), 1e19 * 4.0 ** np.arange(3)
-    minima, exponents = [], []
-    for _ in range(1000):
-        steps = np.arange(n_sizes) - (n_sizes - 1) / 2 + draw.uniform(-0.5, 0.5) + offset
-        data = study(budgets, (factor**steps).tolist(), n_replicates, best_size(budgets[1]) if fixed else None)
-        loss = data[2] * np.exp(noise * draw.standard_normal(data.shape[1]))
-        replicate = data[4].astype(int)
-        if offset:
-            loss = loss + 0.05 * draw.standard_normal(n_replicates)[replicate]
-        found = isoflop(data[0], data[1], loss, data[3], replicate.tolist())
-        minima += [
-            (b.low is None or b.low <= best_size(b.compute)) and (b.high is None or best_size(b.compute) <= b.high)
-            for b in found.budgets
-            if b.verdict == "minimum"
-        ]
-        if found.low is not None and found.high is not None:
-            exponents.append(found.low <= EXPONENT <= found.high)
-    assert len(minima) > 0.9 * 3 * 1000 and len(exponents) > 0.9 * 1000
-    assert np.mean(minima) >= 0.93 and np.mean(exponents) >= 0.93
-
-
 def test_resampling_the_trials_of_a_budget_would_cover_too_seldom() -> None:
-    """Why the interval is Fieller's: the percentile bootstrap on the same data (no other change)."""
+    """The reason for Fieller's interval: the percentile bootstrap on the same data."""
     draw, hits, tried = stream("bootstrap"), 0, 200
     for _ in range(tried):
         data = study([1e19], (2.0 ** (np.arange(5) - 2 + draw.uniform(-0.5, 0.5))).tolist())
         z, y = np.log(data[0] / best_size(1e19)), data[2] * np.exp(0.003 * draw.standard_normal(5))
-        vertices = []
-        for _ in range(60):
-            rows = draw.integers(5, size=5)
-            if len(np.unique(rows)) > 2:
-                b = np.polyfit(z[rows], y[rows], 2)
-                vertices.append(-b[1] / (2 * b[0]) if b[0] > 0 else np.nan)
-        low, high = np.nanquantile(vertices, [0.025, 0.975])
+        rows = draw.integers(5, size=(60, 5))
+        rows = rows[[len(set(row)) > 2 for row in rows.tolist()]]
+        X = z[rows][..., None] ** np.arange(3)  # (resamples, 5, 3)
+        b = np.linalg.solve(X.swapaxes(1, 2) @ X, X.swapaxes(1, 2) @ y[rows][..., None])[..., 0]
+        low, high = np.quantile((-b[:, 1] / (2 * b[:, 2]))[b[:, 2] > 0], [0.025, 0.975])
         hits += low <= 0 <= high
     assert hits / tried < 0.92
 

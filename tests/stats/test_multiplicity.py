@@ -1,4 +1,4 @@
-"""Many claims at once: adjusted p-values, what is selected, and the confidence of every interval."""
+"""Many claims at once: adjusted p-values, selection, and the confidence of every interval."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import special
 from simulate_replicates import MULTIPLICITY
-from simulation import Scenario
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import multiplicity
 
 
 @pytest.mark.parametrize("scenario", MULTIPLICITY, ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 
@@ -39,7 +39,7 @@ PUBLISHED = [
     0.7590,
     1.0,
 ]
-"""Benjamini and Hochberg 1995, section 4.1: their procedure selects the first four at .05."""
+"""Benjamini and Hochberg 1995, section 4.1. Their procedure selects the first four at .05."""
 
 
 def test_the_published_example_selects_its_first_four() -> None:

@@ -1,4 +1,4 @@
-"""The noise of replicates, how many succeed; and the command that plays simulated truths at length."""
+"""The noise of replicates, how many succeed, and the command that plays simulated truths at length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import calibration
 import numpy as np
 import pytest
 from simulate_replicates import NOISE, SUCCESS
-from simulation import Outcome, Scenario
+from simulation import RUNS_IN_TESTS, Outcome, Scenario
 
 from orchestrator.stats import replicates
 from trainers.streams import stream
@@ -19,7 +19,7 @@ from trainers.streams import stream
 
 @pytest.mark.parametrize("scenario", [s for s in (*NOISE, *SUCCESS) if "thirty" not in s.name], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 
@@ -113,7 +113,7 @@ def test_the_command_plays_from_anywhere_and_ends_with_one_where_there_is_nothin
     command = [sys.executable, str(Path(calibration.__file__)), "--runs", "200", "--only"]
     played = subprocess.run([*command, "noise: sd"], cwd=tmp_path, capture_output=True, text=True)
     assert played.returncode == 0 and "1 of 1 hold" in played.stdout, played.stdout + played.stderr
-    assert subprocess.run([*command, "no such thing"], cwd=tmp_path, capture_output=True).returncode == 1
+    assert calibration.main(["--only", "no such thing"]) == 1
 
 
 # --- the noisiest of several cells -------------------------------------------------------------------------------------

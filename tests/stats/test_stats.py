@@ -1,4 +1,4 @@
-"""Measures and intervals: hand-computed values, simulated truths, and nulls in which nothing may be found."""
+"""Measures and intervals: hand-computed values and simulated truths."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import stats as reference
 from simulate_boundaries import SURVIVAL
-from simulation import Scenario
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import Bracket, survival
 
@@ -19,7 +19,7 @@ LOOKS = [1.0, 2.0, 4.0, 8.0, 16.0]
 
 @pytest.mark.parametrize("scenario", SURVIVAL, ids=lambda scenario: scenario.name)
 def test_simulated_shares_and_medians_are_covered(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 

@@ -64,7 +64,7 @@ def play(module: str, index: int, n_runs: int) -> tuple[Outcome | None, float, s
     start = time.perf_counter()
     try:
         return scenarios_of(module)[index].play(n_runs), time.perf_counter() - start, ""
-    except Exception:  # told in the table; the others go on
+    except Exception:  # shown in the table; the others go on
         return None, time.perf_counter() - start, traceback.format_exc()
 
 

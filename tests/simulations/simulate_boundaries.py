@@ -212,7 +212,7 @@ def odd_spreads() -> Iterator[Scenario]:
     shapes: tuple[tuple[Shape, float, dict[int, tuple[float, float]]], ...] = (
         ("evenly spread", 5.0, {3: (0.91, 24.5), 5: (0.95, 15), 10: (0.97, 12.7)}),
         ("skewed", 1.7, {3: (0.94, 6.7), 5: (0.95, 4.6), 10: (0.97, 4.3)}),
-        # all of one kind in 2^(1 - R) of runs, and then nothing tells that there is another
+        # all of one kind in 2^(1 - R) of runs: the other is not seen
         ("of two kinds", 2.0, {3: (0.73, 12.6), 5: (0.92, 6.3), 10: (0.965, 5.3)}),
     )
     for shape, spread, promised in shapes:
@@ -316,7 +316,7 @@ def monotonicity() -> Iterator[Scenario]:
         "rising lottery": lambda rng, shape: bimodal(rng, shape, np.linspace(0.05, 0.95, shape[2]), 0.0001),
     }
     for name, draw in nulls.items():
-        for R in (3, 5)[: 1 + (name == "flat, unequal spreads")]:  # lotteries deceive the fewer the more
+        for R in (3, 5)[: 1 + (name == "flat, unequal spreads")]:  # the fewer bimodal replicates, the worse
             yield Scenario(f"monotone: {name}, {R} replicates", "false claims", 0.05, called_not_monotone(draw, R))
 
     def fall(rng: Rng, shape: tuple[int, int, int]) -> np.ndarray:
@@ -527,7 +527,7 @@ def crossovers() -> Iterator[Scenario]:
         (3, 0.74),
         (5, 0.92),
         (10, 0.95),
-    ):  # three that agree by chance are what few replicates cannot show
+    ):  # three replicates can agree by chance
         yield Scenario(f"crossover: by lot, {R} replicates", "coverage", bound, crossing_at_once(R, True))
     for R, bound in ((3, 0.5), (5, 0.9)):
         yield Scenario(

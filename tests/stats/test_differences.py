@@ -89,7 +89,7 @@ def test_equal_arms_differ_by_nothing_with_no_evidence_and_no_interval_of_zero_w
         assert "no spread" in found.doubts
 
 
-def test_where_nothing_varies_the_difference_is_given_with_the_p_value_of_its_permutations() -> None:
+def test_without_spread_the_difference_has_the_p_value_of_its_permutations() -> None:
     pairs = differences.paired_difference([0.3, 0.5, 0.9, 0.2, 0.7], [0.2, 0.4, 0.8, 0.1, 0.6])  # .1 but for rounding
     assert pairs is not None
     assert (pairs.mean, pairs.low, pairs.p) == (pytest.approx(0.1), None, 2 / 2**5)
@@ -103,7 +103,7 @@ def test_an_arm_without_spread_is_doubted_and_the_other_one_carries_the_interval
     assert found.doubts == ("no spread",)
 
 
-def test_a_lottery_and_few_replicates_are_doubted_and_calm_arms_are_not() -> None:
+def test_bimodal_and_few_replicates_are_doubted_and_steady_arms_are_not() -> None:
     calm = [0.5, 0.52, 0.55, 0.47, 0.51, 0.49]
     lottery = [0.1, 0.95, 0.12, 0.93, 0.96, 0.11]
     by = {name: differences.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("lottery", lottery))}
@@ -129,7 +129,7 @@ def test_swapping_the_arms_turns_the_interval_round_and_a_wider_confidence_holds
         assert wide.low < ab.low < ab.high < wide.high
 
 
-def test_so_few_replicates_agree_by_chance_as_the_binomial_says() -> None:
+def test_replicates_agree_by_chance_with_the_binomial_probability() -> None:
     """The worst share for all of one arm on one level and all of the other on the other."""
     for n_a, n_b in ((1, 1), (3, 3), (3, 10), (8, 8)):
         shares = np.linspace(0.001, 0.999, 999)
@@ -168,7 +168,7 @@ def test_where_chance_is_no_match_the_guarded_difference_is_the_plain_one_or_stu
 
 
 @pytest.mark.parametrize(("in_pairs", "n_a", "n_b", "alpha"), [(True, 3, 3, 0.002), (False, 3, 10, 0.05)])
-def test_alike_lotteries_are_told_apart_no_more_often_than_said_and_by_plain_tests_they_are(
+def test_alike_bimodal_arms_differ_no_more_often_than_promised_and_in_plain_tests_they_do(
     in_pairs: bool, n_a: int, n_b: int, alpha: float
 ) -> None:
     plain_test = differences.paired_difference if in_pairs else differences.welch_difference

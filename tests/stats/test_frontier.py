@@ -101,7 +101,7 @@ def test_sizes_far_from_the_best_one_do_not_bend_the_parabola() -> None:
 
 
 @pytest.mark.parametrize("n_sizes", [0, 1, 2])
-def test_fewer_than_three_sizes_say_nothing(n_sizes: int) -> None:
+def test_fewer_than_three_sizes_give_nothing(n_sizes: int) -> None:
     data = study([1e19, 1e20], [0.5, 1.0, 2.0][:n_sizes], 3)
     found = isoflop(*(data[:4] if n_sizes else np.empty((4, 0))))
     assert found.exponent is None and found.reason is not None

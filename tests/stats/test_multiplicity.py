@@ -51,7 +51,7 @@ def test_the_published_example_selects_its_first_four() -> None:
     assert found.claims[0].confidence == pytest.approx(1 - 0.05 * 5 / 15)
 
 
-def test_what_could_not_be_tested_is_listed_and_not_counted() -> None:
+def test_an_untestable_claim_is_listed_and_not_counted() -> None:
     found = multiplicity.adjust([0.001, None, 0.02, 0.5, math.nan])
     assert found.selected == 2
     assert found.claims[1] == found.claims[4] == (None, None, "untested", None)
@@ -66,12 +66,12 @@ def test_one_claim_is_left_as_it_is_and_none_gives_none() -> None:
     assert multiplicity.adjust([None]).selected == 0
 
 
-def test_a_p_value_on_the_line_is_selected_whatever_the_rounding() -> None:
+def test_a_p_value_on_the_line_is_selected_for_any_rounding() -> None:
     for m in range(1, 60):
         assert multiplicity.adjust([0.05 * (i + 1) / m for i in range(m)]).selected == m
 
 
-def test_what_is_no_p_value_is_refused() -> None:
+def test_a_number_outside_zero_to_one_is_refused() -> None:
     for wrong in ([1.01], [-0.1], [0.5, math.inf]):
         with pytest.raises(ValueError):
             multiplicity.adjust(wrong)

@@ -76,7 +76,7 @@ def test_the_lost_stay_in_the_denominator_of_success_and_the_pending_do_not_ente
     assert all_lost is not None and (all_lost.k, all_lost.n, all_lost.low) == (0, 3, 0)
 
 
-def test_success_of_nobody_is_none_and_not_zero() -> None:
+def test_success_without_replicates_is_none_and_not_zero() -> None:
     assert replicates.success([], 0.5) is None and replicates.success([None, math.nan], 0.5) is None
     with pytest.raises(ValueError, match="same replicates"):
         replicates.success([0.5, 0.6], 0.5, lost=[True])

@@ -70,7 +70,7 @@ def test_a_median_that_is_not_reached_is_none() -> None:
     assert found([1, 1, 1], 16, LOOKS).median == Bracket(None, 1)
 
 
-def test_replicates_that_were_never_looked_at_say_nothing() -> None:
+def test_replicates_that_were_never_looked_at_do_not_count() -> None:
     assert survival.kaplan_meier([], 16) is None
     assert survival.kaplan_meier([None, None], None) is None
     half = found([2.0, math.nan, None], [16, math.nan, 0], LOOKS)
@@ -133,7 +133,7 @@ def test_where_half_diverge_and_the_others_learn_the_curve_ends_at_one_half() ->
     assert unaware.steps[-1].reached == 1
 
 
-def test_onsets_of_nobody_and_of_rows_that_do_not_fit() -> None:
+def test_onsets_without_replicates_and_of_rows_that_do_not_fit() -> None:
     assert survival.kaplan_meier(*survival.onsets(LOOKS, [], []), LOOKS) is None
     assert survival.kaplan_meier(*survival.onsets([], [[], []], [False, True])) is None
     assert survival.kaplan_meier(*survival.onsets(LOOKS, [[None] * 5], [False]), LOOKS) is None

@@ -14,6 +14,7 @@ from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, cl
 from orchestrator.analysis.results import Results, surface
 from orchestrator.formatting import factor, number, signed
 from orchestrator.stats.boundaries import MIN_TESTED
+from orchestrator.stats.minimums import BOUNDARY
 
 Measure = Literal["ability", "memory"]
 DIRECTION: dict[Measure, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
@@ -118,19 +119,15 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.where(chosen, table[rows], np.nan), rows
 
 
-LEAST_TESTED = 6
-"""Fewest replicates whose sign test can reach 5 %: if all agree, p = 2 x 2^-6 = .031."""
-
-
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
     """Two-sided sign test of a boundary's verdict about the median replicate; table (replicates, levels).
 
     `crossed`: the first level is not across and the last one is. `below`: the first is. `beyond`: the last is not.
-    An undecided boundary is a claim that failed: p = 1. None where nothing is defined, and below LEAST_TESTED replicates:
+    An undecided boundary is a claim that failed: p = 1. None where nothing is defined, and below BOUNDARY.replicates:
     such a test could never be significant and would only weaken the correction of the others (Tarone 1990).
     """
     known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
-    if not len(known) or known.shape[1] < LEAST_TESTED:
+    if not len(known) or known.shape[1] < BOUNDARY.replicates:
         return None
     if verdict not in ("crossed", "below", "beyond"):
         return 1.0

@@ -1,10 +1,7 @@
-"""Simulated studies for claims: lotteries in which nothing may be claimed.
+"""Simulated studies with false claims to be made: bimodal cells, and arms drawn alike.
 
 Whole studies go through the tables, the analyses, the tests and the correction, as in a report. A study costs some 80 ms, so no
-scenario plays more than MOST_RUNS of them, however many are asked for.
-
-Of 600 lotteries below one half none was claimed anything of that is not so, of 600 onsets by lottery three (0.5 %); of 600
-studies of arms drawn alike (4, 6 and 10 replicates in turn) a winner was kept in five (0.8 %).
+scenario plays more than MOST_RUNS of them. Results: docs/statistics.md, "Whole studies".
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ Rng = np.random.Generator
 
 
 class Looked(NamedTuple):
-    """A study without figures: what was looked at, corrected, and the cuts behind the breaks."""
+    """A study without figures: its claims, corrected, and the cuts behind the breaks."""
 
     claims: tuple[claims.Claim, ...]
     cuts: list[emergence.Cut]
@@ -52,9 +49,11 @@ LOTTERY_AXES: dict[str, Any] = {
 }
 
 
-def lottery(draw: Rng, replicates: int, share: synthetic.Truth) -> Looked:
-    """A study of two arms in which each replicate has ability, and memory, by chance: at every cell and look anew, with the
-    probability `share` (n_tasks, compute_flops, replicate)."""
+def bimodal_study(draw: Rng, replicates: int, share: synthetic.Truth) -> Looked:
+    """A study of two arms with ability and memory by chance in each replicate, anew at every cell and look.
+
+    `share` (n_tasks, compute_flops, replicate) is the probability.
+    """
     study = synthetic.made_up(**LOTTERY_AXES, replicates=replicates)
 
     def toss(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
@@ -66,17 +65,17 @@ def lottery(draw: Rng, replicates: int, share: synthetic.Truth) -> Looked:
 def everywhere_less_than_half(draw: Rng, replicates: int) -> Looked:
     """The same 45 to 50 % in every cell."""
     p = draw.uniform(0.45, 0.5)
-    return lottery(draw, replicates, lambda n, c, r: np.full(len(n), p))
+    return bimodal_study(draw, replicates, lambda n, c, r: np.full(len(n), p))
 
 
 def more_likely_with_tasks(draw: Rng, replicates: int) -> Looked:
-    """From 5 to 95 %, three steps of tasks wide: a smooth onset whose cells are bistable, the same in both arms at any compute."""
+    """From 5 to 95 % over three steps of tasks: a smooth onset of bimodal cells, the same in both arms at any compute."""
     centre = draw.uniform(2, MIN_SCALES - 1)
 
     def share(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
         return 0.05 + 0.9 / (1 + np.exp(-2 * np.log(9) / 3 * (np.log(n) / np.log(4) - centre)))
 
-    return lottery(draw, replicates, share)
+    return bimodal_study(draw, replicates, share)
 
 
 ALIKE_AXES: dict[str, Any] = {
@@ -88,7 +87,7 @@ ALIKE_AXES: dict[str, Any] = {
 
 
 def arms_drawn_alike(draw: Rng, replicates: int) -> Looked:
-    """Three arms whose replicates come early or late by one law, normal or of two kinds."""
+    """Three arms with onsets of one distribution, normal or of two kinds."""
     study = synthetic.made_up(**ALIKE_AXES, replicates=replicates)
     truth = synthetic.alike(draw, len(study.axes.arm), replicates, two_kinds=bool(draw.integers(2)))
     return look(synthetic.tables(study, truth, noise=0.02, draw=int(draw.integers(2**31))), study)
@@ -97,11 +96,11 @@ def arms_drawn_alike(draw: Rng, replicates: int) -> Looked:
 OF_ARMS = ("overtakes", "is ahead", "different")
 ALWAYS_FALSE = ("drifts", *OF_ARMS, "breaks")
 NOT_OF_A_MINORITY = ("appears", "is there", "comes", "ends", "holds", *ALWAYS_FALSE)
-"""Where fewer than half of the replicates have the skill it is true that it does not appear, and no more."""
+"""Words of false claims if fewer than half of the replicates have the skill. Only "does not appear" is true."""
 
 
 def falsely_claimed(study: Callable[[Rng, int], Looked], false: tuple[str, ...]) -> Callable[[int, Rng], Outcome]:
-    """Share of the studies of which anything is claimed that is not so; 4, 6 and 10 replicates in turn."""
+    """Share of studies with a false claim; 4, 6 and 10 replicates in turn."""
 
     def run(n_runs: int, draw: Rng) -> Outcome:
         n_runs = min(n_runs, MOST_RUNS)

@@ -68,10 +68,16 @@ def _boundary(
         n=len(found.brackets),
         p=boundary_p(table, found.verdict, direction),
         interval=remembered(found[:2], interval),
-        reach=(levels[0], levels[-1]),
+        reach=tried(levels, table),
         brackets=found.brackets,
         replicates=tuple(rows.tolist()),
     )
+
+
+def tried(levels: Sequence[float], table: np.ndarray) -> tuple[float, float] | None:
+    """The first and the last level with a value; table (replicates, levels). None where there is none."""
+    known = np.flatnonzero(~np.isnan(table).all(axis=0)) if len(table) else np.array([], int)
+    return (levels[known[0]], levels[known[-1]]) if len(known) else None
 
 
 def judged(results: Results, measure: Measure, condition: str, skill: str) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.boundaries import boundary_p, counted, edge, settled
+from orchestrator.analysis.boundaries import boundary_p, counted, edge, settled, tried
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, in_condition, remembered
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import number
@@ -54,7 +54,7 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
         n=len(at_95.brackets),
         p=p,
         interval=remembered(at_95[:2], interval),
-        reach=(looks.flops[0], looks.flops[-1]) if looks else None,
+        reach=tried(looks.flops, looks.values) if looks else None,
         brackets=at_95.brackets,
         replicates=looks.judged if looks else (),
     )

@@ -41,7 +41,9 @@ def ask(results: Results) -> Iterator[Finding]:
     if not pairs_of(results.study):  # generalists and specialists have a question of their own
         yield from (fewer_tasks(a, b, "ability", skill, results.budgets[-1]) for a, b in pairs)
     yield from (
-        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b)) for a, b in pairs for n in results.levels
+        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b, n))
+        for a, b in pairs
+        for n in results.levels
     )
     yield from (one for a, b in pairs for n in results.levels if (one := multiplier(a, b, skill, n)) is not None)
 
@@ -55,10 +57,11 @@ def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
     return (b, a) if (first, claim.against) == (b, a) else (a, b)
 
 
-def _is_claimed(results: Results, a: Side, b: Side) -> bool:
+def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
     claim = results.study.primary
-    first = (claim.arm or next(iter(results.study.lines))) if claim else ""
-    return claim is not None and claim.what == "crossover" and (first, claim.against) == (a.condition, b.condition)
+    if claim is None or claim.what != "crossover" or claim.n_tasks != n_tasks:
+        return False
+    return (claim.arm or next(iter(results.study.lines)), claim.against) == (a.condition, b.condition)
 
 
 # Tasks --------------------------------------------------------------------------------------------------------------

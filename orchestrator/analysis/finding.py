@@ -164,5 +164,5 @@ def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -
 
 
 def count(found: Sequence[Finding], significance: Significance) -> int:
-    """How many findings have this significance."""
-    return sum(one.significance == significance for one in found)
+    """How many findings of those that are corrected together have this significance."""
+    return sum(one.counted and one.significance == significance for one in found)

@@ -80,18 +80,18 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
         many = place_words(k)
         if onset is not None and onset.has_interval and onset.verdict == "crossed":
             needs = f"and needs {_needs(onset)} FLOPs at {number(onset.n_tasks or 0)} tasks"
-            yield f"{what} {many} at {flops} FLOPs, {needs} ({_certainty(k, onset)})"
-        yield f"{what} {many} at {flops} FLOPs ({_certainty(k)})"
+            yield f"{what} {many} at {flops} FLOPs, {needs}{_certainty(k, onset)}"
+        yield f"{what} {many} at {flops} FLOPs{_certainty(k)}"
         yield f"{skill} {many}"
 
 
 def _certainty(*shown: Finding) -> str:
     """The replicates behind some intervals, and the least of their confidences."""
     n = times(shown[0].n, "replicate")
-    with_interval = [one for one in shown if one.has_interval and one.verdict == "crossed"]
-    if not with_interval:
-        return n
-    return f"{n}, {sure(min(one.confidence for one in with_interval))} interval{'s' if len(with_interval) > 1 else ''}"
+    crossed = [one for one in shown if one.verdict == "crossed" and one.has_interval]
+    if not crossed:  # words without an interval name the replicates themselves
+        return f" ({n})" if shown[0].verdict == "below" or shown[0].n == 1 else ""
+    return f" ({n}, {sure(min(one.confidence for one in crossed))} interval{'s' if len(crossed) > 1 else ''})"
 
 
 def _onset(found: Findings, condition: str, skill: str) -> Finding | None:
@@ -184,8 +184,9 @@ def more(found: Findings) -> list[str]:
     """At most MAX_MORE further sentences, the most important first."""
     if not any(r["status"] in ("done", "diverged") for r in found.runs):
         return []
-    said = list(dict.fromkeys(f"{one[0].upper()}{one[1:]}." for one in _further(found)))
-    return said[:MAX_MORE]
+    answered = sentence(found)
+    further = dict.fromkeys(f"{one[0].upper()}{one[1:]}" for one in _further(found))
+    return [f"{one}." for one in further if not answered.startswith(one)][:MAX_MORE]
 
 
 def _further(found: Findings) -> Iterator[str]:

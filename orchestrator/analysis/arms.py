@@ -79,7 +79,7 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
     return Finding(
         name=claim_of_pair("fewer", a.name, b.name, skill, flops),
         question="task multiplier",
-        words=lambda one: f"{_ratio_words(one, 'tasks')} at {number(flops)} FLOPs",
+        words=lambda one: f"at {number(flops)} FLOPs {_ratio_words(one, 'tasks')}",
         condition=b.name,
         skill=skill,
         compute_flops=flops,
@@ -136,7 +136,7 @@ def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
     return Finding(
         name=claim_of_pair("multiplier", a.name, b.name, skill, float(n_tasks)),
         question="compute multiplier",
-        words=lambda one: f"{_ratio_words(one, 'compute')} at {number(n_tasks)} tasks",
+        words=lambda one: f"at {number(n_tasks)} tasks {_ratio_words(one, 'compute')}",
         condition=b.name,
         skill=skill,
         n_tasks=n_tasks,
@@ -164,18 +164,19 @@ def _as_factors(ratio: stats.Drift) -> Ends:
 
 
 def _ratio_words(one: Finding, of: str) -> str:
-    """How many times more tasks or compute one condition needs than the other."""
+    """How many times the tasks or the compute of one condition the other needs for a skill; or memorises (no skill)."""
     first, second, (low, high) = one.against, one.condition, one.ends
-    more, fewer = ("more", "less") if of == "compute" else ("more", "fewer")
+    need, what = ("need", f" for {one.skill}") if one.skill else ("memorise", "")
     if one.verdict == "missing" or (low is None and high is None):
-        return f"the {of} of {first} and {second} cannot be compared"
+        return f"the {of} that {first} and {second} {need}{what} cannot be compared"
     if one.verdict not in ("rises", "falls"):
         ends = f" ({factor(low)} to {factor(high)} times)" if low is not None and high is not None else ""
-        return f"it is open whether {second} needs {more} or {fewer} {of} than {first}{ends}"
+        fewer = "less" if of == "compute" else "fewer"
+        return f"{second} may {need} more or {fewer} {of} than {first}{what}{ends}"
     if one.verdict == "falls":  # words name the side that needs more
         first, second, low, high = second, first, high and 1 / high, low and 1 / low
     by = f"{factor(low)} to {factor(high)}" if low and high else f"at least {factor(low or 1.0)}"
-    return f"{second} needs {by} times the {of} of {first}"
+    return f"{second} {need}s {by} times the {of} of {first}{what}"
 
 
 # Along compute ------------------------------------------------------------------------------------------------------
@@ -242,8 +243,8 @@ def crossover_words(one: Finding) -> str:
     a, b, (low, high) = one.against, one.condition, one.ends
     return {
         "crosses": f"{b} overtakes {a} {between(low, high, 'FLOPs')}",
-        AHEAD[0]: f"{a} stays ahead of {b} up to {number(low or 0)} FLOPs",
+        AHEAD[0]: f"{a} is ahead of {b} up to {number(low or 0)} FLOPs",
         AHEAD[1]: f"{b} is ahead of {a} from {number(high or 0)} FLOPs on",
         "no difference shown": f"{b} and {a} are not distinguishable at any budget",
         "missing": f"{b} and {a} were not both measured",
-    }.get(one.verdict, f"it is open whether {b} or {a} is ahead")
+    }.get(one.verdict, f"either {b} or {a} may be ahead")

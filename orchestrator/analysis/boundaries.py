@@ -172,13 +172,13 @@ _PLACES = {
     "K_A": {
         "crossed": "appears {between}",
         "beyond": "does not appear up to {edge} tasks",
-        "below": "is there from {edge} tasks on",
+        "below": "is already there at {edge} tasks",
         "undecided": "appears in {k} of {n} replicates",
     },
     "K_M": {
         "crossed": "ends {between}",
-        "beyond": "holds up to {edge} tasks and more",
-        "below": "is absent, even at {edge} tasks",
+        "beyond": "still holds at {edge} tasks",
+        "below": "is absent even at {edge} tasks",
         "undecided": "ends in {k} of {n} replicates",
     },
 }
@@ -187,7 +187,10 @@ _PLACES = {
 def place_words(one: Finding) -> str:
     """Where a boundary lies, as a verb with its object."""
     if one.verdict == "missing":
-        return "is not defined"
+        return "has no value"
+    if one.verdict == "crossed" and one.ends == (None, None):
+        verb = "appears" if one.question == "K_A" else "ends"
+        return f"{verb} {between(*seen(one), unit='tasks')} in each of {one.n} replicates"
     return _PLACES[one.question][one.verdict].format(
         between=between(*one.ends, unit="tasks"),
         edge=number(edge(one)) if one.verdict in ("beyond", "below") else "",

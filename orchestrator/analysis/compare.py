@@ -200,7 +200,7 @@ def _cell(
         name=claim_of("cell", measure, f"{a.name} {b.name}", skill, f"{n}/{c!r}"),
         question=f"difference of {measure}",
         words=lambda one: (
-            f"{what} at {number(n)} tasks and {number(c)} FLOPs is {difference_words(one)} in {b.name} than in {a.name}"
+            f"{what} at {number(n)} tasks and {number(c)} FLOPs is {difference_words(one, f' in {b.name} than in {a.name}')}"
         ),
         condition=b.name,
         skill=skill,
@@ -257,10 +257,14 @@ def _overall(of: Comparison) -> Finding:
 # Words --------------------------------------------------------------------------------------------------------------
 
 
-def difference_words(one: Finding) -> str:
-    """A difference with its interval: .12 higher (95 % interval +.05 to +.19)."""
-    mean = one.estimate or 0.0
-    way = f"{decimal(abs(mean))} {'higher' if mean > 0 else 'lower'}" if round(mean, 2) else "equal"
+def difference_words(one: Finding, sides: str = "") -> str:
+    """A difference with its interval: 0.12 higher in b than in a (95 % interval +0.05 to +0.19)."""
+    if one.estimate is None:
+        return "not measured on both sides"
+    mean = one.estimate
+    way = f"{decimal(abs(mean))} {'higher' if mean > 0 else 'lower'}{sides}"
+    if not round(mean, 2):
+        way = f"equal{sides.replace(' than in', ' and')}"
     if one.n < 3 or one.low is None or one.high is None:  # the interval from two values is no help
         return way
     return f"{way} ({sure(one.confidence)} interval {signed(one.low, 2)} to {signed(one.high, 2)})"
@@ -271,7 +275,8 @@ def sentence(of: Comparison) -> str:
     a, b, overall = of.a.study.id, of.b.study.id, of.overall
     tested = count(of.findings, "significant") + count(of.findings, "not significant")
     shown = of.significant()
-    if of.paired and all(one.verdict == "equal" for one in of.findings if one.question.startswith("difference")):
+    cells = {one.verdict for one in of.findings if one.question.startswith("difference")}
+    if of.paired and cells <= {"equal", "missing"}:
         return f"{a} and {b} agree exactly: every value that both have is the same."
     if not tested and overall.p is None:
         return f"No difference between {a} and {b} can be tested: that takes two replicates on both sides."

@@ -32,7 +32,7 @@ def ask(results: Results) -> Iterator[Finding]:
                 yield _finding(results, condition, skill, "n_tasks", c, levels, lines)
             for n in results.levels:
                 runs = {m: results.along(m, condition, skill, split, n, decayed=False) for m in _METRICS}
-                scale = max((flops for flops, _ in runs.values()), key=len)
+                scale = np.unique(np.concatenate([flops for flops, _ in runs.values()]))
                 lines = {m: _on(scale, *run) for m, run in runs.items()}
                 yield _finding(results, condition, skill, "compute_flops", float(n), scale, lines)
 

@@ -129,7 +129,7 @@ def between(low: float | None, high: float | None, unit: str) -> str:
         return f"between {_figure(low)} and {_figure(high)} {unit}"
     if high is not None:
         return f"at {_figure(high)} {unit} or fewer"
-    return f"above {_figure(low)} {unit}" if low is not None else f"at a number of {unit} that is not settled"
+    return f"above {_figure(low)} {unit}" if low is not None else f"at an unknown number of {unit}"
 
 
 def _figure(value: float) -> str:

@@ -149,6 +149,8 @@ def comparison_words(one: Finding, budgets: list[float]) -> str:
             return " to ".join(map(number, ends)) + " FLOPs"  # type: ignore[arg-type]
         return " to ".join(f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in ends) + " times its compute"  # type: ignore[operator]
 
+    if one.verdict == "crosses" and low is None and high is None:
+        return f"{at} overtakes {whose} {state} at an unknown amount of compute"
     if one.verdict == "crosses":
         bound = "" if low and high else "at most " if high else "more than "
         return f"{at} overtakes {whose} {state} at {bound}{amount(low, high)}"
@@ -158,4 +160,4 @@ def comparison_words(one: Finding, budgets: list[float]) -> str:
         AHEAD[1]: f"{at} is ahead of {whose} {state}, from {amount(high)} on",
         "no difference shown": f"{at} and {whose} {state} are not distinguishable, up to {amount(top)}",
         "missing": f"{at} and {whose} {state} were not both measured",
-    }.get(one.verdict, f"{at} may overtake {whose} {state}: that is open")
+    }.get(one.verdict, f"{at} may overtake {whose} {state}")

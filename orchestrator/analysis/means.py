@@ -68,6 +68,8 @@ def mean_words(one: Finding) -> str:
     """A mean with its interval."""
     if one.verdict == "missing":
         return "not measured"
+    if one.verdict == "incomplete":
+        return f"{figure(one.estimate)} in the {times(one.n, 'replicate')} that {'has' if one.n == 1 else 'have'} a value"
     if not one.has_interval:
         return f"{figure(one.estimate)} ({times(one.n, 'replicate')}, no interval)"
     ends = f"{figure(one.low)} to {figure(one.high)}"

@@ -322,11 +322,12 @@ def left_out(of: Comparison) -> list[str]:
         if parts:
             said.append(f"Only {own.id} has {'; '.join(parts)}.")
         if of.outside[side]:
-            said.append(
-                f"{times(of.outside[side], 'recorded trial')} of {own.id} lie outside its axes and are left out."
-            )
-        for status, words in (("open", "have not ended"), ("diverged", "diverged"), ("failed", "failed")):
+            lie, are = ("lies", "is") if of.outside[side] == 1 else ("lie", "are")
+            recorded = f"{times(of.outside[side], 'recorded trial')} of {own.id}"
+            said.append(f"{recorded} {lie} outside its axes and {are} left out.")
+        for status in ("open", "diverged", "failed"):
             if n := sum(run["status"] == status for run in mine.runs):
+                words = status if status != "open" else "has not ended" if n == 1 else "have not ended"
                 said.append(f"{n:,} of {times(len(mine.runs), 'trial')} of {own.id} {words}.")
     return said
 

@@ -53,7 +53,7 @@ def sure(confidence: float) -> str:
 def signed(value: float, digits: int | None = None) -> str:
     """A change to two figures, or to so many decimals, with a true minus sign; no change at all has none."""
     told = f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}"
-    return told.replace("-", "\u2212") if value else told[1:]
+    return told.replace("-", "\u2212") if float(told) else told[1:]
 
 
 def range_words(low: float | None, high: float | None) -> str:

@@ -164,9 +164,7 @@ def tables(
     return results, pa.Table.from_pylist(_runs(study), schema=RUNS)
 
 
-def changed(
-    of: tuple[pa.Table, pa.Table], statuses: dict[tuple[Any, ...], str]
-) -> tuple[pa.Table, pa.Table]:
+def changed(of: tuple[pa.Table, pa.Table], statuses: dict[tuple[Any, ...], str]) -> tuple[pa.Table, pa.Table]:
     """The tables with other ends: (arm, n_tasks, compute, replicate) -> status, the first that fits; None fits all.
 
     A trial that is not done has no results.
@@ -176,7 +174,9 @@ def changed(
     keep, ended = np.ones(results.num_rows, bool), []
     columns = {axis: results[axis].to_numpy(zero_copy_only=False) for axis in axes}
     for run in runs.to_pylist():
-        fits = (s for place, s in statuses.items() if all(p in (None, run[a]) for p, a in zip(place, axes, strict=True)))
+        fits = (
+            s for place, s in statuses.items() if all(p in (None, run[a]) for p, a in zip(place, axes, strict=True))
+        )
         ended.append(next(fits, "done"))
         if ended[-1] != "done":
             keep &= ~np.logical_and.reduce([columns[axis] == run[axis] for axis in axes])
@@ -189,7 +189,9 @@ def without(of: tuple[pa.Table, pa.Table], *columns: str) -> tuple[pa.Table, pa.
     results, runs = of
     for name in columns:
         at = results.column_names.index(name)
-        results = results.set_column(at, results.schema.field(at), pa.nulls(len(results), results.schema.field(at).type))
+        results = results.set_column(
+            at, results.schema.field(at), pa.nulls(len(results), results.schema.field(at).type)
+        )
     return results, runs
 
 

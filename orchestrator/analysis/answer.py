@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.analysis.boundaries import edge, place_words
-from orchestrator.analysis.finding import Finding, count, in_condition
+from orchestrator.analysis.finding import Finding, capitalised, count, in_condition
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.formatting import number, sure, times
@@ -22,14 +22,12 @@ MAX_MORE = 4
 def sentence(found: Findings) -> str:
     """The answer in one sentence of at most MAX_WORDS words."""
     ways = {r["status"] for r in found.runs}
-    if not ways & {"done", "diverged"}:
-        waits = not ways or "open" in ways
-        return "Nothing can be said yet: no trial has ended." if waits else "Every trial failed: nothing can be said."
     if "done" not in ways:
-        return "Nothing can be said: every trial that has ended diverged."
+        yet, result = " yet" if ways <= {"open"} or "open" in ways else "", " with a result" if ways - {"open"} else ""
+        return f"Nothing can be said{yet}: no trial has ended{result}."
     for candidate in _candidates(found):
         if len(candidate.split()) <= MAX_WORDS:
-            return f"{candidate[0].upper()}{candidate[1:]}."
+            return f"{capitalised(candidate)}."
     raise AssertionError("the last candidate is short")
 
 
@@ -67,14 +65,14 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
     what, flops = f"{skill}{in_condition(found.results, condition)}", number(k.compute_flops or 0.0)
     n = times(k.n, "replicate")
     if k.verdict == "missing":
-        yield f"ability at {what} is not defined in any cell"
+        yield f"ability of {what} is not defined in any cell"
     elif k.verdict == "beyond":
-        yield f"{what} appears nowhere, up to {number(edge(k))} tasks and {flops} FLOPs, in {n}"
-        yield f"{skill} appears nowhere"
+        yield f"{what} does not appear up to {number(edge(k))} tasks and {flops} FLOPs ({n})"
+        yield f"{skill} does not appear"
     elif k.verdict == "undecided":
         has = sum(b.high is not None for b in k.brackets)
-        yield f"{what} appears in {has} of {n} only, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
-        yield f"{skill} appears in {has} of {n} only"
+        yield f"{what} appears in only {has} of {n}, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
+        yield f"{skill} appears in only {has} of {n}"
     else:
         onset = _onset(found, condition, skill)
         many = place_words(k)
@@ -123,9 +121,9 @@ def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
         yield f"{times(len(shown), 'difference')} between conditions can be shown"
     there, nowhere, flops = _at_one_budget(found, conditions, skill)
     if there and nowhere:
-        names = [[one.condition for one in side] for side in (there, nowhere)]
+        having, lacking = (listed([one.condition for one in side]) for side in (there, nowhere))
         top = f"up to {number(min(edge(one) for one in nowhere))} tasks and {number(flops)} FLOPs"
-        yield f"{top} {skill} appears with {listed(names[0])}, but not with {listed(names[1])}"
+        yield f"{skill} appears with {having}, but not with {lacking}, {top}"
         yield f"{skill} appears with {len(there)} of {len(conditions)} conditions"
     few = times(found.study.axes.replicates, "replicate")
     for names in (listed(conditions), f"{len(conditions)} conditions"):
@@ -135,9 +133,7 @@ def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
             yield f"{few} cannot show a difference between {names}"
 
 
-def _at_one_budget(
-    found: Findings, conditions: list[str], skill: str
-) -> tuple[list[Finding], list[Finding], float]:
+def _at_one_budget(found: Findings, conditions: list[str], skill: str) -> tuple[list[Finding], list[Finding], float]:
     """The conditions with the skill and without, at the largest budget at which all are defined, and that budget."""
     for flops in reversed(found.study.budgets):
         known = [one for c in conditions for one in found.of("K_A", c, skill, compute_flops=flops)]
@@ -182,22 +178,22 @@ def badge(found: Findings) -> tuple[str, str]:
 
 def more(found: Findings) -> list[str]:
     """At most MAX_MORE further sentences, the most important first."""
-    if not any(r["status"] in ("done", "diverged") for r in found.runs):
-        return []
     answered = sentence(found)
-    further = dict.fromkeys(f"{one[0].upper()}{one[1:]}" for one in _further(found))
+    further = dict.fromkeys(capitalised(one) for one in _further(found))
     return [f"{one}." for one in further if not answered.startswith(one)][:MAX_MORE]
 
 
 def _further(found: Findings) -> Iterator[str]:
     """Further sentences without their full stop."""
     n = {status: sum(r["status"] == status for r in found.runs) for status in ("open", "diverged", "failed")}
-    if n["open"]:
+    if 0 < n["open"] < len(found.runs):
         yield f"{n['open']:,} of {times(len(found.runs), 'trial')} {'has' if n['open'] == 1 else 'have'} not ended"
     if n["diverged"]:
         yield f"{times(n['diverged'], 'trial')} diverged: try a lower learning rate"
     if n["failed"]:
         yield f"{times(n['failed'], 'trial')} failed"
+    if all(r["status"] != "done" for r in found.runs):
+        return
     if found.study.axes.replicates < 2:
         yield "one replicate gives no interval and no test"
     conditions = _conditions(found)
@@ -206,10 +202,10 @@ def _further(found: Findings) -> Iterator[str]:
             yield memory.sentence
     for question in ("drift of K_A", "drift of K_M", "dip along compute_flops"):
         yield from (one.sentence for one in found.of(question) if one.significance == "significant")
-    if len(conditions) > 1:
+    if len(conditions) > 1 and any(_is_measured(found, condition) for condition in conditions):
         for condition in conditions[:3]:
             yield _top(found, "K_A", condition, found.study.shown_skills[0]).sentence
     yield from (one.sentence for one in found.of("speed") if one.verdict == "measured")
     untested = count(found.findings, "untested")
     if untested and not count(found.findings, "significant") and found.study.axes.replicates > 1:
-        yield f"{untested:,} questions could not be tested with {times(found.study.axes.replicates, 'replicate')}"
+        yield f"{times(untested, 'question')} could not be tested, for lack of replicates or values"

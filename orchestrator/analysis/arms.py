@@ -79,7 +79,7 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
     return Finding(
         name=claim_of_pair("fewer", a.name, b.name, skill, flops),
         question="task multiplier",
-        words=lambda one: f"at {number(flops)} FLOPs {_ratio_words(one, 'tasks')}",
+        words=lambda one: f"{_ratio_words(one, 'tasks')} at {number(flops)} FLOPs",
         condition=b.name,
         skill=skill,
         compute_flops=flops,
@@ -136,7 +136,7 @@ def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
     return Finding(
         name=claim_of_pair("multiplier", a.name, b.name, skill, float(n_tasks)),
         question="compute multiplier",
-        words=lambda one: f"at {number(n_tasks)} tasks {_ratio_words(one, 'compute')}",
+        words=lambda one: f"{_ratio_words(one, 'compute')} at {number(n_tasks)} tasks",
         condition=b.name,
         skill=skill,
         n_tasks=n_tasks,
@@ -167,7 +167,7 @@ def _ratio_words(one: Finding, of: str) -> str:
     """How many times the tasks or the compute of one condition the other needs for a skill; or memorises (no skill)."""
     first, second, (low, high) = one.against, one.condition, one.ends
     need, what = ("need", f" for {one.skill}") if one.skill else ("memorise", "")
-    if one.verdict == "missing" or (low is None and high is None):
+    if one.verdict == "missing":
         return f"the {of} that {first} and {second} {need}{what} cannot be compared"
     if one.verdict not in ("rises", "falls"):
         ends = f" ({factor(low)} to {factor(high)} times)" if low is not None and high is not None else ""
@@ -200,7 +200,9 @@ def crossover(
     return Finding(
         name=claim_of_pair("crossover", a.name, b.name, skill, float(n_tasks)),
         question="crossover",
-        words=lambda one: f"at {number(n_tasks)} tasks {crossover_words(one)}",
+        words=lambda one: (
+            f"{crossover_words(one)}{' ' if one.verdict == 'missing' else ', '}at {number(n_tasks)} tasks"
+        ),
         condition=b.name,
         skill=skill,
         n_tasks=n_tasks,

@@ -173,12 +173,14 @@ _PLACES = {
         "crossed": "appears {between}",
         "beyond": "does not appear up to {edge} tasks",
         "below": "is already there at {edge} tasks",
+        "below again": "is there from {edge} tasks on",
         "undecided": "appears in {k} of {n} replicates",
     },
     "K_M": {
         "crossed": "ends {between}",
         "beyond": "still holds at {edge} tasks",
         "below": "is absent even at {edge} tasks",
+        "below again": "is absent from {edge} tasks on",
         "undecided": "ends in {k} of {n} replicates",
     },
 }
@@ -191,7 +193,8 @@ def place_words(one: Finding) -> str:
     if one.verdict == "crossed" and one.ends == (None, None):
         verb = "appears" if one.question == "K_A" else "ends"
         return f"{verb} {between(*seen(one), unit='tasks')} in each of {one.n} replicates"
-    return _PLACES[one.question][one.verdict].format(
+    comes_back = one.verdict == "below" and one.reach is not None and edge(one) > one.reach[0]
+    return _PLACES[one.question]["below again" if comes_back else one.verdict].format(
         between=between(*one.ends, unit="tasks"),
         edge=number(edge(one)) if one.verdict in ("beyond", "below") else "",
         k=sum(b.high is not None for b in one.brackets),

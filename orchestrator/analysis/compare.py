@@ -17,7 +17,7 @@ import numpy as np
 from orchestrator.analysis import arms, boundaries
 from orchestrator.analysis.arms import Side
 from orchestrator.analysis.boundaries import Measure
-from orchestrator.analysis.finding import FALSE_SHARE, Ends, Finding, claim_of, corrected, count
+from orchestrator.analysis.finding import FALSE_SHARE, Ends, Finding, capitalised, claim_of, corrected, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import decimal, number, signed, sure, times
@@ -195,7 +195,7 @@ def _cell(
         return (None, None) if found is None else (found.low, found.high)
 
     found = at(1 - FALSE_SHARE)
-    what = f"{measure}{f' at {skill}' if skill else ''}"
+    what = f"{measure}{f' of {skill}' if skill else ''}"
     return Finding(
         name=claim_of("cell", measure, f"{a.name} {b.name}", skill, f"{n}/{c!r}"),
         question=f"difference of {measure}",
@@ -231,14 +231,14 @@ def _overall(of: Comparison) -> Finding:
     x, y = x[:, used_x], y[:, used_y]
     whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y).any(axis=1)
     usable = bool(whole.any() and x.size and y.size)
-    means = (y[whole].mean(axis=0).tolist(), x[whole].mean(axis=0).tolist()) if usable else ([], [])
-    found = differences.guarded_difference(*means, of.paired, 1 - OVERALL_SHARE) if usable else None
+    means = [side[whole].mean(axis=0).tolist() for side in (y, x)] if usable else []
+    found = differences.guarded_difference(means[0], means[1], of.paired, 1 - OVERALL_SHARE) if usable else None
     shown = found is not None and found.p is not None and found.p <= OVERALL_SHARE
     return Finding(
         name="overall",
         question="mean difference of ability",
         words=lambda one: (
-            f"ability at {of.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
+            f"ability of {of.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
         ),
         condition=of.b.study.id,
         skill=of.skill,
@@ -264,7 +264,7 @@ def difference_words(one: Finding, sides: str = "") -> str:
     mean = one.estimate
     way = f"{decimal(abs(mean))} {'higher' if mean > 0 else 'lower'}{sides}"
     if not round(mean, 2):
-        way = f"equal{sides.replace(' than in', ' and')}"
+        way = f"{'about ' if mean else ''}equal{sides.replace(' than in', ' and')}"
     if one.n < 3 or one.low is None or one.high is None:  # the interval from two values is no help
         return way
     return f"{way} ({sure(one.confidence)} interval {signed(one.low, 2)} to {signed(one.high, 2)})"
@@ -279,7 +279,7 @@ def sentence(of: Comparison) -> str:
     if of.paired and cells <= {"equal", "missing"}:
         return f"{a} and {b} agree exactly: every value that both have is the same."
     if not tested and overall.p is None:
-        return f"No difference between {a} and {b} can be tested: that takes two replicates on both sides."
+        return f"No difference between {a} and {b} can be tested: that takes two replicates on each side."
     if of.overall_is_significant:
         better = "better" if (overall.estimate or 0.0) > 0 else "worse"
         return f"{b} is {better} at {of.skill} than {a}: {overall.sentence}."
@@ -295,10 +295,11 @@ def sentence(of: Comparison) -> str:
 
 def more(of: Comparison) -> list[str]:
     """Further sentences: the largest significant shifts and crossovers, what was left out, and doubts."""
-    shown = of.significant("task multiplier")[-2:] + of.significant("crossover")[-2:]
-    said = [f"{one.sentence[0].upper()}{one.sentence[1:]}." for one in shown]
+    ratios = of.significant("task multiplier")
+    shown = ([one for one in ratios if one.skill == of.skill] or ratios)[-2:] + of.significant("crossover")[-2:]
+    said = [f"{capitalised(one.sentence)}." for one in shown]
     if of.pairs[0][0] != of.pairs[0][1]:
-        said.append(f"They share no condition: {of.pairs[0][0]} meets {of.pairs[0][1]}.")
+        said.append(f"They share no condition: {of.pairs[0][0]} is compared with {of.pairs[0][1]}.")
     if not of.paired:
         said.append("Their families differ, so replicates are not paired.")
     if not of.settings:
@@ -316,8 +317,8 @@ def left_out(of: Comparison) -> list[str]:
         levels = [number(n) for n in mine.results.levels if n not in other.results.levels]
         budgets = [number(c) for c in mine.results.budgets if c not in other.results.budgets]
         extra = own.axes.replicates - other.study.axes.replicates if of.paired else 0
-        parts = _part("conditions", conditions) + _part("skills", skills)
-        parts += _part("tasks", levels) + _part("FLOPs", budgets)
+        parts = _part("condition", conditions) + _part("skill", skills)
+        parts += _part("number of tasks", levels, "numbers of tasks") + _part("budget", budgets)
         parts += [times(extra, "more replicate")] if extra > 0 else []
         if parts:
             said.append(f"Only {own.id} has {'; '.join(parts)}.")
@@ -332,5 +333,6 @@ def left_out(of: Comparison) -> list[str]:
     return said
 
 
-def _part(what: str, values: Sequence[str]) -> list[str]:
-    return [f"{what} {', '.join(values)}"] if values else []
+def _part(what: str, values: Sequence[str], several: str = "") -> list[str]:
+    noun = what if len(values) == 1 else several or f"{what}s"
+    return [f"the {noun} {', '.join(values)}"] if values else []

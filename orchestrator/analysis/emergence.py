@@ -59,16 +59,16 @@ def _finding(
     found = _emergence(scale, lines)
     along, unit, at = ("tasks", "tasks", "FLOPs") if axis == "n_tasks" else ("compute", "FLOPs", "tasks")
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
-    where = f"at {number(fixed)} {at} {skill}{in_condition(results, condition)}"
+    what, where = f"{skill}{in_condition(results, condition)}", f"at {number(fixed)} {at}"
 
     def interval(confidence: float) -> Ends:
         return (low, high) if found.verdict == "break" else (None, None)
 
     def words(one: Finding) -> str:
         if one.verdict == "break":
-            return f"{where} changes abruptly along {along}, {between(*one.ends, unit=unit)}"
-        said = {"smooth": "changes smoothly", "missing": "was not measured"}
-        return f"{where} {said.get(one.verdict, 'may change smoothly or abruptly')} along {along}"
+            return f"{what} changes abruptly along {along}, {between(*one.ends, unit=unit)}, {where}"
+        verbs = {"smooth": "changes smoothly", "missing": "was not measured", "constant": "does not change"}
+        return f"{what} {verbs.get(one.verdict, 'may change smoothly or abruptly')} along {along} {where}"
 
     return Finding(
         name=claim_of("break", axis, condition, skill, fixed),

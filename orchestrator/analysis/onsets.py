@@ -46,7 +46,7 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
     return Finding(
         name=claim_of("to", "skill", condition, skill, float(n_tasks)),
         question="compute to skill",
-        words=lambda one: f"at {number(n_tasks)} tasks {what} {onset_words(one)}",
+        words=lambda one: f"{what} {onset_words(one)} at {number(n_tasks)} tasks",
         condition=condition,
         skill=skill,
         n_tasks=n_tasks,
@@ -129,7 +129,7 @@ def onset_words(one: Finding) -> str:
     if one.verdict == "beyond":
         return f"does not appear up to {number(edge(one))} FLOPs"
     if one.verdict == "below":
-        return f"is already there at the first evaluation, {number(edge(one))} FLOPs"
+        return f"is already there at the first evaluation ({number(edge(one))} FLOPs)"
     if one.verdict == "undecided":
         return f"appears in {sum(b.high is not None for b in one.brackets)} of {one.n} replicates"
     if one.ends == (None, None):

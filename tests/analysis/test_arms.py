@@ -100,7 +100,9 @@ def test_only_the_claimed_number_of_tasks_keeps_the_direction_of_the_claim() -> 
 
 
 def test_conditions_are_paired_by_the_replicates_that_both_have() -> None:
-    apart = {("answer", None, None, r): "open" for r in (2, 3)} | {("next_token", None, None, r): "open" for r in (0, 1)}
+    apart = {("answer", None, None, r): "open" for r in (2, 3)} | {
+        ("next_token", None, None, r): "open" for r in (0, 1)
+    }
     found = found_of(step(10), step(500), apart, replicates=4)
     assert not found.of("compute multiplier") and only(found, "task multiplier").verdict == "missing"
     shared = {("answer", None, None, 3): "open", ("next_token", None, None, 0): "open"}

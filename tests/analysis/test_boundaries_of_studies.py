@@ -62,7 +62,9 @@ def test_a_drift_is_doublings_of_tasks_per_doubling_of_compute() -> None:
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
     flat = lambda n, flops, r: np.full(len(n), 0.02)  # noqa: E731
     found = found_of(ability=flat, memory=lambda n, flops, r: np.full(len(n), -2.0))
-    assert {one.verdict for one in found.of("K_A")} == {"beyond"} == {one.verdict for one in found.of("compute to skill")}
+    assert (
+        {one.verdict for one in found.of("K_A")} == {"beyond"} == {one.verdict for one in found.of("compute to skill")}
+    )
     assert {one.verdict for one in found.of("K_M")} == {"below"}
     assert {one.verdict for one in (*found.of("drift of K_A"), *found.of("drift of K_M"))} == {"missing"}
     assert not any(name.startswith(("k_ability", "k_memory")) for name in found.metrics())
@@ -74,7 +76,11 @@ def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
 
 
 def test_fewer_than_six_replicates_test_no_boundary_as_they_agree_by_chance() -> None:
-    for replicates, p, significance in ((5, None, "untested"), (6, 2 / 2**6, "not significant"), (8, 2 / 2**8, "significant")):
+    for replicates, p, significance in (
+        (5, None, "untested"),
+        (6, 2 / 2**6, "not significant"),
+        (8, 2 / 2**8, "significant"),
+    ):
         found = found_of(replicates=replicates)
         asked = {(one.p, one.significance) for one in (*found.of("K_A"), *found.of("compute to skill"))}
         assert asked == {(p, significance)}
@@ -93,7 +99,11 @@ def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
     decayed = lambda n, flops, r: np.where(np.isin(flops, (1e11, 4e11)), 0.9, 0.1)  # noqa: E731
     found = found_of(ability=decayed, memory=decayed)
     assert {one.verdict for one in found.of("K_A")} == {"below"} == {one.verdict for one in found.of("K_M")}
-    assert np.nanmax(surface(found.results, "memory", "answer")) < 0.5 < np.nanmin(surface(found.results, "ability", "answer", "recall"))
+    assert (
+        np.nanmax(surface(found.results, "memory", "answer"))
+        < 0.5
+        < np.nanmin(surface(found.results, "ability", "answer", "recall"))
+    )
 
 
 def test_every_value_of_the_metrics_is_finite() -> None:

@@ -169,16 +169,22 @@ def test_studies_of_one_truth_are_not_distinguishable() -> None:
     assert alike.overall.low < 0 < alike.overall.high  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("at_16", "shown", "share"), [(-0.3, False, FALSE_SHARE - OVERALL_SHARE), (0.3, True, FALSE_SHARE)])
+@pytest.mark.parametrize(
+    ("at_16", "shown", "share"), [(-0.3, False, FALSE_SHARE - OVERALL_SHARE), (0.3, True, FALSE_SHARE)]
+)
 def test_after_a_mean_difference_all_else_is_tested_at_the_whole_share(at_16: float, shown: bool, share: float) -> None:
     """The fallback procedure, read off the confidence of significant findings: 1 - share R / m."""
     base = lambda n, c, r: np.full(len(n), 0.5)  # noqa: E731
     moved = lambda n, c, r: 0.5 + 0.3 * (n == 64) + at_16 * (n == 16)  # noqa: E731
-    found = compare(*(found_of(i + 1, ability=t, replicates=8, skills=("recall",)) for i, t in enumerate((base, moved))))
+    found = compare(
+        *(found_of(i + 1, ability=t, replicates=8, skills=("recall",)) for i, t in enumerate((base, moved)))
+    )
     assert found.overall_is_significant == shown
     significant, m = found.significant(), sum(one.p is not None for one in found.findings)
     assert {(one.n_tasks) for one in significant if one.question == "difference of ability"} == {16, 64}
-    assert [one.confidence for one in significant] == pytest.approx([1 - share * len(significant) / m] * len(significant))
+    assert [one.confidence for one in significant] == pytest.approx(
+        [1 - share * len(significant) / m] * len(significant)
+    )
 
 
 def test_an_interval_of_a_significant_cell_excludes_zero() -> None:

@@ -16,7 +16,14 @@ from orchestrator.study.schema import Study
 EVERY = (None, None, None, None)
 TWO: dict[str, Any] = {"arm": ("answer", "next_token")}
 COMMA: dict[str, Any] = TWO | {"variant": {"one": {}, "two": {"model": {"n_layers": 3}}}}
-REFERENCES = ("nll_memorizer", "nll_generalizer", "nll_uniform", "nll_oracle", "correct_memorizer", "correct_generalizer")
+REFERENCES = (
+    "nll_memorizer",
+    "nll_generalizer",
+    "nll_uniform",
+    "nll_oracle",
+    "correct_memorizer",
+    "correct_generalizer",
+)
 URNS: dict[str, Any] = {"family": {"name": "urns"}, "arm": ("next_token",)}
 GROKS: dict[str, Any] = {"family": {"name": "grok"}, "n_tasks": (4, 64)}
 CLAIM = {"primary": {"what": "k_ability", "lo": 16}}
@@ -75,7 +82,9 @@ def test_a_study_with_next_to_nothing_is_described(name: str) -> None:
     check(*tables_of(name))
 
 
-@pytest.mark.parametrize("axes", [CLAIM, TWO | CROSSOVER, COMMA, URNS, GROKS], ids=["one", "two", "comma", "urns", "grok"])
+@pytest.mark.parametrize(
+    "axes", [CLAIM, TWO | CROSSOVER, COMMA, URNS, GROKS], ids=["one", "two", "comma", "urns", "grok"]
+)
 def test_a_study_without_any_record_is_described(axes: dict[str, Any]) -> None:
     results, runs = synthetic.tables(synthetic.made_up())
     check(synthetic.made_up(**axes), (results.slice(0, 0), runs.slice(0, 0)))

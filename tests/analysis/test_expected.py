@@ -28,7 +28,9 @@ def expected(entry: dict[str, Any], rows: list[dict[str, Any]], replicates: int)
     record = {"study": "made_up", "version": 1, "question": "Is it so?", "family": {"name": "cipher"}, "axes": axes}
     entry = {"cell": {"n_tasks": 64}, "source": "made up", "evidence": "C"} | entry
     study = Study.from_record(record | {"expected": [entry]})
-    (one,) = find(study, pa.Table.from_pylist(rows, schema=RESULTS), pa.Table.from_pylist([], schema=RUNS)).of("expected ")
+    (one,) = find(study, pa.Table.from_pylist(rows, schema=RESULTS), pa.Table.from_pylist([], schema=RUNS)).of(
+        "expected "
+    )
     return one
 
 
@@ -76,12 +78,22 @@ def test_a_row_without_items_or_with_a_loss_that_is_missing_has_no_measure() -> 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(64, "64"), (1024, "1,024"), (10**12, "1e12"), (1.69e13, "1.69e13"), (999999, "999,999"), (7.46, "7.5"), (9.999e11, "1e12")],
+    [
+        (64, "64"),
+        (1024, "1,024"),
+        (10**12, "1e12"),
+        (1.69e13, "1.69e13"),
+        (999999, "999,999"),
+        (7.46, "7.5"),
+        (9.999e11, "1e12"),
+    ],
 )
 def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
     assert formatting.number(value) == text
 
 
-@pytest.mark.parametrize(("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")])
+@pytest.mark.parametrize(
+    ("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")]
+)
 def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
     assert formatting.sure(confidence) == text

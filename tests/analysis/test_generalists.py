@@ -67,7 +67,8 @@ def comparison(results: Results, generalist: str, domain: str, against: str, spe
     (one,) = (
         one
         for one in generalists.ask(results)
-        if (one.condition, one.skill, one.question, one.compute_flops) == (generalist, domain, f"generalist against {against}", spent)
+        if (one.condition, one.skill, one.question, one.compute_flops)
+        == (generalist, domain, f"generalist against {against}", spent)
     )
     return one
 

@@ -257,7 +257,7 @@ def test_the_plan_has_the_claim_its_least_replicates_and_a_warning_where_the_stu
         claim = {"what": what, "lo": 0.5} | ({"n_tasks": 64} if what == "ability" else {})
         for n in (1, to_settle, to_trust):
             found = rows(n, **claim)
-            assert found["settled by"].startswith(str(to_settle)) and str(n) in found["settled by"]
+            assert f"least {to_settle} " in found["settled by"] and found["settled by"].endswith(f" {n}")
             assert ("warning" in found) == (n < to_trust)
 
 

@@ -29,7 +29,9 @@ def results(tables: tuple[pa.Table, pa.Table]) -> Results:
 
 
 @pytest.mark.parametrize("measure", sorted(MEASURES))
-def test_a_cube_holds_the_measures_of_single_rows(measure: str, results: Results, tables: tuple[pa.Table, pa.Table]) -> None:
+def test_a_cube_holds_the_measures_of_single_rows(
+    measure: str, results: Results, tables: tuple[pa.Table, pa.Table]
+) -> None:
     for skill, split in (("recall", "held_out"), ("mixture", "seen")):
         cube = results.cube(measure, "next_token", skill, split)
         wanted = np.full(cube.shape, np.nan)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.analysis.findings import Findings, find
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study.schema import Study
 from trainers.streams import stream
@@ -82,6 +83,40 @@ def alike(draw: np.random.Generator, n_arms: int, replicates: int, two_kinds: bo
         return 0.02 + 0.96 * tasks * there(np.log2(flops / 1.5e11), late[1][arm, replicate], 0.2)
 
     return truth
+
+
+def step(tasks: float, flops: float = 0.0) -> Truth:
+    """The skill is there above so many tasks and so much compute."""
+    return lambda n_tasks, compute, replicate: np.where((n_tasks > tasks) & (compute > flops), 0.95, 0.05)
+
+
+def flat(level: float, spread: float = 0.0) -> Truth:
+    """The same everywhere; replicates differ by a multiple of the spread."""
+    return lambda n_tasks, compute, replicate: level + spread * (replicate % 3)
+
+
+def by_arm(replicates: int, first: Truth, second: Truth) -> Truth:
+    """A truth for each of two arms, for tables whose arms are not alike."""
+
+    def truth(n_tasks: np.ndarray, compute: np.ndarray, who: np.ndarray) -> np.ndarray:
+        return np.where(who < replicates, first(n_tasks, compute, who), second(n_tasks, compute, who % replicates))
+
+    return truth
+
+
+def found(
+    axes: dict[str, Any],
+    ability: Truth | tuple[Truth, Truth] | None = None,
+    memory: Truth | None = None,
+    statuses: dict[tuple[Any, ...], str] | None = None,
+    **how: Any,
+) -> Findings:
+    """The findings of a made-up study. Two abilities are those of two arms; `statuses` as in `changed`."""
+    study = made_up(**axes)
+    if isinstance(ability, tuple):
+        ability, how = by_arm(study.axes.replicates, *ability), how | {"arms_alike": False}
+    of = tables(study, ability, memory, **how)
+    return find(study, *(changed(of, statuses) if statuses else of))
 
 
 def tables(

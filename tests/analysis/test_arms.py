@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic
+from synthetic import step
 
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings, find
@@ -22,24 +23,12 @@ AXES: dict[str, Any] = {
 
 def found_of(first: synthetic.Truth, second: synthetic.Truth, statuses: Any = None, **axes: Any) -> Findings:
     """A truth for each of two arms."""
-    study = synthetic.made_up(**(AXES | axes))
-    n = study.axes.replicates
-
-    def truth(n_tasks: np.ndarray, flops: np.ndarray, who: np.ndarray) -> np.ndarray:
-        return np.where(who < n, first(n_tasks, flops, who), second(n_tasks, flops, who % n))
-
-    tables = synthetic.tables(study, truth, arms_alike=False)
-    return find(study, *(synthetic.changed(tables, statuses) if statuses else tables))
+    return synthetic.found(AXES | axes, (first, second), statuses=statuses)
 
 
 def only(found: Findings, question: str, **place: Any) -> Finding:
     (one,) = found.of(question, **place)
     return one
-
-
-def step(tasks: float, flops: float = 0.0) -> synthetic.Truth:
-    """The skill is there above so many tasks and so much compute."""
-    return lambda n, c, r: np.where((n > tasks) & (c > flops), 0.95, 0.05)
 
 
 @pytest.mark.parametrize(("first", "second", "verdict"), [(10, 500, "rises"), (500, 10, "falls")])

@@ -11,7 +11,7 @@ import synthetic
 
 from orchestrator import stats
 from orchestrator.analysis import boundaries, onsets
-from orchestrator.analysis.findings import Findings, find
+from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
 
 NAN = np.nan
@@ -24,16 +24,9 @@ def sharp(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.n
     return np.where((n_tasks > 64) | ((n_tasks == 64) & (flops > 2e11)), 0.95, 0.05)
 
 
-def found_of(
-    statuses: dict[tuple[Any, ...], str] | None = None,
-    ability: synthetic.Truth = sharp,
-    memory: synthetic.Truth | None = None,
-    **axes: Any,
-) -> Findings:
+def found_of(statuses: Any = None, ability: Any = sharp, memory: Any = None, **axes: Any) -> Findings:
     """A study whose trials are done, but for those of `statuses` (`synthetic.changed`)."""
-    study = synthetic.made_up(**(AXES | axes))
-    tables = synthetic.tables(study, ability, memory)
-    return find(study, *(synthetic.changed(tables, statuses) if statuses else tables))
+    return synthetic.found(AXES | axes, ability, memory, statuses)
 
 
 # Planted truths -----------------------------------------------------------------------------------------------------
@@ -60,13 +53,10 @@ def test_a_drift_is_doublings_of_tasks_per_doubling_of_compute() -> None:
 
 
 def test_where_nothing_is_learned_nothing_is_claimed() -> None:
-    flat = lambda n, flops, r: np.full(len(n), 0.02)  # noqa: E731
-    found = found_of(ability=flat, memory=lambda n, flops, r: np.full(len(n), -2.0))
-    assert (
-        {one.verdict for one in found.of("K_A")} == {"beyond"} == {one.verdict for one in found.of("compute to skill")}
-    )
-    assert {one.verdict for one in found.of("K_M")} == {"below"}
-    assert {one.verdict for one in (*found.of("drift of K_A"), *found.of("drift of K_M"))} == {"missing"}
+    found = found_of(ability=synthetic.flat(0.02), memory=synthetic.flat(-2.0))
+    verdicts = {one.question: one.verdict for one in found.findings}
+    assert verdicts["K_A"] == verdicts["compute to skill"] == "beyond" and verdicts["K_M"] == "below"
+    assert verdicts["drift of K_A"] == verdicts["drift of K_M"] == "missing"
     assert not any(name.startswith(("k_ability", "k_memory")) for name in found.metrics())
 
 

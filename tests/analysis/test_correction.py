@@ -11,7 +11,7 @@ import simulate_claims
 import synthetic
 from simulation import Scenario
 
-from orchestrator.analysis import findings, summary
+from orchestrator.analysis import answer, findings, summary
 from orchestrator.analysis.finding import CONFIDENCE, FALSE_SHARE, Finding, claim_of, claim_of_pair, corrected, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Results
@@ -28,8 +28,7 @@ AXES: dict[str, Any] = {
 
 def found_of(truth: synthetic.Truth | None = None, memory: synthetic.Truth | None = None, **axes: Any) -> Findings:
     """K_A at 64 tasks at 1e11 FLOPs, falling as the root of compute; K_M at 16 and rising so (synthetic.py)."""
-    study = synthetic.made_up(**(AXES | axes))
-    return findings.find(study, *synthetic.tables(study, truth, memory, noise=0.02))
+    return synthetic.found(AXES | axes, truth, memory, noise=0.02)
 
 
 # The count ----------------------------------------------------------------------------------------------------------
@@ -81,9 +80,8 @@ def test_a_comparison_has_one_name_in_either_direction() -> None:
 @pytest.mark.parametrize("replicates", [2, 6])
 def test_which_findings_are_untested_does_not_depend_on_the_outcome(replicates: int) -> None:
     axes = {"n_tasks": tuple(2**k for k in range(2, 12)), "compute_flops": (1e11, 4e11), "skills": ("recall",)}
-    zero = lambda n, c, r: np.zeros(len(n))  # noqa: E731
     untested = set()
-    for truth in (jumping, sloping, zero):
+    for truth in (synthetic.step(100), sloping, synthetic.flat(0.0)):
         found = found_of(truth, truth, replicates=replicates, **axes)
         untested.add(frozenset(one.name for one in found.findings if one.significance == "untested"))
     assert len(untested) == 1
@@ -141,15 +139,12 @@ def test_the_verdicts_that_nulls_must_not_have_are_found_where_they_are_true() -
 
 @pytest.mark.parametrize("replicates", [2, 6])
 def test_one_of_several_arms_drawn_alike_wins_only_where_the_correction_lets_it(replicates: int) -> None:
-    draw, favoured, significant = stream("test", "alike", replicates), 0, 0
+    favoured, significant = [], 0
     for k in range(4):
-        study = synthetic.made_up(**simulate_claims.ALIKE_AXES, replicates=replicates)
-        truth = synthetic.alike(draw, 3, replicates, two_kinds=k % 2 == 0)
-        found = findings.find(study, *synthetic.tables(study, truth, noise=0.02, draw=k))
-        of_arms = [one for one in found.findings if one.question in simulate_claims.OF_ARMS]
-        winners = [one for one in of_arms if one.verdict in ("rises", "falls", "crosses") or "ahead" in one.verdict]
-        assert all((one.adjusted_p or 1.0) <= FALSE_SHARE or one.significance == "not significant" for one in winners)
-        favoured += bool(winners)
+        found = simulate_claims.arms_drawn_alike(stream("test", "alike", replicates, k), replicates)
+        winners = [one for one in found.findings if simulate_claims.of_arms(one) and one.verdict in answer.SHOWN]
+        assert all((one.significance == "significant") == (one.adjusted_p <= FALSE_SHARE) for one in winners)  # type: ignore[operator]
+        favoured += winners
         significant += any(one.significance == "significant" for one in winners)
     assert bool(favoured) == (replicates > 2) and significant <= 1  # two replicates favour nobody
 
@@ -176,17 +171,13 @@ def test_arms_that_differ_by_chance_are_hardly_ever_distinguishable_where_onsets
 # Breaks -------------------------------------------------------------------------------------------------------------
 
 
-def jumping(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.where(n > 100, 0.95, 0.05)
-
-
 def sloping(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
     return 0.1 + 0.08 * np.log2(n)
 
 
 def test_a_break_is_significant_only_where_the_verdict_is_one_and_lies_where_it_was_planted() -> None:
     axes = {"n_tasks": tuple(2**k for k in range(2, 12)), "compute_flops": (1e11, 4e11), "skills": ("recall",)}
-    found = [found_of(truth, replicates=6, **axes) for truth in (jumping, sloping)]
+    found = [found_of(truth, replicates=6, **axes) for truth in (synthetic.step(100), sloping)]
     found += [simulate_claims.more_likely_with_tasks(stream("test", "cuts", k), (4, 10)[k % 2]) for k in range(6)]
     for one in (one for study in found for one in study.of("emergence ")):
         assert (one.verdict == "break") == (one.p is not None and one.p < 0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import synthetic
 
@@ -90,18 +89,13 @@ def test_a_study_without_any_record_is_described(axes: dict[str, Any]) -> None:
     check(synthetic.made_up(**axes), (results.slice(0, 0), runs.slice(0, 0)))
 
 
-def test_a_condition_that_has_yet_to_run_is_not_called_alike() -> None:
+def test_the_answer_leaves_out_a_condition_to_come_and_compares_at_a_budget_that_both_have_reached() -> None:
     study, tables = tables_of("two conditions, one to come")
     said = answer.sentence(find(study, *tables))
     assert "(answer)" in said and "next_token" not in said
-
-
-def test_conditions_are_compared_at_a_budget_that_both_have_reached() -> None:
-    axes = TWO | {"n_tasks": (4, 64, 1024)}
-    study = synthetic.made_up(**axes)
-    truth = lambda n, c, who: np.where((n >= 64) & ((c > 2e11) | (who >= 3)), 0.9, 0.1)  # noqa: E731
-    tables = synthetic.tables(study, truth, arms_alike=False)
-    found = find(study, *synthetic.changed(tables, {("next_token", None, 8e11, None): "open"}))
-    there, nowhere, flops = answer._at_one_budget(found, list(study.lines), "recall")
+    axes = TWO | {"n_tasks": (4, 64, 1024), "skills": ("recall",)}
+    truths = synthetic.step(16, 2e11), synthetic.step(16)
+    found = synthetic.found(axes, truths, statuses={("next_token", None, 8e11, None): "open"})
+    there, nowhere, flops = answer._at_one_budget(found, ["answer", "next_token"], "recall")
     assert ([one.condition for one in there], [one.condition for one in nowhere]) == (["next_token"], ["answer"])
     assert flops == 1e11

@@ -1,4 +1,4 @@
-"""Expected values beside measured ones, from hand-made rows; and measures of single rows."""
+"""Expected values beside measured ones, from hand-made rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from orchestrator import formatting
-from orchestrator.analysis import measures
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import find
 from orchestrator.record.tables import RESULTS, RUNS
@@ -70,30 +69,9 @@ def test_an_expected_mean_gets_its_verdict(lo: float, spread: float, verdict: st
     assert (one.verdict, one.n, one.estimate) == (verdict, 3, pytest.approx(0.9))
 
 
-def test_a_row_without_items_or_with_a_loss_that_is_missing_has_no_measure() -> None:
-    for broken in ({"n": 0}, {"nll_nats": None, "n_correct": None}):
-        rows = [row(0, split="seen", **({"nll_nats": 1.0} | broken))]
-        assert all(measures.of_rows(measure, rows) == [None] for measure in ("ability", "accuracy", "memory"))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (64, "64"),
-        (1024, "1,024"),
-        (10**12, "1e12"),
-        (1.69e13, "1.69e13"),
-        (999999, "999,999"),
-        (7.46, "7.5"),
-        (9.999e11, "1e12"),
-    ],
-)
-def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
-    assert formatting.number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")]
-)
-def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
-    assert formatting.sure(confidence) == text
+def test_numbers_and_confidences_are_written_as_people_write_them() -> None:
+    """A confidence is never rounded up."""
+    numbers = {64: "64", 1024: "1,024", 10**12: "1e12", 999999: "999,999", 7.46: "7.5", 9.999e11: "1e12"}
+    assert [formatting.number(value) for value in numbers] == list(numbers.values())
+    sure = {0.95: "95 %", 0.992: "99.2 %", 0.99968: "99.96 %", 0.9599: "95.9 %"}
+    assert [formatting.sure(value) for value in sure] == list(sure.values())

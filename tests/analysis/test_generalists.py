@@ -64,11 +64,9 @@ LEVEL = {"special_0": [0.5] * 4, "special_2": [0.6] * 4, "apart": [0.1] * 4, "ap
 
 
 def comparison(results: Results, generalist: str, domain: str, against: str, spent: float | None = None) -> Finding:
+    place = (generalist, domain, against, spent)
     (one,) = (
-        one
-        for one in generalists.ask(results)
-        if (one.condition, one.skill, one.question, one.compute_flops)
-        == (generalist, domain, f"generalist against {against}", spent)
+        one for one in generalists.ask(results) if (one.condition, one.skill, one.against, one.compute_flops) == place
     )
     return one
 
@@ -82,16 +80,10 @@ def test_specialists_are_compared_with_the_generalist_that_trains_their_domain_w
 
 
 def test_another_arm_or_model_is_no_pair_and_shares_are_the_generalists_own():
-    variants = {
-        "general": {"family": {"domain_shares": [2, 1, 1]}},
-        "wide": {"family": {"domain": 0}, "model": {"d_model": 128}},
-        "special": {"family": {"domain": 0}},
-    }
-    found = pairs_of(study_of(variants, arm=["answer", "steps"]))
-    assert [(p.generalist, p.specialist) for p in found] == [
-        ("answer, general", "answer, special"),
-        ("steps, general", "steps, special"),
-    ]
+    wide = {"wide": {"family": {"domain": 0}, "model": {"d_model": 128}}}
+    variants = {"general": {"family": {"domain_shares": [2, 1, 1]}}, **wide, "special": {"family": {"domain": 0}}}
+    pairs = {(pair.generalist, pair.specialist) for pair in pairs_of(study_of(variants, arm=["answer", "steps"]))}
+    assert pairs == {(f"{arm}, general", f"{arm}, special") for arm in ("answer", "steps")}
     assert pairs_of(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
 
 

@@ -106,21 +106,23 @@ def test_an_ability_of_matches_is_the_share_beyond_the_memoriser() -> None:
     ]
 
 
-def test_the_weights_of_predictors_are_read_as_recorded_and_missing_elsewhere() -> None:
-    rows = [{"n": 8, "split": "seen", "weight_memorizer": 0.25, "unexplained_nats": 0.5}, {"n": 8, "split": "seen"}]
-    assert of_rows("weight_memorizer", rows) == [0.25, None]
-    assert of_rows("unexplained_nats", rows) == [0.5, None]
-    assert {"weight_memorizer", "weight_backward", "unexplained_nats"} <= set(RESULTS.names)
+def test_a_row_without_items_or_with_a_loss_that_is_missing_has_no_measure() -> None:
+    sums = {
+        "nll_uniform": 200.0,
+        "nll_generalizer": 100.0,
+        "nll_memorizer": 0.0,
+        "n": 100,
+        "n_correct": 50,
+        "split": "seen",
+    }
+    for broken in ({"n": 0, "nll_nats": 1.0}, {"nll_nats": None, "n_correct": None}):
+        assert {of_rows(measure, [sums | broken])[0] for measure in ("ability", "accuracy", "memory")} == {None}
 
 
 def test_the_ends_of_trials_are_found_by_arm_and_cell() -> None:
     study = synthetic.made_up(arm=("answer", "next_token"))
-    table, runs = synthetic.tables(study)
-    rows = runs.to_pylist()
     gone = {("answer", 64, 8e11, 1): "diverged", ("answer", 4, 1e11, 0): "failed", ("next_token", 4, 1e11, 2): "open"}
-    for row in rows:
-        row["status"] = gone.get((row["arm"], row["n_tasks"], row["compute_flops"], row["replicate"]), "done")
-    found = Results.of_tables(study, table, pa.Table.from_pylist(rows, schema=runs.schema))
+    found = Results.of_tables(study, *synthetic.changed(synthetic.tables(study), gone))
     lost = found.ended("answer", ("diverged", "failed"))
     assert np.argwhere(lost).tolist() == [[0, 0, 0], [1, 1, 1]] and lost.shape == (3, 2, 3)
     assert not found.ended("next_token", ("diverged", "failed")).any()

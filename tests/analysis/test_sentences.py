@@ -15,14 +15,14 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import numpy as np
-import pytest
 import synthetic
 import test_compare
 import test_degenerate
 import test_generalists
 import test_speed
+from synthetic import flat, step
 
-from orchestrator.analysis import answer, primary
+from orchestrator.analysis import answer
 from orchestrator.analysis.compare import Comparison, compare, more, sentence
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings, find, judge
@@ -30,48 +30,29 @@ from orchestrator.study.claimed import planned
 
 KEPT = Path(__file__).with_name("sentences.txt")
 TWO: dict[str, Any] = {"arm": ("answer", "next_token"), "skills": ("recall",)}
-MANY: dict[str, Any] = TWO | {"n_tasks": tuple(2**k for k in range(1, 13)), "compute_flops": (1e11, 1.6e12, 2.56e13)}
+DEEP: dict[str, Any] = {"n_tasks": tuple(2**k for k in range(1, 13)), "compute_flops": (1e11, 1.6e12, 2.56e13)}
 
 
-def at(tasks: float, flops: float = 0.0) -> synthetic.Truth:
-    """The skill is there above so many tasks and so much compute."""
-    return lambda n, c, r: np.where((n > tasks) & (c > flops), 0.95, 0.05)
-
-
-def of_arms(first: synthetic.Truth, second: synthetic.Truth, **axes: Any) -> Findings:
-    """A truth for each of two arms."""
-    study = synthetic.made_up(**(TWO | {"replicates": 8} | axes))
-    n = study.axes.replicates
-    truth = lambda t, c, who: np.where(who < n, first(t, c, who), second(t, c, who % n))  # noqa: E731
-    return find(study, *synthetic.tables(study, truth, arms_alike=False))
-
-
-def flat(level: float, spread: float = 0.01) -> synthetic.Truth:
-    return lambda n, c, r: level + spread * (r % 3)
+def of_arms(first: synthetic.Truth, second: synthetic.Truth | None = None, **axes: Any) -> Findings:
+    """A truth for each of two arms, or for one."""
+    arms = (first, second) if second else first
+    return synthetic.found(TWO | {"replicates": 8, "arm": TWO["arm"][: 1 + bool(second)]} | axes, arms)
 
 
 def rising(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
     return 0.2 + 0.15 * np.log2(c / 1e11) + 0.01 * (r % 3)
 
 
-def falling(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.where((c > 2e11) & (n == 64), 0.3, 0.8)
-
-
-def some_replicates(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.where((n > 16) & (r % 2 == 0), 0.95, 0.3)
-
-
 def sized() -> Findings:
     """Four sizes, the second the best at each of three budgets."""
-    widths = {f"d{d}": {"model": {"d_model": d}} for d in (32, 64, 128, 256)}
-    study = synthetic.made_up(**(TWO | {"arm": ("answer",), "variant": widths, "compute_flops": (1e11, 4e11, 1.6e12)}))
-    best = lambda line: abs("d32 d64 d128 d256".split().index(line) - 1)  # noqa: E731
-    truths = {
-        line: (lambda n, c, r, line=line: 0.8 - 0.1 * (best(line) - 0.1 * np.log2(c / 1e11)) ** 2 + 0.001 * r)  # type: ignore[misc]
-        for line in study.lines
-    }
-    return find(study, *synthetic.of_variants(study, truths))
+    names = ["d32", "d64", "d128", "d256"]
+    variants = {name: {"model": {"d_model": int(name[1:])}} for name in names}
+    study = synthetic.made_up(variant=variants, compute_flops=(1e11, 4e11, 1.6e12), skills=("recall",))
+
+    def truth(place: int) -> synthetic.Truth:
+        return lambda n, c, r: 0.8 - 0.1 * (abs(place - 1) - 0.1 * np.log2(c / 1e11)) ** 2 + 0.001 * r
+
+    return find(study, *synthetic.of_variants(study, {name: truth(i) for i, name in enumerate(names)}))
 
 
 def expecting() -> Findings:
@@ -89,21 +70,21 @@ def expecting() -> Findings:
 
 def studies() -> Iterator[tuple[str, Findings]]:
     """Studies that together have every question in its verdicts."""
-    yield "planted boundaries", of_arms(at(60), at(60), arm=("answer",), n_tasks=(4, 16, 64, 256), replicates=10)
+    yield "planted boundaries", of_arms(step(60), n_tasks=(4, 16, 64, 256), replicates=10)
     yield (
         "drifts",
-        find(one := synthetic.made_up(**(MANY | {"arm": ("answer",), "replicates": 8})), *synthetic.tables(one)),
+        of_arms(synthetic.rising(), **DEEP),
     )
-    yield "a bimodal onset", of_arms(some_replicates, some_replicates, arm=("answer",), replicates=6)
-    yield "compute takes the skill away", of_arms(falling, falling, arm=("answer",))
-    yield "nothing learned", of_arms(flat(0.02), flat(0.02), arm=("answer",))
-    yield "more tasks, more compute", of_arms(at(10, 3e10), at(500, 3e11), **MANY)
-    yield "fewer tasks", of_arms(at(500, 3e11), at(10, 3e10), **MANY)
-    yield "one skill only", of_arms(at(10), flat(0.1), replicates=3)
-    yield "overtaken", of_arms(flat(0.5), rising, n_tasks=(64,), compute_flops=(1e11, 2e11, 4e11, 8e11))
-    yield "ahead", of_arms(flat(0.3), flat(0.7), n_tasks=(64,))
-    yield "behind", of_arms(flat(0.7), flat(0.3), n_tasks=(64,))
-    yield "a jump", of_arms(at(100), at(100), arm=("answer",), n_tasks=tuple(2**k for k in range(2, 12)))
+    yield "a bimodal onset", of_arms(lambda n, c, r: np.where((n > 16) & (r % 2 == 0), 0.95, 0.3), replicates=6)
+    yield "compute takes the skill away", of_arms(lambda n, c, r: np.where((c > 2e11) & (n == 64), 0.3, 0.8))
+    yield "nothing learned", of_arms(flat(0.02, 0.01))
+    yield "more tasks, more compute", of_arms(step(10, 3e10), step(500, 3e11), **DEEP)
+    yield "fewer tasks", of_arms(step(500, 3e11), step(10, 3e10), **DEEP)
+    yield "one skill only", of_arms(step(10), flat(0.1, 0.01), replicates=3)
+    yield "overtaken", of_arms(flat(0.5, 0.01), rising, n_tasks=(64,), compute_flops=(1e11, 2e11, 4e11, 8e11))
+    yield "ahead", of_arms(flat(0.3, 0.01), flat(0.7, 0.01), n_tasks=(64,))
+    yield "behind", of_arms(flat(0.7, 0.01), flat(0.3, 0.01), n_tasks=(64,))
+    yield "a jump", of_arms(step(100), n_tasks=tuple(2**k for k in range(2, 12)))
     yield "sizes", sized()
     yield "expected values", expecting()
     general = test_generalists.GROWS
@@ -136,16 +117,22 @@ def comparisons() -> Iterator[tuple[str, Comparison]]:
     yield "unlike", compare(first, other, outside=(1, 0))
 
 
+OPEN = {"K_A": "crossed", "K_M": "crossed", "compute to skill": "crossed", "crossover": "crosses"}
+OPEN |= {f"generalist against {state}": "crosses" for state in ("its best", "its budget")}
+
+
 def hand_made(known: dict[tuple[str, str], Finding]) -> Iterator[Finding]:
-    """Open ends that no study above has."""
-    for question, verdict in (("K_A", "crossed"), ("K_M", "crossed"), ("compute to skill", "crossed"), ("crossover", "crosses"), ("task multiplier", "rises"), ("drift of K_A", "falls"), ("generalist against its best", "crosses"), ("generalist against its budget", "crosses")):  # fmt: skip
-        one = replace(known[question, verdict], reach=None)
+    """Findings with open ends that no study above has."""
+    for place in OPEN.items():
+        one = replace(known[place], reach=None)
         low, high = one.interval(0.95)
         for ends in ((low, None), (None, high), (None, None)):
-            if ends != one.interval(0.95) and not (
-                question in ("task multiplier", "drift of K_A") and None in ends[:1]
-            ):
-                yield replace(one, interval=lambda confidence, ends=ends: ends)  # type: ignore[misc]
+            yield replace(one, interval=lambda confidence, ends=ends: ends)  # type: ignore[misc]
+    ratio, drift = (
+        replace(known[place], reach=None) for place in (("task multiplier", "rises"), ("drift of K_A", "falls"))
+    )
+    yield replace(ratio, interval=lambda confidence: (ratio.low, None))
+    yield replace(drift, interval=lambda confidence: (None, drift.high))
 
 
 def lines() -> Iterator[str]:
@@ -155,6 +142,7 @@ def lines() -> Iterator[str]:
     for name, found in studies():
         for one in found.findings:
             known.setdefault((one.question, one.verdict), one)
+        assert len(answer.sentence(found).split()) <= answer.MAX_WORDS, name
         answers += [f"\n{name}", f"  {answer.sentence(found)}", f"  {': '.join(answer.badge(found))}"]
         answers += [f"  + {said}" for said in answer.more(found)]
         answers += [f"  {found.primary.sentence}"] if found.primary else []

@@ -3,8 +3,8 @@
     emergence run quickstart
     ray submit cluster.yaml orchestrator/cli.py run quickstart
 
-Bad input: one clear message, exit code 2, nothing started. Ray, MLflow and torch are imported by the commands that use
-them, never by loading, `plan` or `--help`.
+Bad input gives one clear message and exit code 2, and nothing is started. Ray, MLflow and torch are imported by the
+commands that use them, never by loading, `plan` or `--help`.
 """
 
 from __future__ import annotations
@@ -15,40 +15,20 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
 
-if Path(sys.argv[0]).stem in ("emergence", "cli"):  # we are the program; what follows takes a second to load
+if Path(sys.argv[0]).stem in ("emergence", "cli"):  # this is the program, and the imports below take a second
     supervise.begin()
 
 import typer
 from typer.core import TyperGroup
 
 from orchestrator import terminal
-from orchestrator.console import progress
-from orchestrator.console.checks import (
-    GIVEN_WRONG,
-    UsageProblem,
-    aside,
-    check_device,
-    check_room,
-    check_writable,
-    journal_is_gone,
-    keep_copy,
-    load_study,
-    make_results_folder,
-    options_of,
-    recorded_study,
-    show_damage,
-    slots_for,
-    source_of,
-    storage_of,
-    tracking_uri_of,
-    trouble_words,
-    within_home,
-)
+from orchestrator.console import checks, progress
+from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
@@ -65,34 +45,34 @@ from trainers import checkpoint
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C ends any of them with one line, and so does trouble with files, disks and networks."""
+    """The commands. Ctrl-C and errors of files, disks and networks end each of them with one line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("\nStopped; everything so far is kept, and the same command goes on.", err=True)
+            say("\nStopped; everything so far is kept, and the same command resumes.", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            raise  # typer ends quietly: nobody reads on
+            raise  # the reader is gone: typer ends quietly
         except OSError as problem:
             _let_go_of_full_output()
-            say(trouble_words(problem), err=True)
-            given = problem.errno in GIVEN_WRONG and ctx.invoked_subcommand != "run"
+            say(checks.trouble_words(problem), err=True)
+            given = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if given else 1) from None
         except RuntimeError:
             try:
                 journal.home_folder()
-            except RuntimeError:  # pathlib's: `~` of nobody
+            except RuntimeError:  # pathlib found no home folder for `~`
                 raise UsageProblem(
-                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give a "
-                    "whole path, or set HOME"
+                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give an "
+                    "absolute path, or set HOME"
                 ) from None
             raise
 
 
 def _let_go_of_full_output() -> None:
-    """Throw away what waits in a standard output that does not take it: Python would fail over it at its very end."""
+    """Discard the buffer of a standard output that fails: Python would raise at its exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -109,49 +89,40 @@ app = typer.Typer(
 )
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one that ships.")]
-
 RecordedName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
-
 Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
-
-Slots = Annotated[int | None, typer.Option(min=1, help="Workers at once; default: one per core, or per GPU share.")]
-
+Slots = Annotated[
+    int | None, typer.Option(min=1, help="Slots in use at once; default: one per core, or per GPU share.")
+]
 Address = Annotated[
     str, typer.Option(help="local: Ray on this machine; auto: the cluster it belongs to; or host:port of its head.")
 ]
-
 Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Workers that share each trial; default: as the study says, or as few as it fits on."),
+    int | None, typer.Option(min=1, help="Workers per trial; default: as the study states, or as few as fit.")
 ]
-
 SlotsPerGpu = Annotated[int, typer.Option(min=1, help="Trunks of one worker that share one GPU.")]
-
 GpuMemory = Annotated[
     float | None,
     typer.Option(
         min=0.01,
         max=1e6,
         envvar="EMERGENCE_GPU_MEMORY_GB",
-        help="GB (10^9 bytes) of one GPU, for what fits; default: that of a GPU here.",
+        help="Memory of one GPU in GB (10^9 bytes), to fit trials into; default: that of a GPU here.",
     ),
 ]
-
 Storage = Annotated[
     str | None,
     typer.Option(
-        help="Where checkpoints go: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
+        help="Place of the checkpoints: a folder that every node sees, or s3://..., gs://...; default: $EMERGENCE_STORAGE, else beside the results."
     ),
 ]
-
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
 ]
-
-Version = Annotated[bool, typer.Option("--version", help="Print the version and leave.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -178,16 +149,16 @@ def plan_command(
     ] = False,
 ) -> None:
     """Show what a study will do and cost, before any machine is taken."""
-    check_device(device)
-    study = load_study(study_name)
+    checks.check_device(device)
+    study = checks.load_study(study_name)
     folder = journal.study_folder(study.id)
     everything = State.of(folder)
     jobs.check_against_record(study, everything, study_name)
     state = recorded.of_study(everything, study)
-    show_damage(state, folder, f"{program()} run {study_name} trains them again")
-    options = options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    check_room(study, options, absent_is_fine=not address)
-    n_slots, known = slots_for(options)
+    checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
+    options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    checks.check_room(study, options, absent_is_fine=not address)
+    n_slots, known = checks.slots_for(options)
     speed = throughput.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
@@ -203,64 +174,64 @@ def run(
     gpu_memory_gb: GpuMemory = None,
     storage: Storage = None,
     keep_weights: Annotated[
-        bool, typer.Option("--keep-weights", help="Keep the weights that each trial ends with, as safetensors.")
+        bool, typer.Option("--keep-weights", help="Save the final weights of each trial as safetensors.")
     ] = False,
     tracking_uri: TrackingUri = None,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="What a kill may cost, per trunk.")] = 30.0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds between two saves of a trunk, the most that a kill costs.")
+    ] = 30.0,
     retries: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Tries more for a trunk that failed or lost its machine; default: 2 here, 10 on a cluster."
+            min=0, help="Further tries for a trunk that failed or lost its machine; default: 2 here, 10 on a cluster."
         ),
     ] = None,
 ) -> None:
-    """Run a study, or go on with it: only what is missing is run. Ctrl-C is safe, Ctrl-Z does nothing."""
-    check_device(device)
+    """Run a study or resume it: only missing trials are run. Ctrl-C is safe, Ctrl-Z does nothing."""
+    checks.check_device(device)
     if not math.isfinite(checkpoint_seconds):
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
-    study = load_study(study_name)
-    uri = tracking_uri_of(tracking_uri)
-    folder = make_results_folder(journal.study_folder(study.id))
-    options = options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    study = checks.load_study(study_name)
+    uri = checks.tracking_uri_of(tracking_uri)
+    folder = checks.make_results_folder(journal.study_folder(study.id))
+    options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
     with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside) as lock:
         stop_request = supervise.StopRequest(folder)
-        stop_request.clear()  # now and not later: what is asked for while Ray starts counts
+        stop_request.clear()  # at once: a stop asked for while Ray starts must count
         output.outlive_readers(folder / "driver.log")
         everything = State.of(folder)
         if left := recorded.left_without_journal(everything, folder, study):
-            raise UsageProblem(journal_is_gone(folder, left))
+            raise UsageProblem(checks.journal_is_gone(folder, left))
         jobs.check_against_record(study, everything, study_name)
         state = recorded.of_study(everything, study)
-        show_damage(state, folder, "they are trained again now")
+        checks.show_damage(state, folder, "they are trained again now")
         if jobs.owes(study, state):
-            check_room(study, options)
-            check_writable(options.storage)
+            checks.check_room(study, options)
+            checks.check_writable(options.storage)
         if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
             console.print(
                 styled(
                     ("Note:", "bold"),
-                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and "
-                    "out of tables, report and answer.",
+                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and are "
+                    "not in tables, report and answer.",
                 )
             )
-        keep_copy(reader.find(study_name), folder / "study.yaml")
+        checks.keep_copy(reader.find(study_name), folder / "study.yaml")
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
         raise typer.Exit(130)
-    if outcome == "broken":
-        again = f"\nThe run broke off (see above); everything recorded is kept. Go on with: {this_again()}"
-        console.print(again, soft_wrap=True)
-        raise typer.Exit(1)
-    if outcome == "failed":
-        again = f"\nSome trials failed (see above). Try them again with: {this_again()}"
-        console.print(again, soft_wrap=True)
-        raise typer.Exit(1)
-    if not shown:  # MLflow may be late, and that is said; tables and report are not
+    again = {
+        "broken": "Ray or Tune ended the run (see above); everything recorded is kept. Go on with",
+        "failed": "Some trials failed (see above). Try them again with",
+    }.get(outcome)
+    if again:
+        console.print(f"\n{again}: {this_again()}", soft_wrap=True)
+    if again or not shown:  # MLflow may be late, with a message; tables and report may not
         raise typer.Exit(1)
 
 
@@ -274,8 +245,8 @@ def _run_missing(
     console: Terminal,
     stop_request: supervise.StopRequest,
 ) -> str:
-    """Run what is missing, or only publish where nothing is. Returns run.Outcome."""
-    slots, known = slots_for(options)
+    """Run the missing trials; if there are none, only publish. Returns run.Outcome."""
+    slots, known = checks.slots_for(options)
     todo = price.make(study, state, slots, options.device, folder=folder, options=options)
     if not todo.jobs:
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
@@ -287,17 +258,17 @@ def _run_missing(
         console.print(styled(("Note:", "bold"), f" the commit is not fully known: {unknown}."))
     if changes := source["changes"]:
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        console.print(styled(("Note:", "bold"), f" not as committed: {', '.join(changes[:3])}{rest}."))
+        console.print(styled(("Note:", "bold"), f" uncommitted changes: {', '.join(changes[:3])}{rest}."))
     if stop_request.is_asked():
         return "stopped"
     console.print("Starting Ray ..." if options.address == "local" else "Joining Ray ...")
-    from orchestrator.run import machines  # here: importing Ray takes a second that a refusal of ours should not
+    from orchestrator.run import machines  # imported here: Ray takes a second, and our refusals do not need it
 
     with progress.Progress(study, state, todo, console) as watcher:
         try:
-            with machines.started(options, max(slots_of(job.laid, options) for job in todo.jobs)) as offered:
+            with machines.started(options, max(slots_of(job.placement, options) for job in todo.jobs)) as offered:
                 watcher.on_slots(offered)
-                from orchestrator.run import driver  # here: a refusal of the cluster's should not wait for Ray Tune
+                from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
                 return driver.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
         except machines.ClusterProblem as problem:
@@ -305,20 +276,20 @@ def _run_missing(
 
 
 def _publish_if_needed(study: Study, state: State, folder: Path, lock: StudyLock, uri: str) -> None:
-    """Bring the record up to the journal where it is behind, and the journal up to a study file whose words changed."""
+    """Bring the record up to the journal if it is behind, and record a study file whose wording has changed."""
     from orchestrator.record import publisher, trouble
 
     try:
         why = publisher.behind(folder, uri, study)
-    except Exception as problem:  # files were looked at first
+    except Exception as problem:  # from MLflow: the files were checked first
         found = trouble.of(problem, uri)
         if found.is_away:
-            say(f"{found.what}; whether it still has the runs that were published there is not known.")
+            say(f"{found.what}; it is unknown whether it still has the published runs.")
             return
         why = found.what
     if not why:
         return
-    say(f"{why}; writing it anew ...")
+    say(f"{why}; writing it again ...")
     if state.study != study.model_dump(mode="json"):
         file = journal.Journal(folder, lock)
         file.append([provenance.session_event(study, {}, state.record)])
@@ -333,50 +304,48 @@ def status(
         str | None, typer.Argument(metavar="[STUDY]", help="As for run; left out: all studies.")
     ] = None,
 ) -> None:
-    """Show where a study stands, or list all studies that ran."""
+    """Show the state of a study, or list all studies that ran."""
     console = Terminal()
     if study_name is None:
         list_studies(console)
         return
-    folder, study, state = recorded_study(study_name)
+    folder, study, state = checks.recorded_study(study_name)
     ended = {t.id: state.trials[t.id]["status"] for t in study.trials() if t.id in state.trials}
     counts = {kind: sum(s == kind for s in ended.values()) for kind in ("done", "diverged", "failed")}
     running = "running" if lease.is_held(folder) else "not running"
-    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
-    console.print(f"{study.id}: {running}; {said} of {len(study.trials())} trials")
+    numbers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
+    console.print(f"{study.id}: {running}; {numbers} of {len(study.trials())} trials")
     if lease.is_held(folder) and (holder := lease.lock_holder(folder)):
         console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}")
     for trial, kind in ended.items():
         if kind in ("failed", "diverged"):
             console.print(f"  {trial} {kind}: {state.trials[trial].get('reason')}")
-    surface = progress.Surface(study)
-    surface.take([e for events in state.evaluations.values() for e in events])
     console.print()
-    console.print(surface.render())
+    console.print(progress.Surface(study, state).render())
 
 
 @app.command(epilog="Example: emergence stop quickstart")
 def stop(study_name: RecordedName) -> None:
     """Ask a running study to stop: every trunk saves after the step it is in."""
     try:
-        folder, _, _ = recorded_study(study_name)
+        folder, _, _ = checks.recorded_study(study_name)
     except UsageProblem:
         if not (Path(study_name).exists() or study_name in reader.shipped()):
             raise
         folder = journal.study_folder(reader.load(study_name).id)
-        if not lease.is_held(folder):  # else it starts, and has recorded nothing yet
+        if not lease.is_held(folder):  # else it has just started, and has no record yet
             raise
     if not lease.is_held(folder):
         say(f"{folder.name} is not running; nothing to stop.")
         return
     supervise.StopRequest(folder).ask()
-    say(f"Asked {folder.name} to stop. Go on later with: {program()} run {source_of(study_name, folder)}")
+    say(f"Asked {folder.name} to stop. Go on later with: {program()} run {checks.source_of(study_name, folder)}")
 
 
 @app.command(epilog="Example: emergence report quickstart")
 def report(study_name: RecordedName) -> None:
-    """Write the HTML report and its figures anew from the journal; print where it is."""
-    folder, _, state = recorded_study(study_name)
+    """Write the HTML report and its figures again from the journal; print its path."""
+    folder, _, state = checks.recorded_study(study_name)
     from orchestrator.record import publisher
 
     say(str(publisher.rewrite(folder, aside)))
@@ -387,9 +356,9 @@ def report(study_name: RecordedName) -> None:
 @app.command(epilog="Example: emergence compare quickstart@1 quickstart@2")
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A study that ran, as for report.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The one to set beside it.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The study to compare it with.")],
 ) -> None:
-    """Set two studies side by side: settings, boundaries, and in which cells they differ by more than noise."""
+    """Compare two studies: settings, boundaries, and the cells in which they differ by more than noise."""
     from orchestrator.analysis import compare as comparing
     from orchestrator.analysis import findings
     from orchestrator.record import tables
@@ -397,7 +366,7 @@ def compare(
 
     both, outside = [], []
     for name in (first, second):
-        folder, study, state = recorded_study(name)
+        folder, study, state = checks.recorded_study(name)
         tables.write_parquet(folder, state, study)
         both.append(findings.read(folder, study))
         outside.append(tables.outside(state, study))
@@ -412,10 +381,10 @@ def compare(
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
 def publish(study_name: RecordedName, tracking_uri: TrackingUri = None) -> None:
     """Rebuild tables, report and MLflow runs from the journal. Repeating it changes nothing."""
-    folder, study, state = recorded_study(study_name)
+    folder, study, state = checks.recorded_study(study_name)
     from orchestrator.record import publisher, trouble
 
-    uri = tracking_uri_of(tracking_uri)
+    uri = checks.tracking_uri_of(tracking_uri)
     try:
         publisher.publish(folder, uri, say=aside)
     except Exception as problem:
@@ -437,13 +406,13 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open the MLflow UI on the right store, on 127.0.0.1 only; Ctrl-C ends it."""
-    uri = tracking_uri_of(tracking_uri)
+    uri = checks.tracking_uri_of(tracking_uri)
     if not links.is_local(uri):
         say(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
     if (store := links.sqlite_file(uri)) is not None and not store.exists():
         raise UsageProblem(
-            f"{links.without_password(uri)}: no MLflow store there yet; run a study first, for example: {program()} run quickstart"
+            f"{links.without_password(uri)}: there is no MLflow store yet; run a study first, for example: {program()} run quickstart"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -457,7 +426,7 @@ def ui(
         shown = links.serve_at(address, uri)
     except OSError as problem:
         raise UsageProblem(
-            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI keeps its address there"
+            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI writes its address there"
         ) from None
     for folder in shown:
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
@@ -466,26 +435,21 @@ def ui(
 
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
-    """Give back the space of a study's checkpoints; its results stay. A larger budget would then start afresh."""
-    folder, study, _ = recorded_study(study_name)
+    """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
+    folder, study, _ = checks.recorded_study(study_name)
     with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
-        if given and given.startswith("file://"):  # a folder of this machine, whose links are looked at below
+        if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
-        checkpoints = jobs.checkpoints_of(folder, storage_of(given) if given else None)
+        checkpoints = jobs.checkpoints_of(folder, checks.storage_of(given) if given else None)
         if "://" not in checkpoints:
-            checkpoints = within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
+            checkpoints = checks.within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
         if checkpoint.store_of(checkpoints).n_bytes():
-            raise UsageProblem(f"{checkpoints}: not all of it could be removed; get access to it, and clean again")
+            raise UsageProblem(f"{checkpoints}: some files could not be removed; get access to them, and clean again")
     say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
     if not n_bytes:
-        say(f"There were none in {links.without_password(checkpoints)}; with another --storage they are there.")
-
-
-def _refuse(message: str) -> NoReturn:
-    say(message, err=True)
-    sys.exit(2)
+        say(f"There were none in {links.without_password(checkpoints)}; give --storage if they are elsewhere.")
 
 
 def main() -> None:
@@ -495,11 +459,9 @@ def main() -> None:
     try:
         try:
             app()
-        except (StudyError, StudyHeldError, UsageProblem) as problem:
-            _refuse(str(problem))
-        except LeaseLostError as problem:
+        except (StudyError, StudyHeldError, LeaseLostError, UsageProblem) as problem:
             say(str(problem), err=True)
-            sys.exit(1)
+            sys.exit(1 if isinstance(problem, LeaseLostError) else 2)
     except SystemExit as end:
         supervise.tell("left", end.code if isinstance(end.code, int) else 1)
         raise

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, synced, then renamed. A crash leaves the old file, or the new one."""
+"""Files that are whole or absent: written aside, synced, then renamed. A crash leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from trainers.durable import sync_folder
 
 ASIDE = ".aside"
 STALE_SECONDS = 3600.0
-"""A file written aside that is older than this belongs to a process that died (assumed: nothing here takes an hour to write)."""
+"""A file aside that is older than this belongs to a dead process (assumed: no file takes an hour to write)."""
 
 
 @contextlib.contextmanager
 def aside(path: Path, synced: bool = True) -> Iterator[Path]:
-    """Give a new name to write under; what stands there at the end takes the place of `path`. Raises OSError.
+    """Yield a unique path to write to; at the end that file replaces `path`. Raises OSError.
 
-    The name is unique, so that two writers never share one. With `synced`, data and folder have reached the disk at the
-    end: a power cut after this leaves the new file whole.
+    With `synced`, data and folder are on the disk at the end, so that the new file survives a power cut.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ASIDE}")
     try:
@@ -36,20 +35,20 @@ def aside(path: Path, synced: bool = True) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(problem, OSError):
-            problem.filename = str(path)  # the name that people know
+            problem.filename = str(path)  # not the temporary name
         raise
     if synced:
         sync_folder(path.parent)
 
 
 def replace(path: Path, data: bytes, synced: bool = True) -> None:
-    """Put a whole file in place of another. Raises OSError."""
+    """Write a whole file in place of another. Raises OSError."""
     with aside(path, synced) as temporary:
         temporary.write_bytes(data)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what writers left aside when they were killed."""
+    """Remove files that killed writers left aside."""
     for path in folder.glob(f".*{ASIDE}"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -63,7 +62,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path, facts: dict[str, Any]) -> bool:
-    """Does a file have this size and this hash? The size is looked at first."""
+    """Whether a file has this size and hash. The size is compared first."""
     try:
         return path.stat().st_size == facts.get("bytes") and facts_of(path) == facts
     except OSError:

@@ -1,4 +1,4 @@
-"""How numbers are written on the terminal, in MLflow and on the page. Imports nothing of ours."""
+"""Formats of numbers on the terminal, in MLflow and on the page. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 
 def clock(seconds: float) -> str:
-    """A duration as people say it: 45 s, 3:20 min, 2:05 h, 1.5 days."""
+    """A duration: 45 s, 3:20 min, 2:05 h, 1.5 days."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -18,7 +18,7 @@ def clock(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A count or budget as people write it: 64, 1,024, 1e12, 4e11."""
+    """A count or budget: 64, 1,024, 1e12, 4e11."""
     if value >= 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")  # rounded first: 9.999e11 is 1e12
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A measured value to three figures, with a true minus sign; an em dash where there is none."""
+    """A measured value to three figures, with a true minus sign; an em dash if missing."""
     if value is None or not math.isfinite(value):
         return "\u2014"
     return number(value) if abs(value) >= 1000 else f"{value:.3g}".replace("-", "\u2212")
@@ -40,7 +40,7 @@ def times(n: int, what: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as people write it, with a space before the sign."""
+    """A share in percent, with a space before the sign."""
     return f"{share:.0%}".replace("%", " %")
 
 
@@ -51,13 +51,13 @@ def sure(confidence: float) -> str:
 
 
 def signed(value: float, digits: int | None = None) -> str:
-    """A change to two figures, or to so many decimals, with a true minus sign; no change at all has none."""
-    told = f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}"
-    return told.replace("-", "\u2212") if float(told) else told[1:]
+    """A change to two figures, or to `digits` decimals, with a true minus sign; a zero has no sign."""
+    text = f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}"
+    return text.replace("-", "\u2212") if float(text) else text[1:]
 
 
 def range_words(low: float | None, high: float | None) -> str:
-    """An interval in words, an open end said as such."""
+    """An interval in words; an open end is named."""
     if low is None and high is None:
         return "nothing: the interval is open at both ends"
     if low is None or high is None:
@@ -71,7 +71,7 @@ def factor(value: float) -> str:
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
-    """A ratio to two decimals with a true minus sign; an em dash where it is missing."""
+    """A ratio to two decimals with a true minus sign; an em dash if missing."""
     if value is None or not math.isfinite(value):
         return "—"
     text = f"{value:.{digits}f}" if abs(value) < 99.5 else f"{value:.3g}"
@@ -79,5 +79,5 @@ def decimal(value: float | None, digits: int = 2) -> str:
 
 
 def counted(n: float, word: str) -> str:
-    """1 task, 1,024 tasks."""
+    """A count and its noun: 1 task, 1,024 tasks."""
     return f"{number(n)} {word}{'' if n == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""What goes to a terminal. Text from elsewhere is shown, never obeyed: questions, names, paths, reasons.
+"""Output to a terminal. Foreign text (questions, names, paths, reasons) is shown and never interpreted.
 
-A string is printed as it stands: its brackets are no markup, its control characters become escapes that can be read. Our own
-emphasis is `styled`. After `prepare`, a terminal with few letters gets the nearest ones it has.
+Strings are printed literally: brackets are no markup, and control characters become readable escapes. Our own emphasis
+is `styled`. After `prepare`, an output with a limited encoding gets the nearest characters it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters but tab and newline, marks that reorder what follows, and halves of letters (bytes of a path)."""
+"""Control characters except tab and newline, characters that reorder text, and surrogates (bytes of a path)."""
 _NEAREST = str.maketrans(
     {"×": "x", "·": ".", "…": "...", "–": "-", "—": "-", "−": "-", "→": "->", "≥": ">=", "≤": "<=", "½": "1/2"}
     | {"’": "'", "‘": "'", "“": '"', "”": '"', "±": "+-", "━": "-", "╸": "-", "╺": "-"}
@@ -25,13 +25,13 @@ _NEAREST = str.maketrans(
 
 
 def printable(text: str) -> str:
-    """The text with everything that a terminal would obey or cannot show as an escape: `\\x1b`, `\\u202e`."""
+    """The text with control and unprintable characters as escapes: `\\x1b`, `\\u202e`."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shortened(text: str, longest: int = 600) -> str:
-    """The beginning of a long text, and how much is left out."""
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} characters more)"
+def shortened(text: str) -> str:
+    """The beginning of a long text, with the number of characters left out."""
+    return text if len(text) <= 600 else f"{text[:600]}… ({len(text) - 600:,} characters more)"
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
@@ -40,24 +40,24 @@ def styled(*parts: str | tuple[str, str]) -> Text:
 
 
 class Terminal(Console):
-    """A console to which every string is plain text, in tables and titles too."""
+    """A console that treats every string as plain text, in tables and titles too."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**({"markup": False, "highlight": False, "emoji": False} | options))
 
     def render_str(self, text: str, **style: Any) -> Text:
-        """What rich turns every string into."""
+        """Convert a string for rich."""
         return super().render_str(printable(text), **style)
 
 
 def say(line: str, err: bool = False) -> None:
-    """One line on standard output, or on standard error, where one that cannot be written is lost. Raises OSError."""
+    """Print one line to standard output, or to standard error, which ignores errors. Raises OSError."""
     with contextlib.suppress(OSError) if err else contextlib.nullcontext():
         print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def prepare() -> None:
-    """Let standard output and error take any letter, whatever their encoding."""
+    """Let standard output and error accept any character, in any encoding."""
     codecs.register_error("nearest", _nearest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # there may be none

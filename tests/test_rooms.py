@@ -211,14 +211,14 @@ def test_loading_what_plan_needs_loads_no_torch_and_no_scipy(module: str) -> Non
 
 @pytest.mark.parametrize("path", files_of("orchestrator/stats"), ids=lambda path: path.name)
 def test_statistics_know_arrays_only(path: Path) -> None:
-    libraries = {"numpy", "scipy", "statsmodels", "sklearn", "diptest"}
+    libraries = {"numpy", "scipy", "statsmodels"}
     plain = {"__future__", "math", "collections", "dataclasses", "functools", "importlib", "typing", "warnings"}
     assert imported_by(path) <= plain | libraries | {"orchestrator"}
 
 
 @pytest.mark.parametrize("path", files_of("orchestrator/report"), ids=lambda path: path.name)
 def test_the_report_computes_no_statistic_of_its_own(path):
-    assert not imported_by(path) & {"scipy", "statsmodels", "sklearn", "diptest", "torch", "ray", "mlflow"}
+    assert not imported_by(path) & {"scipy", "statsmodels", "torch", "ray", "mlflow"}
 
 
 def test_no_file_of_the_project_names_a_path_of_one_machine():

@@ -1,4 +1,4 @@
-"""What one trial is: tasks, model, FLOPs, one training loop. Knows no Ray, no MLflow, no study.
+"""One trial: its tasks, its model, its FLOPs and the training loop. This package knows no Ray, no MLflow and no study.
 
-Runs alone: `python -m trainers trial.json`. Importing the package imports no torch.
+It runs alone: `python -m trainers trial.json`. Importing the package imports no torch.
 """

@@ -1,11 +1,12 @@
 """Run one trial, or several budgets of one trunk, alone: no Ray, no MLflow, no study.
 
     python -m trainers trial.json                     # {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, ...}
-    python -m trainers trial.json --prove             # each trial also by itself: must agree with the trunk to the bit
+    python -m trainers trial.json --prove             # runs each trial also by itself; it must equal the trunk to the bit
     python -m trainers trial.json --events out.jsonl --checkpoints folder
     python -m trainers trial.json --workers 2 --zero-stage 2          # two processes, each with its half of the batch
 
-`compute_flops` in the file is a number or a list of numbers. Bad input: one line, exit code 2. Ctrl-C and SIGTERM save first.
+`compute_flops` in the file is a number or a list of numbers. Bad input ends with one line and exit code 2. Ctrl-C and SIGTERM
+save a checkpoint first.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from trainers.spec import Evaluation, Training, TrialSpec, TrunkSpec
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of
 
 MAX_CHARACTERS = 1_000_000
-"""Of a trial's file; one has some hundred."""
+"""Most characters of a trial's file. Usual files have some hundreds."""
 
 Emit = Callable[[list[dict[str, Any]]], None]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 the run or the proof failed, 2 bad input, 130 or 143 stopped."""
+    """The entry point. Returns the exit code: 0 done, 1 the run or the proof failed, 2 bad input, 130 or 143 stopped."""
     parser = argparse.ArgumentParser(prog="python -m trainers", description="Train one trial or trunk, alone.")
     parser.add_argument("spec", type=Path, help="JSON file: a TrialSpec, compute_flops a number or a list")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu (default) or cuda")
@@ -49,10 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep-weights", help="folder or URI for the weights of every trial, as safetensors")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the batch (default 1)")
     parser.add_argument(
-        "--zero-stage", type=int, default=0, choices=(0, 1, 2, 3), help="what ZeRO shares out (default 0)"
+        "--zero-stage", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage (default 0: nothing is partitioned)"
     )
-    parser.add_argument("--micro-batch", type=int, help="sequences a worker takes at once (default: its whole share)")
-    parser.add_argument("--recompute", action="store_true", help="activation checkpointing, by the block")
+    parser.add_argument(
+        "--micro-batch", type=int, help="sequences that a worker processes at once (default: its whole share)"
+    )
+    parser.add_argument("--recompute", action="store_true", help="activation checkpointing, block by block")
     parser.add_argument("--offload", action="store_true", help="optimiser state in the host's memory (ZeRO 1 to 3)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks (not with ZeRO 3)")
     parser.add_argument("--prove", action="store_true", help="run every trial by itself too, and compare to the bit")
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.offload and not options.zero_stage:
             raise ValueError("--offload: needs --zero-stage 1, 2 or 3")
         if options.prove and options.workers > 1:
-            raise ValueError("--prove: compares to the bit, and so with one worker alone")
+            raise ValueError("--prove: needs --workers 1, because it compares to the bit")
         shares(trunk.training.batch_size, options.workers, options.micro_batch)
         if options.compile and options.zero_stage == 3:
             raise ValueError("--compile: not with --zero-stage 3, whose hooks inside a block would break every graph")
@@ -83,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[float], stop: Any) -> int:
-    """What was asked for, once it is known to be sound. `stop` holds the signal that asks to stop; returns the exit code."""
+    """Run the trunk with options that are already checked. Returns the exit code. `stop` holds the number of the stop signal."""
     from trainers.engine.rows import NoTargetsError
     from trainers.engine.workers import WorkerLost, n_gpus
-    from trainers.train import run_trunk  # here: a bad file is refused before torch is loaded
+    from trainers.train import run_trunk  # imported here: a bad file is refused before torch is loaded
 
     if options.device == "cuda" and (here := n_gpus()) < options.workers:
         print(f"--device cuda: {here} GPUs here, {options.workers} are needed", file=sys.stderr)
@@ -102,11 +105,11 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
         offload=options.offload,
         compiled=options.compile,
     )
-    told: list[dict[str, Any]] = []
+    emitted: list[dict[str, Any]] = []
 
     def emit(events: list[dict[str, Any]]) -> None:
-        told.extend(events)
-        _tell(events, options.events)
+        emitted.extend(events)
+        _write(events, options.events)
 
     try:
         memory.with_less(
@@ -116,7 +119,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
             options.workers,
         )
     except (OSError, WorkerLost, NoTargetsError) as problem:
-        if not stop.value or not isinstance(problem, WorkerLost):  # a worker that was just starting ends of a signal
+        if not stop.value or not isinstance(problem, WorkerLost):  # a signal ends a worker that is just starting
             print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
             return 1
     if stop.value:
@@ -131,7 +134,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
         apart = place.model_copy(update={"checkpoint_folder": None})
         if run_trunk(trunk, [flops], apart, alone.extend, lambda: bool(stop.value)) == "stopped":
             return 128 + int(stop.value)
-        same = results_of(alone, trunk, flops) == results_of(told, trunk, flops)
+        same = results_of(alone, trunk, flops) == results_of(emitted, trunk, flops)
         agree = agree and same
         print(f"{trunk.trial(flops).id}: by itself {'equals' if same else 'DIFFERS FROM'} the trunk, to the bit")
     return 0 if agree else 1
@@ -140,14 +143,14 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
 def _run(
     trunk: TrunkSpec, budgets: list[float], place: Place, options: argparse.Namespace, stop: Any, emit: Emit
 ) -> None:
-    """The trunk, on one worker here or on several. `stop` is 0 again if it came to its end all the same."""
+    """Run the trunk on one worker in this process, or on several. If it still finishes after a signal, `stop` is set to 0."""
     if options.workers == 1:
         from trainers.train import run_trunk
 
         if run_trunk(trunk, budgets, place, emit, lambda: bool(stop.value)) == "finished":
             stop.value = 0
         return
-    # Run by `-m` this module goes by a name that another process cannot import.
+    # Run by `-m`, this module is called __main__, and another process cannot import that.
     from trainers import __main__ as module
     from trainers.engine.workers import together
 
@@ -164,7 +167,7 @@ def _one_of_several(
         place = place.model_copy(update={"device": f"cuda:{rank}"})
     with _signals_ask(stop):  # Ctrl-C reaches every process of a terminal, and so may SIGTERM
         try:
-            status = run_trunk(trunk, budgets, place, lambda told: _tell(told, events), lambda: bool(stop.value))
+            status = run_trunk(trunk, budgets, place, lambda emitted: _write(emitted, events), lambda: bool(stop.value))
         except OSError as problem:
             sys.exit(_one_line(problem))
     if rank == 0 and status == "finished":
@@ -173,24 +176,25 @@ def _one_of_several(
 
 @contextmanager
 def _signals_ask(stop: Any) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks to stop, and a second one ends the process. One that is ignored stays so: nohup."""
+    """The first Ctrl-C or SIGTERM asks to stop. The second one ends the process. Ignored signals stay ignored, as under nohup."""
 
     def ask(number: int, _: Any) -> None:
         stop.value = number
         signal.signal(number, before[number])
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    for number in heard:
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in handled:
         signal.signal(number, ask)
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])
 
 
-def _tell(events: list[dict[str, Any]], file: Path | None) -> None:
+def _write(events: list[dict[str, Any]], file: Path | None) -> None:
+    """Append events to the file, and print them."""
     if file:
         with file.open("ab", buffering=0) as out:
             data = "".join(json.dumps(event) + "\n" for event in events).encode()
@@ -199,12 +203,12 @@ def _tell(events: list[dict[str, Any]], file: Path | None) -> None:
     try:
         for event in events:
             _show(event)
-    except BrokenPipeError:  # nobody reads any more: training goes on
+    except BrokenPipeError:  # the reader is gone; training goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _close_the_last_line(file: Path) -> None:
-    """Make the file, or end a line of it that a kill or a full disk has cut off: the next one is not glued to it."""
+    """Make the file, or end its last line if a kill or a full disk cut it off."""
     file.open("ab").close()
     if not file.is_file():
         return  # a pipe or a terminal
@@ -216,7 +220,7 @@ def _close_the_last_line(file: Path) -> None:
 
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:
-    """The trunk and its budgets. Raises OSError or ValueError (pydantic's ValidationError is one)."""
+    """The trunk and its budgets in a file. Raises OSError, or ValueError (pydantic's ValidationError is one)."""
     with path.open(encoding="utf-8") as file:
         text = file.read(MAX_CHARACTERS + 1)
     if len(text) > MAX_CHARACTERS:
@@ -243,11 +247,11 @@ def read(path: Path) -> tuple[TrunkSpec, list[float]]:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"key '{twice}' is given twice; keep one")
-    return found
+    return mapping
 
 
 def _whole_number(digits: str) -> int:
@@ -257,37 +261,37 @@ def _whole_number(digits: str) -> int:
 
 
 PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
-"""Keys of a trial's file that hold keys themselves, the family apart."""
+"""Nested mappings of a trial's file, except the family."""
 
 
 def _kind(family: Any) -> type[Family]:
-    """The family that is named; where there is none, the record that all share."""
+    """The class of the named family; `Family` if there is none of that name."""
     return FAMILIES.get(str(family.get("name")), Family) if isinstance(family, dict) else Family  # type: ignore[type-abstract]
 
 
 def _check_limits(raw: dict[str, Any], kind: type[Family]) -> None:
-    """Raises ValueError for what is beyond the limits of the fields."""
+    """Raises ValueError if a value is beyond the limit of its field."""
     given: list[tuple[str, type[BaseModel], Any]] = [("", TrialSpec, raw), ("family", kind, raw.get("family"))]
     given += [(part, record, raw.get(part)) for part, record in PARTS]
     for part, record, keys in given:
-        for place, said in beyond_limits(record, keys) if isinstance(keys, dict) else ():
-            raise ValueError(f"{'.'.join(map(str, (part, *place))).removeprefix('.')}: {said}")
+        for place, message in beyond_limits(record, keys) if isinstance(keys, dict) else ():
+            raise ValueError(f"{'.'.join(map(str, (part, *place))).removeprefix('.')}: {message}")
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:
-    """What a trial came to: its evaluations, on the trunk up to its branch and on its branch, and its end; no times."""
+    """The results of a trial, without times: its evaluations on the trunk and on its branch, and its end."""
     branch = budget.steps_of(trunk, flops).branch
-    kept = []
+    results = []
     for event in events:
         mine = event.get("on") == repr(flops) or event.get("trial") == trunk.trial(flops).id
         on_the_way = event.get("on") == "trunk" and (
             (event["grid"] and event["step"] < branch) or event["step"] == branch
         )
         if mine or on_the_way:
-            kept.append(
+            results.append(
                 [event.get(k) for k in ("kind", "step", "flops", "train_loss_nats", "rows", "status", "flops_own")]
             )
-    return kept
+    return results
 
 
 def _show(event: dict[str, Any]) -> None:
@@ -304,11 +308,11 @@ def _show(event: dict[str, Any]) -> None:
 
 
 def _one_line(problem: Exception) -> str:
-    said = _said(problem)
-    return said if len(said) <= 1000 else f"{said[:1000]} ..."
+    text = _text(problem)
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."
 
 
-def _said(problem: Exception) -> str:
+def _text(problem: Exception) -> str:
     if isinstance(problem, ValidationError):
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -1,8 +1,8 @@
-"""FLOPs <-> optimizer steps. The only accounting there is: counted by hand, because torch's counter is no oracle.
+"""FLOPs and optimizer steps, and the conversion between them. This is the only accounting of compute. No torch here.
 
-(FlopCounterMode counts CPU attention as 0 and a depthwise convolution 22 times over.) A multiply-add is 2 FLOPs; the
-backward pass costs twice the forward; attention is counted as the full T x T; embedding look-ups, norms, softmax and
-the optimiser count as nothing; recomputation and evaluation are counted apart. No torch here.
+FLOPs are counted by hand (`Shape.forward_flops`). torch's FlopCounterMode counts CPU attention as 0 and a depthwise convolution
+22 times over. A multiply-add is 2 FLOPs. The backward pass costs twice the forward pass. Attention counts as the full T x T.
+Embedding look-ups, norms, softmax and the optimiser count as 0. Recomputation and evaluation are counted apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainers.shapes import Shape
 from trainers.spec import Training, TrunkSpec
 
 MIN_STEPS = 50
-"""A smaller budget is refused: rounding to whole steps would exceed 1 % of it, and warm-up would be all there is."""
+"""Fewer steps are refused. Rounding to whole steps would then exceed 1 % of the budget, and warm-up would fill all of it."""
 
 
 class BudgetTooSmall(ValueError):
@@ -26,14 +26,16 @@ class BudgetTooSmall(ValueError):
 
 
 def shape_of(trunk: TrunkSpec) -> Shape:
-    """What parameters, FLOPs and bytes are counted from: the model, outputs a position, positions, and what a token is."""
+    """The trunk's `Shape`, from which parameters, FLOPs and bytes are counted."""
     family: Any = trunk.family
     return Shape(trunk.model, family.vocab_size, family.length(trunk.arm), family.numbers)
 
 
 def answer_flops(trunk: TrunkSpec) -> int:
-    """What it takes to read a question and write its answer, steps included, nothing computed twice: one forward pass over a
-    whole sequence. It is no part of any budget, and is told beside it."""
+    """FLOPs to read a question and write its answer, intermediate steps included: one forward pass over a whole sequence.
+
+    This assumes that no position is computed twice. The number is reported next to the budgets and belongs to none.
+    """
     return shape_of(trunk).forward_flops
 
 
@@ -43,14 +45,14 @@ def flops_per_step(trunk: TrunkSpec) -> int:
 
 
 class Steps(NamedTuple):
-    """A budget in optimizer steps: `branch` on the trunk at the constant rate, then a decay up to `end`."""
+    """A budget in optimizer steps: up to `branch` on the trunk at the constant rate, then decay up to `end`."""
 
     branch: int
     end: int
 
 
 def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
-    """Whole steps within 1 % of the budget. Raises BudgetTooSmall below MIN_STEPS steps."""
+    """A budget in whole steps, within 1 %. Raises BudgetTooSmall below MIN_STEPS steps."""
     cost = flops_per_step(trunk)
     end = round(compute_flops / cost)
     if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
@@ -65,7 +67,7 @@ def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
 def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     """The absolute FLOP grid 10^(k / points_per_decade) from `first_flops` on, as trunk steps up to `last_step`.
 
-    It depends on the model and on no axis value, so that curves of different trials meet at the same compute.
+    The grid depends on no axis value, so curves of different trials have points at the same compute.
     """
     cost, of = flops_per_step(trunk), trunk.evaluation
     decades = math.ceil(math.log10((last_step + 1) * cost))
@@ -75,32 +77,35 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
-    """The grid in steps of so many FLOPs up to 10^decades FLOPs or one step more, ascending. Kept: trunks share it by the thousand."""
+    """The grid as ascending step numbers at `cost` FLOPs per step, up to 10^decades FLOPs or one step more.
+
+    Thousands of trunks share one grid.
+    """
     first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
-    first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # what is below rounds to no step at all
+    first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # points below round to step 0
     steps = {round(10 ** (k / per_decade) / cost) for k in range(first, per_decade * decades + 1)}
     return tuple(sorted(s for s in steps if s >= 1))
 
 
 class Standing(NamedTuple):
-    """How far a trunk has come, as its checkpoint has it: `train.py` goes on from there, `price` charges what is left."""
+    """Progress of a trunk, from its checkpoint. `train.py` continues from it, and `price` counts the rest."""
 
     trunk_step: int = 0
-    """Where the trunk is, or was left for the branch that it is on."""
+    """Step of the trunk. During a branch: the step at which the branch began."""
     branch: float | None = None
-    """The budget whose branch it is on."""
+    """Budget of the branch that is being trained, or None."""
     branch_step: int = 0
-    """Where on that branch."""
+    """Step on that branch."""
     charged_steps: int = 0
-    """Steps run since a trial last ended: they count for the next one."""
+    """Steps run since the last trial ended. They count for the next trial."""
     ended: frozenset[float] = frozenset()
-    """Budgets that have ended."""
-    exams: frozenset[str] = frozenset()
-    """Evaluations that are behind it: `trunk/<step>`, `<budget>/<step>`."""
+    """Budgets whose trials have ended."""
+    evaluations: frozenset[str] = frozenset()
+    """Keys of the evaluations already made: `trunk/<step>`, `<budget>/<step>`."""
 
     @classmethod
     def of(cls, meta: dict[str, Any]) -> Standing:
-        """From the meta of a checkpoint that `train.py` wrote."""
+        """The progress in the meta of a checkpoint of `train.py`."""
         now, left = meta["now"], meta["left"]
         on_branch = now["branch"] is not None
         return cls(
@@ -109,16 +114,17 @@ class Standing(NamedTuple):
             branch_step=now["step"] if on_branch else 0,
             charged_steps=now["steps_charged"],
             ended=frozenset(now["ended"]),
-            exams=frozenset(now["exams"]),
+            evaluations=frozenset(now["exams"]),
         )
 
     def toward(self, steps: Mapping[float, Steps]) -> Standing | None:
-        """From where a run for these budgets goes on; None if the trunk has passed one of them, and begins again.
+        """The progress from which a run for these budgets continues, or None if it must begin again.
 
-        None also for a place beyond the end of its branch, where no run ever stood and none would end.
+        It must begin again if the trunk has passed the branch point of one of them. None also if the step lies beyond the
+        end of its branch: no valid run is ever there.
         """
-        wanted = self.branch is None or self.branch in steps
-        on = self if wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
+        is_wanted = self.branch is None or self.branch in steps
+        on = self if is_wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
         ahead = [s for b, s in steps.items() if b not in on.ended and b != on.branch]
         beyond = on.branch is not None and on.branch_step > steps[on.branch].end
         return on if not beyond and all(s.branch >= on.trunk_step for s in ahead) else None
@@ -128,9 +134,9 @@ START = Standing()
 
 
 def marginal_flops(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> dict[float, int]:
-    """Training FLOPs still to run for each budget beyond the smaller ones: its stretch of the trunk, and its branch.
+    """Training FLOPs still to run for each budget: its part of the trunk beyond the smaller budgets, and its branch.
 
-    `at` must lead to all of them (`Standing.toward`).
+    `at` must allow all of these budgets (`Standing.toward`).
     """
     cost, marginal, before = flops_per_step(trunk), {}, at.trunk_step
     for flops in sorted(budgets):
@@ -146,18 +152,18 @@ def marginal_flops(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = ST
 
 
 class Price(NamedTuple):
-    """What a trunk costs when it carries these budgets: all in FLOPs, training and evaluation apart."""
+    """Cost of a trunk with its budgets in FLOPs, training and evaluation apart."""
 
     train_flops: int
     eval_flops: int
     separate_flops: int
-    """Training FLOPs had every trial been run by itself, from the start."""
+    """Training FLOPs if each trial ran separately, from the start."""
 
 
 def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
-    """Trunk up to the last branch point, plus every branch; each evaluation is one forward pass of the suite.
+    """Cost of the trunk up to the last branch point and of every branch. An evaluation costs `suite_size` forward passes.
 
-    With `at`, what is left of that from there on.
+    With `at`, the cost from that progress on. `separate_flops` stays the cost from the start.
     """
     family: Any = trunk.family
     steps = {b: steps_of(trunk, b) for b in budgets}
@@ -166,7 +172,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     n_ahead = len(points) + len(steps)
     if at != START:
         ahead = {f"trunk/{p}" for p in points if p >= at.trunk_step} | {f"{b!r}/{s.end}" for b, s in steps.items()}
-        n_ahead = len(ahead - at.exams)
+        n_ahead = len(ahead - at.evaluations)
     forward = shape_of(trunk).forward_flops
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
@@ -176,10 +182,13 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
 
 
 def learning_rate_at(training: Training, step: int, decay_from: int | None, end: int) -> float:
-    """Rate of optimizer step `step` (0-based). On the trunk `decay_from` is None; on a branch it decays linearly to 0."""
+    """Learning rate of optimizer step `step` (0-based).
+
+    `decay_from` is None on the trunk. On a branch the rate decays linearly to 0.
+    """
     rate = training.learning_rate
     if training.warmup_steps:
         rate *= min(1.0, (step + 1) / training.warmup_steps)
     if decay_from is not None:
-        rate *= (end - step) / (end - decay_from + 1)  # the last step still moves
+        rate *= (end - step) / (end - decay_from + 1)  # the last step still has a rate above 0
     return rate

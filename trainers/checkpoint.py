@@ -1,14 +1,14 @@
-"""Checkpoints: atomic save, validated load, in a folder of this machine or wherever pyarrow.fs can write.
+"""Checkpoints: atomic save and validated load, in a folder of this machine or on any storage that pyarrow.fs can write to.
 
-DeepSpeed's own `latest` file can name a half-written checkpoint, so atomicity is ours: write everything, the manifest with
-sizes and hashes last. On a local file system that happens in a temporary folder, synced and then renamed; an object store
-has no rename, and there a folder without its manifest does not count. A load takes the newest checkpoint whose manifest
-holds. Two are kept. Tensors are safetensors, which hold no code; torch is imported where they are touched: a plan looks at
-checkpoints too.
+DeepSpeed's own `latest` file can name a half-written checkpoint. So this module writes all files itself, and the manifest with
+sizes and hashes last. On a local file system it writes to a temporary folder, syncs it and then renames it. An object store
+has no rename: there a folder counts only with its manifest. A load takes the newest checkpoint whose files match its manifest.
+Two are kept. Tensors are safetensors, which hold no code. torch is imported only to read or write tensors, because a plan
+looks at checkpoints too.
 
-A checkpoint may come from a stranger. Its manifest names files of this folder only, by names from a short list. Nothing is
-opened through a link. Nothing is parsed before its size and hash agree with the manifest, and all of it must have the
-form that a trainer writes. Anything else is no checkpoint.
+A checkpoint may come from a stranger. Its manifest can name only files of its own folder, from a short list of names. No link
+is followed. No file is parsed before its size and hash match the manifest. The content must have the form that a trainer
+writes. Anything else does not count as a checkpoint.
 """
 
 from __future__ import annotations
@@ -37,21 +37,20 @@ KEEP = 2
 TENSORS = ".safetensors"
 MANIFEST, META = "manifest.json", "meta.json"
 MANIFEST_BYTES = 2**16
-"""A larger manifest is none, and is not read: three files take 400 bytes."""
+"""A larger manifest is invalid and not read. One for three files takes 400 bytes."""
 PROBE = ".writable"
 GIVE_UP_SECONDS = 30
-"""Google's storage is tried for so long; by itself its client would try for a quarter of an hour. `?retry_limit_seconds=` in the
-URI goes before."""
+"""Time limit for retries on Google's storage. The client's own limit is 15 minutes. `?retry_limit_seconds=` in a URI wins."""
 Tensors = dict[str, "torch.Tensor"]
 Meta = dict[str, Any]
-Found = tuple[Meta, dict[str, Tensors]]
+Loaded = tuple[Meta, dict[str, Tensors]]
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class File(Record, extra="ignore"):
-    """What a manifest says of one file."""
+    """A manifest's entry for one file."""
 
     bytes: Whole
     sha256: str
@@ -71,7 +70,7 @@ class Manifest(Record, extra="ignore"):
         return self
 
 
-class Told(Record, extra="ignore"):
+class Emitted(Record, extra="ignore"):
     """An event that was emitted before the save."""
 
     kind: str
@@ -79,7 +78,7 @@ class Told(Record, extra="ignore"):
 
 
 class Left(Record, extra="ignore"):
-    """Where the trunk was left for a branch."""
+    """The trunk's progress at the branch point, during a branch."""
 
     step: Whole
     loss_sum: Finite
@@ -87,12 +86,12 @@ class Left(Record, extra="ignore"):
 
 
 class Now(Left, extra="ignore"):
-    """How far a trunk has come (`train.run_trunk`)."""
+    """Progress of a trunk (`train.run_trunk`)."""
 
     branch: Positive | None
     ended: list[Positive]
     exams: list[str]
-    events: list[Told]
+    events: list[Emitted]
     resumed: Whole
     saves: Whole
     steps_charged: Whole
@@ -117,11 +116,11 @@ class Progress(Record, extra="ignore"):
 
 
 def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors: dict[str, Tensors]) -> str:
-    """Write checkpoint `number` under `folder`; returns its name there once it is safe.
+    """Write checkpoint `number` under `folder`. Returns its name there when it is durable.
 
-    `meta` is JSON of the form `Progress`; `tensors` maps a name to a flat dictionary of tensors, a file each. A valid
-    checkpoint is never written over: where this number has one, the next number is taken. Raises OSError in one line
-    (disk full, no permission): an older checkpoint is then still whole.
+    `meta` is JSON of the form `Progress`. `tensors` maps a name to a flat dictionary of tensors, one file each. A valid
+    checkpoint is never overwritten: if this number has one, the next number is taken. Raises OSError in one line (disk full,
+    no permission). Older checkpoints are then still whole.
     """
     from safetensors.torch import save as as_bytes
 
@@ -129,7 +128,7 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
         store = store_of(folder)
         taken = set(_numbered(store))
         while _name(number) in taken and not _is_damaged(store, _name(number), fingerprint):
-            number += 1  # another's, of a run that was taken for dead: a write that fails must not cost it
+            number += 1  # it may belong to a run that was taken for dead; a failed write must not destroy it
         name = _name(number)
         files = {META: json.dumps(meta).encode()}
         files |= {f"{part}{TENSORS}": as_bytes(of_part) for part, of_part in tensors.items()}
@@ -138,42 +137,42 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
         store.put(name, files | {MANIFEST: json.dumps(manifest).encode()})
     except OSError as problem:
         raise _in_one_line(f"{folder}: checkpoint {number} cannot be written", problem) from problem
-    with contextlib.suppress(OSError):  # the checkpoint is safe: what cannot be removed now is removed next time
+    with contextlib.suppress(OSError):  # the checkpoint is durable; the next save removes what this one cannot
         names = _numbered(store)
         for other in [n for n in names if n <= name][:-KEEP]:
             store.remove(other)
-        for other in (n for n in names if n > name):  # a valid one is another's, who has come further: leave it
+        for other in (n for n in names if n > name):  # a valid one belongs to another run that is further on: leave it
             if _is_damaged(store, other, fingerprint):
                 store.remove(other)
     return name
 
 
-def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Found | None:
-    """The newest valid checkpoint of this fingerprint, or that number, as (meta, tensors); None when there is none.
+def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Loaded | None:
+    """The newest valid checkpoint of this fingerprint, or the one of `number`, as (meta, tensors); None if there is none.
 
-    Raises OSError if that number, or all that there are, cannot be read. What cannot be read may be whole all the same:
-    nobody is to start again because a disk was away for a moment.
+    Raises OSError if the checkpoint of `number` cannot be read, or if there is no valid one and some cannot be read. An
+    unreadable checkpoint may still be whole, and no run should start again because a disk was away for a moment.
     """
     store = store_of(folder)
     if number is not None:
         return _look(store, _name(number), fingerprint)
-    found = _newest(store, fingerprint)
-    return found[1] if found else None
+    numbered = _newest(store, fingerprint)
+    return numbered[1] if numbered else None
 
 
 def newest(folder: str | Path, fingerprint: str) -> int | None:
     """The number of the checkpoint that `load` would take. Raises OSError as `load` does."""
-    found = _newest(store_of(folder), fingerprint)
-    return int(found[0]) if found else None
+    numbered = _newest(store_of(folder), fingerprint)
+    return int(numbered[0]) if numbered else None
 
 
 def numbers(folder: str | Path) -> list[int]:
-    """The numbers of all checkpoints, valid or not, in order. Raises OSError if the folder cannot be read."""
+    """The numbers of all checkpoints, valid or not, ascending. Raises OSError if the folder cannot be read."""
     return [int(name) for name in _numbered(store_of(folder))]
 
 
 def is_anothers(folder: str | Path, fingerprint: str, number: int) -> bool:
-    """Does that number say that another setting made it? Then it is not damaged, and not ours either."""
+    """Does this number belong to another fingerprint? Such a checkpoint is not damaged."""
     try:
         manifest = _manifest(store_of(folder), _name(number))
     except (OSError, ValueError, RecursionError):
@@ -182,19 +181,19 @@ def is_anothers(folder: str | Path, fingerprint: str, number: int) -> bool:
 
 
 def peek(folder: str | Path, fingerprint: str) -> Meta | None:
-    """The `meta` that `load` would return, without reading a tensor: of those only the sizes are checked.
+    """The `meta` that `load` would return, without reading tensors. Only their sizes are checked.
 
-    None also where nothing can be read now: a plan is an estimate, and a run says why it cannot go on.
+    None also if no checkpoint can be read. A plan is an estimate; a run will report the error.
     """
     try:
-        found = _newest(store_of(folder), fingerprint, tensors=False)
+        numbered = _newest(store_of(folder), fingerprint, tensors=False)
     except OSError:
         return None
-    return found[1][0] if found else None
+    return numbered[1][0] if numbered else None
 
 
 def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
-    """Weights alone, `name`.safetensors under `folder`, with facts about them in its header. Raises OSError."""
+    """Write only weights, as `name`.safetensors under `folder`, with `facts` in the header. Raises OSError."""
     from safetensors.torch import save as as_bytes
 
     *above, leaf = name.split("/")
@@ -203,54 +202,54 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
 
 
 def check_writable(folder: str | Path) -> None:
-    """Write a byte there and take it away again. Raises OSError, and ValueError for a URI that no storage answers to."""
-    store, probe = store_of(folder), f"{PROBE}-{uuid.uuid4().hex}"  # another run may be at it at the same moment
+    """Write one byte to the folder and remove it. Raises OSError, and ValueError for a URI of no known storage."""
+    store, probe = store_of(folder), f"{PROBE}-{uuid.uuid4().hex}"  # another run may probe at the same moment
     store.put_file(probe, b"1")
     store.remove_file(probe)
 
 
 def discard(folder: str | Path) -> None:
-    """Delete the checkpoints in `folder`, and nothing else that somebody keeps there."""
+    """Delete the checkpoints in `folder`, and no other file there."""
     store = store_of(folder)
     for name in _numbered(store):
         store.remove(name)
 
 
 def clear(folder: str | Path) -> int:
-    """Delete `folder` and whatever is in it; returns the bytes of its files."""
+    """Delete `folder` and everything in it. Returns the bytes of its files."""
     store = store_of(folder)
     n_bytes = store.n_bytes()
     store.remove("")
     return n_bytes
 
 
-def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Found] | None:
+def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Loaded] | None:
     unreadable: OSError | None = None
     for name in reversed(_numbered(store)):
         try:
-            found = _look(store, name, fingerprint, tensors)
+            loaded = _look(store, name, fingerprint, tensors)
         except OSError as problem:
             unreadable = unreadable or problem
             continue
-        if found:
-            return name, found
+        if loaded:
+            return name, loaded
     if unreadable:
         raise unreadable
     return None
 
 
 def _is_damaged(store: Store, name: str, fingerprint: str) -> bool:
-    """Is it surely no checkpoint of this fingerprint? One that cannot be read at present may be."""
+    """Is it certain that this is no valid checkpoint of this fingerprint? False for one that cannot be read now."""
     try:
         return _look(store, name, fingerprint) is None
     except OSError:
         return False
 
 
-def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Found | None:
-    """What a checkpoint holds; None unless all of it has the size, hash and form that it must have, for this fingerprint.
+def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Loaded | None:
+    """The content of a checkpoint. None if it has another fingerprint, or any size, hash or form is wrong.
 
-    Tensors are read on demand; otherwise their sizes alone are checked. Raises OSError for what cannot be read.
+    Without `tensors` only their sizes are checked. Raises OSError if a file cannot be read.
     """
     try:
         manifest = _manifest(store, name)
@@ -258,7 +257,7 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
             return None
         data: dict[str, bytes] = {}
         for file, facts in manifest.files.items():
-            if store.size(name, file) != facts.bytes:  # before memory is taken for it
+            if store.size(name, file) != facts.bytes:  # checked before memory is allocated
                 return None
             if file == META or tensors:
                 data[file] = store.read(name, file)
@@ -272,28 +271,28 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Fo
 
 
 def _manifest(store: Store, name: str) -> Manifest:
-    """Raises OSError, ValueError, and RecursionError for one that is nested too deeply."""
+    """Raises OSError, ValueError, and RecursionError if it is nested too deeply."""
     if store.size(name, MANIFEST) > MANIFEST_BYTES:
         raise ValueError(f"{MANIFEST} is too large")
     return Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
 
 
 def _tensors(data: bytes) -> Tensors:
-    """Raises ValueError for what is no safetensors file."""
+    """Raises ValueError if the data is no safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     try:
         return from_bytes(data)
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as problem:  # types that torch lacks are a KeyError
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as problem:  # KeyError: a type that torch lacks
         raise ValueError(f"no safetensors: {problem}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a key is given twice")
-    return found
+    return mapping
 
 
 def _name(number: int) -> str:
@@ -305,28 +304,28 @@ def _numbered(store: Store) -> list[str]:
 
 
 def _in_one_line(what: str, problem: OSError) -> OSError:
-    said = problem.strerror or str(problem) or type(problem).__name__
-    text = f"{what}: {said.splitlines()[0]}"
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    text = f"{what}: {reason.splitlines()[0]}"
     return OSError(text) if problem.errno is None else OSError(problem.errno, text)
 
 
-# Where ---------------------------------------------------------------------------------------------------------------
+# Storage -------------------------------------------------------------------------------------------------------------
 
 
 class Store(Protocol):
     """A folder of checkpoints, each a folder of files."""
 
     def names(self) -> list[str]:
-        """Folders in it; none where it does not exist."""
+        """Names of the folders in the store. Empty if the store does not exist."""
 
     def read(self, name: str, file: str) -> bytes:
         """A file's content. Raises OSError."""
 
     def size(self, name: str, file: str) -> int:
-        """A file's bytes, asked before it is read. Raises OSError, and ValueError for what is no plain file."""
+        """Bytes of a file, checked before reading it. Raises OSError, and ValueError if it is no plain file."""
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        """Write a folder: whole, or not so that it counts. The last file is the one that makes it count. Raises OSError."""
+        """Write a folder of files. It counts only with its last file, so a partial one never counts. Raises OSError."""
 
     def put_file(self, file: str, data: bytes) -> None:
         """Write one file beside the folders, whole or not at all. Raises OSError."""
@@ -335,19 +334,19 @@ class Store(Protocol):
         """Delete a file beside the folders. Raises OSError."""
 
     def n_bytes(self) -> int:
-        """Of all files in it, however deep."""
+        """Bytes of all files in the store, at any depth."""
 
     def remove(self, name: str) -> None:
-        """Delete a folder and what is in it; "" is the whole store. Silent where there is none."""
+        """Delete a folder and its content; "" deletes the whole store. No error if there is none."""
 
 
 def store_of(folder: str | Path) -> Store:
-    """The store at a path, or at a URI: file:///..., s3://bucket/..., gs://bucket/... Raises ValueError for another."""
+    """The store at a path or URI: file:///..., s3://bucket/..., gs://bucket/... Raises ValueError for other URIs."""
     return Remote(str(folder)) if "://" in str(folder) else Local(Path(folder))
 
 
 def under(place: str | Path, *names: str) -> str:
-    """A folder inside a place: a path, or a URI, whose query (`?endpoint_override=...`) stays at its end."""
+    """A folder inside a path or URI. The query of a URI (`?endpoint_override=...`) stays at the end."""
     if "://" not in str(place):
         return str(Path(place, *names))
     path, mark, query = str(place).partition("?")
@@ -355,7 +354,7 @@ def under(place: str | Path, *names: str) -> str:
 
 
 class Local:
-    """On a file system of this machine, NFS included: synced, then renamed."""
+    """A store on a file system of this machine, NFS included. A write is synced, then renamed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -371,10 +370,10 @@ class Local:
         return (self.folder / name / file).read_bytes()
 
     def size(self, name: str, file: str) -> int:
-        found = (self.folder / name / file).lstat()
-        if not stat.S_ISREG(found.st_mode):
+        status = (self.folder / name / file).lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{file}: a link, pipe or folder")
-        return found.st_size
+        return status.st_size
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         durable.make_folder(self.folder)
@@ -385,7 +384,7 @@ class Local:
             for file, data in files.items():
                 _write(temporary / file, data)
             durable.sync_folder(temporary)
-            _remove(target)  # no valid one: `save` sees to that
+            _remove(target)  # never a valid one: `save` checks
             os.rename(temporary, target)
             durable.sync_folder(self.folder)
         finally:
@@ -413,7 +412,10 @@ class Local:
 
 
 class Remote:
-    """Wherever pyarrow.fs can write. A put of one object is atomic there; what makes a checkpoint count is its manifest."""
+    """A store on any storage that pyarrow.fs can write to.
+
+    Writing one object is atomic there. A checkpoint counts once its manifest is written.
+    """
 
     def __init__(self, uri: str) -> None:
         from pyarrow import ArrowInvalid, fs
@@ -427,8 +429,8 @@ class Remote:
             raise ValueError(f"{uri}: no storage that can be written to: {str(problem).splitlines()[0]}") from None
 
     def names(self) -> list[str]:
-        found = self.system.get_file_info(self._fs.FileSelector(self.root, allow_not_found=True))
-        return [info.base_name for info in found if info.type == self._fs.FileType.Directory]
+        entries = self.system.get_file_info(self._fs.FileSelector(self.root, allow_not_found=True))
+        return [info.base_name for info in entries if info.type == self._fs.FileType.Directory]
 
     def read(self, name: str, file: str) -> bytes:
         with self.system.open_input_stream(f"{self.root}/{name}/{file}") as stream:
@@ -441,7 +443,7 @@ class Remote:
         return int(info.size)
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        self.remove(name)  # no valid one: `save` sees to that
+        self.remove(name)  # never a valid one: `save` checks
         self.system.create_dir(f"{self.root}/{name}", recursive=True)
         for file, data in files.items():
             self._write(f"{self.root}/{name}/{file}", data)
@@ -470,33 +472,33 @@ class Remote:
 # On a file system ----------------------------------------------------------------------------------------------------
 
 TORN_SECONDS = 86_400
-"""What a save left unfinished is removed at this age if nobody can say whether its writer lives. Assumed: no save takes a
-day; and if one does, its removal costs that save alone."""
+"""Age at which an unfinished save is removed if its writer's state is unknown. Assumed: no save takes a day. If one does, only
+that save is lost."""
 TORN = re.compile(
     r"\..+~(?P<system>[0-9a-f-]+)~(?P<pid>[0-9]{1,9})~(?P<started>[0-9]+)~[0-9a-f]{32}"
-    r"|\.[0-9]{12}\..+\.[0-9]+"  # as the version before named them
+    r"|\.[0-9]{12}\..+\.[0-9]+"  # names of an older version
     rf"|\{PROBE}-[0-9a-f]{{32}}"
 )
 
 
 def _temporary(name: str) -> str:
-    """A name that nobody else takes, and that says who writes: the system, the process there and when it started."""
+    """A unique name that holds the writer: its system, its process id and the start time of that process."""
     pid = os.getpid()
     return f".{name}~{_system() or 0}~{pid}~{durable.started(pid) or 0}~{uuid.uuid4().hex}"
 
 
 def _remove_torn(folder: Path) -> None:
-    """Remove what writers that are gone left unfinished, and nothing of those that live.
+    """Remove unfinished saves of writers that are gone, and none of those that still run.
 
-    A PID means something only within one boot of one machine and one PID namespace, and only with the time at which its
-    process started: containers share host names, and PIDs come again. Elsewhere age decides.
+    A PID identifies a process only within one boot and one PID namespace, and only with its start time: containers share host
+    names, and PIDs are reused. For saves of another boot or namespace, age decides.
     """
     with os.scandir(folder) as entries:
-        found = [(entry, match) for entry in entries if (match := TORN.fullmatch(entry.name))]
-    for entry, of in found:
-        with contextlib.suppress(OSError):  # somebody else was faster
-            if of["system"] and of["system"] == _system():
-                gone = not durable.lives(int(of["pid"]), of["started"])
+        unfinished = [(entry, match) for entry in entries if (match := TORN.fullmatch(entry.name))]
+    for entry, writer in unfinished:
+        with contextlib.suppress(OSError):  # another process was faster
+            if writer["system"] and writer["system"] == _system():
+                gone = not durable.lives(int(writer["pid"]), writer["started"])
             else:
                 gone = time.time() - entry.stat(follow_symlinks=False).st_mtime > TORN_SECONDS
             if gone:
@@ -504,7 +506,7 @@ def _remove_torn(folder: Path) -> None:
 
 
 def _system() -> str | None:
-    """This boot of this machine and this process space; None where the system does not say."""
+    """Id of this boot and this PID namespace; None if the system gives none."""
     return f"{durable.boot()}-{durable.process_space()}" if durable.boot() and durable.process_space() else None
 
 

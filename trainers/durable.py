@@ -1,4 +1,4 @@
-"""What files that last need: names that survive a power cut, and knowledge of who is writing. Standard library only."""
+"""Durable files: names that survive a power cut, and the identity of the writing process. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each synced into the one that holds it. Raises OSError."""
+    """Make a folder and its parents, and sync each into its own parent. Raises OSError."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -18,7 +18,7 @@ def make_folder(folder: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a power cut. Raises OSError.
 
-    Some file systems (FUSE, SMB) sync no folders and say so; there is nothing more to be done there.
+    Some file systems (FUSE, SMB) refuse to sync folders with EINVAL or ENOTSUP. That refusal is ignored.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -30,11 +30,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# Who writes ---------------------------------------------------------------------------------------------------------
+# The writing process ------------------------------------------------------------------------------------------------
 
 
 def boot() -> str:
-    """This start of this machine; "" where the system does not say."""
+    """Id of this boot of the machine; "" if the system gives none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -42,17 +42,17 @@ def boot() -> str:
 
 
 def process_space() -> str:
-    """The name space in which this process's ids mean something; "" where the system does not say."""
+    """The PID namespace of this process; "" if the system gives none."""
     try:
         if str(Path("/proc/self").readlink()) != str(os.getpid()):
-            return ""  # /proc shows the processes of another one
+            return ""  # /proc shows the processes of another namespace
         return f"{Path('/proc/self/ns/pid').stat().st_ino:x}"
     except OSError:
         return ""
 
 
 def started(pid: int) -> str | None:
-    """When a process started, in ticks since boot; "" for one that has ended, None where the system does not say."""
+    """Start time of a process, in ticks since boot; "" if it has ended, None if the system does not give it."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -61,7 +61,7 @@ def started(pid: int) -> str | None:
 
 
 def lives(pid: int, since: str | None) -> bool:
-    """Is this the process that had this id and `started` then? Of the same boot and process space."""
+    """Does the process with this id and start time still run? Both must come from this boot and this PID namespace."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

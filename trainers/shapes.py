@@ -1,8 +1,8 @@
-"""What a model is made of, and its size from numbers alone: parameters, FLOPs, bytes. No torch here.
+"""The shape of a model, and its parameters, FLOPs and bytes from that shape alone. No torch here.
 
-`Model` gives the widths, or one dial does: a model of `depth` is `depth` blocks deep and 64 x depth wide, so that a name, a ladder
-of sizes or a budget needs no more than one number: `model: {depth: 6}` in a study, or `model: {preset: 124m}` (`Dial`). The rule
-is in common use (nanochat's `depth`); at 12 it is the shape of GPT-2 small (Radford et al. 2019). `Shape` counts.
+`Model` holds the widths. `Dial` gives them by one number or name: `model: {depth: 6}` or `model: {preset: 124m}` in a study.
+A model of depth n has n blocks and is 64 n wide. The rule is in common use (nanochat's `depth`). Depth 12 is the shape of
+GPT-2 small (Radford et al. 2019). `Shape` counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Model(Record):
     """The decoder-only transformer (`trainers/models/transformer.py`)."""
 
     n_layers: Annotated[Count, Limit(1000)] = 2
-    """Number of blocks, each attention then MLP, with a residual around both."""
+    """Number of blocks. Each is attention, then an MLP, each with a residual connection."""
     d_model: Annotated[Count, Limit(100_000)] = 64
     """Width of the residual stream; a multiple of `n_heads`."""
     n_heads: Annotated[Count, Limit(10_000)] = 4
@@ -32,18 +32,18 @@ class Model(Record):
     positions: Literal["rotary", "learned"] = "rotary"
     """Rotary angles inside attention, or a learned vector added to each token."""
     conv_kernel: Annotated[Index, Limit(10_000)] = 0
-    """Length of a depthwise causal convolution before attention; 0 has none. A built-in structure, and a strong one."""
+    """Length of a depthwise causal convolution before attention; 0 means none. It is a strong inductive bias."""
     attention_window: Annotated[Index, Limit(1e6)] = 0
-    """Positions that attention looks back on, its own included; 0 looks at all. A built-in structure."""
+    """Positions that attention sees, its own included; 0 means all earlier ones. It is an inductive bias."""
     init_gain: Annotated[Positive, Limit(1000)] = 0.58
-    """Weight matrices start as N(0, init_gain² / fan_in); 0.58 is the spread of torch's default uniform, 1/sqrt(3)."""
+    """Weight matrices start as N(0, init_gain² / fan_in). 0.58 is 1/sqrt(3), as in torch's default uniform."""
     embed_std: Annotated[Positive, Limit(1000)] = 1.0
     """Standard deviation of token and learned position vectors at the start."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_one_dial(cls, value: Any) -> Any:
-        """`preset` or `depth` in place of the widths (`Dial`): what is recorded is what they stand for."""
+        """Replace `preset` or `depth` (`Dial`) by the widths. Only the widths are recorded."""
         if not isinstance(value, dict) or not {"preset", "depth"} & value.keys():
             return value
         return expanded(value)
@@ -58,9 +58,9 @@ class Model(Record):
 
 
 WIDTH_PER_DEPTH = 64
-"""Also the width of a head, where there are enough of them."""
+"""Width per block. Also the width of a head if d_model is at least MIN_HEADS times that."""
 MIN_HEADS = 4
-"""A model with one or two heads cannot look at several places at once: below 4 x 64 wide the heads get narrower instead."""
+"""Models narrower than 4 x 64 keep four heads, each narrower than 64. One or two heads cannot attend to several places."""
 
 
 def _shape(n_layers: int, d_model: int) -> Model:
@@ -69,7 +69,10 @@ def _shape(n_layers: int, d_model: int) -> Model:
 
 
 def of_depth(depth: int) -> Model:
-    """`depth` blocks, 64 x depth wide, the MLP four times that; heads 64 wide from depth 4 on, below it four narrower ones."""
+    """A model of `depth` blocks, 64 x depth wide, its MLP four times that. Heads are 64 wide; below depth 4 four narrower ones.
+
+    Raises ValueError for a depth below 1.
+    """
     if depth < 1:
         raise ValueError(f"depth {depth}: a model has at least one block")
     return _shape(depth, WIDTH_PER_DEPTH * depth)
@@ -87,19 +90,21 @@ PRESETS: dict[str, Model] = {
     "124m": of_depth(12),
     "350m": _shape(24, 1024),
 }
-"""By the parameters that `Shape.n_parameters` counts for a vocabulary of 256 and 1,024 positions (rotary ones cost nothing),
-each step a factor of 2 to 3. The last two keep the names under which the shapes are known, GPT-2 small and GPT-3's medium
-(Brown et al. 2020, table 2.1), counted with GPT-2's vocabulary of 50,257 in a table that input and output share; here they
-have one each, so that 256 tokens make them 85 and 303 million, and 50,257 tokens 162 and 405 million."""
+"""Models by their number of parameters. Each is 2 to 3 times as large as the one before.
+
+The number is `Shape.n_parameters` for a vocabulary of 256 and 1,024 positions (rotary positions have no parameters). The last
+two have the usual names of these shapes, GPT-2 small and GPT-3's medium (Brown et al. 2020, table 2.1). Those names count
+GPT-2's vocabulary of 50,257, with one table shared by input and output. Ours has two tables: with 256 tokens they have 85 and
+303 million parameters, with 50,257 tokens 162 and 405 million."""
 
 
 class Dial(Record):
-    """The shape of a model in one word or number. Only the widths that it stands for are recorded."""
+    """The shape of a model as one name or number. Only the resulting widths are recorded."""
 
     preset: str | None = None
-    """A model by its name, in place of its four widths: `0.1m` ... `350m` (`trainers/shapes.py`)."""
+    """Name of a model, instead of its four widths: `0.1m` ... `350m` (`trainers/shapes.py`)."""
     depth: Annotated[Count | None, Limit(1000)] = None
-    """Number of blocks; `d_model` is then 64 times that, `d_mlp` 256 times, and a head 64 wide (below depth 4 there are four)."""
+    """Number of blocks. `d_model` is 64 times that, `d_mlp` 256 times. Heads are 64 wide (below depth 4 there are four)."""
 
     @field_validator("preset", mode="before")
     @classmethod
@@ -118,13 +123,13 @@ class Dial(Record):
 
 
 SHAPE = ("n_layers", "d_model", "n_heads", "d_mlp")
-"""What a preset or a depth stands for."""
+"""Fields that a preset or a depth sets."""
 
 
 def expanded(keys: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a model, `preset` or `depth` among them replaced by the widths that they stand for; other keys go before these.
+    """Keys of a model with `preset` or `depth` replaced by the widths. Other keys win over these.
 
-    Raises pydantic's ValidationError for a preset that there is none of, a depth that is no whole number from 1, or both.
+    Raises pydantic's ValidationError for an unknown preset, for a depth that is no whole number from 1, and if both are given.
     """
     dial = Dial.model_validate({name: keys[name] for name in Dial.model_fields if name in keys})
     others = {name: value for name, value in keys.items() if name not in Dial.model_fields}
@@ -136,26 +141,26 @@ def expanded(keys: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def with_preset(others: Model, name: str) -> Model:
-    """A preset's widths in a model that has all else from `others`."""
+    """`others` with the widths of a preset."""
     return Model.model_validate(others.model_dump(include=Model.model_fields.keys() - set(SHAPE)) | {"preset": name})
 
 
 # Sizes --------------------------------------------------------------------------------------------------------------
 
 Precision = Literal["fp32", "bf16"]
-"""What is multiplied; weights, moments and sums are fp32 in either."""
+"""Precision of matmuls. Weights, moments and sums are always fp32."""
 
 
 class Shape(NamedTuple):
-    """What a model's parameters, FLOPs and bytes are counted from: no model is built for it."""
+    """The numbers from which a model's parameters, FLOPs and bytes are counted. No model is built."""
 
     model: Model
     vocab_size: int
-    """Outputs a position."""
+    """Outputs per position."""
     seq_len: int
     """Positions, T."""
     numbers: Numbers | None = None
-    """Where tokens are numbers and no ids."""
+    """Set if tokens are vectors of numbers instead of ids."""
 
     # Parameters
 
@@ -172,40 +177,41 @@ class Shape(NamedTuple):
 
     @property
     def n_matmul_parameters(self) -> int:
-        """Weights that autocast copies to 16 bits: those of all matrices but a table of embeddings."""
+        """Weights that autocast copies to 16 bits: all matrices except an embedding table."""
         d = self.model.d_model
         blocks = self.model.n_layers * (4 * d * d + 2 * d * self.model.d_mlp)
         return blocks + d * self.vocab_size + (d * self.numbers.width if self.numbers else 0)
 
     @property
     def largest_layer(self) -> int:
-        """Parameters of the largest single layer: what ZeRO 3 must gather at once."""
+        """Parameters of the largest single layer. ZeRO 3 must gather them at once."""
         d = self.model.d_model
         position = self.seq_len if self.model.positions == "learned" else 0
         return d * max(3 * d, self.model.d_mlp, self.vocab_size, position)
 
     @property
     def n_small_parameters(self) -> int:
-        """Parameters of norms, in vectors too small for ZeRO 3 to share out."""
+        """Parameters of norms. Their vectors are too small for ZeRO 3 to partition."""
         return (4 * self.model.n_layers + 2) * self.model.d_model
 
     @property
     def small_below(self) -> int:
-        """Parameters of fewer elements are too small for ZeRO 3 to share out."""
+        """ZeRO 3 does not partition parameters with fewer elements than this."""
         return 4 * self.model.d_model
 
     @property
     def token_bytes(self) -> int:
-        """The residual stream of one token."""
+        """Bytes of the residual stream of one token."""
         return 4 * self.model.d_model
 
     # FLOPs
 
     @property
     def forward_flops(self) -> int:
-        """Matmuls (2 per weight and token), attention (QK^T and AV, 2 T d each a token), depthwise convolution (2 k d).
+        """FLOPs of one forward pass over one sequence.
 
-        Tokens that are numbers are embedded by a matmul, where ids are looked up for nothing.
+        Per token: matmuls 2 per weight, attention 2 T d each for QK^T and AV, depthwise convolution 2 k d. Tokens that are
+        numbers are embedded by a matmul. Looking up ids counts as 0.
         """
         d, t = self.model.d_model, self.seq_len
         matmul = self.model.n_layers * (4 * d * d + 2 * d * self.model.d_mlp) + d * self.vocab_size
@@ -215,20 +221,29 @@ class Shape(NamedTuple):
         return 2 * t * (matmul + attention + convolution)
 
     def tokens_per_parameter(self, compute_flops: float) -> float:
-        """Tokens that a budget of training FLOPs reads, for each parameter of the model: all tokens of all sequences, seen by the
-        loss or not. Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 to use compute best, for text."""
+        """Training tokens per parameter at a budget of training FLOPs. All tokens count, also those outside the loss mask.
+
+        About 20 is best for text (Hoffmann et al. 2022, arXiv 2203.15556).
+        """
         n_tokens = compute_flops / (3 * self.forward_flops) * self.seq_len  # backward costs twice the forward
         return n_tokens / self.n_parameters
 
     # Bytes
 
     def block_bytes(self, n_sequences: int, precision: Precision) -> int:
-        """What autograd keeps of one block of (n_sequences, seq_len), its weights apart. Counted from `trainers/models/transformer.py`.
+        """Bytes that autograd keeps for one block on (n_sequences, seq_len), without its weights.
 
-        For each token, in numbers of 4 bytes (norms, residual) or of w = 4 or 2 (matmuls): both norms' inputs, their inverse
-        lengths and, for RMSNorm, normed inputs (torch's fused kernels on a GPU drop these); the inputs of the four matmuls; queries,
-        keys and values as one tensor, queries and keys again once they are turned; attention's output and its log-sum a head,
-        never T x T: fused attention, on a GPU too as long as heads are a multiple of 8 wide. A window adds its mask, T x T for all.
+        Counted from `trainers/models/transformer.py`. A number takes 4 bytes (norms, residual)
+        or w = 4 or 2 (matmuls). Per token:
+
+        - the inputs of both norms and their inverse lengths; for RMSNorm also the normed inputs
+          (torch's fused GPU kernels drop these);
+        - the inputs of the four matmuls;
+        - queries, keys and values as one tensor, and queries and keys again after the rotation;
+        - the output of attention and one log-sum per head.
+
+        Attention is fused and never keeps T x T. On a GPU this needs heads whose width is a multiple of 8. A window adds one
+        T x T mask for all sequences.
         """
         d, f, w = self.model.d_model, self.model.d_mlp, 4 if precision == "fp32" else 2
         norms = 2 * (2 * 4 * d + 4) if self.model.norm == "rms" else 2 * (4 * d + 8)
@@ -240,9 +255,10 @@ class Shape(NamedTuple):
         return n_tokens * (norms + matmuls + 4 * self.model.n_heads) + conv + mask
 
     def ends_bytes(self, n_sequences: int, precision: Precision) -> int:
-        """What autograd keeps before and after the blocks, log-probabilities apart: ids, the last norm, the output layer's input.
+        """Bytes that autograd keeps before and after the blocks: ids, the last norm, the input of the output layer.
 
-        In bf16 also autocast's 16-bit copies of all weights, which live from forward to backward; with ZeRO 3, too, they are whole.
+        Log-probabilities are not included. In bf16, autocast's 16-bit copies of all weights are added: they live
+        from the forward to the backward pass, and are whole under ZeRO 3 too.
         """
         d, w = self.model.d_model, 4 if precision == "fp32" else 2
         norm = 2 * 4 * d + 4 if self.model.norm == "rms" else 4 * d + 8
@@ -250,19 +266,12 @@ class Shape(NamedTuple):
         copies = 2 * self.n_matmul_parameters if precision == "bf16" else 0
         return n_sequences * self.seq_len * (norm + w * d + ids + 1) + copies
 
-    def kept_bytes(self, n_sequences: int, precision: Precision = "fp32") -> int:
-        """What autograd keeps for the backward pass of one micro-batch (n_sequences, seq_len), without recomputation: both ends, all
-        blocks, and log-probabilities in fp32 at all positions, as if the loss saw all."""
-        ends = self.ends_bytes(n_sequences, precision)
-        blocks = self.model.n_layers * self.block_bytes(n_sequences, precision)
-        return ends + blocks + n_sequences * self.seq_len * 4 * self.vocab_size
-
     def activation_bytes(self, n_sequences: int, precision: Precision = "fp32", recompute: bool = False) -> int:
-        """What is alive at the worst moment of a forward and backward pass, apart from the state: what is kept, and what passes.
+        """Peak bytes of a forward and backward pass, without the training state: kept activations and temporary tensors.
 
-        That moment is the beginning of the backward pass, with log-probabilities, their gradients and those of the logits; or the
-        inside of a block, with the gradients of residual stream and MLP. With `recompute`, blocks keep their inputs alone, and the
-        block that is computed again comes when the logits are gone.
+        The peak is at the start of the backward pass, with log-probabilities, their gradients and those of the logits. Or it is
+        inside a block, with the gradients of residual stream and MLP. With `recompute`, blocks keep only their inputs, and a
+        block is computed again after the logits are freed.
         """
         n_tokens, w = n_sequences * self.seq_len, 4 if precision == "fp32" else 2
         ends = self.ends_bytes(n_sequences, precision)
@@ -275,9 +284,9 @@ class Shape(NamedTuple):
 
 
 def preset_for(shape: Shape, compute_flops: float, tokens_per_parameter_min: float) -> str:
-    """The largest preset of which the budget still reads that many tokens a parameter, with all but its widths from `shape`.
+    """Name of the largest preset that the budget trains on at least `tokens_per_parameter_min` tokens per parameter.
 
-    A budget beyond what the largest one needs gets the largest. Raises ValueError where not even the smallest gets them.
+    All but the widths comes from `shape`. Raises ValueError if the budget is too small for the smallest preset.
     """
 
     def ratio(name: str) -> float:
@@ -290,5 +299,5 @@ def preset_for(shape: Shape, compute_flops: float, tokens_per_parameter_min: flo
     raise ValueError(
         f"{flops_words(compute_flops)} FLOPs read {ratio(smallest):.3g} tokens for each parameter of the smallest model, {smallest}; "
         f"{tokens_per_parameter_min:g} are asked for: give {tokens_per_parameter_min / ratio(smallest):.3g} times the compute, "
-        "or ask for fewer tokens a parameter"
+        "or ask for fewer tokens per parameter"
     )

@@ -1,6 +1,6 @@
-"""TrialSpec: everything that decides the result of one trial, and nothing that does not.
+"""TrialSpec: everything that decides the result of one trial, and nothing else.
 
-Machine, device, number of workers and output folder are a *place* (`fit.place.Place`), never part of a spec. No torch here.
+Machine, device, number of workers and output folder belong to the *place* (`fit.place.Place`), never to a spec. No torch here.
 """
 
 from __future__ import annotations
@@ -17,42 +17,44 @@ from trainers.tasks import family_from
 from trainers.tasks.request import Request
 
 TRAINER_VERSION = 1
-"""Raise it when a change of the trainer moves results: every fingerprint then changes, and old studies say so."""
+"""Raise it when a change of the trainer moves results. Every fingerprint then changes, and old studies no longer match."""
 
 
 class Training(Record):
     """The optimiser (AdamW, fused) and its schedule."""
 
     batch_size: Annotated[Count, Limit(1e6)] = 32
-    """Sequences per optimizer step, over all workers: science, not place."""
-    # AdamW moves a weight by about the rate in a step, and weights start below 1: more than 10 erases them in the first.
+    """Sequences per optimizer step, over all workers. It belongs to the spec, not to the place."""
+    # AdamW moves a weight by about the rate in a step, and weights start below 1. A rate above 10 erases them in one step.
     learning_rate: Annotated[Positive, Limit(10)] = 3e-3
     """Learning rate after the warm-up."""
     beta1: NotNegative = 0.9
     """AdamW's decay of the first moment."""
     beta2: NotNegative = 0.98
     """AdamW's decay of the second moment."""
-    # A step multiplies weights by 1 - rate * decay: at the default rate more than 700 no longer shrinks them but throws them up.
+    # A step multiplies weights by 1 - rate * decay. At the default rate, a decay above 700 makes them grow.
     weight_decay: Annotated[NotNegative, Limit(1000)] = 0.0
     """Decoupled weight decay, on weight matrices only."""
     base_d_model: Annotated[Count | None, Limit(100_000)] = None
-    """Width at which `learning_rate` was tuned. Given, wider models follow the maximal update rule (Yang et al. 2022,
-    arXiv 2203.03466, for Adam): matrices inside the blocks and the output learn at base_d_model / d_model of the rate, and
-    the output starts smaller by the square root of that. Left out: one rate for all widths."""
+    """Width at which `learning_rate` was tuned. Left out: one rate for all widths.
+
+    If given, models follow the maximal update rule for Adam (Yang et al. 2022, arXiv 2203.03466). The learning rate of the
+    matrices in the blocks and of the output is scaled by base_d_model / d_model. The output's initial weights are scaled by
+    the square root of that."""
     clip_norm: Annotated[Positive, Limit(1e30)] = 1.0
-    """Gradients longer than this (all parameters together) are scaled down to it."""
+    """Largest norm of the gradient over all parameters. Longer gradients are scaled down to it."""
     schedule: Literal["constant", "wsd"] = "wsd"
-    """`constant`, or `wsd`: warm up, stay, decay linearly to zero over the last share of each budget, as a branch off the trunk."""
+    """`constant`, or `wsd` (warm-up, stable, decay). The linear decay to zero over the last share of a budget is a branch."""
     warmup_steps: Annotated[Index, Limit(1e9)] = 0
     """Linear warm-up of the learning rate over this many optimizer steps."""
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of a budget's steps that decay (`wsd` only); it belongs to the budget."""
+    """Share of a budget's steps in which the rate decays (`wsd` only). These steps count against the budget."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of what is multiplied: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
-    is part of the question and not of the place."""
+    """Precision of matmuls: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
+    belongs to the spec and not to the place."""
     task_exponent: Annotated[NotNegative, Limit(100)] = 0.0
-    """How often training task number r (from 1) is drawn: in proportion to r^-task_exponent; 0 draws all alike. Zipf's law
-    is 1."""
+    """Training task number r (from 1) is drawn in proportion to r^-task_exponent. 0 draws all equally often; 1 is Zipf's
+    law."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> Training:
@@ -62,12 +64,12 @@ class Training(Record):
 
 
 class Evaluation(Record):
-    """What is measured along a trunk. It costs compute that is counted apart; over 10 % of training is refused."""
+    """The evaluations along a trunk. Their compute is counted apart; more than 10 % of the training compute is refused."""
 
     points_per_decade: Annotated[Count, Field(le=1000)] = 4
     """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""
     first_flops: Annotated[Positive, Limit(1e30)] = 1e10
-    """The grid starts here; before it nothing is evaluated."""
+    """Start of the grid. There is no evaluation before it."""
     n_sequences: Annotated[Count, Limit(1e6)] = 64
     """Sequences per item set (held-out tasks, seen tasks, ...), the same for every trial."""
 
@@ -76,11 +78,11 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
     "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
 }
-"""Fields younger than the first fingerprints: at these values they change nothing and stay out of a fingerprint."""
+"""Neutral values of fields that were added after the first fingerprints. A fingerprint leaves out a field at this value."""
 
 
 def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
-    """A dumped record less those younger fields that are at the value at which they change nothing."""
+    """A dumped record without the later fields that are at their neutral value (`_NEUTRAL`)."""
     return {
         part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
         if part in _NEUTRAL
@@ -90,21 +92,21 @@ def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrunkSpec(Record):
-    """A trial without its budget: the trials that agree in this share one training run, the trunk."""
+    """A trial without its budget. Trials with the same TrunkSpec share one training run, the trunk."""
 
     family: Annotated[SerializeAsAny[Record], BeforeValidator(family_from)]
     """The universe of tasks (`trainers/tasks/`), with its parameters."""
     arm: str
-    """How the tasks are presented: which tokens the loss sees."""
+    """Name of the way in which the tasks are presented: which tokens the loss sees."""
     n_tasks: Count
-    """How many distinct tasks the training stream draws from."""
+    """Distinct tasks that the training stream draws from."""
     replicate: Index
-    """Which independent repetition: its own tasks, initial weights and batches."""
+    """Number of the independent repetition. Each has its own tasks, initial weights and batches."""
     variant: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the variant of the study that this is; a label only, as what it varies stands in the fields below."""
+    """Name of the study's variant. It is a label only: the values that it varies stand in the fields below."""
     size: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the size that the study's rule gave to this budget (`shapes.preset_for`); a label only, like the variant. It
-    keeps apart trunks that differ in nothing else."""
+    """Name of the size that the study's rule chose for this budget (`shapes.preset_for`). It is a label only, like `variant`.
+    Trunks that differ in nothing else have different ids by it."""
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -133,7 +135,7 @@ class TrunkSpec(Record):
 
     @property
     def request(self) -> Request:
-        """What its family is asked for."""
+        """The trunk's request to its family."""
         training, n_sequences = self.training, self.evaluation.n_sequences
         return Request(self.arm, self.n_tasks, self.replicate, training.batch_size, n_sequences, training.task_exponent)
 
@@ -145,8 +147,10 @@ class TrunkSpec(Record):
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 
     def trial(self, compute_flops: float) -> TrialSpec:
-        """The trial that this trunk carries at one budget, a positive number. All else has been checked with the trunk, and a wide
-        study has 100,000 trials: they are not checked again."""
+        """The trial of this trunk at one budget, a positive number. Its fields are not validated again.
+
+        The trunk has validated them already, and a wide study has 100,000 trials.
+        """
         return TrialSpec.model_construct(**self.__dict__, compute_flops=float(compute_flops))
 
 
@@ -163,5 +167,5 @@ class TrialSpec(TrunkSpec):
 
     @property
     def trunk(self) -> TrunkSpec:
-        """The trunk that carries this trial."""
+        """The trunk that this trial is read off."""
         return TrunkSpec(**{k: v for k, v in dict(self).items() if k != "compute_flops"})

@@ -1,7 +1,7 @@
-"""Named randomness: every draw in the project comes from a stream keyed by what it is for.
+"""Named randomness: every draw in the project comes from a stream that is keyed by its purpose.
 
-A stream is a pure function of its purpose, so nothing depends on what was drawn before it: a resumed trial sees the
-batch that it would have seen, and no two purposes overlap (adding to a seed would make neighbours overlap).
+A stream is a pure function of its purpose. No draw depends on earlier draws, so a resumed trial sees the same batches.
+Streams of different purposes do not overlap. Seeds by addition would: seed + index overlaps its neighbours.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from functools import lru_cache
 import numpy as np
 
 _U64 = np.uint64
-_FEISTEL_ROUNDS = 10  # assumed ample: 4 suffice in theory for large halves; small universes want more
+_FEISTEL_ROUNDS = 10  # assumed ample: 4 suffice in theory for large halves; small universes need more
 
 
 def key_of(*purpose: str | int) -> int:
-    """128-bit key of a purpose, e.g. `key_of("batch", replicate, step)`. Types matter: 1 and "1" differ."""
+    """The 128-bit key of a purpose, such as `key_of("batch", replicate, step)`. Types matter: 1 and "1" differ."""
     text = json.dumps(purpose, separators=(",", ":"), ensure_ascii=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
@@ -37,9 +37,9 @@ def mix64(z: np.ndarray) -> np.ndarray:
 
 
 def hashed_uniforms(ids: np.ndarray, n: int, *purpose: str | int) -> np.ndarray:
-    """`n` uniforms in (0, 1) for each id, each a pure function of (purpose, id, position).
+    """`n` uniforms in (0, 1) for each id: ids (B,) -> (B, n) float64. Each is a pure function of (purpose, id, position).
 
-    Thousands of ids at once, where a generator per id would cost 10 µs each.  ids (B,) -> (B, n) float64.
+    Thousands of ids are hashed at once. One generator per id would cost 10 µs each.
     """
     key = key_of(*purpose)
     with np.errstate(over="ignore"):
@@ -50,10 +50,10 @@ def hashed_uniforms(ids: np.ndarray, n: int, *purpose: str | int) -> np.ndarray:
 
 
 class KeyedPermutation:
-    """A bijection of {0, ..., size-1} keyed by a purpose, for sizes up to 2^62, computed and never stored.
+    """A bijection of {0, ..., size-1}, keyed by a purpose. It is computed, never stored. `size` is at most 2^62.
 
-    An additive Feistel network over Z_a x Z_b with a*b >= size, walking the cycle while the value falls outside
-    (Black and Rogaway 2002). Neighbouring inputs share no structure in their outputs.
+    It is an additive Feistel network over Z_a x Z_b with a*b >= size. A value outside the range is mapped again until it
+    falls inside (cycle walking, Black and Rogaway 2002). Outputs of neighbouring inputs share no structure.
     """
 
     def __init__(self, size: int, *purpose: str | int) -> None:
@@ -88,11 +88,11 @@ class KeyedPermutation:
         return left * b + right
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Map values, int64 in [0, size), elementwise; raises ValueError outside that range."""
+        """Map values elementwise, int64 in [0, size). Raises ValueError outside that range."""
         return self._walk(self._scramble, values)
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
-        """What is mapped to `values`: the place of a task in a list that was never written. Raises as the map does."""
+        """The inverse map: the place of a task in a list that is never stored. Raises ValueError like the map."""
         return self._walk(self._unscramble, values)
 
     def _walk(self, scramble: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
@@ -107,5 +107,5 @@ class KeyedPermutation:
 
 @lru_cache(maxsize=64)
 def keyed_permutation(size: int, *purpose: str | int) -> KeyedPermutation:
-    """The permutation of a purpose, remembered: building one draws its round keys."""
+    """The permutation of a purpose, cached because building one draws its round keys."""
     return KeyedPermutation(size, *purpose)

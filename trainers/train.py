@@ -1,10 +1,10 @@
-"""One training run, told in order: `run_trunk` trains a trunk and reads its trials off along it.
+"""One training run, in order: `run_trunk` trains a trunk and reads its trials off along it.
 
     python -m trainers trial.json          # alone: no Ray, no MLflow
 
 The trunk trains at a constant rate. At each budget it branches: the learning rate decays over the last part, the trial is
-evaluated and ends, and the trunk goes on from where it was. Whatever happens is emitted as keyed events; a checkpoint
-contains every event emitted before it, so a killed run continues bit for bit and re-emits what may have been lost.
+evaluated and ends, and the trunk continues from the branch point. All results are emitted as keyed events. A checkpoint
+contains every event emitted before it. So a killed run continues bit for bit, and emits again all events that may be lost.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Event = dict[str, Any]
 Status = Literal["finished", "stopped"]
 
 SAVES_SHARE = 20
-"""A save that takes long is not made often: this many times as long is trained in between, unless one after each step is
-asked for. What the first one takes nobody knows: it comes after the interval alone."""
+"""The time between two saves is at least this many times the duration of the last one, unless `checkpoint_every_seconds` is 0.
+The first save comes after the interval alone, because the duration is not known yet."""
 
 
 class _Stopped(Exception):
-    """Somebody asked us to stop. What was under way has changed nothing and is done again after the resume."""
+    """`should_stop` asked to stop. The step or evaluation in progress is abandoned, and done again after the resume."""
 
 
 def _to_stderr(note: str) -> None:
-    with suppress(OSError, ValueError):  # nobody may be reading
+    with suppress(OSError, ValueError):  # stderr may be closed
         print(note, file=sys.stderr, flush=True)
 
 
@@ -51,16 +51,16 @@ def run_trunk(
 ) -> Status:
     """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
 
-    Returns "stopped" when `should_stop` asked for it: a checkpoint then holds everything, and the same call goes on from
-    there. It is asked between any two micro-batches, evaluation chunks and steps. Budgets that ended in an earlier call are
-    simply left out. `note` is given what a person should know and no result needs: a damaged checkpoint, a failed save.
+    Returns "stopped" if `should_stop` asked for it. A checkpoint then holds all progress, and the same call continues from
+    it. `should_stop` is called between any two micro-batches, evaluation chunks and steps. Budgets that ended in an earlier
+    call are skipped. `note` receives messages for people, such as a damaged checkpoint or a failed save. No result needs them.
 
-    Raises BudgetTooSmall, ValueError for a batch that the workers cannot share, and OSError, in one line, when checkpoints
-    cannot be read or written.
+    Raises BudgetTooSmall; ValueError if the workers cannot share the batch; OSError, in one line, if checkpoints cannot be read
+    or written.
 
-    In a process group every rank makes this call, and does the same; rank 0 alone emits, saves and is asked to stop.
+    In a process group every rank makes this call and does the same work. Only rank 0 emits, saves and calls `should_stop`.
     """
-    # 1. The plan: at which steps something happens. All of it follows from the spec.
+    # 1. The plan: the steps of branches and evaluations. The spec alone decides them.
     started = time.time()
     torch.set_num_threads(place.threads)
     family: Any = trunk.family
@@ -69,35 +69,36 @@ def run_trunk(
     last = max(s.branch for s in steps.values())
     grid = set(budget.evaluation_steps(trunk, last))
 
-    # 2. What is learned from; the model, its optimiser and DeepSpeed's engine; then the exam, the same for the whole run.
+    # 2. The objective, then the engine (model, optimiser, DeepSpeed), then the evaluation suite, the same for the whole run.
     objective = objective_of(trunk)
     engine = Engine(trunk, place)
     leads = engine.rank == 0
     suite = suite_of(trunk)
-    exam_flops = family.suite_size(trunk.request) * budget.shape_of(trunk).forward_flops
+    suite_flops = family.suite_size(trunk.request) * budget.shape_of(trunk).forward_flops
 
-    # 3. Where we stand: at the start, or where a checkpoint left off. `now` is all the progress there is, as JSON.
+    # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON. Its key for evaluations is "exams".
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
     now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
-    now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}  # since a trial ended
-    left: dict[str, Any] = {}  # while on a branch: where the trunk was left, step and loss
-    left_state: checkpoint.Tensors = {}  # and its weights and moments
+    # Since the last trial ended:
+    now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
+    left: dict[str, Any] = {}  # during a branch: step and loss of the trunk at the branch point
+    left_state: checkpoint.Tensors = {}  # and its weights and moments there
     folder = place.checkpoint_folder
-    found = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
-    if found and budget.Standing.of(found[0]).toward(steps):
-        now, left, left_state = found[0]["now"], found[0]["left"], found[1].get("left", {})
-        engine.restore(found[1]["live"])
+    loaded = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
+    if loaded and budget.Standing.of(loaded[0]).toward(steps):
+        now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
+        engine.restore(loaded[1]["live"])
         now["resumed"] += 1
         for event in now["events"]:
-            event.setdefault("fingerprint", fingerprint)  # the version before named it for trials alone
+            event.setdefault("fingerprint", fingerprint)  # older versions named it only in trial events
         if now["events"] and leads:
             emit(now["events"])
-    elif found and folder and leads:
-        checkpoint.discard(folder)  # it has passed a budget that is wanted now: train again from the start
+    elif loaded and folder and leads:
+        checkpoint.discard(folder)  # the trunk has passed a budget of this call: train again from the start
     saved_at, save_seconds = time.monotonic(), 0.0
-    saves_worked, noted = found is not None, False
+    saves_worked, noted = loaded is not None, False
 
-    def say(kind: str, key: str, **facts: Any) -> None:
+    def emit_event(kind: str, key: str, **facts: Any) -> None:
         event = {"kind": kind, "key": f"{trunk.id}/{key}", "trunk": trunk.id, "time": time.time()}
         event |= {"fingerprint": fingerprint} | facts
         now["events"].append(event)
@@ -105,9 +106,11 @@ def run_trunk(
             emit([event])
 
     def save(needed: bool = False) -> None:
-        """A full disk passes, and training goes on: the next save is tried when it is due. Where none has worked yet the
-        folder may be one that never can be written, and little is lost by saying so at once. A save that is `needed`, for
-        a stop or at the end, is the last thing that could be done, and raises."""
+        """Save a checkpoint. A failed save is noted, and the next one is tried when it is due: a full disk may pass.
+
+        It raises OSError if no save has worked yet, because the folder may never be writable and little work is lost. It also
+        raises if the save is `needed`, for a stop or at the end, because no later save follows.
+        """
         nonlocal saved_at, save_seconds, saves_worked, noted
         begin = time.monotonic()
         if folder:
@@ -127,36 +130,36 @@ def run_trunk(
         saved_at = time.monotonic()
         save_seconds = saved_at - begin
 
-    def heed() -> None:
-        """Stop here, on every rank, if somebody asks for it."""
+    def stop_if_asked() -> None:
+        """Raise _Stopped on every rank if `should_stop` asks for it."""
         if engine.agreed(leads and should_stop())[0]:
             raise _Stopped
 
-    def examine(on: str, **facts: Any) -> bool:
-        """Evaluate and emit, once for each (trunk or branch, step) even across restarts. Is the model still finite?"""
+    def evaluate_once(on: str, **facts: Any) -> bool:
+        """Evaluate and emit, once per (trunk or branch, step) even across restarts. Returns whether all losses are finite."""
         key = f"{on}/{now['step']}"
         if key in now["exams"]:
             return True
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine, suite, heed)
+            rows = evaluate(engine, suite, stop_if_asked)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)
         facts |= {"step": now["step"], "flops": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
-        say("evaluation", key, on=on, **facts)
-        if facts.get("grid"):  # only there, so that a trial's numbers do not depend on the other budgets
+        emit_event("evaluation", key, on=on, **facts)
+        if facts.get("grid"):  # only on the grid: a trial's numbers must not depend on other budgets
             now.update(loss_sum=0.0, loss_n=0)
         return all(row["nll_nats"] is not None for row in rows if row["n"])
 
     def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
         facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
-        facts |= {"eval_flops": now["exams_charged"] * exam_flops, "attempt": now["resumed"] + 1}
+        facts |= {"eval_flops": now["exams_charged"] * suite_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
         facts |= {"workers": engine.world, "micro_batch": engine.micro_batch}
         facts |= {name: getattr(place, name) for name in ("zero_stage", "recompute", "offload", "compiled", "halvings")}
         trial = trunk.trial(budget_flops)
-        say("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
+        emit_event("trial", f"end/{budget_flops!r}", trial=trial.id, fingerprint=trial.fingerprint(), **facts)
         now["ended"].append(budget_flops)
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
 
@@ -166,7 +169,7 @@ def run_trunk(
         left.clear()
         left_state.clear()
 
-    if now["branch"] is not None and now["branch"] not in steps:  # its trial ended after this checkpoint, and was told
+    if now["branch"] is not None and now["branch"] not in steps:  # its trial ended after this checkpoint
         return_to_trunk()
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
     setup_seconds = time.time() - started
@@ -174,18 +177,18 @@ def run_trunk(
         while now["branch"] is not None or any(b not in now["ended"] for b in steps):
             step, branch = now["step"], now["branch"]
 
-            # 4. Before whatever takes long, one step or one evaluation: are we asked to stop, is it time to save?
+            # 4. Before each step or evaluation: are we asked to stop? Is a save due?
             every = place.checkpoint_every_seconds
-            patience = max(every, SAVES_SHARE * save_seconds) if every else 0.0
-            asked, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > patience)
-            if asked:
+            interval = max(every, SAVES_SHARE * save_seconds) if every else 0.0
+            stopping, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > interval)
+            if stopping:
                 raise _Stopped
             if due:
                 save()
 
-            # 5. A branch is at its end: examine it, close its trial, return to the trunk where it was left.
+            # 5. The end of a branch: evaluate, end its trial, return to the branch point of the trunk.
             if branch is not None and step == steps[branch].end:
-                if examine(repr(branch)):
+                if evaluate_once(repr(branch)):
                     if place.weights_folder:
                         _keep_weights(place.weights_folder, trunk.trial(branch), engine)
                     end_trial(branch, "done")
@@ -194,42 +197,42 @@ def run_trunk(
                 return_to_trunk()
                 continue
 
-            # 6. The trunk is at a budget's branch point: examine it, remember it, let the learning rate decay from here.
+            # 6. A branch point of the trunk: evaluate, keep its state, start the branch.
             here = [b for b, s in steps.items() if s.branch == step and b not in now["ended"]]  # two may share a step
             if branch is None and here:
                 decays = steps[here[0]].end > step
                 loss = {"loss_sum": 0.0, "loss_n": 0} if decays else {k: now[k] for k in ("loss_sum", "loss_n")}
-                if step in grid or decays:  # without a decay the final look is this one
-                    examine("trunk", grid=step in grid)
+                if step in grid or decays:  # without a decay, the evaluation at the branch's end is at this same step
+                    evaluate_once("trunk", grid=step in grid)
                 left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
                 left_state |= engine.snapshot()
                 now.update(loss, branch=here[0])
                 continue
             if branch is None and step in grid and f"trunk/{step}" not in now["exams"]:
-                examine("trunk", grid=True)
+                evaluate_once("trunk", grid=True)
                 continue
 
-            # 7. One optimizer step; a loss or gradient that is not finite ends what is under way, before the update.
+            # 7. One optimizer step. A loss or gradient that is not finite ends the branch, or all trials of the trunk.
             decay_from, end = steps[branch] if branch is not None else (None, last)
             rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = engine.step(objective, step, rate, heed)
+                    loss_nats = engine.step(objective, step, rate, stop_if_asked)
             except Diverged as reason:
-                for lost in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
-                    end_trial(lost, "diverged", reason=str(reason))
+                for diverged in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
+                    end_trial(diverged, "diverged", reason=str(reason))
                 if branch is not None:
                     return_to_trunk()
                 continue
             now.update(step=step + 1, steps_charged=now["steps_charged"] + 1)
             now.update(loss_sum=now["loss_sum"] + loss_nats, loss_n=now["loss_n"] + 1)
 
-        # 8. Every budget has ended. The trunk's last constant-rate state stays: a larger budget may come later.
+        # 8. Every budget has ended. Save the trunk's last constant-rate state for larger budgets in a later call.
         save(needed=True)
         seconds = {"setup_seconds": setup_seconds, "wall_seconds": time.time() - started}
-        say("trunk", f"end/{len(now['ended'])}", device=place.device, resumed=now["resumed"], **seconds)
+        emit_event("trunk", f"end/{len(now['ended'])}", device=place.device, resumed=now["resumed"], **seconds)
         return "finished"
-    except _Stopped:  # what has been done so far is whole: a step or an evaluation given up left no trace in it
+    except _Stopped:  # the progress is consistent: an abandoned step or evaluation leaves no trace
         save(needed=True)
         return "stopped"
     finally:
@@ -238,47 +241,53 @@ def run_trunk(
 
 def _newest_checkpoint(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
-) -> checkpoint.Found | None:
-    """The newest that fits, as rank 0 finds it; every other rank reads the same. Raises OSError where one cannot."""
-    number, found = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
+) -> checkpoint.Loaded | None:
+    """The newest checkpoint that fits. Rank 0 chooses it, and every other rank reads the same one.
+
+    Raises OSError if a rank cannot read it.
+    """
+    number, loaded = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
     (agreed,) = engine.agreed(number)
     if engine.rank and agreed >= 0:
-        found = checkpoint.load(folder, fingerprint, int(agreed))
-        if found is None:
+        loaded = checkpoint.load(folder, fingerprint, int(agreed))
+        if loaded is None:
             raise OSError(
                 f"{folder}: checkpoint {int(agreed)} cannot be read on rank {engine.rank}; do all nodes see it?"
             )
-    return found
+    return loaded
 
 
 def _newest_that_fits(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
-) -> tuple[int, checkpoint.Found | None]:
-    """What is damaged or cannot be read is passed over and noted. Raises OSError where nothing else is there."""
-    passed: list[int] = []
+) -> tuple[int, checkpoint.Loaded | None]:
+    """(number, checkpoint) of the newest that fits, or (-1, None). Damaged and unreadable ones are skipped, and noted.
+
+    Raises OSError if some cannot be read and no other one fits.
+    """
+    skipped: list[int] = []
     unreadable: OSError | None = None
     for number in reversed(checkpoint.numbers(folder)):
         try:
-            found = checkpoint.load(folder, fingerprint, number)
+            loaded = checkpoint.load(folder, fingerprint, number)
         except OSError as problem:
             unreadable = unreadable or problem
-            found = None
-        if found and _fits(found, engine):
-            if passed:
-                note(f"{folder}: checkpoint {passed[0]} is damaged; training goes on from checkpoint {number}")
-            return number, found
+            loaded = None
+        if loaded and _fits(loaded, engine):
+            if skipped:
+                note(f"{folder}: checkpoint {skipped[0]} is damaged; training goes on from checkpoint {number}")
+            return number, loaded
         if not checkpoint.is_anothers(folder, fingerprint, number):
-            passed.append(number)
+            skipped.append(number)
     if unreadable:
         raise OSError(f"{folder}: no checkpoint can be read: {unreadable.strerror or unreadable}") from unreadable
-    if passed:
+    if skipped:
         note(f"{folder}: every checkpoint here is damaged; training begins at the start")
     return -1, None
 
 
-def _fits(found: checkpoint.Found, engine: Engine) -> bool:
-    """Is it of this model, and does it hold what its place on the trunk or on a branch needs?"""
-    meta, parts = found
+def _fits(loaded: checkpoint.Loaded, engine: Engine) -> bool:
+    """Does it belong to this model, and hold the state that its place on the trunk or on a branch needs?"""
+    meta, parts = loaded
     needed = {"live"} if meta["now"]["branch"] is None else {"live", "left"}
     return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 

@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.analysis.finding import Ends, Finding, between, claim_of, in_condition
 from orchestrator.analysis.results import Axis, Results, split_of
 from orchestrator.formatting import number
-from orchestrator.stats import artefacts
+from orchestrator.stats import breaks
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 
@@ -37,7 +37,14 @@ def ask(results: Results) -> Iterator[Finding]:
                 yield _finding(results, condition, skill, "compute_flops", float(n), scale, lines)
 
 
-_METRICS = ("loss_nats", "brier", "probability", "accuracy", "exact_match", "predicted_exact_match")
+_METRICS = {
+    "loss_nats": "loss",
+    "brier": "brier",
+    "probability": "expected_accuracy",
+    "accuracy": "accuracy",
+    "exact_match": "exact_match",
+}
+"""Measure -> its name among the scores of `breaks.emergence`."""
 
 
 def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -67,8 +74,9 @@ def _finding(
     def words(one: Finding) -> str:
         if one.verdict == "break":
             return f"{what} changes abruptly along {along}, {between(*one.ends, unit=unit)}, {where}"
-        verbs = {"smooth": "changes smoothly", "missing": "was not measured", "constant": "does not change"}
-        return f"{what} {verbs.get(one.verdict, 'may change smoothly or abruptly')} along {along} {where}"
+        if one.verdict == "undecided":
+            return f"{what} is not shown to change abruptly or smoothly along {along} {where} ({found.why})"
+        return f"{what} {'was not measured' if one.verdict == 'missing' else 'changes smoothly'} along {along} {where}"
 
     return Finding(
         name=claim_of("break", axis, condition, skill, fixed),
@@ -85,20 +93,14 @@ def _finding(
     )
 
 
-def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> artefacts.Emergence:
-    optional = {m: lines[m] if np.isfinite(lines[m]).any() else None for m in ("exact_match", "predicted_exact_match")}
-    return artefacts.emergence(
-        np.log(scale) if len(scale) else np.array([]),
-        loss=lines["loss_nats"],
-        brier=lines["brier"],
-        expected_accuracy=lines["probability"],
-        accuracy=lines["accuracy"],
-        exact_match=optional["exact_match"],
-        predicted_exact_match=optional["predicted_exact_match"],
-    )
+def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
+    scores = {_METRICS[m]: values for m, values in lines.items()}
+    if not np.isfinite(scores["exact_match"]).any():
+        del scores["exact_match"]
+    return breaks.emergence(np.log(scale) if len(scale) else np.array([]), scores)
 
 
-def _break_p(found: artefacts.Emergence) -> float | None:
+def _break_p(found: breaks.Emergence) -> float | None:
     """p-value of a break; 1 where none is called, None where there are too few scales or replicates for any."""
     scores = found.metrics.values()
     if not any(len(one.scales) >= MIN_SCALES and one.n_replicates >= MIN_REPLICATES for one in scores):

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.arms import AHEAD, crossover_p, pairs
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, remembered
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of
 from orchestrator.analysis.results import Results
 from orchestrator.formatting import number
 from orchestrator.stats import differences

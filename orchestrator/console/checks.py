@@ -1,4 +1,4 @@
-"""What a command checks before it starts: the study, the record, the folders, the options. Refusals are UsageProblems."""
+"""Checks of a command before it starts: the study, the record, the folders, the options. Refusals are UsageProblems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrator.terminal import say
 from trainers import checkpoint
 
 GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
-"""Trouble with a path that was given: exit code 2. Any other ends a command that may have begun: 1."""
+"""Errors of a given path: exit code 2. All other errors may come from a command that has begun: exit code 1."""
 
 REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -41,24 +41,24 @@ REMEDIES = {
 
 
 def trouble_words(problem: OSError) -> str:
-    """Where, what, and what to do, in a line."""
+    """An OSError in one line: place, reason, and remedy."""
     try:
         home = str(journal.home_folder())
     except RuntimeError:
         home = "the home folder"
     paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
     where = " -> ".join(paths) or f"Reading, writing or printing (the home is {home})"
-    said = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
-    remedy = REMEDIES.get(problem.errno or 0, "mend that")
-    return f"{where}: {said}. Everything recorded so far is kept; {remedy}, and give the same command again."
+    reason = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
+    remedy = REMEDIES.get(problem.errno or 0, "correct that")
+    return f"{where}: {reason}. Everything recorded so far is kept; {remedy}, and give the same command again."
 
 
 class UsageProblem(Exception):
-    """Something the user can mend; told in one message, exit code 2."""
+    """An error that the user can correct; one message, exit code 2."""
 
 
 def study_folders() -> list[Path]:
-    """Folders of studies that ran, in the home; other files and folders there are passed over. Raises OSError."""
+    """Folders of recorded studies in the home. Raises OSError."""
     home = journal.home_folder()
     if not home.exists():
         return []
@@ -66,18 +66,17 @@ def study_folders() -> list[Path]:
 
 
 def has_journal(folder: Path) -> bool:
-    """Does a folder hold a journal that can be read?"""
+    """Whether a folder holds a journal."""
     try:
         return stat.S_ISREG((folder / "journal.jsonl").stat().st_mode)  # reading a pipe would wait for ever
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # and reading it says why not
+        return True  # reading it will raise the reason
 
 
 def read_record(folder: Path) -> tuple[Study | None, Recorded]:
-    """The study and state of a folder; None where nothing was recorded. Raises OSError, and UsageProblem for a record that
-    cannot be read here."""
+    """The study and state of a folder; None if nothing was recorded. Raises OSError, and UsageProblem if it is unreadable."""
     try:
         state = State.of(folder)
         if state.study is not None:
@@ -85,15 +84,14 @@ def read_record(folder: Path) -> tuple[Study | None, Recorded]:
             return study, recorded.of_study(state, study)
         if not (folder / "journal.jsonl").stat().st_size:
             return None, Recorded()
-        raise ValueError("no line of its journal says what was run")
+        raise ValueError("no line of its journal holds the study")
     except OSError:
         raise
-    except Exception as problem:  # of another version, of a family that is not installed, damaged, or anything else
+    except Exception as problem:  # another version, a family that is not installed, damage, or anything else
         raise UsageProblem(f"{folder.name}: its record in {folder} cannot be read here: {_why(problem)}") from None
 
 
 def _why(problem: Exception) -> str:
-    """The reason in a line."""
     if isinstance(problem, ValidationError):
         first = problem.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -101,19 +99,21 @@ def _why(problem: Exception) -> str:
 
 
 def load_study(name: str) -> Study:
-    """A study to plan or run. Raises StudyError, and UsageProblem where the name is that of a study that ran."""
+    """A study to plan or run. Raises StudyError, and UsageProblem if the name is that of a recorded study."""
     if studies.is_id(name) and not Path(name).exists() and (kept := journal.study_folder(name) / "study.yaml").exists():
-        raise UsageProblem(f"{name}: a study file is needed; the one that ran is kept: {program()} run {kept}")
+        raise UsageProblem(
+            f"{name}: a study file is needed; a copy of the one that ran is here: {program()} run {kept}"
+        )
     return reader.load(name)
 
 
 def source_of(name: str, folder: Path) -> str:
-    """What to call a study that ran by, so that it can be run again: as it was named, or the file that is kept."""
+    """The name with which a recorded study can be run again: the given name, or the saved copy of its file."""
     return name if Path(name).exists() or name in reader.shipped() else str(folder / "study.yaml")
 
 
 def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
-    """Folder, study and state of a study that ran. Raises UsageProblem when it has not, naming what comes near."""
+    """Folder, study and state of a recorded study. Raises UsageProblem with similar names if it has no record."""
     known = [folder.name for folder in study_folders()]
     if "@" in name and not Path(name).exists():
         if not studies.is_id(name):
@@ -126,12 +126,12 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
         of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
         plain = not Path(name).exists() and name not in reader.shipped()
         if of_name and plain and (len(of_name) > 1 or name != Path(name).stem):
-            raise UsageProblem(
-                f"{name}: no such study file; what ran under that name is {', '.join(of_name)}: give that"
-            )
+            raise UsageProblem(f"{name}: no such study file; studies that ran under that name: {', '.join(of_name)}")
         if plain and not of_name and name == Path(name).stem:
             near = difflib.get_close_matches(name, [other.partition("@")[0] for other in known], 1)
-            meant = f"; did you mean '{near[0]}'?" if near else f"; what ran there: {', '.join(known) or 'nothing'}"
+            meant = (
+                f"; did you mean '{near[0]}'?" if near else f"; studies that ran there: {', '.join(known) or 'none'}"
+            )
             raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
         study_id = of_name[0] if of_name and plain else reader.load(name).id
     folder = journal.study_folder(study_id)
@@ -147,7 +147,7 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
         raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     show_damage(state, folder, f"{program()} run {source_of(name, folder)} trains them again")
     if Path(name).is_file() and (differ := settings_that_differ(study, reader.load(name))):
-        aside(f"{name} differs from what was run: {'; '.join(differ)}. This is what was run.")
+        aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")
     return folder, study, state
 
 
@@ -158,15 +158,15 @@ def settings_that_differ(ran: Study, other: Study) -> list[str]:
 
 
 def journal_is_gone(folder: Path, left: list[str]) -> str:
-    """What to say of a folder whose journal is gone and whose results are not."""
+    """The message for a folder that has results and no journal."""
     return (
-        f"{folder / journal.FILE}: the journal is gone or empty, and of earlier runs there are {', '.join(left)}, which a run "
-        "would write over. Put the journal back; or move those away, and a run goes on from checkpoints of these settings"
+        f"{folder / journal.FILE}: the journal is gone or empty, but {', '.join(left)} of earlier runs exist, and a run would "
+        "overwrite them. Restore the journal; or move those away, and a run resumes from checkpoints of these settings"
     )
 
 
 def within_home(home: Path, folder: Path) -> str:
-    """A folder that is to be deleted, without links. Raises UsageProblem where they lead out of the home or storage."""
+    """The real path of a folder to be deleted. Raises UsageProblem if links lead out of the home or storage."""
     real = folder.resolve()
     if not real.is_relative_to(home.resolve()):
         raise UsageProblem(
@@ -177,10 +177,10 @@ def within_home(home: Path, folder: Path) -> str:
 
 
 def make_results_folder(folder: Path) -> Path:
-    """Make the results folder. Raises UsageProblem when that cannot be, before anything has started."""
+    """Make the results folder. Raises UsageProblem if it cannot be written, before anything has started."""
     if "working_dir_files" in folder.parts:
         raise UsageProblem(
-            "this job runs in a folder named after its content, so results left here would not be found again; "
+            "this job runs in a folder named after its content, so results written here could not be found again; "
             "set EMERGENCE_HOME to an absolute folder"
         )
     try:
@@ -190,14 +190,14 @@ def make_results_folder(folder: Path) -> Path:
         probe.unlink()
     except OSError as problem:
         raise UsageProblem(
-            f"{folder}: results cannot be written there: {problem.strerror}; set EMERGENCE_HOME to a folder that can be"
+            f"{folder}: results cannot be written there: {problem.strerror}; set EMERGENCE_HOME to a writable folder"
         ) from None
     return folder
 
 
 def tracking_uri_of(given: str | None) -> str:
-    """The tracking URI that was given, or the default one. Raises UsageProblem for one that MLflow cannot write to."""
-    from orchestrator.record import mlflow_runs  # here: pyarrow takes a moment that --help should not
+    """The given or the default tracking URI. Raises UsageProblem if MLflow cannot write to it."""
+    from orchestrator.record import mlflow_runs  # imported here: pyarrow would slow --help
 
     try:
         uri = given or mlflow_runs.default_tracking_uri()
@@ -213,12 +213,12 @@ def tracking_uri_of(given: str | None) -> str:
     if uri.startswith(("http://", "https://")):
         _check_address(uri)
     elif uri.startswith("sqlite") and "?" in uri and not re.fullmatch(r"\w+=[^/]*", uri.partition("?")[2]):
-        raise UsageProblem(f"{shown}: what follows the ? is taken for settings; in a path write %3F for it")
+        raise UsageProblem(f"{shown}: the text after ? counts as settings; in a path write %3F for it")
     return uri
 
 
 def _check_address(uri: str) -> None:
-    """Refuse an address that no client would read as it was meant. Raises UsageProblem, without any password."""
+    """Refuse an address that clients would misread. Raises UsageProblem, without any password."""
     try:
         parts = urlsplit(uri)
         port, host = parts.port, parts.hostname
@@ -232,7 +232,7 @@ def _check_address(uri: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raises UsageProblem for a device that there is none of."""
+    """Raises UsageProblem for an unknown device."""
     if device not in ("cpu", "cuda"):
         raise UsageProblem(f"--device {device}: cpu or cuda is needed")
 
@@ -246,60 +246,56 @@ def options_of(
     gpu_memory_gb: float | None,
     storage: str | None,
 ) -> Options:
-    """What the options of `plan` and `run` come to."""
-    storage = storage or os.environ.get("EMERGENCE_STORAGE") or None
-    if storage:
-        storage = storage_of(storage)
+    """The Options for the command-line options of `plan` and `run`."""
+    storage = storage or os.environ.get("EMERGENCE_STORAGE")
     gpu_bytes = round(gpu_memory_gb * 1e9) if gpu_memory_gb else provenance.gpu_bytes() if device == "cuda" else None
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    is_local = address == "local"
     return Options(
         address=address,
         slots=slots,
         device="cuda" if device == "cuda" else "cpu",
         slots_per_gpu=slots_per_gpu,
         workers=workers,
-        storage=storage,
+        storage=storage_of(storage) if storage else None,
         gpu_bytes=gpu_bytes,
-        n_gpus=provenance.n_gpus() if device == "cuda" and is_local else None,
+        n_gpus=provenance.n_gpus() if device == "cuda" and address == "local" else None,
     )
 
 
 def storage_of(given: str) -> str:
-    """A folder or URI for checkpoints, its path made absolute. Raises UsageProblem for one that is no such thing, or that does
-    not answer."""
-    what = "give a folder, or a URI such as s3://bucket/prefix"
+    """A folder or URI for checkpoints, with an absolute path. Raises UsageProblem if it is malformed or does not answer."""
+    advice, shown = "give a folder, or a URI such as s3://bucket/prefix", links.without_password(given)
     if re.match(r"[a-z][a-z0-9+]+:/(?!/)", given) or given.endswith("://"):
-        raise UsageProblem(f"--storage {links.without_password(given)}: neither a folder nor a whole URI; {what}")
+        raise UsageProblem(f"--storage {shown}: neither a folder nor a whole URI; {advice}")
     try:
         checkpoint.store_of(given).names()
     except (ValueError, OSError) as problem:
-        said = links.hide(" ".join(str(problem).split()), given)[:200]
-        raise UsageProblem(f"--storage {links.without_password(given)}: cannot be reached: {said}; {what}") from None
+        reason = links.hide(" ".join(str(problem).split()), given)[:200]
+        raise UsageProblem(f"--storage {shown}: cannot be reached: {reason}; {advice}") from None
     return given if "://" in given else str(Path(given).resolve())
 
 
 def check_writable(storage: str | None) -> None:
-    """Write a byte where checkpoints will go. Raises UsageProblem, before anything has started."""
+    """Write a byte to the checkpoint storage. Raises UsageProblem, before anything has started."""
     if storage is None:
         return
     try:
         checkpoint.check_writable(storage)
     except OSError as problem:
-        said = links.hide(" ".join(str(problem).split()), storage)[:200]
+        reason = links.hide(" ".join(str(problem).split()), storage)[:200]
         shown = links.without_password(storage)
-        raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {said}") from None
+        raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {reason}") from None
 
 
 def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> None:
-    """Refuse a trial that can never start, before anything is priced: on this machine, under --slots, or on the cluster.
+    """Refuse a trial that can never start on this machine, under --slots, or on the cluster. Raises UsageProblem.
 
-    A plan may be made before the cluster is there that the environment speaks of.
+    With `absent_is_fine` the cluster may not be up yet, as for a plan.
     """
-    line, laid = jobs.widest(study, options)
-    wide = slots_of(laid, options)
+    line, placement = jobs.widest(study, options)
+    wide = slots_of(placement, options)
     if options.address != "local":
-        from orchestrator.run import machines  # here: importing Ray takes a second that most refusals should not
+        from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it
 
         try:
             machines.refuse_early(options, wide, absent_is_fine)
@@ -308,17 +304,19 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
     if options.address != "local" and not options.slots:
         return
     room, _ = slots_for(options)
-    if wide > room and (options.slots or laid.workers > 1):
-        what = "GPUs" if options.device == "cuda" else "cores"
-        have = f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // laid.workers)}"
+    if wide > room and (options.slots or placement.workers > 1):
+        unit = "GPU" if options.device == "cuda" else "core"
+        have = (
+            f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // placement.workers)}"
+        )
         raise UsageProblem(
-            f"{study.id}: a trial of {line} takes {laid.workers} workers, one on each of as many {what}, and so "
-            f"{wide} slots; {have}: it would never start. Give more, fewer --workers, or the --address of a cluster"
+            f"{study.id}: a trial of {line} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
+            "it would never start. Give more slots, fewer --workers, or the --address of a cluster"
         )
 
 
 def slots_for(options: Options) -> tuple[int, str]:
-    """How many trunks at once, for the plan, and what that rests on where it is not given: Ray tells only once it runs."""
+    """The number of slots for the plan, and the assumption behind it. Ray's own number is known only once it runs."""
     if options.slots:
         return options.slots, ""
     local = options.address == "local"
@@ -327,18 +325,18 @@ def slots_for(options: Options) -> tuple[int, str]:
     gpus = provenance.n_gpus() if local else None
     if gpus:
         return gpus * options.slots_per_gpu, f" ({gpus} GPU{'s' if gpus > 1 else ''} here)"
-    found = "; none was found here" if gpus == 0 else "; the cluster will tell" if not local else ""
+    found = "; none was found here" if gpus == 0 else "; known once the cluster is joined" if not local else ""
     return options.slots_per_gpu, f" (assumed: one GPU{found})"
 
 
 def keep_copy(source: Path, target: Path) -> None:
-    """The study file as run, beside its results."""
+    """Copy the study file, as run, beside its results."""
     if not (target.exists() and source.samefile(target)):
         files.replace(target, source.read_bytes())
 
 
 def show_damage(state: Recorded, folder: Path, remedy: str) -> None:
-    """Name the lines of the journal that do not count, and the trials that lack rows."""
+    """Show the journal lines that do not count, and the trials that lack rows."""
     damage = [line for line in state.damage if line != journal.INCOMPLETE or not lease.is_held(folder)]
     shown = damage[:MAX_DAMAGE_SHOWN]
     if len(damage) > len(shown):
@@ -346,16 +344,16 @@ def show_damage(state: Recorded, folder: Path, remedy: str) -> None:
     for line in shown:
         aside(f"{folder.name}: {line}")
     if damage and not state.short:
-        aside(f"{folder.name}: lines that are damaged do not count; no row of a trial that has ended is missing.")
+        aside(f"{folder.name}: damaged lines do not count; no row of an ended trial is missing.")
     if state.short:
         names = ", ".join(state.short[:3]) + (" ..." if len(state.short) > 3 else "")
         aside(f"{folder.name}: {times(len(state.short), 'trial')} without all rows ({names}): {remedy}.")
 
 
 MAX_DAMAGE_SHOWN = 5
-"""Damaged lines of a journal that a command names."""
+"""Most damaged journal lines that a command shows."""
 
 
 def aside(line: str) -> None:
-    """For the person who waits: not among what the command answers."""
+    """Print a line for the user that is not part of the command's answer."""
     say(line, err=True)

@@ -1,4 +1,4 @@
-"""Commands to copy, as this one was called; a password is never among them."""
+"""Commands for the user to copy, in the form in which this one was called, without passwords."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.record import links
 
 
 def program() -> str:
-    """How this program was called, for commands to copy: `emergence` where it is on the path, else its file."""
+    """The name of this program for commands to copy: `emergence` if it is on the path, else its file."""
     called = Path(sys.argv[0])
     if called.name != "emergence" or shutil.which("emergence"):
         return "emergence"
@@ -21,16 +21,16 @@ def program() -> str:
 
 
 def this_again() -> str:
-    """This very command, to copy: without its options it might not find its checkpoints again."""
+    """This command, to copy, with all its options: without them it might not find its checkpoints."""
     return to_copy([program(), *sys.argv[1:]])
 
 
 _SECRET_OPTIONS = {"--tracking-uri": "MLFLOW_TRACKING_URI", "--storage": "EMERGENCE_STORAGE"}
-"""Options that may hold a password, and the variables that say the same."""
+"""Options that may hold a password, and the variables with the same meaning."""
 
 
 def to_copy(words: Sequence[str]) -> str:
-    """A command as it may be shown: an option that holds a password is left out, and the variable for it is named."""
+    """A command that may be shown: an option with a password is left out, and its variable is named instead."""
     kept: list[str] = []
     unset: list[str] = []
     rest = list(words)
@@ -45,5 +45,5 @@ def to_copy(words: Sequence[str]) -> str:
                 kept += [word] if given else [word, value]
         else:
             kept.append(links.without_password(word))
-    first = f"   (set {' and '.join(unset)} first: what it holds is not repeated here)" if unset else ""
+    first = f"   (set {' and '.join(unset)} first: its value is not shown)" if unset else ""
     return shlex.join(kept) + first

@@ -1,6 +1,6 @@
-"""What a person sees while a study runs: trials, FLOPs, time left, failures, and the surface filling in.
+"""The display of a running study: trials, FLOPs, time left, failures, and the tasks x compute surface.
 
-On a terminal a live panel; anywhere else plain lines, for logs. Reads events, computes no statistic.
+A live panel on a terminal; plain lines elsewhere, for logs. Reads events, computes no statistic.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from trainers import budget
 from trainers.tasks import Family
 from trainers.tasks.references import ExactFamily
 
-# Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, the same for colour-blind readers.
+# Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, also for colour-blind readers.
 _COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
 
 LINES_EVERY_SECONDS = 2.0
-"""Without a terminal: at most one line in this time, so that a log of 10,000 trials can be read."""
+"""Least time between two lines without a terminal, so that a log of 10,000 trials stays readable."""
 
 
 class Surface:
-    """Mean ability of the headline skill at the end of each (n_tasks, budget), as far as trials have ended.
+    """Mean ability of the headline skill at the end of each (n_tasks, budget), over the trials that have ended.
 
-    Accuracy where the family has no exact references.
+    Accuracy if the family has no exact references.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, state: State) -> None:
         self.study = study
         family = cast(Family, study.family)
         self.skill = study.shown_skills[0]
@@ -49,12 +49,13 @@ class Surface:
         scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
         self.title = f"{self.skill}: {self.measure}{scale}"
         self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
-        self._place = {trunk.id: trunk for trunk in study.trunks()}
+        self._trunks = {trunk.id: trunk for trunk in study.trunks()}
+        self.take([event for events in state.evaluations.values() for event in events])
 
     def take(self, events: list[Event]) -> None:
-        """Take in final evaluations; anything else is passed over."""
+        """Add final evaluations; other events are ignored."""
         for event in events:
-            trunk = self._place.get(event.get("trunk", ""))
+            trunk = self._trunks.get(event.get("trunk", ""))
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
             line = self.study.line_of(trunk.arm, trunk.variant)
@@ -82,13 +83,12 @@ class Surface:
         return Group(*blocks)
 
     def _legend(self) -> str:
-        """What the marks in the cells mean, of those that are there."""
         n = self.study.axes.replicates
         known = [len(values) for values in self.cells.values()]
         cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
-        said = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
-        said += ["·: none has ended yet"] if len(known) < cells else []
-        return "; ".join(said)
+        marks = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
+        marks += ["·: none has ended yet"] if len(known) < cells else []
+        return "; ".join(marks)
 
     def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
         values = self.cells.get((arm, n_tasks, flops), {})
@@ -102,23 +102,22 @@ class Surface:
 
 
 class Progress:
-    """A Watcher: feed it events; it draws. Use as a context manager around the run."""
+    """The Watcher of a run that draws its events. A context manager."""
 
     def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
         self.console = console or Terminal()
         self.plan = plan
-        self.surface = Surface(study)
-        self.surface.take([e for events in state.evaluations.values() for e in events])
+        self.surface = Surface(study, state)
         self.status: Counter[str] = Counter()
         self.n_todo = plan.n_open
         self.ended_flops = 0.0
         self.running: dict[str, float] = {}  # FLOPs of each trunk in this run since its last trial ended
-        self.planned = {  # a trial counts in full, whatever became of its trunk in between
+        self.planned = {  # an ended trial counts with its whole cost
             job.trunk.trial(flops).id: float(cost)
             for job in plan.jobs
             for flops, cost in budget.marginal_flops(job.trunk, job.budgets, job.at).items()
         }
-        self.before = {  # what a trunk tells of its first trial includes what an earlier run spent on it
+        self.before = {  # the FLOPs reported for a trunk's first trial include those of an earlier run
             job.trunk.id: float(job.at.charged_steps * budget.flops_per_step(job.trunk)) for job in plan.jobs
         }
         self.keys = set(state.keys)
@@ -128,9 +127,7 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
-        if (
-            self.console.is_terminal and not self.console.is_dumb_terminal
-        ):  # TERM=dumb: for `ray submit`, which always gives one
+        if self.console.is_terminal and not self.console.is_dumb_terminal:  # `ray submit` always gives a terminal
             self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
             self._live.__enter__()
         return self
@@ -143,18 +140,18 @@ class Progress:
             self._live = None
 
     def say(self, line: str) -> None:
-        """One line, above the live panel if there is one."""
+        """Print one line, above the live panel if there is one."""
         self.console.print(styled(line), soft_wrap=True)
 
     def on_slots(self, slots: int) -> None:
-        """Ray has told how many slots there are: the time is counted anew if that is not what was planned with."""
+        """Take the number of slots from Ray, and recompute the time if it differs from the plan."""
         if slots != self.plan.slots:
             self.plan = price.on_slots(self.plan, slots)
             left = f": about {clock(self.plan.seconds)}" if self.plan.seconds else ""
             self.say(f"Ray offers {slots} slot{'s' if slots > 1 else ''}{left}")
 
     def take(self, events: list[Event]) -> None:
-        """New events from the driver."""
+        """Take new events from the driver."""
         fresh = [event for event in events if event["key"] not in self.keys]
         self.keys |= {event["key"] for event in fresh}
         self.surface.take(fresh)
@@ -163,7 +160,7 @@ class Progress:
                 self.running[event["trunk"]] = max(0.0, event["flops_run"] - self.before.get(event["trunk"], 0.0))
             elif event["kind"] == "trial":
                 self.running.pop(event["trunk"], None)
-                if cost := self.planned.get(event["trial"], 0.0):  # none: it had ended before, and is only told again
+                if cost := self.planned.get(event["trial"], 0.0):  # zero: it had ended before and is only repeated
                     self.before.pop(event["trunk"], None)
                 self.ended_flops += cost
                 self.status[event["status"]] += 1
@@ -173,11 +170,11 @@ class Progress:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs done in this run, of `plan.train_flops`."""
+        """Training FLOPs done in this run, at most `plan.train_flops`."""
         return min(self.ended_flops + sum(self.running.values()), float(self.plan.train_flops))
 
     def seconds_left(self) -> float | None:
-        """From the speed since the first report; before there is one, from the plan; None if that is unknown too."""
+        """Time left by the speed since the first report, or by the plan before there is one; None if unknown."""
         if self.first_event is not None:
             begun, flops = self.first_event
             seconds, done = time.monotonic() - begun, self.flops - flops

@@ -1,4 +1,4 @@
-"""What commands print: the plan, the result, a comparison, the list of studies."""
+"""Output of commands: the plan, the result, a comparison, the list of studies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def show_plan(
     if study.primary is not None:
         lines += [row for row in planned(study) if not brief or row[0] == "warning"]
     if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
-        lines.append(("warning", f"whether a skill breaks or slopes takes {MIN_REPLICATES} replicates or more to tell"))
+        lines.append(
+            ("warning", f"deciding whether a skill breaks or slopes takes at least {MIN_REPLICATES} replicates")
+        )
     lines.append(("results", str(folder)))
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", justify="right")
@@ -70,19 +72,19 @@ def show_plan(
 
 
 def _time_words(todo: price.Plan, slots_known: str) -> str:
-    """How long it takes on how many slots, or when that will be known."""
+    """The time on these slots, or when it will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
     if todo.seconds is None:
-        return f"{on}: told after the first reports; before them by {program()} plan --calibrate"
+        return f"{on}: known after the first reports, or now with {program()} plan --calibrate"
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
 
 
 def _places(todo: price.Plan) -> list[tuple[str, str]]:
-    """How the trials are laid on workers, and why, where that is not simply one worker and its whole batch."""
+    """Placement of the trials and its reasons, except for the simple case of one worker and its whole batch."""
     rows = []
     for line, key in todo.study.lines.items():
-        laid = {job.trunk.size: job.laid for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
-        for size, (workers, fit, _) in laid.items():
+        placements = {job.trunk.size: job.placement for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
+        for size, (workers, fit, _) in placements.items():
             if fit is None:
                 continue
             if todo.options.gpu_bytes or workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
@@ -92,7 +94,7 @@ def _places(todo: price.Plan) -> list[tuple[str, str]]:
 
 
 def shape_rows(study: Study) -> list[tuple[str, str]]:
-    """The models and what the budgets come to, in rows of the plan; named, and told once, where several lines are alike."""
+    """Rows of the plan with models and budgets; equal rows of several conditions are merged under their names."""
     alike: dict[tuple[str, str], list[str]] = {}
     for line in study.lines:
         for trunk, budgets in study.sizes(line):
@@ -109,17 +111,15 @@ def shape_rows(study: Study) -> list[tuple[str, str]]:
 def show_result(
     study: Study, folder: Path, uri: str, console: Terminal, tracking_uri: str | None, study_name: str
 ) -> bool:
-    """Print what came out and where it is. False where tables or report show less than the journal, and nobody is at them."""
+    """Print the results and their places. Returns False if tables or report are out of date and no publisher is at work."""
     from orchestrator.analysis import answer, findings
     from orchestrator.record import publisher
 
-    state = recorded.read(folder, study)
-    surface = progress.Surface(study)
-    surface.take([e for events in state.evaluations.values() for e in events])
+    surface = progress.Surface(study, recorded.read(folder, study))
     page = folder / "report.html"
     found = None
     if publisher.report_is_current(folder, study):
-        with contextlib.suppress(OSError):  # damaged or taken away a moment ago
+        with contextlib.suppress(OSError):  # damaged or removed a moment ago
             found = findings.read(folder, study)
     console.print(f"\n{answer.sentence(found)}\n" if found is not None else "")
     console.print(surface.render())
@@ -128,20 +128,17 @@ def show_result(
             verdict, claim = answer.badge(found)
             console.print(styled(("\nPrimary claim, ", ""), (verdict, "bold"), f": {claim}."))
         console.print("\n".join(answer.more(found)))
-        said = str(page)
+        place = str(page)
     elif publisher.is_publishing(folder):
-        said = f"still being written, to {page}"
+        place = f"still being written, to {page}"
     else:
-        older = f"; what {page} shows is older" if page.exists() else ""
-        said = f"not written yet{older}. Write it with: {program()} publish {study_name}"
-    console.print(f"\nReport:    {said}", soft_wrap=True)
+        older = f"; {page} is older" if page.exists() else ""
+        place = f"not written yet{older}. Write it with: {program()} publish {study_name}"
+    console.print(f"\nReport:    {place}", soft_wrap=True)
     shown = found is not None or publisher.is_publishing(folder)
     published = publisher.mlflow_is_current(folder, uri, study) or publisher.is_publishing(folder)
     if not published:
-        console.print(
-            f"MLflow:    not up to date. Bring it there with: {program()} publish {study_name}",
-            soft_wrap=True,
-        )
+        console.print(f"MLflow:    not up to date. Update it with: {program()} publish {study_name}", soft_wrap=True)
     elif link := links.study_link(folder, uri):
         console.print(f"MLflow:    {link}", soft_wrap=True)
     if links.is_local(uri):
@@ -185,11 +182,11 @@ def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
 
 
 MAX_CELLS_SHOWN = 30
-"""Cells that a terminal shows of a comparison."""
+"""Most cells of a comparison that a terminal shows."""
 
 
 def list_studies(console: Terminal) -> None:
-    """A line for each study, whatever is wrong with some of them."""
+    """One line for each study, also if some cannot be read."""
     folders = study_folders()
     if not folders:
         console.print(f"No study has run yet in {journal.home_folder()}.")

@@ -1,7 +1,4 @@
-"""The jobs that are still to do: one a trunk, with the budgets that it owes and the workers that it takes.
-
-May not import Ray, MLflow or torch.
-"""
+"""The open jobs of a study: one a trunk, with its open budgets and its workers. May not import Ray, MLflow or torch."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.plan.options import ONE_WORKER, Laid, Options
+from orchestrator.plan.options import ONE_WORKER, Options, Placement
 from orchestrator.record import recorded
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study, StudyError, differences
@@ -18,40 +15,40 @@ from trainers.fit import memory
 from trainers.spec import TrunkSpec
 
 COMPILED_PARAMETERS = 10_000_000
-"""Models of so many are compiled on a GPU: every trunk waits some seconds for it, small ones for nothing. Assumed: measured on
-no GPU yet."""
+"""Models of at least this size are compiled on a GPU. Compiling costs every trunk some seconds, too much for a small
+model. Assumed: not yet measured on a GPU."""
 
 
 class Job(NamedTuple):
-    """One trunk with the budgets that it still owes: what one Ray Tune trial executes."""
+    """One trunk with its open budgets; one Ray Tune trial executes it."""
 
     trunk: TrunkSpec
     budgets: tuple[float, ...]
     price: budget.Price
-    """What is left to run."""
+    """Cost of the part that is still to run."""
     at: budget.Standing = budget.START
-    """From where its checkpoint goes on."""
-    laid: Laid = ONE_WORKER
-    """The workers that share it, and how it is fitted to them."""
+    """Position of the checkpoint from which it resumes."""
+    placement: Placement = ONE_WORKER
+    """Its workers and its placement on them."""
 
 
-def widest(study: Study, options: Options) -> tuple[str, Laid]:
-    """The line whose trials take most workers, and how they are laid. Raises StudyError for what cannot be laid."""
-    laid = {line: [lay(study, line, trunk, options) for trunk, _ in study.sizes(line)] for line in study.lines}
-    of_line = {line: max(sizes, key=lambda one: one.workers) for line, sizes in laid.items()}
-    line = max(of_line, key=lambda name: of_line[name].workers)
-    return line, of_line[line]
+def widest(study: Study, options: Options) -> tuple[str, Placement]:
+    """The condition whose trials take most workers, and their placement. Raises StudyError if a trial cannot be placed."""
+    placements = [
+        (line, placement_of(study, line, trunk, options)) for line in study.lines for trunk, _ in study.sizes(line)
+    ]
+    return max(placements, key=lambda pair: pair[1].workers)
 
 
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
-    """The jobs still to do, those of most workers first, then largest first: within 0-3 % of the makespan bound, where arrival
-    order lost up to 36 %.
+    """The open jobs, those of most workers first, then largest first.
 
-    A trial that is done or diverged is not repeated; one that failed is tried again. With the study's `folder`, a trunk is
-    priced from its checkpoint on. Raises StudyError for what cannot be laid on the workers.
+    This order is within 0-3 % of the makespan bound; arrival order lost up to 36 %. A trial that is done or diverged is
+    not repeated. A failed one is tried again. With the study's `folder`, a trunk is priced from its checkpoint on.
+    Raises StudyError if a trial cannot be placed on the workers.
     """
-    laid = {
-        (*study.lines[line], trunk.size): lay(study, line, trunk, options)
+    placements = {
+        (*study.lines[line], trunk.size): placement_of(study, line, trunk, options)
         for line in study.lines
         for trunk, _ in study.sizes(line)
     }
@@ -61,9 +58,9 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
         owed = tuple(b for b in budgets if trunk.trial(b).id not in ended)
         if owed:
             at = standing(trunk, owed, folder, options.storage) if folder else budget.START
-            of = laid[trunk.arm, trunk.variant, trunk.size]
-            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, of))
-    return sorted(found, key=lambda job: (-job.laid.workers, -(job.price.train_flops + job.price.eval_flops)))
+            where = placements[trunk.arm, trunk.variant, trunk.size]
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where))
+    return sorted(found, key=lambda job: (-job.placement.workers, -(job.price.train_flops + job.price.eval_flops)))
 
 
 def _ended(state: State) -> set[str]:
@@ -71,15 +68,15 @@ def _ended(state: State) -> set[str]:
 
 
 def owes(study: Study, state: State) -> bool:
-    """Is any trial still to do?"""
+    """Whether any trial is open."""
     return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
-def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
-    """The workers of one trunk of a line and of those of its size, and how they are fitted to a device's memory where that is
-    known.
+def placement_of(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Placement:
+    """Place a trunk of a condition on workers, and fit it to a device's memory if that is known. All trunks of this
+    condition and size are placed alike.
 
-    Raises StudyError with the arithmetic where nothing fits, and for a batch that cannot be shared so.
+    Raises StudyError with the arithmetic if nothing fits, or if the batch cannot be divided.
     """
     asked = study.fitting(line)
     given = {name: getattr(asked, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
@@ -89,43 +86,41 @@ def lay(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Laid:
     source = f"--workers {options.workers}" if options.workers else "place"
     try:
         workers = workers or memory.workers_needed(trunk, room, most)
-        part = (
-            room // options.slots_per_gpu if room and workers == 1 else room
-        )  # others of one worker are on the same GPU
+        part = room // options.slots_per_gpu if room and workers == 1 else room  # one-worker trunks share a GPU
         fit = memory.fit(trunk, workers, part, **given)
     except ValueError as problem:
         raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
     large = budget.shape_of(trunk).n_parameters >= COMPILED_PARAMETERS
     pays = options.device == "cuda" and large and fit.zero_stage < 3
-    return Laid(workers, fit, pays if asked.compiled is None else asked.compiled)
+    return Placement(workers, fit, pays if asked.compiled is None else asked.compiled)
 
 
 def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None) -> str:
-    """Where a trunk keeps its checkpoints: by its id, under the study's folder or under the storage's."""
+    """The folder of a trunk's checkpoints, named by its id, under the study's folder or `storage`."""
     return checkpoint.under(checkpoints_of(folder, storage), trunk.id)
 
 
 def checkpoints_of(folder: Path, storage: str | None = None) -> str:
-    """Where a study's checkpoints are: a folder, or a URI."""
+    """The folder or URI of a study's checkpoints."""
     return checkpoint.under(storage, folder.name, "checkpoints") if storage else str(folder / "checkpoints")
 
 
 def weights_of(folder: Path, storage: str | None = None) -> str:
-    """Where the weights of a study's trials are kept, if they are."""
+    """The folder or URI of the final weights of a study's trials, if they are saved."""
     return checkpoint.under(storage, folder.name, "weights") if storage else str(folder / "weights")
 
 
 def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: str | None = None) -> budget.Standing:
-    """From where a run for these budgets will go on: the newest checkpoint, or the start."""
+    """The position from which a run for these budgets resumes: the newest checkpoint, or the start."""
     meta = checkpoint.peek(checkpoint_folder(folder, trunk, storage), trunk.fingerprint())
     steps = {b: budget.steps_of(trunk, b) for b in budgets}
     return (budget.Standing.of(meta).toward(steps) if meta else None) or budget.START
 
 
 def check_against_record(study: Study, state: State, source: str) -> None:
-    """Refuse a study that changed more than its axes under the same version. Raises StudyError naming the fields.
+    """Refuse a study that changed more than its axes under the same version. Raises StudyError with the fields.
 
-    `state` is all that was recorded: whatever has events is compared, ended or not.
+    `state` is the whole journal: everything that has events is compared, ended or not.
     """
     changed: list[str] = []
     if state.study is not None:

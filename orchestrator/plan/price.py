@@ -1,4 +1,4 @@
-"""The plan: every derived number of a study before a machine is taken, its price in FLOPs and its time."""
+"""The plan: every derived number of a study, its price in FLOPs and its time, before a machine is taken."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trainers import budget
 from trainers.tasks import Family
 
 START_SECONDS = 15.0
-"""From the command to the first step: Ray, then torch and DeepSpeed on each slot; seen 10 to 20 s on two cores."""
+"""Time from the command to the first step (Ray, torch and DeepSpeed on each slot). Measured: 10 to 20 s on two cores."""
 
 TRUNK_SECONDS = 0.1
-"""Overhead of a trunk beyond its training and evaluation (`make bench` shows it)."""
+"""Overhead of a trunk beyond training and evaluation, measured by `make bench`."""
 
 GROUP_SECONDS = 12.0
-"""What it takes Ray Train to start a group of workers and to end it; seen 10 s on two quiet cores (time_multiplier), more on busy ones."""
+"""Time in which Ray Train starts and ends a group. Measured: 10 s on two quiet cores (`time_multiplier`), more on busy ones."""
 
 
 class Plan(NamedTuple):
@@ -33,10 +33,10 @@ class Plan(NamedTuple):
     n_trials: int
     n_open: int
     train_flops: int
-    """To run now."""
+    """Training FLOPs still to run."""
     eval_flops: int
     kept_flops: int
-    """Training FLOPs that checkpoints make unnecessary."""
+    """Training FLOPs saved by checkpoints."""
     separate_flops: int
     tokens: int
     slots: int
@@ -55,9 +55,9 @@ def make(
     folder: Path | None = None,
     options: Options = Options(),  # noqa: B008
 ) -> Plan:
-    """The plan of what is still to do on so many slots; times only where a throughput is known.
+    """The plan of the open jobs on `slots` slots; a time only if a throughput is known.
 
-    With the study's `folder`, its checkpoints are counted on. Raises StudyError for what cannot be laid on the workers.
+    With the study's `folder`, its checkpoints count. Raises StudyError if a trial cannot be placed on the workers.
     """
     todo = jobs_of(study, state, folder, options)
     speed, source = flops_per_second, "calibrated just now"
@@ -93,19 +93,19 @@ def on_slots(plan: Plan, slots: int) -> Plan:
 
 
 def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, options: Options) -> float | None:
-    """How long these jobs take from the command on; None where the speed is unknown."""
+    """Duration of these jobs from the command on; None if the speed is unknown."""
     if not todo:
         return 0.0
     if not flops_per_second:
         return None
     each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
-    each = [seconds / j.laid.workers for seconds, j in zip(each, todo, strict=True)]  # assumed: no time for talk
-    each = [s + (GROUP_SECONDS if j.laid.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
-    return START_SECONDS + makespan(each, slots, [slots_of(j.laid, options) for j in todo])
+    each = [s / j.placement.workers for s, j in zip(each, todo, strict=True)]  # assumed: no time for communication
+    each = [s + (GROUP_SECONDS if j.placement.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
+    return START_SECONDS + makespan(each, slots, [slots_of(j.placement, options) for j in todo])
 
 
 def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:
-    """When the last of these jobs ends, started in order on the slots that are free first, one for each of its workers."""
+    """End of the last job, if jobs start in order on the first free slots, one slot for each worker."""
     free = [0.0] * max(1, slots)
     for job, n in zip(seconds, workers or [1] * len(seconds), strict=True):
         taken = [heapq.heappop(free) for _ in range(min(n, len(free)))]

@@ -1,7 +1,4 @@
-"""FLOPs per second of a slot: recorded by earlier runs, or measured now.
-
-Measuring loads torch; reading does not.
-"""
+"""FLOPs per second of a slot, recorded by earlier runs or measured now. Only measuring loads torch."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import files
-from orchestrator.record.journal import State
+from orchestrator.record.journal import State, home_folder
 from orchestrator.record.provenance import cpu_name
 from orchestrator.study.schema import Study
 from trainers import budget
 
 
 def shape_key(study: Study, device: str) -> str:
-    """What throughput depends on: machine, device, model, batch, sequence length. Replicates and tasks do not matter."""
+    """A hash of everything that throughput depends on: machine, device, model, batch, sequence length."""
     facts = []
     for line, (arm, _) in study.lines.items():
         family = study.family_of(line)
         for trunk, _ in study.sizes(line):
             facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
-    # All cores of the machine, not those that we may use: they tell which machine it is.
+    # All cores of the machine, not only the usable ones, because they identify the machine.
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -42,7 +39,7 @@ def recorded_throughput(state: State, device: str) -> float | None:
 
 
 def known_throughput(study: Study, state: State, device: str) -> tuple[float | None, str]:
-    """FLOPs per second of one slot and where it is known from: this study's own trials, or an earlier run's like it."""
+    """FLOPs per second of one slot, and its source: this study's own trials, or an earlier run of the same `shape_key`."""
     if (speed := recorded_throughput(state, device)) is not None:
         return speed, "recorded in this study"
     table = _throughputs()
@@ -52,7 +49,7 @@ def known_throughput(study: Study, state: State, device: str) -> tuple[float | N
 
 
 def remember_throughput(study: Study, device: str, flops_per_second: float) -> None:
-    """Keep a throughput for later plans. Best effort: a plan can live without."""
+    """Save a throughput for later plans. Errors are ignored, because a plan does not need it."""
     path = _throughput_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +60,6 @@ def remember_throughput(study: Study, device: str, flops_per_second: float) -> N
 
 
 def _throughput_file() -> Path:
-    from orchestrator.record.journal import home_folder
-
     return home_folder() / "throughput.json"
 
 
@@ -77,7 +72,7 @@ def _throughputs() -> dict[str, float]:
 
 
 def calibrate(study: Study, device: str) -> float:
-    """FLOPs per second of one slot, from one short trial: 50 steps, some 5 s with loading. Imports torch."""
+    """FLOPs per second of one slot from one short trial: 50 steps, some 5 s with loading. Imports torch."""
     from trainers.fit.place import Place
     from trainers.train import run_trunk
 

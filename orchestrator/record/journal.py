@@ -1,8 +1,9 @@
 """The journal: append-only JSON lines, the truth about a study.
 
-Events carry a key; the first of a key counts, so emitting again changes nothing. What ends a trial is fsynced. Each line carries
-its number, a checksum, and the lease under which it was written: a damaged or superseded line never counts, and is named.
-MLflow and Parquet are projections of this file (`publisher.py`) and can be rebuilt from it.
+Events carry a key, and the first event of a key counts, so emitting it again changes nothing. An event that ends a
+trial is fsynced. Each line carries its number, a checksum and the lease under which it was written. A damaged or
+superseded line never counts, and is reported. MLflow and Parquet are projections of this file (`publisher.py`) and can
+be rebuilt from it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from trainers.durable import make_folder, sync_folder
 Event = dict[str, Any]
 FILE = "journal.jsonl"
 SYNCED = {"trial", "trunk", "session"}
-"""Kinds of events that must survive a power cut; the others are rebuilt by resuming."""
-INCOMPLETE = f"{FILE}: the last line is incomplete, as a crash leaves it"
-"""Of a journal that a driver is writing at this moment, too."""
+"""Kinds of events that must survive a power cut. A resumed run emits the others again."""
+INCOMPLETE = f"{FILE}: the last line is incomplete, as after a crash"
+"""Also true of a journal that a driver is writing at this moment."""
 
 
 def home_folder() -> Path:
-    """Where results live: $EMERGENCE_HOME, else ./runs."""
+    """The folder of all results: $EMERGENCE_HOME, else ./runs."""
     return Path(os.environ.get("EMERGENCE_HOME") or "runs").expanduser().absolute()
 
 
@@ -37,13 +38,13 @@ def study_folder(study_id: str) -> Path:
 
 
 class Journal:
-    """The single writer. Appends whole lines to `journal.jsonl`; a line torn by a crash is closed off and never counts.
+    """The single writer. Appends whole lines to `journal.jsonl`. A line torn by a crash is closed and never counts.
 
-    With the `lock` of the study, nothing is written once that is lost.
+    With the study's `lock`, nothing is written once the lock is lost.
     """
 
     def __init__(self, folder: Path, lock: StudyLock | None = None) -> None:
-        """Raises OSError, and LeaseLostError where the lock is lost already."""
+        """Raises OSError, and LeaseLostError if the lock is lost already."""
         make_folder(folder)
         self.path, self._lock = folder / FILE, lock
         if lock is not None:
@@ -58,13 +59,13 @@ class Journal:
         self._check_lease()
 
     def append(self, events: list[Event]) -> None:
-        """Append; returns after the data has reached the disk if an event ends something.
+        """Append events. If one is of a SYNCED kind, return only when all are on the disk.
 
-        Raises OSError where the disk is full, say: what did not arrive whole never counts, and the next call goes on.
-        Raises LeaseLostError, having written nothing.
+        Raises OSError, for example on a full disk: partly written events never count, and the next call continues.
+        Raises LeaseLostError before anything is written.
         """
         reader = self._reader
-        if os.fstat(self._file).st_size != reader.position:  # our last write failed half-way, or somebody else wrote
+        if os.fstat(self._file).st_size != reader.position:  # our last write failed half-way, or another process wrote
             reader.read()
         if self._lock is not None:
             self._lock.check()
@@ -102,11 +103,11 @@ _KEYS = {
     "trial": {"trial", "trunk", "status", "time"},
     "trunk": {"trunk", "time"},
 }
-"""What each kind of event must have. A checksum says so too; lines of earlier versions have none."""
+"""Keys that each kind of event must have. Lines of earlier versions have no checksum, so this is their only check."""
 
 
 def _line(number: int, lease: int, event: Event) -> bytes:
-    """One line: the event with its number and its lease before it, and at its end a checksum over all before that."""
+    """One line: number, lease, the event, and a checksum over everything before it."""
     body = json.dumps({"line": number, "lease": lease} | event, allow_nan=False)[:-1].encode()
     return body + f'{_SUM}{_sum(body)}"}}\n'.encode()
 
@@ -116,7 +117,7 @@ def _sum(body: bytes) -> str:
 
 
 def _event(line: bytes) -> Event | None:
-    """The event of a line, its envelope included; None where the line is damaged. A line of earlier versions has no envelope."""
+    """The event of a line with its envelope; None if damaged. A line of earlier versions has no envelope."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -132,29 +133,29 @@ def _event(line: bytes) -> Event | None:
 
 
 class Reader:
-    """Reads a journal in portions and judges every line: `damage` has a sentence for each that does not count.
+    """Reads a journal in portions and checks every line. `damage` has a sentence for each line that does not count.
 
-    A line that a crash tore is no damage: its number is given to the next one. A gap in the numbers is.
+    A line torn by a crash is no damage, because the next line takes its number. A gap in the numbers is damage.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.position = self.size = 0
-        """Bytes read: up to the end of the last whole line, and in all."""
+        """Bytes read, up to the end of the last whole line and in total."""
         self.next_number = 1
-        """Of the line that is written next."""
+        """Number of the next line to be written."""
         self.lease = 0
-        """The highest so far."""
+        """The highest lease so far."""
         self.is_torn = False
-        """The file ends in the middle of a line, or just before its end."""
+        """The file does not end with a newline."""
         self.is_unended = False
-        """That line lacks nothing but its end: once it is closed off it counts."""
+        """The torn line lacks only its newline: once that is added, the line counts."""
         self.damage: list[str] = []
-        self._row = 0  # as an editor counts
-        self._broken: list[int] = []  # rows that are torn or damaged: the number of the next good one tells which
+        self._row = 0  # line number in an editor
+        self._broken: list[int] = []  # rows that are torn or damaged; the number of the next sound row decides which
 
     def read(self) -> list[Event]:
-        """The events that count since the last time. Raises OSError."""
+        """The counting events since the last call. Raises OSError."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.position)
@@ -174,39 +175,40 @@ class Reader:
                 self._broken += [self._row] if line else []
             elif (place := self._place(event, found)) is not None:
                 found.append((place, {k: v for k, v in event.items() if k not in _ENVELOPE}))
-        if self._broken and not self.is_torn:  # nothing came after: whatever it was, its number is not given again
-            self._tell(self._broken, "damaged")
+        if self._broken and not self.is_torn:  # no line follows, and the next one will not take its number
+            self._report(self._broken, "damaged")
             self._broken = []
             self.next_number += 1
         return [event for _, event in found]
 
     def _place(self, event: Event, found: list[tuple[int, Event]]) -> int | None:
-        """The number under which a sound line counts; None if it does not."""
+        """The number of a sound line, or None if the line does not count."""
         number, lease = event.get("line", self.next_number), event.get("lease", self.lease)
-        if "line" not in event and self._broken:  # of an earlier version, whose lines have no numbers to tell which
-            self._tell(self._broken, "damaged, or torn by a crash")
+        if "line" not in event and self._broken:  # lines of earlier versions have no numbers to decide with
+            self._report(self._broken, "damaged, or torn by a crash")
         if lease < self.lease:
-            self._tell([self._row], "written by a driver that had lost the study")
+            self._report([self._row], "written by a driver that had lost the study")
             return None
         if number < self.next_number and lease == self.lease:
-            self._tell([self._row], f"a copy of line {number}")
+            self._report([self._row], f"a copy of line {number}")
             return None
         if number < self.next_number:
-            late = [one for one in found if one[0] >= number]
-            found[:] = [one for one in found if one[0] < number]
-            self._tell([self._row - 1], f"written by a driver that had lost the study ({len(late)} events)")
+            n_late = sum(n >= number for n, _ in found)
+            found[:] = [(n, earlier) for n, earlier in found if n < number]
+            self._report([self._row - 1], f"written by a driver that had lost the study ({n_late} events)")
         elif number > self.next_number:
-            self._tell(self._broken or [self._row], "damaged" if self._broken else "preceded by a line that is missing")
+            problem = "damaged" if self._broken else "preceded by a line that is missing"
+            self._report(self._broken or [self._row], problem)
         self._broken = []
         self.next_number, self.lease = number + 1, lease
         return int(number)
 
-    def _tell(self, rows: list[int], what: str) -> None:
+    def _report(self, rows: list[int], problem: str) -> None:
         named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-        self.damage.append(f"{FILE}: line {named} is {what}" if len(rows) == 1 else f"{FILE}: lines {named} are {what}")
+        self.damage.append(f"{FILE}: line{f' {named} is' if len(rows) == 1 else f's {named} are'} {problem}")
 
     def written(self, n_lines: int, lease: int, size: int) -> None:
-        """So many sound lines were appended since the last reading, up to this size."""
+        """Note that `n_lines` sound lines were appended since the last read, up to this file size."""
         self._row += n_lines + self.is_torn
         self.next_number += n_lines + self.is_unended
         self.position = self.size = size
@@ -214,14 +216,14 @@ class Reader:
 
 
 def last_lease(folder: Path) -> int:
-    """The highest lease under which a line was written; 0 where there is none. Raises OSError."""
+    """The highest lease in the journal; 0 if there is none. Raises OSError."""
     reader = Reader(folder)
     with contextlib.suppress(FileNotFoundError):
         reader.position = max(0, (folder / FILE).stat().st_size - _NEWEST_BYTES)
     if reader.position:
         reader.next_number = 0
         reader.read()
-    if not reader.lease:  # nothing sound among the newest lines
+    if not reader.lease:  # no sound line among the newest
         reader = Reader(folder)
         reader.read()
     return reader.lease
@@ -234,13 +236,13 @@ def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
     """Events from byte `start` on, and the byte after the last whole line. Lines that do not count are left out."""
     reader = Reader(folder)
     reader.position = start
-    if start:  # the numbers before are not known
+    if start:  # the earlier numbers are not known
         reader.next_number = 0
     return reader.read(), reader.position
 
 
 def _give_checksums(path: Path) -> None:
-    """Write a journal of an earlier version anew with numbers and checksums, in one rename. The old file stays beside it."""
+    """Add numbers and checksums to a journal of an earlier version, in one rename. The old file stays beside it."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -250,7 +252,7 @@ def _give_checksums(path: Path) -> None:
     if not any(event is not None and "sum" not in event for event in events):
         return
     if any(event is not None and "sum" in event for event in events):
-        return  # an earlier version went on with a journal of this one: its lines count, without a checksum
+        return  # an earlier version continued a journal of this version: its lines count without a checksum
     sound = [event for event in events if event is not None]
     before = path.with_name(f"{path.stem}.before_checksums.jsonl")
     if not before.exists():
@@ -259,9 +261,9 @@ def _give_checksums(path: Path) -> None:
 
 
 class State:
-    """A journal in memory: all that was recorded. Feed it events in order, in any portions.
+    """Everything recorded in a journal, in memory. Feed it events in order, in any portions.
 
-    What of it counts for a study is the matter of `recorded.py`: events of other settings may stand among them.
+    It may hold events of other settings; `recorded.py` decides which of them count for a study.
     """
 
     def __init__(self) -> None:
@@ -270,18 +272,17 @@ class State:
         self.sessions: list[Event] = []
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
-        self.ends: list[Event] = []  # of trials, in order, of whatever settings
-        self.trunks: list[Event] = []
+        self.ends: list[Event] = []  # ends of trials in order, of all settings
         self.last_time = 0.0  # of the newest event
         self.record = ""
-        """Names this journal among others of the same study: its first session."""
+        """Identifies this journal among others of the same study: its first session."""
         self.lease = 0
-        """The highest under which a line was written."""
+        """The highest lease of a line."""
         self.n_bytes = 0
-        """Of the journal up to the end of its last whole line, where it was read whole."""
+        """Size of the journal up to the end of its last whole line, if it was read from its start."""
         self.damage: list[str] = []
         """A sentence for each line that does not count."""
-        self._known: set[tuple[str, str | None]] = set()  # a key and the fingerprint of what made it
+        self._known: set[tuple[str, str | None]] = set()  # (key, fingerprint of the spec)
 
     @classmethod
     def of(cls, folder: Path) -> State:
@@ -294,7 +295,7 @@ class State:
         return state
 
     def feed(self, events: list[Event]) -> None:
-        """Take events in; a key that is known already changes nothing, unless other settings made it."""
+        """Add events. A known key changes nothing, unless other settings made the event."""
         for event in events:
             known = event["key"], event.get("fingerprint")
             if known in self._known:
@@ -312,7 +313,5 @@ class State:
             elif kind == "trial":
                 self.ends.append(event)
                 ended = self.trials.get(event["trial"])
-                if ended is None or ended["status"] == "failed":  # a failure may be made good later
+                if ended is None or ended["status"] == "failed":  # a failed trial may succeed later
                     self.trials[event["trial"]] = event
-            elif kind == "trunk":
-                self.trunks.append(event)

@@ -1,8 +1,8 @@
-"""The lease: one driver holds a study at a time, and one that has lost it stops before it writes.
+"""The lease: one driver holds a study at a time. A driver that has lost it stops before it writes.
 
-On one machine flock decides. Other machines see a lease that the holder renews; its age is measured by the clock of the file
-system, so that two machines need not agree on the time. Each lease has a number higher than all before it, and every line
-of the journal carries the number: a line of a holder that was superseded never counts.
+On one machine flock decides. Other machines see a lease that the holder renews. Its age is measured by the clock of the
+file system: the machines need not agree on the time. Each lease has a number higher than all before it. Every journal
+line carries the number, so a line of a superseded holder never counts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from trainers import durable
 
 LOCK_FILE = "driver.lock"
 LEASE_SECONDS = 60.0
-"""A driver on another machine that has not renewed its lease for this long is taken for dead."""
+"""A driver on another machine that has not renewed its lease for this long counts as dead."""
 SETTLE_SECONDS = 1.0
-"""Where the file system has no flock, the lock is read again after this time: of two that wrote it, the later one has it."""
+"""Without flock, the lock is read again after this time. Of two drivers that wrote it, the later one holds it."""
 LOOK_SECONDS = 1.0
-"""An flock that is held is tried again for so long: `emergence status` takes it for a moment to see whether it is free."""
+"""A held flock is tried again for this long: `emergence status` takes it for a moment to see whether it is free."""
 CLOCK_SECONDS = 5.0
-"""A lock dated further ahead than this has a date that says nothing: somebody set a clock back, or the file's date."""
-_ROOM = 512  # bytes of the lock, always written whole
+"""A lock dated further ahead than this has a useless date: a clock or the file's date was changed."""
+_LOCK_BYTES = 512  # size of the lock, always written whole
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
@@ -42,17 +42,17 @@ class StudyHeldError(Exception):
 
 
 class LeaseLostError(Exception):
-    """This driver held the study and does so no longer."""
+    """This driver held the study and lost it."""
 
 
 @cache
 def here() -> dict[str, str]:
-    """This machine since its last start: host name, boot, and the space in which process ids mean something."""
+    """This machine since its last boot: host name, boot id, and the namespace of its process ids."""
     return {"host": socket.gethostname(), "boot": durable.boot(), "pids": durable.process_space()}
 
 
 class StudyLock:
-    """Hold a study, as a context manager. `number` is the lease's; `check` raises once it is lost."""
+    """Holds a study; a context manager. `number` is the lease's number. `check` raises once the lease is lost."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class StudyLock:
         last_lease: Callable[[], int] = lambda: 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`last_lease` tells the journal's highest: the lock file may be lost, or another's. `say` hears of waiting."""
+        """`last_lease()` is the journal's highest lease: the lock file may be lost or foreign. `say` reports waiting."""
         self.path, self.study_id, self.number = folder / LOCK_FILE, study_id, 0
         self._last_lease, self._say = last_lease, say
         self._token, self._beat = uuid.uuid4().hex, 0
@@ -69,7 +69,7 @@ class StudyLock:
         self._done = threading.Event()
 
     def __enter__(self) -> StudyLock:
-        """Raises StudyHeldError where another driver is alive, and OSError where no lock can be written."""
+        """Raises StudyHeldError if another driver is alive, and OSError if the lock cannot be written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -101,8 +101,8 @@ class StudyLock:
         return f"{self.study_id} is being run by {who}; watch it with 'emergence status', end it with 'emergence stop'"
 
     def check(self) -> None:
-        """Raises LeaseLostError where another driver has taken over, or the lock file is gone."""
-        if not any(self._is_mine(pause) for pause in (0.0, 0.1, 0.5)):  # a server that is away for a moment is not lost
+        """Raises LeaseLostError if another driver took over or the lock file is gone."""
+        if not any(self._is_mine(pause) for pause in (0.0, 0.1, 0.5)):  # a file server may be away for a moment
             raise LeaseLostError(
                 f"{self.study_id}: this driver no longer holds the study: {self.path} names "
                 f"{_name(_read(self.path))}; nothing more is written here"
@@ -120,16 +120,16 @@ class StudyLock:
             "since": self._since,
         }
         facts |= {"renewed": time.time(), "beat": self._beat, "lease": self.number, "token": self._token} | changes
-        os.pwrite(self._file, json.dumps(facts).encode().ljust(_ROOM), 0)
-        os.fsync(self._file)  # or other machines would read it when this one pleases
+        os.pwrite(self._file, json.dumps(facts).encode().ljust(_LOCK_BYTES), 0)
+        os.fsync(self._file)  # else other machines may see it late
 
     def _keep_renewing(self) -> None:
         while not self._done.wait(LEASE_SECONDS / 4):
-            with contextlib.suppress(OSError):  # a server that is away for a moment: the next time will do
-                looked = time.monotonic()
+            with contextlib.suppress(OSError):  # a file server may be away for a moment: try again
+                looked_at = time.monotonic()
                 if not self._is_mine():
-                    return  # `check` says so before the next write
-                if time.monotonic() - looked < LEASE_SECONDS / 4:  # else it is another's by now, perhaps: look again
+                    return  # `check` raises before the next write
+                if time.monotonic() - looked_at < LEASE_SECONDS / 4:  # after a slow read it may be lost: read again
                     self._write()
 
     def __exit__(
@@ -144,13 +144,13 @@ class StudyLock:
 
 
 def lock_holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds or last held the study without letting go, as written in the lock; None if nobody."""
+    """The facts of the driver that holds the study, or held it without releasing it; None if there is none."""
     holder = _read(folder / LOCK_FILE)
     return None if holder is None or holder.get("released") else holder
 
 
 def is_held(folder: Path) -> bool:
-    """Is a driver alive on this study? Never waits: a lock with a date ahead of the clock counts as nobody's."""
+    """Whether a living driver holds this study. Never waits: a lock dated ahead of the clock counts as free."""
     path = folder / LOCK_FILE
     holder = lock_holder(folder)
     if holder is None:
@@ -164,7 +164,7 @@ def is_held(folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The lock's facts; None where there is no lock or it names nobody."""
+    """The lock's facts; None if there is no lock or it names no holder."""
     try:
         holder = json.loads(path.read_bytes() or b"null")
     except (OSError, ValueError):
@@ -177,7 +177,7 @@ def _name(holder: dict[str, Any] | None) -> str:
 
 
 def flock(file: int, how: int) -> bool | None:
-    """Take an flock: True if it was free, False if another process has it, None where the file system has none."""
+    """Take an flock: True if it was free, False if another process has it, None if the file system has no flock."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as problem:
@@ -186,7 +186,7 @@ def flock(file: int, how: int) -> bool | None:
 
 
 def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callable[[str], None] | None) -> bool:
-    """Does the holder named in a lock still live? `free`: the answer of flock. With `say`, waits where dates do not tell."""
+    """Whether the holder in a lock is alive. `free` is flock's answer. With `say`, waits if the dates do not decide."""
     if holder.get("released"):
         return False
     if holder["host"] == here()["host"] and holder.get("boot", here()["boot"]) == here()["boot"]:
@@ -209,7 +209,7 @@ def _is_alive(holder: dict[str, Any], path: Path, free: bool | None, say: Callab
 
 
 def _age_seconds(path: Path) -> float:
-    """Seconds since the lock was written, by the file system's own clock; by ours where nothing can be written there."""
+    """Seconds since the lock was written, by the file system's clock. If the folder cannot be written, our clock counts."""
     written = path.stat().st_mtime
     probe = path.with_name(f".{LOCK_FILE}.{uuid.uuid4().hex}")
     try:

@@ -1,7 +1,7 @@
-"""Where MLflow shows what was recorded: addresses for people, kept beside the results. Knows no MLflow.
+"""Addresses in MLflow's UI, kept beside the results. Imports no MLflow.
 
-A report links to the runs of its trials. A tracking server has an address of its own; a database is shown by `emergence ui`
-at a port that may be another one each time, so that command leads the reports there (`serve_at`).
+A report links to the runs of its trials. A tracking server has a fixed address. A database is shown by `emergence ui`,
+whose port may change. That command therefore rewrites the links of the reports (`serve_at`).
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from orchestrator import files
 from orchestrator.record.journal import home_folder
 
 LINKS_FILE = "mlflow.json"
-"""In a study's folder: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
+"""In a study's folder: {"base": address, "study": path, "runs": {trial id: path}, "store": hash of the store}."""
 MARKER_FILE = "published.json"
-"""In a study's folder: what tables, report and MLflow show by now, and the sizes and hashes of the files (`publisher.py`)."""
+"""In a study's folder: the published state of tables, report and MLflow, with hashes of the files (`publisher.py`)."""
 UI_FILE = "mlflow_ui.json"
-"""In the home folder: the address that `emergence ui` served last."""
+"""In the home folder: the last address of `emergence ui`."""
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `emergence ui` serves unless told otherwise."""
+"""Default address of `emergence ui`."""
 
 
 def run_path(experiment: str, run: str) -> str:
-    """A run's path in MLflow's UI. Without its query a browser that is new to MLflow opens the pages for agents, which are
-    empty (seen with 3.17; the kind that the experiment is tagged with does not help)."""
+    """A run's path in MLflow's UI.
+
+    Without the query a browser new to MLflow opens the pages for agents, which are empty. Seen with 3.17; the
+    experiment's kind tag does not help.
+    """
     return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
 
 def ui_address(tracking_uri: str) -> str:
-    """Where people look at this store: a server itself (no user, no password), `emergence ui` for a database, else ""."""
+    """The UI's address for this store: a server without user and password, `emergence ui` for a database, else ""."""
     if tracking_uri.startswith(("http://", "https://")):
         parts = urlsplit(tracking_uri)
         if "@" not in parts.netloc and holds_secret(re.split(r"\?[\w.]+=", tracking_uri)[0]):
-            return ""  # a password that is not quoted: where the host begins is anybody's guess
+            return ""  # an unquoted password: the start of the host is ambiguous
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     if tracking_uri.startswith("databricks"):
         return ""
@@ -46,15 +49,12 @@ def ui_address(tracking_uri: str) -> str:
 
 
 def is_local(tracking_uri: str) -> bool:
-    """Is this a store that `emergence ui` shows?"""
+    """Whether `emergence ui` shows this store."""
     return not tracking_uri.startswith(("http://", "https://", "databricks"))
 
 
 def serve_at(address: str, tracking_uri: str) -> list[Path]:
-    """`emergence ui` shows this store at this address: lead the home's reports there. Returns the folders it shows.
-
-    A report is a file, so its links are rewritten in place; nothing is drawn again.
-    """
+    """Rewrite the links of the home's reports to this address of `emergence ui`. Returns the study folders of this store."""
     write_json(home_folder() / UI_FILE, {"address": address})
     shown = []
     for folder in sorted(path.parent for path in home_folder().glob(f"*@*/{LINKS_FILE}")):
@@ -69,7 +69,7 @@ def serve_at(address: str, tracking_uri: str) -> list[Path]:
 
 
 def _lead(folder: Path, before: str, address: str) -> None:
-    """Lead a report's links to another address; the marker then knows the new page, if it knew the old one."""
+    """Rewrite a report's links to a new address. If the marker knew the old page, it is updated for the new one."""
     page, marker = folder / "report.html", read_json(folder / MARKER_FILE) or {}
     if not page.exists():
         return
@@ -83,17 +83,17 @@ def _lead(folder: Path, before: str, address: str) -> None:
 
 
 def of(folder: Path) -> dict[str, Any] | None:
-    """The MLflow addresses of a study's runs, as last published; None where it was not."""
+    """The MLflow addresses of a study's runs, as last published; None if never published."""
     return read_json(folder / LINKS_FILE)
 
 
 def write(folder: Path, found: dict[str, Any]) -> None:
-    """Keep them. Raises OSError."""
+    """Save them. Raises OSError."""
     write_json(folder / LINKS_FILE, found)
 
 
 def study_link(folder: Path, tracking_uri: str) -> str | None:
-    """The address of a study's parent run; None where it was not published in this store, or has no address."""
+    """The address of a study's parent run; None if it was not published in this store, or the store has no address."""
     found = of(folder)
     if not found or found.get("store") != store_of(tracking_uri) or not found["base"] or not found["study"]:
         return None
@@ -101,30 +101,30 @@ def study_link(folder: Path, tracking_uri: str) -> str | None:
 
 
 def store_of(tracking_uri: str) -> str:
-    """Which store, as a hash: a tracking URI may carry a password."""
+    """A hash that identifies the store: a tracking URI may carry a password."""
     return hashlib.sha256(tracking_uri.encode()).hexdigest()
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file behind an SQLite URI; None for any other store, and for one in memory."""
+    """The file of an SQLite URI; None for any other store and for an in-memory database."""
     scheme, _, rest = tracking_uri.partition("://")
     if scheme.split("+")[0] != "sqlite" or not rest.startswith("/"):
         return None
     path = rest[1:].partition("?")[0]
     if "%" in path:
-        from sqlalchemy.engine import make_url  # here: it takes a third of a second, and only such names need it
+        from sqlalchemy.engine import make_url  # imported here: it takes a third of a second, and is rarely needed
 
         path = make_url(tracking_uri).database or ""
     return Path(path) if path and path != ":memory:" else None
 
 
 def sqlite_uri(path: Path) -> str:
-    """The SQLite URI of a file, as SQLAlchemy reads it. Raises ValueError for a name that it cannot take."""
+    """The SQLite URI of a file, as SQLAlchemy reads it. Raises ValueError for a name that no URI can express."""
     if not set("?%") & set(str(path)):
         return f"sqlite:///{path}"
     from sqlalchemy.engine import URL, make_url
 
-    # With the driver named: MLflow makes the folder of a plain `sqlite:///` URI itself, and takes the quoted name for it.
+    # The driver must be named: for a plain `sqlite:///` URI MLflow makes the folder itself, under the quoted name.
     uri = URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
     if make_url(uri).database != str(path):
         raise ValueError(f"{path}: no SQLite URI can name it")
@@ -141,14 +141,14 @@ _HARMLESS = {
     *("region", "scheme", "endpoint_override", "allow_bucket_creation", "retry_limit_seconds", "uri", "mode", "cache"),
     *("timeout", "sslmode", "charset", "driver", "experiment_name", "run_id", "workflowtype"),
 }
-"""Settings in a query that hold no secret. The value of any other one is hidden."""
+"""Query settings that hold no secret. The value of every other setting is hidden."""
 
 
 def without_password(text: str) -> str:
-    """A URI, or a message that quotes some, as it may be shown.
+    """A URI, or a message that quotes URIs, without secrets.
 
-    What stands before the host is hidden, but for the user of a database: a user may be a token. So is every setting in
-    a query that is not known as harmless.
+    The part before the host is hidden, because a user may be a token; the user of a database is shown. Query settings
+    that are not known as harmless are hidden too.
     """
 
     def shown(found: re.Match[str]) -> str:
@@ -167,10 +167,10 @@ def without_password(text: str) -> str:
 
 
 def _without_user(scheme: str, rest: str) -> tuple[str, str]:
-    """What follows `scheme://`, as (user as it may be shown, from the host on).
+    """Split the text after `scheme://` into the user as it may be shown, and the rest from the host on.
 
-    A password may hold `/`, `?`, `#` or `@`, although they should be quoted there: it ends at the last `@` before the
-    settings. Rather too much is hidden than too little.
+    A password may hold `/`, `?`, `#` or `@`, although they should be quoted. It ends at the last `@` before the
+    settings, so too much is hidden rather than too little.
     """
     host, is_database = re.split(r"[/?#]", rest, maxsplit=1)[0], bool(_DATABASE.match(scheme))
     port = r"(\[.*\]|[^:@]*)(:\d{0,5})?" if not is_database else r"(\[.*\]|[^:@]*)"
@@ -186,7 +186,7 @@ def _without_user(scheme: str, rest: str) -> tuple[str, str]:
 
 
 def secrets_of(uri: str) -> set[str]:
-    """Everything of a URI that is hidden where it is shown, as written and unquoted."""
+    """All hidden parts of a URI, as written and unquoted."""
     found = set()
     scheme, _, rest = uri.partition("://")
     user, place = _without_user(scheme.lower(), rest)
@@ -194,25 +194,25 @@ def secrets_of(uri: str) -> set[str]:
         given = rest[: len(rest) - len(place) - 1]
         name, _, password = given.partition(":")
         found |= {given, password} if _DATABASE.match(scheme) else {given, name, password}
-    with contextlib.suppress(ValueError):  # as a client reads it
+    with contextlib.suppress(ValueError):  # the password as a client reads it
         found.add(urlsplit(uri).password or "")
     found |= {m[3] for m in _QUERY.finditer(uri) if m[2].lower() not in _HARMLESS or re.search("@|%40", m[3])}
     return {each for secret in found for each in (secret, unquote(secret)) if len(each) >= SHORTEST_SECRET}
 
 
 SHORTEST_SECRET = 3
-"""Shorter ones cannot be found in a message: they stand in its words."""
+"""Shorter secrets cannot be removed from a message: they also occur in ordinary words."""
 
 
 def hide(text: str, *uris: str) -> str:
-    """A message as it may be shown: without the secrets of these URIs either, in whatever way it quotes them."""
+    """A message without secrets, including those of these URIs in any quoting."""
     for secret in sorted({each for uri in uris for each in secrets_of(uri)}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return without_password(text)
 
 
 def holds_secret(text: str) -> bool:
-    """Is there anything in a text that may not be shown?"""
+    """Whether a text holds a secret."""
     return without_password(text) != text
 
 
@@ -220,7 +220,7 @@ def holds_secret(text: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small file of ours; None where it is missing or torn."""
+    """Read a small JSON file of ours; None if it is missing or torn."""
     try:
         return cast(dict[str, Any], json.loads(path.read_text()))
     except (OSError, ValueError):
@@ -228,5 +228,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write it, whole. Raises OSError."""
+    """Write a JSON file atomically. Raises OSError."""
     files.replace(path, json.dumps(value).encode())

@@ -1,4 +1,4 @@
-"""A study's runs in MLflow: one a trial, found by key before it is made. The only file that imports mlflow."""
+"""A study's runs in MLflow: one run a trial, found by its key before it is made. The only file that imports mlflow."""
 
 from __future__ import annotations
 
@@ -26,47 +26,46 @@ from trainers.spec import TrialSpec
 from trainers.tasks import Family
 
 Say = Callable[[str], None]
-"""Takes one line for the person who waits."""
+"""Shows one line to the user."""
 
 REPORT_FILE = "report.html"
-
 
 METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
 METRICS |= {"ability": "ability", "memory": "memory"}
 """Measure -> its name in MLflow."""
 
 SAY_EVERY_SECONDS = 5.0
-"""A person who waits hears so often how far MLflow is."""
+"""Interval between two progress lines."""
 
 
 def default_tracking_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder. Raises ValueError where no URI can name that file."""
+    """$MLFLOW_TRACKING_URI, else an SQLite file in the home folder. Raises ValueError if no URI can name that file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or links.sqlite_uri(home_folder() / "mlflow.db")
 
 
 PARENT = "study"
-"""Key of the parent run; the key of any other run is its trial's id."""
+"""Key of the parent run. Every other run has its trial's id as key."""
 
-RUNNING_NOTE = "**Running now; what follows is what was known before.**\n\n"
+RUNNING_NOTE = "**Running now; the text below is from before this run.**\n\n"
 
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
-"""What MLflow takes: characters of a tag, a param and a name; metrics in one request."""
+"""MLflow's limits: characters of a tag, a param and a name; metrics in one request."""
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _PATIENCE = {_RETRIES: "1", _TIMEOUT: "20"}
-"""Its own 7 tries are minutes before it says no, and its 120 s are long for a server that hangs."""
+"""MLflow's default of 7 tries takes minutes to fail. Its 120 s are too long for a server that hangs."""
 
 _FIRST_TIMEOUT = "5"
-"""A server that does not answer the first request of all is taken for dead after ten seconds."""
+"""A server that does not answer the first request counts as down, after two tries of 5 s."""
 
 SQLITE_PATIENCE_SECONDS = 5.0
-"""How long a locked database is waited for before the first request; MLflow alone would try for minutes."""
+"""Wait for a locked database before the first request. MLflow alone would try for minutes."""
 
 
 @contextlib.contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Set these variables for a while: MLflow reads them at each request."""
+    """Set these variables inside the block: MLflow reads them at each request."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -80,25 +79,25 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def connect(tracking_uri: str) -> Any:
-    """A client of this store, quiet and not endlessly patient. Raises what is wrong with a store that is a file."""
+    """A quiet client of this store with short timeouts. Raises sqlite3.Error or OSError for an unusable SQLite file."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line for each run, among our answers
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else a line for each run
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     if (path := links.sqlite_file(tracking_uri)) is not None:
         _check_sqlite(path)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3"):  # what they log is raised as well
+    for name in ("mlflow", "alembic", "urllib3"):  # their errors are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri)
 
 
 def _check_sqlite(path: Path) -> None:
-    """Write to a database and take it back. Raises sqlite3.Error, and OSError where its folder is missing.
+    """Write to a database and roll back. Raises sqlite3.Error, and OSError if its folder is missing or not writable.
 
-    MLflow would try ten times for minutes, and then quote SQL.
+    MLflow would try ten times, for minutes, and then quote SQL.
     """
     if not path.exists():
         if not path.parent.is_dir():
@@ -116,7 +115,7 @@ def _check_sqlite(path: Path) -> None:
 
 
 def first_contact(client: Any, study_id: str) -> Any:
-    """The experiment of a study, None while there is none. The first request: it tells whether anybody is there."""
+    """The experiment of a study, or None. As the first request it shows whether the server answers."""
     is_ours = os.environ.get(_TIMEOUT) == _PATIENCE[_TIMEOUT]
     with _environment({_TIMEOUT: _FIRST_TIMEOUT} if is_ours else {}):
         return client.get_experiment_by_name(study_id)
@@ -135,7 +134,7 @@ def runs_of(client: Any, experiment: str, record_id: str) -> Iterator[Any]:
 
 
 def _tag(value: Any, limit: int = MAX_TAG) -> str:
-    """A value as a tag: of a length that MLflow takes, without characters that a database refuses."""
+    """A value as a tag: within MLflow's length limit, without characters that a database refuses."""
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -143,12 +142,12 @@ def _tag(value: Any, limit: int = MAX_TAG) -> str:
 class MlflowRecord:
     """The projection into MLflow: one experiment a study, one parent run, one child run a trial.
 
-    Runs are found again by their tags, points by (step, timestamp): publishing again changes nothing. `record_id` names
-    the journal: two homes that share a server have a parent run each. A copy of a home has the same name, and is the
-    same record: give it a store of its own.
+    Runs are found by their tags, points by (step, timestamp). Publishing again therefore changes nothing. `record_id`
+    identifies the journal: two homes on one server have separate parent runs. A copy of a home has the same id and is
+    the same record. It needs a store of its own.
 
-    An answer may be lost after MLflow has done the work, and two publishers may have worked side by side. So after any
-    error a new record looks for its runs before it makes one, and of several runs of one key the fullest stays.
+    MLflow may do its work and lose the answer, and two publishers may work side by side. After any error a new record
+    therefore looks for its runs before it makes one. If one key has several runs, the fullest stays.
     """
 
     def __init__(self, tracking_uri: str, study: Study, record_id: str) -> None:
@@ -167,29 +166,31 @@ class MlflowRecord:
             )
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
-        self._above: dict[str, str] = {}  # trial id -> the parent that its run names
+        self._parents: dict[str, str] = {}  # trial id -> parent of its run
         self._described: set[str] = set()  # keys whose run has its params
-        self._settled: set[str] = set()  # trials whose run holds all there will ever be
-        self._logged: dict[str, int] = {}  # evaluations already sent, by trial
-        self._counts: dict[str, int] = {}  # of trials, as last told
+        self._settled: set[str] = set()  # trials whose run is final
+        self._logged: dict[str, int] = {}  # trial id -> evaluations already sent
+        self._counts: dict[str, int] = {}  # numbers of trials, as last sent
         self._find()
 
     def _find(self) -> None:
-        """Learn which runs there are. Of several for one key all but the fullest are ended and deleted."""
+        """Find the existing runs. If one key has several, all but the fullest are ended and deleted."""
         by_key: dict[str, list[Any]] = {}
         for run in runs_of(self.client, self.experiment, self.record_id):
             by_key.setdefault(run.data.tags["emergence.key"], []).append(run)
         for key, runs in by_key.items():
-            run, *others = sorted(runs, key=_fullest_first)
+            run, *others = sorted(  # settled runs first, then those with most metrics and params
+                runs, key=lambda r: (not _is_settled(r), -len(r.data.metrics) - len(r.data.params), r.info.run_id)
+            )
             for other in others:
                 if other.info.status == "RUNNING":
                     self.client.set_terminated(other.info.run_id, "KILLED")
                 self.client.delete_run(other.info.run_id)
-            if self.runs.get(key, run.info.run_id) != run.info.run_id:  # what we have sent went to the other one
+            if self.runs.get(key, run.info.run_id) != run.info.run_id:  # our points went to the deleted run
                 self._logged.pop(key, None)
                 self._described.discard(key)
             self.runs[key] = run.info.run_id
-            self._above[key] = run.data.tags.get("mlflow.parentRunId", "")
+            self._parents[key] = run.data.tags.get("mlflow.parentRunId", "")
             if _is_settled(run):
                 self._settled.add(key)
             if run.data.params:
@@ -199,27 +200,23 @@ class MlflowRecord:
         return (home_folder() / "mlartifacts" / self.study.id).as_uri()
 
     def _create_experiment(self, tracking_uri: str) -> str:
-        place = None
-        if not tracking_uri.startswith("http"):  # a server keeps artifacts itself
-            place = self._artifacts()
+        place = None if tracking_uri.startswith("http") else self._artifacts()  # a server keeps artifacts itself
         note = summary.as_markdown(_tag(self.study.question, MAX_TAG // 6))
         tags = {"emergence.question": _tag(self.study.question), "mlflow.note.content": note}
-        tags["mlflow.experimentKind"] = "custom_model_development"  # or the UI opens on its pages for agents
+        tags["mlflow.experimentKind"] = "custom_model_development"  # else the UI opens on its pages for agents
         try:
             with _environment({_RETRIES: "0"}):
                 return cast(str, self.client.create_experiment(self.study.id, artifact_location=place, tags=tags))
-        except Exception:
-            found = self.client.get_experiment_by_name(
-                self.study.id
-            )  # made by another publisher, or for us, and the answer was lost
+        except Exception:  # another publisher may have made it, or the answer was lost
+            found = self.client.get_experiment_by_name(self.study.id)
             if found is None:
                 raise
             return cast(str, found.experiment_id)
 
     def _run(self, key: str, name: str, started: float, tags: dict[str, Any]) -> str:
-        """The run of this key, made on first use. Its key is written with it: after any error a new record finds it.
+        """The run of this key, made on first use together with its key. After any error a new record finds it.
 
-        MLflow's client may not repeat the request by itself: a repeated one makes a second run.
+        MLflow's client must not repeat the request: a repeated request makes a second run.
         """
         if key not in self.runs:
             tags = {k: _tag(v) for k, v in tags.items()} | {"emergence.key": key, "emergence.record": self.record_id}
@@ -230,7 +227,7 @@ class MlflowRecord:
         return self.runs[key]
 
     def _log(self, run: str, points: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
-        """Log to a run in requests of a size that MLflow takes; params with the first, tags with the last."""
+        """Log to a run in requests within MLflow's limits: params with the first, tags with the last."""
         starts = range(0, max(len(points), 1), MAX_METRICS)
         for start in starts:
             is_last = start == starts[-1]
@@ -242,41 +239,43 @@ class MlflowRecord:
             )
 
     def publish(self, state: State, say: Say | None = None) -> None:
-        """Bring every run up to the journal. Raises mlflow's exceptions; call again later."""
+        """Bring every run up to the journal. Raises mlflow's exceptions; the caller may try again later."""
         if not state.sessions:
             return
         parent = self._parent(state)
         for key in self._settled - {PARENT}:
-            if self._above[key] != parent:
-                self.client.set_tag(self.runs[key], "mlflow.parentRunId", parent)
-                self._above[key] = parent
+            self._set_parent(key, self.runs[key], parent)
         unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
-        told = time.monotonic()
+        said_at = time.monotonic()
         for i, trial in enumerate(unsettled):
             self._publish_trial(state, trial, parent)
-            if say and time.monotonic() - told > SAY_EVERY_SECONDS:
-                told = time.monotonic()
+            if say and time.monotonic() - said_at > SAY_EVERY_SECONDS:
+                said_at = time.monotonic()
                 say(f"MLflow: {i + 1} of {len(unsettled)} trials")
-        self._tell_counts(parent, state)
+        self._log_counts(parent, state)
+
+    def _set_parent(self, key: str, run: str, parent: str) -> None:
+        if self._parents.get(key, parent) != parent:
+            self.client.set_tag(run, "mlflow.parentRunId", parent)
+        self._parents[key] = parent
 
     def _parent(self, state: State) -> str:
         tags = {"emergence.kind": "study", "emergence.study": self.study.id}
         return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
 
     def begin(self, state: State) -> None:
-        """A session has begun: the parent run says so, and with which axes; an answer that it had stays, and is called older."""
+        """Mark the parent run as running and log its axes. An earlier answer in its description stays, marked as older."""
         parent = self._parent(state)
         run = self.client.get_run(parent)
         note = run.data.tags.get("mlflow.note.content", "")
         if note and not note.startswith(RUNNING_NOTE):
             self.client.set_tag(parent, "mlflow.note.content", RUNNING_NOTE + note)
-        self._tell_axes(parent, run.data.params)
-        self._tell_counts(parent, state)
+        self._log_axes(parent, run.data.params)
+        self._log_counts(parent, state)
         if run.info.status != "RUNNING":
             self.client.update_run(parent, status="RUNNING")
 
-    def _tell_counts(self, parent: str, state: State) -> None:
-        """How many trials are done, diverged, failed and open, whenever that has changed."""
+    def _log_counts(self, parent: str, state: State) -> None:
         ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
         counts = {kind: ended.count(kind) for kind in ("done", "diverged", "failed", "open")}
         if counts != self._counts:
@@ -284,17 +283,20 @@ class MlflowRecord:
             self._log(parent, [metric(f"trials/{kind}", float(n), when, 0) for kind, n in counts.items()])
             self._counts = counts
 
-    def _tell_axes(self, parent: str, known: dict[str, str]) -> None:
-        """The family and the axes, as params that the UI's columns show. MLflow never changes a param and axes may grow: what
-        they have grown to is a param beside the first, and the tags say what they are now."""
+    def _log_axes(self, parent: str, known: dict[str, str]) -> None:
+        """Log the family and the axes as params, which the UI shows in columns.
+
+        MLflow never changes a param, and axes may grow. A grown axis becomes a new param beside the first, and the tags
+        hold the current axes.
+        """
         axes = axes_words(self.study)
         params, fresh = {"family": cast(Any, self.study.family).name} | axes, []
         for name, words in params.items():
             words = _tag(words, MAX_PARAM)
-            told = [key for key in known if key == name or key.startswith(f"{name}/extended")]
-            if not told or known[max(told, key=len)] != words:
-                key = name if not told else f"{name}/extended{'_again' * (len(told) - 1)}"
-                if len(key) <= MAX_NAME:  # it was extended dozens of times; the tags have what holds now
+            logged = [key for key in known if key == name or key.startswith(f"{name}/extended")]
+            if not logged or known[max(logged, key=len)] != words:
+                key = name if not logged else f"{name}/extended{'_again' * (len(logged) - 1)}"
+                if len(key) <= MAX_NAME:  # else it was extended dozens of times, and only the tags are current
                     fresh.append(self._entities.Param(key, words))
         tags = [self._entities.RunTag(f"emergence.axes.{axis}", _tag(words)) for axis, words in axes.items()]
         self._log(parent, params=fresh, tags=tags)
@@ -321,9 +323,7 @@ class MlflowRecord:
             for _, event in evaluations[known:]
             for key, value in trial_metrics(event, cast(Family, trial.family).ability_of).items()
         ]
-        if self._above.get(trial.id, parent) != parent:
-            self.client.set_tag(run, "mlflow.parentRunId", parent)
-        self._above[trial.id] = parent
+        self._set_parent(trial.id, run, parent)
         if points or params:
             self._log(run, points, params)
         self._described.add(trial.id)
@@ -344,24 +344,19 @@ class MlflowRecord:
                 self._settled.add(trial.id)
 
     def links(self, tracking_uri: str) -> dict[str, Any]:
-        """Where the UI shows the runs: {"base": address, "study": path, "runs": {trial id: path}, "store": which}."""
+        """Addresses of the runs in the UI: {"base": address, "study": path, "runs": {trial id: path}, "store": hash}."""
         runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
-        study = runs.pop(PARENT, None)
-        return {
-            "base": links.ui_address(tracking_uri),
-            "study": study,
-            "runs": runs,
-            "store": links.store_of(tracking_uri),
-        }
+        study, store = runs.pop(PARENT, None), links.store_of(tracking_uri)
+        return {"base": links.ui_address(tracking_uri), "study": study, "runs": runs, "store": store}
 
     def heal(self) -> None:
-        """Look once more for runs that were made twice: MLflow may have made one long after it was asked."""
+        """Look again for duplicate runs: MLflow may make one long after the request."""
         self._find()
 
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
     ) -> None:
-        """What the whole study came to, on the parent run: the answer as its description, figures, tables, report.
+        """Log the study's results on the parent run: the answer as its description, figures, tables, report.
 
         `when_seconds` is the journal's time, so that publishing again adds no points.
         """
@@ -371,24 +366,19 @@ class MlflowRecord:
             self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
         ]
         self._log(parent, points, tags=[self._entities.RunTag("mlflow.note.content", description)])
-        self._tell_axes(parent, self.client.get_run(parent).data.params)
+        self._log_axes(parent, self.client.get_run(parent).data.params)
         for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self.client.set_terminated(parent, "FINISHED", now)
 
 
-def _fullest_first(run: Any) -> tuple[bool, int, str]:
-    """The order in which runs of one key are kept: settled ones, then by how much they hold; the rest by their ids."""
-    return not _is_settled(run), -len(run.data.metrics) - len(run.data.params), run.info.run_id
-
-
 def _is_settled(run: Any) -> bool:
-    """Does a trial's run hold all there will ever be? Its status is set last."""
+    """Whether a trial's run is final. Its status is set last."""
     return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
 
 
 def shown_files(folder: Path) -> list[str]:
-    """What the record consists of in a study's folder, by their paths in it."""
+    """The files of the record in a study's folder, as relative paths."""
     figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
     return [*TABLES, SUMMARY_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
 
@@ -404,7 +394,7 @@ def axes_words(study: Study) -> dict[str, str]:
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """MLflow params of a trial: axes (with logarithms, as the UI's param axes are linear), model, training, family."""
+    """MLflow params of a trial: axes, model, training, family. Axes are logged as logarithms too: the UI's axes are linear."""
     params: dict[str, Any] = {
         "n_tasks": trial.n_tasks,
         "n_tasks_log10": round(math.log10(trial.n_tasks), 4),
@@ -421,7 +411,8 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
 
 
 def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
-    """MLflow metrics of one evaluation: `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match | ability | memory`, `flops`."""
+    """MLflow metrics of one evaluation: `flops` and `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match |
+    ability | memory`."""
     metrics = {"flops": float(event["flops"])}
     if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
         metrics["train/loss_nats"] = event["train_loss_nats"]

@@ -1,4 +1,4 @@
-"""Where results come from: commit, versions, machine, and the journal's entry for one run of the driver."""
+"""The origin of results: commit, versions, machine, and the journal's entry for one run of the driver."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from orchestrator.study.schema import Study
 
 
 def session_event(study: Study, options: dict[str, Any], record: str = "") -> dict[str, Any]:
-    """The first event of a driver: the study as resolved, where and with what it runs. Its key is new each time.
+    """The first event of a driver: the resolved study, the options, the machine and the code. Its key is new each time.
 
-    `record` names the journal that it goes on with; left out: it begins one.
+    `record` identifies the journal that this session continues; empty starts a new one.
     """
     session = uuid.uuid4().hex[:12]
+    usable, present = cores(), os.cpu_count()
+    cores_words = f"{usable} cores" if usable == present else f"{usable} of {present} cores"
     return {
         "kind": "session",
         "key": f"session/{session}",
@@ -32,7 +34,7 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
         "study": study.model_dump(mode="json"),
         "science": study.science(),
         "host": socket.gethostname(),
-        "machine": f"{cpu_name()}, {_cores_words()}, {platform.system()} {platform.machine()}",
+        "machine": f"{cpu_name()}, {cores_words}, {platform.system()} {platform.machine()}",
         "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
         "versions": versions(),
     } | source()
@@ -40,21 +42,21 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
 
 PACKAGES = ("orchestrator", "trainers")
 CODE = (".py", ".j2", ".css", ".js")
-"""A file that git does not know may still decide what runs, if it is one of these in a package; else it is a study or a note."""
+"""An untracked file in a package counts as code, and so as a change, only with one of these suffixes."""
 
 
 def source(root: Path | None = None) -> dict[str, Any]:
-    """`commit`: the project's, with `+changes` where code or tracked files differ from it; `changes`: which.
+    """`commit` of the project, with `+changes` if code or tracked files differ from it; `changes` lists them.
 
-    The commit is None outside a repository, and where the repository around us does not hold this project. Where there is a
-    checkout and git does not answer, `commit_unknown` says why; `+unknown` after a commit: what differs is not known.
+    The commit is None outside a repository, and in a repository that does not hold this project. If git fails in a
+    checkout, `commit_unknown` gives the reason. `+unknown` after a commit means that the changes are not known.
     """
     root = root or Path(__file__).resolve().parents[2]
     here = f"{PACKAGES[0]}/cli.py"
     commit = None
     try:
         head = _git(root, "rev-parse", "--verify", "HEAD")[0]
-        if not _git(root, "ls-files", "--", here):  # installed into somebody else's repository
+        if not _git(root, "ls-files", "--", here):  # installed into another project's repository
             return {"commit": None, "changes": []}
         commit = f"{head}+unknown"
         changed = _git(root, "diff", *_NO_PROGRAMS, "--name-only", "--relative", "HEAD")
@@ -67,7 +69,7 @@ def source(root: Path | None = None) -> dict[str, Any]:
 
 
 class _NoAnswer(Exception):
-    """Git is missing, refuses, or takes too long; its message in a line."""
+    """Git is missing, refuses, or takes too long; the message is one line."""
 
 
 GIT_SECONDS = 10
@@ -77,8 +79,9 @@ _NO_PROGRAMS = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
 def _git(root: Path, *words: str) -> list[str]:
     """Lines of git's answer about this checkout. Raises _NoAnswer.
 
-    Git refuses a checkout of another user, because its settings may name programs to run. We run its Python code already, so
-    exactly this folder is trusted; and none of those programs is needed. Variables that a hook sets name another repository.
+    Git refuses a checkout of another user, because its settings may name programs to run. We run its Python code
+    already, so this folder alone is trusted, and those programs are switched off. Variables set by a git hook name
+    another repository and are removed.
     """
     trusted = (f"safe.directory={root}", "core.fsmonitor=false", f"core.hooksPath={os.devnull}")
     settings = [word for setting in trusted for word in ("-c", setting)]
@@ -95,19 +98,19 @@ def _git(root: Path, *words: str) -> list[str]:
     except OSError as problem:
         raise _NoAnswer(f"git cannot be run: {problem.strerror}") from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _NoAnswer(said[0] if said else f"git ended with code {done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _NoAnswer(lines[0] if lines else f"git ended with code {done.returncode}")
     return done.stdout.decode(errors="replace").splitlines()
 
 
 def _is_checkout(root: Path) -> bool:
-    """Are these the project's own files, in a repository? An installed wheel has no pyproject.toml beside it."""
+    """Whether these are the project's files in a repository. An installed wheel has no pyproject.toml beside it."""
     in_repository = any((folder / ".git").exists() for folder in (root, *root.parents))
     return in_repository and (root / "pyproject.toml").exists()
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what results or records may depend on."""
+    """Installed versions of the packages on which results or records may depend."""
     found = {"python": platform.python_version()}
     for name in ("emergence-lab", "torch", "deepspeed", "numpy", "ray", "mlflow", "pyarrow"):
         try:
@@ -118,7 +121,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's model name, as far as the system tells."""
+    """The processor's model name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -127,9 +130,9 @@ def cpu_name() -> str:
 
 
 def cores(membership: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: by its affinity (`taskset`, Slurm) and the CPU quota of its cgroups (containers).
+    """Cores that this process may use, by its affinity (`taskset`, Slurm) and its cgroups' CPU quota (containers).
 
-    A quota is rounded down, to one at least. `membership` and `cgroups` are where Linux tells of cgroups, of version 1 or 2.
+    A quota is rounded down, to at least one. `membership` and `cgroups` are Linux's paths for cgroups, version 1 or 2.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -137,7 +140,7 @@ def cores(membership: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/s
 
 
 def _quota(membership: Path, cgroups: Path) -> float:
-    """Cores by the least CPU quota of this process's cgroup and those around it; many where there is none."""
+    """Cores by the smallest CPU quota of this process's cgroup and its parents; 1e9 if there is none."""
     least = 1e9
     with contextlib.suppress(OSError):
         for line in membership.read_text().splitlines():
@@ -156,7 +159,7 @@ def _quota(membership: Path, cgroups: Path) -> float:
 
 
 def _quota_of(folder: Path) -> float:
-    """Cores that one cgroup's quota comes to: `cpu.max` of version 2, `cpu.cfs_*` of version 1."""
+    """Cores of one cgroup's quota: `cpu.max` in version 2, `cpu.cfs_*` in version 1."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -165,27 +168,25 @@ def _quota_of(folder: Path) -> float:
     return 1e9
 
 
-def _cores_words() -> str:
-    mine, all_there = cores(), os.cpu_count()
-    return f"{mine} cores" if mine == all_there else f"{mine} of {all_there} cores"
-
-
 def n_gpus() -> int | None:
-    """GPUs of this machine that a process may use; None where nothing tells (no NVIDIA tools). Starts no CUDA."""
+    """The number of this machine's usable GPUs; None if unknown (no NVIDIA tools). Starts no CUDA."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    try:
-        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else None
+    listed = _nvidia_smi("--list-gpus")
+    return None if listed is None else sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def gpu_bytes() -> int | None:
-    """Memory of this machine's smallest GPU; None where nothing tells."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    """Memory of this machine's smallest GPU; None if unknown."""
+    sizes = (_nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits") or "").split()
+    with contextlib.suppress(ValueError):  # no GPU, or a size that is not reported
+        return min(int(size) for size in sizes) * 2**20
+    return None
+
+
+def _nvidia_smi(*words: str) -> str | None:
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
-        return min(int(line) for line in done.stdout.split()) * 2**20 if done.returncode == 0 else None
-    except (OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout if done.returncode == 0 else None

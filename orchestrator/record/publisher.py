@@ -1,7 +1,7 @@
-"""The publisher: the journal projected into Parquet, the report and MLflow. Repeatable, never the truth.
+"""The publisher: projects the journal into Parquet, the report and MLflow. Repeatable, never the truth.
 
-It is a process of its own, `python -m orchestrator.record.publisher FOLDER --follow`, that tails the journal until its
-standard input closes: MLflow being slow, locked or down never slows training. `emergence publish` does the same once.
+It is a separate process, `python -m orchestrator.record.publisher FOLDER --follow`. It tails the journal until its
+standard input closes, so a slow, locked or absent MLflow never slows training. `emergence publish` does the same once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,46 +22,35 @@ from typing import IO, Any, TypeVar
 
 from orchestrator import files, terminal
 from orchestrator.analysis import findings, summary
-from orchestrator.record import links, recorded, trouble
+from orchestrator.record import links, mlflow_runs, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
-from orchestrator.record.mlflow_runs import (
-    PARENT,
-    MlflowRecord,
-    Say,
-    connect,
-    default_tracking_uri,
-    first_contact,
-    runs_of,
-    shown_files,
-)
+from orchestrator.record.mlflow_runs import MlflowRecord, Say
 from orchestrator.record.tables import outside, write_parquet, write_summary
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 
 T = TypeVar("T")
 
+FOLLOW_SECONDS = 2.0
+"""Least pause between two looks at the journal."""
 
-def publish(
-    folder: Path,
-    tracking_uri: str,
-    follow: bool = False,
-    pause_seconds: float = 2.0,
-    say: Say = lambda line: None,
-) -> None:
+
+def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = lambda line: None) -> None:
     """Project the journal of a study's folder into Parquet, report and MLflow; with `follow`, until stdin closes.
 
-    One publisher at a time per folder: a second one waits. Parquet and report come first and do not need MLflow;
-    MLflow's exceptions are raised only after they are written. Raises OSError where the folder cannot be written.
+    One publisher works on a folder at a time; a second one waits. Parquet and report come first and do not need MLflow.
+    MLflow's exceptions are raised only after they are written. Raises OSError if the folder cannot be written.
     """
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
-        everything, position, target, told, pause = State(), 0, None, "", pause_seconds
+        everything, position, target, reported, pause = State(), 0, None, "", pause_seconds
+        page_due, n_shown = time.monotonic() + PAGE_SECONDS, 0
         while True:
             ending = not follow or _stdin_closed(pause)
             began = time.monotonic()
             if ending:
-                everything = State.of(folder)  # anew: a line that came under an older lease may count no longer
+                everything = State.of(folder)  # read again: a line of an older lease may no longer count
             else:
                 events, position = read(folder, position)
                 everything.feed(events)
@@ -77,12 +67,14 @@ def publish(
                     target = MlflowRecord(tracking_uri, study, state.record)
                     target.begin(state)
                 target.publish(state)
-                told = ""
-            except Exception as problem:  # MLflow down or locked: the journal waits, and so does training not
-                if (what := trouble.of(problem, tracking_uri).what) != told:
+                reported = ""
+            except Exception as problem:  # MLflow is down or locked: the journal keeps the events, training goes on
+                if (what := trouble.of(problem, tracking_uri).what) != reported:
                     print(f"MLflow: {what}", file=sys.stderr, flush=True)
-                told, target = what, None
-            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # following takes a tenth of a core at most
+                reported, target = what, None
+            if time.monotonic() >= page_due and len(state.trials) > n_shown:
+                page_due, n_shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
+            pause = max(pause_seconds, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
         for place in (folder, folder / "figures"):
             files.remove_stale(place)
         say("Tables ...")
@@ -93,7 +85,7 @@ def publish(
         try:
             target = publish_runs(tracking_uri, study, state, say)
             links.write(folder, target.links(tracking_uri))
-        except Exception as problem:  # the report needs no MLflow: it comes first
+        except Exception as problem:  # raised after the report, which needs no MLflow
             unpublished = problem
         say("Report and figures ...")
         _write_report(folder, found, state)
@@ -110,12 +102,26 @@ def publish(
         _mark(folder, {"mlflow": shown | {"store": links.store_of(tracking_uri), "record": target.record_id}})
 
 
+PAGE_SECONDS, PAGE_SHARE = 60.0, 0.05
+"""While a study runs, its page is written at most this often, after another trial has ended, and in this share of the time."""
+
+
+def _page_while_running(folder: Path, study: Study, state: State) -> float:
+    """Write tables and page of a running study. Returns the seconds until the next time; a failure is printed."""
+    began = time.monotonic()
+    try:
+        _write_report(folder, _write_tables(folder, state, study), state)
+    except Exception as problem:  # the page at the end is the one that must succeed
+        print(f"Page: {problem}", file=sys.stderr, flush=True)
+    return max(PAGE_SECONDS, (time.monotonic() - began) / PAGE_SHARE)
+
+
 PAUSES_SECONDS = (1.0, 2.0, 4.0)
-"""Between attempts to reach an MLflow that hung up or refused."""
+"""Pauses between attempts to reach MLflow after a lost or refused connection."""
 
 
 def publish_runs(tracking_uri: str, study: Study, state: State, say: Say | None = None) -> MlflowRecord:
-    """Bring MLflow's runs up to the journal, also through short outages. Raises what MLflow raises."""
+    """Bring MLflow's runs up to the journal, also through short outages. Raises MLflow's exceptions."""
 
     def attempt() -> MlflowRecord:
         target = MlflowRecord(tracking_uri, study, state.record)
@@ -127,7 +133,7 @@ def publish_runs(tracking_uri: str, study: Study, state: State, say: Say | None 
 
 
 def after_outages(work: Callable[[], T]) -> T:
-    """Do what needs MLflow; again after a short outage. The work finds what is there already, and repeats nothing."""
+    """Do work that needs MLflow, again after a short outage. `work` must be repeatable."""
     for pause in PAUSES_SECONDS:
         try:
             return work()
@@ -140,7 +146,7 @@ def after_outages(work: Callable[[], T]) -> T:
 
 
 def rewrite(folder: Path, say: Say = lambda line: None) -> Path:
-    """Tables, summary and report anew from the journal, without MLflow; returns the path of the report. Raises OSError."""
+    """Write tables, summary and report from the journal, without MLflow. Returns the report's path. Raises OSError."""
     everything = State.of(folder)
     assert everything.study is not None
     study = Study.from_record(everything.study)
@@ -159,10 +165,10 @@ def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings
 
 
 def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
-    from orchestrator.report import page  # here: matplotlib takes a second that following does not need
+    from orchestrator.report import page  # imported here: `--help` needs no template
 
     path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
-    facts = {name: files.facts_of(folder / name) for name in shown_files(folder)}
+    facts = {name: files.facts_of(folder / name) for name in mlflow_runs.shown_files(folder)}
     _mark(folder, {"report": _what_is_shown(folder, state) | {"files": facts}})
     return path
 
@@ -171,12 +177,10 @@ LOCK_FILE = "publisher.lock"
 
 
 def _mark(folder: Path, facts: dict[str, Any]) -> None:
-    """Note what the record shows by now."""
     links.write_json(folder / links.MARKER_FILE, (links.read_json(folder / links.MARKER_FILE) or {}) | facts)
 
 
 def _what_is_shown(folder: Path, state: State) -> dict[str, Any]:
-    """Which part of which journal, and which study."""
     digest = _journal_hash(folder, state.n_bytes)
     return {"journal_bytes": state.n_bytes, "journal_sha256": digest, "study": state.study}
 
@@ -191,35 +195,30 @@ def _journal_hash(folder: Path, n_bytes: int) -> str:
 
 
 PUBLISHER_PATIENCE_SECONDS = 300.0
-"""How long a driver waits for MLflow at the end; the journal is safe long before."""
+"""A driver waits this long for MLflow at its end. The journal is safe long before."""
 
 
 def start_publisher(folder: Path, tracking_uri: str, follow: bool) -> subprocess.Popen[bytes]:
-    """The publisher process; with `follow` it works until its standard input closes, that is until we end, however."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "orchestrator.record.publisher",
-        str(folder),
-    ]  # our code, not the current folder's
-    code = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])}
+    """Start the publisher process. With `follow` it works until this process ends, because its standard input then closes."""
+    # `-P` and PYTHONPATH: run this code, not a copy in the current folder.
+    command = [sys.executable, "-P", "-m", "orchestrator.record.publisher", str(folder)]
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+    # The URI may hold a password, so it is not an argument.
+    environment = os.environ | {"PYTHONPATH": path, "MLFLOW_TRACKING_URI": tracking_uri}
     log = open(folder / LOG_FILE, "ab")  # noqa: SIM115 - the child keeps it
     with log:
         return subprocess.Popen(
             ["nice", "-n", "5", *command, *(["--follow"] if follow else [])],
-            env=os.environ
-            | code
-            | {"MLFLOW_TRACKING_URI": tracking_uri},  # not among the arguments: it may hold a password
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the driver; the publisher finishes what it has
+            start_new_session=True,  # Ctrl-C reaches the driver only, and the publisher finishes its work
         )
 
 
 def leave_publishing(publisher: subprocess.Popen[bytes]) -> None:
-    """Let the publisher finish by itself."""
+    """Let the publisher finish in the background."""
     assert publisher.stdin is not None
     with contextlib.suppress(OSError):
         publisher.stdin.close()
@@ -231,9 +230,9 @@ def finish_publishing(
     say: Say,
     again: Callable[[], subprocess.Popen[bytes]] | None = None,
 ) -> bool:
-    """Let the publisher finish, and say what it is at. False, and why, if MLflow could not be brought up to date.
+    """Let the publisher finish and show its progress. Returns False, and shows the reason, if MLflow is not up to date.
 
-    One that was killed, maybe long ago, is made good by another, that `again` starts.
+    If the publisher was killed, `again` starts another one.
     """
     assert publisher.stdin is not None
     path = folder / LOG_FILE
@@ -255,7 +254,7 @@ def finish_publishing(
     except KeyboardInterrupt:
         code = None
     if code is None:
-        say(f"The publisher goes on by itself (its log: {path}).")
+        say(f"The publisher continues in the background (its log: {path}).")
         return False
     if code < 0 and again is not None:
         say(f"The publisher was ended by signal {-code}; another one does its work ...")
@@ -270,7 +269,7 @@ def finish_publishing(
 LOG_FILE = "publisher.log"
 
 PROGRESS = "> "
-"""Before a line of the publisher's log that tells how far it is."""
+"""Prefix of a progress line in the publisher's log."""
 
 
 def _new_lines(path: Path, start: int) -> tuple[list[str], int]:
@@ -282,18 +281,10 @@ def _new_lines(path: Path, start: int) -> tuple[list[str], int]:
     return whole.decode(errors="replace").splitlines(), start + len(whole)
 
 
-def is_published(folder: Path, tracking_uri: str, study: Study) -> bool:
-    """Does the record show all that the journal has, as far as can be seen? Files and MLflow's store are looked at."""
-    try:
-        return not behind(folder, tracking_uri, study)
-    except Exception:
-        return False
-
-
 def behind(folder: Path, tracking_uri: str, study: Study) -> str:
-    """Why the record must be written anew; "" where it shows all that the journal has.
+    """Why the record must be written again; "" if it is up to date with the journal.
 
-    Files are looked at by size and hash, MLflow's store by asking it for the runs. Raises what MLflow raises.
+    Checks files by size and hash, and asks MLflow's store for the runs. Raises MLflow's exceptions.
     """
     if not mlflow_is_current(folder, tracking_uri, study):
         return "The record is behind the journal"
@@ -303,13 +294,13 @@ def behind(folder: Path, tracking_uri: str, study: Study) -> str:
 
 
 def mlflow_is_current(folder: Path, tracking_uri: str, study: Study) -> bool:
-    """Was all that the journal has published in this store? Looks at our own notes only."""
+    """Whether the whole journal was published in this store, by our own notes only."""
     marker = _marker(folder, "mlflow")
     return marker.get("store") == links.store_of(tracking_uri) and _shows_all(marker, folder, study)
 
 
 def report_is_current(folder: Path, study: Study) -> bool:
-    """Are tables, report and figures whole, and do they show all that the journal has, for the study as it is now?"""
+    """Whether tables, report and figures are whole and up to date with the journal and the study."""
     return not _lost_files(folder, study)
 
 
@@ -323,25 +314,25 @@ def _lost_files(folder: Path, study: Study) -> str:
 
 
 def _lost_runs(folder: Path, tracking_uri: str, study: Study) -> str:
-    """What MLflow's store has lost of a record that was published there."""
+    """The first published item that MLflow's store has lost, in words; "" if none."""
     store, shown = links.sqlite_file(tracking_uri), links.of(folder)
     if store is not None and not store.exists():
         return f"MLflow's store {store} is gone"
     if shown is None or shown.get("store") != links.store_of(tracking_uri):
         return f"{folder / links.LINKS_FILE} is missing or damaged"
-    client = connect(tracking_uri)
-    experiment = first_contact(client, study.id)
+    client = mlflow_runs.connect(tracking_uri)
+    experiment = mlflow_runs.first_contact(client, study.id)
     if experiment is None or experiment.lifecycle_stage != "active":
         return "MLflow no longer has the experiment"
-    wanted = shown["runs"] | {PARENT: shown["study"]}
+    wanted = shown["runs"] | {mlflow_runs.PARENT: shown["study"]}
     there: dict[str, str] = {}
     parent = ""
-    for run in runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
+    for run in mlflow_runs.runs_of(client, experiment.experiment_id, _marker(folder, "mlflow")["record"]):
         key = run.data.tags["emergence.key"]
         if key in there or run.info.status == "RUNNING":
             return f"MLflow's run of {key} is not as it was published"
         there[key] = links.run_path(experiment.experiment_id, run.info.run_id)
-        parent = run.info.run_id if key == PARENT else parent
+        parent = run.info.run_id if key == mlflow_runs.PARENT else parent
     if lost := [key for key, path in wanted.items() if there.get(key) != path]:
         return f"MLflow no longer has the run of {lost[0]}"
     kept = {file.path for place in (None, "figures") for file in client.list_artifacts(parent, place)}
@@ -351,13 +342,13 @@ def _lost_runs(folder: Path, tracking_uri: str, study: Study) -> str:
 
 
 def _marker(folder: Path, part: str) -> dict[str, Any]:
-    """A part of the notes on what is published; empty where it is missing, or written by an older version."""
+    """One part of the notes on the published state; empty if missing or written by an older version."""
     found = (links.read_json(folder / links.MARKER_FILE) or {}).get(part)
     return found if isinstance(found, dict) else {}
 
 
 def _shows_all(marker: dict[str, Any], folder: Path, study: Study) -> bool:
-    """Do notes speak of the journal as it is, byte for byte, and of the study as it is? A torn last line is no event."""
+    """Whether the notes match the journal, byte for byte, and the study. A torn last line is no event."""
     journal, position = folder / "journal.jsonl", marker.get("journal_bytes")
     if not isinstance(position, int) or marker.get("study") != study.model_dump(mode="json"):
         return False
@@ -371,7 +362,7 @@ def _shows_all(marker: dict[str, Any], folder: Path, study: Study) -> bool:
 
 
 def is_publishing(folder: Path) -> bool:
-    """Is a publisher at work on this folder now, on this machine?"""
+    """Whether a publisher on this machine works on this folder now."""
     try:
         with open(folder / LOCK_FILE, "rb") as lock:
             return flock(lock.fileno(), fcntl.LOCK_SH) is False
@@ -380,10 +371,10 @@ def is_publishing(folder: Path) -> bool:
 
 
 def _wait_for(lock: IO[str], folder: Path) -> None:
-    """Take the publisher's lock; say so where another publisher has it.
+    """Take the publisher's lock, with a message if another publisher has it.
 
-    Some file systems know no locks. Two publishers then may work side by side: each file is whole all the same, and runs
-    that are made twice are healed.
+    Some file systems have no locks. Two publishers may then work side by side: each file is still whole, and duplicate
+    runs are healed.
     """
     if flock(lock.fileno(), fcntl.LOCK_EX) is False:
         print(f"Another publisher is at work on {folder.name}; waiting for it ...", file=sys.stderr, flush=True)
@@ -391,27 +382,24 @@ def _wait_for(lock: IO[str], folder: Path) -> None:
 
 
 def _stdin_closed(seconds: float) -> bool:
-    """Wait; true as soon as standard input is at its end: the driver has finished, or died."""
-    import select
-
+    """Wait; True as soon as standard input ends, because the driver has finished or died."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return bool(ready) and not os.read(sys.stdin.fileno(), 1)
 
 
 def main() -> int:
-    """The publisher process."""
     terminal.prepare()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; our end is our standard input's
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; we end when standard input closes
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record.publisher")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tracking-uri", default=default_tracking_uri())
+    parser.add_argument("--tracking-uri", default=mlflow_runs.default_tracking_uri())
     parser.add_argument("--follow", action="store_true", help="until standard input closes")
     options = parser.parse_args()
     try:
         publish(
             options.folder, options.tracking_uri, options.follow, say=lambda line: print(PROGRESS + line, flush=True)
         )
-    except Exception as problem:  # whatever it is, one line says it; tables and report may be written all the same
+    except Exception as problem:  # one line for every error; tables and report may be written nevertheless
         print(trouble.of(problem, options.tracking_uri).what, file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,7 @@
-"""What a journal comes to for one study: events of its present settings, and as ended only trials whose rows are all there.
+"""The part of a journal that counts for one study: events of its present settings, and trials whose rows are complete.
 
-An event counts if the spec that made it is the study's: it names its fingerprint. Journals of earlier versions name it for trials
-alone; of their other events it is worked out from the study that their session recorded.
+An event counts if it carries the fingerprint of the study's spec. Journals of earlier versions have fingerprints on
+trials only. For their other events the fingerprint is computed from the study in their session.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class Recorded(State):
     """The state of a study, by `of_study`."""
 
     short: tuple[str, ...] = ()
-    """Trials that were recorded as ended and lack rows: they are not ended, and are trained again."""
+    """Trials recorded as ended that lack rows: they count as open and are trained again."""
 
 
 def read(folder: Path, study: Study) -> Recorded:
-    """What counts of the journal in a folder. Raises OSError."""
+    """The counting part of the journal in a folder. Raises OSError."""
     return of_study(State.of(folder), study)
 
 
 def of_study(state: State, study: Study) -> Recorded:
-    """What counts of a journal for a study."""
+    """The counting part of a journal for a study."""
     made_by = maker(state)
     found = Recorded()
-    for name in ("study", "sessions", "trunks", "last_time", "record", "lease", "n_bytes", "damage"):
+    for name in ("study", "sessions", "last_time", "record", "lease", "n_bytes", "damage"):
         setattr(found, name, getattr(state, name))
     trunks = {trunk.id: trunk for trunk in study.trunks()}
     for name, trunk in trunks.items():
@@ -52,7 +52,7 @@ def of_study(state: State, study: Study) -> Recorded:
     found.short = tuple(name for name, end in found.trials.items() if missing(found, trials[name], end))
     for name in found.short:
         found.keys.remove(found.trials.pop(name)["key"])
-    for event in state.ends:  # outside the study's axes: in no table, and counted
+    for event in state.ends:  # trials outside the study's axes: counted, but in no table
         if event["trial"] not in trials:
             found.trials.setdefault(event["trial"], event)
     return found
@@ -62,9 +62,9 @@ OF_RUNS = ("results.parquet", "runs.parquet", "report.html", "published.json")
 
 
 def left_without_journal(state: State, folder: Path, study: Study | None = None) -> list[str]:
-    """What earlier runs left in a folder whose journal is gone or empty: a new run would write over it.
+    """Results of earlier runs in a folder whose journal is gone or empty: a new run would overwrite them.
 
-    Checkpoints of the `study` are no such thing: they hold every event, and a run goes on from them.
+    Checkpoints of the `study` do not count: they hold every event, and a run resumes from them.
     """
     if state.keys:
         return []
@@ -78,7 +78,7 @@ def left_without_journal(state: State, folder: Path, study: Study | None = None)
 
 
 def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]:
-    """A trial's evaluations, (phase, event) in order: its trunk up to its branch, then its branch."""
+    """A trial's evaluations as (phase, event), in order: its trunk up to its branch, then its branch."""
     end, branch = budget.steps_of(trial, trial.compute_flops).end, budget.steps_of(trial, trial.compute_flops).branch
     found = []
     for event in state.evaluations.get(trial.trunk.id, []):
@@ -92,22 +92,22 @@ def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]
 
 
 def missing(state: State, trial: TrialSpec, end: Event) -> list[tuple[str, int]]:
-    """The evaluations, as (phase, step), that a trial must have for the way that it ended, and has not."""
+    """The evaluations, as (phase, step), that a trial should have for its end and lacks."""
     if end["status"] not in ("done", "diverged"):
         return []
     steps = budget.steps_of(trial, trial.compute_flops)
-    reached = end["step"]  # one that diverged got no further
+    reached = end["step"]  # a diverged trial has no later step
     wanted = [("trunk", s) for s in budget.evaluation_steps(trial, steps.branch) if s < steps.branch and s <= reached]
     if steps.branch < steps.end and reached >= steps.branch:
         wanted.append(("pre_decay", steps.branch))
     if end["status"] == "done":
         wanted.append(("final", steps.end))
     there = {(phase, event["step"]) for phase, event in trial_evaluations(state, trial)}
-    return [one for one in wanted if one not in there]
+    return [pair for pair in wanted if pair not in there]
 
 
 def maker(state: State) -> Callable[[Event], str | None]:
-    """A function: the fingerprint of the spec that made an event; None where nothing tells."""
+    """Return a function from an event to the fingerprint of its spec; None if that is unknown."""
     studies = {session.get("session", ""): session["study"] for session in state.sessions}
     of_session: dict[str, dict[str, str]] = {}
 
@@ -117,7 +117,7 @@ def maker(state: State) -> Callable[[Event], str | None]:
         session = event.get("session", "")
         if session not in of_session:
             of_session[session] = {}
-            with contextlib.suppress(ValidationError, ValueError):  # a record that this version cannot read
+            with contextlib.suppress(ValidationError, ValueError):  # this version may not read the recorded study
                 if session in studies:
                     trunks = Study.from_record(studies[session]).trunks()
                     of_session[session] = {trunk.id: trunk.fingerprint() for trunk in trunks}
@@ -127,29 +127,30 @@ def maker(state: State) -> Callable[[Event], str | None]:
 
 
 def changed(state: State, study: Study) -> list[str]:
-    """Fields of trunks that have recorded events and differ now, as `variant: training.learning_rate: 0.01 -> 0.02`."""
+    """Fields of recorded trunks that differ now, as `variant: training.learning_rate: 0.01 -> 0.02`."""
     made_by = maker(state)
     found: dict[str, None] = {}
     for trunk in study.trunks():
         events = state.evaluations.get(trunk.id)
         if events and trunk.fingerprint() not in (made := {made_by(e) for e in events}):
-            said = _differences(state, trunk) or [f"fingerprint: {sorted(map(str, made))[0]} -> {trunk.fingerprint()}"]
-            found |= dict.fromkeys(f"{trunk.variant or trunk.arm}: {field}" for field in said)
+            changes = _differences(state, trunk)
+            changes = changes or [f"fingerprint: {sorted(map(str, made))[0]} -> {trunk.fingerprint()}"]
+            found |= dict.fromkeys(f"{trunk.variant or trunk.arm}: {field}" for field in changes)
     ends = {(e["trial"], e.get("fingerprint")): e for e in state.ends}
     recorded = {trial for trial, made in ends if made is not None}
     for trial in study.trials():
         if trial.id in recorded and (trial.id, trial.fingerprint()) not in ends:
-            said = _differences(state, trial.trunk) or [f"fingerprint of {trial.id}: now {trial.fingerprint()}"]
-            found |= dict.fromkeys(f"{trial.variant or trial.arm}: {field}" for field in said)
+            changes = _differences(state, trial.trunk) or [f"fingerprint of {trial.id}: now {trial.fingerprint()}"]
+            found |= dict.fromkeys(f"{trial.variant or trial.arm}: {field}" for field in changes)
     return list(found)
 
 
 def _differences(state: State, trunk: TrunkSpec) -> list[str]:
-    """How the newest recorded study that has this trunk sets it otherwise."""
+    """The differences from the newest recorded study that has this trunk with other settings."""
     now = trunk.model_dump(mode="json")
     for session in reversed(state.sessions):
         with contextlib.suppress(ValidationError, ValueError):
             for other in Study.from_record(session["study"]).trunks():
-                if other.id == trunk.id and (said := differences(other.model_dump(mode="json"), now)):
-                    return said
+                if other.id == trunk.id and (changes := differences(other.model_dump(mode="json"), now)):
+                    return changes
     return []

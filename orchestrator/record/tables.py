@@ -1,4 +1,4 @@
-"""`results.parquet`, `runs.parquet` and the two CSV files: what is recorded, as tables."""
+"""The record as tables: `results.parquet`, `runs.parquet` and the two CSV files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files
 from orchestrator.analysis import findings, summary
-from orchestrator.record.journal import Event, State
+from orchestrator.record.journal import State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.study.schema import Study
 from trainers.spec import TrialSpec
@@ -22,40 +22,31 @@ from trainers.tasks.decomposition import PREDICTORS
 
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 
-_SUMS = ("nll_nats", "p_correct", "brier")
-
-_DISTANCES = ("skl_memorizer", "skl_generalizer", "skl_references")
-
-
 RESULTS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
     + [("step", pa.int64()), ("flops", pa.float64())]
     + [(name, pa.string()) for name in ("phase", "skill", "split")]
     + [("n", pa.int64()), ("n_correct", pa.int64())]
-    + [(name, pa.float64()) for name in _SUMS]
+    + [(name, pa.float64()) for name in ("nll_nats", "p_correct", "brier")]
     + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
     + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
     + [("exact_memorizer", pa.float64())]
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
-    + [(name, pa.float64()) for name in (*_DISTANCES, "se_ability_gap", "se_memory_gap", "train_loss_nats")]
+    + [(f"skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
+    + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "train_loss_nats")]
 )
-"""One row per (trial, step, skill, split): raw counts and sums, divide when reading; but for `weight_<predictor>` and
-`unexplained_nats`, how the model's predictions decompose, and the standard errors. `phase`: on the way along the
-`trunk`, at the branch point (`pre_decay`), or at the end of the budget (`final`)."""
+"""One row per (trial, step, skill, split): raw counts and sums, to be divided by the reader.
 
+Three kinds of columns are no sums: `weight_<predictor>` and `unexplained_nats` (the decomposition of the model's
+predictions), and the standard errors. `phase` is `trunk`, `pre_decay` (the branch point) or `final` (the end of the
+budget).
+"""
 
-_PLACE = {
-    "workers": pa.int64(),
-    "zero_stage": pa.int64(),
-    "micro_batch": pa.int64(),
-    "halvings": pa.int64(),
-    "recompute": pa.bool_(),
-    "offload": pa.bool_(),
-    "compiled": pa.bool_(),
-}
-"""Of how a trial was laid on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
+_PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
+_PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
+"""Placement of a trial on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
 
 RUNS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
@@ -67,33 +58,27 @@ RUNS = pa.schema(
     + list(_PLACE.items())
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
-"""One row per trial, ended or not: what it cost, where and when it ran. `flops_own` is its budget as spent; `flops_run`
-what was run for it beyond the smaller budgets of its trunk, so that a trunk is charged once."""
-
+"""One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
+compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
 _ORDER = ("arm", "variant", "n_tasks")
 
 
 def results_table(state: State, study: Study) -> pa.Table:
-    """`results.parquet`: the ended trials of this study, sorted by key. Nothing in it tells when or where it was run."""
+    """`results.parquet`: the ended trials of this study, sorted by key. It holds no time and no machine."""
     rows = []
     for trial in study.trials():
         if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
-            rows += [
-                row for phase, event in trial_evaluations(state, trial) for row in _result_rows(trial, phase, event)
-            ]
+            for phase, event in trial_evaluations(state, trial):
+                shared = {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
+                rows += [_axes(trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
 def outside(state: State, study: Study) -> int:
-    """How many recorded trials the study's axes no longer hold: they stay in the journal and in no table."""
+    """The number of recorded trials outside the study's axes: they stay in the journal and are in no table."""
     return len(state.trials.keys() - {trial.id for trial in study.trials()})
-
-
-def _result_rows(trial: TrialSpec, phase: str, event: Event) -> list[dict[str, Any]]:
-    shared = _axes(trial) | {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
-    return [shared | row for row in event["rows"]]
 
 
 def _axes(trial: TrialSpec) -> dict[str, Any]:
@@ -102,7 +87,7 @@ def _axes(trial: TrialSpec) -> dict[str, Any]:
 
 
 def runs_table(state: State, study: Study) -> pa.Table:
-    """`runs.parquet`: every trial of the study, what became of it and what it cost."""
+    """`runs.parquet`: every trial of the study with its outcome and cost."""
     session = state.sessions[-1] if state.sessions else {}
     by_id = {s["session"]: s for s in state.sessions}
     rows = []
@@ -112,7 +97,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
         steps = event.get("step")
         sequences = steps * trial.training.batch_size if steps is not None else None
         family = cast(Family, trial.family)
-        alike = sequences if family.draws_alike(trial.training.task_exponent) else None  # else their number is not told
+        uniform = sequences if family.draws_alike(trial.training.task_exponent) else None  # else the number is unknown
         ended = event.get("time")
         rows.append(
             _axes(trial)
@@ -121,7 +106,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
                 for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
             }
             | {"status": event.get("status", "open"), "fingerprint": trial.fingerprint(), "steps": steps}
-            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), alike)}
+            | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), uniform)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
             | {k: event.get(k) for k in ("host", "device", *_PLACE)}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
@@ -131,7 +116,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
 
 
 def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
-    """Expected number of distinct tasks among so many uniform draws: n (1 - (1 - 1/n)^sequences)."""
+    """Expected number of distinct tasks among uniform draws: n (1 - (1 - 1/n)^sequences)."""
     if sequences is None:
         return None
     return -n_tasks * math.expm1(sequences * math.log1p(-1 / n_tasks)) if n_tasks > 1 else 1.0

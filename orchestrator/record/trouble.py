@@ -1,4 +1,4 @@
-"""What went wrong with the record, in one line: where, what, and what to do. Imports no MLflow; reads what it raises."""
+"""Errors of the record in one line: place, cause, and advice. Imports no MLflow; reads its exceptions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.record import links
 
 
 class RecordProblem(Exception):
-    """A refusal of ours, in words that need nothing more."""
+    """A refusal of ours with a complete message."""
 
 
 class Trouble(NamedTuple):
@@ -21,18 +21,18 @@ class Trouble(NamedTuple):
     what: str
     """One line, without any password."""
     advice: str = ""
-    """What to do; empty where nothing better is known than to look."""
+    """What to do; empty if unknown."""
     is_away: bool = False
-    """MLflow does not answer, or its store is busy. Nothing here is wrong: trying again later helps."""
+    """MLflow does not answer, or its store is busy. Nothing is wrong here, and a later attempt helps."""
     is_slow: bool = False
-    """It kept us waiting until we gave up: trying again at once does not help."""
+    """It timed out: an immediate second attempt does not help."""
 
 
 LATER = "try again when MLflow is up"
 
 
 def of(problem: BaseException, tracking_uri: str = "") -> Trouble:
-    """What a problem of the publisher comes to."""
+    """The trouble behind an exception of the publisher."""
     chain = list(_chain(problem))
     shown = links.without_password(tracking_uri)
     where = f"MLflow at {shown}" if shown else "MLflow"
@@ -44,13 +44,12 @@ def of(problem: BaseException, tracking_uri: str = "") -> Trouble:
 
 
 def one_line(problem: BaseException) -> str:
-    """What went wrong, short, and without the password that MLflow quotes."""
+    """A short message without the password that MLflow quotes."""
     text = links.without_password(" ".join(str(problem).split()))
     return f"{type(problem).__name__}: {text[:300]}"
 
 
 def _chain(problem: BaseException | None) -> Iterator[BaseException]:
-    """A problem and what it came from, the nearest first."""
     seen: set[int] = set()
     while problem is not None and id(problem) not in seen:
         seen.add(id(problem))
@@ -59,10 +58,10 @@ def _chain(problem: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_sqlite(chain: list[BaseException], where: str) -> Trouble | None:
-    told = [" ".join(str(each).split()) for each in chain if isinstance(each, sqlite3.Error)]
-    if not told:
+    messages = [" ".join(str(each).split()) for each in chain if isinstance(each, sqlite3.Error)]
+    if not messages:
         return None
-    text = told[-1].lower()
+    text = messages[-1].lower()
     if "locked" in text or "busy" in text:
         return Trouble(f"{where} is locked by another process", "try again when that has ended", True, True)
     if "readonly" in text or "read-only" in text:
@@ -73,15 +72,18 @@ def _of_sqlite(chain: list[BaseException], where: str) -> Trouble | None:
         return Trouble(f"{where} is damaged", "move that file away and publish again: the runs are rebuilt")
     if "unable to open" in text:
         return Trouble(f"{where} cannot be opened", "make its folder writable, or give another --tracking-uri")
-    return Trouble(f"{where}: {told[-1][:300]}")
+    return Trouble(f"{where}: {messages[-1][:300]}")
 
 
 _AWAY = (
     (r"timed out|timeout", "no answer in time"),
     (r"refused", "connection refused"),
     (r"name or service not known|name resolution|getaddrinfo|nodename|failed to resolve", "there is no such host"),
-    (r"unreachable|no route", "the network does not lead there"),
-    (r"reset by peer|aborted|remote end closed|broken pipe|incomplete|connection broken|server closed", "it hung up"),
+    (r"unreachable|no route", "there is no route to it"),
+    (
+        r"reset by peer|aborted|remote end closed|broken pipe|incomplete|connection broken|server closed",
+        "connection lost",
+    ),
     (r"could not connect|can't connect|connection error", "it cannot be reached"),
 )
 _HTTP = {
@@ -98,17 +100,17 @@ _HTTP = {
 def _of_network(chain: list[BaseException], text: str, where: str) -> Trouble | None:
     names = {type(each).__name__ for each in chain}
     if "SSLError" in names:
-        return Trouble(f"{where} offers no connection that can be trusted", "look at its certificate")
+        return Trouble(f"{where}: its certificate cannot be trusted", "check its certificate")
     if names & {"InvalidUrlException", "InvalidURL", "InvalidSchema", "MissingSchema", "LocationParseError"}:
         return Trouble(f"{where}: not an address", "give http://host:port")
     status = re.search(r"error code (\d{3})|too many (\d{3}) error|\b([45]\d\d) (?:Client|Server) Error", text)
     code = int(next(part for part in status.groups() if part)) if status else 0
     if code in (401, 403):
         return Trouble(
-            f"{where} lets us not in ({code})", "look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"{where} refuses access ({code})", "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if code == 404:
-        return Trouble(f"{where} is no MLflow server (404)", "look at the address")
+        return Trouble(f"{where} is no MLflow server (404)", "check the address")
     if code >= 500 or code in (408, 429):
         return Trouble(f"{where} answers with error {code}", LATER, True)
     if names & _HTTP or "OperationalError" in names or "API request to" in text:

@@ -1,510 +1,551 @@
-"""Curves along training, and dots at one budget: every replicate for itself, beside the exact references."""
+"""Figures with axes: along training, and by number of tasks. They show values and counts; they compute no statistic."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
 
+from orchestrator import stats
+from orchestrator.analysis import onsets
+from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.results import Track as Along
 from orchestrator.formatting import counted, decimal, number
-from orchestrator.report.plates import FAINT, GREY, INK, LIST, Key, Margins, Panel, Row, Sheet, Spoken, line_key
-from orchestrator.report.surfaces import Trials
+from orchestrator.report.surface import shown_of
+from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
+from orchestrator.stats.survival import Step
+from orchestrator.study.pairs import measure_of, pairs_of
+from trainers.tasks import Family
+
+PANELS = 4
+"""Panels of a figure in the story."""
+CONDITIONS = 6
+"""Conditions that differ in colour in one figure."""
+WIDTH, HEIGHT = 240, 150
+LOWEST, HIGHEST = -0.5, 1.3
+"""Values beyond are drawn at the edge: the figures are about 0 to 1."""
+ABILITY = "ability (share of the rule)"
+FARTHEST = 100
+"""No line joins two numbers of tasks further apart than this factor (assumed)."""
+
+
+def conditions_of(found: Findings) -> list[str]:
+    """The conditions that have a result, without those that differ in their machines alone."""
+    return [alike[0] for alike in found.study.same_question() if found.ended(alike[0])]
+
+
+def some(values: Sequence[Any], n: int = PANELS) -> list[Any]:
+    """At most n of them, evenly spread, first and last included."""
+    places = (
+        np.unique(np.linspace(0, len(values) - 1, n).round().astype(int)) if len(values) > n else range(len(values))
+    )
+    return [values[i] for i in places]
 
 
 class Series(NamedTuple):
-    """One kind of line in a panel of curves."""
+    """One colour of a panel by number of tasks."""
 
-    measure: str
-    skill: str
-    split: str
-    colour: str
-    dashed: bool
     name: str
-    """What the key calls it."""
-    unit: str = "ratio"
-    words: tuple[str, str] | None = None
-    """What a reader who points at a value is told before and after it; left out, the measure and the name."""
-
-    @property
-    def spoken(self) -> Spoken:
-        """How its values are told."""
-        named = (self.name, "") if self.name.startswith(self.measure) else (self.measure, f", {self.name}")
-        return Spoken(*(self.words or named), self.colour)
-
-    @property
-    def mark(self) -> dict[str, Any]:
-        """Round and filled, or square and open: nothing hangs on colour alone."""
-        shape, face = ("s", "white") if self.dashed else ("o", self.colour)
-        return {"marker": shape, "mfc": face, "color": self.colour}
-
-    @property
-    def dash(self) -> Any:
-        """The pattern of its line."""
-        return (0, (4, 2)) if self.dashed else "-"
-
-
-def key_of(series: Sequence[Series]) -> Key:
-    """The key of a plate of these."""
-    return tuple(line_key(one.colour, one.dashed, one.name) for one in series)
-
-
-Lines = Sequence[tuple[str, float]]
-"""Reference lines across a panel: (name, value)."""
-
-
-def decays(found: Findings) -> bool:
-    """Does the schedule end a budget with a decay?"""
-    training = found.study.training
-    return training.schedule == "wsd" and training.decay_share > 0
-
-
-# Along training -----------------------------------------------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """One evaluation of a training run."""
-
-    flops: float
-    value: float
-    step: int
-    phase: str
-    budget: float | None
-    """Whose end it is; None along the trunk, which several budgets share."""
-
-
-class Track(NamedTuple):
-    """One replicate along its trunk, and the branches off it."""
-
-    trunk: list[Look]
-    branches: list[list[Look]]
-    """From the branch point to the end of a budget; a single look where nothing branches off. Where each budget has a model of
-    its own size no trunk is theirs in common: then the whole way to the end."""
-    diverged: bool
-
-    def last_of_diverged(self) -> list[Look]:
-        """Where it was last seen, if it diverged: the trunk, or each run of its own that came to no end."""
-        return self.trunk[-1:] or [run[-1] for run in self.branches if run[-1].phase != "final"]
-
-
-def _whole_runs(along: Along) -> list[list[Look]]:
-    """Each trial's history as a line of its own, by budget."""
-    runs: dict[float, list[Look]] = {}
-    for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
-        if not math.isnan(value):
-            runs.setdefault(budget, []).append(Look(flops, value, int(step), phase, budget))
-    return list(runs.values())
-
-
-class Curves:
-    """Training runs as lines to draw."""
-
-    def __init__(self, found: Findings) -> None:
-        self.found = found
-        self.trials = Trials(found)
-        self._spans: dict[str, tuple[float, float]] = {}
-        self.diverged = {(r["arm"], r["n_tasks"], r["replicate"]) for r in found.runs if r["status"] == "diverged"}
-
-    def track(self, series: Series, arm: str, n_tasks: int, replicate: int) -> Track:
-        """All that was measured of one replicate, over all its budgets."""
-        along = self.found.results.track(series.measure, arm, series.skill, series.split, n_tasks, replicate)
-        diverged = (arm, n_tasks, replicate) in self.diverged
-        if self.found.study.grows(arm):
-            return Track([], _whole_runs(along), diverged)
-        trunk: dict[int, Look] = {}
-        branched_at: dict[float, int] = {}
-        ends: dict[float, Look] = {}
-        for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
-            if math.isnan(value):
-                continue
-            if phase == "final":
-                ends[budget] = Look(flops, value, int(step), phase, budget)
-                continue
-            trunk[step] = Look(flops, value, int(step), phase, None)
-            if phase == "pre_decay":
-                branched_at[budget] = step
-        for budget, end in ends.items():
-            if budget not in branched_at:
-                trunk[end.step] = end
-        branches = [[*([trunk[branched_at[c]]] if c in branched_at else []), end] for c, end in sorted(ends.items())]
-        return Track([trunk[s] for s in sorted(trunk)], branches, diverged)
-
-    def span(self, arm: str) -> tuple[float, float]:
-        """The range of training FLOPs of an arm's curves."""
-        if arm not in self._spans:
-            low, high = self.found.results.span(arm) or (math.inf, 0.0)
-            budgets = self.found.study.budgets
-            self._spans[arm] = min(low, budgets[0]) / 1.25, max(high, budgets[-1]) * 1.2
-        return self._spans[arm]
-
-    def row(
-        self,
-        series: Series,
-        arm: str,
-        n_tasks: int,
-        replicate: int,
-        value: float | None,
-        budget: float | None,
-        **more: Any,
-    ) -> Row:
-        """A value as a row of a CSV: that of a trial at the end of its budget, or of the trunk that several share."""
-        if budget is None:
-            trial, status = "", "diverged" if (arm, n_tasks, replicate) in self.diverged else ""
-        else:
-            trial, status = self.trials.at(arm, n_tasks, budget, replicate)
-        return {
-            "series": series.name,
-            "measure": series.measure,
-            "unit": series.unit,
-            "skill": series.skill,
-            "split": series.split,
-            "trial": trial,
-            "arm": arm,
-            "n_tasks": n_tasks,
-            "compute_flops": budget,
-            "replicate": replicate,
-            "status": status,
-            "phase": "final",
-            "value": value,
-        } | more
-
-
-def curve_panel(curves: Curves, arm: str, n_tasks: int, series: Sequence[Series], references: Lines, alt: str) -> Panel:
-    """Every replicate of one number of tasks against compute, with labelled reference lines."""
-    return Panel(
-        title=counted(n_tasks, "task"),
-        alt=alt,
-        width=190,
-        height=140,
-        margins=Margins(28, 84 if references else 14, 34, 8),
-        draw=partial(_draw_curves, curves, arm, n_tasks, series, references),
-    )
-
-
-def _draw_curves(
-    curves: Curves, arm: str, n_tasks: int, series: Sequence[Series], references: Lines, sheet: Sheet
-) -> None:
-    """The panel's axes, references and tracks."""
-    ax = sheet.axes
-    compute_axis(ax, curves.span(arm), curves.found.study.budgets)
-    ax.set_ylim(-0.03, 1.04)
-    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9.5)
-    _draw_references(sheet, references, series[-1].measure, arm, n_tasks)
-    for kind in series:
-        draw_tracks(sheet, curves, kind, arm, n_tasks)
-
-
-def compute_axis(ax: Axes, span: tuple[float, float], places: Sequence[float]) -> None:
-    """Training compute across, with a tick at these places; names as far as they do not touch, from the largest down."""
-    ax.set_xscale("log")
-    ax.set_xlim(*span)
-    ax.set_xlabel("training compute (FLOPs)", fontsize=9, labelpad=2)
-    pixels = ax.get_window_extent().width / (ax.figure.dpi / 72)
-    places = sorted(set(places))
-    at = [math.log(place / span[0]) / math.log(span[1] / span[0]) * pixels for place in places]
-    ax.set_xticks(places, thinned([number(place) for place in places], at), fontsize=9)
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def tasks_axis(ax: Axes, levels: Sequence[float]) -> None:
-    """A column for each number of training tasks; names as far as they do not touch."""
-    ax.set_xlim(-0.5, len(levels) - 0.5)
-    pitch = ax.get_window_extent().width / (ax.figure.dpi / 72) / len(levels)
-    names = thinned([number(n) for n in levels], [i * pitch for i in range(len(levels))])
-    ax.set_xticks(range(len(levels)), names, fontsize=9)
-    ax.tick_params(axis="x", length=0)
-    ax.set_xlabel(tasks_words(levels), fontsize=9, labelpad=2)
-
-
-def tasks_words(levels: Sequence[float]) -> str:
-    """The name of an axis with a column for each number of tasks, which has no scale unless each is as many times the last."""
-    steps = [math.log(b / a) for a, b in pairwise(levels)]
-    even = not steps or max(steps) < 1.05 * min(steps)
-    return "number of training tasks" + ("" if even else ", not to scale")
-
-
-FARTHEST = 100
-"""Over a larger jump in the number of tasks no line joins two columns: what lies between was not looked at (assumed)."""
-
-
-def jumps(levels: Sequence[float]) -> list[int]:
-    """The columns that no line joins to the one before."""
-    return [i for i, (a, b) in enumerate(pairwise(levels), 1) if b > FARTHEST * a]
-
-
-def join(ax: Axes, levels: Sequence[float], values: np.ndarray, side: float = 0.0, **style: Any) -> None:
-    """A line through a value (n_tasks,) of each column, with gaps where it is missing and over jumps."""
-    at, cuts = np.arange(len(levels)), jumps(levels)
-    ax.plot(np.insert(at + side, cuts, np.nan), np.insert(np.asarray(values, float), cuts, np.nan), **style)
-
-
-def thinned(names: Sequence[str], at: Sequence[float]) -> list[str]:
-    """As many names, centred on these ascending pixels, as do not touch; the last one always, the others are blank."""
-    kept, free = [""] * len(names), math.inf
-    for i in range(len(names) - 1, -1, -1):
-        half = 2.9 * len(names[i])  # a figure of 9 pixels is 5.7 wide
-        if at[i] + half <= free:
-            kept[i], free = names[i], at[i] - half - 5
-    return kept
-
-
-_DASHES: dict[str, Any] = {"generaliser": "-", "memoriser": (0, (6, 2, 1, 2)), "chance": (0, (1, 2))}
-
-
-def _draw_references(sheet: Sheet, references: Lines, measure: str, arm: str, n_tasks: int | None = None) -> None:
-    """Thin lines across, named at the right; names that would touch are moved apart."""
-    ax = sheet.axes
-    places = spread([value for _, value in references], 0.085)
-    for (name, value), place in zip(references, places, strict=True):
-        ax.axhline(value, color="#8a8a8a", lw=0.9, ls=_DASHES[name], zorder=1)
-        right: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "textcoords": ax.get_yaxis_transform()}
-        words = f"{name} {decimal(value)}"
-        ax.annotate(words, (1, value), xytext=(1.02, place), va="center", fontsize=9, color=GREY, **right)
-        sheet.row(series=name, measure=measure, unit="ratio", arm=arm, n_tasks=n_tasks, value=value)
-
-
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels, at their values where there is room, else moved up by as little as keeps them apart."""
-    places = [0.0] * len(values)
-    last = -math.inf
-    for i in sorted(range(len(values)), key=lambda i: values[i]):
-        last = places[i] = max(values[i], last + gap)
-    return places
-
-
-def draw_tracks(sheet: Sheet, curves: Curves, series: Series, arm: str, n_tasks: int) -> None:
-    """All replicates of one kind: trunks and branches in one go, because hundreds of artists are slow and heavy."""
-    tracks = [curves.track(series, arm, n_tasks, r) for r in range(curves.found.study.axes.replicates)]
-    many = len(tracks) > 5
-    style: dict[str, Any] = {"color": series.colour, "lw": 0.7 if many else 1.1, "ls": series.dash, "zorder": 3}
-    trunks = _joined([track.trunk for track in tracks])
-    branches = _joined([branch for track in tracks for branch in track.branches if len(branch) > 1])
-    for lines in (trunks, branches):
-        sheet.axes.plot(*lines, solid_capstyle="round", **style)
-    ends = [branch[-1] for track in tracks for branch in track.branches if branch[-1].phase == "final"]
-    lost = [last for track in tracks if track.diverged for last in track.last_of_diverged()]
-    _mark(sheet, ends, ms=2.4 if many else 3.4, mew=0.9, zorder=4, **series.mark)
-    _mark(sheet, lost, marker="x", color=INK, ms=6, mew=1.4, zorder=6)
-    sheet.series[series.name] = series.spoken
-    for replicate, track in enumerate(tracks):
-        _note_track(sheet, curves, track, series, arm, n_tasks, replicate)
-
-
-def _mark(sheet: Sheet, looks: Sequence[Look], **style: Any) -> None:
-    sheet.marks([look.flops for look in looks], [look.value for look in looks], **style)
-
-
-def _joined(lines: Sequence[Sequence[Look]]) -> tuple[list[float], list[float]]:
-    """Several lines as one, with a gap after each."""
-    points = [point for line in lines for point in (*((look.flops, look.value) for look in line), (math.nan, math.nan))]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _note_track(
-    sheet: Sheet, curves: Curves, track: Track, series: Series, arm: str, n_tasks: int, replicate: int
-) -> None:
-    """Every look of a replicate as a row and a place to point at; its trunk and branches as one stroke."""
-    stroke, index = len(sheet.strokes), {}
-    for look in dict.fromkeys((*track.trunk, *(look for branch in track.branches for look in branch))):
-        along = {"phase": look.phase, "step": look.step, "flops": look.flops}
-        row = sheet.row(**curves.row(series, arm, n_tasks, replicate, look.value, look.budget, **along))
-        index[look] = sheet.point(look.flops, look.value, row, stroke=stroke)
-    lines = [track.trunk, *(branch for branch in track.branches if len(branch) > 1)]
-    sheet.strokes.append([[index[look] for look in line] for line in lines if line])
-
-
-# At one budget ------------------------------------------------------------------------------------------------------
-
-
-def dots_panel(curves: Curves, arm: str, flops: float, series: Sequence[Series], references: Lines, alt: str) -> Panel:
-    """Two series at one budget against the number of tasks: a mark is a replicate, a bar their mean."""
-    levels = curves.found.results.levels
-    return Panel(
-        title=f"At {number(flops)} FLOPs",
-        note="a mark is a replicate, a bar their mean",
-        alt=alt,
-        width=54.0 * len(levels),  # five of them fit on a phone
-        height=190,
-        margins=Margins(42, 78, 40, 8),
-        draw=partial(_draw_both, curves, arm, flops, series, references),
-    )
-
-
-def _draw_both(
-    curves: Curves, arm: str, flops: float, series: Sequence[Series], references: Lines, sheet: Sheet
-) -> None:
-    """The panel's axes, references and dots."""
-    ax, results = sheet.axes, curves.found.results
-    tasks_axis(ax, results.levels)
-    ax.set_ylim(-0.03, 1.04)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    ax.set_ylabel(series[0].measure, fontsize=9.5, labelpad=2)
-    _draw_references(sheet, references, series[0].measure, arm)
-    for kind, side in zip(series, (-0.2, 0.2), strict=True):
-        values = results.cube(kind.measure, arm, kind.skill, kind.split)[:, results.budgets.index(flops)]
-        draw_dots(sheet, values, side, kind)
-        note_dots(sheet, curves, values, side, kind, arm, flops)
-
-
-CROWD = 20
-"""From so many replicates on, their marks touch."""
-
-
-def draw_dots(
-    sheet: Sheet,
-    values: np.ndarray,
-    side: float,
-    series: Series,
-    size: float = 4.5,
-    within: tuple[float, float] = (-math.inf, math.inf),
-    bars: bool = True,
-) -> None:
-    """Replicates side by side, in order, with their mean as a bar; (n_tasks, replicates), NaN is missing.
-
-    `side`: how far from the middle of a column, in columns. What lies outside `within` is left to the caller.
-    """
-    low, high = within
-    columns, replicates = np.nonzero((values >= low) & (values <= high))
-    n = values.shape[1]
-    x = columns + side + beside(replicates, n)
-    sheet.marks(x, values[columns, replicates], ms=size if n < 8 else 0.67 * size, mew=1, zorder=4, **series.mark)
-    if not bars:
-        return
-    mean = means(values)
-    barred = np.flatnonzero((np.isfinite(values).sum(1) > 1) & (mean >= low) & (mean <= high))
-    x = np.stack([barred + side - 0.17, barred + side + 0.17, np.full(len(barred), np.nan)], 1)  # a gap after each
-    colour = series.colour if n < CROWD else INK  # on top of a crowd that hides it
-    sheet.axes.plot(x.ravel(), np.repeat(mean[barred], 3), color=colour, lw=1.2, zorder=3 if n < CROWD else 5)
-
-
-def note_dots(
-    sheet: Sheet, curves: Curves, values: np.ndarray, side: float, series: Series, arm: str, flops: float
-) -> None:
-    """Every replicate at the end of a budget as a row, and as a place to point at where it has a value."""
-    sheet.series[series.name] = series.spoken
-    n = values.shape[1]
-    for i, (n_tasks, cell) in enumerate(zip(curves.found.results.levels, values.tolist(), strict=True)):
-        for replicate, value in enumerate(cell):
-            known = not math.isnan(value)
-            row = sheet.row(**curves.row(series, arm, n_tasks, replicate, value if known else None, flops))
-            if known:
-                sheet.point(i + side + float(beside(replicate, n)), value, row)
-
-
-def beside(replicate: Any, n: int) -> Any:
-    """How far a replicate's mark lies from the middle of its column, in columns: side by side, in order."""
-    return (replicate - (n - 1) / 2) * min(0.09, 0.3 / max(n, 1))
+    colour: int
+    mark: str
+    values: np.ndarray
+    """(n_tasks, replicates); NaN is missing."""
+
+
+class Run(NamedTuple):
+    """One replicate along training."""
+
+    name: str
+    colour: int
+    mark: str
+    strokes: list[list[Point]]
+    """Lines as (compute, value)."""
+    ends: list[Point]
+    """Ends of budgets."""
+    tip: str = ""
+    lost: Point | None = None
+    """The last point of a run that diverged."""
+
+
+# By number of tasks -------------------------------------------------------------------------------------------------
+
+
+def by_tasks(
+    found: Findings,
+    series: Sequence[Series],
+    title: str,
+    y_title: str,
+    bounds: tuple[float, float],
+    halves: bool = True,
+) -> Panel:
+    """Replicates as marks and their mean as a line, a column for each number of tasks."""
+    levels = found.results.levels
+    width = WIDTH + 22
+    drawing = Drawing(width, HEIGHT + 70)
+    axes = Axes(drawing, (42, 24, width - 10, 24 + HEIGHT), (-0.5, len(levels) - 0.5), bounds, log=False)
+    axes.frame(_ticks(*bounds, halves), y_title, "number of training tasks")
+    axes.names(range(len(levels)), [number(n) for n in levels])
+    cuts = [i for i, (a, b) in enumerate(pairwise(levels), 1) if b > FARTHEST * a]
+    rows: list[Row] = []
+    for k, one in enumerate(series):
+        side = (k - (len(series) - 1) / 2) * min(0.2, 0.7 / len(series))
+        mean = means(one.values)
+        for part in np.split(np.arange(len(levels)), cuts):
+            line = [(axes.x(i + side), axes.y(mean[i])) for i in part.tolist() if not math.isnan(mean[i])]
+            drawing.path([line], f"s{one.colour} mid{' dash' if one.mark == 'square' else ''}")
+        n = one.values.shape[1]
+        for i, r in zip(*np.nonzero(~np.isnan(one.values)), strict=True):
+            value = float(one.values[i, r])
+            x = axes.x(i + side + (r - (n - 1) / 2) * min(0.07, 0.25 / n))
+            shape = axes.beyond(value) or one.mark
+            kind = f"{'o' if one.mark == 'square' else 'f'}{one.colour} thin"
+            tip = f"{one.name} {decimal(value, 3)}\n{counted(levels[i], 'task')}, replicate {r}" if n <= 10 else ""
+            drawing.mark(x, axes.y(value), kind, shape, tip, 3.2 if n <= 10 else 1.8)
+            rows.append({"panel": title, "series": one.name, "n_tasks": levels[i], "replicate": int(r), "value": value})
+    alt = "; ".join(f"{one.name}: {', '.join(decimal(v) for v in means(one.values).tolist())}" for one in series)
+    return Panel(title=title, alt=f"{y_title} by number of tasks, means. {alt}.", drawing=drawing, rows=rows)
+
+
+def _bounds(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    known = np.concatenate([v[~np.isnan(v)] for v in values] or [np.zeros(0)])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    return max(min(low, 0) - 0.06, LOWEST - 0.06), min(max(high, 1) + 0.06, HIGHEST)
+
+
+def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
+    if halves:
+        return [*([(-0.5, "−½")] if low < -0.5 else []), *HALVES]
+    step = 10 ** math.floor(math.log10(high - low))
+    step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 5)
+    first = math.ceil(low / step) * step
+    return [(v, f"{v:.3g}".replace("-", "−")) for v in np.arange(first, high + 1e-9, step).round(9).tolist()]
 
 
 def means(values: np.ndarray) -> np.ndarray:
-    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN where none has."""
+    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN if none has."""
     known = ~np.isnan(values)
     n = known.sum(-1)
     return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
 
 
-# The relative distance ----------------------------------------------------------------------------------------------
-
-DISTANCE = Series("d_rel", "", "", LIST, False, "relative distance", words=("relative distance", ""))
-NAMED_CROSSINGS = 5
-"""More crossings than this are told as their range."""
+# Along training -----------------------------------------------------------------------------------------------------
 
 
-class Distances(NamedTuple):
-    """What a panel of the relative distance shows."""
+def along(
+    runs: Sequence[Run],
+    title: str,
+    y_title: str,
+    bounds: tuple[float, float],
+    span: tuple[float, float],
+    ticks: Sequence[float],
+    x_title: str = "training compute (FLOPs)",
+) -> Panel:
+    """Every replicate as a line over compute; a mark is the end of a budget, a cross a divergence."""
+    drawing = Drawing(WIDTH + 22, HEIGHT + 70)
+    axes = Axes(drawing, (42, 24, WIDTH, 24 + HEIGHT), span, bounds)
+    axes.frame(_ticks(*bounds, True), y_title, x_title)
+    compute_ticks(axes, ticks)
+    many = len(runs) > 10
+    rows: list[Row] = []
+    for run in runs:
+        strokes = [[(axes.x(x), axes.y(v)) for x, v in stroke] for stroke in run.strokes]
+        style = f"s{run.colour} {'thin' if many else 'mid'}{' dash' if run.mark == 'square' else ''}"
+        drawing.path(strokes, style, run.tip)
+        for x, v in run.ends:
+            kind = f"{'o' if run.mark == 'square' else 'f'}{run.colour} thin"
+            drawing.mark(axes.x(x), axes.y(v), kind, axes.beyond(v) or run.mark, run.tip, 2 if many else 3)
+        if run.lost is not None:
+            drawing.mark(axes.x(run.lost[0]), axes.y(run.lost[1]), "cross mid", "cross")
+        rows += [
+            {"panel": title, "series": run.name, "flops": x, "value": v} for stroke in run.strokes for x, v in stroke
+        ]
+    ends = "; ".join(f"{run.name} {decimal(run.ends[-1][1])}" for run in runs[:40] if run.ends)
+    alt = f"{title}: {y_title} along training. At the end: {ends}."
+    return Panel(title=title, alt=alt, drawing=drawing, rows=rows)
 
-    arm: str
-    n_tasks: int
-    tracks: list[Along]
-    crossings: list[float | None]
-    """Optimizer step at which each replicate rises through one half; None where it is not seen to."""
 
-    @property
-    def words(self) -> str:
-        """The crossings, in a clause."""
-        seen, n = sorted(step for step in self.crossings if step is not None), len(self.crossings)
-        if not seen:
-            return "no crossing of ½ seen"
-        if len(seen) > NAMED_CROSSINGS:
-            return f"{len(seen)} of {n} cross ½, at step {number(round(seen[0]))} to {number(round(seen[-1]))}"
-        named = ", ".join(number(round(step)) for step in self.crossings if step is not None)
-        return f"crosses ½ at step {named}" + (f"; {n - len(seen)} of {n} not seen to" if len(seen) < n else "")
+def bounds_of_runs(runs: Sequence[Run]) -> tuple[float, float]:
+    """Vertical limits that all panels of a figure share."""
+    return _bounds([np.array([v for run in runs for stroke in (*run.strokes, run.ends) for _, v in stroke])])
 
 
-def distance_panel(curves: Curves, shown: Distances, span: tuple[float, float], heights: tuple[float, float]) -> Panel:
-    """d_rel of every replicate along optimizer steps, and where each rises through one half."""
-    title = counted(shown.n_tasks, "task")
-    return Panel(
-        title=title,
-        note=shown.words,
-        alt=f"Relative distance along training, {title}: {shown.words}.",
-        width=230,
-        height=150,
-        margins=Margins(28, 12, 34, 8),
-        draw=partial(_draw_distance, curves, shown, span, heights),
+def runs_of(
+    found: Findings,
+    measure: str,
+    condition: str,
+    skill: str,
+    split: str,
+    n_tasks: int,
+    colour: int,
+    mark: str,
+    name: str,
+) -> list[Run]:
+    """All replicates of a condition at one number of tasks."""
+    results, runs = found.results, []
+    grows = found.study.grows(condition)
+    lost = results.ended(condition, ("diverged",))[results.levels.index(n_tasks)].any(axis=0)
+    for r in range(results.n_replicates):
+        track = results.track(measure, condition, skill, split, n_tasks, r)
+        known = ~np.isnan(track.values) & (track.flops > 0)
+        if not known.any():
+            continue
+        final = known & (track.phases == "final")
+        budgets = np.unique(track.budgets[known]) if grows else [track.budgets[known].max()]
+        strokes = [_points(track, known & (track.budgets == c)) for c in budgets]
+        tip = f"{name}\n{counted(n_tasks, 'task')}, replicate {r}"
+        runs.append(Run(name, colour, mark, strokes, _points(track, final), tip, strokes[-1][-1] if lost[r] else None))
+    return runs
+
+
+def _points(track: Any, which: np.ndarray) -> list[Point]:
+    return list(zip(track.flops[which].tolist(), track.values[which].tolist(), strict=True))
+
+
+def span_of(found: Findings, conditions: Iterable[str]) -> tuple[float, float]:
+    """Compute across all figures of a study, with a margin."""
+    spans = [span for condition in conditions if (span := found.results.span(condition))]
+    low = min((s[0] for s in spans), default=found.study.budgets[0])
+    high = max((s[1] for s in spans), default=found.study.budgets[-1])
+    return low / 1.15, high * 1.25
+
+
+# The story ----------------------------------------------------------------------------------------------------------
+
+
+def emergence(found: Findings) -> Figure | None:
+    """Ability of every replicate along training, at a few numbers of tasks; a colour is a condition."""
+    conditions = conditions_of(found)[:CONDITIONS]
+    if not conditions or pairs_of(found.study):  # `generalists` shows the training of these
+        return None
+    shown = [shown_of(found, "ability", c) for c in conditions]
+    levels = some(_telling(found, conditions))
+    runs = {
+        n: [run for k, s in enumerate(shown) for run in runs_of(found, *s[:4], n, k, "round", s.condition)]
+        for n in levels
+    }
+    levels = [n for n in levels if runs[n]]
+    if not levels:
+        return None
+    bounds, span = bounds_of_runs([run for n in levels for run in runs[n]]), span_of(found, conditions)
+    return Figure(
+        name="emergence",
+        title=f"Ability in {shown[0].skill} along training",
+        sentence=_reach_words(found, conditions, levels),
+        panels=[along(runs[n], counted(n, "task"), ABILITY, bounds, span, found.study.budgets) for n in levels],
+        key=_key(conditions),
+        note="A line is a replicate; a mark is the end of a budget."
+        + (" × marks a divergence." if any(r["status"] == "diverged" for r in found.runs) else ""),
     )
 
 
-def _draw_distance(
-    curves: Curves, shown: Distances, span: tuple[float, float], heights: tuple[float, float], sheet: Sheet
-) -> None:
-    """The panel's axes, lines and diamonds."""
-    ax = sheet.axes
-    _steps_axis(ax, span)
-    ax.set_ylim(*heights)
-    halves(ax)
-    sheet.series[DISTANCE.name] = DISTANCE.spoken
-    joined = [np.concatenate([np.append(part, math.nan) for part in (one[k] for one in shown.tracks)]) for k in (0, 2)]
-    ax.plot(*joined, color=LIST, lw=1.1, zorder=3)
-    for replicate, one in enumerate(shown.tracks):
-        _note_distance(sheet, curves, one, shown, replicate)
-    crossed = [(replicate, step) for replicate, step in enumerate(shown.crossings) if step is not None]
-    at = [step for _, step in crossed]
-    sheet.marks(at, [0.5] * len(at), marker="D", ms=5, mfc="white", mec=LIST, mew=1.3, zorder=5)
-    for replicate, step in crossed:
-        sheet.point(step, 0.5, says=f"crosses ½ at step {number(round(step))}\nreplicate {replicate}, {sheet.panel}")
-        shared: dict[str, Any] = {"arm": shown.arm, "n_tasks": shown.n_tasks, "replicate": replicate}
-        sheet.row(series="crossing of one half", measure="step", unit="steps", value=step, **shared)
+def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
+    """Numbers of tasks with a result: the first, the last, and those at which the count of replicates changes."""
+    results = found.results
+    counts = {n: tuple(_reached(found, c, n) for c in conditions) for n in results.levels}
+    known = [n for n in results.levels if any(of for _, of in counts[n])]
+    changes = {m for a, b in pairwise(known) if counts[a] != counts[b] for m in (a, b)}
+    chosen = {*known[:1], *known[-1:], *changes}
+    rest = [n for n in known if n not in chosen]
+    return sorted(chosen | set(rest[: max(0, PANELS - len(chosen))]))
 
 
-def _steps_axis(ax: Axes, span: tuple[float, float]) -> None:
-    """Optimizer steps across, a tick at each power of ten, or near both ends where there is but one."""
-    ax.set_xscale("log")
-    ax.set_xlim(*span)
-    decades = [10.0**k for k in range(math.ceil(math.log10(span[0])), math.floor(math.log10(span[1])) + 1)]
-    ticks = decades if len(decades) > 1 else sorted({float(f"{s:.1g}") for s in (span[0] * 1.2, span[1] / 1.2)})
-    ax.set_xticks(ticks, [number(t) for t in ticks], fontsize=9)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("optimizer step", fontsize=9, labelpad=2)
+def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
+    """Replicates with an ability of one half at the end of the largest budget, and replicates measured there."""
+    shown = shown_of(found, "ability", condition)
+    cube = found.results.cube("ability", *shown[1:4])[found.results.levels.index(n_tasks)]
+    measured = [line[~np.isnan(line)] for line in cube if not np.isnan(line).all()]
+    return (int((measured[-1] >= stats.HALF).sum()), len(measured[-1])) if measured else (0, 0)
 
 
-def halves(ax: Axes) -> None:
-    """Lines and names at 0, ½ and 1, and at −½ where it is in sight."""
-    low = ax.get_ylim()[0]
-    ticks = [(at, words) for at, words in ((-0.5, "−½"), (0, "0"), (0.5, "½"), (1, "1")) if at >= low]
-    ax.set_yticks([at for at, _ in ticks], [words for _, words in ticks], fontsize=9.5)
-    for value in (0, 0.5, 1):
-        ax.axhline(value, color="#8a8a8a" if value == 0.5 else FAINT, lw=0.9, zorder=1)
+def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:
+    if len(conditions) > 1:
+        n = levels[-1]
+        parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [_reached(found, c, n)]]
+        return f"At {counted(n, 'task')}, replicates with half of the rule: {', '.join(parts)}."
+    parts = [f"{k} of {of} at {counted(n, 'task')}" for n in levels for k, of in [_reached(found, conditions[0], n)]]
+    return f"Replicates that end with half of the rule: {', '.join(parts)}."
 
 
-def _note_distance(sheet: Sheet, curves: Curves, along: Along, shown: Distances, replicate: int) -> None:
-    """Every look of a replicate as a row; as a place to point at where it is in sight."""
-    stroke: list[int] = []
-    low, high = sheet.axes.get_ylim()
-    for step, flops, value, budget, phase in zip(*(part.tolist() for part in along), strict=True):
-        ended = budget if phase == "final" else None
-        row = sheet.row(
-            **curves.row(
-                DISTANCE, shown.arm, shown.n_tasks, replicate, value, ended, phase=phase, step=int(step), flops=flops
-            )
+def _key(conditions: Sequence[str]) -> list[tuple[int, str, str]]:
+    return [(k, "round", name) for k, name in enumerate(conditions)] if len(conditions) > 1 else []
+
+
+def memory_and_ability(found: Findings) -> Figure | None:
+    """Ability and memory by number of tasks: at a few budgets, or at the largest one of a few conditions."""
+    conditions = [c for c in conditions_of(found) if np.isfinite(_cube(found, "memory", c)).any()]
+    if not conditions:
+        return None
+    budgets = found.study.budgets
+    places = [(conditions[0], j) for j in some(range(len(budgets)))]
+    if len(conditions) > 1:
+        places = [(c, len(budgets) - 1) for c in conditions[:PANELS]]
+    many = [
+        [
+            Series(measure, k, "square" if k else "round", _cube(found, measure, condition)[:, j])
+            for k, measure in enumerate(("ability", "memory"))
+        ]
+        for condition, j in places
+    ]
+    bounds = _bounds([one.values for series in many for one in series])
+    titles = [f"{number(budgets[j])} FLOPs" if len(conditions) == 1 else condition for condition, j in places]
+    panels = [
+        by_tasks(found, series, title, "ability, memory", bounds)
+        for title, series in zip(titles, many, strict=True)
+        if any(np.isfinite(one.values).any() for one in series)
+    ]
+    return (
+        Figure(
+            name="memory",
+            title="Memory against ability",
+            sentence=_ends_words(found, conditions[0]),
+            panels=panels,
+            key=[
+                (0, "round", "ability: share of the rule learned"),
+                (1, "square", "memory: share of the list remembered"),
+            ],
+            note="A mark is a replicate, the line their mean. A triangle lies beyond the edge."
+            + (f" All at {number(budgets[-1])} FLOPs." if len(conditions) > 1 else ""),
         )
-        if step > 0 and low <= value <= high:
-            stroke.append(sheet.point(step, value, row, stroke=len(sheet.strokes)))
-    sheet.strokes.append([stroke])
+        if panels
+        else None
+    )
+
+
+def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
+    shown = shown_of(found, measure, condition)
+    return found.results.cube(*shown[:4], shown.phase)
+
+
+def _ends_words(found: Findings, condition: str) -> str:
+    """How both change from the fewest to the most tasks that have both, at the largest budget that has them."""
+    cubes = {measure: _cube(found, measure, condition) for measure in ("memory", "ability")}
+    for j in reversed(range(len(found.study.budgets))):
+        mean = {measure: means(cube[:, j]) for measure, cube in cubes.items()}
+        both = np.flatnonzero(~np.isnan(mean["memory"]) & ~np.isnan(mean["ability"]))
+        if len(both) > 1:
+            a, b = int(both[0]), int(both[-1])
+            where = f"{number(found.results.levels[a])} to {counted(found.results.levels[b], 'task')}"
+            parts = [
+                f"{measure} {'rises' if v[b] > v[a] else 'falls'} from {decimal(v[a])} to {decimal(v[b])}"
+                for measure, v in mean.items()
+            ]
+            return f"At {number(found.study.budgets[j])} FLOPs, from {where}, {' and '.join(parts)}."
+    return ""
+
+
+def conditions_side_by_side(found: Findings) -> Figure | None:
+    """Ability of several conditions: by tasks at the largest budget, and by compute at the most tasks."""
+    conditions = conditions_of(found)
+    shown = conditions[:CONDITIONS]
+    if len(conditions) < 2 or pairs_of(found.study):
+        return None
+    series = [Series(c, k, "round", _cube(found, "ability", c)[:, -1]) for k, c in enumerate(shown)]
+    bounds = _bounds([s.values for s in series])
+    panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", ABILITY, bounds)]
+    if len(found.study.budgets) > 1:
+        n = found.results.levels[-1]
+        runs = [
+            Run(c, k, "round", [_mean_line(found, c)], _mean_line(found, c), f"{c}\nmean of replicates")
+            for k, c in enumerate(shown)
+        ]
+        title = f"With {counted(n, 'task')}, mean"
+        panels.append(along(runs, title, ABILITY, bounds, span_of(found, shown), found.study.budgets))
+    ends = {c: float(means(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
+    ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
+    words = ", ".join(f"{c} {decimal(ends[c])}" for c in ranked)
+    most = counted(found.results.levels[-1], "task")
+    return Figure(
+        name="conditions",
+        title="Conditions side by side",
+        sentence=f"At {number(found.study.budgets[-1])} FLOPs and {most}, ability is: {words}.",
+        panels=panels,
+        key=_key(shown),
+        note=f"The first {len(shown)} of {len(conditions)} conditions." if len(shown) < len(conditions) else "",
+    )
+
+
+def _mean_line(found: Findings, condition: str) -> list[Point]:
+    mean = means(_cube(found, "ability", condition)[-1])
+    return [(c, float(v)) for c, v in zip(found.study.budgets, mean.tolist(), strict=True) if not math.isnan(v)]
+
+
+def generalists(found: Findings) -> Figure | None:
+    """The first generalist beside the specialists of its domains, at the most tasks."""
+    pairs = [p for p in pairs_of(found.study) if found.ended(p.generalist) and found.ended(p.specialist)]
+    if not pairs:
+        return None
+    measure, n = measure_of(found.study), found.results.levels[-1]
+    what = "exact match" if measure == "exact_match" else "ability"
+    several = len({p.generalist for p in pairs}) > 1
+    titles = {p: f"{p.domain}, {p.generalist}" if several else p.domain for p in pairs[: 2 * PANELS]}
+    runs = {
+        p: [
+            run
+            for k, (name, mark) in enumerate((("generalist", "round"), ("specialist", "square")))
+            for run in runs_of(found, measure, getattr(p, name), p.domain, "held_out", n, k, mark, name)
+        ]
+        for p in titles
+    }
+    bounds = bounds_of_runs([run for many in runs.values() for run in many])
+    spans = span_of(found, [line for p in titles for line in p[:2]])
+    panels = [along(runs[p], title, what, bounds, spans, found.study.budgets) for p, title in titles.items()]
+    parts = []
+    for pair in list(titles)[:PANELS]:
+        ends = [found.results.cube(measure, line, pair.domain, "held_out")[-1, -1] for line in pair[:2]]
+        of = [decimal(float(means(end))) for end in ends]
+        parts.append(f"{of[0]} against {of[1]} in {pair.domain}")
+    return Figure(
+        name="generalists",
+        title="Generalist against specialists",
+        sentence=f"At {number(found.study.budgets[-1])} FLOPs the generalist reaches {'; '.join(parts)}.",
+        panels=panels,
+        key=[(0, "round", "generalist"), (1, "square", "specialist")],
+        note=f"{what.capitalize()} on unseen tasks, {counted(n, 'task')} of each domain. A line is a replicate.",
+    )
+
+
+# Behind the fold ----------------------------------------------------------------------------------------------------
+
+SCORES = (
+    ("loss_nats", "log loss (nats)"),
+    ("brier", "Brier score"),
+    ("accuracy", "accuracy"),
+    ("exact_match", "exact match"),
+)
+
+
+def scores(found: Findings) -> Figure | None:
+    """Loss, Brier score, accuracy and exact match of the headline skill by number of tasks, at the largest budget."""
+    conditions = conditions_of(found)[:CONDITIONS]
+    panels, parts = [], []
+    for measure, title in SCORES:
+        series = []
+        for k, condition in enumerate(conditions):
+            shown = shown_of(found, "ability", condition)
+            series.append(Series(condition, k, "round", found.results.cube(measure, *shown[1:4])[:, -1]))
+        known = [one.values for one in series if np.isfinite(one.values).any()]
+        if not known:
+            continue
+        top = max(1.0, *(float(np.nanmax(values)) for values in known))
+        panels.append(by_tasks(found, series, title, title, (-0.03 * top, 1.05 * top), halves=False))
+        mean = means(known[0])
+        ends = mean[~np.isnan(mean)]
+        parts.append(f"{title} goes from {decimal(ends[0])} to {decimal(ends[-1])}")
+    if not panels:
+        return None
+    return Figure(
+        name="scores",
+        title="The same change in four scores",
+        sentence=f"From the fewest to the most tasks, {', '.join(parts)}.",
+        panels=panels,
+        key=_key(conditions),
+        note=f"At {number(found.study.budgets[-1])} FLOPs. A jump that loss and Brier score lack comes from the score.",
+    )
+
+
+def compute_to_skill(found: Findings) -> Figure | None:
+    """Kaplan and Meier's curve: the share of replicates that have the skill to stay, by compute."""
+    panels = []
+    several = len(conditions_of(found)) > 1
+    skill = found.study.shown_skills[0]
+    for condition in conditions_of(found):
+        for n in found.results.levels:
+            curve = onsets.curve(found.results, condition, skill, n)
+            if curve is not None and curve.steps[-1].reached > 0:
+                title = counted(n, "task") + (f", {condition}" if several else "")
+                panels.append(_share_panel(found, curve.steps[1:], title))
+    if not panels:
+        return None
+    return Figure(
+        name="compute_to_skill",
+        title="From how much compute on",
+        sentence="Share of replicates that have half of the rule and keep it, by compute (Kaplan and Meier).",
+        panels=panels,
+        note="Shaded: pointwise 95 % interval.",
+    )
+
+
+def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
+    drawing = Drawing(WIDTH + 22, 190)
+    axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.lines), (-0.03, 1.03))
+    axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")
+    compute_ticks(axes, found.study.budgets)
+    end = axes.across[1]
+
+    def stairs(values: Sequence[float]) -> list[Point]:
+        at = [*(s.at for s in steps), end]
+        return [(axes.x(x), axes.y(v)) for k, v in enumerate(values) for x in at[k : k + 2]]
+
+    drawing.area([*stairs([s.low for s in steps]), *reversed(stairs([s.high for s in steps]))], "w0")
+    drawing.path([stairs([s.reached for s in steps])], "s0 line")
+    rows: list[Row] = [
+        {"panel": title, "flops": s.at, "value": s.reached, "low": s.low, "high": s.high, "at_risk": s.at_risk}
+        for s in steps
+    ]
+    words = "; ".join(f"{decimal(s.reached)} by {number(s.at)} FLOPs" for s in steps)
+    return Panel(title=title, alt=f"Share of replicates that have the skill. {words}.", drawing=drawing, rows=rows)
+
+
+def override(found: Findings) -> Figure | None:
+    """The answer of the context against the memorised answer, for families that offer both."""
+    panels = []
+    conditions = conditions_of(found)[:PANELS]
+    for condition in conditions:
+        pair = [found.results.cube("probability", condition, s, "seen") for s in ("override", "override_memory")]
+        both = [j for j in range(len(found.study.budgets)) if all(np.isfinite(cube[:, j]).any() for cube in pair)]
+        if both:
+            names = ("the context's answer", "the memorised answer")
+            series = [
+                Series(n, k, "square" if k else "round", cube[:, both[-1]])
+                for k, (n, cube) in enumerate(zip(names, pair, strict=True))
+            ]
+            title = condition if len(conditions) > 1 else f"{number(found.study.budgets[both[-1]])} FLOPs"
+            panels.append(by_tasks(found, series, title, "probability", (-0.03, 1.05)))
+    if not panels:
+        return None
+    return Figure(
+        name="override",
+        title="Context against memory",
+        sentence="Two answers of a training task are swapped in the context: which answer does the model give?",
+        panels=panels,
+        key=[(0, "round", "the context's answer"), (1, "square", "the memorised answer")],
+    )
+
+
+def distance(found: Findings) -> Figure | None:
+    """Relative distance along training, for families that offer it: 0 is the generaliser, 1 the memoriser."""
+    panels = []
+    mixture = cast(Family, found.study.family).mixture
+    for condition in conditions_of(found)[:1]:
+        for n in found.results.levels:
+            runs: list[Run] = []
+            for r in range(found.results.n_replicates):
+                track = found.results.curve("d_rel", condition, mixture, "seen", n, r)
+                points = [(s, v) for s, v in zip(track.steps.tolist(), track.values.tolist(), strict=True) if s > 0]
+                met = crossing(found.results, condition, n, r)
+                ends = [(met, 0.5)] if met is not None else []
+                if points:
+                    runs.append(Run("relative distance", 1, "square", [points], ends, f"replicate {r}"))
+            if runs:
+                steps = [x for run in runs for stroke in run.strokes for x, _ in stroke]
+                decades = [10.0**k for k in range(9)]
+                span = (min(steps) / 1.2, max(steps) * 1.2)
+                bounds = bounds_of_runs(runs)
+                panels.append(along(runs, counted(n, "task"), "distance", bounds, span, decades, "optimizer step"))
+    if not panels:
+        return None
+    return Figure(
+        name="distance",
+        title="Relative distance to generaliser and memoriser",
+        sentence="0 predicts like the generaliser, 1 like the memoriser; a square is where a replicate crosses ½.",
+        panels=panels,
+    )
+
+
+STORY = (emergence, memory_and_ability, conditions_side_by_side, generalists)
+"""Figures below the surface, in their order."""
+FOLDED = (scores, override, distance)
+"""Figures behind the fold."""

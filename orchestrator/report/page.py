@@ -1,100 +1,58 @@
-"""The report of a study: one HTML file that can be mailed, printed and read on a phone, and its figures as files.
+"""The page of a study: one HTML file that can be mailed, printed and read on a phone, and its figures as files.
 
     emergence report quickstart
 
-Sets what `analysis/` found beside the figures; computes no statistic itself, and knows no Ray, no MLflow and no torch. The
-page is made of templates/: a frame, a file for each section, style and script. It loads nothing, and says the same without its
-script, which lets a reader point at a figure, walk along compute, and sort and filter the trials.
+The first screen answers the question: one sentence, the surface with both boundaries, the verdict on the primary claim. Figures
+follow, and everything else is behind one fold. The page loads nothing and works without its script. It computes no statistic.
 """
 
 from __future__ import annotations
 
-from orchestrator.report import surroundings  # noqa: F401 - before anything else loads matplotlib
-
-# isort: split
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import jinja2
-import matplotlib
 from markupsafe import Markup, escape
 
-from orchestrator import stats
-from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis import answer
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
-from orchestrator.formatting import decimal, number, times
-from orchestrator.report import judged_tables, tables
-from orchestrator.report.curves import Curves, decays, jumps
-from orchestrator.report.embed import Embedded
-from orchestrator.report.figures import plates_of
-from orchestrator.report.plates import (
-    CIVIDIS,
-    LIST,
-    MAX_SVG_BYTES,
-    RULE,
-    TINT,
-    Drawn,
-    Plate,
-    draw,
-    drawing,
-    files_of,
-    merged_words,
-    shown,
-)
-from orchestrator.report.surfaces import on_split
-from orchestrator.report.walk import walk_of
+from orchestrator.formatting import number, times
+from orchestrator.report import curves, palette, surface, svg, tables
+from orchestrator.report.surface import Edge
+from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
 from trainers.tasks import Family
 
 TEMPLATES = Path(__file__).parent / "templates"
-OPEN_TRIAL_ROWS = 40
-"""A longer table of trials starts folded."""
-MAX_PICTURE_BYTES = 1_500_000
-"""Panels that are larger together go on the page as coarser pictures; the files beside it keep their quality."""
-MAX_PAGE_BYTES = 5_000_000
-"""A larger page can hardly be mailed: it goes without what is also beside it, and says so."""
+MAX_FIGURE_BYTES = 400_000
+"""A larger figure is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
+RELOAD_SECONDS = 60
+"""The page of an unfinished study reloads itself so often."""
+WIDTHS = (776, 540, 344, 262)
+"""Pixels of a surface on the first screen with one, two, three or four conditions. Further conditions follow behind the fold."""
+NARROW = 344
+"""Pixels of a surface on a phone."""
 
 
-class Section(NamedTuple):
-    """A part of the page: `templates/sections/<name>.html.j2`, the name also being its anchor."""
+class Measure(NamedTuple):
+    """A measure of the surface, explained, with the ends of its scale."""
 
-    name: str
-    title: str
-    """In the table of contents."""
-    shown: Callable[[dict[str, Any]], bool] = lambda page: True
-    """Is there anything to show? Given what the templates are given."""
-
-
-def _any_block(figure: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda page: any(block[figure] for block in page["blocks"])
+    words: str
+    low: str
+    zero: str
+    one: str
 
 
-SECTIONS = (
-    Section("speed", "Workers", lambda page: bool(page["speeds"])),
-    Section("surface", "Tasks × compute"),
-    Section("walk", "Along compute"),
-    Section("skills", "Skills and memory"),
-    Section("curves", "Along training"),
-    Section("override", "Context or memory", _any_block("override")),
-    Section("distance", "Counting or remembering", _any_block("distance")),
-    Section("boundaries", "Boundaries"),
-    Section("to_skill", "From how much compute on", lambda page: bool(page["to_skill"])),
-    Section("emergence", "Break or artefact", lambda page: bool(page["cuts"] or page["cuts_undecided"])),
-    Section("generalists", "Generalist against specialists", lambda page: bool(page["contests"])),
-    Section("arms", "Arms", lambda page: bool(page["overtaking"])),
-    Section("replicates", "Replicates"),
-    Section("forecast", "Forecast", lambda page: bool(page["forecasts"] or page["no_forecast"] or page["frontier"])),
-    Section("expected", "Expected", lambda page: bool(page["expected"])),
-    Section("claims", "Claims", lambda page: bool(page["claims"] or page["primary"])),
-    Section("trials", "Trials"),
-    Section("methods", "Methods"),
-)
-"""The page from top to bottom."""
+MEASURES = {
+    "ability": Measure("share of the rule learned", "surely wrong", "knows nothing", "the exact rule"),
+    "accuracy": Measure("share of answers right", "", "none right", "all right"),
+    "memory": Measure("share of the list remembered", "under-trained", "as the rule", "the whole list"),
+}
+"""Measures of the surface; the first one is shown first."""
 
 
 def write(
@@ -106,67 +64,192 @@ def write(
 ) -> Path:
     """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError.
 
-    `outside`: recorded trials that the study's axes no longer hold. `links` leads from trials to their MLflow runs: {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
+    `outside`: recorded trials outside the study's axes. `links` leads from trials to their MLflow runs:
+    {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
     """
-    curves, embedded = Curves(found), Embedded(found)
-    walks = {arm: walk_of(curves, arm) for arm in found.study.lines}
-    plates = {arm: plates_of(curves, arm, walk) for arm, walk in walks.items()}
-    with drawing():
-        files, pictures = _drawn([plate for of_arm in plates.values() for plate in of_arm.values() if plate], embedded)
-    blocks = [_block(found, arm, plates[arm], pictures) for arm in plates]
-    for walk in walks.values():
-        if walk is not None:
-            embedded.walk(walk)
-    told = _told(found, sessions, blocks, links) | {"outside": times(outside, "trial") if outside else ""}
-    _write_files(folder, files)
-    replace(folder / "report.html", _fitting(told, blocks, embedded))
+    page = _contents(found, sessions, links, outside)
+    _write_files(folder, found.study.id, page)
+    made = templates().get_template("report.html.j2").render(page)
+    replace(folder / "report.html", made.encode(errors="replace"))
     return folder / "report.html"
 
 
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_files(folder: Path, study: str, page: Mapping[str, Any]) -> None:
+    """Figures as SVG and CSV, and tables that are longer than the page shows as CSV."""
+    files: dict[str, bytes] = {}
+    for figure in (page["hero"], *page["story"], *page["folded"]):
+        files[f"{figure.name}.svg"] = svg.sheet(figure, study)
+        files[f"{figure.name}.csv"] = svg.table([row for panel in figure.panels for row in panel.rows])
+    for table in page["tables"]:
+        if len(table.rows) > len(table.shown) or table.name == "trials":
+            files[f"{table.name}.csv"] = svg.table(table.csv)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for stale in set(figures.iterdir()) - {figures / name for name in files}:
         if stale.suffix in (".png", ".svg", ".csv"):
             stale.unlink()
     for name, data in files.items():
-        replace(figures / name, data, synced=False)  # hundreds; one that a crash tears is found by its hash
+        replace(figures / name, data, synced=False)  # one that a crash tears is found by its hash
 
 
-Shown = dict[str, Any]
-"""A panel or a plate as the templates have it."""
+def _contents(
+    found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None, outside: int
+) -> dict[str, Any]:
+    """Everything for the template."""
+    study = found.study
+    views = _views(found)
+    story = [figure for make in curves.STORY if (figure := make(found))]
+    folded = [*(figure for make in (curves.compute_to_skill, *curves.FOLDED) if (figure := make(found)))]
+    folded += [figure for figure in (_more_conditions(found), _skills(found)) if figure]
+    addresses, linked = _links(links)
+    verdict, claim = answer.badge(found)
+    return {
+        "study": study,
+        "progress": _progress(found),
+        "reload": RELOAD_SECONDS if any(run["status"] == "open" for run in found.runs) else 0,
+        "answer": answer.sentence(found),
+        "more": answer.more(found),
+        "verdict": verdict,
+        "claim": found.primary.sentence if found.primary else f"{claim[0].upper()}{claim[1:]}.",
+        "views": views,
+        "measures": MEASURES,
+        "hero": _first_screen(found, views),
+        "several": len(study.lines) > 1,
+        "lines": _lines(found),
+        "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
+        "replicates": times(study.axes.replicates, "replicate"),
+        "story": story,
+        "folded": folded,
+        "largest": MAX_FIGURE_BYTES,
+        "counts": tables.counts(found),
+        "tables": [
+            *tables.finding_tables(found),
+            *filter(None, [tables.successes(found)]),
+            tables.trials(found, addresses),
+        ],
+        "linked": linked,
+        "outside": times(outside, "trial") if outside else "",
+        "provenance": tables.provenance(found, sessions),
+        "in_short": tables.in_short(found, sessions),
+        "settings": tables.settings(study),
+        "definitions": tables.definitions(found),
+        "style": style(),
+        "script": script(),
+    }
 
 
-def _drawn(plates: Sequence[Plate], embedded: Embedded) -> tuple[dict[str, bytes], dict[str, Shown]]:
-    """The plates as files, by their names; and for the page, by theirs: coarser where they would make it too large."""
-    drawn = {plate.name: [draw(panel, f"{plate.name}{i}") for i, panel in enumerate(plate.panels)] for plate in plates}
-    coarse = sum(min(len(one.svg), MAX_SVG_BYTES) for many in drawn.values() for one in many) > MAX_PICTURE_BYTES
-    files: dict[str, bytes] = {}
-    pictures: dict[str, Shown] = {}
-    for plate in plates:
-        panels = drawn.pop(plate.name)  # hundreds of pictures would be a gigabyte
-        made = files_of(plate, panels)
-        files |= {f"{plate.name}.{kind}": getattr(made, kind) for kind in ("png", "svg", "csv")}
-        embedded.files(plate.name, made.csv, made.frame)
-        told = [_panel(one, coarse, embedded) for one in panels]
-        pictures[plate.name] = {"name": plate.name, "panels": told, "merged": merged_words(panels)}
-    return files, pictures
+def _progress(found: Findings) -> str:
+    """How many trials have ended, and how."""
+    of = {status: sum(run["status"] == status for run in found.runs) for status in ("done", "diverged", "failed")}
+    ended, total = sum(of.values()), times(len(found.runs), "trial")
+    lost = ", ".join(f"{number(n)} {status}" for status, n in of.items() if n and status != "done")
+    return (f"so far: {ended:,} of {total}" if ended < len(found.runs) else total) + (f" ({lost})" if lost else "")
 
 
-def _panel(drawn: Drawn, coarse: bool, embedded: Embedded) -> Shown:
-    number = embedded.panel(drawn.box, drawn.sheet)
-    about = {"title": drawn.panel.title, "note": drawn.panel.note, "width": drawn.box[0], "number": number}
-    return about | shown(drawn, coarse)._asdict()
+def _lines(found: Findings) -> set[str]:
+    """The lines that the surfaces have, for their legend."""
+    first, _ = _conditions(found)
+    edges = [edge for c in found.study.lines for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
+    return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
 
 
-def _block(found: Findings, arm: str, plates: Mapping[str, Plate | None], pictures: Mapping[str, Shown]) -> Shown:
-    """One arm: its plates by their place, ready for the page, and the words beside them."""
-    by_place = {place: plate and pictures[plate.name] for place, plate in plates.items()}
-    return {"arm": arm, "grows": found.study.grows(arm)} | by_place | tables.block_words(found, arm)
+# Surfaces -----------------------------------------------------------------------------------------------------------
+
+
+class View(NamedTuple):
+    """The surface of one condition in one measure, drawn for a wide screen and for a phone."""
+
+    measure: str
+    wide: Panel
+    narrow: Panel
+
+
+def _conditions(found: Findings) -> tuple[list[str], list[str]]:
+    """The conditions with a surface on the first screen, and the others. Conditions that differ in placement alone count once."""
+    names = [alike[0] for alike in found.study.same_question()]
+    return names[: len(WIDTHS)], names[len(WIDTHS) :]
+
+
+def _views(found: Findings) -> list[View]:
+    """The surfaces of the first screen, measure by measure; a measure without a value is left out."""
+    first, _ = _conditions(found)
+    width, views = WIDTHS[len(first) - 1], []
+    edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
+    for measure in MEASURES:
+        shown = [surface.shown_of(found, measure, c) for c in first]
+        cells = [surface.cells_of(found, one) for one in shown]
+        if measure == "ability" or any(map(surface.has_values, cells)):
+            for one, those in zip(shown, cells, strict=True):
+                wide, narrow = (
+                    surface.panel(
+                        _axes(found),
+                        one,
+                        those,
+                        edges[one.condition],
+                        pixels,
+                        title=one.condition,
+                        note=_absence(found, one.condition, edges[one.condition]),
+                        labelled=any(edges.values()),
+                    )
+                    for pixels in (width, NARROW)
+                )
+                views.append(View(measure, wide, narrow))
+    return views
+
+
+def _axes(found: Findings) -> tuple[list[int], list[float]]:
+    return found.results.levels, found.study.budgets
+
+
+def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
+    """The reason for a missing line of the skill; "" if the line is there."""
+    verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
+    if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
+        return ""
+    return "skill appears nowhere" if verdicts <= {"beyond", "missing"} else "skill appears in few replicates"
+
+
+def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
+    """The surfaces of the first screen as a figure for its files; their numbers include both boundaries."""
+    first, _ = _conditions(found)
+    panels = [view.wide for view in views if view.measure == "ability"]
+    skill = found.study.shown_skills[0]
+    panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
+    return Figure(name="surface", title=surface.shown_of(found, "ability", first[0]).title, sentence="", panels=panels)
+
+
+def _more_conditions(found: Findings) -> Figure | None:
+    """Surfaces of the conditions that the first screen has no room for."""
+    skill, panels = found.study.shown_skills[0], []
+    for condition in _conditions(found)[1]:
+        shown = surface.shown_of(found, "ability", condition)
+        cells, edges = surface.cells_of(found, shown), surface.edges_of(found, condition, skill)
+        panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, title=condition, labelled=True))
+    title = f"Ability in {skill}: the other conditions"
+    return Figure(name="conditions_more", title=title, sentence="", panels=panels) if panels else None
+
+
+def _skills(found: Findings) -> Figure | None:
+    """Surfaces of the other skills, condition by condition."""
+    panels = []
+    for condition in curves.conditions_of(found):
+        for skill in found.study.shown_skills[1:]:
+            shown = surface.shown_of(found, "ability", condition, skill)
+            cells = surface.cells_of(found, shown)
+            if surface.has_values(cells):
+                edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
+                title = skill + (f", {condition}" if len(found.study.lines) > 1 else "")
+                note = cast(Family, found.study.family).skills.get(skill, "")
+                panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, 30, title, note, labelled=True))
+    sentence = "Ability by number of tasks and compute, on the scale of the first surface."
+    return Figure(name="skills", title="The other skills", sentence=sentence, panels=panels) if panels else None
+
+
+# Templates ----------------------------------------------------------------------------------------------------------
 
 
 def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
-    """Trial -> address of its MLflow run; and whether that is on the reader's own machine (`loopback`) or elsewhere."""
+    """Trial -> address of its MLflow run; and its place: the reader's own machine (`loopback`) or `elsewhere`."""
     base = str(links["base"]).rstrip("/") if links else ""
     if not base.startswith(("http://", "https://")):  # a link that a browser follows, and nothing else
         return {}, ""
@@ -177,41 +260,8 @@ def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
     return found, place if found else ""
 
 
-def _fitting(told: dict[str, Any], blocks: list[Shown], embedded: Embedded) -> bytes:
-    """The page; where it is too large, without one part after another, and at last without its largest figures."""
-    made = _page(told, blocks, embedded)
-    more = True
-    while len(made) > MAX_PAGE_BYTES and more:
-        more = embedded.lighten()
-        made = _page(told, blocks, embedded)
-    if len(made) > MAX_PAGE_BYTES:
-        _without_figures(blocks, len(made) - MAX_PAGE_BYTES)
-        made = _page(told, blocks, embedded)
-    return made
-
-
-def _without_figures(blocks: list[Shown], excess: int) -> None:
-    """Leave figures to their files, the largest first, until so many bytes are saved."""
-    plates = [plate for block in blocks for plate in block.values() if isinstance(plate, dict) and plate.get("panels")]
-    sizes = [(sum(len(panel["picture"]) for panel in plate["panels"]), plate) for plate in plates]
-    for size, plate in sorted(sizes, key=lambda pair: -pair[0]):
-        if excess > 0:
-            plate["panels"] = []
-            excess -= size
-
-
-def _page(told: dict[str, Any], blocks: list[Shown], embedded: Embedded) -> bytes:
-    """The page as it stands."""
-    for block in blocks:
-        block["slider"] = block["arm"] in embedded.walks
-    page = told | {"data": embedded.json(), "thinned": embedded.thinned, "without": embedded.without}
-    page["most"] = f"{MAX_PAGE_BYTES / 1e6:g} MB"
-    page["sections"] = [section for section in SECTIONS if section.shown(page)]
-    return templates().get_template("report.html.j2").render(page).encode(errors="replace")
-
-
 def templates() -> jinja2.Environment:
-    """The files of templates/, with what they may call."""
+    """The files of templates/ and their filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -224,73 +274,16 @@ def templates() -> jinja2.Environment:
     return environment
 
 
+def style() -> Markup:
+    """The style of every page."""
+    return Markup(palette.page_css() + (TEMPLATES / "report.css").read_text(encoding="utf-8"))
+
+
+def script() -> Markup:
+    """The script of every page."""
+    return Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
+
+
 def subscripts(words: str) -> Markup:
     """Words for the page, in which K_A and K_M have their letter below the line."""
     return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(printable(words)))))
-
-
-def _told(
-    found: Findings, sessions: list[dict[str, Any]], blocks: list[dict[str, Any]], links: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Everything that the templates are given."""
-    study = found.study
-    family = cast(Family, study.family)
-    skill = study.shown_skills[0]
-    split = found.skill_split(skill)
-    status = Counter(r["status"] for r in found.runs)
-    addresses, linked = _links(links)
-    trials = tables.trial_rows(found, addresses)
-    chance = family.chance(skill)
-    levels = sorted(study.axes.n_tasks)
-    judged = judged_tables.told(found)
-    measured = {block["arm"] for block in blocks if block["measured"]}
-    judged["drifts"] = [row for row in judged["drifts"] if row["arm"] in measured]
-    if not measured:
-        judged["frontier"] = []  # of models that came to nothing none is best
-    parts = ["the primary claim"] * bool(found.primary) + ["the values under Expected"] * bool(study.expected)
-    which = (
-        f"{' and '.join(parts)}, not these words" if parts else "primary claims and expected values; here is neither"
-    )
-    return judged | {
-        "judged_words": f"The software judges {which}.",
-        "study": study,
-        "found": found,
-        "answer": paragraph(found),
-        "blocks": blocks,
-        "skill": skill,
-        "skill_words": family.skills.get(skill, ""),
-        "skills": family.skills,
-        "on": on_split(split),
-        "split": split,
-        "after_decay": " after the decay" if decays(found) else "",
-        "before_decay": " before the decay" if decays(found) else "",
-        "status": [(name, number(status[name])) for name in ("done", "diverged", "failed", "open") if status[name]],
-        "n_trials": number(len(found.runs)),
-        "chance": decimal(chance) if chance is not None else "",
-        "several_arms": len(study.lines) > 1,
-        "first_tasks": number(levels[0]),
-        "last_tasks": number(levels[-1]),
-        "jumps": jumps(levels),
-        "boundaries": tables.boundary_rows(found),
-        "expected": tables.expected_rows(found),
-        "evidence": tables.EVIDENCE,
-        "trials": trials,
-        "attempts": any(run.get("attempt") is not None for run in found.runs),
-        "linked": linked,
-        "left_out": number(len(found.runs) - len(trials)) if len(found.runs) > len(trials) else "",
-        "fold": len(trials) > OPEN_TRIAL_ROWS,
-        "provenance": tables.provenance(found, sessions),
-        "in_short": tables.in_short(found, sessions),
-        "settings": tables.settings(study),
-        "references": tables.reference_words(study),
-        "rule_colour": RULE,
-        "list_colour": LIST,
-        "rule_tint": TINT[RULE],
-        "list_tint": TINT[LIST],
-        "ramp": ", ".join(matplotlib.colors.to_hex(CIVIDIS(i / 10)) for i in range(11)),
-        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        "ability_of": family.ability_of,
-        "min_gap": stats.MIN_GAP_NATS,
-        "min_errors": stats.MIN_GAP_ERRORS,
-    }

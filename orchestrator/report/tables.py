@@ -1,4 +1,4 @@
-"""The tables of the report and the words beside its figures, read off the findings. Computes no statistic itself."""
+"""Tables of a page, read off the findings. Computes no statistic."""
 
 from __future__ import annotations
 
@@ -8,229 +8,216 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from orchestrator import stats
-from orchestrator.analysis import claims
-from orchestrator.analysis.boundaries import ability_words, interval_words, memory_words
-from orchestrator.analysis.claims import claim_of
+from orchestrator.analysis import onsets
+from orchestrator.analysis.boundaries import LEAST_TESTED
+from orchestrator.analysis.finding import FALSE_SHARE, Finding, count
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.results import surface
-from orchestrator.formatting import clock, decimal, figure, number, sure, times
-from orchestrator.report.surfaces import ability_band, grid, has_values, memory_band, on_split
+from orchestrator.analysis.generalists import ALL
+from orchestrator.formatting import clock, decimal, number, percent, range_words, sure, times
+from orchestrator.report.surface import on_split, shown_of
+from orchestrator.report.svg import Row
+from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
 
-MAX_TRIAL_ROWS = 1000
-"""Rows of the trial table on the page; all of them are in runs.parquet. Keeps the page well below 2 MB."""
+MAX_ROWS = 300
+"""Rows of a table on the page. A longer table is a CSV file beside the page, and the page holds its beginning."""
 
 
-def block_words(found: Findings, arm: str) -> dict[str, Any]:
-    """What the page says beside an arm's figures, read off the findings."""
+class Table(NamedTuple):
+    """A table for the template `table`."""
+
+    name: str
+    """The name of its CSV file and of its anchor."""
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    numeric: frozenset[int] = frozenset()
+    """Columns that are set flush right."""
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """The rows on the page."""
+        return self.rows[:MAX_ROWS]
+
+    @property
+    def csv(self) -> list[Row]:
+        """All rows for the file."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+# Findings -----------------------------------------------------------------------------------------------------------
+
+QUESTIONS = (
+    ("Where the skill appears", ("K_A",)),
+    ("Up to where tasks are memorised", ("K_M",)),
+    ("How both boundaries move with compute", ("drift of K_A", "drift of K_M")),
+    ("From how much compute on", ("compute to skill",)),
+    ("One condition against another", ("task multiplier", "compute multiplier", "crossover")),
+    ("Generalist against specialists", ("generalist ",)),
+    ("Break or smooth", ("emergence ",)),
+    ("Not monotone", ("dip ",)),
+    ("Replicates at the onset", ("share at the onset",)),
+    ("How much replicates differ", ("noise",)),
+    ("The best model size", ("best size", "growth of the best size")),
+    ("What more workers gain", ("speed",)),
+    ("Expected values", ("expected ",)),
+)
+"""Title of a table -> its questions; one that ends in a space is a prefix."""
+ANSWERED = (
+    "crossed",
+    "below",
+    "beyond",
+    "measured",
+    "all",
+    "some",
+    "none",
+    "minimum",
+    "consistent",
+    "inconsistent",
+    "inconclusive",
+)
+"""Verdicts with an answer that needs no test."""
+
+
+def finding_tables(found: Findings) -> list[Table]:
+    """A table for each question, of the headline skill and memory. Findings without an answer have no row."""
     study = found.study
-    family = cast(Family, study.family)
-    skill = study.shown_skills[0]
-    cells = grid(found, "ability", arm, skill, found.skill_split(skill))
-    states = {cell.state for line in cells for cell in line}
-    partly = any(0 < cell.known < study.axes.replicates for line in cells for cell in line)
-    memory = grid(found, "memory", arm, family.mixture, "seen", "pre_decay")
-    undrawn = [
-        s for s in study.shown_skills[1:] if not has_values(grid(found, "ability", arm, s, found.skill_split(s)))
+    headline = {study.shown_skills[0], "", ALL, *(pair.domain for pair in pairs_of(study))}
+    made = []
+    for title, questions in QUESTIONS:
+        those = [one for question in questions for one in found.of(question) if one.skill in headline]
+        if rows := [one for one in those if _answers(one)]:
+            made.append(finding_table(title, rows))
+    return made
+
+
+def _answers(one: Finding) -> bool:
+    """Is it significant or declared, or an answer that stands without a test?"""
+    if one.significance in ("significant", "primary"):
+        return True
+    whole = one.verdict != "crossed" or one.n == 1 or one.has_interval
+    return one.n > 0 and one.verdict in ANSWERED and whole
+
+
+def finding_table(title: str, those: Sequence[Finding]) -> Table:
+    """A row for each finding."""
+    columns = ["Finding", "Interval", "Confidence", "Replicates", "Adjusted p", "After correction"]
+    rows = [
+        [
+            f"{one.sentence[0].upper()}{one.sentence[1:]}",
+            range_words(one.low, one.high) if one.has_interval else "",
+            sure(one.confidence) if one.has_interval else "",
+            str(one.n),
+            p_words(one.adjusted_p),
+            one.significance if one.significance != "untested" else "",
+        ]
+        for one in those
     ]
-    bands = [b for b in (ability_band(found, arm, skill), memory_band(found, arm)) if b]
-    drawn = [boundary for band in bands for boundary in band.boundaries if boundary is not None]
-    brackets = [bracket for boundary in drawn for bracket in boundary.brackets]
-    levels = study.axes.n_tasks
-    return {
-        "fades": any(end is None or not min(levels) <= end <= max(levels) for b in drawn for end in (b.low, b.high)),
-        "above": any(b.high is None and b.low is not None for b in brackets),
-        "under": any(b.low is None and b.high is not None for b in brackets),
-        "wide": any(_rows_between(levels, b) > 1 for b in brackets),
-        "states": states,
-        "across": bool((surface(found.results, "ability", arm, skill) >= stats.HALF).any()),
-        "blank": bool(states - {"value", "undefined"}),
-        "partly": partly,
-        "undrawn": undrawn,
-        "measured": found.ended(arm),
-        "lost": lost_words(found, arm),
-        "unmeasured": what_became(found, arm) or "no trial has come to the end of a budget",
-        "memory_hatched": any(cell.state == "undefined" for line in memory for cell in line),
-        "no_ability_boundary": ability_band(found, arm, skill) is None,
-        "no_memory_boundary": memory_band(found, arm) is None,
-        "memory_cells": has_values(memory),
-        "diverged": sum(r["status"] == "diverged" and r["arm"] == arm for r in found.runs),
-    }
+    used = [k for k in range(len(columns)) if any(row[k] for row in rows)]
+    return Table(
+        name=re.sub("[^a-z]+", "_", title.lower()),
+        title=title,
+        columns=[columns[k] for k in used],
+        rows=[[row[k] for k in used] for row in rows],
+        numeric=frozenset(i for i, k in enumerate(used) if 1 <= k <= 4),
+    )
 
 
-def what_became(found: Findings, arm: str, flops: float | None = None) -> str:
-    """ "Every trial diverged", where all of an arm (at a budget) have ended and none with a result; else nothing."""
-    became = {r["status"] for r in found.runs if r["arm"] == arm and flops in (None, r["compute_flops"])}
-    if not became or not became <= {"diverged", "failed"}:
+def p_words(p: float | None) -> str:
+    """A p-value to three decimals."""
+    if p is None or math.isnan(p):
         return ""
-    return f"every trial {' or '.join(sorted(became))}"
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
-def lost_words(found: Findings, arm: str) -> str:
-    """Where no trial of an arm is left: what happened, when, and what to try first."""
-    what = what_became(found, arm)
-    if not what:
-        return ""
-    lost = [r for r in found.runs if r["arm"] == arm]
-    reasons = Counter(r["reason"] for r in lost if r.get("reason"))
-    said = f"{what[0].upper()}{what[1:]}"
-    if reasons:
-        said += f"{', for example' if len(reasons) > 1 else ''}: {reasons.most_common(1)[0][0]}"
-    if "diverged" not in what:
-        return f"{said}. What failed is tried again by the same run."
-    here = {r["trial"] for r in lost}
-    rates = sorted({t.training.learning_rate for t in found.study.trials() if t.id in here})
-    return f"{said}. First to try: a lower training.learning_rate than {', '.join(f'{rate:g}' for rate in rates)}."
-
-
-def _rows_between(levels: Sequence[int], bracket: stats.Bracket) -> int:
-    """How many rows apart the ends of a bracket are; 0 where one is open."""
-    grid = sorted(float(n) for n in levels)
-    if bracket.low not in grid or bracket.high not in grid:
-        return 0
-    return grid.index(bracket.high) - grid.index(bracket.low)
-
-
-def boundary_rows(found: Findings) -> list[dict[str, Any]]:
-    """Both boundaries at every budget, K_A of each skill first, in numbers and words."""
-    study = found.study
-    levels = [float(n) for n in sorted(study.axes.n_tasks)]
-    known_claims, groups = found.standings, []
-    for arm in study.lines:
-        named = [("A", s, found.k_ability[(arm, s)], ability_words) for s in study.shown_skills]
-        mixture = [("M", "memory of the training tasks", found.k_memory[arm], memory_words)]
-        for letter, name, of_measure, words in [named[0], *mixture, *named[1:]]:
-            rows = []
-            for flops, boundary in of_measure:
-                known = found.reached(arm, flops)
-                claim = ("ability", arm, name) if letter == "A" else ("memory", arm, "")
-                ended = boundary.low is not None or boundary.high is not None
-                standing = known_claims[claim_of("k", *claim, flops)]
-                interval = ended and boundary.verdict in ("crossed", "undecided") and len(boundary.brackets) > 1
-                rows.append(
-                    {
-                        "flops": number(flops),
-                        "interval": interval_words(boundary, levels),
-                        "confidence": sure(found.confidence(claim_of("k", *claim, flops))) if interval else "—",
-                        "words": words(boundary, levels)
-                        if known
-                        else what_became(found, arm, flops) or "no trial has come to the end of this budget",
-                        "mark": claims.mark(standing) if known and boundary.is_told else "",
-                        "verdict": boundary.verdict if known else "lost" if what_became(found, arm, flops) else "open",
-                        "replicates": len(boundary.brackets),
-                        "not_monotone": boundary.not_monotone,
-                    }
-                )
-            alike = [{**row, "flops": ""} for row in rows]
-            if len(rows) > 1 and all(row == alike[0] for row in alike):
-                rows = [{**rows[0], "flops": "all"}]
-            groups.append({"arm": arm, "letter": letter, "name": name, "rows": rows, "like": []})
-    return _told_once(found, groups)
-
-
-def _told_once(found: Findings, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Skills that say what their arm's headline says named beside it; and of an arm of which nothing is known, one group."""
-    kept: list[dict[str, Any]] = []
-    headlines: dict[str, dict[str, Any]] = {}
-    for group in groups:
-        headline = headlines.setdefault(group["arm"], group)
-        if not found.ended(group["arm"]) and group is not headline:
-            headline["name"] = "and K_M, of every skill"
-        elif group["letter"] == "A" and group is not headline and group["rows"] == headline["rows"]:
-            headline["like"].append(group["name"])
-        else:
-            group["headline"] = group is headline or group["letter"] == "M"
-            kept.append(group)
-    return kept
-
-
-EVIDENCE = {
-    "V": "read in the paper or its code",
-    "F": "read by eye off a published figure",
-    "C": "computed or run by us",
-}
-
-
-def expected_rows(found: Findings) -> list[dict[str, Any]]:
-    """Every expected value beside what was measured, in the words of the table."""
-    rows = []
-    for verdict in found.verdicts:
-        expected, measured = verdict.expected, verdict.measured
-        cell = expected.cell
-        where = [f"{number(cell.n_tasks)} tasks" if cell.n_tasks else "all numbers of tasks"]
-        where += [f"{number(cell.compute_flops)} FLOPs"] if cell.compute_flops else []
-        where += [part for part in (cell.arm, cell.skill) if part]
-        where += [on_split(cell.split)] if expected.what in ("accuracy", "ability") or "excess" in expected.what else []
-        known = measured is not None and measured.low is not None and measured.high is not None
-        missing = f"{len(verdict.values)} of {len(verdict.values) + verdict.censored} replicates have it"
-        rows.append(
-            {
-                "what": expected.what.replace("_", " "),
-                "where": ", ".join(where),
-                "expected": figure(expected.value),
-                "range": f"{figure(expected.lo)} to {figure(expected.hi)}",
-                "measured": figure(measured.mean) if measured else missing,
-                "interval": f"{figure(measured.low)} to {figure(measured.high)}" if known and measured else "—",
-                "replicates": len(verdict.values),
-                "verdict": verdict.verdict,
-                "caution": verdict.caution,
-                "source": expected.source,
-                "source_replicates": expected.replicates,
-                "evidence": expected.evidence,
-            }
+def counts(found: Findings) -> list[str]:
+    """How many questions were tested, and how many could not be; short sentences."""
+    significant, not_significant, untested = (
+        count(found.findings, of) for of in ("significant", "not significant", "untested")
+    )
+    said = []
+    if tested := significant + not_significant:
+        false = f", of which at most {percent(FALSE_SHARE)} are expected to be false" if significant else ""
+        said.append(
+            f"{times(tested, 'question')} tested and corrected together (Benjamini and Hochberg): "
+            f"{significant:,} significant{false}."
         )
-    return rows
+    if untested:
+        few = found.study.axes.replicates < LEAST_TESTED
+        why = f"fewer than {LEAST_TESTED} replicates" if few else "too few values"
+        said.append(f"{times(untested, 'question')} could not be tested: {why}.")
+    return said
 
 
-def trial_rows(found: Findings, links: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row a trial: what became of it, what it measured and what it cost."""
-    study = found.study
-    skill = study.shown_skills[0]
-    split = found.skill_split(skill)
-    mixture = cast(Family, study.family).mixture
-    levels = {n: i for i, n in enumerate(found.results.levels)}
-    budgets = {c: i for i, c in enumerate(found.results.budgets)}
+def successes(found: Findings) -> Table | None:
+    """k of n replicates with half of the rule at the end of each budget, with Wilson's interval of the share."""
+    several, rows = len(found.study.lines) > 1, []
+    skill = found.study.shown_skills[0]
+    for condition in found.study.lines:
+        for n in found.results.levels:
+            if made := dict(onsets.successes(found.results, condition, skill, n)):
+                cells = [
+                    f"{s.k} of {s.n} ({decimal(s.low)} to {decimal(s.high)})" if (s := made.get(c)) else "—"
+                    for c in found.study.budgets
+                ]
+                rows.append(([condition] if several else []) + [number(n), *cells])
+    columns = (["Condition"] if several else []) + ["Tasks", *(f"{number(c)} FLOPs" for c in found.study.budgets)]
+    note = "Replicates with an ability of ½ or more, with Wilson's 95 % interval of the share."
+    return (
+        Table("successes", "How many replicates have it", columns, rows, note, frozenset({several})) if rows else None
+    )
+
+
+# Trials and provenance ----------------------------------------------------------------------------------------------
+
+
+def trials(found: Findings, links: Mapping[str, str]) -> Table:
+    """A row for each trial: status, measures, costs. The last cell is the address of its MLflow run."""
+    study, results = found.study, found.results
+    levels = {n: i for i, n in enumerate(results.levels)}
+    budgets = {c: i for i, c in enumerate(results.budgets)}
+    several = len(study.lines) > 1
+    cubes: dict[tuple[str, str], Any] = {}
     rows = []
-    for run in found.runs[:MAX_TRIAL_ROWS]:
+    for run in found.runs:
         place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
-
-        def read(measure: str, *group: Any, arm: str = run["arm"], place: Any = place) -> float:
-            return float(found.results.cube(measure, arm, *group)[place])
-
+        values = []
+        for measure in ("accuracy", "ability", "memory"):
+            key = measure, run["arm"]
+            if key not in cubes:
+                shown = shown_of(found, *key)
+                cubes[key] = results.cube(*shown[:4], shown.phase)
+            values.append(decimal(float(cubes[key][place]), 3))
         drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
         seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
-        rows.append(
-            {
-                "trial": run["trial"],
-                "link": links.get(run["trial"], ""),
-                "arm": run["arm"],
-                "n_tasks": number(run["n_tasks"]),
-                "flops": number(run["compute_flops"]),
-                "replicate": run["replicate"],
-                "status": run["status"],
-                "reason": run.get("reason") or "",
-                "accuracy": decimal(read("accuracy", skill, split), 3),
-                "ability": decimal(read("ability", skill, split)),
-                "memory": decimal(read("memory", mixture, "seen", "pre_decay")),
-                "steps": _count(run.get("steps")),
-                "sequences": _count(sequences),
-                "distinct": _count(drawn),
-                "repeats": _count(sequences / drawn) if drawn and sequences else "—",
-                "own": _count(run.get("flops_own")),
-                "run": _count(run.get("flops_run")),
-                "seconds": f"{sum(seconds):.0f}" if seconds else "—",
-                "attempt": run["attempt"] if run.get("attempt") is not None else "—",
-            }
-        )
-    return rows
+        row = [run["arm"]] if several else []
+        row += [number(run["n_tasks"]), number(run["compute_flops"]), str(run["replicate"])]
+        row += [run["status"] + (f": {run['reason']}" if run.get("reason") else ""), *values]
+        row += [_count(run.get("steps")), _count(sequences), _count(drawn)]
+        row += [_count(sequences / drawn) if drawn and sequences else "—"]
+        row += [_count(run.get("flops_own")), _count(run.get("flops_run")), f"{sum(seconds):.0f}" if seconds else "—"]
+        row += [links.get(run["trial"], "")] if links else []
+        rows.append(row)
+    columns = (["Condition"] if several else []) + ["Tasks", "FLOPs", "Replicate", "Status", "Accuracy", "Ability"]
+    columns += ["Memory", "Steps", "Sequences", "Distinct tasks", "Repeats a task", "FLOPs own", "FLOPs run", "Seconds"]
+    columns += ["MLflow"] if links else []
+    words = {"Condition", "Status", "MLflow"}
+    return Table(
+        name="trials",
+        title=times(len(rows), "trial"),
+        columns=columns,
+        rows=rows,
+        note="FLOPs run: training beyond the smaller budgets of the same run, so that shared training is charged once.",
+        numeric=frozenset(k for k, name in enumerate(columns) if name not in words),
+    )
 
 
 def _count(value: float | None) -> str:
-    """A count or cost, an em dash where it is missing."""
+    """A count or cost; an em dash if it is missing."""
     if value is None or not math.isfinite(value):
         return "—"
     if value < 10 and not float(value).is_integer():
@@ -239,7 +226,7 @@ def _count(value: float | None) -> str:
 
 
 def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Where the numbers come from and what they cost: (name, words), as far as it is known."""
+    """Origin and cost of the numbers, as far as known: (name, words)."""
     costs = found.costs()
     facts: list[tuple[str, str]] = []
     commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
@@ -283,7 +270,7 @@ def _span(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> tuple[float
 
 
 def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
-    """What was run, how long, where, when and from which commit, in a line; all of it is told under Provenance."""
+    """Trials, compute, duration, machine, date and commit in one line."""
     begun, ended = _span(found, sessions)
     facts = [times(len(found.runs), "trial"), f"{_flops(found.costs().train_flops)} of training"]
     if begun is not None and ended is not None:
@@ -335,7 +322,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _changes(variant: Variant) -> str:
-    """What a variant changes: d_model 128, d_mlp 512."""
+    """The settings that a variant changes: d_model 128, d_mlp 512."""
     return ", ".join(_pairs(changes) for part in PARTS if (changes := getattr(variant, part))) or "as stated"
 
 
@@ -352,7 +339,7 @@ def _setting(value: Any) -> str:
 
 
 def reference_words(study: Study) -> list[tuple[str, str]]:
-    """What the family says of its exact predictors, and the constants it declares for them."""
+    """The family's exact predictors and their constants: (name, words)."""
     kind = type(study.family)
     module = importlib.import_module(kind.__module__)
     said = []
@@ -370,3 +357,30 @@ def reference_words(study: Study) -> list[tuple[str, str]]:
             ("Enumerated", f"up to {number(most)} training tasks; beyond, the memoriser is missing, not guessed")
         )
     return said
+
+
+def definitions(found: Findings) -> list[tuple[str, str]]:
+    """The page's terms, for this study's family: (term, definition)."""
+    study = found.study
+    family = cast(Family, study.family)
+    on = on_split(found.skill_split(study.shown_skills[0]))
+    decays = study.training.schedule == "wsd" and study.training.decay_share > 0
+    if family.ability_of == "accuracy":
+        ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."
+        memory = "Not defined for this family."
+    else:
+        ability = f"(U − h) / (U − G) of the mean log losses on {on}: U guesses, G has the exact rule, h is the model."
+        memory = "(G − h) / (G − M) on the training mixture: M is the exact memoriser of the training tasks."
+    words = [
+        ("Ability", f"{ability} 0 knows nothing, 1 has the rule, below 0 is confidently wrong. Not clipped."),
+        ("Memory", memory + (" Read before the learning rate decays; ability after it." if decays else "")),
+        ("K_A", "The number of tasks from which on half of the replicates reach an ability of ½: the skill appears."),
+        ("K_M", "The number of tasks at which memory falls below ½ in half of the replicates: memory ends."),
+        (
+            "Interval",
+            "Of the median replicate, from the tasks between which each one crosses. Nothing is interpolated.",
+        ),
+        ("—", "Missing, never zero: no result, or the references coincide (less than 0.1 nats or 10 standard errors)."),
+        ("Replicates", "Differ in training tasks, weights and batches. Diverged and failed trials stay in the count."),
+    ]
+    return words + reference_words(study)

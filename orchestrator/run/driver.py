@@ -1,7 +1,8 @@
-"""Running a study: Ray Tune executes its trunks, as many as the machines have room for (`admission.py`, `worker.py`).
+"""Run a study: Ray Tune executes its trunks, as many at once as fit on the machines.
 
-The driver holds the study's lock, writes the journal (a Tune callback that only appends) and starts the publisher, which
-is a process of its own. A stop reaches every training loop through the event relay. If Ray itself dies, the driver ends.
+The driver holds the study's lock and writes the journal through the journal callback, which only appends. It starts the
+publisher in a process of its own. A stop reaches every training loop through the event relay. If Ray dies, the driver
+ends.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from trainers import checkpoint
 
 
 class Watcher(Protocol):
-    """What wants to know how a run gets on (`progress.py`)."""
+    """Receives the progress of a run (`progress.py`)."""
 
     def on_slots(self, slots: int) -> None:
-        """How many trunks can really run at once, now that Ray has told."""
+        """Called once Ray has started, with the number of slots."""
 
     def take(self, events: list[Event]) -> None:
-        """New events, already in the journal. Must return at once: the trunk that reported is waiting."""
+        """Events that are already in the journal. Must return at once: the trunk that reported them is waiting."""
 
     def say(self, line: str) -> None:
-        """One line for the person who watches."""
+        """Show one line to the user."""
 
 
 Outcome = Literal["complete", "stopped", "failed", "broken"]
@@ -63,11 +64,12 @@ def run(
     watcher: Watcher,
     stop_request: StopRequest,
 ) -> Outcome:
-    """Run the jobs of a study and publish it. The caller holds the `lock` and has shown the plan.
+    """Run the jobs of a study and publish it.
 
-    Ray has been started (`machines.py`), and is shut down. Broken is a run that Ray or Tune itself ended; the journal then has what
-    was reported. Raises OSError where the journal cannot be written and LeaseLostError where another driver has taken over; every
-    trunk has saved then. Does not return if Ray dies: the process ends with exit code 1.
+    The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here.
+    "broken" means that Ray or Tune ended the run. The journal then holds everything that was reported. Raises OSError
+    if the journal cannot be written. Raises LeaseLostError if another driver took over. Every trunk has saved by then.
+    If Ray dies, the process ends with exit code 1. This function then does not return.
     """
     failures: list[Event] = []
     broken = False
@@ -83,13 +85,13 @@ def run(
         unwritten: list[OSError | LeaseLostError] = []
 
         def sink(events: list[Event]) -> None:
-            """Raises nothing: an error here would end Tune, and no trunk would save."""
+            """Append to the journal. Never raises: an error in a callback would end Tune before any trunk could save."""
             if unwritten:
                 return
             try:
                 with writing:
                     journal.append(events)
-            except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events, and emit them again
+            except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events and emit them again
                 unwritten.append(problem)
                 stop_request.ask_this_driver()
                 return
@@ -100,14 +102,14 @@ def run(
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
             failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
-                failures = []  # they are tried again
+                failures = []  # the next run tries them again
             if failures:
-                _leave_if_lost(lifeline, writing)  # the trials did not fail then
+                _leave_if_lost(lifeline, writing)  # if Ray died, the trials did not fail
                 sink(failures)
-        except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses what it did since its last checkpoint
+        except KeyboardInterrupt:  # the second Ctrl-C: every trunk loses its work since its last checkpoint
             pass
         except Exception as problem:
-            for _ in range(10):  # it may be how Ray's death looks from here, a moment before that is seen
+            for _ in range(10):  # the error may come from Ray's death, before the lifeline has noticed it
                 _leave_if_lost(lifeline, writing)
                 time.sleep(0.2)
             if isinstance(problem, OSError):
@@ -116,13 +118,13 @@ def run(
             with contextlib.suppress(OSError):
                 os.write(2, traceback.format_exc().encode())  # to the log
             reason = _reason(f"{type(problem).__name__}: {problem}")
-            watcher.say(f"Ray or Tune broke off: {reason}; more is in {folder / 'driver.log'}.")
+            watcher.say(f"Ray or Tune ended the run: {reason}; for details see {folder / 'driver.log'}.")
         finally:
             ray_ends.set()
             machines.shutdown()
             journal.close()
             if not any(isinstance(problem, LeaseLostError) for problem in unwritten):
-                stop_request.clear()  # else it is the new holder's
+                stop_request.clear()  # after a lost lease the file belongs to the new holder
     if unwritten:
         publisher.leave_publishing(publishing)
         raise unwritten[0]
@@ -141,18 +143,18 @@ def run(
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:
-    """Those failures whose trial has not ended otherwise. A failure of an earlier session delivered nothing."""
+    """The failures whose trial has no other outcome. Failures of earlier sessions are no outcome."""
     return [f for f in failures if state.trials.get(f["trial"], f)["status"] == "failed"]
 
 
 def _end_with_ray(lifeline: machines.Lifeline, ray_ends: threading.Event, writing: threading.Lock) -> None:
-    """Until `ray_ends`: once Ray is dead, end this process, for the main thread may wait for it for ever. For a thread."""
+    """In a thread until `ray_ends`: if Ray dies, end the process. The main thread may wait for Ray for ever."""
     while not ray_ends.wait(1.0):
         _leave_if_lost(lifeline, writing)
 
 
 def _leave_if_lost(lifeline: machines.Lifeline, writing: threading.Lock) -> None:
-    """End this process if Ray is dead. Every event in the journal is whole: whoever writes one is waited for."""
+    """End this process if Ray is dead, after a journal write in progress (at most 5 s)."""
     if reason := lifeline.lost():
         writing.acquire(timeout=5.0)
         supervise.tell("lost", reason)
@@ -166,43 +168,43 @@ class _Receiver(NamedTuple):
     take: Callable[[list[Event]], None]
     say: Callable[[str], None]
     reasons: dict[str, str]
-    """Why a trunk failed for good, by its id."""
+    """Trunk id -> reason why it failed for good."""
 
 
 _RECEIVERS: dict[str, _Receiver] = {}
-"""Where each session's reports go. Held here because Tune pickles callbacks, and an open journal cannot come along."""
+"""Session -> receiver of its reports. A global, because Tune pickles callbacks and an open journal cannot be pickled."""
 
 
 class JournalCallback(tune.Callback):
-    """Hands what trunks report to the driver and does nothing else: every trunk waits for it."""
+    """The journal callback: passes reports to the driver and does nothing else, because every trunk waits for it."""
 
     def __init__(self, session: str) -> None:
         self.session = session
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Called by Tune in the driver for each report, in order."""
+        """Tune calls this in the driver for each report, in order."""
         if "events" in result:
             _RECEIVERS[self.session].take(json.loads(result["events"]))
         if note := result.get("note"):
             _RECEIVERS[self.session].say(note)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Called by Tune when a trunk failed, or its machine was lost, and is tried again."""
+        """Tune calls this when a trunk failed or lost its machine, and is tried again."""
         trunk, reason = trial.config["job"]["trunk_id"], self._why(trial)
         left = trial.max_failures + 1 - trial.run_metadata.num_failures
-        again = f"it goes on from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
+        again = f"it resumes from its checkpoint; {left} {'try is' if left == 1 else 'tries are'} left"
         _RECEIVERS[self.session].say(f"{trunk} failed: {reason}; {again}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Called by Tune when a trunk has failed for good."""
+        """Tune calls this when a trunk has failed for good."""
         _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
 
     def _why(self, trial: Any) -> str:
-        """Why it failed: from the driver's disk, while Tune's own reading looks elsewhere, too early."""
-        how = ""
+        """The reason of a failure, from the error file on the driver's disk. Tune's reader looks elsewhere and too early."""
+        text = ""
         with contextlib.suppress(OSError, TypeError):  # an error here would end the whole run
-            how = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
-        return _reason(how)
+            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        return _reason(text)
 
 
 def _run_on_ray(
@@ -214,18 +216,19 @@ def _run_on_ray(
     say: Callable[[str], None],
     stop_request: StopRequest,
 ) -> list[Event]:
-    """Execute the jobs through Ray Tune; returns a `trial` event of status failed for each trial of a trunk that failed."""
+    """Execute the jobs through Ray Tune. Returns a "failed" event for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     reasons: dict[str, str] = {}
     _RECEIVERS[session] = _Receiver(sink, say, reasons)
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
-    here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may go
+    here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may be lost
     relay = Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
     stopping = threading.Thread(target=hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
     asks = [
-        Ask({"job": _config(job, folder, options, session)}, slots_of(job.laid, options), job.trunk.id) for job in todo
+        Ask({"job": _config(job, folder, options, session)}, slots_of(job.placement, options), job.trunk.id)
+        for job in todo
     ]
     admission = Admission(
         asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked
@@ -251,7 +254,7 @@ def _run_on_ray(
     finally:
         done.set()
         stopping.join(5.0)
-        with contextlib.suppress(Exception):  # the cluster may be what was lost, and this would hide how
+        with contextlib.suppress(Exception):  # the cluster may be lost, and an error here would hide the reason
             machines.want(options, 0)
         del _RECEIVERS[session]
         shutil.rmtree(scratch, ignore_errors=True)
@@ -260,7 +263,7 @@ def _run_on_ray(
 
 
 def _resources_of(options: Options, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Tune reserves: the slot itself, or, where Ray Train will reserve the workers', next to nothing on the head."""
+    """Resources that Tune reserves: one slot, or next to nothing on the head for a group, whose slots Ray Train reserves."""
     alone = config["job"]["workers"] == 1
     return tune.PlacementGroupFactory([machines.slot(options) if alone else {"node:__internal_head__": 0.001}])
 
@@ -271,15 +274,15 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
         "weights_folder": jobs.weights_of(folder, options.storage) if options.keep_weights else None,
-        "compiled": job.laid.compiled,
+        "compiled": job.placement.compiled,
     }
-    if (fit := job.laid.fit) is not None:
+    if (fit := job.placement.fit) is not None:
         place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     return {
         "trunk": job.trunk.model_dump_json(),
         "trunk_id": job.trunk.id,
         "budgets": list(job.budgets),
-        "workers": job.laid.workers,
+        "workers": job.placement.workers,
         "session": session,
         "relay": f"relay-{session}",
         "scratch": _scratch(folder, options, session),
@@ -288,14 +291,14 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
 
 
 def _scratch(folder: Path, options: Options, session: str) -> str:
-    """Where Ray Train puts what it insists on writing; it must be seen from every machine, and is thrown away."""
+    """A folder, seen by all machines, for files that Ray Train always writes. It is deleted at the end."""
     if options.storage is None:
         return str(folder / ".tune")
     return checkpoint.under(options.storage, folder.name, f"scratch-{session}")
 
 
 def _failures(job: jobs.Job, reason: str, session: str) -> list[Event]:
-    """The trials of a trunk that failed, as events. Those that it did deliver are left out by the caller."""
+    """A "failed" event for each trial of a trunk. The caller drops those that were delivered."""
     trunk = job.trunk
     return [
         {
@@ -313,7 +316,7 @@ def _failures(job: jobs.Job, reason: str, session: str) -> list[Event]:
     ]
 
 
-def _reason(said: str) -> str:
-    """Why something failed, in one line: the last of what Ray says."""
-    lines = [line for line in said.strip().splitlines() if line.strip()]
+def _reason(text: str) -> str:
+    """The last non-empty line of an error text, without passwords, at most 500 characters."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
     return links.without_password(lines[-1].strip())[:500] if lines else "no reason given"

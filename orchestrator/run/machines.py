@@ -1,6 +1,6 @@
-"""The machines: start Ray here or join a cluster, count its slots, refuse what can never start. Loads Ray, but not Tune.
+"""The machines: start Ray here or join a cluster, count its slots, refuse trials that can never start.
 
-A refusal should not have to wait for what a run needs.
+Loads Ray but not Tune, so that a refusal comes quickly.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from orchestrator.record.provenance import cores
 from orchestrator.run import supervise
 
 HERE = Path(__file__).resolve().parents[2]
-"""Where this code is: the project's folder, or where it is installed."""
+"""The folder that holds this code: the project's folder, or where it is installed."""
 
 ANSWER_SECONDS = 10.0
-"""A cluster that has not answered by then is taken for absent; Ray itself asks for minutes, and ends the process."""
+"""A cluster that has not answered by then counts as absent. Ray itself waits for minutes and then ends the process."""
 
 REFUSED_SECONDS = 10.0
-"""A server of a running cluster that refuses calls for so long is taken for dead."""
+"""A server of a running cluster that refuses calls for this long counts as dead."""
 
 
 class ClusterProblem(Exception):
-    """Ray cannot be started or joined, or lacks what the options ask for. Nothing ran."""
+    """Ray cannot be started or joined, or lacks resources that the options ask for. Nothing ran."""
 
 
 ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # actors are reused: a changed working directory would stay with them
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # actors are reused and would keep a changed working directory
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the log
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops between two steps and saves
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # our handler stops between two steps and saves
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a Tuner is never restored: its state file can be torn
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -54,20 +54,20 @@ ENVIRONMENT = {
 
 
 def _set_environment() -> None:
-    """What Ray reads from the environment, for us and what we start. Token mode, unless somebody decided otherwise.
+    """Set the environment variables that Ray reads, here and in its processes. Token mode is the default.
 
-    Without a token whoever reaches Ray's ports runs code here, other users of this machine first.
+    Without a token everybody who reaches Ray's ports can run code here, other users of this machine first.
     """
     os.environ |= ENVIRONMENT
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    Config.initialize("")  # Ray has read it before, when it was imported
+    Config.initialize("")  # Ray read the environment when it was imported
 
 
 @contextlib.contextmanager
 def started(options: Options, widest: int) -> Iterator[int]:
-    """Start or join Ray, and leave it at the end, however that comes; gives the number of slots it offers.
+    """Start or join Ray, yield its number of slots, and leave Ray at the end in every case. Raises ClusterProblem.
 
-    Ray's own way out waits for processes that heed no signal. Raises ClusterProblem.
+    Ray's own exit waits for processes that ignore signals.
     """
     try:
         yield _start_unless_stopped(options, widest)
@@ -76,14 +76,12 @@ def started(options: Options, widest: int) -> Iterator[int]:
 
 
 def _start_unless_stopped(options: Options, widest: int) -> int:
-    """Start Ray; a signal meanwhile is a KeyboardInterrupt, whatever Ray makes of it."""
+    """Start Ray. A signal meanwhile becomes a KeyboardInterrupt."""
     try:
         with on_signals(supervise.interrupt), _children_shielded():
             slots = _start_ray(options, widest)
     except BaseException as problem:
-        if supervise.is_asked() or isinstance(
-            problem, SystemExit
-        ):  # Ray sets a handler of its own for SIGTERM, that exits
+        if supervise.is_asked() or isinstance(problem, SystemExit):  # Ray's own SIGTERM handler exits
             raise KeyboardInterrupt from None
         raise
     if supervise.is_asked():
@@ -93,10 +91,10 @@ def _start_unless_stopped(options: Options, widest: int) -> int:
 
 @contextlib.contextmanager
 def _children_shielded() -> Iterator[None]:
-    """What is started meanwhile never hears of the signals that ask a run to stop, nor do its children.
+    """Processes started inside this block, and their children, do not receive the signals that stop a run.
 
-    A batch system may send them to every process. Ray is to outlive that until all trunks have saved. This process still hears
-    of them: a thread of its own takes them (`supervise.py`).
+    A batch system may send signals to every process. Ray must live until all trunks have saved. This process still
+    receives the signals, in a thread of its own (`supervise.py`).
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
@@ -106,7 +104,7 @@ def _children_shielded() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Leave the cluster; a second time changes nothing. What was started here is killed: it heeds no SIGTERM, and Ray would wait for each in turn."""
+    """Leave the cluster; repeating it changes nothing. Kills the processes started here, because they ignore SIGTERM."""
     below: list[psutil.Process] = []
     if (node := ray._private.worker._global_node) is not None:
         for process in (info.process for infos in node.all_processes.values() for info in infos):
@@ -115,57 +113,48 @@ def shutdown() -> None:
         kill = node.kill_all_processes
         node.kill_all_processes = lambda **how: kill(**how | {"allow_graceful": False})
     ray.shutdown()
-    for orphan in below:  # some would notice in a minute only
+    for orphan in below:  # some would take a minute to notice
         with contextlib.suppress(psutil.Error):
             orphan.kill()
 
 
 def _start_ray(options: Options, widest: int) -> int:
-    """Start Ray on this machine, or join the cluster; the number of slots it offers. Raises ClusterProblem, also where a trunk
-    of the `widest` number of slots can never start.
+    """Start Ray on this machine, or join the cluster. Returns the number of slots.
 
-    A bare `ray.init` would join whatever it finds.
+    Raises ClusterProblem, also if a trunk of `widest` slots can never start.
     """
     _set_environment()
     address = options.address
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # failures in our own words
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}  # we report failures ourselves
     if options.address == "local":
         quiet |= {"num_cpus": options.slots or cores(), "object_store_memory": 256 * 2**20}
         _make_token()
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     else:
-        address = (
-            _ask_for_an_answer(options.address) or options.address
-        )  # that which was asked, and no other that Ray finds
+        address = _ask_for_an_answer(options.address) or options.address  # a bare `ray.init` joins any cluster it finds
         quiet |= {"runtime_env": {"env_vars": ENVIRONMENT}}  # workers elsewhere do not inherit ours
     try:
-        with contextlib.chdir(
-            HERE
-        ):  # Ray puts the current folder on its workers' path, and another checkout may lie there
+        with contextlib.chdir(HERE):  # Ray puts the current folder, maybe another checkout, on its workers' path
             ray.init(address=address, **quiet)
-    except Exception as problem:  # some are bare
+    except Exception as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         reason = lines[0] if lines else type(problem).__name__
-        what = "started" if options.address == "local" else "reached"
-        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {what}: {reason}") from None
+        verb = "started" if options.address == "local" else "reached"
+        raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {verb}: {reason}") from None
     ray._private.worker.print_to_stdstream = _to_the_log
-    _refuse_too_wide(options, ray.cluster_resources(), _limits(), widest)
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    _refuse_too_wide(options, ray.cluster_resources(), limits, widest)
     return slots_there(options)
 
 
 def _to_the_log(data: dict[str, Any], *given: Any, **how: Any) -> None:
-    """What Ray would print for the person, whatever `log_to_driver` says: pages of a raylet's log when it dies."""
+    """Write to standard error what Ray prints despite `log_to_driver`. A dying raylet prints pages."""
     with contextlib.suppress(OSError):
         os.write(2, "\n".join([*data.get("lines", []), ""]).encode(errors="replace"))
 
 
-def _limits() -> dict[str, int]:
-    """How far the cluster may grow, where it says."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
-
-
 def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str, int], widest: int) -> None:
-    """Raises ClusterProblem with the arithmetic if a trunk of so many slots never fits on what is there or may come."""
+    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster (`limits`)."""
     most = {name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}
     if _count(most, options) >= widest:
         return
@@ -173,16 +162,16 @@ def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str
     needs = "one slot needs" if widest == 1 else f"the widest trial takes {widest} slots, which need"
     lacking = min(needed, key=lambda name: most[name] / needed[name])
     text = f"{needs} {widest * needed[lacking]:g} {lacking}, Ray sees {there.get(lacking, 0):g}"
-    text += f" and may come to {most[lacking]:g}" if most[lacking] > there.get(lacking, 0) else ""
+    text += f" and can grow to {most[lacking]:g}" if most[lacking] > there.get(lacking, 0) else ""
     limit = f", and --slots {options.slots} is given" if options.slots and options.slots < widest else ""
     raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
 
 
 def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
-    """Ask a cluster for what it has, without joining it: that and loading Ray Tune take seconds. Raises ClusterProblem, for a
-    cluster that does not answer only if it must.
+    """Refuse too wide a trial before joining the cluster, because joining takes seconds. Raises ClusterProblem.
 
-    A cluster that cannot be asked so (by a client's address) is not refused here: joining it will tell.
+    With `absent_is_fine` a cluster that does not answer is accepted. A client's address (ray://) is checked only when
+    joined.
     """
     _set_environment()
     try:
@@ -197,7 +186,7 @@ def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) ->
     try:
         asked._initialize_global_state(GcsClientOptions.create(target, None, True, False))
         there, limits = asked.cluster_resources(), asked.get_max_resources_from_cluster_config() or {}
-    except Exception:  # in Ray's words when it is joined
+    except Exception:  # joining will raise it again
         return
     finally:
         asked.disconnect()
@@ -206,7 +195,7 @@ def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) ->
 
 
 def slots_there(options: Options) -> int:
-    """Slots that the cluster has now."""
+    """The number of slots that the cluster has now."""
     return _count(ray.cluster_resources(), options)
 
 
@@ -216,18 +205,18 @@ def _count(there: dict[str, float], options: Options) -> int:
 
 
 class Lifeline:
-    """Tells whether the Ray that we use is alive, without asking Ray: what waits for a dead Ray may wait for ever."""
+    """Checks whether our Ray is alive. It makes no call to Ray: a call to a dead Ray may never return."""
 
     def __init__(self, processes: dict[str, Any], servers: dict[str, tuple[str, int]]) -> None:
-        """Each is named in words: `processes` (Popen) that we started, `servers` (host and port) that were there."""
+        """Readable name -> `processes` (Popen) that we started, `servers` (host, port) that were already running."""
         self._processes, self._servers = processes, servers
         self._refused_since: dict[str, float] = {}
 
     @classmethod
     def of(cls, options: Options) -> Lifeline:
-        """That of the Ray that has been started or joined."""
+        """The lifeline of the Ray that was started or joined."""
         node = ray._private.worker._global_node
-        if node is None:  # a client (ray://), which Ray tells itself
+        if node is None:  # a client (ray://): Ray itself reports a loss
             return cls({}, {})
         if options.address == "local":
             names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
@@ -242,9 +231,10 @@ class Lifeline:
         return cls({}, servers)
 
     def lost(self) -> str | None:
-        """What has died, in words; None while all is well.
+        """The name of the dead part and how it died; None while all is well.
 
-        A server is dead that refuses every call for REFUSED_SECONDS. One that is silent may only be slow, and Ray gives it up.
+        A server is dead if it refuses every call for REFUSED_SECONDS. A silent one may only be slow; Ray gives it up
+        itself.
         """
         for name, process in self._processes.items():
             if process.poll() is not None:
@@ -263,7 +253,7 @@ class Lifeline:
 
 
 def want(options: Options, slots: int) -> None:
-    """Tell the cluster's autoscaler, if it has one, how many slots are of use: pending trials are all that it sees by itself."""
+    """Request this many slots from the cluster's autoscaler, if it has one. By itself it sees only pending trials."""
     if options.address != "local":
         from ray.autoscaler.sdk import request_resources
 
@@ -271,35 +261,37 @@ def want(options: Options, slots: int) -> None:
 
 
 def _ask_for_an_answer(address: str) -> str:
-    """Does a server speak to us at this address of a cluster? Raises ClusterProblem within ANSWER_SECONDS.
+    """Check that a Ray server answers at this address. Raises ClusterProblem within ANSWER_SECONDS.
 
-    `auto` is looked up where Ray does: $RAY_ADDRESS, then what `ray start` left on this machine. Returns host:port of the head;
-    "" where that is not known.
+    `auto` is looked up as in Ray: $RAY_ADDRESS, then the file that `ray start` left on this machine. Returns host:port
+    of the head, or "" if that is not known.
     """
-    import grpc  # type: ignore[import-untyped]  # what Ray's head, and its client server, speak; ray[default] brings it
+    import grpc  # type: ignore[import-untyped]  # the protocol of Ray's head and client server; part of ray[default]
 
     named, target = _named(address), address
-    what = "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
+    advice = (
+        "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
+    )
     if address == "auto":
-        own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # as Ray has it
+        own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # the same rule as in Ray
         temporary = os.environ.get("RAY_TMPDIR") or own or "/tmp"
         left = Path(temporary) / "ray" / "ray_current_cluster"
         target = os.environ.get("RAY_ADDRESS", "")
         if target in ("", "auto"):
             target = left.read_text().strip() if left.exists() else ""
         if not target:
-            raise ClusterProblem(f"{named}: this machine belongs to no cluster that 'ray start' made here; {what}")
+            raise ClusterProblem(f"{named}: this machine belongs to no cluster that 'ray start' made; {advice}")
         named = f"{named} ({target})"
     if target.startswith(("http://", "https://")):
-        raise ClusterProblem(f"{named}: that is where 'ray job submit' goes; {what}")
+        raise ClusterProblem(f"{named}: this is an address for 'ray job submit'; {advice}")
     place = target.removeprefix("ray://")
     host, _, port = place.rpartition(":")
     if not (host and port.isdigit()):
-        return ""  # Ray says at once what is wrong with it
+        return ""  # Ray itself reports at once that it is malformed
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as problem:
-        raise ClusterProblem(f"{named}: nothing answers there ({problem}); {what}") from None
+        raise ClusterProblem(f"{named}: nothing answers there ({problem}); {advice}") from None
     if os.environ.get("RAY_USE_TLS") == "1":
         return ""  # only Ray has the certificates
     with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
@@ -307,7 +299,7 @@ def _ask_for_an_answer(address: str) -> str:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError:
             raise ClusterProblem(
-                f"{named}: what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s; {what}"
+                f"{named}: the server there gave no answer of Ray's protocol within {ANSWER_SECONDS:g} s; {advice}"
             ) from None
         if target.startswith("ray://"):
             return ""
@@ -316,7 +308,7 @@ def _ask_for_an_answer(address: str) -> str:
 
 
 def _check_token(named: str, channel: Any) -> None:
-    """Do this cluster and this machine agree on a token? Raises ClusterProblem with the cause, and what to do on which side."""
+    """Check that cluster and machine agree on a token. Raises ClusterProblem with the cause and the side to correct."""
     import grpc
 
     def lets_in(token: str) -> bool | None:
@@ -326,7 +318,7 @@ def _check_token(named: str, channel: Any) -> None:
                 b"", timeout=ANSWER_SECONDS, metadata=metadata
             )
         except grpc.RpcError as problem:
-            return False if problem.code() == grpc.StatusCode.UNAUTHENTICATED else None  # None: it does not tell
+            return False if problem.code() == grpc.StatusCode.UNAUTHENTICATED else None  # None: unknown
         return True
 
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
@@ -336,8 +328,8 @@ def _check_token(named: str, channel: Any) -> None:
     see = "docs/cluster.md, 'Tokens'"
     if everybody and mode == "token":
         raise ClusterProblem(
-            f"{named}: this cluster asks for no token, so all who reach it can run code on it. Start it with "
-            f"RAY_AUTH_MODE=token in its environment ({see}), or set RAY_AUTH_MODE=disabled here to use it all the same"
+            f"{named}: this cluster asks for no token, so everybody who reaches it can run code on it. Start it with "
+            f"RAY_AUTH_MODE=token in its environment ({see}), or set RAY_AUTH_MODE=disabled here to use it anyway"
         )
     if not everybody and mode == "disabled":
         raise ClusterProblem(
@@ -355,11 +347,11 @@ def _check_token(named: str, channel: Any) -> None:
 
 
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Where Ray looks for a token before ~/.ray/auth_token."""
+"""Environment variables that Ray reads for a token before ~/.ray/auth_token."""
 
 
 def _token() -> str:
-    """The token that Ray finds on this machine; "" if there is none. Raises ClusterProblem for a path that leads to none."""
+    """The token that Ray finds on this machine, or "". Raises ClusterProblem if RAY_AUTH_TOKEN_PATH leads to no token."""
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
     try:
@@ -370,7 +362,7 @@ def _token() -> str:
 
 
 def _make_token() -> None:
-    """See to a token for a Ray of our own: the one of this machine, else a new one, kept where Ray looks if that can be."""
+    """Make sure that our own Ray has a token. A new one is saved in ~/.ray/auth_token if possible."""
     if os.environ["RAY_AUTH_MODE"].lower() != "token" or _token():
         return
     made = secrets.token_hex(32)
@@ -386,12 +378,12 @@ def _make_token() -> None:
 
 
 def _named(address: str) -> str:
-    """An address with where it was given."""
+    """An address with the name of the option or variable that gave it."""
     return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
 
 
 def slot(options: Options) -> dict[str, float]:
-    """What one slot takes: a core, and on GPUs its share of one."""
+    """Ray resources of one slot: a core, and on GPUs its share of one."""
     return {"CPU": 1} | ({"GPU": 1 / options.slots_per_gpu} if options.device == "cuda" else {})
 
 
@@ -403,9 +395,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextlib.contextmanager
 def on_signals(handler: Handler) -> Iterator[None]:
-    """Ctrl-C, SIGTERM, and the SIGHUP of a connection that was lost go to this handler meanwhile.
+    """Send SIGINT, SIGTERM, and the SIGHUP of a lost connection to `handler` inside this block.
 
-    Those that we were started to ignore (`nohup`) stay ignored.
+    Signals that the process ignores from its start (`nohup`) stay ignored.
     """
     before = {number: signal.signal(number, handler) for number in supervise.ending_signals()}
     try:

@@ -1,4 +1,4 @@
-"""Over which network the workers of a group talk. A module of its own because Ray Train's torch backend loads torch."""
+"""The network that the workers of a group use. A separate module because Ray Train's torch backend loads torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 
-def speak_on_the_clusters_network() -> None:
-    """Gloo and nccl talk over the interface by which Ray knows this machine, unless the environment names another.
+def use_the_clusters_network() -> None:
+    """Point gloo and nccl to the interface of this machine's Ray address, unless the environment names another one.
 
-    Left alone gloo takes the one that the host's name resolves to, which on many a machine is 127.0.1.1.
+    By default gloo uses the address of the host name, which is 127.0.1.1 on many machines.
     """
     here = ray.util.get_node_ip_address()
     for interface, addresses in psutil.net_if_addrs().items():
@@ -27,22 +27,25 @@ def speak_on_the_clusters_network() -> None:
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Ray Train keeps the slots of a group that fails here (2.60: to it the group has started, and is no longer its own), and
-        the next try would wait for them for ever."""
+        """Start the process group. On a failure, shut the worker group down here.
+
+        Ray Train 2.60 does not. It counts the group as started and keeps its slots. The next try would wait for them
+        for ever.
+        """
         try:
-            worker_group.execute(speak_on_the_clusters_network)
+            worker_group.execute(use_the_clusters_network)
             super().on_start(worker_group, backend_config)
         except BaseException:
-            with contextlib.suppress(Exception):  # a worker that has died already
+            with contextlib.suppress(Exception):  # a worker may be dead already
                 worker_group.shutdown()
             raise
 
 
 @dataclass
 class OnTheClustersNetwork(TorchConfig):
-    """Ray Train's torch backend, told of the interface before it makes the process group."""
+    """Ray Train's torch backend that sets the network interface before it makes the process group."""
 
     @property
     def backend_cls(self) -> type[_Backend]:
-        """What Ray Train starts on each worker."""
+        """The backend that Ray Train starts on each worker."""
         return _Backend

@@ -1,4 +1,4 @@
-"""Output that may lose its reader: a run goes on and saves, whatever becomes of its terminal, pipe or log."""
+"""Output that survives the loss of its reader. If its terminal, pipe or log fails, a run goes on and saves."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any, BinaryIO, TextIO, cast
 from orchestrator.run import supervise
 
 STUCK_SECONDS = 2.0
-"""Once a stop is asked for, a reader who takes nothing for so long (a terminal held by Ctrl-S, a stopped pager) is given up."""
+"""After a stop request, a reader that accepts nothing for this long is given up (Ctrl-S, a stopped pager)."""
 
 
 class _Lasting(io.FileIO):
-    """A file whose first failed write turns it into /dev/null; so does a reader who is stuck while we are to stop."""
+    """A file that becomes /dev/null at its first failed write, or if its reader is stuck during a stop."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
-        """Write it all, or pretend to: never raises OSError."""
+        """Write everything, or discard it. Never raises OSError."""
         rest = view = memoryview(data).cast("B")
         try:
             while rest:
                 while not select.select((), (self,), (), STUCK_SECONDS)[1]:
                     if supervise.is_asked():
                         raise TimeoutError
-                rest = rest[super().write(rest[: select.PIPE_BUF]) or 0 :]  # so much a pipe takes, if it takes anything
+                rest = rest[
+                    super().write(rest[: select.PIPE_BUF]) or 0 :
+                ]  # a ready pipe accepts PIPE_BUF bytes at once
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -36,9 +38,9 @@ class _Lasting(io.FileIO):
 
 
 def outlive_readers(log: Path) -> None:
-    """From now on Python's output never fails. What native code writes to standard error goes to `log`.
+    """From now on Python's output never fails, and native code's standard error goes to `log`.
 
-    A Ray that dies writes pages there, and we say it in one line.
+    A dying Ray writes pages there; the user sees one line from us.
     """
     sys.stdout = _lasting(sys.stdout, 1)
     sys.stderr = _lasting(sys.stderr, os.dup(2))
@@ -53,7 +55,7 @@ def _lasting(stream: TextIO, number: int) -> TextIO:
     with contextlib.suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
-        cast(BinaryIO, _Lasting(number, "w", closefd=False)),  # a buffer between would repeat what a Ctrl-C interrupts
+        cast(BinaryIO, _Lasting(number, "w", closefd=False)),  # unbuffered: a buffer repeats output after a Ctrl-C
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=getattr(stream, "line_buffering", True),

@@ -1,4 +1,4 @@
-"""The event relay: a Ray actor beside the driver. Workers leave events there, and ask whether to stop."""
+"""The event relay: a Ray actor beside the driver. Workers leave events there and ask whether to stop."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from orchestrator.record.journal import Event
 from orchestrator.run.supervise import StopRequest
 
 LOOK_EVERY_SECONDS = 0.5
-"""How often a trunk looks whether it is to stop: it has asked once and does not wait. To ask each time took some 3 ms on two busy cores."""
+"""A trunk looks this often for an answer, and never waits for one: waiting took some 3 ms on two busy cores."""
 
 PATIENCE_SECONDS = 10.0
-"""A trunk that asks is answered no later than this, so that few questions of trunks that have ended lie about."""
+"""The relay answers a question no later than this. Thus few questions of ended trunks remain in it."""
 
 RELAY_SECONDS = 60.0
-"""An event relay that died and does not answer by then is given up; Ray starts it anew in some three seconds."""
+"""An event relay that died and does not answer by then is given up. Ray restarts it in some three seconds."""
 
 
-# Every trunk has a question waiting here; by itself Ray holds 1,000.
+# Every trunk has a pending call here; Ray's default limit is 1,000.
 @ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
 class Relay:
-    """The event relay, beside the driver: rank 0 of a group leaves events here, and all ask here whether to stop.
+    """The event relay: rank 0 of a group leaves events here, and all workers ask here whether to stop.
 
-    Started anew after its death it is empty. Rank 0 then sends again what it had sent, and the driver repeats a stop.
+    After a restart it is empty. Rank 0 then sends its events again, and the driver repeats a stop.
     """
 
     def __init__(self) -> None:
@@ -39,48 +39,48 @@ class Relay:
         self.stopping = asyncio.Event()
 
     async def meet(self, group: str) -> None:
-        """The workers of this group have found each other."""
+        """Record that the workers of this group have found each other."""
         self.met.add(group)
 
     async def have_met(self, group: str) -> bool:
-        """Have they?"""
+        """Whether `meet` was called for this group."""
         return group in self.met
 
     async def put(self, group: str, start: int, events: list[Event]) -> int:
-        """Rank 0 leaves its events number `start` and following. Returns how many are here: less than it sent, if we were lost."""
+        """Store the events of rank 0 from number `start` on. Returns the number held: after a restart, less than it sent."""
         held = self.held.setdefault(group, [])
         if start <= len(held):
             held[start:] = events
         return len(held)
 
     async def take(self, group: str, start: int) -> list[Event]:
-        """The events from number `start` on. Those before it are in the journal."""
+        """Return the events from number `start` on. Earlier ones are in the journal."""
         self.taken[group] = start
         return self.held.get(group, [])[start:]
 
     async def is_taken(self, group: str, n_events: int) -> bool:
-        """Are so many events of this group in the journal?"""
+        """Whether the first `n_events` events of this group are in the journal."""
         return self.taken.get(group, 0) >= n_events
 
     async def forget(self, group: str) -> None:
-        """This group has ended."""
+        """Drop a group that has ended."""
         self.held.pop(group, None)
         self.taken.pop(group, None)
         self.met.discard(group)
 
     async def stop(self) -> None:
-        """From now on everybody who asks is told to stop."""
+        """Answer every question with "stop" from now on."""
         self.stopping.set()
 
     async def is_stopping(self, wait_seconds: float = 0.0) -> bool:
-        """Should I stop? Answered as soon as so, else when so long has passed."""
+        """Whether to stop. Waits up to `wait_seconds` for a stop."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.stopping.wait(), wait_seconds)
         return self.stopping.is_set()
 
 
 def ask_relay(relay: str, method: str, *given: Any) -> Any:
-    """Ask the event relay of this name, again where it died meanwhile. Raises what Ray raises, after RELAY_SECONDS."""
+    """Call a method of the event relay of this name, again if the relay died. Raises Ray's error after RELAY_SECONDS."""
     give_up_at = time.monotonic() + RELAY_SECONDS
     while True:
         try:
@@ -92,7 +92,7 @@ def ask_relay(relay: str, method: str, *given: Any) -> Any:
 
 
 def asking(relay: str) -> Callable[[], bool]:
-    """Ask whether to stop, and look twice a second whether an answer has come: the trunk never waits for one."""
+    """Return a function: must this trunk stop? It looks for an answer twice a second and never waits for one."""
     actor = ray.get_actor(relay)
     looked, question, answer = time.monotonic(), actor.is_stopping.remote(PATIENCE_SECONDS), False
 
@@ -101,7 +101,7 @@ def asking(relay: str) -> Callable[[], bool]:
         if time.monotonic() - looked > LOOK_EVERY_SECONDS and not answer:
             looked = time.monotonic()
             if ray.wait([question], timeout=0)[0]:
-                with contextlib.suppress(ray.exceptions.RayActorError):  # it died: ask the one that is started anew
+                with contextlib.suppress(ray.exceptions.RayActorError):  # it died: ask the restarted one
                     answer = bool(ray.get(question))
                 question = actor.is_stopping.remote(PATIENCE_SECONDS)
         return answer
@@ -110,15 +110,12 @@ def asking(relay: str) -> Callable[[], bool]:
 
 
 def hand_on_stop(request: StopRequest, relay: Any, done: threading.Event, say: Callable[[str], None]) -> None:
-    """Until `done`: once a stop is asked for, tell the event relay, and again each second: it may be started anew.
-
-    For a thread of the driver.
-    """
-    said = False
-    while not done.wait(1.0 if said else 0.1):
+    """Run in a driver thread until `done`. Pass a stop on to the event relay each second: the relay may be restarted."""
+    announced = False
+    while not done.wait(1.0 if announced else 0.1):
         if request.is_asked():
-            with contextlib.suppress(Exception):  # whatever it is, it is tried again
+            with contextlib.suppress(Exception):  # tried again in a second
                 ray.get(relay.stop.remote(), timeout=5)
-            if not said:
-                said = True
+            if not announced:
+                announced = True
                 say("Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.")

@@ -1,7 +1,7 @@
-"""A small parent of `emergence run`: it owns the signals, and tells how the driver ended. Standard library only.
+"""The small parent of `emergence run`: it owns the signals and reports how the driver ended. Standard library only.
 
-The driver is the same program in a session of its own, so that what a batch system, `timeout` or a terminal sends to a whole
-process group reaches the parent alone. The two hold a socket: if either dies, however, the other one sees its end. The driver
+The driver is the same program in a session of its own. A batch system, `timeout` or a terminal signals a whole process
+group. Such a signal reaches the parent alone. A socket connects the two, and each sees the other's death. The driver
 then stops as for a signal: every trunk saves.
 """
 
@@ -20,22 +20,22 @@ from pathlib import Path
 from types import FrameType
 
 VARIABLE = "EMERGENCE_SUPERVISOR"
-"""Names the driver's end of the socket. The driver takes it out of its environment: it is for no process further down."""
+"""Holds the driver's end of the socket. The driver removes it from its environment, so that its children do not see it."""
 SAME_SECONDS = 0.5
-"""A Ctrl-C so soon after another signal is the same one: wrappers send on what the terminal sent already."""
+"""A Ctrl-C this soon after another signal counts as the same one: wrappers repeat the terminal's signal."""
 LEAVING_SECONDS = 20.0
-"""A driver that has said how it leaves and is not gone by then is killed: some library's thread holds it."""
+"""A driver that has reported its exit code is killed after this time. Some library's thread may hold it."""
 NOTHING_BEGUN = "\nStopped; nothing had begun.\n"
 
 _asked = _forced = False
-"""Plain, as all that a handler sets: the lock of an Event may be held by the very code that the signal interrupts."""
+"""Plain booleans, because a signal handler sets them: the interrupted code may hold the lock of an Event."""
 _link: socket.socket | None = None
 
 
 def begin() -> None:
-    """To be called first by the program. In the parent of a run it does not return.
+    """The program calls this first. In the parent of a run it does not return.
 
-    Until `main` takes over, Ctrl-C is one line: loading what follows takes a second.
+    Until `main` takes over, Ctrl-C prints one line: the imports take a second.
     """
     _open_what_is_closed()
     end = os.environ.pop(VARIABLE, None)
@@ -49,21 +49,21 @@ def begin() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Put /dev/null where standard input, output or error is closed (`>&-`): else the next file that is opened takes its place.
+    """Open /dev/null as standard input, output or error if one is closed (`>&-`).
 
-    That file may be the study's lock.
+    Otherwise the next opened file, perhaps the study's lock, gets its number.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdin, sys.stdout, sys.stderr = (
-        stream or open(number, how)  # noqa: SIM115 - they last as long as we do
+        stream or open(number, how)  # noqa: SIM115 - open until the process ends
         for number, (stream, how) in enumerate([(sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")])
     )
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Signals that ask a run to stop. Those that we were started to ignore (`nohup`) stay ignored."""
+    """The signals that stop a run, without those that the process ignores from its start (`nohup`)."""
     every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in every if signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -72,7 +72,7 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def take_over() -> None:
-    """From now on what asks a command to end is a KeyboardInterrupt: for a run any of the signals, else Ctrl-C."""
+    """From now on a stopping signal raises KeyboardInterrupt: in a run any of `ending_signals`, else only Ctrl-C."""
     if _link is not None:
         for number in ending_signals():
             signal.signal(number, interrupt)
@@ -81,7 +81,7 @@ def take_over() -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler: KeyboardInterrupt for the first signal, and once leaving at once is asked for. Repeats change nothing."""
+    """Handler: KeyboardInterrupt at the first signal, and at every signal once an immediate exit is asked for."""
     global _asked
     first, _asked = not _asked, True
     if first or _forced:
@@ -89,40 +89,40 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def is_asked() -> bool:
-    """Did anything ask this process to end?"""
+    """Whether this process was asked to end."""
     return _asked
 
 
 class StopRequest:
-    """What asks a run to stop: a file in the study's folder, which anybody can make, or a signal to this process."""
+    """A request to stop a run: a signal to this process, or a file `stop` in the study's folder, made by anybody."""
 
     def __init__(self, folder: Path) -> None:
         self.flag = folder / "stop"
         self._here = False
 
     def ask(self) -> None:
-        """Ask for it. Works on a full disk too, if it is this process that is asked."""
+        """Ask for a stop. Inside the driver this works on a full disk too."""
         self.ask_this_driver()
         with contextlib.suppress(OSError):
             self.flag.touch()
 
     def ask_this_driver(self) -> None:
-        """Ask this driver alone: the file may by now be another's, who has taken over."""
+        """Ask this driver alone: after a takeover the file belongs to another driver."""
         global _asked
         _asked = self._here = True
 
     def is_asked(self) -> bool:
-        """Is it to stop?"""
+        """Whether a stop was asked for."""
         if self.flag.exists():
             self.ask_this_driver()
         return self._here
 
     def clear(self) -> None:
-        """Forget what was asked of an earlier run; for the holder of the study's lock."""
+        """Remove the request made to an earlier run. Only the holder of the study's lock may call this."""
         self.flag.unlink(missing_ok=True)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A handler: ask; KeyboardInterrupt once leaving at once is asked for. It prints nothing: it may interrupt a print."""
+        """Handler: ask for a stop, or leave at once if that is asked for. Prints nothing: it may interrupt a print."""
         global _asked
         _asked = True
         if _forced:
@@ -131,15 +131,18 @@ class StopRequest:
 
 
 def tell(name: str, fact: str | int) -> None:
-    """Leave a fact with the parent: `log`, a path; `left`, the exit code that is meant; `lost`, why there is none;
-    `needs`, processes that it cannot live without, each PID=NAME, between semicolons."""
+    """Send a fact to the parent.
+
+    `log` is a path. `left` is the intended exit code. `lost` is the reason for having none. `needs` lists the processes
+    that the driver depends on, as PID=NAME;PID=NAME.
+    """
     if _link is not None:
         with contextlib.suppress(OSError):
             _link.sendall(f"{name} {fact}\n".encode())
 
 
 def _hold(end: int) -> None:
-    """Take the socket; a thread listens to it. The thread takes signals even while the main thread blocks them."""
+    """Take the socket and start its listener. The thread receives signals even while the main thread blocks them."""
     global _link
     _link = socket.socket(fileno=end)
     _link.set_inheritable(False)
@@ -156,7 +159,7 @@ def _listen(link: socket.socket) -> None:
             going = False
         if going:
             _forced = True
-        os.kill(os.getpid(), signal.SIGTERM)  # handled as if it had been sent to us
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_early(number: int, frame: FrameType | None) -> None:
@@ -170,7 +173,7 @@ def _leave_early(number: int, frame: FrameType | None) -> None:
 
 
 def _supervise() -> int:
-    """Start the driver, hand on what asks it to stop, wait for it. Returns the exit code."""
+    """Start the driver, pass stopping signals on to it, and wait for it. Returns the exit code."""
     ours, theirs = socket.socketpair()
     driver: subprocess.Popen[bytes] | None = None
     asked_at, again = 0.0, 0
@@ -188,8 +191,8 @@ def _supervise() -> int:
             with contextlib.suppress(OSError):
                 ours.sendall(b"!")
 
-    # Ctrl-Z does nothing. To stop us alone would leave a driver that paints over the shell and hears no Ctrl-C; to stop the
-    # driver too, one whose lease runs out and whose Ray, which has clocks of its own, takes it for dead.
+    # Ctrl-Z does nothing. If only the parent paused, the driver would paint over the shell and receive no Ctrl-C. If the driver
+    # paused too, its lease would run out, and Ray would take it for dead.
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     for number in ending_signals():
         signal.signal(number, hand_on)
@@ -202,45 +205,43 @@ def _supervise() -> int:
     theirs.close()
     if asked_at:  # while it was being started
         driver.send_signal(signal.SIGTERM)
-    told = _facts(ours, driver)
+    facts = _facts(ours, driver)
     try:
         code = driver.wait(LEAVING_SECONDS)
     except subprocess.TimeoutExpired:
         driver.kill()
         code = driver.wait()
-    if "left" in told:  # whatever happened in tearing down
-        return int(told["left"])
-    if asked_at and code == -signal.SIGTERM:  # it had not come so far as to listen
+    if "left" in facts:  # also if the teardown after it failed
+        return int(facts["left"])
+    if asked_at and code == -signal.SIGTERM:  # the driver had not yet installed its handlers
         _say(NOTHING_BEGUN)
         return 130
     if os.isatty(1):
-        _say("\x1b[?25h\r")  # a live panel had hidden the cursor
-    if code < 0:  # whatever died of it
-        how = told.get("lost") or f"signal {-code}"
-    else:
-        how = told.get("lost") or _first_dead(told.get("needs", "")) or f"exit code {code}"
-    words = f"; see {told['log']}" if "log" in told else ""
-    _say(f"The driver ended unexpectedly ({how}{words}). Everything recorded is kept, and the same command goes on.\n")
+        _say("\x1b[?25h\r")  # show the cursor, which a live panel had hidden
+    how = facts.get("lost") or ("" if code < 0 else _first_dead(facts.get("needs", "")))
+    how = how or (f"signal {-code}" if code < 0 else f"exit code {code}")
+    log = f"; see {facts['log']}" if "log" in facts else ""
+    _say(f"The driver ended unexpectedly ({how}{log}). Everything recorded is kept, and the same command resumes.\n")
     return 1
 
 
 def _facts(link: socket.socket, driver: subprocess.Popen[bytes]) -> dict[str, str]:
-    """What the driver tells us, until it says how it leaves or ends. A process of its own may keep the link open."""
-    told, data, going = dict[str, str](), b"", True
-    while going and "left" not in told:
+    """Collect the driver's facts until it sends `left` or ends. Another process may hold the socket open after that."""
+    facts, data, going = dict[str, str](), b"", True
+    while going and "left" not in facts:
         going = driver.poll() is None
         with contextlib.suppress(OSError):
             while select.select([link], [], [], 1.0 if going else 0.0)[0]:
                 if not (part := link.recv(4096)):
-                    return told
+                    return facts
                 *lines, data = (data + part).split(b"\n")
-                told |= dict(line.decode(errors="replace").split(" ", 1) for line in lines)
-    return told
+                facts |= dict(line.decode(errors="replace").split(" ", 1) for line in lines)
+    return facts
 
 
 def _first_dead(needed: str) -> str:
-    """Which of the needed processes is dead, in words; empty where all live. A dead raylet ends its driver at once."""
-    for pid, _, name in (one.partition("=") for one in needed.split(";") if one):
+    """The first dead process of `needs`, in words; "" if all live. A dead raylet ends its driver at once."""
+    for pid, _, name in (entry.partition("=") for entry in needed.split(";") if entry):
         try:
             os.kill(int(pid), 0)
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

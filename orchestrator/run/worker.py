@@ -1,7 +1,8 @@
-"""What Ray executes: one trunk on one worker, inside a reused actor, or on several, as a group that Ray Train starts.
+"""The function that Ray executes: one trunk, on a single worker or on a group.
 
-Either way the same `run_trunk` runs on every worker. Rank 0 hands its events to the event relay, an actor beside the driver; the
-request to stop comes from there too, so that nothing but checkpoints has to be seen from all machines.
+A single worker is a reused actor. Ray Train starts a group. Both run the same `run_trunk` on every worker. Rank 0
+passes its events to the event relay, an actor beside the driver. A stop arrives from there too. Only checkpoints need
+storage that all machines see.
 """
 
 from __future__ import annotations
@@ -22,52 +23,50 @@ from orchestrator.record.journal import Event
 from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking
 
 REPORT_EVERY_SECONDS = 3.0
-"""Events wait this long for company: a report costs a trunk some milliseconds, and a short one emits twenty events."""
+"""Events are collected for this long. A report costs a trunk some milliseconds, and a short trunk emits twenty events."""
 
 GROUP_START_SECONDS = 600.0
-"""A group of workers that has room and has not started by then is given up, and its trunk tried again."""
+"""A group that has room and has not started by then is given up. Its trunk is tried again."""
 
 SLOW_START_SECONDS = 60.0
-"""A group that is not training by then is spoken of: it takes ten seconds where all is well."""
+"""A group that does not train by then is reported. Normally it takes ten seconds."""
 
 
 def execute(config: dict[str, Any]) -> None:
-    """One Ray Tune trial: one trunk with the budgets it owes. Runs inside a reused actor, off its main thread."""
+    """Run one Ray Tune trial: one trunk and its open budgets. Called in a reused actor, off its main thread."""
     from trainers.fit import memory
     from trainers.fit.place import Place
     from trainers.spec import TrunkSpec
 
     job = config["job"]
     if ask_relay(job["relay"], "is_stopping"):
-        tune.report({"events": "[]"})  # of a trial that never reported Tune prints a line of its own
+        tune.report({"events": "[]"})  # Tune prints a line about a trial without any report
         return
-    run = _alone if job["workers"] == 1 else _in_a_group
     batch_size = TrunkSpec.model_validate_json(job["trunk"]).training.batch_size
 
     def at(place: Place) -> None:
-        run(job | {"place": place.model_dump()})
+        placed = job | {"place": place.model_dump()}
+        if job["workers"] > 1:
+            _in_a_group(placed)
+        else:
+            _train(placed, _report, place.device)
 
     memory.with_less(at, Place(**job["place"]), batch_size, job["workers"])
 
 
-def _alone(job: dict[str, Any]) -> None:
-    """On this actor's own slot."""
-    _train(job, _report, job["place"]["device"])
-
-
 NOTE = "note"
-"""The kind of what a trunk says to the person who watches: it comes among the events, and goes into no journal."""
+"""The kind of a message for the user. It travels among the events and is not written to the journal."""
 
 
 def _report(events: list[Event]) -> None:
-    """Hand events to the driver; returns once it has them."""
+    """Pass events to the driver; returns when the driver has them."""
     notes = [event["text"] for event in events if event["kind"] == NOTE]
     lasting = json.dumps([event for event in events if event["kind"] != NOTE])
     tune.report({"events": lasting} | ({"note": "\n".join(notes)} if notes else {}))
 
 
 def _in_a_group(job: dict[str, Any]) -> None:
-    """On workers of a group of its own; what rank 0 leaves at the event relay is reported from here."""
+    """Train on a new group of workers. The events that rank 0 leaves at the event relay are reported from here."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -108,7 +107,11 @@ def _in_a_group(job: dict[str, Any]) -> None:
         if not over and time.monotonic() > speak_at:
             speak_at = math.inf
             if not ask("have_met", group):
-                tune.report({"events": "[]", "note": _slow_start(job)})
+                note = (
+                    f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They "
+                    "wait for slots, or cannot reach each other: docs/cluster.md, 'When workers do not meet'"
+                )
+                tune.report({"events": "[]", "note": note})
         if (events := ask("take", group, n_reported)) or over:
             _report(events)
             n_reported += len(events)
@@ -117,15 +120,8 @@ def _in_a_group(job: dict[str, Any]) -> None:
         raise failed[0]
 
 
-def _slow_start(job: dict[str, Any]) -> str:
-    return (
-        f"{job['trunk_id']}: its {job['workers']} workers have not met after {SLOW_START_SECONDS:.0f} s. They wait for room, or "
-        f"cannot reach each other: docs/cluster.md, 'When workers do not meet'"
-    )
-
-
 def _one_of_a_group(job: dict[str, Any]) -> None:
-    """What each worker of a group runs. Ray Train has made the process group."""
+    """Run on each worker of a group, after Ray Train has made the process group."""
     from ray.train.torch import get_device
 
     ask, group, device = partial(ask_relay, job["relay"]), job["group"], get_device()
@@ -140,7 +136,7 @@ def _one_of_a_group(job: dict[str, Any]) -> None:
 
     try:
         _train(job, deliver, str(device))
-    finally:  # this process ends, and with it the only other copy
+    finally:  # the only other copy of the events ends with this process
         give_up_at = time.monotonic() + RELAY_SECONDS
         while not ask("is_taken", group, len(sent)) and time.monotonic() < give_up_at:
             deliver([])
@@ -148,7 +144,7 @@ def _one_of_a_group(job: dict[str, Any]) -> None:
 
 
 def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: str) -> None:
-    """Run the trunk here until it ends or is to stop; hand on what it emits, some events at a time."""
+    """Run the trunk until it ends or must stop, and pass its events on in batches."""
     from trainers.fit.place import Place
     from trainers.spec import TrunkSpec
     from trainers.train import run_trunk

@@ -5,9 +5,8 @@ studies (tests/stats/test_frontier.py), ability and memory against values comput
 
 measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
 intervals   means and proportions        survival    compute-to-skill with censored replicates
-replicates  two kinds? how many more?    breaks      break, smooth or metric artefact
-frontier    best size for a budget       forecast    does the bottom predict the top
-multiplicity  many claims at once                further  replicates that would settle a claim
+replicates  noise, k of n succeed        breaks      break or smooth
+frontier    best size for a budget       multiplicity  many claims at once
 
 What is used everywhere is exported here, loaded when it is first asked for: half of the commands draw no statistic, and scipy takes
 a moment to import. For the same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests

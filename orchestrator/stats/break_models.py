@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.minimums import MIN_SCALES
-
-POWER = 0.8
-STEEP = (1 / 3, 2 / 3)
-"""Abrupt: within this share of the log range lies at least this share of the change."""
-Reason = Literal[
-    "no data",  # missing
-    "no movement",  # constant: none beyond the noise
-    "only a break fits",  # break: no smooth curve explains it, and breaks predict unseen scales no worse
-    "smooth fits",  # smooth: a smooth curve explains it, and no jump of half the change can hide in it
-    "smooth predicts far better",  # smooth, of a shape that was not tried: it has half the error at unseen scales
-    "few scales",  # undecided: further_scales, and further_replicates where these are few, too
-    "few replicates",  # undecided: all speaks for a break; further_replicates
-    "no noise estimate",  # undecided: one replicate; further_replicates
-    "noisy",  # undecided: further_replicates, None if more would not settle it
-    "smooth predicts better",  # undecided: a break fits best, smooth curves predict unseen scales better
-    "one odd scale",  # undecided: without one scale, a smooth curve would do
-    "nothing fits",  # undecided: neither smooth curves nor breaks describe it, such as two transitions in a row
-]
 
 SMOOTH_STEPS = 2.0
 """10-90 % of a transition in fewer grid steps is no longer smooth. Three would be the definition that one likes to quote; the
@@ -46,13 +28,10 @@ HINGES_A_GAP = 2
 """How finely centres (grid steps), widths (ratio) and hinges are tried before refinement."""
 
 
+ONE_ODD = "without one odd scale a smooth curve would do"
+NOTHING_FITS = "neither a smooth curve nor a single break describes it"
+
 Floats = np.ndarray
-
-
-def column_means(Y: Floats) -> Floats:
-    """Means over replicates of what is there, (R, S) -> (S,); every column has something."""
-    mask = np.isfinite(Y)
-    return np.where(mask, Y, 0).sum(0) / np.maximum(mask.sum(0), 1)
 
 
 # --- means, and their noise
@@ -172,11 +151,6 @@ def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
         beyond = _bound(np.exp(middle), best.df * df_times, best.angle) <= ALPHA
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
     return np.exp(high)
-
-
-def smallest_visible(flat: Strongest, grid: Grid) -> Floats:
-    """The jump, where it is seen best, that would be seen with POWER in what looks constant: (N,)."""
-    return (critical_value(flat, 1.0) + special.ndtri(POWER)) * np.where(grid.is_jump, flat.error, np.inf).min(1)
 
 
 # --- smooth curves
@@ -334,7 +308,7 @@ def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
 class _Unseen(NamedTuple):
     smooth: Floats  # (N,) root mean squared error at the scale left out: the better smooth model
     broken: Floats  # (N,) the better break model
-    doubt: list[Reason | None]  # what explains the curve better than a break: one odd scale, or nothing that was tried
+    doubt: list[str]  # why the curve is no break all the same; "" where there is no reason
 
 
 def out_of_sample(grid: Grid, data: Data) -> _Unseen:
@@ -361,9 +335,8 @@ def out_of_sample(grid: Grid, data: Data) -> _Unseen:
         [q <= k * special.fdtri(k, data.df, 0.99) for q, k in zip(squares, S - np.array(parameters), strict=True)],
         axis=0,
     )
-    doubt: list[Reason | None] = [
-        None if better else "one odd scale" if fit else "nothing fits"
-        for better, fit in zip(a_break <= one_odd, fits, strict=True)
+    doubt = [
+        "" if better else ONE_ODD if fit else NOTHING_FITS for better, fit in zip(a_break <= one_odd, fits, strict=True)
     ]
     return _Unseen(np.min([f.error for f in smooth], axis=0), np.min([f.error for f in broken], axis=0), doubt)
 
@@ -395,17 +368,3 @@ def _left_out(m: Floats, designs: Floats) -> _LeftOut:
     e *= ties
     predicted = e.sum(0) / ties.sum(0)
     return _LeftOut(np.sqrt((predicted**2).mean(1)), least.min(1), squares.min(0))
-
-
-def steepest_step(x: Floats, m: Floats) -> tuple[float, float, float] | None:
-    """The third of the log range (STEEP[0]), starting or ending at a scale, that holds the largest share of the change.
-
-    Means are joined by straight lines, so that the window does not depend on how the grid divides into thirds.
-    """
-    change, width = float(np.ptp(m)), STEEP[0] * float(x[-1] - x[0])
-    low = np.concatenate([x[x <= x[-1] - width], x[x >= x[0] + width] - width])
-    share = np.abs(np.interp(low + width, x, m) - np.interp(low, x, m))
-    if change <= 0 or not len(low):
-        return None
-    best = int(share.argmax())
-    return float(low[best]), float(low[best] + width), float(share[best]) / change

@@ -1,4 +1,4 @@
-"""Is there a break? One score along ascending scales: break, smooth, metric artefact, undecided, constant. Arrays in, verdicts out.
+"""Is there a break? Scores along ascending scales: break, smooth or undecided. Arrays in, verdicts out.
 
 A **break** is a change of slope (hinge) or of level (jump) of the mean over replicates against the log scale, with at least two
 scales on either side, that no smooth curve explains: no straight line, quadratic or cubic; no power law or exponential in the
@@ -21,8 +21,8 @@ of them switch between the same two scales in 6 % of studies although their mean
 clean jump.
 
 **Smooth** is said only if no such evidence is near (SUGGESTIVE) and a jump of half the change is excluded; it does not exclude
-a hinge, which a bend explains. **Constant** means that nothing moves beyond the noise, and comes with the jump that would have
-been seen. All else is **undecided**, with the scales and replicates that it lacks, or that should settle it, where they are known.
+a hinge, which a bend explains. All else is **undecided**, a score that
+does not move beyond the noise too.
 
 Noise. Replicates may differ by an offset along the whole cut (trials of one trunk); offsets cancel, since every tested contrast
 sums to zero. The variance of a contrast is the larger of two estimates: from each scale's spread (one pooled spread, unless
@@ -33,8 +33,7 @@ What was measured is in tests/simulations/simulate_breaks.py: false breaks, powe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,19 +41,15 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.break_models import (
     ALPHA,
-    POWER,
     SHAPES,
     Data,
     Floats,
     Grid,
-    Reason,
     Strongest,
     critical_value,
     fitted_design,
     grid_of,
     out_of_sample,
-    smallest_visible,
-    steepest_step,
     strongest_contrast,
     summary_of,
 )
@@ -75,29 +70,23 @@ OUT_OF_SAMPLE_TIE = 1.1
 OUT_OF_SAMPLE_WINS = 0.5
 """Smooth models with half the error of break models out of sample win, whatever p_smooth says: a curve of another shape."""
 
-MAX_REPLICATES = 1000
-"""Beyond this, more replicates would not settle it."""
+NO_MOVEMENT = "nothing moves beyond the noise"
 
-
-Verdict = Literal["break", "smooth", "undecided", "constant", "missing"]
+Verdict = Literal["break", "smooth", "undecided", "missing"]
+"""`missing`: nothing was measured."""
 
 
 class Break(NamedTuple):
     """What is known of one score along one cut. Fields that do not apply are None; none is ever NaN."""
 
     verdict: Verdict
-    reason: Reason
+    why: str
+    """The reason for the verdict, a clause."""
     scales: tuple[float, ...] = ()
     """Distinct log scales with data, ascending."""
-    means: tuple[float, ...] = ()
-    """Means over replicates at these scales, offsets of incomplete replicates removed."""
     n_replicates: int = 0
-    change: float | None = None
-    """Largest minus smallest mean, in the units of the score."""
-    noise: float | None = None
-    """Standard deviation of one replicate at one scale, offsets removed; None for one replicate."""
-    visible_jump: float | None = None
-    """Verdict constant: the jump amid the scales that would have been seen with 80 % power or more."""
+    moves: bool = True
+    """False: nothing moves beyond the noise, and the verdict is undecided."""
     kind: Literal["jump", "hinge"] | None = None
     """The better description of the break; only with verdict break."""
     low: float | None = None
@@ -105,15 +94,6 @@ class Break(NamedTuple):
     """Verdict break: it lies between these two of the log scales (95 %)."""
     p_straight: float | None = None
     p_smooth: float | None = None
-    smooth_error: float | None = None
-    break_error: float | None = None
-    """Root mean squared errors at scales left out, of the better smooth and break models, in the units of the score."""
-    steep: tuple[float, float, float] | None = None
-    """The steepest third of the log range: from, to, and the share of the change within."""
-    further_scales: int | None = None
-    further_replicates: int | None = None
-    """Verdict undecided: the least with which a break could be told, so that the question could be settled either way; for
-    reason `noisy`, what should settle it, if all stays as it looks. Both None where no number is known to help."""
 
 
 def find_break(log_scale: Sequence[float] | Floats, scores: Floats) -> Break:
@@ -165,92 +145,68 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
     """Verdicts of curves Y (N, R, S) that share their scales and their pattern of missing cells."""
     N, (R, S) = len(Y), mask.shape
     if not mask.any():
-        return [Break("missing", "no data")] * N
+        return [Break("missing", "nothing was measured")] * N
     data = summary_of(Y, mask)
-    m, scales = data.means, tuple(x.tolist())
-    few = MIN_SCALES - S if S < MIN_SCALES else None
-    wanting = max(MIN_REPLICATES - R, 0) or None
-    blank = [
-        Break(
-            "undecided",
-            "few scales" if few else "no noise estimate",
-            scales=scales,
-            means=tuple(m[n].tolist()),
-            n_replicates=R,
-            change=float(np.ptp(m[n])),
-            noise=float(math.sqrt(data.pooled[n])) if data.df else None,
-            steep=steepest_step(x, m[n]),
-            further_scales=few,
-            further_replicates=wanting,
-        )
-        for n in range(N)
-    ]
+    scales, few = tuple(x.tolist()), S < MIN_SCALES
+    why = (
+        f"{S} scale{'' if S == 1 else 's'}, and a break needs {MIN_SCALES}"
+        if few
+        else "there is no estimate of the noise"
+    )
+    found = [Break("undecided", why, scales, R)] * N
     low, high = np.where(mask, Y, np.inf).min((1, 2)), np.where(mask, Y, -np.inf).max((1, 2))
-    still = high - low <= 1e-12 * np.maximum(np.abs(high), np.abs(low))
-    moving = ~still
-    visible = np.zeros(N)
+    moving = high - low > 1e-12 * np.maximum(np.abs(high), np.abs(low))
     if S >= 4 and data.df:
         grid = grid_of(scales)
         flat = strongest_contrast(np.broadcast_to(grid.line[:1], (N, 1, S)), grid, data)
         straight = strongest_contrast(np.broadcast_to(grid.line, (N, 2, S)), grid, data)
-        blank = [b._replace(p_straight=float(p)) for b, p in zip(blank, straight.p, strict=True)]
+        found = [b._replace(p_straight=float(p)) for b, p in zip(found, straight.p, strict=True)]
         moving &= flat.p < ALPHA
-        visible = smallest_visible(flat, grid)
         if not few and moving.any():
             some = np.flatnonzero(moving)
-            decided = _decide(grid, data.of(some), straight.p[some], [blank[n] for n in some])
-            for n, found in zip(some, decided, strict=True):
-                blank[n] = found
+            decided = _decide(grid, data.of(some), straight.p[some], [found[n] for n in some])
+            for n, one in zip(some, decided, strict=True):
+                found[n] = one
     for n in np.flatnonzero(~moving if S > 1 else []):
-        blank[n] = blank[n]._replace(
-            verdict="constant",
-            reason="no movement",
-            visible_jump=None if still[n] else float(visible[n]),
-            p_straight=None,
-            steep=None,
-            further_scales=None,
-            further_replicates=None,
-        )
-    return blank
+        found[n] = found[n]._replace(why=NO_MOVEMENT, moves=False, p_straight=None)
+    return found
 
 
 def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
     """The verdicts of moving curves with enough scales."""
-    N, R = len(data.means), data.spread.shape[1]
+    N = len(data.means)
     families = [strongest_contrast(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
     families += [strongest_contrast(fitted_design(grid, shape, data.means), grid, data) for shape in SHAPES]
     best = _worst(families)
     unseen = out_of_sample(grid, data)
-    to_exclude = _replicates_to_exclude(best, grid, data)
-    to_find = _replicates_to_find(best, R)
+    no_large_jump = _excludes_large_jumps(best, grid, data)
     p, smooth, broken = best.p, unseen.smooth, unseen.broken
     out = []
     for n, b in enumerate(blank):
-        b = b._replace(p_smooth=float(p[n]), smooth_error=float(smooth[n]), break_error=float(broken[n]))
-        b = b._replace(further_replicates=None)  # what is wanting depends on what is wrong
-        excluded = to_exclude[n] <= R
+        b = b._replace(p_smooth=float(p[n]))
+        excluded = bool(no_large_jump[n])
         if max(p[n], p_straight[n]) < ALPHA and broken[n] <= OUT_OF_SAMPLE_TIE * smooth[n]:
             if doubt := unseen.doubt[n]:
-                out.append(b._replace(reason=doubt))
+                out.append(b._replace(why=doubt))
                 continue
             kind, i, j = _place(grid, data, n)
             there = int(data.present[i : j + 1].min())
             if there < MIN_REPLICATES:
-                b = b._replace(reason="few replicates", further_replicates=MIN_REPLICATES - there)
+                b = b._replace(
+                    why=f"it looks like a break, but {there} replicates can look so by chance: a break needs {MIN_REPLICATES}"
+                )
             else:
                 b = b._replace(
-                    verdict="break", reason="only a break fits", kind=kind, low=b.scales[i], high=b.scales[j]
+                    verdict="break", why="no smooth curve explains it", kind=kind, low=b.scales[i], high=b.scales[j]
                 )
         elif excluded and smooth[n] <= OUT_OF_SAMPLE_WINS * broken[n]:
-            b = b._replace(verdict="smooth", reason="smooth predicts far better")
+            b = b._replace(verdict="smooth", why="smooth curves predict unseen scales far better")
         elif p[n] < ALPHA:
-            b = b._replace(reason="smooth predicts better")
+            b = b._replace(why="a break fits best, but smooth curves predict unseen scales better")
         elif excluded and p[n] >= SUGGESTIVE and broken[n] > OUT_OF_SAMPLE_WINS * smooth[n]:
-            b = b._replace(verdict="smooth", reason="smooth fits")
+            b = b._replace(verdict="smooth", why="no break is needed to explain it")
         else:
-            total = to_find[n] if excluded else min(to_find[n], to_exclude[n])
-            more = max(1, math.ceil(max(total, MIN_REPLICATES)) - R) if total <= MAX_REPLICATES else None
-            b = b._replace(reason="noisy", further_replicates=more)
+            b = b._replace(why="too noisy")
         out.append(b)
     return out
 
@@ -262,33 +218,23 @@ def _worst(families: list[Strongest]) -> Strongest:
     return Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
 
 
-def _replicates_to_exclude(best: Strongest, grid: Grid, data: Data) -> Floats:
-    """Replicates in all that exclude large jumps (EXCLUDED_JUMP of the change), if all estimates stay where they are: (N,).
+def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
+    """Are jumps of EXCLUDED_JUMP of the change excluded at every gap?  (N,) bool
 
     On top of the best smooth curve, the interval of every jump must stay below. And since a steep smooth curve may stand in for a
     jump, every straight line with such a jump must itself be refuted (F test of its lack of fit).
     """
-    R, S = data.spread.shape[1:]
+    S = data.spread.shape[2]
     large = EXCLUDED_JUMP * np.ptp(data.means, axis=1)[:, None]
     jumps = grid.is_jump & best.known
     left = np.maximum(large - np.abs(best.size), 1e-300)
     ratio = np.where(jumps, critical_value(best, 1.0)[:, None] * best.error / left, 0).max(1)
-    on_top = np.where(jumps.any(1), R * np.minimum(ratio, 1e9) ** 2, np.inf)
+    on_top = jumps.any(1) & (ratio <= 1)
     e, jump = data.means - data.means @ grid.line.T @ grid.line, grid.unlined[grid.is_jump]
     size = e @ jump.T / (jump**2).sum(1)  # (N, K)
     size = np.where(size < 0, -1, 1) * np.maximum(np.abs(size), large)
     misfit = ((e[:, None] - size[..., None] * jump) ** 2 / data.variance[:, None]).sum(-1).min(1)  # F times S - 3
-    enough = (S - 3) * (special.fdtri(S - 3, data.df, 1 - ALPHA) - 1)
-    return np.maximum(on_top, R * enough / np.maximum(misfit - (S - 3), 1e-9))
-
-
-def _replicates_to_find(best: Strongest, R: int) -> Floats:
-    """Replicates in all at which the strongest break, if it is as large as it looks, is found with POWER: (N,)."""
-    total = np.full(len(best.top), float(R))
-    for _ in range(2):  # the critical value falls as the degrees of freedom grow
-        wanted = critical_value(best, np.maximum(total - 1, 1) / (R - 1)) + special.ndtri(POWER)
-        total = R * (wanted / np.maximum(best.top, 1e-3)) ** 2
-    return total
+    return on_top & (misfit >= (S - 3) * special.fdtri(S - 3, data.df, 1 - ALPHA))
 
 
 def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:
@@ -304,3 +250,59 @@ def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], in
     gain = (grid.unlined @ m) ** 2 / (grid.unlined**2).sum(1)
     kind: Literal["jump", "hinge"] = "jump" if gain[grid.is_jump].max() >= gain[~grid.is_jump].max() else "hinge"
     return kind, int(near[0]), int(near[-1]) + 1
+
+
+# --- several scores of one skill
+
+
+class Emergence(NamedTuple):
+    """The verdict on one skill along one cut: that of its leading continuous score."""
+
+    verdict: Verdict
+    why: str
+    """The reason for the verdict, a clause."""
+    metrics: dict[str, Break]
+    """One for each score that was given, the discrete ones (accuracy, exact_match) too."""
+    decisive: str | None = None
+    """The score on which the verdict rests."""
+    low: float | None = None
+    high: float | None = None
+    """Verdict break: log scales between which it lies."""
+
+
+CONTINUOUS = ("loss", "brier", "expected_accuracy")
+"""In this order: the first with data leads."""
+
+
+def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats]) -> Emergence:
+    """Is a skill's emergence a break, or smooth?  Scores by name, each (R, S) with NaN for missing.
+
+    `loss` (nats per token), `brier` and `expected_accuracy` (mean probability of the right token) are continuous and decide.
+    `accuracy` (greedy, per token) and `exact_match` (whole sequences) are discrete: a threshold can jump where nothing else does
+    (Schaeffer et al. 2023, arXiv 2304.15004), so they are judged beside and decide nothing. Raises ValueError where shapes differ.
+    """
+    given = {name: np.asarray(y, dtype=float) for name, y in scores.items()}
+    if len({y.shape for y in given.values()}) > 1:
+        raise ValueError(f"scores of different shapes: { {name: y.shape for name, y in given.items()} }")
+    if not given:
+        return weigh({})
+    return weigh(dict(zip(given, find_breaks(log_scale, np.stack(list(given.values()))), strict=True)))
+
+
+def weigh(metrics: dict[str, Break]) -> Emergence:
+    """The verdict over several scores. A break of the leading score is none where all other continuous scores are smooth or flat."""
+    known = {name: found for name, found in metrics.items() if found.verdict != "missing"}
+    continuous = {name: known[name] for name in CONTINUOUS if name in known}
+    if not known:
+        return Emergence("missing", "nothing was measured", metrics)
+    if not continuous:
+        return Emergence("undecided", "there is no continuous score", metrics)
+    (first, lead), *others = continuous.items()
+    breaking = [found.verdict == "break" for _, found in others]
+    calm = [found.verdict == "smooth" or not found.moves for _, found in others]
+    disagree = all(calm) and bool(calm) if lead.verdict == "break" else any(breaking)
+    if disagree and (lead.verdict != "undecided" or not lead.moves):
+        return Emergence("undecided", "the continuous scores disagree", metrics, first)
+    decisive = next((name for name, found in continuous.items() if found.moves), first)
+    found = continuous[decisive]
+    return Emergence(found.verdict, found.why, metrics, decisive, found.low, found.high)

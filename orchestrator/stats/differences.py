@@ -179,7 +179,7 @@ def two_levels(values: np.ndarray) -> bool:
     """Do finite `values` (n,) fall into two groups? True where their widest gap is one that even values show in 5 % of runs.
 
     For n values drawn evenly, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2; narrower gaps never count.
-    Never true of fewer than FEW. A hint to doubt a t-interval, not a finding: that is `replicates.bimodality`.
+    Never true of fewer than FEW. A hint to doubt a t-interval, not a finding.
     """
     n = len(values)
     if n < FEW or is_constant(values):

@@ -1,14 +1,13 @@
-"""What the spread over replicates says: are there two kinds of them, how noisy are they, how many more would it take?
+"""How noisy replicates are, and how many of them succeed.
 
-Imports scikit-learn, statsmodels and diptest inside the functions that need them: by name, never from the package's front door.
-Checked by tests/simulations/simulate_replicates.py.
+Simulated in tests/simulations/simulate_replicates.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
@@ -16,143 +15,7 @@ from scipy import special  # not scipy.stats: it takes a second to import
 from orchestrator.stats.differences import is_constant, present
 from orchestrator.stats.intervals import wilson_interval
 
-MIN_FOR_KINDS = 20
-"""Fewer values say nothing of kinds: the dip test finds two even modes at .1 and .95 in 36 % of runs of 5 and 98 % of 20 where
-each has sd .05; in 23 % and 93 % at sd .085."""
-DIP_ALPHA = 0.05
-"""Level of the dip test."""
-NO_SEPARATION = 2.25
-"""Distance of two modes, in sums of their standard deviations, below which they are one kind with a bend."""
-SMALLEST_SD = 0.05
-"""No Gaussian component is narrower than this share of the spread of all values: ties would win any comparison otherwise."""
-MAX_REPLICATES = 10_000
-"""Nobody runs more: beyond it the answer is "more than that"."""
-
-
-# --- two kinds? --------------------------------------------------------------------------------------------------------
-
-
-class Mode(NamedTuple):
-    """One kind of replicates."""
-
-    mean: float
-    share: float
-    """Of the replicates."""
-    n: int
-
-
-def separation_needed(n: int) -> float:
-    """Distance of two modes, in sums of their standard deviations, from which on n values may be two kinds. Assumed, by simulation.
-
-    Needed beside the dip test, whose p-values come from the uniform: on a flat stretch with a heap at its end, the shape of
-    accuracies that reach 1.0, it finds two kinds in up to 17 % of runs of 20 and 22 % of 50. Such a shape sits at sqrt(3) = 1.7, as
-    do the halves of a flat stretch, give or take less with more values; modes at .1 and .95 sit at 8.5 where each has sd .05,
-    at 2.8 where it has .15.
-    """
-    return NO_SEPARATION + 22 / n
-
-
-class Bimodality(NamedTuple):
-    """Are there two kinds of replicates, and which?"""
-
-    verdict: Literal["two kinds", "one kind", "undecided", "too few", "constant"]
-    """`two kinds`: the dip test and the mixture both say so; `one kind`: both deny it; `undecided`: anything else."""
-    n: int
-    more: int
-    """How many more replicates the question needs; 0 where there are enough."""
-    dip_p: float | None = None
-    bic_gain: float | None = None
-    """BIC of one Gaussian less that of two: positive speaks for two."""
-    separation: float | None = None
-    """Distance of the two fitted means over the sum of their standard deviations."""
-    modes: tuple[Mode, ...] = ()
-    """The two components, lower mean first, whatever the verdict; () where nothing was fitted."""
-
-
-def bimodality(values: Sequence[float | None], resolution: float = 0.0) -> Bimodality:
-    """Are there two kinds of replicates? Hartigan's dip test (1985) and one against two Gaussians, which must agree.
-
-    `values` (R,), missing ones passed over. `resolution`: the step between neighbouring values where the measure has one (an
-    accuracy over 512 items: 1/512). Tied values are then spread evenly over their step; otherwise the steps themselves pass
-    for kinds where all replicates are within two or three of them. Ties that are no rounding (0 and 1 of a lottery) want none.
-
-    False "two kinds" on unimodal truths: at most 4 % with 20 or more values, on a flat stretch with a heap at its end, else below
-    1 %. Found, modes at .1 and .95: of 20 values 97 % where the kinds are even and have sd .05, 26 % with sd .15, 32 % where one in
-    five is of the other kind; of 50 values 68 % of the latter. What is missed is "undecided" nearly always: "one kind" is said of
-    1 to 5 %. Raises ValueError for a negative resolution.
-    """
-    if resolution < 0:
-        raise ValueError(f"a resolution cannot be negative; given {resolution}")
-    known = present(values)
-    n = len(known)
-    if n < MIN_FOR_KINDS:
-        return Bimodality("too few", n, MIN_FOR_KINDS - n)
-    if is_constant(known):
-        return Bimodality("constant", n, 0)
-    known = spread_ties(known, resolution)
-    dip_p = dip_p_value(known)
-    bic_gain, separation, modes = _two_gaussians(known)
-    verdict: Literal["two kinds", "one kind", "undecided"] = "undecided"
-    if dip_p <= DIP_ALPHA and bic_gain > 0 and separation >= separation_needed(n):
-        verdict = "two kinds"
-    elif dip_p > DIP_ALPHA and (bic_gain <= 0 or separation < NO_SEPARATION):
-        verdict = "one kind"
-    return Bimodality(verdict, n, 0, dip_p, bic_gain, separation, modes)
-
-
-def dip_p_value(values: np.ndarray) -> float:
-    """p-value of the dip test for finite `values` (n,), n >= 4, interpolated in its published table: the same every time."""
-    from diptest import diptest
-
-    return float(diptest(values, boot_pval=False)[1])
-
-
-def spread_ties(values: np.ndarray, step: float) -> np.ndarray:
-    """The finite values (n,) in ascending order, tied ones spread evenly over one `step` around their value."""
-    ordered = np.sort(values)
-    if step == 0:
-        return ordered
-    _, first, counts = np.unique(np.round(ordered / step), return_index=True, return_counts=True)
-    rank = np.arange(len(ordered)) - np.repeat(first, counts)
-    return np.sort(ordered + step * ((rank + 0.5) / np.repeat(counts, counts) - 0.5))
-
-
-def _two_gaussians(ordered: np.ndarray) -> tuple[float, float, tuple[Mode, Mode]]:
-    """BIC gain of two Gaussians over one, their separation and the modes, for ascending values (n,) that differ.
-
-    Standardised first, so that the floor under a component's width is relative. EM starts from the best split into two
-    contiguous groups (exact 2-means, which one dimension allows), so that neither seeds nor restarts matter.
-    """
-    from sklearn.mixture import GaussianMixture
-
-    n = len(ordered)
-    z = (ordered - ordered.mean()) / ordered.std()
-    sizes = np.arange(1, n)
-    sums = np.cumsum(z)[:-1]
-    k = int(np.argmax(sums**2 / sizes + sums**2 / (n - sizes))) + 1  # z sums to 0: between-group sum of squares
-    groups = (z[:k], z[k:])
-    mixture = GaussianMixture(
-        2,
-        reg_covar=SMALLEST_SD**2,
-        max_iter=1000,
-        weights_init=[k / n, 1 - k / n],
-        means_init=[[g.mean()] for g in groups],
-        precisions_init=[[[1 / (g.var() + SMALLEST_SD**2)]] for g in groups],
-        random_state=0,
-    ).fit(z[:, None])
-    one_variance = 1 + SMALLEST_SD**2  # the same floor: otherwise two components start at a disadvantage
-    bic_one = n * (math.log(2 * math.pi * one_variance) + 1 / one_variance) + 2 * math.log(n)
-    means, widths = mixture.means_[:, 0], np.sqrt(mixture.covariances_[:, 0, 0])
-    member = mixture.predict(z[:, None])
-    low, high = (
-        Mode(float(ordered.mean() + ordered.std() * means[c]), float(mixture.weights_[c]), int((member == c).sum()))
-        for c in np.argsort(means)
-    )
-    separation = float(abs(means[1] - means[0]) / widths.sum())
-    return bic_one - float(mixture.bic(z[:, None])), separation, (low, high)
-
-
-# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+# --- how noisy? ---------------------------------------------------------------------------------------------------------
 
 
 class Noise(NamedTuple):
@@ -266,59 +129,6 @@ def _alike(squared: np.ndarray, freedom: np.ndarray, least: float | None) -> boo
     stretch = 1 + (float((1 / freedom).sum()) - 1 / total) / (3 * (k - 1))
     statistic = (total * math.log(pooled) - float((freedom * np.log(squared)).sum())) / stretch
     return float(special.chdtrc(k - 1, statistic)) >= TOLD_APART and math.sqrt(pooled) >= (least or 0.0)
-
-
-class Needed(NamedTuple):
-    """Replicates per arm that a comparison needs."""
-
-    n: int
-    or_more: bool
-    """True: more than n; print "more than 10,000"."""
-    even: int | None = None
-    """Where a study is played on (further.py): how many give an even chance; None: no number tried does."""
-
-
-def replicates_needed(
-    cv: float | None,
-    relative_difference: float,
-    power: float = 0.8,
-    alpha: float = 0.05,
-) -> Needed | None:
-    """Replicates in each arm at which a two-sided t-test finds a mean that differs by `relative_difference` (.2: 20 %).
-
-    Both arms with the sd that `cv` gives the first (if the sd grows with the mean and the other is 20 % better, .8 becomes .72).
-    Hand in both ends of the cv's interval: the number from the cv of 3 replicates keeps its promise in 38 % of pilots (mean power
-    .62 to .69).
-    None where there is nothing to compute from: cv undefined, or no spread at all. Power from statsmodels.
-    Raises ValueError for a difference that is not positive and a power outside (alpha, 1).
-    """
-    if relative_difference <= 0 or not alpha < power < 1:
-        raise ValueError(
-            f"need a positive difference and alpha < power < 1; given {relative_difference}, {alpha}, {power}"
-        )
-    if cv is None or not 0 < cv < math.inf:
-        return None
-    from statsmodels.stats.power import TTestIndPower
-
-    test = TTestIndPower()
-    effect = min(relative_difference / cv, 100.0)  # two values an arm suffice by then
-
-    def enough(
-        n: int,
-    ) -> bool:  # one side at alpha / 2: finding it the wrong way round is no finding (and is nan for big effects)
-        return bool(test.power(effect, n, alpha / 2, alternative="larger") >= power)
-
-    low, high = 1, 2  # whole numbers by doubling, then halving: solve_power fails to converge at the ends
-    while not enough(high):
-        if high == MAX_REPLICATES:
-            return Needed(MAX_REPLICATES, True)
-        low, high = high, min(2 * high, MAX_REPLICATES)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    if high < 4:  # power is the pooled t's; of two or three, Welch's has fewer degrees of freedom: .56 for .8
-        high += 1
-    return Needed(high, False)
 
 
 # --- how many made it? -------------------------------------------------------------------------------------------------

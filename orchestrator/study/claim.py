@@ -8,6 +8,11 @@ from pydantic import Field
 
 from trainers.records import Count, Positive, Record
 
+RETIRED_QUANTITY = "memory"
+"""A quantity that studies may have claimed and no new one can."""
+RETIRED_VERDICT = "metric artefact"
+"""A verdict that studies may have claimed and no new one can."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -38,7 +43,7 @@ class Primary(Record):
     - `overtakes`: the FLOPs from which on the generalist `arm` is ahead of the specialists of its domains, as they were at
       `from_flops` or at their best
     - `emergence`: the verdict along the axis that is not given
-    - `accuracy`, `ability`, `memory`: a mean over replicates in a cell
+    - `accuracy`, `ability`, `memory`: a mean over replicates in a cell; `memory` is read in old studies and refused in new ones
     - `change_*`: the gain from `from_flops` to `compute_flops` in the same replicates"""
     arm: str | None = None
     """Name of a condition; default: the first."""
@@ -57,4 +62,4 @@ class Primary(Record):
     hi: Finite | None = None
     """Upper end of the claimed range."""
     verdict: Literal["break", "smooth", "metric artefact"] | None = None
-    """The claimed verdict (`emergence` only)."""
+    """The claimed verdict (`emergence` only): break or smooth. `metric artefact` is read in old studies and refused in new ones."""

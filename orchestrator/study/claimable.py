@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.study.claim import Primary
+from orchestrator.study.claim import RETIRED_QUANTITY, RETIRED_VERDICT, Primary
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -61,6 +61,9 @@ BOUNDS = {
 
 def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     """The mistakes in a claim as it is written, one problem each."""
+    if retired := list(_retired(claim)):
+        yield from retired
+        return
     yield from _ignored(claim)
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
@@ -76,11 +79,6 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
         yield (
             ("primary", "what"),
             f"memory has no meaning in family '{cast(Any, family).name}': it has no exact memoriser",
-        )
-    elif claim.what == "memory" and longest is not None and (claim.n_tasks or 0) > longest:
-        yield (
-            ("primary", "n_tasks"),
-            f"memory is measured up to {number(longest)} tasks, whose memoriser is enumerated; given {number(claim.n_tasks or 0)}",
         )
 
 
@@ -148,12 +146,25 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
         yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
 
 
+def _retired(claim: Primary) -> Iterator[Problem]:
+    if claim.what == RETIRED_QUANTITY:
+        yield (
+            ("primary", "what"),
+            f"'{RETIRED_QUANTITY}' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
+        )
+    if claim.verdict == RETIRED_VERDICT:
+        yield (
+            ("primary", "verdict"),
+            f"'{RETIRED_VERDICT}' is no verdict any more: the continuous scores decide; give break or smooth",
+        )
+
+
 def _notnumber(claim: Primary) -> Iterator[Problem]:
     if claim.what == "emergence":
         if claim.verdict is None or claim.lo is not None or claim.hi is not None:
             yield (
                 ("primary",),
-                "'emergence' claims a verdict, not a range; give verdict: break, smooth or metric artefact",
+                "'emergence' claims a verdict, not a range; give verdict: break or smooth",
             )
     elif claim.lo is None and claim.hi is None:
         if claim.verdict is None:

@@ -1,4 +1,4 @@
-"""Generalists and their specialists among the conditions of a study, and the measure that compares them."""
+"""Pairs of generalist and specialist among the conditions of a study, and the measure that compares them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Measure = Literal["ability", "exact_match"]
 
 
 class Pair(NamedTuple):
-    """Two lines of a study: a specialist, the generalist that it belongs to, and the domain that both know."""
+    """Two conditions of a study: a specialist, its generalist, and the domain that both learn."""
 
     generalist: str
     specialist: str
     domain: str
-    """The skill that is measured on it."""
+    """The skill on which both are compared."""
 
 
 def pairs_of(study: Study) -> list[Pair]:
-    """Every specialist with its generalist, in the order of the study's lines; none where there are no domains."""
+    """Every specialist with its generalist, in the study's order; none if the family has no domains."""
     families = {line: study.family_of(line) for line in study.lines}
     return [
         Pair(g, s, special.domains[0])
@@ -35,11 +35,13 @@ def pairs_of(study: Study) -> list[Pair]:
 
 
 def _same(a: Family, b: Family) -> bool:
-    """Shares of the domains are the generalist's own affair."""
+    """Whether two families are equal except for the domain shares, which only a generalist has."""
     return a.model_dump(exclude={"domain_shares"}) == b.model_dump(exclude={"domain_shares"})
 
 
 def measure_of(study: Study) -> Measure:
-    """What is compared: ability; or, where that is read from exact matches beyond the memoriser's, the exact matches themselves,
-    because every line has a memoriser of its own and so another zero."""
+    """The compared measure: ability, or exact matches if ability is read from accuracy.
+
+    That ability counts matches beyond the memoriser's. Every condition has another memoriser, and so another zero.
+    """
     return "exact_match" if study.family_of(next(iter(study.lines))).ability_of == "accuracy" else "ability"

@@ -1,4 +1,4 @@
-"""A study file -> Study, with every problem found and its line. A bad file dies in well under two seconds; nothing has started."""
+"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything starts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainers.spec import Evaluation, Training
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of, family_from
 
 MAX_PROBLEMS = 20
-"""Lines of a refusal; the rest are counted."""
+"""Most lines of a refusal; further problems are counted."""
 
 MAX_GIVEN = 100
-"""Characters of a given value that a refusal shows."""
+"""Most characters of a given value in a refusal."""
 
 
 def shipped() -> dict[str, Path]:
-    """The studies that come with the project, by name."""
+    """The studies that ship with the project, by name."""
     here = Path(__file__).resolve().parent.parent
     for folder in (here / "sweeps", here.parent / "sweeps"):
         if folder.is_dir():
@@ -35,15 +35,13 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a study given by path or, if it ships, by name. Raises StudyError when there is none."""
+    """The file of a study, given by path or by the name of a shipped study. Raises StudyError if there is none."""
     path = Path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as problem:  # a name too long, a folder that may not be looked into
-        said = problem.strerror or problem
-        raise StudyError(
-            f"{_one_line(name)[:MAX_GIVEN]}: cannot be read: {said}; give the path of a study file"
-        ) from None
+    except OSError as problem:  # a name too long, a folder without permission
+        reason, shown = problem.strerror or problem, _one_line(name)[:MAX_GIVEN]
+        raise StudyError(f"{shown}: cannot be read: {reason}; give the path of a study file") from None
     if is_file:
         return path
     if name in shipped():
@@ -57,7 +55,7 @@ def find(name: str) -> Path:
 
 
 def load(name: str) -> Study:
-    """Read and check a study. Raises StudyError with every problem found, a line each."""
+    """Read and check a study. Raises StudyError with every problem, one line each."""
     path = find(name)
     try:
         raw, lines = yaml_file.read(path)
@@ -66,37 +64,34 @@ def load(name: str) -> Study:
     except yaml_file.Unreadable as problem:
         raise StudyError(f"{path}:{problem.line}: {_one_line(str(problem))}") from None
     if not isinstance(raw, dict):
-        raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(_required(Study))}")
+        required = [name for name, field in Study.model_fields.items() if field.is_required()]
+        raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(required)}")
     return _Reader(path, raw, lines).study()
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, and no longer than a person reads."""
+    """The text without line breaks, at most 1,000 characters."""
     plain = " ".join(text.split())
     return plain if len(plain) <= 1000 else f"{plain[:1000]} ..."
 
 
-def _required(model: type[BaseModel]) -> list[str]:
-    return [name for name, field in model.model_fields.items() if field.is_required()]
-
-
 def _keys(model: type[BaseModel]) -> list[str]:
-    """What may be written in a record: its fields, and in a model what stands for some of them."""
+    """Keys that a record accepts: its fields, and for a model the keys that stand for some fields."""
     return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
 
 
 class _Reader:
-    """One file on its way to a Study: knows the lines, collects the problems."""
+    """Converts one file to a Study: knows the lines, collects the problems."""
 
     def __init__(self, path: Path, raw: dict[str, Any], lines: dict[yaml_file.Place, int]) -> None:
         self.path, self.raw, self.lines = path, raw, lines
         self.problems: list[tuple[int, str]] = []
         self.n_left_out = 0
-        self._broken: list[tuple[Any, ...]] = []  # places whose limits are broken
-        self._suggested: set[tuple[Any, ...]] = set()  # keys that an unknown one was taken to mean
+        self._broken: list[tuple[Any, ...]] = []  # places beyond their limits
+        self._suggested: set[tuple[Any, ...]] = set()  # keys suggested for unknown ones
 
     def study(self) -> Study:
-        """The study. Raises StudyError with every problem found, a line each."""
+        """The study. Raises StudyError with every problem, one line each."""
         self._limits()
         family = self._family(self.raw.get("family")) if "family" in self.raw else None
         study = None
@@ -104,7 +99,7 @@ class _Reader:
             study = Study.model_validate(self.raw | ({"family": family} if family else {}))
         except ValidationError as error:
             of_family = [e for e in error.errors() if e["loc"][:1] == ("family",) and e["type"] != "missing"]
-            self._all([e for e in error.errors() if e not in of_family], (), Study)  # those are said better by _family
+            self._all([e for e in error.errors() if e not in of_family], (), Study)  # `_family` reported those
         if study and family:
             self._variants(study)
             self._arms(study, family)
@@ -115,15 +110,14 @@ class _Reader:
         return study
 
     def _lines(self) -> list[str]:
-        """The refusal: a line for each problem, in the order of the file."""
         found = sorted(set(self.problems))
-        told = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
-        if n_more := len(found) - len(told) + self.n_left_out:
-            told.append(f"{self.path}:{found[len(told) - 1][0]}: and {n_more} problems more")
-        return told
+        shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
+        if n_more := len(found) - len(shown) + self.n_left_out:
+            shown.append(f"{self.path}:{found[len(shown) - 1][0]}: and {n_more} more problems")
+        return shown
 
     def _limits(self) -> None:
-        """What is beyond the limits of the fields, wherever a person may write it."""
+        """Report values beyond the limits of their fields, at every place of the file."""
         axes, question = self.raw.get("axes"), self.raw.get("question")
         self._beyond((), Study)
         self._beyond(("axes",), Axes)
@@ -141,14 +135,13 @@ class _Reader:
             self._settings(("axes", "variant", name))
 
     def _settings(self, place: tuple[Any, ...]) -> None:
-        """What the study states, or one of its variants."""
+        """Check the limits in the study's settings, or in those of one variant."""
         for part, record in PART_MODELS.items():
             self._beyond((*place, part), record)
         self._beyond((*place, "model"), Dial)
         self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
-        """The record of the family that is named, or an empty one."""
         given = self.raw.get("family")
         name = given.get("name") if isinstance(given, dict) else None
         return FAMILIES.get(name, Record) if isinstance(name, str) else Record
@@ -163,8 +156,8 @@ class _Reader:
             else:
                 return
         if isinstance(given, dict):
-            for inner, said in beyond_limits(record, given):
-                self._say((*place, *inner), said)
+            for inner, problem in beyond_limits(record, given):
+                self._say((*place, *inner), problem)
                 self._broken.append((*place, *inner))
 
     def _family(self, given: Any) -> Family | None:
@@ -180,7 +173,7 @@ class _Reader:
         return None
 
     def _meaning(self, study: Study, family: Family) -> None:
-        """What single fields cannot tell. Here a family of another package is first asked for its numbers, and may fail."""
+        """Check the fields against each other. A family of another package computes its numbers here, and may raise."""
         try:
             for loc, message in problems_of(study, family):
                 self._say(loc, message)
@@ -190,14 +183,14 @@ class _Reader:
             self._say(("family", "name"), failed, named=False)
 
     def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
-        """Pydantic's errors in our words: misspelt keys first, and no more than anybody reads."""
+        """Report pydantic's errors: misspelt keys first, at most 100."""
         ordered = sorted(errors, key=lambda e: e["type"] == "missing")
         for error in ordered[: 5 * MAX_PROBLEMS]:
             self._pydantic(error, prefix, model)
         self.n_left_out += len(ordered[5 * MAX_PROBLEMS :])
 
     def _variants(self, study: Study) -> None:
-        """Every change of every variant against the record that it changes."""
+        """Check every change of every variant against its record."""
         for name, variant in study.axes.variant.items():
             for part in (*PARTS, "place"):
                 base, changes, place = getattr(study, part), getattr(variant, part), ("axes", "variant", name, part)
@@ -210,11 +203,11 @@ class _Reader:
                     self._all(error.errors(), place, type(base))
 
     def _arms(self, study: Study, family: Family) -> None:
-        """Every change of every arm against the training that it changes."""
+        """Check every change of every arm against the training settings."""
         for arm, changes in study.axes.training_of_arm.items():
             place = ("axes", "training_of_arm", arm)
             if arm not in study.axes.arm and not set(study.axes.arm) <= set(family.arms):
-                continue  # the arm of the axes may be the misspelt one, and is refused
+                continue  # the arm in the axes may be misspelt, and is refused
             if arm not in study.axes.arm:
                 allowed = ", ".join(study.axes.arm)
                 self._say(place, f"no arm of this study{hint_of(arm, study.axes.arm)}; it has {allowed}")
@@ -225,11 +218,11 @@ class _Reader:
                 self._all(error.errors(), place, Training)
 
     def _pydantic(self, error: Any, prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
-        """Put one of pydantic's errors into our words."""
+        """Report one of pydantic's errors in plain words."""
         loc, given, context = tuple(error["loc"]), error["input"], error.get("ctx", {})
         kind = error["type"]
         if kind == "too_short" and given:
-            return  # its items are refused one by one
+            return  # its items are reported one by one
         if kind == "extra_forbidden":
             parent = _model_at(model, loc[:-1])
             allowed = _keys(parent) if parent else []
@@ -243,9 +236,9 @@ class _Reader:
             self._say(prefix + loc, text, named=False)
             self._suggested |= {(*prefix, *loc[:-1], near) for near in closest(str(loc[-1]), allowed)}
         elif kind == "missing" and prefix + loc in self._suggested:
-            return  # it is there, misspelt
+            return  # it is present but misspelt
         elif kind == "value_error" and any(place[: len(prefix + loc)] == prefix + loc for place in self._broken):
-            return  # keys that do not go together, one of them beyond its limit
+            return  # keys that exclude each other, one of them beyond its limit
         elif kind == "missing":
             self._say(prefix + loc[:-1], f"key '{loc[-1]}' is required", named=bool(loc[:-1]))
         else:
@@ -268,7 +261,8 @@ class _Reader:
             }.get(kind, error["msg"].removeprefix("Value error, "))
             if isinstance(given, str) and kind in ("int_type", "float_type"):
                 wanted += ", without unit or quotes"
-            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {_shown(given)}")
+            shown = repr(given) if len(repr(given)) <= MAX_GIVEN else f"{repr(given)[:MAX_GIVEN]} ..."
+            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
@@ -280,14 +274,8 @@ def _keys_of(given: Any) -> list[Any]:
     return list(given) if isinstance(given, dict) else []
 
 
-def _shown(given: Any) -> str:
-    """A value as a refusal shows it."""
-    text = repr(given)
-    return text if len(text) <= MAX_GIVEN else f"{text[:MAX_GIVEN]} ..."
-
-
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The record type at a place, following fields and list items."""
+    """The record class at a place, through fields and list items."""
     current: Any = model
     named = False  # the next part names an entry of a mapping
     for part in loc:

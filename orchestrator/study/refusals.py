@@ -1,4 +1,4 @@
-"""Checks between the fields of a study and against its family, after each field by itself is sound."""
+"""Checks between the fields of a study and against its family, after each single field is valid."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from trainers.fit.place import shares
 from trainers.tasks import Family
 
 MAX_EVALUATION_SHARE = 0.10
-"""Evaluation may cost at most this share of a trial's training FLOPs."""
+"""Largest cost of evaluation as a share of a trial's training FLOPs."""
 
 MAX_TRIALS = 100_000
-"""A larger crossing is a slip of the pen, and would fill the memory before anything else."""
+"""A larger study is a typing error, and would fill the memory."""
 
 MAX_STEPS = 10**9
-"""More optimizer steps than anything here can run: such a budget is a slip of the exponent."""
+"""More optimizer steps than any machine can run: a budget with a wrong exponent."""
 
 
 def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """What single fields cannot tell: checks between fields and against the family. Yields (place, problem)."""
+    """Check the fields of a study against each other and against the family. Yields (place, problem)."""
     axes = study.axes
     twice = False
     for axis in ("arm", "n_tasks", "compute_flops"):
@@ -37,7 +37,7 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = hint_of(arm, family.arms)
-            later = " (arm 'reward' is to come)" if arm == "reward" else ""
+            later = " (arm 'reward' is planned)" if arm == "reward" else ""
             yield (
                 ("axes", "arm", i),
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
@@ -48,18 +48,17 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
             if n_tasks > of_line.n_tasks_max:
                 which = f" in {line}" if axes.variant else ""
                 each = " in each domain" if of_line.domains else ""
-                said = f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{each}{which}"
-                yield ("axes", "n_tasks", i), said
+                problem = (
+                    f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{each}{which}"
+                )
+                yield ("axes", "n_tasks", i), problem
                 break
     alike: dict[str, str] = {}
     for line, (_, of) in study.lines.items():
         settings = {k: v for k, v in study.settings(line).items() if k != "variant"}
         same = alike.setdefault(repr((settings, study.fitting(line))), line)
         if same != line:
-            yield (
-                ("axes", "variant", of),
-                f"'{line}' is the same as '{same}': nothing that it changes differs; leave one out",
-            )
+            yield ("axes", "variant", of), f"'{line}' has the same settings as '{same}'; remove one"
     objections = {
         ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
         for line in study.lines
@@ -84,12 +83,12 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
-    unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: what one line meets, others like it meet too
+    unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: similar conditions have the same problem
     for line in study.lines:
-        for place, said in (*_budget_meaning(study, line), *_fitting_meaning(study, line)):
-            unsound.setdefault(place, said)
+        for place, problem in (*_budget_meaning(study, line), *_fitting_meaning(study, line)):
+            unsound.setdefault(place, problem)
     yield from unsound.items()
-    if claim is not None and not wrong and not unsound:  # what its axes can tell is known only where they are sound
+    if claim is not None and not wrong and not unsound:  # the claim's reach is known only for sound axes
         yield from primaries.out_of_reach(study, family, claim)
 
 
@@ -101,9 +100,9 @@ def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...],
     except ValueError as problem:
         yield where, str(problem)
     if place.compiled and place.zero_stage == 3:
-        yield where, "compiled does not go with zero_stage 3, whose hooks inside a block would break every graph"
+        yield where, "compiled and zero_stage 3 exclude each other: its hooks inside a block break every graph"
     if place.offload and place.zero_stage == 0:
-        yield where, "offload needs a zero_stage of 1, 2 or 3: what ZeRO does not share out it cannot move either"
+        yield where, "offload needs a zero_stage of 1, 2 or 3: ZeRO moves only the states that it partitions"
 
 
 def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -116,7 +115,7 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
         try:
             trunk = of_size(fixed, stated, size_of(fixed, stated, flops))
             end = budget.steps_of(trunk, flops).end
-        except ValueError as problem:  # too small for any size, or for the size that it has
+        except ValueError as problem:  # too small a budget for any size, or for its size
             yield place, f"{problem}{which}"
             continue
         if end > MAX_STEPS:
@@ -132,16 +131,15 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
         longest = max(end for of, end in seen if of == size)
         if warmup > longest:
             whose = f"the largest budget of size {size}" if size else "the largest budget"
-            said = f"{warmup} steps of warm-up given, {whose} has {longest} steps{which}"
-            yield ("training", "warmup_steps"), said
+            yield ("training", "warmup_steps"), f"{warmup} steps of warm-up given, {whose} has {longest} steps{which}"
             break
     for trunk, flops in good:
-        price = budget.price(trunk, [flops])  # as if it were alone: a trial's own share
+        price = budget.price(trunk, [flops])  # the trial alone, without a shared trunk
         share = price.eval_flops / price.train_flops
         if share > MAX_EVALUATION_SHARE:
             yield (
                 ("evaluation",),
-                f"evaluating would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                f"evaluation would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
                 "lower points_per_decade or n_sequences, or raise first_flops",
             )
             return
@@ -152,7 +150,7 @@ def _expected_meaning(
 ) -> Iterator[tuple[tuple[Any, ...], str]]:
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
-        yield ("expected", i, "what"), f"{_name(family)} offers no relative distance to the memoriser"
+        yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
     for key, allowed in (
         ("arm", tuple(study.lines)),
         ("n_tasks", study.axes.n_tasks),
@@ -170,11 +168,11 @@ def _name(family: Family) -> str:
 
 
 def closest(word: str, among: Any) -> list[str]:
-    """The nearest of the allowed words, if one is near."""
+    """The nearest allowed word as a list of one, or an empty list."""
     return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
 
 
 def hint_of(word: str, among: Any) -> str:
-    """The nearest of the allowed words as a question, or nothing."""
+    """ "; did you mean ...?" with the nearest allowed word, or ""."""
     near = closest(word, among)
     return f"; did you mean '{near[0]}'?" if near else ""

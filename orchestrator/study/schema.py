@@ -1,7 +1,7 @@
-"""A study: its question, its axes, its settings; and the trunks and trials that follow from them.
+"""A study: its question, axes and settings, and the trunks and trials that follow from them.
 
-May not know Ray, MLflow or torch. `reader.py` makes one from a YAML file. sweeps/README.md explains every key for people; a test
-holds the two together.
+May not know Ray, MLflow or torch. `reader.py` makes a study from a YAML file. sweeps/README.md explains every key; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainers.tasks import Family, family_from
 
 
 def model_words(trunk: TrunkSpec) -> str:
-    """A model's size, the length of its sequences, what a step costs and, beside any budget, what an answer does."""
+    """A model's parameters, sequence length and FLOPs per step, and the inference FLOPs of one answer."""
     family = cast(Family, trunk.family)
     step, answer = float(budget.flops_per_step(trunk)), float(budget.answer_flops(trunk))
     size = f"{budget.shape_of(trunk).n_parameters:,} parameters, sequences of {family.length(trunk.arm)}"
@@ -31,16 +31,16 @@ def model_words(trunk: TrunkSpec) -> str:
 
 
 NAME = "[a-z][a-z0-9_]*"
-"""Of studies; it stands in the name of a folder."""
+"""Pattern of a study's name, which is part of a folder name."""
 
 
 def is_id(text: str) -> bool:
-    """Is this NAME@VERSION, as `Study.id` is, and so the name of a folder in the home and of nothing outside it?"""
+    """Whether this is NAME@VERSION like `Study.id`, and so a folder name directly in the home."""
     return len(text) <= 100 and re.fullmatch(f"{NAME}@[1-9][0-9]*", text) is not None
 
 
 class StudyError(Exception):
-    """A study that cannot be run as written. One line per problem: where, what was given, what is allowed."""
+    """A study that cannot be run as written. One line per problem: place, given value, allowed values."""
 
 
 def _listed(**constraints: Any) -> Any:
@@ -48,32 +48,32 @@ def _listed(**constraints: Any) -> Any:
 
 
 class Variant(Record):
-    """What one variant changes of the settings that the study states once."""
+    """The settings that one variant changes."""
 
     model: dict[str, Any] = Field(default_factory=dict)
     """Keys of `model`."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Keys of `training`."""
     family: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `family`, but for its name."""
+    """Keys of `family`, except its name."""
     place: dict[str, Any] = Field(default_factory=dict)
-    """Keys of `place`, which change no result: to ask what workers gain."""
+    """Keys of `place`, which change no result: to measure the gain of more workers."""
 
 
 Text = Annotated[str, Limit(10_000)]
 
 
 class Axes(Record):
-    """What a study crosses. Adding values or replicates later runs only the new trials."""
+    """The axes of a study. Values or replicates added later run only the new trials."""
 
     arm: Annotated[tuple[str, ...], _listed()]
-    """How the tasks are presented; the family says which arms it has."""
+    """Ways of presenting the tasks; each family has its own arms."""
     variant: Annotated[
         dict[Annotated[str, Field(pattern=VARIANT, min_length=1, max_length=60)], Variant], Limit(100)
     ] = Field(default_factory=dict)
-    """Named variants, each with what it changes of model, training or family; left out: one, as stated."""
+    """Named variants, each with its changes of model, training or family; left out: a single one without changes."""
     training_of_arm: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Keys of `training` that an arm changes, by its name: a learning rate tuned for each, say; left out: none."""
+    """Keys of `training` that an arm changes, by its name, such as a tuned learning rate; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
     """Numbers of distinct training tasks."""
     compute_flops: Annotated[tuple[Positive, ...], _listed(), Limit(1e30, 1, 100)]
@@ -83,7 +83,7 @@ class Axes(Record):
 
 
 class Cell(Record):
-    """Which results an expected value speaks of; what is left out is the study's only, or the natural, value."""
+    """The results to which an expected value refers. Every key but `n_tasks` has a default."""
 
     n_tasks: Count
     """Number of training tasks."""
@@ -94,7 +94,7 @@ class Cell(Record):
     skill: str | None = None
     """Skill; left out: the headline skill."""
     split: Literal["seen", "held_out"] = "held_out"
-    """On training tasks or on held-out ones."""
+    """Training tasks or held-out tasks."""
 
 
 class Expected(Record):
@@ -108,22 +108,22 @@ class Expected(Record):
         "excess_memorizer_nats",
         "excess_generalizer_nats",
     ]
-    """The quantity: `crossing_steps` is where the relative distance d_rel passes one half on its way to the memoriser,
-    `excess_*_nats` a reference's log loss above the oracle's."""
+    """The quantity. `crossing_steps` is the step at which the relative distance d_rel passes one half on its way to the
+    memoriser; `excess_*_nats` is a reference's log loss above the oracle's."""
     cell: Cell
-    """Where it is measured."""
+    """The cell of the measurement."""
     value: Finite
     """The value."""
     lo: Finite
-    """Lower end of what would agree."""
+    """Lower end of the range that agrees."""
     hi: Finite
-    """Upper end of what would agree."""
+    """Upper end of the range that agrees."""
     source: Text
-    """Paper, figure or run that the value comes from."""
+    """Paper, figure or run of the value."""
     evidence: Literal["V", "F", "C"]
     """V read in the paper or its code, F read off a figure, C computed or run by us."""
     replicates: Annotated[Count | None, Limit(1e6)] = None
-    """How many repetitions the source had, where it says so."""
+    """Number of repetitions in the source, if stated there."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Expected:
@@ -133,15 +133,15 @@ class Expected(Record):
 
 
 PARTS = ("model", "training", "family")
-"""What a variant may change of the question; besides, its place."""
+"""Scientific settings that a variant may change; it may also change its place."""
 
 
 class SizedModel(Model):
-    """The transformer as a study states it: one for all budgets, or one for each by a rule."""
+    """The transformer as a study states it: one for all budgets, or one for each budget by a rule."""
 
     tokens_per_parameter: Annotated[Positive | None, Limit(1e6)] = None
-    """Given in place of the widths, a rule: each budget trains the largest preset of which it reads so many tokens a parameter.
-    Its trials then share no training run with those of another size."""
+    """A rule in place of the widths. Each budget trains the largest preset for which it reads this many tokens a
+    parameter. Trials of different sizes share no training run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,12 +153,11 @@ class SizedModel(Model):
 
     @model_serializer(mode="wrap")
     def _as_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was stated: the rule or the widths."""
         left_out = {"tokens_per_parameter"} if self.tokens_per_parameter is None else {*SHAPE}
         return {name: value for name, value in dump(self).items() if name not in left_out}
 
     def at(self, preset: str) -> Model:
-        """The model itself: as stated, or, by the rule, a preset with all else from here."""
+        """The model of a preset, with all other settings from here; for "" the model as stated."""
         others = Model.model_validate({name: getattr(self, name) for name in Model.model_fields})
         return with_preset(others, preset) if preset else others
 
@@ -176,7 +175,7 @@ def with_changes(record: Record, changes: dict[str, Any]) -> Record:
             stated.pop("tokens_per_parameter", None)
         if changes.get("tokens_per_parameter") is not None:
             stated = {name: value for name, value in stated.items() if name not in SHAPE}
-        changes = expanded(changes)  # here: the widths of a preset go before those that the study states
+        changes = expanded(changes)  # the widths of a preset override those that the study states
     return type(record).model_validate(stated | changes)
 
 
@@ -186,33 +185,33 @@ class Study(Record):
     study: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=80)]
     """Its name: small letters, digits, underscores."""
     version: Annotated[Count, Limit(1e15)]
-    """Raise it to change anything but the axes: results live under `study@version`."""
+    """Raise it to change anything but the axes: results are stored under `study@version`."""
     question: Text
-    """What is asked, in a sentence or two; the report opens with it."""
+    """The question in a sentence or two; the report opens with it."""
     expectation: Text = ""
-    """What you expect, written before the run."""
+    """Your expectation, written before the run."""
     family: SerializeAsAny[Record]
     """The universe of tasks: `name`, and the parameters of that family."""
     axes: Axes
-    """What is varied."""
+    """The quantities that vary."""
     model: SizedModel = SizedModel()
-    """The transformer; the same for all trials, but for what variants change, or a size that follows the budget."""
+    """The transformer of all trials, except for changes by variants or a size that follows the budget."""
     training: Training = Training()
-    """Optimiser and schedule; the same for all trials, but for what arms and variants change."""
+    """Optimiser and schedule of all trials, except for changes by arms and variants."""
     evaluation: Evaluation = Evaluation()
-    """What is measured along the way."""
+    """The measurements during training."""
     place: Fitting = Fitting()
-    """How trials are laid on workers: changes no result, and may change from run to run. Mostly left out."""
+    """Placement of the trials on workers. It changes no result, may change from run to run, and is mostly left out."""
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Skills shown, the headline first; left out: all of the family's."""
+    """Skills in the report, the headline first; left out: all of the family's."""
     primary: Primary | None = None
-    """The one claim that is tested without correction; left out: none is."""
+    """The one claim that is tested without correction; left out: none."""
     expected: Annotated[tuple[Expected, ...], Field(strict=False), Limit(items=100)] = ()
-    """Values to compare with; without any, the study is exploratory."""
+    """Values to compare with; left out: the study is exploratory."""
 
     @property
     def id(self) -> str:
-        """`name@version`: names the folder of its results and its MLflow experiment."""
+        """`name@version`, the name of the results folder and of the MLflow experiment."""
         return f"{self.study}@{self.version}"
 
     @property
@@ -228,19 +227,19 @@ class Study(Record):
 
     @property
     def lines(self) -> dict[str, tuple[str, str]]:
-        """What is compared at equal compute, in order: name -> (arm, variant). Every arm in every variant.
+        """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant.
 
-        A line is called by its variant where there is one arm, and by its arm where there are no variants.
+        With a single arm a condition is named by its variant; without variants, by its arm.
         """
         pairs = itertools.product(self.axes.arm, self.axes.variant or [""])
         return {self.line_of(arm, variant): (arm, variant) for arm, variant in pairs}
 
     def line_of(self, arm: str, variant: str) -> str:
-        """The name of a line."""
+        """The name of a condition."""
         return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
 
     def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
-        """Every trunk with the budgets that it carries, ascending: lines x sizes x n_tasks x replicates."""
+        """Every trunk with its budgets, ascending: conditions x sizes x n_tasks x replicates."""
         axes = self.axes
         cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
@@ -250,42 +249,40 @@ class Study(Record):
         return found
 
     def trunks(self) -> list[TrunkSpec]:
-        """Every trunk: lines x sizes x n_tasks x replicates."""
+        """Every trunk: conditions x sizes x n_tasks x replicates."""
         return [trunk for trunk, _ in self.carried()]
 
     def trunk_of(self, line: str, flops: float | None = None) -> TrunkSpec:
-        """The first trunk of a line: its settings, at the smallest number of tasks; of the budget, left out: of the largest.
+        """The first trunk of a condition, at the smallest number of tasks. `flops` selects the size; None: the largest
+        budget.
 
-        Raises ValueError for a budget too small for any size, where a rule gives it one.
+        Raises ValueError if a rule gives the size and the budget is too small for any.
         """
         fixed, stated = self.first_trunk(line)
         return of_size(fixed, stated, size_of(fixed, stated, flops or self.budgets[-1]))
 
     def first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
-        """The first trunk of a line with the model that it states, or the default's widths in place of a rule; and what it states."""
+        """The first trunk of a condition, and its model as stated. With a rule, the trunk has the default widths."""
         settings = self.settings(line)
         stated = cast(SizedModel, settings.pop("model"))
         return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
 
     def sizes(self, line: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
-        """The models of a line, each by its first trunk with the budgets that it is for, ascending; most lines have one.
+        """The models of a condition, each as its first trunk with its budgets, ascending. Most conditions have one.
 
         Raises ValueError as `trunk_of` does.
         """
         fixed, stated = self.first_trunk(line)
         sizes = itertools.groupby(self.budgets, key=lambda flops: size_of(fixed, stated, flops))
-        # More compute never makes a smaller one: budgets of one size stand together.
+        # More compute never makes a model smaller, so the budgets of one size are adjacent.
         return [(of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
 
-    def _has_rule(self, line: str) -> bool:
-        return cast(SizedModel, self.settings(line)["model"]).tokens_per_parameter is not None
-
     def grows(self, line: str) -> bool:
-        """Does a rule give the budgets of this line models of several sizes? Then no one training run leads through them."""
-        return self._has_rule(line) and len(self.sizes(line)) > 1
+        """Whether the budgets of this condition train models of several sizes, and so share no single training run."""
+        return len(self.sizes(line)) > 1
 
     def ends(self, line: str, last: Literal["end", "branch"] = "end") -> list[float]:
-        """Training FLOPs as spent where each budget of a line ends, or where its decay branches off, ascending."""
+        """Training FLOPs as spent at the end of each budget of a condition, or at its branch point, ascending."""
         found = []
         for trunk, budgets in self.sizes(line):
             steps = [budget.steps_of(trunk, flops) for flops in budgets]
@@ -293,11 +290,11 @@ class Study(Record):
         return found
 
     def family_of(self, line: str) -> Family:
-        """The family of a line."""
+        """The family of a condition."""
         return cast(Family, self.settings(line)["family"])
 
     def same_question(self) -> list[list[str]]:
-        """Lines that ask the same and differ in their place alone, together; in order, the others by themselves."""
+        """Groups of conditions that differ in their place alone; every other condition is a group by itself."""
         alike: dict[str, list[str]] = {}
         for line in self.lines:
             asked = {k: v for k, v in self.settings(line).items() if k != "variant"}
@@ -306,8 +303,11 @@ class Study(Record):
 
     @property
     def comparable(self) -> list[tuple[str, str]]:
-        """Pairs of lines of which it makes sense to ask who is ahead: all, but for those that learn different domains, or
-        domains made of different functions, and so are asked different things; or that ask the same, on other workers."""
+        """Pairs of conditions that may be compared.
+
+        Left out are pairs that learn different domains, or domains of different functions, because their tasks differ.
+        Pairs that differ in their place alone are left out too.
+        """
 
         def asked(line: str) -> Any:
             family = self.family_of(line)
@@ -318,8 +318,7 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
 
     def settings(self, line: str) -> dict[str, Any]:
-        """What all trunks of a line share, the model as it is stated. Raises pydantic's ValidationError for a variant that its
-        record refuses."""
+        """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong variant."""
         arm, variant = self.lines[line]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())
@@ -329,7 +328,7 @@ class Study(Record):
         return shared
 
     def fitting(self, line: str) -> Fitting:
-        """How the trials of a line are laid on workers. Raises pydantic's ValidationError as `settings` does."""
+        """Placement settings of a condition's trials. Raises pydantic's ValidationError as `settings` does."""
         variant = self.axes.variant.get(self.lines[line][1], Variant())
         return cast(Fitting, with_changes(self.place, variant.place))
 
@@ -339,13 +338,13 @@ class Study(Record):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
-        """A study as the journal keeps it (`model_dump`). Raises FamilyError where its family is not here, and pydantic's
-        ValidationError; both are ValueErrors."""
+        """A study from its journal form (`model_dump`). Raises FamilyError if its family is not installed, and
+        pydantic's ValidationError; both are ValueErrors."""
         return cls.model_validate(record | {"family": family_from(record["family"])})
 
     def science(self) -> dict[str, Any]:
-        """What decides results besides the axes, and the primary claim: may not change under one version, or a claim could be
-        fitted to what was seen."""
+        """Everything that decides results besides the axes, and the primary claim. It may not change under one version:
+        otherwise a claim could be fitted to results."""
         family = cast(Family, self.family)
         named = {"family", "model", "training", "evaluation", "primary"}
         fixed = without_neutral(self.model_dump(mode="json", include=named))
@@ -353,7 +352,7 @@ class Study(Record):
 
 
 def size_of(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
-    """The preset that a rule gives to a budget, "" where there is no rule. Raises ValueError as `Study.trunk_of` does."""
+    """The preset that a rule gives to a budget; "" without a rule. Raises ValueError as `Study.trunk_of` does."""
     if stated.tokens_per_parameter is None:
         return ""
     return preset_for(budget.shape_of(fixed), flops, stated.tokens_per_parameter)
@@ -365,7 +364,7 @@ def of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields that two nested records disagree in, as `model.d_model: 64 -> 128`."""
+    """Fields in which two nested records differ, as `model.d_model: 64 -> 128`."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"

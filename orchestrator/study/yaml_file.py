@@ -1,7 +1,7 @@
-"""The text of a study file -> plain values, each with its line. Knows YAML 1.2, and nothing of studies.
+"""The text of a study file -> plain values, each with its line. Knows YAML 1.2, and nothing about studies.
 
-ruamel.yaml parses; values are built here. A study has text, numbers, true, false, null, lists and mappings, so that no tag,
-date or other object is ever constructed, and a file of any content is answered at once.
+ruamel.yaml parses, and the values are built here. A study has text, numbers, true, false, null, lists and mappings
+only. No tag, date or other object is ever constructed, and every file is answered at once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from trainers.records import MAX_DIGITS
 
 MAX_BYTES = 64_000
-"""Twenty times the longest study that ships."""
+"""Twenty times the longest shipped study."""
 MAX_VALUES = 5_000
-"""Keys count, and what aliases stand for; a study on the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
+"""Keys and expanded aliases count; the study with the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
 MAX_DEPTH = 20
 """Levels of lists and mappings; a study needs six."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Control characters but for tab and line break, and those that end a line or turn the direction of what a terminal shows."""
+"""Control characters except tab and newline, and characters that end a line or change the text direction on a terminal."""
 
 
 class Unreadable(Exception):
-    """A file that is no YAML, or more than a study needs; with the line where that is seen."""
+    """A file that is no YAML, or larger than any study; with the line of the problem."""
 
-    def __init__(self, line: int, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(problem)
         self.line = line
 
 
@@ -43,7 +43,7 @@ Place = tuple[str | int, ...]
 
 
 def read(path: Path) -> tuple[Any, dict[Place, int]]:
-    """What a file holds, and the line of each place in it, counted from 1. Raises OSError, or Unreadable."""
+    """The values of a file, and the line of each place in it, counted from 1. Raises OSError, or Unreadable."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -64,18 +64,17 @@ def _forbidden(character: str) -> str:
 
 
 def _line(at: Any) -> int:
-    """Of a node or event, counted from 1."""
     return int(at.start_mark.line) + 1
 
 
 class _Small(Composer):
-    """Composes no more, and no deeper, than a study needs: ruamel.yaml takes seconds for a thousand levels."""
+    """Composes only as many and as deep values as a study needs: ruamel.yaml takes seconds for a thousand levels."""
 
     depth = 0
     n_values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node with all that is in it. Raises Unreadable."""
+        """A node with everything in it. Raises Unreadable."""
         self.depth += 1
         self.n_values += 1
         _check(self.n_values, self.depth, self.parser.peek_event())
@@ -87,7 +86,7 @@ class _Small(Composer):
 
 def _check(n_values: int, depth: int, at: Any) -> None:
     if n_values > MAX_VALUES:
-        raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, aliases written out; a study needs fewer")
+        raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, with aliases expanded; a study needs fewer")
     if depth > MAX_DEPTH:
         raise Unreadable(_line(at), f"nested more than {MAX_DEPTH} levels deep; a study needs six")
 
@@ -97,7 +96,7 @@ def _merges(key: Node) -> bool:
 
 
 class _Values:
-    """One document on its way to plain values: counts them, and notes their lines."""
+    """Converts one document to plain values: counts them and notes their lines."""
 
     def __init__(self) -> None:
         self.yaml = YAML(typ="safe", pure=True)
@@ -106,10 +105,10 @@ class _Values:
         self.n_values = 0
 
     def of_document(self, text: str) -> tuple[Any, dict[Place, int]]:
-        """The values, and their lines. Raises Unreadable."""
+        """The values and their lines. Raises Unreadable."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an anchor set twice, numbers of YAML 1.1: not our user's concern
+                warnings.simplefilter("ignore")  # an anchor set twice, numbers of YAML 1.1
                 root = self.yaml.compose(text)
                 return (None if root is None else self._of(root, ())), self.lines
         except MarkedYAMLError as problem:
@@ -119,7 +118,7 @@ class _Values:
             raise Unreadable(1, f"nested more than {MAX_DEPTH} levels deep; a study needs six") from None
         except Unreadable:
             raise
-        except Exception as problem:  # ruamel.yaml meets some broken files with errors of other kinds
+        except Exception as problem:  # ruamel.yaml raises other errors for some broken files
             raise Unreadable(1, f"not YAML: {str(problem) or type(problem).__name__}") from None
 
     def _of(self, node: Node, place: Place, depth: int = 0) -> Any:
@@ -142,7 +141,7 @@ class _Values:
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in sorted(node.value, key=lambda pair: not _merges(pair[0])):
-            if _merges(key_node):  # <<: keys of another mapping, or of several, that are not given here
+            if _merges(key_node):  # <<: keys of other mappings, unless given here
                 sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
                 for source in sources:
                     values = self._of(source, place, depth + 1)
@@ -163,7 +162,7 @@ class _Values:
         text = node.value
         if found := _FORBIDDEN.search(text.replace("\r", "\x00")):
             raise Unreadable(_line(node), _forbidden("\r" if "\r" in text else found[0]))
-        if kind in ("str", "timestamp", "value"):  # a date stays the text that it is
+        if kind in ("str", "timestamp", "value"):  # a date stays text
             return text
         if kind == "int" and len(text) > MAX_DIGITS:
             raise Unreadable(_line(node), f"a whole number of {len(text):,} digits; at most {MAX_DIGITS} can be read")

@@ -61,6 +61,7 @@ def judged(claim: dict[str, Any], axes: dict[str, Any] | None = None, **tables: 
         ({"what": "ability", "n_tasks": 4, "compute_flops": 1e11, "lo": 0.5}, "inconsistent"),
         ({"what": "memory", "n_tasks": 4, "lo": 0.9}, "consistent"),
         ({"what": "accuracy", "n_tasks": 1024, "lo": 0.9}, "consistent"),
+        ({"what": "emergence", "compute_flops": 1e11, "verdict": "break"}, "inconclusive"),  # too few scales
     ],
 )
 def test_a_primary_claim_meets_its_truth(claim: dict[str, Any], verdict: str) -> None:

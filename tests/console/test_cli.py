@@ -63,7 +63,7 @@ def test_a_plan_warns_where_many_numbers_of_tasks_have_too_few_replicates_for_a_
     study = tmp_path / "x.yaml"
     study.write_text(re.sub(r"replicates: \d+", f"replicates: {replicates}", text))
     said = " ".join(emergence("plan", str(study), home=tmp_path).stdout.split())
-    assert ("whether a skill breaks or slopes takes 4 replicates or more to tell" in said) == warned
+    assert ("breaks or slopes" in said and "4 replicates" in said) == warned
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "stop", "report", "publish", "clean"])
@@ -115,14 +115,14 @@ def home_of(tmp_path: Path, *ids: str) -> Path:
 def test_the_name_of_ones_own_study_suggests_its_versions(command: str, tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "mine@2", "mines@1")
     done = emergence(command, "mine", *(["mine@1"] if command == "compare" else []), home=home)
-    refused(done, "mine: no such study file", "mine@1, mine@2: give that")
+    refused(done, "mine: no such study file", "mine@1, mine@2")
     assert "mines@1" not in done.stderr
 
 
 def test_a_name_that_nothing_ran_under_is_told_what_comes_near_and_a_folder_what_it_is(tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "other@2")
     refused(emergence("report", "mien", home=home), "mien: has not been run in", "did you mean 'mine'?")
-    refused(emergence("status", "nosuch", home=home), "nosuch: has not been run in", "what ran there: mine@1, other@2")
+    refused(emergence("status", "nosuch", home=home), "nosuch: has not been run in", "mine@1, other@2")
     refused(emergence("plan", str(tmp_path), home=home), f"{tmp_path}: that is a folder; give a study file")
 
 
@@ -148,7 +148,10 @@ def test_a_version_that_never_ran_suggests_those_that_did_and_run_names_the_file
     [
         ({"CUDA_VISIBLE_DEVICES": "0,3"}, "2 slots (2 GPUs here)"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "1 slot (assumed: one GPU; none was found here)"),
-        ({"CUDA_VISIBLE_DEVICES": "0,3", "RAY_ADDRESS": "auto"}, "1 slot (assumed: one GPU; the cluster will tell)"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,3", "RAY_ADDRESS": "auto"},
+            "1 slot (assumed: one GPU; known once the cluster is joined)",
+        ),
     ],
 )
 def test_a_plan_for_gpus_says_how_many_it_counts_on_and_why(

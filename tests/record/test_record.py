@@ -132,11 +132,11 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
     assert (tmp_path / "report.html").exists()
     tested = (tmp_path / "claims.csv").read_text().splitlines()
     assert len(tested) > len((tmp_path / "summary.csv").read_text().splitlines()) / 2 and "k_ability/" in tested[1]
-    assert publisher.report_is_current(tmp_path, study) and not publisher.is_published(tmp_path, address, study)
+    assert publisher.report_is_current(tmp_path, study) and not publisher.mlflow_is_current(tmp_path, address, study)
 
     uri, said = f"sqlite:///{tmp_path / 'm.db'}", list[str]()
     publisher.publish(tmp_path, uri, say=said.append)
-    assert publisher.is_published(tmp_path, uri, study)
+    assert publisher.behind(tmp_path, uri, study) == ""
     assert said == [
         "Tables ...",
         "MLflow runs ...",

@@ -39,7 +39,7 @@ family: {name: cipher, n_symbols: 8, n_pairs: 8}
 axes:
   arm: [answer]
   n_tasks: [4, 1024]
-  compute_flops: [2e8, 5e8, 2e9]
+  compute_flops: [2e8, 5e8, 1e9]
   replicates: 2
 model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32, conv_kernel: 4}
 training: {batch_size: 8, warmup_steps: 10}
@@ -147,7 +147,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def test_a_run_ends_with_a_surface_an_answer_a_report_and_the_command_for_the_ui(quiet: Home) -> None:
     code, out = quiet.emergence("run", str(quiet.file))
     assert code == 0
-    assert "1,024" in out and "2e9" in out and "recall" in out
+    assert "1,024" in out and "1e9" in out and "recall" in out
     assert str(quiet.study / "report.html") in out.replace("\n", "")
     assert "emergence ui" in out and f"MLflow:    {quiet.parent_link()}\n" in out
     assert (quiet.study / "report.html").stat().st_size > 10_000
@@ -167,13 +167,13 @@ def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_step
     experiment = client.get_experiment_by_name("tiny@1")
     assert experiment is not None
     every = {r.data.tags["emergence.key"]: r for r in client.search_runs([experiment.experiment_id])}
-    run, parent = every["answer/n1024/c2e9/r1"], every["study"]
+    run, parent = every["answer/n1024/c1e9/r1"], every["study"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params["n_tasks"] == "1024" and float(run.data.params["n_tasks_log10"]) == pytest.approx(3.0103)
-    assert float(run.data.params["compute_flops_log10"]) == pytest.approx(9.3010, abs=1e-4)
+    assert float(run.data.params["compute_flops_log10"]) == pytest.approx(9.0, abs=1e-4)
     assert run.data.tags["emergence.fingerprint"] and run.data.tags["mlflow.source.git.commit"]
     table = pq.read_table(quiet.study / "results.parquet").to_pylist()
-    mine = [r for r in table if (r["trial"], r["skill"], r["split"]) == ("answer/n1024/c2e9/r1", "recall", "held_out")]
+    mine = [r for r in table if (r["trial"], r["skill"], r["split"]) == ("answer/n1024/c1e9/r1", "recall", "held_out")]
     history = client.get_metric_history(run.info.run_id, "held_out/recall/accuracy")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["n_correct"] / r["n"]) for r in mine]
     flops = client.get_metric_history(run.info.run_id, "flops")
@@ -250,7 +250,7 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
     driver.send_signal(signal.SIGINT)
     out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 0 and "Traceback" not in out  # nothing is left for the driver to do
-    assert "The publisher goes on by itself" in out
+    assert "publisher.log" in out
     assert f"Report:    still being written, to {home.study / 'report.html'}\n" in out
     while publisher.is_publishing(home.study):
         time.sleep(0.1)
@@ -260,7 +260,8 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
 
 def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(tmp_path: Path) -> None:
     home, alone = Home(tmp_path / "interrupted"), tmp_path / "left_alone"
-    home.file.write_text(TINY.replace("2e9]", "5e9]"))  # no trunk is near its end when it is interrupted
+    # No trunk is near its end when it is interrupted. `make faults` has the other signals.
+    home.file.write_text(TINY.replace("1e9]", "5e9]").replace("replicates: 2", "replicates: 1"))
     study = load(str(home.file))
     go_on(study, alone)  # without Ray, in one go
     tables.write_parquet(alone, State.of(alone), study)
@@ -271,40 +272,35 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
     assert home.emergence("stop", str(home.file))[0] == 0
     out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 130 and "Go on with: emergence run" in out
-    assert 0 < len(State.of(home.study).trials) < N_TRIALS
+    assert 0 < len(State.of(home.study).trials) < N_TRIALS // 2
 
     driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 3)
     for pid in (publishers := publishers_of(home.study)):
-        os.kill(pid, signal.SIGTERM)  # `ray job stop` sends it to all there are
+        os.kill(pid, signal.SIGTERM)  # `ray job stop` sends it to all processes
     assert publishers
-    driver.send_signal(signal.SIGINT)  # `make faults` has the other signals
-    out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
-    assert driver.returncode == 130 and "not up to date" not in out and "still being written" not in out
-
-    driver = home.run_until(n_evaluations=len(home.events("evaluation")) + 4)
     os.kill(home.driver_pid(), signal.SIGKILL)
     out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 1 and out.count("The driver ended unexpectedly (signal 9") == 1
-    assert len(State.of(home.study).trials) < N_TRIALS
+    assert len(State.of(home.study).trials) < N_TRIALS // 2
 
     code, out = home.run()
     assert code == 0, out
     assert (home.study / "results.parquet").read_bytes() == (alone / "results.parquet").read_bytes()
     ended = [event["key"] for event in home.events("trial")]
-    assert len(set(ended)) == N_TRIALS
-    assert set(home.mlflow_runs().values()) == {1} and len(home.mlflow_runs()) == N_TRIALS + 1
+    assert len(set(ended)) == N_TRIALS // 2
+    assert set(home.mlflow_runs().values()) == {1} and len(home.mlflow_runs()) == N_TRIALS // 2 + 1
 
 
 def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(quiet: Home, tmp_path: Path) -> None:
     home = quiet.copied_to(tmp_path)
     wider = TINY.replace("[4, 1024]", "[4, 64, 1024]").replace("replicates: 2", "replicates: 3")
-    home.file.write_text(wider.replace("2e9]", "2e9, 2.5e9]"))
+    home.file.write_text(wider.replace("1e9]", "1e9, 1.25e9]"))
     old = {event["key"] for event in home.events("trial")}
     old_rows = pq.read_table(home.study / "results.parquet").to_pylist()
 
     code, out = home.run()
     assert code == 0, out
-    assert "6.4e9 more are done, in checkpoints" in " ".join(out.split())
+    assert "3.2e9 more are done, in checkpoints" in " ".join(out.split())
     assert "24 of 24 trials · 100% of" in out
     new = [event for event in home.events("trial") if event["key"] not in old]
     assert len(new) == 3 * 3 * 4 - N_TRIALS
@@ -312,7 +308,7 @@ def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(
     kept = {r["trial"] for r in old_rows}
     assert [r for r in rows if r["trial"] in kept] == old_rows
     cost = json.loads((quiet.study / "journal.jsonl").read_text().splitlines()[1])["flops_run"]
-    resumed = next(e for e in new if e["trial"] == "answer/n4/c2.5e9/r0")
+    resumed = next(e for e in new if e["trial"] == "answer/n4/c1.25e9/r0")
     assert cost >= 0 and resumed["flops_run"] < 0.6 * resumed["flops_own"]  # went on from the trunk, not from the start
 
 

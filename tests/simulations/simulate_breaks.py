@@ -36,7 +36,7 @@ import numpy as np
 from scipy import special
 from simulation import Outcome, Scenario
 
-from orchestrator.stats import artefacts, break_models, breaks
+from orchestrator.stats import break_models, breaks
 
 Draw = np.random.Generator
 Truth = Callable[[Draw, int, int], tuple[np.ndarray, np.ndarray]]
@@ -199,7 +199,8 @@ def moved(design: Design) -> Callable[[int, Draw], Outcome]:
     """How often does noise alone count as movement?"""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
-        return Outcome(1 - said("constant", nothing, even, design)(n_runs, draw).share, n_runs)
+        found = [b for part in parts(nothing, even, design, n_runs, draw) for b in part.found]
+        return Outcome(sum(b.moves for b in found) / n_runs, n_runs)
 
     return run
 
@@ -225,19 +226,6 @@ Losses = Callable[[Draw, int, int], np.ndarray]
 """(generator, runs N, scales S) -> mean token loss (N, S), nats."""
 
 
-def linear_loss(draw: Draw, n: int, S: int) -> np.ndarray:
-    return np.broadcast_to(0.7 - 0.68 * np.arange(S) / (S - 1), (n, S))
-
-
-def steady_loss(draw: Draw, n: int, S: int) -> np.ndarray:
-    """The probability of the right answer passes one half amid the cut."""
-    return np.broadcast_to(1.3 - 1.2 * np.arange(S) / (S - 1), (n, S))
-
-
-def power_loss(draw: Draw, n: int, S: int) -> np.ndarray:
-    return draw.uniform(0.6, 1.2, (n, 1)) * 2 ** (-draw.uniform(3.6, 5.4, (n, 1)) * np.arange(S) / (S - 1))
-
-
 def logistic_loss(draw: Draw, n: int, S: int) -> np.ndarray:
     """10-90 % in five steps of ten scales."""
     u = 9 * np.arange(S) / (S - 1)
@@ -256,31 +244,19 @@ class Skill(NamedTuple):
     replicates: int = 5
     scales: int = 10
     sequences: int = 256
-    greedy: float | None = None
-    """Answers of one token: the spread of p over items, around which greedy decoding flips; else exact match is sampled."""
 
 
-def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[artefacts.Emergence]:
+def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[breaks.Emergence]:
     R, S = skill.replicates, skill.scales
     offset, noise = 0.05 * draw.standard_normal((n_runs, R, 1)), 0.05 * draw.standard_normal((n_runs, R, S))
     loss = skill.losses(draw, n_runs, S)[:, None] * np.exp(offset + noise)
     x = np.arange(S, dtype=float)
-    if skill.greedy is not None:
-        p = np.exp(-loss)
-        right = draw.binomial(skill.sequences, special.ndtr((p - 0.5) / skill.greedy)) / skill.sequences
-        scores = {"loss": loss, "expected_accuracy": p, "accuracy": right}
-        found = [breaks.find_breaks(x, y) for y in scores.values()]
-        return [artefacts.weigh(dict(zip(scores, each, strict=True)), None) for each in zip(*found, strict=True)]
     difficulty = np.exp(0.3 * special.ndtri((np.arange(9) + 0.5) / 9))
     p = np.exp(-loss[..., None] * difficulty)
-    predicted = (p**skill.length).mean(-1)
-    exact = draw.binomial(skill.sequences, predicted) / skill.sequences
+    exact = draw.binomial(skill.sequences, (p**skill.length).mean(-1)) / skill.sequences
     scores = {"loss": loss * difficulty.mean(), "expected_accuracy": p.mean(-1), "exact_match": exact}
     found = [breaks.find_breaks(x, y) for y in scores.values()]
-    return [
-        artefacts.weigh(dict(zip(scores, each, strict=True)), artefacts.is_predicted(x, e, q))
-        for each, e, q in zip(zip(*found, strict=True), exact, predicted, strict=True)
-    ]
+    return [breaks.weigh(dict(zip(scores, each, strict=True))) for each in zip(*found, strict=True)]
 
 
 def told(verdict: str, skill: Skill) -> Callable[[int, Draw], Outcome]:
@@ -326,13 +302,7 @@ SCENARIOS = (
     Scenario("a jump in noise lies in its bracket", "coverage", 0.95, located(jump(0.7), Design(4, 10, 0.1))),
     Scenario("a hinge lies in its bracket", "coverage", 0.95, located(hinge, Design(5, 10, 0.02))),
     Scenario("a hinge in noise lies in its bracket", "coverage", 0.93, located(hinge, Design(10, 12, 0.05))),
-    Scenario("exact match of 20 tokens", "power", 0.9, told("metric artefact", Skill(linear_loss, 20))),
-    Scenario("exact match of 10 tokens, 4 replicates", "power", 0.9, told("metric artefact", Skill(linear_loss, 10, 4, 8))),
-    Scenario("exact match of 30 tokens, power law", "power", 0.9, told("metric artefact", Skill(power_loss, 30))),
-    Scenario("exact match of 30 tokens, logistic", "power", 0.9, told("metric artefact", Skill(logistic_loss, 30))),
     Scenario("exact match makes no break", "false claims", 0.02, told("break", Skill(logistic_loss, 20))),
-    Scenario("a flip of the largest probability", "power", 0.9, told("metric artefact", Skill(steady_loss, 1, greedy=0.02))),
-    Scenario("one token is no artefact", "false claims", 0.05, told("metric artefact", Skill(logistic_loss, 1))),
     Scenario("a jump of the loss is a break", "power", 0.9, told("break", Skill(jumping_loss, 20))),
 )  # fmt: skip
 

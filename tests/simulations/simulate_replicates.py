@@ -1,4 +1,4 @@
-"""Simulated truths for what is said of replicates: two kinds, how many more, many claims at once, one arm against another.
+"""Simulated truths for what is said of replicates: their noise, many claims at once, one arm against another.
 
 Bounds hold with a margin beyond the Monte-Carlo error of 2,000 runs. A bound of 0 on a coverage means: measured, promised by
 nobody. `python tests/simulations/calibration.py --only replicates` plays them at length.
@@ -18,9 +18,6 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, n) -> the values of n replicates."""
 
 
-# --- two kinds? --------------------------------------------------------------------------------------------------------
-
-
 def normal(mean: float, sd: float) -> Draw:
     """n normal values."""
     return lambda draw, n: mean + sd * draw.standard_normal(n)
@@ -31,107 +28,7 @@ def lottery(share: float, sd: float) -> Draw:
     return lambda draw, n: np.where(draw.random(n) < share, 0.1, 0.95) + sd * draw.standard_normal(n)
 
 
-def heap_at_one(share: float) -> Draw:
-    """`share` at exactly 1, the others flat between .6 and 1: unimodal, and the dip test's worst case known to us."""
-    return lambda draw, n: np.where(draw.random(n) < share, 1.0, 0.6 + 0.4 * draw.random(n))
-
-
-def accuracy(p: float, n_items: int) -> Draw:
-    """Measured on so many items: ties everywhere."""
-    return lambda draw, n: draw.binomial(n_items, p, n) / n_items
-
-
-def two_kinds(
-    truth: Draw, n: int, resolution: float = 0.0, cost: int = 1
-) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often is "two kinds" said? It needs the dip test, so the mixture is fitted only where that finds some.
-
-    Every `cost`-th run only, where that is often: a fit takes milliseconds.
-    """
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        hits, n_played = 0, max(1, n_runs // cost)
-        for _ in range(n_played):
-            values = truth(draw, n)
-            if replicates.dip_p_value(replicates.spread_ties(values, resolution)) <= replicates.DIP_ALPHA:
-                hits += replicates.bimodality(values.tolist(), resolution).verdict == "two kinds"
-        return Outcome(hits / n_played, n_played)
-
-    return run
-
-
-def one_kind(truth: Draw, n: int, cost: int = 1) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often is "one kind" said?"""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        n_played = max(1, n_runs // cost)
-        hits = 0
-        for _ in range(n_played):
-            values = truth(draw, n)
-            if replicates.dip_p_value(values) > replicates.DIP_ALPHA:
-                hits += replicates.bimodality(values.tolist()).verdict == "one kind"
-        return Outcome(hits / n_played, n_played)
-
-    return run
-
-
-KINDS = (
-    *(
-        Scenario(f"replicates: two kinds of {n} {name}", "false claims", 0.05, two_kinds(truth, n))
-        for n in (20, 50)
-        for name, truth in (
-            ("normal values", lambda draw, n: draw.standard_normal(n)),
-            ("flat values", lambda draw, n: draw.random(n)),
-            ("skewed values, beta(8, 2)", lambda draw, n: draw.beta(8, 2, n)),
-            ("values piled up towards 1, beta(5, 1/2)", lambda draw, n: draw.beta(5, 0.5, n)),
-            ("values with 40 % at exactly 1", heap_at_one(0.4)),
-            ("values with 60 % at exactly 1", heap_at_one(0.6)),
-            ("normal values cut off at 1", lambda draw, n: np.minimum(1, 0.97 + 0.05 * draw.standard_normal(n))),
-        )
-    ),
-    *(
-        Scenario(
-            f"replicates: two kinds of 20 accuracies of {p} on 100 items",
-            "false claims",
-            0.05,
-            two_kinds(truth, 20, 0.01),
-        )
-        for p, truth in ((0.97, accuracy(0.97, 100)), (0.997, accuracy(0.997, 100)))
-    ),
-    *(
-        Scenario(
-            f"replicates: two kinds, {share:.0%} at .1, the others at .95, of {n}, sd {sd}",
-            "power",
-            bound,
-            two_kinds(lottery(share, sd), n, cost=4),
-        )
-        for share, n, sd, bound in (
-            (0.5, 20, 0.05, 0.93),
-            (0.5, 20, 0.085, 0.88),
-            (0.5, 20, 0.15, 0.2),
-            (0.8, 20, 0.05, 0.25),
-            (0.8, 50, 0.05, 0.6),
-        )
-    ),
-    *(
-        Scenario(
-            f"replicates: one kind of 20, though {share:.0%} at .1, sd {sd}",
-            "false claims",
-            0.08,
-            one_kind(lottery(share, sd), 20, 4),
-        )
-        for share, sd in ((0.5, 0.15), (0.8, 0.05))
-    ),
-    Scenario(
-        "replicates: one kind of 20 normal values",
-        "power",
-        0.9,
-        one_kind(lambda draw, n: draw.standard_normal(n), 20, 8),
-    ),
-)
-
-
-# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+# --- how noisy? ---------------------------------------------------------------------------------------------------------
 
 
 def spread_covered(what: str, n: int, cv: float) -> Callable[[int, np.random.Generator], Outcome]:
@@ -167,25 +64,8 @@ def largest_covered(cvs: Sequence[float], n: int) -> Callable[[int, np.random.Ge
     return run
 
 
-def asks_for_enough(cells: Sequence[Draw], n: int, enough: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often does the high end ask for at least as many replicates to find 20 % as the worst cell needs?"""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        hits, told = 0, 0
-        for _ in range(max(1, n_runs // 4)):  # the search for a power takes milliseconds
-            found = replicates.noisiest([cell(draw, n).tolist() for cell in cells])
-            if found is None:
-                continue
-            told += 1
-            needed = replicates.replicates_needed(found.noise.cv_high, 0.2)
-            hits += needed is None or needed.or_more or needed.n >= enough  # no number promises nothing
-        return Outcome(hits / told, told)
-
-    return run
-
-
 def asked_of_equals(n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """Six cells of cv .1 need 64 replicates to find 5 %: how often is the first number within a factor two of that?"""
+    """Six cells of cv .1: how often is the pooled cv, squared, within a factor two of that?"""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         hits = 0
@@ -193,23 +73,6 @@ def asked_of_equals(n: int) -> Callable[[int, np.random.Generator], Outcome]:
             found = replicates.noisiest((1 + 0.1 * draw.standard_normal((6, n))).tolist())
             assert found is not None and found.noise.cv is not None
             hits += 1 / 2 <= (found.noise.cv / 0.1) ** 2 <= 2
-        return Outcome(hits / n_runs, n_runs)
-
-    return run
-
-
-def found_as_promised(cv: float, difference: float) -> Callable[[int, np.random.Generator], Outcome]:
-    """As many replicates as were said to be needed: how often is the difference found by the test that the project uses?"""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        needed = replicates.replicates_needed(cv, difference)
-        assert needed is not None and not needed.or_more
-        hits = 0
-        for _ in range(n_runs):
-            a, b = draw.standard_normal((2, needed.n))
-            found = differences.welch_difference((1 + cv * a).tolist(), (1 + difference + cv * b).tolist())
-            assert found is not None and found.p is not None
-            hits += found.p < 0.05 and found.mean < 0
         return Outcome(hits / n_runs, n_runs)
 
     return run
@@ -239,21 +102,6 @@ NOISE = (
             asked_of_equals(n),
         )
         for n, bound in ((3, 0.75), (5, 0.85), (10, 0.95))
-    ),
-    *(
-        Scenario(
-            f"noise: five steady cells do not hide that a lottery needs {enough}, {n} replicates (measured)",
-            "power",
-            0.0,
-            asks_for_enough([lottery(0.3, 0.02), *[normal(0.9, 0.02)] * 5], n, enough),
-        )
-        for n, enough in ((3, 128), (5, 128), (10, 128))
-    ),
-    *(
-        Scenario(
-            f"replicates needed: cv {cv}, {difference:.0%} apart", "power", 0.78, found_as_promised(cv, difference)
-        )
-        for cv, difference in ((0.03, 0.2), (0.06, 0.2), (0.08, 0.2), (0.15, 0.2), (0.3, 0.2), (0.1, 0.05))
     ),
 )
 
@@ -522,4 +370,4 @@ COMPARE = (
     Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
 )
 
-SCENARIOS: tuple[Scenario, ...] = (*KINDS, *NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)
+SCENARIOS: tuple[Scenario, ...] = (*NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

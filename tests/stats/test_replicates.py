@@ -1,4 +1,4 @@
-"""Two kinds of replicates, their noise, how many more are needed; and the command that plays simulated truths at length."""
+"""The noise of replicates, how many succeed; and the command that plays simulated truths at length."""
 
 from __future__ import annotations
 
@@ -10,95 +10,20 @@ from pathlib import Path
 import calibration
 import numpy as np
 import pytest
-from simulate_replicates import KINDS, NOISE, SUCCESS, lottery
+from simulate_replicates import NOISE, SUCCESS
 from simulation import Outcome, Scenario
 
 from orchestrator.stats import replicates
-from orchestrator.stats.replicates import Needed
 from trainers.streams import stream
 
 
-@pytest.mark.parametrize(
-    "scenario", [s for s in (*KINDS, *NOISE, *SUCCESS) if "thirty" not in s.name], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("scenario", [s for s in (*NOISE, *SUCCESS) if "thirty" not in s.name], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
     outcome = scenario.play(2000)
     assert scenario.holds(outcome), outcome
 
 
-# --- two kinds? --------------------------------------------------------------------------------------------------------
-
-
-def test_twelve_at_one_level_and_eight_at_another_are_two_kinds_with_their_means_and_shares() -> None:
-    low = [0.08, 0.09, 0.10, 0.10, 0.11, 0.12, 0.07, 0.13]
-    high = [0.95, 0.96, 0.97, 0.94, 0.99, 0.98, 0.95, 0.96, 1.0, 1.0, 0.93, 0.97]
-    found = replicates.bimodality([*high, None, *low, float("nan")])
-    assert (found.verdict, found.n, found.more) == ("two kinds", 20, 0)
-    assert [mode.n for mode in found.modes] == [8, 12]
-    assert [mode.mean for mode in found.modes] == pytest.approx([np.mean(low), np.mean(high)], abs=1e-6)
-    assert [mode.share for mode in found.modes] == pytest.approx([0.4, 0.6], abs=1e-6)
-
-
-def test_a_verdict_is_the_same_whatever_the_order_the_scale_and_the_time_of_asking() -> None:
-    draw = stream("test", "bimodality")
-    values = lottery(0.4, 0.1)(draw, 30)
-    first = replicates.bimodality(values.tolist())
-    assert replicates.bimodality(values.tolist()) == first
-    again = replicates.bimodality((1e12 * draw.permutation(values) - 3e11).tolist())
-    assert (again.verdict, again.dip_p) == (first.verdict, first.dip_p)
-    assert again.bic_gain == pytest.approx(first.bic_gain, rel=1e-6)
-    assert again.modes[0].mean == pytest.approx(1e12 * first.modes[0].mean - 3e11, rel=1e-9)
-
-
-def test_the_gain_is_the_difference_of_what_scikit_learn_says_of_one_and_of_two_gaussians() -> None:
-    from sklearn.mixture import GaussianMixture
-
-    values = lottery(0.5, 0.1)(stream("test", "bic"), 40)
-    z = ((values - values.mean()) / values.std())[:, None]
-    one, two = (
-        GaussianMixture(k, reg_covar=replicates.SMALLEST_SD**2, n_init=5, random_state=0).fit(z) for k in (1, 2)
-    )
-    assert replicates.bimodality(values.tolist()).bic_gain == pytest.approx(one.bic(z) - two.bic(z), rel=1e-3)
-
-
-def test_too_few_values_say_nothing_and_how_many_more_would() -> None:
-    found = replicates.bimodality([0.1, 0.95, 0.1, 0.95, 0.96])
-    assert (found.verdict, found.more, found.dip_p, found.modes) == ("too few", 15, None, ())
-    assert replicates.bimodality([]).more == 20
-    assert replicates.bimodality([0.1, 0.9] * 9 + [None] * 30).more == 2
-
-
-def test_equal_values_are_constant_and_no_kinds() -> None:
-    assert replicates.bimodality([1.0] * 20).verdict == "constant"
-    assert replicates.bimodality([0.0] * 25).verdict == "constant"
-    assert replicates.bimodality([0.1 + 0.2, 0.3] * 10).verdict == "constant"  # they differ by rounding
-
-
-def test_zeros_and_ones_are_two_kinds_and_one_failure_in_twenty_is_undecided() -> None:
-    sharp = replicates.bimodality([0.0] * 9 + [1.0] * 11)
-    assert sharp.verdict == "two kinds" and sharp.separation is not None and math.isfinite(sharp.separation)
-    assert replicates.bimodality([1.0] * 19 + [0.1]).verdict == "undecided"
-
-
-def test_steps_of_a_measure_pass_for_kinds_unless_the_resolution_is_told() -> None:
-    nearly_all = [1.0] * 13 + [0.99] * 7  # 100 items, none or one of them wrong
-    assert replicates.bimodality(nearly_all).verdict == "two kinds"
-    assert replicates.bimodality(nearly_all, resolution=0.01).verdict == "one kind"
-    assert replicates.bimodality([0.0] * 9 + [1.0] * 11, resolution=0.01).verdict == "two kinds"
-    with pytest.raises(ValueError):
-        replicates.bimodality(nearly_all, resolution=-0.01)
-
-
-def test_the_dip_test_alone_finds_a_clear_lottery_in_a_quarter_of_five_replicates_and_nearly_always_in_twenty() -> None:
-    """Why 20: two even modes at .1 and .95 with sd .085."""
-    draw = stream("test", "dip alone")
-    found = {
-        n: np.mean([replicates.dip_p_value(lottery(0.5, 0.085)(draw, n)) <= 0.05 for _ in range(2000)]) for n in (5, 20)
-    }
-    assert found[5] == pytest.approx(0.23, abs=0.03) and found[20] == pytest.approx(0.93, abs=0.03)
-
-
-# --- how noisy, and how many more? -------------------------------------------------------------------------------------
+# --- how noisy? ---------------------------------------------------------------------------------------------------------
 
 
 def test_noise_of_three_values_computed_by_hand() -> None:
@@ -138,29 +63,6 @@ def test_no_number_that_is_not_finite_ever_comes_out() -> None:
         values = (draw.normal(0, 1, n) * 10.0 ** draw.integers(-12, 12) + draw.integers(-1, 2)).tolist()
         found = replicates.noise(values)
         assert found is not None and all(math.isfinite(v) for v in found if v is not None)
-
-
-def test_replicates_needed_agrees_with_published_tables() -> None:
-    """Cohen 1988, table 2.4.1: power .8 at alpha .05 two-sided takes 64 in each group for d = .5, 26 for .8, 393 for .2."""
-    assert replicates.replicates_needed(0.4, 0.2) == Needed(64, False)
-    assert replicates.replicates_needed(0.25, 0.2) == Needed(26, False)
-    assert replicates.replicates_needed(1.0, 0.2) == Needed(394, False)  # by exact power; the table's 393 gives .7996
-
-
-def test_a_cap_is_said_to_be_one_and_nothing_comes_of_nothing() -> None:
-    assert replicates.replicates_needed(3.0, 0.01) == Needed(10_000, True)
-    assert replicates.replicates_needed(None, 0.2) is None
-    assert replicates.replicates_needed(0.0, 0.2) is None
-    assert replicates.replicates_needed(float("nan"), 0.2) is None
-    for wrong in ({"relative_difference": 0.0}, {"relative_difference": 0.2, "power": 0.01}):
-        with pytest.raises(ValueError):
-            replicates.replicates_needed(0.3, **wrong)
-
-
-def test_more_noise_never_needs_fewer_replicates() -> None:
-    needed = [replicates.replicates_needed(cv, 0.1) for cv in np.geomspace(1e-4, 5, 60).tolist()]
-    numbers = [one.n for one in needed if one is not None]
-    assert len(numbers) == 60 and numbers == sorted(numbers) and numbers[0] == 3
 
 
 def test_the_lost_stay_in_the_denominator_of_success_and_the_pending_do_not_enter_it() -> None:

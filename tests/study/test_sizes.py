@@ -18,9 +18,6 @@ from orchestrator.analysis.findings import judge
 from orchestrator.analysis.results import Results
 from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
-from orchestrator.report.curves import Series
-from orchestrator.report.page import Curves
-from orchestrator.report.walk import walk_of
 from orchestrator.study import claimable
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError

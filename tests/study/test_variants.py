@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from orchestrator import formatting
 from orchestrator.analysis import arms, sizes
 from orchestrator.analysis.answer import paragraph
 from orchestrator.analysis.findings import find
-from orchestrator.report import judged_tables
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
 from trainers import budget
@@ -210,39 +208,3 @@ def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate()
     assert "untaught needs at least " in judged_tables.overtaking_rows(bound)[0]["ratio"]
     nobody = of_variant(study, {"taught": never, "untaught": never})
     assert judged_tables.overtaking_rows(nobody)[0]["ratio"] == "—"
-
-
-def test_a_planted_law_of_size_and_tokens_comes_back_in_the_report() -> None:
-    """Loss = 1 + (N0/N)^.35 + (D0/D)^.30, without noise: exponents, floor and best size are told as they are."""
-    widths = (16, 32, 64, 128, 256)
-    study = synthetic.made_up(
-        variant={f"d{d}": {"model": {"d_model": d, "d_mlp": 4 * d}} for d in widths},
-        n_tasks=(64,),
-        compute_flops=(4e12, 1.6e13, 6.4e13),
-        replicates=2,
-    )
-    n_zero, d_zero = 3e4, 3e8
-
-    def truth(line: str) -> synthetic.Truth:
-        trunk, size = study.trunk_of(line), _size(study, line)
-        family: Any = trunk.family
-        per_flop = trunk.training.batch_size * family.length("answer") / budget.flops_per_step(trunk)
-
-        def ability(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
-            loss = 1 + (n_zero / size) ** 0.35 + (d_zero / (c * per_flop)) ** 0.30
-            return (synthetic.UNIFORM - loss) / (synthetic.UNIFORM - synthetic.RULE)
-
-        return ability
-
-    found = of_variant(study, {line: truth(line) for line in study.lines})
-    law, best = found.laws["answer"]
-    assert law.law is not None and best is not None
-    assert (law.law.floor, law.law.alpha, law.law.beta) == pytest.approx((1.0, 0.35, 0.30), abs=0.02)
-    (words_of_law,) = [w for w in judged_tables.frontiers(found) if w.startswith("Parametric law")]
-    assert "30 trials" in words_of_law and f"{formatting.number(best.n_parameters)} parameters" in words_of_law
-    assert (
-        find(
-            study.model_copy(update={"axes": study.axes.model_copy(update={"variant": {}})}), *synthetic.tables(study)
-        ).laws
-        == {}
-    )

@@ -92,7 +92,7 @@ def suites_are_as_declared(trunk: TrunkSpec) -> None:
     """Every declared skill has a probe of the right shape, and the suite costs what is said before it is built."""
     family: Any = trunk.family
     suite, again, length = family.suite(trunk.request), family.suite(trunk.request), family.length(trunk.arm)
-    assert sum(len(items.tokens) * items.n_readings for items in suite) == family.suite_size(trunk.request)
+    assert sum(len(items.tokens) * (1 + len(items.written)) for items in suite) == family.suite_size(trunk.request)
     probed = {(probe.skill, probe.split) for items in suite for probe in items.probes}
     assert set(family.skills) | {family.mixture} <= {skill for skill, _ in probed}
     assert (family.mixture, "seen") in probed and {split for _, split in probed} <= {"seen", "held_out"}

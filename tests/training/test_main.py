@@ -174,7 +174,7 @@ def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeyp
 def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
     """One update of 1e39, beyond float32 and what a file may ask for, and an exam after it that has no numbers to show."""
     trunk = TrunkSpec.model_validate(TRUNK | {"training": {"batch_size": 8, "learning_rate": 1e39}})
-    run_trunk(trunk, [50.0 * STEP], Place(), lambda events: command._tell(events, None))
+    run_trunk(trunk, [50.0 * STEP], Place(), lambda events: command._write(events, None))
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"diverged after 1 steps, {STEP:.4g} FLOPs")
 
 
@@ -204,7 +204,7 @@ def test_two_workers_are_started_and_come_to_what_one_comes_to(tmp_path, capsys)
         (["--workers", "3"], "8 sequences cannot be shared by 3 workers; 1, 2, 4, 8 can"),
         (["--offload"], "--offload: needs --zero-stage 1, 2 or 3"),
         (["--compile", "--zero-stage", "3"], "--compile: not with --zero-stage 3"),
-        (["--prove", "--workers", "2"], "--prove: compares to the bit, and so with one worker alone"),
+        (["--prove", "--workers", "2"], "--prove: needs --workers 1"),
         (["--checkpoints", "gopher://x"], "gopher://x: no storage"),
     ],
 )

@@ -18,7 +18,6 @@ import pytest
 from scipy import special
 
 from orchestrator import stats
-from orchestrator.stats.forecast import forecast
 from orchestrator.stats.frontier import isoflop
 
 S, R0, RATE = 1.0, 0.01, 1.0
@@ -106,12 +105,3 @@ def test_skills_emerge_at_the_published_times_and_suddenly(alpha: float) -> None
     assert all(t is not None for t in times)
     assert exponent(k, np.array(times, dtype=float)) == pytest.approx(-(alpha + 1), abs=TOLERANCE)
     assert np.array(times, dtype=float) == pytest.approx([time_of(i, alpha) for i in k], rel=0.01)
-
-
-@ALPHAS
-def test_the_bottom_forecasts_the_top_of_a_sum_of_emergences(alpha: float) -> None:
-    """Each skill is a jump, and their sum is forecast from a quarter of the compute on to within 2 %."""
-    top = time_of(2000, alpha)
-    time = top * 10.0 ** (-np.arange(12) / 4)
-    found = forecast(time, loss_over_time(time, alpha)[None])
-    assert found.log_error is not None and abs(found.log_error) < 0.02

@@ -58,12 +58,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ZeRO 0 in turns": ({}, {"micro_batch": 1}),
     "ZeRO 2 in turns": ({}, {"zero_stage": 2, "micro_batch": 2}),
     "ZeRO 3 in turns, recomputing": ({}, {"zero_stage": 3, "micro_batch": 2, "recompute": True}),
-    "ZeRO 1 offloading": ({}, {"zero_stage": 1, "offload": True}),
     "ZeRO 2 offloading": ({}, {"zero_stage": 2, "offload": True}),
     "ZeRO 3 offloading": ({}, {"zero_stage": 3, "offload": True}),
 }
 """Training and place of each case that must come to the same as one worker alone."""
-IN_TURNS = ("ZeRO 0 in turns", "ZeRO 1", "ZeRO 2 in turns", "ZeRO 3 in turns, recomputing")
+IN_TURNS = ("ZeRO 1", "ZeRO 3 in turns, recomputing")
 """Cases in which a step can be stopped between two micro-batches."""
 EXPLODING = {"learning_rate": 1e30, "warmup_steps": 30}
 

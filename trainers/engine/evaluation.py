@@ -1,4 +1,4 @@
-"""Evaluation: a trunk's suite is read by the model and scored where the logits are; nothing is changed by it."""
+"""Evaluation: the model reads a trunk's suite, and the answers are scored on its device. It changes nothing."""
 
 from __future__ import annotations
 
@@ -16,83 +16,88 @@ from trainers.tasks import ItemSet
 from trainers.tasks.probes import ANSWERS, Probe
 
 SUITES_BYTES = 64 * 2**20
-"""Suites that a process keeps for trunks to come: some forty of the quickstart's, of 1.5 MB each."""
+"""Most bytes of suites that a process caches for later trunks: about forty of the quickstart's, at 1.5 MB each."""
 
-_SUITES: dict[str, list[ItemSet]] = {}  # by what they depend on, the one used last at the end
+_SUITES: dict[str, list[ItemSet]] = {}  # by all that a suite depends on; the last used is at the end
 
 
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    """A trunk's evaluation suite, kept for others that ask the same: variants of it, or its trials one by one."""
+    """A trunk's evaluation suite. It is cached: its variants, and its trials run one by one, have the same suite."""
     family: Any = trunk.family
-    asked = trunk.request._replace(batch_size=0)  # no suite depends on it
-    key = repr((family, asked))
-    suite = _SUITES.pop(key) if key in _SUITES else family.suite(asked)
+    request = trunk.request._replace(batch_size=0)  # no suite depends on it
+    key = repr((family, request))
+    suite = _SUITES.pop(key) if key in _SUITES else family.suite(request)
     _SUITES[key] = suite
-    while sum(items.n_bytes for kept in _SUITES.values() for items in kept) > SUITES_BYTES:
+    while sum(items.n_bytes for cached in _SUITES.values() for items in cached) > SUITES_BYTES:
         del _SUITES[next(iter(_SUITES))]
     return suite
 
 
 def chunk_of(place: Place) -> int:
-    """Sequences that are read at once: the planned micro-batch. On a CPU, where none is planned for want of memory, always so many:
-    other chunks may move a last bit, and a result is promised to the bit however a trial is placed."""
+    """Sequences that an evaluation reads at once: the micro-batch, or EVALUATION_SEQUENCES if the place sets none.
+
+    On a CPU it is always EVALUATION_SEQUENCES: another chunk may move a last bit, and placement must not change a result.
+    Memory sets no limit there.
+    """
     return EVALUATION_SEQUENCES if place.device == "cpu" else place.micro_batch or EVALUATION_SEQUENCES
 
 
 @torch.no_grad()
 def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-    """One row of raw sums per probe of the suite (`Probe.score`); changes neither the model nor any stream.
+    """One row of raw sums per probe of the suite (`Probe.score`). It changes neither the model nor any stream.
 
-    Every rank reads and scores its part of the sequences, a chunk at a time. A few numbers a position leave the device
-    (`Probe.answers`), summed at the end, so that sums do not depend on ranks and chunks. Log-probabilities leave it only for
-    probes that compare distributions. `before` is called before each forward pass; what it raises gives the evaluation up.
+    Every rank reads and scores its part of the sequences, one chunk at a time. Only a few numbers per position leave the device
+    (`Probe.answers`). They are summed at the end, so sums do not depend on ranks or chunks. Log-probabilities leave the device
+    only for probes that compare distributions. `before` is called before each forward pass. If it raises, the evaluation is
+    abandoned.
     """
     chunk = chunk_of(engine.place)
     rows: list[dict[str, Any]] = []
     for items in suite:
         n = len(items.tokens)
         n_here = -(-n // engine.world)
-        mine = (
-            np.arange(n_here) + engine.rank * n_here
-        ) % n  # the last rank may begin again: what is too much is cut off
+        mine = (np.arange(n_here) + engine.rank * n_here) % n  # the last rank may wrap around; [:n] cuts that off
         by_answers = all(probe.scores_answers for probe in items.probes)
         parts: list[list[torch.Tensor]] = []
         for here in np.split(mine, range(chunk, n_here, chunk)):
             with engine.autocast():
                 logs = _read(engine.model, torch.from_numpy(items.tokens[here, :-1]), items.written, before)
             parts.append([_answers(probe, logs, here) for probe in items.probes] if by_answers else [logs])
-        found = [engine.gathered(torch.cat(column))[:n].cpu().numpy() for column in zip(*parts, strict=True)]
+        arrays = [engine.gathered(torch.cat(column))[:n].cpu().numpy() for column in zip(*parts, strict=True)]
         if by_answers:
-            rows += [probe.score_answers(answers) for probe, answers in zip(items.probes, found, strict=True)]
+            rows += [probe.score_answers(answers) for probe, answers in zip(items.probes, arrays, strict=True)]
         else:
-            rows += [probe.score(found[0]) for probe in items.probes]  # of (N, T, V), or (N, T) numbers
+            rows += [probe.score(arrays[0]) for probe in items.probes]  # (N, T, V), or (N, T) numbers
     return rows
 
 
 def _answers(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`Probe.answers` where the log-probabilities are: (b, T, ANSWERS) float64."""
+    """`Probe.answers` on the device of the log-probabilities: (b, T, ANSWERS) float64."""
     if logs.device.type == "cpu":
         return torch.from_numpy(probe.answers(logs.numpy(), rows))
     return answers_on_device(probe, logs, rows)
 
 
 def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """The same by torch, for devices that numpy cannot reach: equal but for the last digits."""
+    """`Probe.answers` in torch, for devices that numpy cannot reach. It may differ in the last digits."""
     mask, target = (torch.from_numpy(part[rows]).to(logs.device) for part in (probe.mask, probe.target))
     scored, target = logs[mask].double(), target[mask]  # (n, V), (n,)
     log_p = scored.gather(1, target[:, None])[:, 0]
     p, right = log_p.exp(), (scored.argmax(1) == target).double()
     squares = scored.mul_(2).exp_().sum(1)
-    found = torch.zeros(*mask.shape, ANSWERS, dtype=torch.float64, device=logs.device)
-    found[mask] = torch.stack([right, log_p, p, squares - 2 * p + 1], dim=1)
-    return found
+    answers = torch.zeros(*mask.shape, ANSWERS, dtype=torch.float64, device=logs.device)
+    answers[mask] = torch.stack([right, log_p, p, squares - 2 * p + 1], dim=1)
+    return answers
 
 
 def _read(
     model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int], before: Callable[[], None] = lambda: None
 ) -> torch.Tensor:
-    """Log-probabilities (B, T, V) for tokens (B, T); at the positions `written` the model's likeliest token is what it
-    goes on from, so that an early mistake is carried along as it would be in use. Numbers (B, T) for tokens (B, T, W)."""
+    """Log-probabilities (B, T, V) for tokens (B, T), or predicted numbers (B, T) for tokens (B, T, W).
+
+    After each position in `written` the model reads its own likeliest token instead of the given one. So an early mistake has
+    the same consequences as in free-running use.
+    """
     device = next(model.parameters()).device
     tokens = tokens.to(device, copy=True)
     for position in written:

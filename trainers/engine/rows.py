@@ -1,4 +1,4 @@
-"""What the engine asks of an objective, and the rows of a batch that it hands to one."""
+"""The interface between engine and objective, and the rows of a batch that pass between them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from trainers.tasks import Batch
 
 Network = Callable[..., Tensor]
-"""The model, as `models/transformer.py` is called."""
+"""The model, with the call signature of `models/transformer.py`."""
 
 
 class NoTargetsError(ValueError):
-    """A batch whose mask sets no position: nothing could be learned from it, and its mean would be 0 / 0."""
+    """A batch whose mask sets no position. It teaches nothing, and its mean loss would be 0 / 0."""
 
 
 class Rows(NamedTuple):
@@ -37,13 +37,13 @@ class Rows(NamedTuple):
 
 
 class Objective(Protocol):
-    """How a step and a model become a loss. `objectives/` has what there is; one is made for each trunk, on every rank alike."""
+    """Turns a step and a model into a loss. Objectives are in `objectives/`. Every rank makes the same one for its trunk."""
 
     def batch(self, step: int) -> Batch:
-        """What step number `step` (from 0) learns from."""
+        """The batch of step number `step` (from 0)."""
 
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:
-        """How many targets the loss of these rows is a mean over."""
+        """Number of targets in these rows: the loss is the mean over them."""
 
     def loss(self, model: Network, rows: Rows) -> Tensor:
-        """The mean over the targets of these rows, a scalar with a gradient; 0 where they have none."""
+        """The mean loss over the targets of these rows: a scalar with a gradient, 0 if they have no target."""

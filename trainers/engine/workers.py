@@ -1,8 +1,9 @@
-"""Several workers on this machine without Ray: one process each, which meet through a file. No port but gloo's on loopback.
+"""Several workers on this machine without Ray: one process each. They find each other through a file.
 
     python -m trainers trial.json --workers 2 --zero-stage 2
 
-On a cluster Ray Train starts the workers instead (`orchestrator/run/worker.py`); what each of them runs is the same.
+They open no port but gloo's on loopback. On a cluster, Ray Train starts the workers instead (`orchestrator/run/worker.py`).
+Each worker runs the same code in both cases.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 
 class WorkerLost(Exception):
-    """A worker ended by itself or was killed, and left no traceback."""
+    """A worker that ended or was killed without a traceback."""
 
 
 def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any) -> None:
-    """Run `main(rank, *given)` in so many processes that form a process group; `main` and `given` must pickle.
+    """Run `main(rank, *given)` in `workers` processes that form a process group. `main` and `given` must pickle.
 
-    Raises torch's ProcessRaisedException with the traceback of the first that fails, or WorkerLost, after ending the others.
+    If a process fails, the others are ended. Raises torch's ProcessRaisedException with the first traceback, or WorkerLost if
+    there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)
@@ -37,7 +39,7 @@ def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any)
 
 
 def n_gpus() -> int:
-    """GPUs of this machine that torch can use."""
+    """Number of GPUs of this machine that torch can use."""
     return torch.cuda.device_count()
 
 

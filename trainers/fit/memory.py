@@ -1,9 +1,10 @@
-"""How much memory a trial takes on each device, and how it is made to fit: ZeRO, turns, recomputation, offload. No torch here.
+"""Memory of a trial on each device, and the placement that makes it fit. No torch here.
 
-    fit(trunk, workers=8, device_bytes=80 * 10**9)     # Fit: what to do, and why, in a sentence that a plan prints
+    fit(trunk, workers=8, device_bytes=80 * 10**9)     # Fit: the placement, and the reason as one sentence for a plan
 
-An estimate, held to reality by tests on the CPU and meant to err upward. The global batch is science and never changes: each
-of W workers takes its share of it in equal turns, B = W x micro_batch x accumulation. GB are 10^9 bytes.
+The means are ZeRO, gradient accumulation, recomputation and offload. Memory is estimated, and the estimate should err upward.
+Tests compare it with measurements on the CPU. The global batch belongs to the spec and never changes. Each of W workers takes
+its share in equal gradient accumulation steps: B = W x micro_batch x accumulation. GB are 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -19,51 +20,51 @@ from trainers.shapes import Precision, Shape
 from trainers.spec import TrunkSpec
 
 FREE_SHARE = 0.1
-"""Of a device, kept free: its context, what the communication library takes and the gaps between tensors. Assumed."""
+"""Share of a device that stays free for its context, the communication library and gaps between tensors. Assumed."""
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients that ZeRO reduces at once, at most: 0.2 GB. DeepSpeed's own 500 million take 2 GB, whatever the model."""
+"""Most gradients that ZeRO reduces at once: 0.2 GB. DeepSpeed's default of 500 million takes 2 GB for every model."""
 EVALUATION_SEQUENCES = 256
-"""Sequences that an evaluation reads at once where no micro-batch is planned for want of memory (`engine/evaluation.py`)."""
+"""Sequences that an evaluation reads at once if the place sets no micro-batch (`engine/evaluation.py`)."""
 
 
 class DoesNotFit(ValueError):
-    """A trunk that no ZeRO stage, turns, recomputation or offload get onto the device."""
+    """A trunk that fits the device with no ZeRO stage, micro-batch, recomputation or offload."""
 
 
 # Training state --------------------------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
-    """Bytes on each device, apart from `host`, that a run holds from its first step to its last."""
+    """Bytes that a run holds from its first step to its last: on each device, except `host`."""
 
     weights: int
     gradients: int
     partition: int
-    """The copy of its share of the weights that ZeRO updates, fp32 like the weights themselves."""
+    """ZeRO's copy of the worker's share of the weights, which it updates. It is fp32 like the weights."""
     moments: int
     left: int
-    """Weights and moments of where the trunk was left while it is on a branch; with ZeRO they wait on the host."""
+    """Weights and moments of the trunk at the branch point, during a branch. With ZeRO they are on the host."""
     host: int
-    """Of the host's memory, a worker: what `offload` moves there. Apart from `left` and what a save takes."""
+    """Host memory per worker that `offload` uses. `left` and the memory of a save are not included."""
 
     @property
     def device(self) -> int:
-        """What counts on the device."""
+        """Total on the device."""
         return self.weights + self.gradients + self.partition + self.moments + self.left
 
 
 def state_bytes(n_params: int, workers: int = 1, zero_stage: int = 0, offload: bool = False) -> State:
-    """4 bytes a parameter for weights, 4 for gradients, 8 for AdamW's moments (autocast leaves them all fp32).
+    """The training state: 4 bytes per parameter for weights, 4 for gradients, 8 for AdamW's moments. Autocast keeps all fp32.
 
-    Shared out as in Rajbhandari et al. 2020 (arXiv 1910.02054, figure 1), plus what DeepSpeed 0.19 adds: at stages 1 and 2
-    `single_partition_of_fp32_groups`, a copy of the worker's share of the weights, though they are fp32 already; at stage 3 the
-    same (`fp32_partitioned_groups_flat`; it would share them where devices compare equal, but compares a name with a device).
-    Offloading, the host holds that copy, moments, gradients and a buffer to send weights back from: 20 bytes for each
-    parameter of the share.
+    ZeRO partitions them as in Rajbhandari et al. 2020 (arXiv 1910.02054, figure 1). DeepSpeed 0.19 adds a copy of the worker's
+    share of the weights, though they are fp32 already: `single_partition_of_fp32_groups` at stages 1 and 2,
+    `fp32_partitioned_groups_flat` at stage 3. (At stage 3 it would share them if the devices compared equal. But it compares a
+    name with a device.) With offload the host holds that copy, moments, gradients and a buffer to send weights back: 20 bytes
+    for each parameter of the share.
 
-    DeepSpeed's estimators differ because they assume 16-bit weights: stage 2 is 2 P + 18 P/W there (2 weights, 2 + 4 gradients,
-    4 copy, 8 moments) and 4 P + 16 P/W here; stage 3 is 18 P/W plus 4 bytes for each parameter of the largest layer, and
-    20 P/W here before what is gathered (`Needs.gathered`).
+    DeepSpeed's estimators differ because they assume 16-bit weights. At stage 2 they have 2 P + 18 P/W (2 weights,
+    2 + 4 gradients, 4 copy, 8 moments); here it is 4 P + 16 P/W. At stage 3 they have 18 P/W plus 4 bytes for each parameter of
+    the largest layer; here it is 20 P/W plus gathered weights (`Needs.gathered`).
     """
     whole = 4 * n_params
     share = -(-whole // workers)
@@ -80,7 +81,7 @@ def state_bytes(n_params: int, workers: int = 1, zero_stage: int = 0, offload: b
 
 
 class How(NamedTuple):
-    """A way to run a trunk on its workers."""
+    """One placement of a trunk on its workers."""
 
     zero_stage: int
     micro_batch: int
@@ -89,7 +90,7 @@ class How(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What of it is given; None is to be chosen."""
+    """The given fields of a placement. None: to be chosen."""
 
     zero_stage: int | None = None
     micro_batch: int | None = None
@@ -98,43 +99,43 @@ class Given(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Bytes on each device. `state` stays; of the others one peak comes after the other."""
+    """Bytes on each device. `state` is always there. The others are peaks at different times."""
 
     state: State
     activations: int
-    """Training: what autograd keeps and what passes."""
+    """Training: tensors that autograd keeps, and temporary ones."""
     gathered: int
-    """Training and exam: the buckets in which gradients are reduced, and the weights that ZeRO 3 puts together."""
+    """Training and evaluation: buckets for the reduction of gradients, and weights that ZeRO 3 gathers."""
     update: int
-    """The optimizer step: gradients, laid flat."""
+    """Optimizer step: flattened gradients."""
     saving: int
-    """A checkpoint: one more copy of weights and moments."""
-    exam: int
-    """An evaluation."""
+    """Checkpoint: one more copy of weights and moments."""
+    evaluation: int
+    """Evaluation: without gradients."""
     start: int
-    """All weights, before ZeRO 3 has shared them out. (Stages 1 and 2 lay them flat through the host where space is short.)"""
+    """Start: all weights before ZeRO 3 partitions them. (Stages 1 and 2 flatten them through the host if space is short.)"""
 
     @property
     def device(self) -> int:
-        """The largest sum that is there at once."""
-        passing = max(self.activations + self.gathered, self.update, self.saving, self.exam + self.gathered)
-        return max(self.state.device + passing, self.start)
+        """The largest sum at any time."""
+        training, evaluating = self.activations + self.gathered, self.evaluation + self.gathered
+        return max(self.state.device + max(training, evaluating, self.update, self.saving), self.start)
 
 
 Tried = tuple[How, Needs]
 
 
 def bucket_elements(shape: Shape) -> int:
-    """Gradients that are reduced at once: all, BUCKET_ELEMENTS, or the largest layer if that alone is more."""
+    """Gradients that are reduced at once: all of them up to BUCKET_ELEMENTS, or the largest layer if that is more."""
     most = max(min(shape.n_parameters, BUCKET_ELEMENTS), shape.largest_layer)
     return most + most % 2  # DeepSpeed insists on an even number
 
 
 def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's `zero_optimization` as the estimate takes it for granted; stage 0 shares nothing out and needs none of it.
+    """DeepSpeed's `zero_optimization`, as the estimate assumes it. Stage 0 needs only its number.
 
-    With its own defaults ZeRO 1 to 3 take a bucket of 2 GB, and ZeRO 3 keeps gathered what is used again within a billion
-    parameters: all the weights of every model that we have a name for.
+    With DeepSpeed's defaults, ZeRO 1 to 3 take a bucket of 2 GB. ZeRO 3 also keeps weights gathered if they are used again
+    within a billion parameters: all the weights of every preset.
     """
     section: dict[str, Any] = {"stage": zero_stage}
     if not zero_stage:
@@ -150,7 +151,7 @@ def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, 
 
 
 def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None = None) -> Needs:
-    """The estimate for one way of running a trunk. `precision` is the trunk's own where left out."""
+    """The estimate for one placement of a trunk. `precision` is the trunk's own if left out."""
     precision = precision or precision_of(trunk)
     shape = shape_of(trunk)
     n_params = shape.n_parameters
@@ -161,45 +162,47 @@ def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None 
         gathered=gathered,
         update=update,
         saving=0 if how.zero_stage else 12 * n_params,
-        exam=_exam_bytes(trunk, workers, precision, how.micro_batch),
+        evaluation=_evaluation_bytes(trunk, workers, precision, how.micro_batch),
         start=4 * n_params + 4 * -(-n_params // workers) if how.zero_stage == 3 else 0,
     )
 
 
 def _beside_the_state(trunk: TrunkSpec, workers: int, how: How, precision: Precision) -> tuple[int, int]:
-    """Bytes for ZeRO's work while training, and at the update: measured with two workers, see the tests."""
+    """Bytes of ZeRO's buffers, as (in training, at the update). Tests measure them with two workers."""
     shape = shape_of(trunk)
     n_params = shape.n_parameters
     if how.zero_stage == 0:
         return 0, 4 * n_params if workers > 1 else 0  # the gradients once more, to be reduced
-    kinds = 2 if precision == "bf16" else 1  # of gradients, each with its bucket
+    kinds = 2 if precision == "bf16" else 1  # kinds of gradients, each with its bucket
     buckets, share = kinds * 4 * bucket_elements(shape), 4 * -(-n_params // workers)
     training, update = buckets, buckets + (0 if how.offload else share)
     if how.zero_stage == 2 and trunk.training.batch_size > workers * how.micro_batch:
-        training += share  # a turn's gradients beside those of the turns before
+        training += share  # new gradients beside the accumulated ones
     if how.zero_stage == 3:
-        training, update = training + buckets + share, update + buckets + share  # the bucket laid out anew, and its sum
+        training, update = training + buckets + share, update + buckets + share  # the rearranged bucket, and its sum
         training += 4 * 4 * shape.largest_layer  # two in use, one ahead, the gradient of one
-        training += 4 * shape.n_small_parameters  # vectors, too small to be worth sharing out
+        training += 4 * shape.n_small_parameters  # vectors, too small to be partitioned
     return training, update
 
 
-def _exam_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batch: int) -> int:
-    """Of an evaluation without gradients: a block or the log-probabilities of what is read at once; and where distributions are
-    compared all of them, as if the whole suite were one item set. Not held to a measurement."""
+def _evaluation_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micro_batch: int) -> int:
+    """Bytes of an evaluation: a block or the log-probabilities of the sequences that are read at once, whichever is more.
+
+    If the family compares distributions, the log-probabilities of the whole suite are added, as if it were one item set. No
+    test measures this.
+    """
     shape = shape_of(trunk)
     family: Any = trunk.family
     n_here = -(-family.suite_size(trunk.request) // workers)
     a_block = shape._replace(seq_len=1).block_bytes(1, precision)
-    token = (
-        max(a_block, (3 * 4 + 8) * shape.vocab_size) + shape.token_bytes
-    )  # of the log-probabilities a copy in float64
+    log_probabilities = (3 * 4 + 8) * shape.vocab_size  # 8: a copy in float64
+    token = max(a_block, log_probabilities) + shape.token_bytes
     kept = 2 * 4 * n_here * shape.vocab_size if family.has_distances else 0
     return shape.seq_len * (min(micro_batch, n_here) * token + kept)
 
 
 def precision_of(trunk: TrunkSpec) -> Precision:
-    """Of its matmuls, as its `training` says."""
+    """Precision of a trunk's matmuls (`training.precision`)."""
     return trunk.training.precision
 
 
@@ -207,22 +210,22 @@ def precision_of(trunk: TrunkSpec) -> Precision:
 
 
 class Fit(Record):
-    """How a trunk runs on its workers: place, not science."""
+    """The chosen placement of a trunk on its workers. It never changes a result's meaning."""
 
     zero_stage: Index
-    """What ZeRO shares out: 0 nothing, 1 moments, 2 gradients too, 3 weights too."""
+    """ZeRO stage: 0 partitions nothing, 1 moments, 2 also gradients, 3 also weights."""
     micro_batch: Count
-    """Sequences that a worker takes at once."""
+    """Sequences that a worker processes at once."""
     accumulation: Count
-    """Turns in which it takes its share of the batch."""
+    """Gradient accumulation steps for a worker's share of the batch."""
     recompute: bool
     """Keep only each block's input for the backward pass."""
     offload: bool
     """Keep the optimiser's state in the host's memory."""
     device_bytes: Count
-    """Estimated need of each device."""
+    """Estimated bytes on each device."""
     why: str
-    """One sentence for a plan."""
+    """The reason, as one sentence for a plan."""
 
 
 def fit(
@@ -236,31 +239,36 @@ def fit(
     recompute: bool | None = None,
     offload: bool | None = None,
 ) -> Fit:
-    """The cheapest way that fits: the lowest ZeRO stage, then with recomputation, then with offload; each in as few turns as
-    fit. What is given is kept, and the rest chosen around it; with all four given there is no choice, and no refusal.
+    """The cheapest placement that fits.
 
-    `device_bytes` None (a CPU) sets no limit; of a limit FREE_SHARE is kept free. Raises DoesNotFit with the arithmetic, and
-    ValueError for a batch that the workers or turns cannot share equally and for offload at stage 0.
+    The order is: the lowest ZeRO stage, then the stages with recomputation, then those with offload. Each takes the largest
+    micro-batch that fits. Given values are kept, and the others are chosen around them. If all four are given, the trunk is
+    never refused.
+
+    `device_bytes` None (a CPU) sets no limit. FREE_SHARE of a limit stays free. Raises DoesNotFit with the arithmetic. Raises
+    ValueError for offload at stage 0, and if workers or micro-batches cannot share the batch equally.
     """
     precision = precision or precision_of(trunk)
     given = Given(zero_stage, micro_batch, recompute, offload)
-    found, refused = _first_that_fits(trunk, workers, device_bytes, precision, given)
-    if found is None and None in given:
+    chosen, refused = _first_that_fits(trunk, workers, device_bytes, precision, given)
+    if chosen is None and None in given:
         raise DoesNotFit(_refusal(trunk, workers, device_bytes or 0, precision, given, refused))
-    if found is None:
-        found = refused.pop()
-        return _fit(
-            trunk, workers, *found, f"{_said(trunk, workers, *found, device_bytes)}: too much, but all of it is given"
-        )
-    return _fit(trunk, workers, *found, _said(trunk, workers, *found, device_bytes) + _instead_of(found[0], refused))
+    if chosen is None:
+        chosen = refused.pop()
+        why = f"{_description(trunk, workers, *chosen, device_bytes)}: too much, but all of it is given"
+    else:
+        why = _description(trunk, workers, *chosen, device_bytes) + _instead_of(chosen[0], refused)
+    return _fit(trunk, workers, *chosen, why)
 
 
 def workers_needed(
     trunk: TrunkSpec, device_bytes: int | None, max_workers: int, precision: Precision | None = None
 ) -> int:
-    """The fewest workers, of those that share the batch equally, on whose devices the trunk fits without offload; if no number
-    up to `max_workers` does, the fewest with it, because moments that cross to the host in every step cost more than a
-    worker. Raises DoesNotFit."""
+    """The fewest workers, up to `max_workers`, on which the trunk fits. Only numbers that share the batch equally count.
+
+    Offload is used only if the trunk fits on no number of workers without it: sending moments to the host in every step costs
+    more than another worker. Raises DoesNotFit, and ValueError if `max_workers` is below 1.
+    """
     possible = [w for w in divisors(trunk.training.batch_size) if w <= max_workers]
     if not possible:
         raise ValueError(f"max_workers {max_workers}: a trunk needs at least one")
@@ -283,29 +291,33 @@ OUT_OF_MEMORY = (
     "Cuda failure 2 'out of memory'",
     "DefaultCPUAllocator:",
 )
-"""As torch says it: the class of a GPU's, its text and that of the driver, and of the allocator of the CPU."""
+"""Marks of torch's errors: the class of a GPU error, its text, the texts of the driver and of the CPU allocator."""
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Is it, or was it caused by, a lack of memory for tensors? Told by names and texts, so that what was passed on as text by
-    something else is recognised too."""
+    """Is it, or was it caused by, a lack of memory for tensors?
+
+    Class names and texts decide. So an error is recognised even if another library passed it on as text only.
+    """
     seen: set[int] = set()
     pending: list[BaseException | None] = [problem]
     while pending:
-        one = pending.pop()
-        if one is None or id(one) in seen:
+        error = pending.pop()
+        if error is None or id(error) in seen:
             continue
-        seen.add(id(one))
-        names = " ".join(kind.__name__ for kind in type(one).__mro__)
-        if any(mark in f"{names} {one}" for mark in OUT_OF_MEMORY):
+        seen.add(id(error))
+        names = " ".join(kind.__name__ for kind in type(error).__mro__)
+        if any(mark in f"{names} {error}" for mark in OUT_OF_MEMORY):
             return True
-        pending += [one.__cause__, one.__context__]
+        pending += [error.__cause__, error.__context__]
     return False
 
 
 def with_less(run: Callable[[Place], object], place: Place, batch_size: int, workers: int) -> None:
-    """`run` at this place; if memory runs out, once more with half the micro-batch at the same global batch. What has been saved
-    is gone on from. Raises what `run` raises."""
+    """Call `run(place)`. If memory runs out, call it once more with half the micro-batch at the same global batch.
+
+    The second call continues from the last checkpoint. Raises what `run` raises.
+    """
     try:
         run(place)
         return
@@ -313,7 +325,7 @@ def with_less(run: Callable[[Place], object], place: Place, batch_size: int, wor
         smaller = halved(place, batch_size, workers) if not place.halvings and is_out_of_memory(problem) else None
         if smaller is None:
             raise
-    gc.collect()  # here: the frames in which it failed have been let go of, and now the tensors that they held
+    gc.collect()  # only here, after `except`, are the failed frames gone; now free their tensors
     run(smaller)
 
 
@@ -332,7 +344,7 @@ def _share(trunk: TrunkSpec, workers: int) -> int:
 def _ways(
     workers: int, zero_stage: int | None, recompute: bool | None, offload: bool | None
 ) -> Iterator[tuple[int, bool, bool]]:
-    """(ZeRO stage, recompute, offload) in order of cost. One worker has nobody to share with: stage 0, or 1 to offload."""
+    """(ZeRO stage, recompute, offload) in order of cost. One worker takes stage 0, or 1 for offload: it shares with nobody."""
     again = (False, True) if recompute is None else (recompute,)
     ladder = [(r, False) for r in again] if not offload else []
     if offload is not False:
@@ -341,7 +353,7 @@ def _ways(
         stages = [zero_stage] if zero_stage is not None else [*range(4)] if workers > 1 else [0, 1]
         for stage in stages:
             if away and stage == 0:
-                continue  # DeepSpeed offloads what ZeRO has in hand
+                continue  # DeepSpeed offloads only what ZeRO manages
             if workers == 1 and zero_stage is None and stage and not away:
                 continue
             yield stage, r, away
@@ -350,7 +362,7 @@ def _ways(
 def _first_that_fits(
     trunk: TrunkSpec, workers: int, device_bytes: int | None, precision: Precision, given: Given
 ) -> tuple[Tried | None, list[Tried]]:
-    """The cheapest way that fits, if there is one, and those tried before it."""
+    """The cheapest placement that fits, or None, and those tried before it."""
     share = _share(trunk, workers)
     shares(trunk.training.batch_size, workers, given.micro_batch)
     refused: list[Tried] = []
@@ -367,18 +379,14 @@ def _first_that_fits(
 
 
 def _fit(trunk: TrunkSpec, workers: int, how: How, need: Needs, why: str) -> Fit:
-    turns = _share(trunk, workers) // how.micro_batch
-    return Fit(**how._asdict(), accumulation=turns, device_bytes=need.device, why=why)
+    accumulation = _share(trunk, workers) // how.micro_batch
+    return Fit(**how._asdict(), accumulation=accumulation, device_bytes=need.device, why=why)
 
 
 def _gb(n_bytes: int) -> str:
-    """0.31, 4.7, 92: as many digits as one reads. In 10^9 bytes."""
+    """Bytes in units of 10^9, with two digits: 0.31, 4.7, 92."""
     value = n_bytes / 1e9
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
-
-
-def _turns(turns: int, micro_batch: int) -> str:
-    return f"{turns} x {micro_batch} sequences"
 
 
 def _extras(how: How) -> str:
@@ -386,10 +394,10 @@ def _extras(how: How) -> str:
     return f" with {' and '.join(words)}" if words else ""
 
 
-def _said(trunk: TrunkSpec, workers: int, how: How, need: Needs, device_bytes: int | None) -> str:
-    """What was chosen, and what it takes."""
-    turns = _share(trunk, workers) // how.micro_batch
-    chosen = f"ZeRO {how.zero_stage}{_extras(how)}, {_turns(turns, how.micro_batch)}"
+def _description(trunk: TrunkSpec, workers: int, how: How, need: Needs, device_bytes: int | None) -> str:
+    """The chosen placement and its memory."""
+    accumulation = _share(trunk, workers) // how.micro_batch
+    chosen = f"ZeRO {how.zero_stage}{_extras(how)}, {accumulation} x {how.micro_batch} sequences"
     if device_bytes is None:
         return f"{chosen}: no limit of memory"
     host = f", and {_gb(need.state.host)} GB of the host's for each worker" if how.offload else ""
@@ -397,22 +405,22 @@ def _said(trunk: TrunkSpec, workers: int, how: How, need: Needs, device_bytes: i
 
 
 def _instead_of(how: How, refused: list[Tried]) -> str:
-    """What the next cheaper way would have taken, in its smallest turns."""
+    """Memory of the next cheaper placement, at its smallest micro-batch."""
     if not refused:
         return ""
     before, took = refused[-1]
     same = before._replace(micro_batch=how.micro_batch) == how
     what = f"{before.micro_batch} at once" if same else f"stage {before.zero_stage}{_extras(before)}"
-    return f"; {what} would take {_gb(took.device)}"
+    return f"; {what} would take {_gb(took.device)} GB"
 
 
 def _refusal(
     trunk: TrunkSpec, workers: int, device_bytes: int, precision: Precision, given: Given, refused: list[Tried]
 ) -> str:
-    """The arithmetic of the way that takes least, and what would help."""
+    """The arithmetic of the placement that takes least, and the changes that would make the trunk fit."""
     how, need = min(refused, key=lambda tried: tried[1].device)
     passing = need.device - need.state.device
-    what = "at the start" if need.device == need.start else "of activations and what else passes"
+    what = "at the start" if need.device == need.start else "of activations and other temporary tensors"
     n_params = shape_of(trunk).n_parameters
 
     def would_do(of: int, at: Precision, within: Given = Given()) -> bool:  # noqa: B008 - a constant

@@ -1,6 +1,6 @@
-"""Where and how a trunk runs, none of which may change what a result means: machine, workers, and how it is fitted to them.
+"""The place of a trunk: its machine, its workers and its placement on them. A place never changes a result's meaning.
 
-No torch here: a plan and a study speak of places too.
+No torch here: plans and studies use places too.
 """
 
 from __future__ import annotations
@@ -14,53 +14,58 @@ from trainers.records import Count, Index, Limit, NotNegative, Record
 
 
 class Fitting(Record):
-    """How trials are laid on workers. Left out, each is chosen by what fits (`trainers/fit/memory.py`)."""
+    """Placement of trials on workers. Fields left out are chosen so that the trunk fits (`trainers/fit/memory.py`)."""
 
     workers: Annotated[Count | None, Limit(1e6)] = None
-    """Workers that share each batch; left out: as few as it fits on."""
+    """Workers that share each batch. Left out: the fewest on which the trunk fits."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
-    """What ZeRO shares out between them: 0 nothing, 1 the moments, 2 gradients, 3 weights too."""
+    """ZeRO stage: 0 partitions nothing between the workers, 1 the moments, 2 also gradients, 3 also weights."""
     micro_batch: Annotated[Count | None, Limit(1e6)] = None
-    """Sequences that a worker takes at once."""
+    """Sequences that a worker processes at once."""
     recompute: bool | None = None
     """Keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool | None = None
     """Keep the optimiser's state in the host's memory."""
     compiled: bool | None = None
-    """Compile the blocks; left out: on a GPU, where it pays."""
+    """Compile the blocks. Left out: they are compiled on a GPU if the model is large enough to gain from it."""
 
 
 class Place(Record):
-    """Where a trunk runs. Nothing here enters a fingerprint. Workers are counted where they are started: every rank is given
-    the same place."""
+    """Where a trunk runs. Nothing here enters a fingerprint.
+
+    Every rank gets the same place. The number of workers is no part of it: the code that starts the workers knows it.
+    """
 
     device: str = "cpu"
-    """`cpu`, `cuda`, or one of several: `cuda:1`."""
+    """`cpu`, `cuda`, or one of several GPUs: `cuda:1`."""
     threads: int = Field(default=1, ge=1)
-    """Threads of torch on the CPU; one a slot, because results are promised to the bit only for the same number."""
+    """Threads of torch on the CPU, one per slot. Results are equal to the bit only for equal numbers of threads."""
     checkpoint_folder: str | None = None
-    """Where this trunk's checkpoints live, a folder or a URI that pyarrow.fs knows; none are written without it."""
+    """Folder of this trunk's checkpoints: a path, or a URI that pyarrow.fs knows. None: no checkpoints are written."""
     checkpoint_every_seconds: NotNegative = 30.0
-    """What a kill may cost; 0 saves after every step. Saving the quickstart's model takes about 10 ms (measure: `make bench`)."""
+    """Interval between checkpoints, and so about the time that a kill may lose. 0 saves after every step.
+
+    Slow saves are made less often (`train.SAVES_SHARE`). Saving the quickstart's model takes about 10 ms (see `make bench`)."""
     weights_folder: str | None = None
-    """Where the weights that a trial ends with are kept, as safetensors, a file each; none are without it."""
+    """Folder for the final weights of each trial, one safetensors file per trial. None: they are not kept."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """What ZeRO shares out between workers (Rajbhandari et al. 2020): 0 nothing, 1 the moments, 2 gradients, 3 weights too."""
+    """ZeRO stage (Rajbhandari et al. 2020): 0 partitions nothing, 1 the moments, 2 also gradients, 3 also weights."""
     micro_batch: Count | None = None
-    """Sequences that a worker takes at once; it takes as many turns as its share of the batch needs. None: its whole share."""
+    """Sequences per gradient accumulation step of a worker. None: its whole share of the batch, in one step."""
     recompute: bool = False
     """Keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool = False
     """Keep the optimiser's state in the host's memory; needs a ZeRO stage of at least 1."""
     halvings: Index = 0
-    """How often the micro-batch was halved because memory ran out; told with each trial."""
+    """How often the micro-batch was halved because memory ran out. Each trial's record holds this number."""
     compiled: bool = False
-    """Compile the blocks (torch.compile). Not with ZeRO 3, whose hooks inside a block would break every graph. What was
-    compiled stays in a cache of the machine for all trials to come ($TORCHINDUCTOR_CACHE_DIR, else under /tmp)."""
+    """Compile the blocks (torch.compile). Not with ZeRO 3: its hooks inside a block would break every graph.
+
+    Compiled code stays in the machine's cache for later trials ($TORCHINDUCTOR_CACHE_DIR, else under /tmp)."""
 
 
 def halved(place: Place, batch_size: int, workers: int) -> Place | None:
-    """The same place with half as many sequences at once, in twice the turns; None where that does not go."""
+    """The same place with half the micro-batch and twice the accumulation steps; None if the micro-batch is odd."""
     micro_batch, _ = shares(batch_size, workers, place.micro_batch)
     if micro_batch % 2:
         return None
@@ -68,24 +73,29 @@ def halved(place: Place, batch_size: int, workers: int) -> Place | None:
 
 
 def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
-    """How a worker takes its share of the global batch: sequences a turn, and turns. Raises ValueError if it does not add up."""
+    """A worker's share of the global batch, as (micro-batch, gradient accumulation steps).
+
+    Raises ValueError if workers or micro-batches cannot share it equally.
+    """
     if world < 1 or batch_size % world:
         raise ValueError(
             f"a batch of {batch_size} sequences cannot be shared by {world} workers; {_able(batch_size)} can"
         )
     share = batch_size // world
-    turn = share if micro_batch is None else micro_batch
-    if turn < 1 or share % turn:
-        raise ValueError(f"micro_batch {turn} does not divide a worker's share of {share} sequences; {_able(share)} do")
-    return turn, share // turn
+    micro = share if micro_batch is None else micro_batch
+    if micro < 1 or share % micro:
+        raise ValueError(
+            f"micro_batch {micro} does not divide a worker's share of {share} sequences; {_able(share)} do"
+        )
+    return micro, share // micro
 
 
 def divisors(n: int) -> list[int]:
-    """All of them, ascending."""
+    """All divisors of n, ascending."""
     low = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
     return low + [n // k for k in reversed(low) if k * k != n]
 
 
 def _able(n: int) -> str:
-    found = divisors(n)
-    return ", ".join(str(k) for k in found[:12]) + (" ..." if len(found) > 12 else "")
+    able = divisors(n)
+    return ", ".join(str(k) for k in able[:12]) + (" ..." if len(able) > 12 else "")

@@ -1,7 +1,7 @@
-"""The decoder-only transformer: plain and readable, its shape given by `shapes.Model`.
+"""The decoder-only transformer. `shapes.Model` gives its shape.
 
-Weights are drawn from named numpy streams, one a parameter, so that they are the same on every device and unchanged by
-what else a model contains.
+Each parameter is drawn from its own named numpy stream. So its weights are the same on every device, and do not depend on the
+other parameters of the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROTARY_BASE = 10_000.0
 class CausalConvolution(nn.Module):
     """Depthwise causal convolution over time with a residual: y_t = x_t + sum_j w_j * x_{t-j}.  (B, T, D) -> same.
 
-    Written as shifted products: on CPU `conv1d` with one group a channel made a step of the quickstart's model slower
+    It is a sum of shifted products. On a CPU, `conv1d` with one group per channel made a step of the quickstart's model slower
     (25.8 against 23.2 ms and 38 against 27 ms, in two runs on a busy machine).
     """
 
@@ -38,14 +38,14 @@ class CausalConvolution(nn.Module):
         out = x
         for j in range(kernel):
             before = padded[:, kernel - 1 - j : kernel - 1 - j + seq_len]
-            if segments is not None:  # what stands in another segment is as far away as what is not there
+            if segments is not None:  # tokens of another segment count as padding
                 before = before * (F.pad(segments, (j, 0), value=-1)[:, :seq_len] == segments)[:, :, None]
             out = out + self.weight[j] * before
         return out
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention, rotary or not, over all that came before or a window of it.  (B, T, D) -> (B, T, D)."""
+    """Multi-head causal attention over all earlier positions or a window of them, rotary or not.  (B, T, D) -> (B, T, D)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): pairs (i, i + half) turned by an angle that grows with the position.
+    """Rotary positions (Su et al. 2021): pairs (i, i + half) are rotated by an angle that grows with the position.
 
-    x (B, T, ..., E), cos and sin (T, E/2) or (B, T, E/2) -> as x.
+    x (B, T, ..., E), cos and sin (T, E/2) or (B, T, E/2) -> same shape as x.
     """
     shape = (*cos.shape[:-1], *(1 for _ in x.shape[2:-1]), cos.shape[-1])
     cos, sin = cos.view(shape), sin.view(shape)
@@ -82,7 +82,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention, its input convolved if the model says so, then MLP; each with its residual."""
+    """Attention, then an MLP, each with a residual connection. If the model asks for it, attention's input is convolved."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -103,22 +103,20 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, T) int64 -> logits (B, T, vocab_size), fp32; with a mask `at` (B, T) only where it is set: (n, vocab_size).
+    """Tokens (B, T) int64 -> logits (B, T, vocab_size) fp32. With a mask `at` (B, T), only logits where it is set: (n, vocab_size).
 
-    With `numbers`, tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token. The embedding
-    then has a bias, or the norm of the first block would leave no more of a token with a single number than its sign.
+    With `numbers`: tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token. The embedding
+    then has a bias. Without it, the norm of the first block would keep only the sign of a token with a single number.
 
-    Several sequences may share a row: `segments` (B, T) says which one a token belongs to, and none sees another;
-    `positions` (B, T), each below T, are counted from 0 in each of them. Left out, a row is one sequence.
+    Several sequences may share a row. `segments` (B, T) is the number of each token's sequence, and attention stays within a
+    sequence. `positions` (B, T) count from 0 in each sequence and stay below T. Left out, a row is one sequence.
     """
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:
         super().__init__()
         norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
         self.numbers = numbers
-        self.recompute = (
-            False  # keep each block's input alone for the backward pass: a matter of place, set by the engine
-        )
+        self.recompute = False  # keep only each block's input for the backward pass; the engine sets it from the place
         self.embed = nn.Linear(numbers.width, model.d_model) if numbers else nn.Embedding(vocab_size, model.d_model)
         self.position = nn.Parameter(torch.empty(seq_len, model.d_model)) if model.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
@@ -129,9 +127,9 @@ class Transformer(nn.Module):
             self.cos: Tensor
             self.sin: Tensor
             rates = ROTARY_BASE ** (-torch.arange(half) / half)
-            turns = torch.arange(seq_len)[:, None] * rates  # (T, E/2)
-            self.register_buffer("cos", turns.cos(), persistent=False)
-            self.register_buffer("sin", turns.sin(), persistent=False)
+            angles = torch.arange(seq_len)[:, None] * rates  # (T, E/2)
+            self.register_buffer("cos", angles.cos(), persistent=False)
+            self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(
         self,
@@ -161,9 +159,9 @@ def build(
     base_d_model: int | None = None,
     numbers: Numbers | None = None,
 ) -> Transformer:
-    """A transformer with the weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²).
+    """A transformer with the initial weights of a replicate: matrices N(0, init_gain²/fan_in), embeddings N(0, embed_std²).
 
-    With `base_d_model` the output matrix is N(0, init_gain²/fan_in * base_d_model/d_model): the maximal update rule.
+    With `base_d_model` the output matrix is N(0, init_gain²/fan_in * base_d_model/d_model), by the maximal update rule.
     """
     net = Transformer(model, vocab_size, seq_len, numbers)
     with torch.no_grad():
@@ -171,7 +169,7 @@ def build(
             if "norm" in name:
                 continue  # ones and zeros, as built
             if name.startswith(("embed", "position")):
-                std = model.embed_std  # of numbers, too: what a one would be looked up as
+                std = model.embed_std  # also for tokens that are numbers: a 1 is embedded like a look-up
             else:  # (out, in) matrices, and the convolution's (kernel, width), which sums over the kernel
                 fan_in = parameter.shape[0] if name.endswith("conv.weight") else parameter.shape[1]
                 std = model.init_gain / math.sqrt(fan_in)

@@ -1,4 +1,4 @@
-"""Objectives: how (trunk, step, model) becomes a loss. `train.py` hands one to the engine."""
+"""Objectives: each turns (trunk, step, model) into a loss. `train.py` passes one to the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from trainers.spec import TrunkSpec
 
 
 def objective_of(trunk: TrunkSpec) -> Objective:
-    """What a trunk's arm learns from: targets, or what its family names. Raises ImportError or AttributeError for a wrong name."""
+    """The objective of a trunk's arm: `Supervised`, or the class that its family names for the arm.
+
+    Raises ImportError or AttributeError for a wrong name.
+    """
     family: Any = trunk.family
     if trunk.arm not in family.objectives:
         return Supervised(trunk)

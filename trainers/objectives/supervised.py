@@ -1,7 +1,7 @@
-"""Supervised learning: the log loss of the next token, at the positions that the mask of a batch sets.
+"""Supervised learning: the log loss of the next token, at the positions that the loss mask of a batch sets.
 
-The loss of a step is the mean over the targets of the global batch, whatever the workers and the accumulation steps: an objective
-gives the mean over the rows that it is handed, and how many targets there are in all; the engine weighs.
+The loss of a step is the mean over the targets of the global batch, for any number of workers and accumulation steps. An
+objective gives the mean over some rows and the number of targets. The engine weights the means.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from trainers.tasks import Batch
 
 
 class Supervised:
-    """Log loss in nats. For tokens that are numbers: minus the log density of a normal law of the family's variance around the
-    prediction, which is the squared error but for a factor and a constant."""
+    """Log loss in nats.
+
+    For tokens that are numbers it is minus the log density of a normal distribution around the prediction, with the family's
+    variance. That is the squared error up to a factor and a constant.
+    """
 
     def __init__(self, trunk: TrunkSpec) -> None:
         self.trunk = trunk
 
     def batch(self, step: int) -> Batch:
-        """What step number `step` (from 0) learns from: a pure function of the trunk and the step."""
+        """The batch of step number `step` (from 0): a pure function of the trunk and the step."""
         family: Any = self.trunk.family
         batch: Batch = family.batch(self.trunk.request, step)
         return batch
 
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:
-        """How many targets the loss of these rows is a mean over."""
+        """Number of targets in these rows: the loss is the mean over them."""
         return int(np.count_nonzero(batch.loss_mask[begin:end]))
 
     def loss(self, model: Network, rows: Rows) -> Tensor:
-        """The mean over the targets of these rows, a scalar with a gradient; 0 where they have none."""
+        """The mean loss over the targets of these rows: a scalar with a gradient, 0 if they have no target."""
         mask = rows.loss_mask
         at = model(rows.tokens[:, :-1], mask, rows.positions, rows.segments)  # (n, V) where the mask is set
         if not len(at):

@@ -1,8 +1,8 @@
-"""Families of tasks, with their batches, evaluations and skills; most with exact references.
+"""Families of tasks, with their batches, evaluations and skills. Most have exact references.
 
-One file a family. A family is a frozen record of its parameters that also knows what to do with them, so that tasks,
-evaluation and exact baselines stand together. To add one: subclass `Family`, decorate it with `register`, import it
-here. numpy only: the orchestrator asks families for their names and sizes without importing torch.
+There is one file per family. A family is a frozen record of its parameters, with the methods for its tasks, evaluation and
+exact references. To add one: subclass `Family`, decorate it with `register`, import it here. numpy only: the orchestrator asks
+families for their names and sizes without importing torch.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ __all__ = [
 
 
 def _load_others() -> None:
-    """Families of other packages: whatever they name as entry points of the group `emergence.families`.
+    """Load the families of other packages: their entry points of the group `emergence.families`.
 
-    One that cannot be loaded is passed over. A study that asks for it is told why; no other hears of it.
+    A family that cannot be loaded is skipped, and the reason is kept in LEFT_OUT. Only a study that asks for it is refused.
     """
     for point in entry_points(group="emergence.families"):
         try:
             point.load()
         except (Exception, SystemExit) as problem:
-            said = " ".join(str(problem).split())[:300]
-            LEFT_OUT[point.name] = f"{point.value} could not be loaded: {type(problem).__name__}: {said}"
+            text = " ".join(str(problem).split())[:300]
+            LEFT_OUT[point.name] = f"{point.value} could not be loaded: {type(problem).__name__}: {text}"
 
 
 _load_others()

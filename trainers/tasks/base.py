@@ -1,4 +1,4 @@
-"""What every family offers, and how its skills are counted."""
+"""The contract of a family, and the registry of families."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from trainers.tasks.request import Request
 
 
 class Family(Record):
-    """What every family offers: tasks to train on and tasks held out, batches, an evaluation, skills. Subclasses declare
-    `name: Literal[...]`. One with exact predictors is an `ExactFamily` (`references.py`).
+    """The contract of every family: tasks to train on and held-out tasks, batches, an evaluation, skills.
+
+    Subclasses declare `name: Literal[...]`. A family with exact predictors is an `ExactFamily` (`references.py`).
     """
 
     version: ClassVar[int]
-    """Raise it when tasks, batches or evaluation sets change: it enters every fingerprint."""
+    """Part of every fingerprint. Raise it when tasks, batches or evaluation sets change."""
     arms: ClassVar[tuple[str, ...]]
     skills: ClassVar[dict[str, str]]
     """Skill -> one line on what it measures, shown in the report."""
     headline: ClassVar[str]
     """The skill whose surface is shown while a study runs."""
     has_distances: ClassVar[bool] = False
-    """Do its probes carry full predictions, so that the relative distance d_rel can be read?"""
+    """Do its probes hold full predictions, from which the relative distance d_rel is computed?"""
     memorizer_max_tasks: ClassVar[int | None] = 0
-    """Longer lists of training tasks have no memoriser, and so no memory; None: all have. 0: there is no memoriser here."""
+    """Most training tasks for which there is a memoriser, and so a memory. None: no limit. 0: this family has no memoriser."""
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "nll"
-    """What ability is read from: log losses, (U - h) / (U - G); or, where a sequence is one answer and the generaliser never
-    errs, exact matches against the memoriser's on the same items, (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9."""
+    """The measure behind ability.
+
+    `nll`: log losses, (U - h) / (U - G). `accuracy`: exact matches, compared with the memoriser's on the same items,
+    (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9. `accuracy` is for families whose sequences hold one answer and whose
+    generaliser never errs."""
     objectives: ClassVar[dict[str, str]] = {}
-    """Arm -> "package.module:Class" of what it learns from (`trainers/objectives/`); left out: targets. A name, so that no torch
-    is loaded with a family."""
+    """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out learn from targets.
+
+    The objective is given by name, so that loading a family loads no torch."""
     mixture: ClassVar[str]
-    """The probe that scores the training mixture itself; memory is read on its seen split."""
+    """Skill name of the probe that scores the training mixture. Memory is read on its seen split."""
 
     @property
     @abstractmethod
@@ -46,11 +51,11 @@ class Family(Record):
     @property
     @abstractmethod
     def seq_len(self) -> int:
-        """Positions the model reads, T; of the longest arm where arms differ."""
+        """Positions the model reads, T, in the longest arm."""
 
     @property
     def numbers(self) -> Numbers | None:
-        """What a token is where it is no id but a vector of numbers; `vocab_size` is then 1, the number predicted."""
+        """Set if tokens are vectors of numbers instead of ids. `vocab_size` is then 1, the predicted number."""
         return None
 
     def length(self, arm: str) -> int:
@@ -67,47 +72,49 @@ class Family(Record):
 
     @abstractmethod
     def suite_size(self, request: Request) -> int:
-        """Sequences in the suite times their readings, without building it: what an evaluation costs."""
+        """Cost of an evaluation in forward passes of one sequence: sequences times their readings. It builds no suite."""
 
     def chance(self, skill: str) -> float | None:
-        """Accuracy of a uniform guess on a skill, None where it has no meaning."""
+        """Accuracy of a uniform guess on a skill; None if that has no meaning."""
         return None
 
     def objection(self, task_exponent: float) -> str | None:
-        """Why this family cannot be trained so, in a sentence; None where it can."""
+        """Why this family cannot be trained with this exponent, as one sentence; None if it can."""
         return None
 
     def n_distinct(self, n_tasks: int) -> int:
-        """Distinct tasks that a stream of `n_tasks` draws from: as many, or as many of each of its domains."""
+        """Distinct tasks that a stream of `n_tasks` draws from: `n_tasks`, or `n_tasks` of each domain."""
         return n_tasks
 
     def draws_alike(self, task_exponent: float) -> bool:
-        """Is every training task drawn as often as every other?"""
+        """Are all training tasks drawn equally often?"""
         return not task_exponent
 
     @property
     @abstractmethod
     def n_tasks_max(self) -> int:
-        """The most that `n_tasks` may say."""
+        """Largest allowed `n_tasks`."""
 
     @abstractmethod
     def contents(self, request: Request, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
-        """The first `n` tasks that training draws from ("seen"), or that are held out from it, each by its content. Two that are
-        equal are one task, whatever their ids: nothing that is held out may be among what is trained."""
+        """The content of the first `n` training tasks ("seen") or held-out tasks.
+
+        Tasks with equal content are the same task, even if their ids differ. No held-out task may equal a training task.
+        """
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Skills, each measured on one of the domains that this family trains on; none where it knows no domains."""
+        """Skills that are each measured on one of the trained domains. Empty for a family without domains."""
         return ()
 
     @property
     def whole(self) -> Family:
-        """Of a specialist in one domain the generalist to compare it with: the same family with all of its domains."""
+        """The generalist that a specialist is compared with: the same family with all of its domains."""
         return self
 
 
 class SkillsOfParameters:
-    """For a family whose parameters decide its skills (`_skills()`); of the class itself, they are those of the default ones."""
+    """`skills` of a family whose parameters decide them (`_skills()`). On the class: those of the default parameters."""
 
     def __get__(self, family: Any, owner: Any) -> dict[str, str]:
         skills: dict[str, str] = (owner() if family is None else family)._skills()
@@ -117,25 +124,27 @@ class SkillsOfParameters:
 FAMILIES: dict[str, type[Family]] = {}
 
 LEFT_OUT: dict[str, str] = {}
-"""Families of other packages that could not be loaded, by the name of their entry point: why."""
+"""Families of other packages that could not be loaded: name of the entry point -> reason."""
 
 _F = TypeVar("_F", bound=type[Family])
 
 
 class FamilyError(ValueError):
-    """A family that is not known here, or that its package does not bring whole."""
+    """A family that is unknown, incomplete or broken."""
 
 
 def register(family: _F) -> _F:
-    """Class decorator: make a family known under its `name`. Raises ValueError when the name is taken, and FamilyError for a
-    family that lacks a part of the contract."""
+    """Class decorator: register a family under its `name`.
+
+    Raises ValueError if the name is taken, and FamilyError if the family lacks a part of the contract.
+    """
     fields: Any = family.__pydantic_fields__
     name = fields["name"].default if "name" in fields else None
     if not isinstance(name, str):
         raise FamilyError(f"{family.__qualname__} has no `name: Literal[...]` with that name as its default")
     if FAMILIES.get(name, family) is not family:
         raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")
-    known = {part for kind in family.__mro__ for part in vars(kind)}  # looked at, not asked: skills may be computed
+    known = {part for kind in family.__mro__ for part in vars(kind)}  # only names: skills may be computed
     needed = ("version", "arms", "skills", "headline", "mixture")
     if lacking := sorted(family.__abstractmethods__) + [part for part in needed if part not in known]:
         raise FamilyError(f"{family.__qualname__} lacks {', '.join(lacking)}")
@@ -144,8 +153,10 @@ def register(family: _F) -> _F:
 
 
 def family_from(value: Any) -> Any:
-    """A family from its record, or from a mapping with `name` and parameters. Raises FamilyError where there is none of that
-    name, and pydantic's ValidationError for parameters that it does not take. Both are ValueErrors."""
+    """A family from its record, or from a mapping with `name` and parameters.
+
+    Raises FamilyError for an unknown name, and pydantic's ValidationError for wrong parameters. Both are ValueErrors.
+    """
     if isinstance(value, Family):
         return value
     if not isinstance(value, dict) or "name" not in value:
@@ -160,7 +171,7 @@ def family_from(value: Any) -> Any:
 
 
 def failure_of(kind: type[Family], problem: Exception) -> str | None:
-    """What to say where the code of a family of another package fails; None for our own, and for parameters that it refuses."""
+    """The message if the code of another package's family fails; None for our own families and for refused parameters."""
     package = kind.__module__.partition(".")[0]
     if package == __name__.partition(".")[0] or isinstance(problem, ValidationError):
         return None
@@ -169,7 +180,10 @@ def failure_of(kind: type[Family], problem: Exception) -> str | None:
 
 
 def family_named(name: Any) -> type[Family]:
-    """The family of that name. Raises FamilyError, saying what is known or why it could not be loaded."""
+    """The class of the family of that name.
+
+    Raises FamilyError with the known names, or with the reason why it could not be loaded.
+    """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     if isinstance(name, str) and name in LEFT_OUT:

@@ -1,12 +1,12 @@
-"""cipher: associative recall. A task is a permutation of V symbols; V = 16 gives 2.09e13 of them.
+"""cipher: associative recall. A task is a permutation of V symbols. V = 16 gives 2.09e13 of them.
 
-A sequence is x1 π(x1) x2 π(x2) ... xP π(xP), x uniform with replacement; x and y symbols are separate tokens (x: 0..V-1,
+A sequence is x1 π(x1) x2 π(x2) ... xP π(xP), with x uniform with replacement. x and y symbols are separate tokens (x: 0..V-1,
 y: V..2V-1). A model may memorise the training permutations, or learn the rule "copy the answer from the context".
 
-Told the task (`task_id`), a sequence begins with the table π(0) ... π(V-1) of the map that it shows, of the swapped or random
-one where a skill shows such. The rule is then to look answers up there: nothing is left to infer, not even where a question
-is new, and on training tasks the rule and the memoriser know the same. `elimination` is what only the table answers: with the
-quickstart's recipe and 1e12 tasks recall is .97 and elimination .03 after 379 steps, 1.00 and .81 after 1,483 (one run each).
+In the arm `task_id` a sequence begins with the table π(0) ... π(V-1) of its map, also if a skill swaps answers or draws a
+random map. The rule is then to look answers up in the table. No answer has to be inferred, even for a new question. On
+training tasks the rule and the memoriser agree. Only the table answers `elimination`. With the quickstart's recipe and 1e12
+tasks, recall is .97 and elimination .03 after 379 steps, and 1.00 and .81 after 1,483 (one run each).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.request import Request
 
 EPSILON = 1e-3
-"""The memoriser believes each shown answer with 1 - ε and any of the V with ε: its stated uniform fallback."""
+"""ε: the memoriser assumes that an answer follows the task with 1 - ε and is uniform over all V with ε. No loss is infinite."""
 MEMORIZER_MAX_TASKS = 4096
-"""Longer lists are not enumerated: the memoriser is then missing, not guessed. 1,024 tasks cost 0.1 s a trunk, so 4,096 some 0.4 s (assumed)."""
+"""Longer lists have no memoriser: it is missing, not guessed. 1,024 tasks cost 0.1 s per trunk, so 4,096 about 0.4 s (assumed)."""
 Trained = tuple[np.ndarray, np.ndarray | None]
-"""The training permutations (K, V), and the logs of how often each is drawn (K,) or None where all are drawn alike."""
+"""The training permutations (K, V), and the log of each one's share in training (K,), or None for equal shares."""
 
 
 @register
@@ -42,7 +42,7 @@ class Cipher(ExactFamily):
     n_pairs: Annotated[Count, Field(ge=4), Limit(10_000)] = 24
     """Pairs per sequence."""
     answers: Literal["permutation", "noise"] = "permutation"
-    """`noise` trains on answers drawn independently of everything: a null, on which no skill can be learned."""
+    """`noise` trains on answers that are drawn independently of all else. It is a null: no skill can be learned."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("answer", "next_token", "task_id")
@@ -78,7 +78,7 @@ class Cipher(ExactFamily):
         return self._first(arm) + 2 * self.n_pairs - 1
 
     def _first(self, arm: str) -> int:
-        """Where the first question stands: after the table of all answers, where it is told."""
+        """Position of the first question: after the table of answers, if the arm shows it."""
         return self.n_symbols if arm == "task_id" else 0
 
     def chance(self, skill: str) -> float | None:
@@ -88,7 +88,7 @@ class Cipher(ExactFamily):
         return self.permutations(ids)
 
     def permutations(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x). Lehmer decoding of a keyed permutation of the ids."""
+        """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x). A keyed permutation of the ids, decoded as Lehmer codes."""
         v = self.n_symbols
         rank = keyed_permutation(self.universe_size, "cipher", "unrank", v)(ids)
         out = np.zeros((len(rank), v), dtype=np.int64)
@@ -100,13 +100,13 @@ class Cipher(ExactFamily):
         return out
 
     def _sequences(self, arm: str, maps: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Interleave questions and answers, after the map itself where it is told: maps (N, V), x (N, P) -> (N, T+1)."""
+        """Interleaved questions and answers, after the table in `task_id`: maps (N, V), x (N, P) -> (N, T+1)."""
         y = np.take_along_axis(maps, x, axis=1) + self.n_symbols
         pairs = np.stack([x, y], axis=2).reshape(len(x), -1)
         return np.concatenate([maps + self.n_symbols, pairs], axis=1) if arm == "task_id" else pairs
 
     def _lift(self, arm: str, pairs: np.ndarray) -> np.ndarray:
-        """Arrays over pairs (N, P) to positions (N, T): an answer is predicted where its question stands."""
+        """From pairs (N, P) to positions (N, T). An answer is predicted at the position of its question."""
         positions = np.zeros((len(pairs), self.length(arm)), dtype=pairs.dtype)
         positions[:, self._first(arm) :: 2] = pairs
         return positions
@@ -121,7 +121,7 @@ class Cipher(ExactFamily):
             tokens[:, self._first(request.arm) + 1 :: 2] = self.n_symbols + noise
         if request.arm == "next_token":
             return Batch(tokens, np.ones((size, self.length(request.arm)), dtype=bool))
-        answers = np.ones((size, self.n_pairs), dtype=bool)  # the questions are irreducible noise, and so is the table
+        answers = np.ones((size, self.n_pairs), dtype=bool)  # questions and the table are irreducible noise
         return Batch(tokens, self._lift(request.arm, answers))
 
     # Evaluation ------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Cipher(ExactFamily):
         if request.n_tasks <= MEMORIZER_MAX_TASKS:
             tasks = self.permutations(self.train_ids(request.replicate, np.arange(request.n_tasks)))
             train = (tasks, self.log_shares(request))
-        # The replicate's first tasks serve as its seen tasks where there are more tasks than sequences.
+        # With more tasks than sequences, the seen split has the first tasks of the replicate.
         seen = self.permutations(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.permutations(self.held_out_ids(n))
         functions = stream("cipher", "functions").integers(0, v, (n, v))
@@ -148,7 +148,7 @@ class Cipher(ExactFamily):
         ]
 
     def _novel_pairs(self, request: Request) -> np.ndarray:
-        """(V, V) bool: pairs (x, y) that no training task contains. Stops as soon as every pair has been met."""
+        """(V, V) bool: pairs (x, y) that no training task contains. It stops once every pair has occurred."""
         novel = np.ones((self.n_symbols, self.n_symbols), dtype=bool)
         for start in range(0, request.n_tasks, 1024):
             chunk = self.train_ids(request.replicate, np.arange(start, min(start + 1024, request.n_tasks)))
@@ -172,7 +172,7 @@ class Cipher(ExactFamily):
         )
 
     def _override_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
-        """Swap the answers of two questions a, b; show each early, ask both again at the end."""
+        """Two questions with swapped answers. Each is shown early, and both are asked again at the end."""
         n, p = x.shape
         draw = stream("cipher", "override")
         pair = np.stack([draw.choice(self.n_symbols, 2, replace=False) for _ in range(n)])  # (n, 2)
@@ -185,7 +185,8 @@ class Cipher(ExactFamily):
         shown, remembered = np.take_along_axis(swapped, x, axis=1), np.take_along_axis(maps, x, axis=1)
         mask = _occurred_before(x) & (x[:, :, None] == pair[:, None, :]).any(2)
         references = self._references(arm, swapped, x, train)
-        finite = {name: probs for name, probs in references.items() if name != "generalizer"}  # it gives memory 0
+        # Without the generaliser, which gives 0 to the remembered answer:
+        finite = {name: probs for name, probs in references.items() if name != "generalizer"}
         probes = (
             self._probe(arm, "override", "seen", mask, shown, references),
             self._probe(arm, "override_memory", "seen", mask, remembered, finite),
@@ -201,7 +202,7 @@ class Cipher(ExactFamily):
     def _probe(
         self, arm: str, skill: str, split: str, mask: np.ndarray, y: np.ndarray, references: dict[str, np.ndarray]
     ) -> Probe:
-        """Arrays over pairs (N, P) are lifted to positions (N, T)."""
+        """A probe from arrays over pairs (N, P), lifted to positions (N, T)."""
 
         def reference(probs: np.ndarray) -> Reference:  # (N, P, V) predictions
             nll, right = graded(probs, y)
@@ -219,24 +220,24 @@ class Cipher(ExactFamily):
     # References ------------------------------------------------------------------------------------------------
 
     def _references(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> dict[str, np.ndarray]:
-        """Each reference's predictions (N, P, V) over the V answers; no memoriser where the list is too long.
+        """Predictions (N, P, V) of each reference over the V answers. If `train` is None there is no memoriser.
 
-        Told the map, the generaliser looks answers up; to the memoriser the table is V more pairs to find its task by.
+        In `task_id` the generaliser looks answers up in the table. For the memoriser the table is V more pairs.
         """
         y = np.take_along_axis(maps, x, axis=1)
-        told = maps if arm == "task_id" else None
+        shown = maps if arm == "task_id" else None
         references = {
             "uniform": np.full((*x.shape, self.n_symbols), 1 / self.n_symbols),
-            "generalizer": self.generalizer(x, y) if told is None else np.eye(self.n_symbols)[y],
+            "generalizer": self.generalizer(x, y) if shown is None else np.eye(self.n_symbols)[y],
         }
         if train is not None:
-            references["memorizer"] = self.memorizer(x, y, *train, told=told)
+            references["memorizer"] = self.memorizer(x, y, *train, shown=shown)
         return references
 
     def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Right for any permutation: copy if the question occurred, else uniform over the answers not yet used.
 
-        x, y (N, P) -> (N, P, V). Uses only what stands before each answer.
+        x, y (N, P) -> (N, P, V). Each prediction uses only earlier tokens.
         """
         n, p = x.shape
         v = self.n_symbols
@@ -259,22 +260,22 @@ class Cipher(ExactFamily):
         y: np.ndarray,
         train: np.ndarray,
         log_shares: np.ndarray | None = None,
-        told: np.ndarray | None = None,
+        shown: np.ndarray | None = None,
     ) -> np.ndarray:
         """Bayes over exactly the training permutations, answers believed with 1 - ε.
 
-        x, y (N, P), train (K, V), the prior `log_shares` (K,) or uniform, told (N, V) -> (N, P, V); the table told counts
-        as answers.
+        x, y (N, P), train (K, V), prior `log_shares` (K,) or None for uniform, shown (N, V) -> (N, P, V). The entries of the
+        shown table count as answers.
         """
         v, (n, p) = self.n_symbols, x.shape
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
         table = np.ascontiguousarray(train.T.astype(np.uint8))  # (V, K); bytes, because this is the costly array
         matches = table[x] == y.astype(np.uint8)[:, :, None]  # (N, P, K)
-        byte = np.min_scalar_type(p + v)  # two from 256 pairs on
+        byte = np.min_scalar_type(p + v)  # two bytes if p + v is 256 or more
         before = np.cumsum(matches, axis=1, dtype=byte)  # agreements in the context, this pair included
         before -= matches
-        if told is not None:
-            before += (told.astype(np.uint8)[:, :, None] == table).sum(axis=1, dtype=byte)[:, None]
+        if shown is not None:
+            before += (shown.astype(np.uint8)[:, :, None] == table).sum(axis=1, dtype=byte)[:, None]
         behind = before.max(axis=2, keepdims=True) - before
         if log_shares is None:
             weight = np.exp(-surprise * np.arange(p + v + 1))[behind]  # (N, P, K), unnormalised posterior

@@ -1,4 +1,4 @@
-"""What a model's predictions are made of: the mixture of known ways to predict that is nearest to them."""
+"""Decomposition of a model's predictions: the nearest mixture of known predictors."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from typing import NamedTuple
 import numpy as np
 
 PREDICTORS = ("generalizer", "memorizer", "unigram_generalizer", "unigram_memorizer", "uniform", "backward")
-"""What a probe is to offer, all of it, for its weights to be recorded: with one missing the others would share its part.
-Pairs of states counted or remembered, single ones, nothing, and a control that should get no weight (`Markov.predictors`)."""
+"""Predictors that a probe must all have for weights to be recorded. If one were missing, the others would share its part.
+
+They use counted or remembered pairs of states, single states, or nothing. `backward` is a control that should get no weight
+(`Markov.predictors`)."""
 INTERIOR_STEPS = 24
-"""Of `decompose`, each some three times nearer: a model that is one predictor has .96, .996, .9996 after 12, 16, 20."""
+"""Steps of `decompose`. Each is about three times nearer: a model equal to one predictor has weight .96, .996, .9996 after
+12, 16, 20 steps."""
 
 
 class Decomposition(NamedTuple):
-    """A model's predictions as a mixture of known ways to predict."""
+    """A model's predictions as a mixture of predictors."""
 
     weights: dict[str, float]
-    """Name of a predictor -> its share, summing to 1."""
+    """Name of a predictor -> its share. The shares sum to 1."""
     residual_nats: float
-    """KL divergence of the mixture from the model, per position: what no mixture of these explains."""
+    """KL(model || mixture) per position: no mixture of the predictors is nearer."""
 
 
 def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> Decomposition | None:
     """The non-negative weights, summing to 1, whose mixture of predictors is nearest to a model.
 
-    log_probs (N, T, V), natural log; predictors (N, T, V) each. Minimises KL(model || mixture), which is convex. Left to
-    itself, with the sum of the weights added to it, it has the same minimum, so that only w >= 0 remains to be kept: by
-    a primal-dual interior point (Nocedal and Wright 2006, chapter 19). Expectation-maximisation does not get there: a
-    model equal to one predictor had a weight of .65 to .95 after 400 steps. Predictors that say the same share what they
-    explain between them. None where there is nothing to decompose, a log-probability of the model is not finite, or no
-    predictor allows what the model does.
+    log_probs (N, T, V), natural log; predictors (N, T, V) each. Returns None if there is nothing to decompose, if a
+    log-probability of the model is not finite, or if all predictors give 0 to a token.
+
+    It minimises KL(model || mixture), which is convex. Adding the sum of the weights to it leaves the minimum at the same
+    place and makes the constraint on the sum redundant. The constraint w >= 0 is kept by a primal-dual interior point method
+    (Nocedal and Wright 2006, chapter 19). Expectation-maximisation is too slow: a model equal to one predictor had a weight
+    of .65 to .95 after 400 steps. Equal predictors share their weight.
     """
     logs = log_probs.astype(np.float64).reshape(-1)  # (N T V,)
     if not len(predictors) or not logs.size or not np.isfinite(logs).all():
         return None
     known = np.stack([p.reshape(-1) for p in predictors.values()])  # (P, N T V)
-    if not (known.max(axis=0) > 0).all():  # no mixture allows what the model does
+    if not (known.max(axis=0) > 0).all():  # every mixture has an infinite divergence
         return None
     n_positions = logs.size / log_probs.shape[-1]
     model = np.exp(logs) / n_positions
@@ -57,5 +61,5 @@ def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> De
 
 
 def _stay_positive(values: np.ndarray, move: np.ndarray) -> float:
-    """The share of a move, at most 1, that takes none of the values further than 95 % of the way to zero."""
+    """The largest share of a move, at most 1, that moves no value more than 95 % of the way to zero."""
     return float(min(1.0, 0.95 / max((-move / values).max(), 1e-9)))

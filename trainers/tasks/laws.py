@@ -1,7 +1,7 @@
-"""Families in which a task is a law: sequences are drawn from one task, and predictions are scored against the law itself.
+"""Families in which a task is a probability law. A sequence is drawn from one law, and predictions are scored against it.
 
-The universe has 2^62 tasks, half of which train. The evaluation has fresh sequences of held-out tasks, the same for all trials, and
-of training tasks.
+The universe has 2^62 tasks, and half of them train. The evaluation has fresh sequences of held-out tasks, the same for all
+trials, and fresh sequences of training tasks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.request import Request
 
 Listed = tuple[np.ndarray, np.ndarray | None]
-"""The training tasks (K, ...), and the logs of how often each is drawn (K,), or None where all are drawn alike."""
+"""The training tasks (K, ...), and the log of each one's share in training (K,), or None for equal shares."""
 
 
 class LawFamily(ExactFamily):
-    """Sequences drawn from laws."""
+    """A family whose tasks are laws from which sequences are drawn."""
 
     memorizer_max_tasks: ClassVar[int | None] = 4096
     has_distances: ClassVar[bool] = True
@@ -36,20 +36,20 @@ class LawFamily(ExactFamily):
 
     @abstractmethod
     def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """A fresh sequence of each task: tasks (N, ...) -> tokens (N, T+1) or (N, T+1, W)."""
+        """One fresh sequence of each task: tasks (N, ...) -> tokens (N, T+1) or (N, T+1, W)."""
 
     @abstractmethod
     def item_set(
         self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
     ) -> ItemSet:
-        """The probe of these sequences. No memoriser without a list of training tasks."""
+        """The item set of these sequences. Without a list of training tasks it has no memoriser."""
 
     def scored(self) -> np.ndarray:
-        """Positions whose next token is predicted: (T,) bool."""
+        """Positions at which the next token is predicted: (T,) bool."""
         return np.ones(self.seq_len, dtype=bool)
 
     def shown_tasks(self, request: Request, draw: np.random.Generator, n: int) -> np.ndarray:
-        """Which training tasks the `n` sequences of the seen split show: (n,)."""
+        """Numbers of the training tasks of the `n` sequences in the seen split: (n,)."""
         return self.seen_tasks(request, n)
 
     def batch(self, request: Request, step: int) -> Batch:

@@ -1,15 +1,20 @@
-"""modular: linear functions modulo p, to be read off the context (after He et al. 2024, arXiv 2406.02550).
+"""modular: linear functions modulo p, inferred from examples in the context (after He et al. 2024, arXiv 2406.02550).
 
-A task is D coefficients modulo the prime p, and a sequence is x1 z1 x2 z2 ... xP zP, where each x is D numbers, not all of
-them 0, and z = (c · x) mod p. Numbers are tokens 0 ... p - 1, results p ... 2p - 1. A model may keep the training functions, copy
-what it has seen, or solve for what it has not: an x that is a combination of earlier ones has a result that they decide.
+A task is D coefficients c modulo the prime p. A sequence is x1 z1 x2 z2 ... xP zP. Each x is D numbers, not all of them 0, and
+z = (c · x) mod p. Numbers are tokens 0 ... p - 1, results p ... 2p - 1. A model may memorise the training functions, copy
+earlier results, or solve for a new one: if x is a linear combination of earlier ones, their results decide its result.
 
-What learns it: 2 layers of width 64, 4 heads, `conv_kernel: 4`, init_gain 1, embed_std 0.1, batch 32, rate 3e-3 after 50 steps
-of warm-up, decayed over the last fifth; 23 ms a step of one core. `solve_new` on held-out functions, modulo 5, two numbers, one
-run each: 19 of the 25 functions .60 right after 2,500 steps and .89 after 5,000 (ability .84; the memoriser: .00); 10 and 4 of
-them .08 and .09 after 2,500 (ability −3 and −6; with 4 all seen ones are right, memory .98). `scale` and `recall` come first.
-Told the coefficients, 19 functions are at .89 after 1,500 steps at a constant rate. What does not learn: three numbers and 94
-of 125 functions, with 10 examples, are at chance after 4,000 steps, on training functions too.
+A recipe that learns it: 2 layers of width 64, 4 heads, `conv_kernel: 4`, init_gain 1, embed_std 0.1, batch 32, rate 3e-3 after
+50 steps of warm-up, decayed over the last fifth; 23 ms per step on one core. Accuracy of `solve_new` on held-out functions,
+modulo 5, two numbers, one run each:
+
+    19 of the 25 functions      .60 after 2,500 steps, .89 after 5,000 (ability .84; the memoriser has .00)
+    10 of them                  .08 after 2,500 steps (ability −3)
+    4 of them                   .09 after 2,500 steps (ability −6; training functions are all right, memory .98)
+
+`scale` and `recall` are learned first. With the coefficients shown (`task_id`), 19 functions reach .89 after 1,500 steps at a
+constant rate. Three numbers, 94 of 125 functions and 10 examples are not learned: accuracy is at chance after 4,000 steps, on
+training functions too.
 """
 
 from __future__ import annotations
@@ -27,29 +32,29 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.request import Request
 
 EPSILON = 1e-3
-"""The memoriser believes each number it is shown with 1 - ε and any of the p with ε: its stated uniform fallback."""
+"""ε: the memoriser assumes that a number follows the task with 1 - ε and is uniform over all p with ε. No loss is infinite."""
 MEMORIZER_MAX_TASKS = 4096
-"""Longer lists are not enumerated: the memoriser is then missing."""
+"""Longer lists of training tasks have no memoriser."""
 
 
 class Solved(NamedTuple):
-    """What the examples before each x say of it, whatever the coefficients are."""
+    """The result of each x that follows from the examples before it, without knowing the coefficients."""
 
-    known: np.ndarray  # (N, P) bool: x is a combination of earlier ones
-    result: np.ndarray  # (N, P) its result, where it is known
+    known: np.ndarray  # (N, P) bool: x is a linear combination of earlier ones
+    result: np.ndarray  # (N, P): its result, if known
 
 
 @register
 class Modular(ExactFamily):
-    """Linear functions of `n_inputs` numbers modulo `modulus`, shown as `n_examples` examples."""
+    """Linear functions of `n_inputs` numbers modulo `modulus`, shown by `n_examples` examples."""
 
     name: Literal["modular"] = "modular"
     modulus: Annotated[Count, Field(ge=2, le=127)] = 5
     """p: a prime, at most 127."""
     n_inputs: Annotated[Count, Field(ge=2, le=16)] = 2
-    """D: numbers that a function takes, from 2 to 16; the universe has p^D tasks, at most 2^62."""
+    """D: numbers that a function takes, from 2 to 16. The universe has p^D tasks, at most 2^62."""
     n_examples: Annotated[Count, Field(ge=2), Limit(10_000)] = 8
-    """P: examples in a sequence."""
+    """P: examples per sequence."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("answer", "next_token", "task_id")
@@ -57,17 +62,17 @@ class Modular(ExactFamily):
     mixture: ClassVar[str] = "mixture"
     memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
     skills: ClassVar[dict[str, str]] = {
-        "solve_new": "an x that is a combination of several earlier ones, and a multiple of none: solve for its result",
+        "solve_new": "an x that is a combination of several earlier ones, but a multiple of none: solve for its result",
         "scale": "an x that did not occur, but is a multiple of one that did",
         "recall": "an x that occurred earlier in the sequence: copy its result",
-        "undecided": "an x of which the examples so far say nothing: chance, unless the task was told",
+        "undecided": "an x that the examples so far do not determine: chance, unless the coefficients are shown",
     }
 
     @model_validator(mode="after")
     def _fits(self) -> Modular:
         p = self.modulus
         if any(p % factor == 0 for factor in range(2, int(p**0.5) + 1)):
-            raise ValueError(f"modulus {p} is no prime: not every number has an inverse, so that examples decide less")
+            raise ValueError(f"modulus {p} is no prime, so not every number has an inverse; give a prime")
         if self.universe_size > 2**62:
             raise ValueError(f"{self.n_inputs} coefficients modulo {p} are more than 2^62 tasks")
         return self
@@ -94,7 +99,7 @@ class Modular(ExactFamily):
         return self._first(arm) + self.n_examples * (self.n_inputs + 1) - 1
 
     def _first(self, arm: str) -> int:
-        """Where the first example begins: after the coefficients, where they are told."""
+        """Position of the first example: after the coefficients, if the arm shows them."""
         return self.n_inputs if arm == "task_id" else 0
 
     def chance(self, skill: str) -> float | None:
@@ -104,23 +109,23 @@ class Modular(ExactFamily):
         return self.coefficients(ids)
 
     def coefficients(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, D). Through a keyed permutation, so that neighbours share no coefficient."""
+        """Tasks as rows: ids (n,) -> (n, D), through a keyed permutation. Neighbouring ids are unrelated."""
         size = self.universe_size
         return self._digits(keyed_permutation(size, "modular", "unrank", self.modulus, self.n_inputs)(ids))
 
     def _digits(self, ranks: np.ndarray) -> np.ndarray:
-        """Numbers to base p: (...,) -> (..., D)."""
+        """Digits to base p: (...,) -> (..., D)."""
         return ranks[..., None] // self.modulus ** np.arange(self.n_inputs) % self.modulus
 
     def _inputs(self, draw: np.random.Generator, n: int) -> np.ndarray:
-        """(n, P, D), uniform over all but D zeros, whose result is 0 in every task."""
+        """Inputs (n, P, D), uniform over all but D zeros. D zeros have the result 0 in every task."""
         return self._digits(draw.integers(1, self.universe_size, (n, self.n_examples)))
 
     def _sequences(self, arm: str, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Tokens: tasks (N, D), x (N, P, D) -> (N, T+1)."""
         examples = np.concatenate([x, self.modulus + self.results(tasks, x)[:, :, None]], axis=2)
-        told = tasks if arm == "task_id" else tasks[:, :0]
-        return np.concatenate([told, examples.reshape(len(x), -1)], axis=1)
+        shown = tasks if arm == "task_id" else tasks[:, :0]
+        return np.concatenate([shown, examples.reshape(len(x), -1)], axis=1)
 
     def results(self, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
         """c · x mod p: tasks (N, D), x (N, P, D) -> (N, P)."""
@@ -136,7 +141,7 @@ class Modular(ExactFamily):
         return Batch(tokens, self._lift(request.arm, np.ones((size, self.n_examples), dtype=bool)))
 
     def _lift(self, arm: str, examples: np.ndarray) -> np.ndarray:
-        """Arrays over examples (N, P) to positions (N, T): a result is predicted where the last number of its x stands."""
+        """From examples (N, P) to positions (N, T). A result is predicted at the position of the last number of its x."""
         positions = np.zeros((len(examples), self.length(arm)), dtype=examples.dtype)
         positions[:, self._first(arm) + self.n_inputs - 1 :: self.n_inputs + 1] = examples
         return positions
@@ -180,49 +185,50 @@ class Modular(ExactFamily):
     # References ------------------------------------------------------------------------------------------------
 
     def predictions(self, request: Request, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
-        """Each reference's prediction of every result: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
+        """Predictions of every result by each reference: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
 
-        Told the coefficients (`task_id`), the generaliser computes; the memoriser looks them up in its list, so that on
-        training tasks the two are one.
+        In `task_id` the generaliser computes with the shown coefficients. The memoriser looks them up in its list, so the two
+        agree on training tasks.
         """
-        told = tasks if request.arm == "task_id" else None
-        found = {
+        shown = tasks if request.arm == "task_id" else None
+        predictions = {
             "uniform": np.full((*z.shape, self.modulus), 1 / self.modulus),
-            "generalizer": np.eye(self.modulus)[z] if told is not None else self.generalizer(x, z),
+            "generalizer": np.eye(self.modulus)[z] if shown is not None else self.generalizer(x, z),
         }
         if request.n_tasks <= MEMORIZER_MAX_TASKS:
             train = self.coefficients(self.train_ids(request.replicate, np.arange(request.n_tasks)))
-            found["memorizer"] = self.memorizer(x, z, train, told, self.log_shares(request))
-        return found
+            predictions["memorizer"] = self.memorizer(x, z, train, shown, self.log_shares(request))
+        return predictions
 
     def generalizer(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Bayes over all p^D functions, alike: what the examples decide, else uniform. (N, P, D), (N, P) -> (N, P, p).
+        """Bayes over all p^D functions, equally likely: the result that the examples decide, else uniform.
 
-        There is nothing between: the functions that fit the examples give a new x either one result or all equally often.
+        x (N, P, D), z (N, P) -> (N, P, p). No other case exists: the functions that fit the examples give a new x either one
+        result, or all results equally often.
         """
         known, result = self.solve(x, z)
         return np.where(known[:, :, None], np.eye(self.modulus)[result], 1 / self.modulus)
 
     def _inverses(self) -> np.ndarray:
-        """a -> 1/a modulo p, and 0 -> 0: (p,)."""
+        """Inverses modulo p: a -> 1/a, and 0 -> 0. (p,)."""
         return np.array([pow(a, -1, self.modulus) if a else 0 for a in range(self.modulus)])
 
     def _directions(self, x: np.ndarray) -> np.ndarray:
-        """The multiple of each x whose first number, but for zeros, is 1: (N, P, D) -> (N, P, D)."""
+        """The multiple of each x whose first nonzero number is 1: (N, P, D) -> (N, P, D)."""
         first = np.take_along_axis(x, (x > 0).argmax(axis=2)[:, :, None], axis=2)
         return x * self._inverses()[first] % self.modulus
 
     def solve(self, x: np.ndarray, z: np.ndarray) -> Solved:
-        """Elimination modulo p, an example at a time: x (N, P, D), z (N, P) of one function a sequence."""
+        """Elimination modulo p, example by example: x (N, P, D), z (N, P), with one function per sequence."""
         p, (n, n_examples, d) = self.modulus, x.shape
         inverse = self._inverses()
-        basis = np.zeros((n, d, d), dtype=np.int64)  # row i, if any, has its first number, a 1, in place i
+        basis = np.zeros((n, d, d), dtype=np.int64)  # row i, if present, has its first nonzero number, a 1, at i
         results = np.zeros((n, d), dtype=np.int64)
         known = np.zeros((n, n_examples), dtype=bool)
-        found = np.zeros((n, n_examples), dtype=np.int64)
+        result = np.zeros((n, n_examples), dtype=np.int64)
         for e in range(n_examples):
             rest, due = x[:, e].copy(), 0 * z[:, e]
-            new = np.zeros(n, dtype=bool)  # does it bring a row?
+            new = np.zeros(n, dtype=bool)  # does this example add a row?
             for i in range(d):
                 there = basis[:, i, i] == 1
                 times = np.where(there & ~new, rest[:, i], 0)
@@ -233,26 +239,26 @@ class Modular(ExactFamily):
                 basis[brings, i] = rest[brings] * scale[:, None] % p
                 results[brings, i] = (z[brings, e] - due[brings]) * scale % p
                 new |= brings
-            known[:, e], found[:, e] = ~new, due
-        return Solved(known, found)
+            known[:, e], result[:, e] = ~new, due
+        return Solved(known, result)
 
     def memorizer(
         self,
         x: np.ndarray,
         z: np.ndarray,
         train: np.ndarray,
-        told: np.ndarray | None = None,
+        shown: np.ndarray | None = None,
         log_shares: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bayes over exactly the training functions, results believed with 1 - ε, and so the coefficients told, if any.
+        """Bayes over exactly the training functions, results and shown coefficients believed with 1 - ε.
 
-        x (N, P, D), z (N, P), train (K, D), told (N, D), the prior `log_shares` (K,) or uniform -> (N, P, p).
+        x (N, P, D), z (N, P), train (K, D), shown (N, D) or None, prior `log_shares` (K,) or None for uniform -> (N, P, p).
         """
         p, (n, n_examples) = self.modulus, z.shape
         surprise = np.log1p(-EPSILON + EPSILON / p) - np.log(EPSILON / p)  # log odds of a match
         prior = np.zeros((n, len(train))) if log_shares is None else np.tile(log_shares, (n, 1))
-        if told is not None:
-            prior += surprise * (told[:, None] == train).sum(axis=2)
+        if shown is not None:
+            prior += surprise * (shown[:, None] == train).sum(axis=2)
         out = np.empty((n, n_examples, p))
         columns = train.T.astype(np.float32)  # (D, K); exact: numbers stay below 2^24, and matmuls of floats are fast
         for i in range(n):  # one sequence at a time stays in the cache

@@ -1,18 +1,20 @@
 """parity: a sum of emergences (Michaud et al. 2023, arXiv 2303.13506; Nam et al. 2024, arXiv 2404.17563).
 
-A task is the parity of k of n bits. A sequence is b1 ... bn c a: random bits, a control that says which task is asked, and
-the answer, which alone is predicted. Nothing about one subset of bits helps to find another, so every task is a skill of
-its own; with `training.task_exponent` = α + 1 they are shown in proportion to rank^-(α + 1), and should be learned one
-after another, each suddenly, while the mean loss falls smoothly.
+A task is the parity of k of n bits. A sequence is b1 ... bn c a: random bits, a control token that names the task, and the
+answer. Only the answer is predicted. One subset of bits gives no information on another, so every task is its own skill. With
+`training.task_exponent` = α + 1, tasks are shown in proportion to rank^-(α + 1). They should then be learned one after another,
+each suddenly, while the mean loss falls smoothly.
 
-What is generalised to is new data. A control that never trained has no meaning, so that nobody can be asked an unseen task:
-the held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
-correlation of answer and truth: 2 accuracy - 1, as a table of what was trained can only guess there. (One that looked up
-the nearest trained string, where all others trained, would be right in 1 - k/n.) Memory of tasks has no meaning here.
+Generalisation here means new data. An untrained control has no meaning, so a model cannot be asked an unseen task. The
+held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
+correlation of answer and truth. It is 2 accuracy - 1, because a table of the training data can only guess on new data. (A
+table that looked up the nearest trained string, if all others trained, would be right in a share of 1 - k/n.) Memory of tasks
+has no meaning here.
 
-What learns it in a minute of one core: 3 of 10 bits, 16 tasks, 1 layer of width 32 with 4 heads, `positions: learned`,
-`embed_std: 0.3`, batch 128, a constant 4e-3: with task_exponent 1.6 task 1 is there after 700 steps, task 4 after 1,700,
-all but one of those asked for after 4,400 (one run). 16 bits and width 64: task 1 after 380 steps, no other by 1,145.
+A recipe that learns it in a minute on one core: 3 of 10 bits, 16 tasks, 1 layer of width 32 with 4 heads, `positions: learned`,
+`embed_std: 0.3`, batch 128, a constant rate of 4e-3. With task_exponent 1.6, task 1 is learned after 700 steps and task 4 after
+1,700. After 4,400 steps all but one of the evaluated tasks are learned (one run). With 16 bits and width 64, task 1 is learned
+after 380 steps, and no other by step 1,145.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.request import Request
 
 HELD_OUT_SHARE = 8
-"""Of the bit strings one in so many is kept from training, by a hash of its bits."""
+"""One in this many bit strings is held out from training, by a hash of its bits."""
 
 
 @register
 class Parity(ExactFamily):
-    """Parities of `n_summed` of `n_bits` bits, one for each of `n_controls` controls."""
+    """Parities of `n_summed` of `n_bits` bits, one for each of `n_controls` control tokens."""
 
     name: Literal["parity"] = "parity"
     n_bits: Annotated[Count, Field(ge=8, le=60)] = 16
     """n: bits of the data, from 8 to 60."""
     n_summed: Count = 3
-    """k: bits whose parity a task asks for."""
+    """k: bits in the parity of a task."""
     n_controls: Annotated[Count, Limit(100_000)] = 64
-    """Controls, and so the most tasks there can be; the model has a token for each, in use or not."""
+    """Control tokens, and so the most tasks. The model has a token for each, even if it is not used."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("answer",)
@@ -67,11 +69,11 @@ class Parity(ExactFamily):
 
     def _skills(self) -> dict[str, str]:
         of_rank = {f"task_{r}": f"the task drawn {_ordinal(r)}most often, on new data" for r in self.ranks}
-        return {"mean": "all tasks, as often as they are drawn, on new data: its loss is the mean loss"} | of_rank
+        return {"mean": "all tasks in their training mixture, on new data: its loss is the mean loss"} | of_rank
 
     @property
     def ranks(self) -> list[int]:
-        """Ranks of the tasks that are skills of their own: 1, 2, 4, ... up to the controls."""
+        """Ranks of the tasks that are their own skills: 1, 2, 4, ... up to n_controls."""
         return [2**i for i in range(self.n_controls.bit_length())]
 
     @property
@@ -101,9 +103,10 @@ class Parity(ExactFamily):
         return self.subsets(ids)
 
     def subsets(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, k), the bits that are summed, descending.
+        """Tasks as rows: ids (n,) -> (n, k), the summed bits, descending.
 
-        The combinatorial number system: rank = Σ C(c_j, j) over the chosen c_k > ... > c_1 >= 0, of a keyed permutation.
+        A keyed permutation of the ids is decoded in the combinatorial number system: rank = Σ C(c_j, j) over the chosen
+        c_k > ... > c_1 >= 0.
         """
         rank = keyed_permutation(self.universe_size, "parity", "unrank", self.n_bits, self.n_summed)(ids)
         out = np.empty((len(rank), self.n_summed), dtype=np.int64)
@@ -116,13 +119,13 @@ class Parity(ExactFamily):
     # Data ------------------------------------------------------------------------------------------------------
 
     def is_held_out(self, codes: np.ndarray) -> np.ndarray:
-        """Which bit strings never train: codes (n,), bit i of a code being bit i of the data -> (n,) bool."""
+        """Is the bit string held out from training? codes (n,) -> (n,) bool. Bit i of a code is bit i of the data."""
         key = np.uint64(key_of("parity", "held-out data", self.n_bits) & (2**64 - 1))
         held_out: np.ndarray = mix64(codes.astype(np.uint64) ^ key) % np.uint64(HELD_OUT_SHARE) == 0
         return held_out
 
     def _codes(self, draw: np.random.Generator, n: int, held_out: bool) -> np.ndarray:
-        """Bit strings that train, or such that never do, as codes (n,)."""
+        """Random bit strings, all held out or all not, as codes (n,)."""
         codes = draw.integers(0, 2**self.n_bits, n)
         while (wrong := self.is_held_out(codes) != held_out).any():
             codes[wrong] = draw.integers(0, 2**self.n_bits, int(wrong.sum()))
@@ -131,7 +134,7 @@ class Parity(ExactFamily):
     def _sequences(self, ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Tokens (N, n+2): the bits 0 and 1, then the control 2 + id, then the answer.
 
-        The control stands last, where the answer is predicted: one layer of attention can then look up its bits.
+        The control comes last, at the position that predicts the answer. So one layer of attention can look up its bits.
         """
         bits = codes[:, None] >> np.arange(self.n_bits) & 1  # (N, n)
         answer = np.take_along_axis(bits, self.subsets(ids), axis=1).sum(axis=1) % 2
@@ -153,10 +156,10 @@ class Parity(ExactFamily):
     def suite(self, request: Request) -> list[ItemSet]:
         """The mixture on new data and on data that may have trained, then each rank on new data.
 
-        Tasks of the mixture are not drawn but dealt out by their shares, so that no lucky draw moves the mean loss.
+        Tasks of the mixture are not drawn but allotted by their shares, so chance does not move the mean loss.
         """
         n = request.n_sequences
-        mixed = self._dealt(request, n)
+        mixed = self._allotted(request, n)
         absent = [r for r in self.ranks if r > request.n_tasks]
         sets = [
             self._item_set(request, "mean", mixed, absent=[f"task_{r}" for r in absent]),
@@ -165,8 +168,8 @@ class Parity(ExactFamily):
         present = [r for r in self.ranks if r <= request.n_tasks]
         return sets + [self._item_set(request, f"task_{r}", np.full(n, r - 1)) for r in present]
 
-    def _dealt(self, request: Request, n: int) -> np.ndarray:
-        """The training mixture without chance: the tasks at the quantiles (i + 1/2) / n of their shares, (n,)."""
+    def _allotted(self, request: Request, n: int) -> np.ndarray:
+        """The training mixture without chance: tasks at the quantiles (i + 1/2) / n of the cumulated shares, (n,)."""
         logs = self.log_shares(request)
         shares = np.full(request.n_tasks, 1 / request.n_tasks) if logs is None else np.exp(logs)
         return np.searchsorted(np.cumsum(shares)[:-1], (np.arange(n) + 0.5) / n)
@@ -174,7 +177,7 @@ class Parity(ExactFamily):
     def _item_set(
         self, request: Request, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
     ) -> ItemSet:
-        """Sequences of training tasks number `tasks` (N,); `absent` names skills of which this trial has no item."""
+        """The item set of training tasks number `tasks` (N,). `absent` names skills for which this trial has no items."""
         codes = self._codes(stream("parity", "questions", skill, split), len(tasks), held_out=split == "held_out")
         tokens = self._sequences(self.train_ids(request.replicate, tasks), codes)
         mask = np.zeros((len(tasks), self.seq_len), dtype=bool)
@@ -182,7 +185,7 @@ class Parity(ExactFamily):
         guess = Reference(mask * np.log(2), mask * 0.5)
         references = {"uniform": guess, "generalizer": Reference(mask * 0.0, mask * 1.0)}
         if split == "held_out":
-            references["memorizer"] = guess  # it has stored sequences, none of these, and knows of nothing else
+            references["memorizer"] = guess  # it has stored only training sequences, and these are none
         probes = [Probe(skill=skill, split=split, mask=mask, target=tokens[:, 1:], references=references)]
         nothing = np.zeros_like(mask)
         probes += [
@@ -193,5 +196,5 @@ class Parity(ExactFamily):
 
 
 def _ordinal(rank: int) -> str:
-    """A power of two in words, before "most": "", "2nd ", "64th "."""
+    """A power of two as an ordinal, before "most": "", "2nd ", "64th "."""
     return "" if rank == 1 else f"{rank}{'nd' if rank % 10 == 2 and rank % 100 != 12 else 'th'} "

@@ -1,4 +1,4 @@
-"""Batches, item sets and probes: what a model reads, and what is counted on it. numpy only."""
+"""Batches, item sets and probes: the input of a model, and the scores of its predictions. numpy only."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from trainers.tasks.decomposition import PREDICTORS, decompose
 
 
 class Batch(NamedTuple):
-    """One optimizer step's data. The model reads tokens[:, :-1] and predicts tokens[:, 1:] where the mask is set."""
+    """Data of one optimizer step. The model reads tokens[:, :-1] and predicts tokens[:, 1:] at positions with the mask set."""
 
-    tokens: np.ndarray  # (B, T+1) int64, or (B, T+1, W) float32 where tokens are numbers
+    tokens: np.ndarray  # (B, T+1) int64, or (B, T+1, W) float32 if tokens are numbers
     loss_mask: np.ndarray  # (B, T) bool
-    positions: np.ndarray | None = None  # (B, T) int64, below T: where several sequences share a row
-    segments: np.ndarray | None = None  # (B, T) int64: which of them a token belongs to; none sees another
+    positions: np.ndarray | None = None  # (B, T) int64, below T; set if several sequences share a row
+    segments: np.ndarray | None = None  # (B, T) int64: number of a token's sequence; attention stays within it
 
 
 class Reference(NamedTuple):
-    """An exact predictor on a probe: per position, its expected log loss and its chance of being right (greedy)."""
+    """Scores of an exact predictor on a probe, per position: expected log loss, and chance that its greedy answer is right."""
 
-    nll_nats: np.ndarray  # (N, T), finite wherever the probe scores
+    nll_nats: np.ndarray  # (N, T), finite at all scored positions
     correct: np.ndarray  # (N, T) in [0, 1]
 
 
 def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
-    """What predictions (..., V) score on single answers (...): log loss, and the chance that the likeliest one, drawn among
-    ties, is right. Infinite where an answer was given no probability."""
+    """Scores of predictions (..., V) on single answers (...): log loss, and the chance that the likeliest token is right.
+
+    Ties are broken at random. The loss is infinite for an answer of probability 0.
+    """
     p = np.take_along_axis(probs, answer[..., None], axis=-1)[..., 0]
     best = probs.max(axis=-1)
     tied = (probs >= best[..., None] - 1e-12).sum(axis=-1)
@@ -37,12 +39,12 @@ def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
 
 
 ANSWERS = 4
-"""Numbers a position that say all of an answer (`Probe.answers`)."""
+"""Numbers per position that `Probe.answers` returns. They are enough to score single answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One skill on one item set: which positions count, against what, and what the references score there."""
+    """One skill on one item set: the scored positions, their targets and the scores of the references."""
 
     skill: str
     split: str  # "seen" | "held_out"
@@ -51,23 +53,26 @@ class Probe:
     references: dict[str, Reference] = field(default_factory=dict)  # uniform, memorizer, generalizer, oracle
     distributions: dict[str, np.ndarray] = field(default_factory=dict)  # (N, T, V): full predictions, for distances
     noise_variance: float | None = None
-    """Given, numbers are predicted: target and distributions are (N, T) floats, the target free of noise."""
+    """Set if numbers are predicted. Target and distributions are then (N, T) floats, and the target has no noise."""
 
     def score(self, predicted: np.ndarray) -> dict[str, Any]:
-        """Raw counts and sums over the scored positions; divide when reading. predicted (N, T, V), log-probabilities
-        (natural log); or (N, T), numbers.
+        """One row of raw counts and sums over the scored positions. Divide when reading.
 
-        `n` positions, `n_correct` greedy hits, `nll_nats`, `p_correct` (probability given to the target), `brier`,
-        each as a sum; over `n_sequences` with any scored position: `n_exact`, where every one is a greedy hit, and
-        `p_exact`, the summed probability that sampling gets every one right; references as `nll_<name>`,
-        `correct_<name>` and, against single answers, `exact_<name>`; None where there is nothing to sum, or a sum is
-        not finite. The standard errors of the two gaps that ability and memory divide by are means, in nats.
+        `predicted` is (N, T, V) log-probabilities (natural log), or (N, T) numbers. The row has:
 
-        Where a probe offers all of `decomposition.PREDICTORS`, `weight_<name>` is the share of each in the mixture nearest to
-        the model, and `unexplained_nats` the divergence left per position: of the whole, no sums.
+        - `n` positions, and sums over them: `n_correct` greedy hits, `nll_nats`, `p_correct` (probability of the target),
+          `brier`;
+        - `n_sequences` with any scored position, and sums over them: `n_exact`, with only greedy hits, and `p_exact`, the
+          probability that sampling gets every position right;
+        - sums of the references: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
+        - `se_ability_gap` and `se_memory_gap`: standard errors, in nats, of the mean gaps that ability and memory divide by;
+        - `weight_<name>` and `unexplained_nats`, if the probe has all of `decomposition.PREDICTORS`: the share of each in the
+          mixture nearest to the model, and the remaining divergence per position. They are no sums.
 
-        A number is a hit within one standard deviation of the noise around the target, and its log loss is that of
-        normal laws of this variance, expected over the noise; it has no probability, Brier score or exact match.
+        A value is None if there is nothing to sum or the sum is not finite.
+
+        A predicted number is a hit within one standard deviation of the noise around the target. Its log loss is that of normal
+        distributions of this variance, expected over the noise. It has no probability, Brier score or exact match.
         """
         if self.scores_answers:
             return self.score_answers(self.answers(predicted, slice(None)))
@@ -89,30 +94,30 @@ class Probe:
 
     @property
     def scores_answers(self) -> bool:
-        """Are a few numbers a position (`answers`) enough to score this probe? Not where whole distributions are compared."""
+        """Are the few numbers per position of `answers` enough to score this probe? Not if it compares whole distributions."""
         return self.target.ndim == 2 and not self.distributions and self.noise_variance is None
 
     def answers(self, logs: np.ndarray, rows: Any) -> np.ndarray:
-        """What log-probabilities (b, T, V) of some rows of the tokens say of the answers: (b, T, ANSWERS), 0 where nothing is scored.
+        """Log-probabilities (b, T, V) of some rows -> scores of the answers (b, T, ANSWERS), 0 at positions that are not scored.
 
-        At each position: was the likeliest token right, the log-probability of the right one, its probability, the Brier score.
+        Per position: 1 if the likeliest token is right, log-probability of the right token, its probability, Brier score.
         """
         mask = self.mask[rows]
         scored, target = logs[mask].astype(np.float64), self.target[rows][mask]  # (n, V), (n,)
         at, probs = np.arange(len(target)), np.exp(scored)
         p = probs[at, target]
-        found = np.zeros((*mask.shape, ANSWERS))
+        answers = np.zeros((*mask.shape, ANSWERS))
         right = scored.argmax(1) == target if len(target) else target
-        found[mask] = np.stack([right, scored[at, target], p, (probs**2).sum(1) - 2 * p + 1], axis=1)
-        return found
+        answers[mask] = np.stack([right, scored[at, target], p, (probs**2).sum(1) - 2 * p + 1], axis=1)
+        return answers
 
-    def score_answers(self, found: np.ndarray) -> dict[str, Any]:
-        """The row of sums, from `answers` of all rows: (N, T, ANSWERS)."""
-        return self._row(self._of_answers(found))
+    def score_answers(self, answers: np.ndarray) -> dict[str, Any]:
+        """The row of `score` from the `answers` of all rows: (N, T, ANSWERS)."""
+        return self._row(self._of_answers(answers))
 
-    def _of_answers(self, found: np.ndarray) -> dict[str, Any]:
-        """Scores of single answers (N, T, ANSWERS), and of the references."""
-        hits, log_p, p, brier = (np.ascontiguousarray(column) for column in found[self.mask].T)
+    def _of_answers(self, answers: np.ndarray) -> dict[str, Any]:
+        """Sums for single answers (N, T, ANSWERS), with those of the references."""
+        hits, log_p, p, brier = (np.ascontiguousarray(column) for column in answers[self.mask].T)
         n = len(hits)
         row = self._exact(hits == 1, log_p)
         row |= {"n_correct": int(hits.sum()) if n and not np.isnan(log_p).any() else None}
@@ -124,7 +129,7 @@ class Probe:
         return row | self._of_references(exact=True)
 
     def _of_truths(self, logs: np.ndarray) -> dict[str, Any]:
-        """Scores of log-probabilities (n, V) against true distributions, and of the references; scored positions alone."""
+        """Sums for log-probabilities (n, V) of the scored positions against true distributions, with those of the references."""
         n, probs, truth = len(logs), np.exp(logs), self.target[self.mask]  # (n, V)
         hits = (logs.argmax(1) == truth.argmax(1)).sum() if n else 0
         row: dict[str, Any] = {"n_correct": int(hits) if n and not np.isnan(logs).any() else None}
@@ -136,7 +141,7 @@ class Probe:
         return row | self._of_references(exact=False)
 
     def _of_numbers(self, numbers: np.ndarray) -> dict[str, Any]:
-        """Scores of numbers, of the references, and distances to them: (n,), scored positions alone."""
+        """Sums for numbers (n,) of the scored positions, with those of the references and the distances to them."""
         assert self.noise_variance is not None
         n, target, variance = len(numbers), self.target[self.mask], self.noise_variance
         hits = (np.abs(numbers - target) <= np.sqrt(variance)).sum()
@@ -151,19 +156,19 @@ class Probe:
         return row
 
     def _of_references(self, exact: bool) -> dict[str, Any]:
-        """What each reference scores, whole sequences included if `exact`."""
+        """Sums of each reference. With `exact` also the expected number of whole sequences that are right."""
         row: dict[str, Any] = {}
         n = self.mask.sum()
         for name, reference in self.references.items():
             row[f"nll_{name}"] = float(reference.nll_nats[self.mask].sum()) if n else None
             row[f"correct_{name}"] = float(reference.correct[self.mask].sum()) if n else None
-            if exact:  # a reference that guesses among ties guesses anew at each position
+            if exact:  # a reference breaks ties independently at each position
                 right = np.where(self.mask, reference.correct, 1.0).prod(axis=1)[self.mask.any(axis=1)]
                 row[f"exact_{name}"] = float(right.sum()) if n else None
         return row
 
     def _exact(self, hits: np.ndarray, log_p: np.ndarray) -> dict[str, Any]:
-        """Sequences with every scored position right: how many greedily, how many to expect of sampling. (n,) each."""
+        """Sequences with every scored position right: greedily, and expected when sampling. hits and log_p (n,)."""
         sequence = np.nonzero(self.mask)[0]
         n = len(self.mask)
         counts = np.bincount(sequence, minlength=n)  # (N,) scored positions
@@ -175,7 +180,7 @@ class Probe:
         return {"n_sequences": total, "n_exact": exact, "p_exact": _number(together[scored].sum(), total)}
 
     def _gap_error(self, worse: str, better: str) -> float | None:
-        """Standard error, in nats, of the mean log loss between two references; sequences are the independent units."""
+        """Standard error, in nats, of the mean difference in log loss of two references. Sequences are the independent units."""
         counts = self.mask.sum(axis=1)  # (N,)
         if not {worse, better} <= self.references.keys() or (counts > 0).sum() < 2:
             return None
@@ -185,7 +190,7 @@ class Probe:
         return float(np.sqrt((rest**2).sum() * n / (n - 1)) / counts.sum())
 
     def _distances(self, probs: np.ndarray, logs: np.ndarray) -> dict[str, float | None]:
-        """Symmetrised KL sums, model to generaliser and memoriser and between those, where the family offers both."""
+        """Sums of symmetrised KL: model to generaliser, model to memoriser, and between these. Empty if the probe lacks one."""
         if not {"memorizer", "generalizer"} <= self.distributions.keys():
             return {}
         memorizer = self.distributions["memorizer"][self.mask]
@@ -199,48 +204,43 @@ class Probe:
         return {name: _number(value, len(probs)) for name, value in sums.items()}
 
     def _weights(self, logs: np.ndarray) -> dict[str, float | None]:
-        """How much of each predictor the model holds, and what no mixture of them explains, where all are on offer."""
+        """The weight of each predictor in the model, and the unexplained rest. Empty unless the probe has all PREDICTORS."""
         if not set(PREDICTORS) <= self.distributions.keys():
             return {}
-        found = decompose(logs, {name: self.distributions[name][self.mask] for name in PREDICTORS})
-        weights = {f"weight_{name}": found.weights[name] if found else None for name in PREDICTORS}
-        return weights | {"unexplained_nats": found.residual_nats if found else None}
+        mixture = decompose(logs, {name: self.distributions[name][self.mask] for name in PREDICTORS})
+        weights = {f"weight_{name}": mixture.weights[name] if mixture else None for name in PREDICTORS}
+        return weights | {"unexplained_nats": mixture.residual_nats if mixture else None}
 
 
 def normal_loss_nats(predicted: np.ndarray, mean: np.ndarray, variance: float) -> np.ndarray:
-    """Expected minus log density of a draw of N(mean, variance) under N(predicted, variance), in nats; elementwise.
+    """Expectation of minus the log density of N(predicted, variance) at a draw of N(mean, variance), in nats, elementwise.
 
-    That is (predicted - mean)² / (2 variance) and a constant: ratios of its differences are those of squared errors.
+    It is (predicted - mean)² / (2 variance) plus a constant. So ratios of its differences equal those of squared errors.
     """
     loss: np.ndarray = ((predicted - mean) ** 2 / variance + 1 + np.log(2 * np.pi * variance)) / 2
     return loss
 
 
 def _number(value: float, n: int) -> float | None:
-    """A sum over n positions as plain JSON: None over none, or where a diverged model predicts nothing finite."""
+    """A sum over n positions as plain JSON; None if n is 0 or the sum is not finite, as for a diverged model."""
     return float(value) if n and np.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSet:
-    """Sequences that the model reads, and the probes scored on that one reading.
+    """Sequences that the model reads, and the probes that are scored on that reading.
 
-    `written` are positions, ascending, at which the model answers for itself: its likeliest token stands there for all
-    that follows, in place of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
+    `written` are positions, ascending, at which the model writes the next token itself: later positions read its likeliest
+    token instead of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
     """
 
-    tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 where tokens are numbers
+    tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 if tokens are numbers
     probes: tuple[Probe, ...]
     written: tuple[int, ...] = ()  # in 0 ... T-1; position j predicts tokens[:, j + 1]
 
     @property
-    def n_readings(self) -> int:
-        """Forward passes that an evaluation of this set takes."""
-        return 1 + len(self.written)
-
-    @property
     def n_bytes(self) -> int:
-        """Memory of its arrays."""
+        """Bytes of its arrays."""
         arrays = [self.tokens]
         for probe in self.probes:
             arrays += [probe.mask, probe.target, *probe.distributions.values()]

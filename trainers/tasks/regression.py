@@ -1,23 +1,28 @@
 """regression: linear functions in context (Raventós et al. 2023, arXiv 2306.15063). A task is a vector w ~ N(0, I_D).
 
-A sequence is x_1, y_1, ..., x_K, y_K with x ~ N(0, I_D) and y = w·x + noise. Tokens are no ids but D + 1 numbers: y in
-the first place, or x in the others, zeros elsewhere; y_i is predicted at the place of x_i. The memoriser (the paper's
-dMMSE) averages the training tasks by their posterior, the generaliser (ridge) is the posterior mean for any task.
+A sequence is x_1, y_1, ..., x_K, y_K with x ~ N(0, I_D) and y = w·x + noise. Tokens are D + 1 numbers instead of ids. The first
+number is y, or the others are x, and the rest are zeros. y_i is predicted at the position of x_i. The memoriser (the paper's
+dMMSE) averages the training tasks by their posterior. The generaliser (ridge) is the posterior mean over all tasks.
 
-The loss is minus the log density of y under a normal law of the noise's variance σ² around the prediction ŷ, in nats:
-(y - ŷ)² / 2σ² and a constant. So ability and memory, ratios of differences of log losses, are the very ratios of excess
-squared errors. Scores are against w·x, the noise averaged out: the oracle's log loss is that constant, 0.726 at σ² = ¼.
-Distances, symmetrised divergences of these normal laws, are squared differences over σ²: the paper's, but for that factor.
+The loss is minus the log density of y, in nats, under a normal distribution around the prediction ŷ with the variance σ² of
+the noise: (y - ŷ)² / 2σ² plus a constant. So ability and memory, ratios of differences of log losses, equal ratios of excess
+squared errors. Scores are computed against w·x, without the noise. The oracle's log loss is the constant plus ½, 0.726 at σ²
+= ¼. Distances are symmetrised divergences of these normal distributions, squared differences over σ². They equal the paper's
+up to that factor.
 
-Checked small, D = 4 and K = 8, one run each. After the decay of 1,500 and 3,000 steps held-out ability is .95 and .97 with
-1e9 tasks (ridge has 1), .90 and .93 with 64, −.69 and −.69 with 4; memory is −.02 and .15 with 64 tasks, .94 and .97 with 4
-(dMMSE has 1). Two layers instead of four have ability .83 and .88 with 1e9 tasks, .89 after 6,000 steps. To see it again:
+Measured with D = 4 and K = 8, one run each, after the decay of 1,500 and of 3,000 steps:
+
+    1e9 tasks   held-out ability .95 and .97 (ridge has 1); with two layers instead of four .83 and .88, and .89 after 6,000
+    64 tasks    held-out ability .90 and .93, memory −.02 and .15
+    4 tasks     held-out ability −.69 and −.69, memory .94 and .97 (dMMSE has 1)
+
+To repeat it, save this as trial.json:
 
     {"family": {"name": "regression", "n_dims": 4, "n_pairs": 8}, "arm": "answer", "n_tasks": 1e9, "replicate": 0,
      "model": {"n_layers": 4}, "training": {"batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 200},
      "evaluation": {"first_flops": 1e11, "n_sequences": 128}, "compute_flops": [1.7684e12, 3.5367e12]}
 
-as trial.json, python -m trainers trial.json --events events.jsonl; ability and memory are ratios of the sums in its rows.
+and run `python -m trainers trial.json --events events.jsonl`. Ability and memory are ratios of the sums in its rows.
 """
 
 from __future__ import annotations
@@ -36,13 +41,13 @@ from trainers.tasks.probes import ItemSet, Probe, Reference, normal_loss_nats
 
 @register
 class Regression(LawFamily):
-    """Linear functions of `n_dims` numbers, shown as `n_pairs` noisy pairs."""
+    """Linear functions of `n_dims` numbers, shown by `n_pairs` noisy pairs."""
 
     name: Literal["regression"] = "regression"
     n_dims: Annotated[Count, Limit(10_000)] = 8
-    """D: numbers in x, and weights of a task."""
+    """D: numbers in x, and in the weights w of a task."""
     n_pairs: Annotated[Count, Limit(10_000)] = 16
-    """K: pairs per sequence, every y of them predicted, the first from nothing."""
+    """K: pairs per sequence. Every y is predicted, the first without any example."""
     noise_variance: Annotated[Positive, Limit(1e6, 1e-12)] = 0.25
     """σ²: variance of the noise on y."""
 
@@ -68,7 +73,7 @@ class Regression(LawFamily):
         return 2 * self.n_pairs - 1
 
     def chance(self, skill: str) -> float | None:
-        """How often 0, the mean of the prior, is right: P(|w·x| <= σ). Given the length r of x, w·x is N(0, r²)."""
+        """Chance that 0, the mean of the prior, is right: P(|w·x| <= σ). Given the length r of x, w·x is N(0, r²)."""
         r = np.linspace(0, math.sqrt(self.n_dims) + 8, 4001)[1:]
         log_density = (self.n_dims - 1) * np.log(r) - r**2 / 2
         weight = np.exp(log_density - log_density.max())
@@ -97,7 +102,7 @@ class Regression(LawFamily):
         return means
 
     def scored(self) -> np.ndarray:
-        """Where an x stands, and its y is predicted: (T,) bool."""
+        """Positions of the x, at which y is predicted: (T,) bool."""
         return np.arange(self.seq_len) % 2 == 0
 
     # Evaluation ------------------------------------------------------------------------------------------------
@@ -122,7 +127,7 @@ class Regression(LawFamily):
         return ItemSet(tokens=tokens, probes=(probe,))
 
     def _spread(self, of_pairs: np.ndarray) -> np.ndarray:
-        """From pairs to positions, zeros where no y is predicted: (N, K) -> (N, T)."""
+        """From pairs (N, K) to positions (N, T), with zeros at positions that predict no y."""
         out = np.zeros((len(of_pairs), self.seq_len))
         out[:, self.scored()] = of_pairs
         return out
@@ -134,7 +139,10 @@ class Regression(LawFamily):
     # References ------------------------------------------------------------------------------------------------
 
     def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Ridge, the posterior mean of w·x under w ~ N(0, I); U is its prior mean, 0: x (N, K, D), y (N, K) -> (N, K)."""
+        """Ridge, the posterior mean of w·x under w ~ N(0, I): x (N, K, D), y (N, K) -> (N, K).
+
+        The uniform reference U is the prior mean, 0.
+        """
         moments = _before(x[:, :, :, None] * x[:, :, None, :])  # (N, K, D, D)
         posterior = np.linalg.solve(
             moments + self.noise_variance * np.eye(self.n_dims), _before(x * y[:, :, None])[..., None]
@@ -145,9 +153,9 @@ class Regression(LawFamily):
     def memorizer(
         self, x: np.ndarray, y: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None
     ) -> np.ndarray:
-        """The posterior mean of w·x over exactly the training tasks (dMMSE), from the pairs before.
+        """The posterior mean of w·x over exactly the training tasks (dMMSE), from the earlier pairs.
 
-        x (N, K, D), y (N, K), train (M, D), the prior `log_shares` (M,) or uniform -> (N, K).
+        x (N, K, D), y (N, K), train (M, D), prior `log_shares` (M,) or None for uniform -> (N, K).
         """
         out = np.empty(y.shape)
         prior = 0.0 if log_shares is None else log_shares
@@ -161,7 +169,7 @@ class Regression(LawFamily):
 
 
 def _before(terms: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Sums over the pairs before each, zero before the first: as terms."""
+    """Exclusive cumulative sums along `axis`, over the pairs before each. The shape is that of terms."""
     sums = np.zeros_like(terms)
     most, rest = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
     np.cumsum(terms[most], axis=axis, out=sums[rest])

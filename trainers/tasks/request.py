@@ -1,4 +1,4 @@
-"""What a family is asked for: which tasks, how they are presented, how many sequences. All that a family may know of a trunk."""
+"""The request to a family: which tasks, their presentation, how many sequences. A family knows no more of a trunk."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """One trunk's data, as a family sees it. `TrunkSpec.request` makes it."""
+    """The data of one trunk, for its family. `TrunkSpec.request` makes it."""
 
     arm: str
-    """How the tasks are presented."""
+    """Name of the way in which the tasks are presented."""
     n_tasks: int
     """Distinct training tasks."""
     replicate: int
-    """Which independent repetition: its own tasks and batches."""
+    """Number of the independent repetition. Each has its own tasks and batches."""
     batch_size: int
-    """Sequences of a batch."""
+    """Sequences per batch."""
     n_sequences: int
-    """Sequences of each item set of the evaluation."""
+    """Sequences per item set of the evaluation."""
     task_exponent: float = 0.0
-    """Training task number r (from 1) is drawn in proportion to r^-task_exponent; 0 draws all alike."""
+    """Training task number r (from 1) is drawn in proportion to r^-task_exponent. 0 draws all equally often."""

@@ -1,0 +1,338 @@
+"""Surfaces: a measure by number of tasks and compute, with both boundaries drawn through the cells."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from orchestrator.analysis import boundaries
+from orchestrator.analysis.finding import Finding
+from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.results import Phase
+from orchestrator.formatting import counted, decimal, number
+from orchestrator.report.palette import shade
+from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
+from trainers.tasks import Family
+
+TITLED_CELLS = 250
+"""A surface with more cells has no tooltips: they would take most of the page's bytes."""
+
+
+def on_split(split: str) -> str:
+    """A split as people call it."""
+    return "held-out tasks" if split == "held_out" else "training tasks"
+
+
+WHISKERS = 70
+"""Narrower cells have no room for intervals beside their number."""
+
+
+class Shown(NamedTuple):
+    """The content of a surface: one measure of one condition."""
+
+    measure: str
+    condition: str
+    skill: str
+    split: str
+    phase: Phase = "final"
+
+    @property
+    def title(self) -> str:
+        """Measure and items."""
+        if self.measure == "memory":
+            return "Memory of the training tasks"
+        return f"{self.measure[0].upper()}{self.measure[1:]} in {self.skill} on {on_split(self.split)}"
+
+
+def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
+    """The headline skill, or another one; memory is that of the training mixture before the decay."""
+    if measure == "memory":
+        return Shown("memory", condition, cast(Family, found.study.family).mixture, "seen", "pre_decay")
+    skill = skill or found.study.shown_skills[0]
+    return Shown(measure, condition, skill, found.skill_split(skill))
+
+
+class Cell(NamedTuple):
+    """One cell."""
+
+    value: float | None
+    """Mean over the replicates that have a value."""
+    known: int
+    state: str
+    """`value`, `undefined` (measured, but the references coincide or are missing), or the status of its trials."""
+    replicates: tuple[float, ...] = ()
+    """NaN is missing."""
+    words: str = ""
+    """Its text, if that is not the value."""
+
+
+def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
+    """Rows by ascending number of tasks, columns by ascending budget."""
+    results = found.results
+    values = results.cube(shown.measure, shown.condition, shown.skill, shown.split, shown.phase)
+    present = results.present(shown.condition, shown.skill, shown.split, shown.phase)
+    became: dict[tuple[int, float], Counter[str]] = {}
+    for run in found.runs:
+        if run["arm"] == shown.condition:
+            became.setdefault((run["n_tasks"], run["compute_flops"]), Counter())[run["status"]] += 1
+
+    def cell(i: int, j: int) -> Cell:
+        line = values[i, j]
+        known = line[~np.isnan(line)]
+        if len(known):
+            return Cell(float(known.mean()), len(known), "value", tuple(line.tolist()))
+        statuses = became.get((results.levels[i], results.budgets[j]), Counter({"open": 1}))
+        state = "undefined" if present[i, j].any() else statuses.most_common(1)[0][0]
+        return Cell(None, 0, state, tuple(line.tolist()))
+
+    return [[cell(i, j) for j in range(len(results.budgets))] for i in range(len(results.levels))]
+
+
+def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
+    """Is there a value anywhere?"""
+    return any(cell.value is not None for line in cells for cell in line)
+
+
+# Boundaries ---------------------------------------------------------------------------------------------------------
+
+
+class Edge(NamedTuple):
+    """A boundary as it runs through the surface."""
+
+    words: str
+    kind: str
+    """CSS class of its line."""
+    heights: tuple[float | None, ...]
+    """A budget each, in rows above the first row's middle: 0.5 lies between the first two. None: not defined there."""
+    intervals: tuple[tuple[float, float] | None, ...]
+    """The same for the ends of the interval."""
+
+    @property
+    def has_interval(self) -> bool:
+        """Is there an interval to draw?"""
+        return any(interval is not None for interval in self.intervals)
+
+
+def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
+    """K_A and K_M of a condition, as far as they run through the grid."""
+    wanted = (("K_A", skill, "skill appears", "edge"), ("K_M", "", "memory ends", "edge dash"))
+    edges = []
+    for question, of, words, kind in wanted:
+        at = {one.compute_flops: one for one in found.of(question, condition, of)}
+        many = [at.get(c) for c in found.study.budgets]
+        heights = [_height(found.results.levels, one) for one in many]
+        top = len(found.results.levels) - 0.5
+        outside = {"K_A": top, "K_M": -0.5}[question]
+        if all(h is None or h == outside for h in heights):
+            continue
+        ends = [_interval(found.results.levels, one) for one in many]
+        edges.append(Edge(words, kind, tuple(heights), tuple(ends)))
+    return edges
+
+
+def _height(levels: Sequence[int], one: Finding | None) -> float | None:
+    """The lower side of the first row across, in the median replicate."""
+    if one is None or not one.brackets:
+        return None
+    if one.verdict == "beyond":  # the cells above the last one seen are undefined: nothing is known there
+        return len(levels) - 0.5 if boundaries.edge(one) == levels[-1] else None
+    row = {float(n): i for i, n in enumerate(levels)}
+    first = [row[b.high] if b.high is not None else len(levels) for b in one.brackets]
+    return sorted(first)[len(first) // 2] - 0.5
+
+
+def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
+    if one is None or not one.has_interval or one.verdict not in ("crossed", "undecided"):
+        return None
+    logs = np.log([float(n) for n in levels])
+    rows = np.arange(len(levels), dtype=float)
+    low = -0.5 if one.low is None else float(np.interp(math.log(one.low), logs, rows))
+    high = len(levels) - 0.5 if one.high is None else float(np.interp(math.log(one.high), logs, rows))
+    return low, high
+
+
+# Drawing ------------------------------------------------------------------------------------------------------------
+
+EMPTY = {"open": "", "failed": "failed", "diverged": "div.", "done": "—", "undefined": "—"}
+
+
+class Grid(NamedTuple):
+    """The layout of a surface, in pixels."""
+
+    left: float
+    top: float
+    cell_w: float
+    cell_h: float
+    n_rows: int
+    n_columns: int
+
+    def y(self, height: float) -> float:
+        """Pixels of a height in rows; 0 is the middle of the first row."""
+        return self.top + (self.n_rows - 0.5 - height) * self.cell_h
+
+    def x(self, column: int) -> float:
+        """The left side of a column."""
+        return self.left + column * self.cell_w
+
+
+def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float, labelled: bool) -> Grid:
+    """The layout of a surface that is `width` pixels wide, and no cells taller than `tallest`."""
+    left = 10 + max(width_of(number(n)) for n in levels)
+    right = (118 if width > 500 else 58) if labelled else 8
+    cell_w = min(150.0, (width - left - right) / n_columns)
+    cell_h = max(17.0, min(tallest, 400 / len(levels)))
+    return Grid(left, 24, cell_w, cell_h, len(levels), n_columns)
+
+
+def legend(edges: Sequence[Edge], n_columns: int, widths: Sequence[float]) -> set[str]:
+    """Lines to explain: the edges, and `wide` or `narrow` if intervals have room at that width."""
+    found = {edge.words for edge in edges}
+    if any(edge.has_interval for edge in edges):
+        rooms = zip(("wide", "narrow"), (widths[0], widths[-1]), strict=True)
+        found |= {name for name, width in rooms if grid_of([1000], n_columns, width, 44, True).cell_w >= WHISKERS}
+    return found
+
+
+def panel(
+    axes: tuple[Sequence[int], Sequence[float]],
+    shown: Shown,
+    cells: Sequence[Sequence[Cell]],
+    edges: Sequence[Edge],
+    width: float,
+    tallest: float = 44,
+    title: str = "",
+    note: str = "",
+    labelled: bool | None = None,
+) -> Panel:
+    """A surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
+
+    `axes` are the numbers of tasks and the budgets.
+    `labelled`: room for the names of boundaries at the right; surfaces side by side share it.
+    """
+    levels, budgets = axes
+    grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
+    bottom = grid.y(-0.5)
+    drawing = Drawing(width, bottom + 42)
+    drawing.text(2, 13, "training tasks", "g")
+    for i, n in enumerate(levels):
+        drawing.text(grid.left - 6, grid.y(i) + 4, number(n), "e")
+    centres = [grid.x(j) + grid.cell_w / 2 for j in range(len(budgets))]
+    for x, name in spaced(centres, [number(c) for c in budgets]):
+        drawing.text(x, bottom + 17, name, "m")
+    drawing.text(grid.left + grid.n_columns * grid.cell_w / 2, bottom + 35, "training compute (FLOPs)", "g m")
+    words = _formatted(cells, grid.cell_w - 3)
+    for i, line in enumerate(cells):
+        for j, cell in enumerate(line):
+            _draw_cell(drawing, grid, i, j, cell, words[i][j], _tip(axes, shown, i, j, cell))
+    _draw_edges(drawing, grid, edges)
+    said = " ".join(
+        f"{counted(n, 'task')}: {', '.join(decimal(c.value) for c in line)}."
+        for n, line in zip(levels, cells, strict=True)
+    )
+    return Panel(
+        title=title,
+        note=note,
+        alt=f"{shown.title} by number of tasks (rows) and compute (columns). {said}",
+        drawing=drawing,
+        rows=_rows(axes, shown, cells),
+    )
+
+
+def _formatted(cells: Sequence[Sequence[Cell]], room: float) -> list[list[str]]:
+    """The text of every cell, in the first format that fits all cells; "" for numbers if none fits."""
+    formats = (lambda w: w, lambda w: w.replace("0.", ".", 1), lambda w: "")
+    for write in formats:
+        words = [
+            [write(c.words or decimal(c.value)) if c.value is not None else EMPTY.get(c.state, c.state) for c in line]
+            for line in cells
+        ]
+        if max(width_of(w) for line in words for w in line) <= room:
+            break
+    return words
+
+
+def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: str, tip: str) -> None:
+    kind = "void" if cell.state == "undefined" else "blank" if cell.value is None else shade(cell.value)
+    words = [word] if word else []
+    if 0 < cell.known < len(cell.replicates) and grid.cell_h >= 34:
+        words.append(f"{cell.known} of {len(cell.replicates)}")
+    words = [w for w in words if width_of(w) < grid.cell_w]
+    drawing.cell(grid.x(j) + 1, grid.y(i) - grid.cell_h / 2 + 1, grid.cell_w - 2, grid.cell_h - 2, kind, words, tip)
+
+
+def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
+    levels, budgets = axes
+    if len(levels) * len(budgets) > TITLED_CELLS:
+        return ""
+    where = f"{counted(levels[i], 'task')}, {number(budgets[j])} FLOPs"
+    each = ", ".join(decimal(v) for v in cell.replicates[:20])
+    more = f" and {len(cell.replicates) - 20} more" if len(cell.replicates) > 20 else ""
+    value = f"{shown.measure} {decimal(cell.value)}" if cell.value is not None else cell.state
+    return f"{value}\n{where}\nreplicates: {each}{more}"
+
+
+def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
+    """Every boundary as a step line with its name at the right, and its intervals as thin bars in the columns."""
+    last = [[h for h in edge.heights if h is not None][-1] for edge in edges]
+    places = apart([-grid.y(h) for h in last], 30 if drawing.width <= 500 else 16)
+    right = grid.x(grid.n_columns)
+    for k, (edge, height, place) in enumerate(zip(edges, last, places, strict=True)):
+        strokes = _steps(grid, edge, edges[:k])
+        for kind in ("case", edge.kind):
+            drawing.path(strokes, kind)
+        known = max(j for j, h in enumerate(edge.heights) if h is not None)
+        style = f"{edge.kind} mid" if known == grid.n_columns - 1 else "axis"
+        drawing.path([[(grid.x(known + 1), grid.y(height)), (right + 8, -place)]], style)
+        inset = 0.13 * grid.cell_w
+        for j, interval in enumerate(edge.intervals if grid.cell_w >= WHISKERS else ()):
+            if interval is not None:
+                x = grid.x(j) + (inset if edge.kind == "edge" else grid.cell_w - inset)
+                _draw_interval(drawing, x, grid.y(interval[0]), grid.y(interval[1]), edge.kind)
+        words = [edge.words] if drawing.width > 500 else edge.words.split()
+        for m, word in enumerate(words):
+            drawing.text(right + 12, -place + 4 + 13 * (m - (len(words) - 1) / 2), word, "b")
+
+
+def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
+    """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets.
+
+    A line that coincides with one of the others runs just below it.
+    """
+    strokes: list[list[Point]] = [[]]
+    for j, height in enumerate(edge.heights):
+        if height is None:
+            strokes.append([])
+            continue
+        y = grid.y(height) + (4 if any(other.heights[j] == height for other in others) else 0)
+        strokes[-1] += [(grid.x(j), y), (grid.x(j + 1), y)]
+    return strokes
+
+
+def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: str) -> None:
+    strokes: list[list[Point]] = [[(x, low), (x, high)], [(x - 3, low), (x + 3, low)], [(x - 3, high), (x + 3, high)]]
+    drawing.path(strokes, "halo")
+    drawing.path(strokes, "edge whisker")
+
+
+def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
+    rows: list[Row] = []
+    shared: dict[str, Any] = {"condition": shown.condition, "measure": shown.measure, "skill": shown.skill}
+    for n, line in zip(axes[0], cells, strict=True):
+        for c, cell in zip(axes[1], line, strict=True):
+            for r, value in enumerate(cell.replicates):
+                place = {"n_tasks": n, "compute_flops": c, "replicate": r}
+                rows.append(shared | place | {"state": cell.state, "value": None if math.isnan(value) else value})
+    return rows
+
+
+def edge_rows(found: Findings, condition: str, skill: str) -> list[Row]:
+    """Both boundaries as numbers."""
+    return [
+        {"condition": condition, "measure": one.question, "skill": one.skill, "compute_flops": one.compute_flops}
+        | {"state": one.verdict, "low_tasks": one.low, "high_tasks": one.high, "replicates": one.n}
+        for one in (*found.of("K_A", condition, skill), *found.of("K_M", condition, ""))
+    ]

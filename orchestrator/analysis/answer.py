@@ -106,7 +106,7 @@ def _needs(onset: Finding) -> str:
 
 
 def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
-    """Which condition needs fewer tasks, or is ahead, where that is shown; else that no difference is.
+    """The difference between conditions that is shown; without one, that no difference is significant.
 
     conditions: those with a defined boundary, two or more.
     """

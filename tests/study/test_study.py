@@ -212,8 +212,8 @@ CLAIMS = [
     ("within one step of tasks", "{what: k_ability, lo: 20, hi: 60}", "no two are in this range; widen it, or add some (there are 16, 64)"),
     ("before any overtaking", "{what: crossover, against: next_token, n_tasks: 4, hi: 1e11}", "a hi of at least 2e11"),
     ("too steep a drift", "{what: drift_ability, lo: 9}", "give a range that reaches into it"),
-    ("too fine a drift", "{what: drift_memory, lo: 0, hi: 0.1}", "these axes tell a drift to 1.3 at best"),
-    ("too few numbers of tasks", "{what: emergence, compute_flops: 1e11, verdict: break}", "from 8 numbers of tasks on, and the study has 5"),
+    ("too fine a drift", "{what: drift_memory, lo: 0, hi: 0.1}", "a drift to 1.3 at best"),
+    ("too few numbers of tasks", "{what: emergence, compute_flops: 1e11, verdict: break}", "8 numbers of tasks, and the study has 5"),
     ("a quantity that is gone", "{what: memory, n_tasks: 4, hi: 0}", "give k_memory"),
     ("the wrong way round", "{what: k_ability, lo: 64, hi: 16}", "lo 64 < hi 16 does not hold"),
     # A key that is missing, ignored or wrong.

@@ -130,8 +130,7 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
     assert "Traceback" not in done.stderr and "secret" not in done.stderr + done.stdout
     assert pq.read_table(tmp_path / "results.parquet").num_rows > 100
     assert (tmp_path / "report.html").exists()
-    tested = (tmp_path / "claims.csv").read_text().splitlines()
-    assert len(tested) > len((tmp_path / "summary.csv").read_text().splitlines()) / 2 and "k_ability/" in tested[1]
+    assert "\nK_A," in (tmp_path / "summary.csv").read_text()
     assert publisher.report_is_current(tmp_path, study) and not publisher.mlflow_is_current(tmp_path, address, study)
 
     uri, said = f"sqlite:///{tmp_path / 'm.db'}", list[str]()

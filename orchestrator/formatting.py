@@ -51,9 +51,9 @@ def sure(confidence: float) -> str:
 
 
 def signed(value: float, digits: int | None = None) -> str:
-    """A change to two figures, or to `digits` decimals, with a true minus sign; zero has no sign."""
+    """A change to two figures, or to `digits` decimals, with a true minus sign; a zero has no sign."""
     text = f"{value:+.2g}" if digits is None else f"{value:+.{digits}f}"
-    return text.replace("-", "\u2212") if value else text[1:]
+    return text.replace("-", "\u2212") if float(text) else text[1:]
 
 
 def range_words(low: float | None, high: float | None) -> str:

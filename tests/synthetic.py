@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.analysis.findings import Findings, find
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study.schema import Study
 from trainers.streams import stream
@@ -82,6 +83,40 @@ def alike(draw: np.random.Generator, n_arms: int, replicates: int, two_kinds: bo
         return 0.02 + 0.96 * tasks * there(np.log2(flops / 1.5e11), late[1][arm, replicate], 0.2)
 
     return truth
+
+
+def step(tasks: float, flops: float = 0.0) -> Truth:
+    """The skill is there above so many tasks and so much compute."""
+    return lambda n_tasks, compute, replicate: np.where((n_tasks > tasks) & (compute > flops), 0.95, 0.05)
+
+
+def flat(level: float, spread: float = 0.0) -> Truth:
+    """The same everywhere; replicates differ by a multiple of the spread."""
+    return lambda n_tasks, compute, replicate: level + spread * (replicate % 3)
+
+
+def by_arm(replicates: int, first: Truth, second: Truth) -> Truth:
+    """A truth for each of two arms, for tables whose arms are not alike."""
+
+    def truth(n_tasks: np.ndarray, compute: np.ndarray, who: np.ndarray) -> np.ndarray:
+        return np.where(who < replicates, first(n_tasks, compute, who), second(n_tasks, compute, who % replicates))
+
+    return truth
+
+
+def found(
+    axes: dict[str, Any],
+    ability: Truth | tuple[Truth, Truth] | None = None,
+    memory: Truth | None = None,
+    statuses: dict[tuple[Any, ...], str] | None = None,
+    **how: Any,
+) -> Findings:
+    """The findings of a made-up study. Two abilities are those of two arms; `statuses` as in `changed`."""
+    study = made_up(**axes)
+    if isinstance(ability, tuple):
+        ability, how = by_arm(study.axes.replicates, *ability), how | {"arms_alike": False}
+    of = tables(study, ability, memory, **how)
+    return find(study, *(changed(of, statuses) if statuses else of))
 
 
 def tables(
@@ -162,6 +197,37 @@ def tables(
         [pa.array(a).cast(f.type) for a, f in zip(arrays, RESULTS, strict=True)], schema=RESULTS
     )
     return results, pa.Table.from_pylist(_runs(study), schema=RUNS)
+
+
+def changed(of: tuple[pa.Table, pa.Table], statuses: dict[tuple[Any, ...], str]) -> tuple[pa.Table, pa.Table]:
+    """The tables with other ends: (arm, n_tasks, compute, replicate) -> status, the first that fits; None fits all.
+
+    A trial that is not done has no results.
+    """
+    results, runs = of
+    axes = ("arm", "n_tasks", "compute_flops", "replicate")
+    keep, ended = np.ones(results.num_rows, bool), []
+    columns = {axis: results[axis].to_numpy(zero_copy_only=False) for axis in axes}
+    for run in runs.to_pylist():
+        fits = (
+            s for place, s in statuses.items() if all(p in (None, run[a]) for p, a in zip(place, axes, strict=True))
+        )
+        ended.append(next(fits, "done"))
+        if ended[-1] != "done":
+            keep &= ~np.logical_and.reduce([columns[axis] == run[axis] for axis in axes])
+    at = runs.column_names.index("status")
+    return results.filter(pa.array(keep)), runs.set_column(at, "status", [pa.array(ended, pa.string())])
+
+
+def without(of: tuple[pa.Table, pa.Table], *columns: str) -> tuple[pa.Table, pa.Table]:
+    """The tables with some columns of the results empty."""
+    results, runs = of
+    for name in columns:
+        at = results.column_names.index(name)
+        results = results.set_column(
+            at, results.schema.field(at), pa.nulls(len(results), results.schema.field(at).type)
+        )
+    return results, runs
 
 
 def _runs(study: Study) -> list[dict[str, Any]]:

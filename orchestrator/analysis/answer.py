@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.analysis.boundaries import edge, place_words
-from orchestrator.analysis.finding import Finding, count, in_condition
+from orchestrator.analysis.finding import Finding, capitalised, count, in_condition
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
-from orchestrator.formatting import number, times
+from orchestrator.formatting import number, sure, times
 
 MAX_WORDS = 25
 """Words of the sentence."""
@@ -21,12 +21,13 @@ MAX_MORE = 4
 
 def sentence(found: Findings) -> str:
     """The answer in one sentence of at most MAX_WORDS words."""
-    if not any(r["status"] in ("done", "diverged") for r in found.runs):
-        waits = not found.runs or any(r["status"] == "open" for r in found.runs)
-        return "Nothing can be said yet: no trial has ended." if waits else "Every trial failed: nothing can be said."
+    ways = {r["status"] for r in found.runs}
+    if "done" not in ways:
+        yet, result = " yet" if ways <= {"open"} or "open" in ways else "", " with a result" if ways - {"open"} else ""
+        return f"Nothing can be said{yet}: no trial has ended{result}."
     for candidate in _candidates(found):
         if len(candidate.split()) <= MAX_WORDS:
-            return f"{candidate[0].upper()}{candidate[1:]}."
+            return f"{capitalised(candidate)}."
     raise AssertionError("the last candidate is short")
 
 
@@ -34,14 +35,20 @@ def _candidates(found: Findings) -> Iterator[str]:
     """Sentences without their full stop, the best first; the last one is short."""
     if found.of("generalist "):
         yield from _of_comparison(found)
-    if len(_conditions(found)) > 1:
-        yield from _of_conditions(found)
-    yield from _of_one(found, _conditions(found)[0])
+    measured = [c for c in _conditions(found) if _is_measured(found, c)]
+    if len(measured) > 1:
+        yield from _of_conditions(found, measured)
+    yield from _of_one(found, (measured or _conditions(found))[0])
 
 
 def _conditions(found: Findings) -> list[str]:
     """The conditions that ask different questions; those that differ in placement alone count once."""
     return [alike[0] for alike in found.study.same_question()]
+
+
+def _is_measured(found: Findings, condition: str) -> bool:
+    """Is the headline skill's boundary defined at any budget?"""
+    return _top(found, "K_A", condition, found.study.shown_skills[0]).verdict != "missing"
 
 
 def _top(found: Findings, question: str, condition: str, skill: str = "") -> Finding:
@@ -58,22 +65,31 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
     what, flops = f"{skill}{in_condition(found.results, condition)}", number(k.compute_flops or 0.0)
     n = times(k.n, "replicate")
     if k.verdict == "missing":
-        yield f"{what} could not be measured in any cell"
+        yield f"ability of {what} is not defined in any cell"
     elif k.verdict == "beyond":
-        yield f"{what} appears nowhere, up to {number(edge(k))} tasks and {flops} FLOPs, in {n}"
-        yield f"{skill} appears nowhere"
+        yield f"{what} does not appear up to {number(edge(k))} tasks and {flops} FLOPs ({n})"
+        yield f"{skill} does not appear"
     elif k.verdict == "undecided":
         has = sum(b.high is not None for b in k.brackets)
-        yield f"{what} appears in {has} of {n} only, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
-        yield f"{skill} appears in {has} of {n} only"
+        yield f"{what} appears in only {has} of {n}, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
+        yield f"{skill} appears in only {has} of {n}"
     else:
-        sure = f" ({n}, 95 % intervals)" if k.n > 1 else " (one replicate)"
         onset = _onset(found, condition, skill)
         many = place_words(k)
         if onset is not None and onset.has_interval and onset.verdict == "crossed":
-            yield f"{what} {many} at {flops} FLOPs, and needs {_needs(onset)} FLOPs at {number(onset.n_tasks or 0)} tasks{sure}"
-        yield f"{what} {many} at {flops} FLOPs{sure}"
+            needs = f"and needs {_needs(onset)} FLOPs at {number(onset.n_tasks or 0)} tasks"
+            yield f"{what} {many} at {flops} FLOPs, {needs}{_certainty(k, onset)}"
+        yield f"{what} {many} at {flops} FLOPs{_certainty(k)}"
         yield f"{skill} {many}"
+
+
+def _certainty(*shown: Finding) -> str:
+    """The replicates behind some intervals, and the least of their confidences."""
+    n = times(shown[0].n, "replicate")
+    crossed = [one for one in shown if one.verdict == "crossed" and one.has_interval]
+    if not crossed:  # words without an interval name the replicates themselves
+        return f" ({n})" if shown[0].verdict == "below" or shown[0].n == 1 else ""
+    return f" ({n}, {sure(min(one.confidence for one in crossed))} interval{'s' if len(crossed) > 1 else ''})"
 
 
 def _onset(found: Findings, condition: str, skill: str) -> Finding | None:
@@ -89,8 +105,11 @@ def _needs(onset: Finding) -> str:
     return f"{number(low)} to {number(high)}"
 
 
-def _of_conditions(found: Findings) -> Iterator[str]:
-    """Which condition needs fewer tasks, or is ahead, where that is shown; else that no difference is."""
+def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
+    """The difference between conditions that is shown; without one, that no difference is significant.
+
+    conditions: those with a defined boundary, two or more.
+    """
     skill = found.study.shown_skills[0]
     asked = [*found.of("task multiplier"), *found.of("crossover"), *found.of("compute multiplier")]
     shown = [one for one in asked if one.significance in ("significant", "primary") and one.verdict in SHOWN]
@@ -98,15 +117,30 @@ def _of_conditions(found: Findings) -> Iterator[str]:
         yield found.primary.finding.sentence
     for one in shown:
         yield one.sentence
-    conditions = _conditions(found)
-    there = [c for c in conditions if _top(found, "K_A", c, skill).verdict in ("crossed", "below")]
-    nowhere = [c for c in conditions if _top(found, "K_A", c, skill).verdict == "beyond"]
+    if shown:
+        yield f"{times(len(shown), 'difference')} between conditions can be shown"
+    there, nowhere, flops = _at_one_budget(found, conditions, skill)
     if there and nowhere:
-        top = f"up to {number(found.results.levels[-1])} tasks and {number(found.study.budgets[-1])} FLOPs"
-        yield f"{top} {skill} appears with {listed(there)}, and nowhere with {listed(nowhere)}"
+        having, lacking = (listed([one.condition for one in side]) for side in (there, nowhere))
+        top = f"up to {number(min(edge(one) for one in nowhere))} tasks and {number(flops)} FLOPs"
+        yield f"{skill} appears with {having}, but not with {lacking}, {top}"
         yield f"{skill} appears with {len(there)} of {len(conditions)} conditions"
-    yield f"no difference between {listed(conditions)} is significant"
-    yield f"no difference between {len(conditions)} conditions is significant"
+    few = times(found.study.axes.replicates, "replicate")
+    for names in (listed(conditions), f"{len(conditions)} conditions"):
+        if any(one.p is not None for one in asked):
+            yield f"no difference between {names} is significant"
+        else:
+            yield f"{few} cannot show a difference between {names}"
+
+
+def _at_one_budget(found: Findings, conditions: list[str], skill: str) -> tuple[list[Finding], list[Finding], float]:
+    """The conditions with the skill and without, at the largest budget at which all are defined, and that budget."""
+    for flops in reversed(found.study.budgets):
+        known = [one for c in conditions for one in found.of("K_A", c, skill, compute_flops=flops)]
+        if all(one.verdict != "missing" for one in known):
+            there = [one for one in known if one.verdict in ("crossed", "below")]
+            return there, [one for one in known if one.verdict == "beyond"], flops
+    return [], [], 0.0
 
 
 SHOWN = ("rises", "falls", "crosses", "a ahead throughout", "b ahead throughout")
@@ -122,11 +156,16 @@ def _of_comparison(found: Findings) -> Iterator[str]:
         for one in reversed(asked):
             if one.significance == significance and one.verdict in SHOWN:
                 yield one.sentence
-    yield "no difference between generalist and specialists is significant"
+    if any(one.p is not None for one in asked):
+        yield "no difference between generalist and specialists is significant"
+    elif any(one.verdict != "missing" for one in asked):
+        few = times(found.study.axes.replicates, "replicate")
+        yield f"{few} cannot show a difference between generalist and specialists"
 
 
 def listed(names: list[str]) -> str:
-    """a, b and c."""
+    """a, b and c. Names that hold a comma stand in quotes."""
+    names = [f"'{name}'" if any("," in one for one in names) else name for name in names]
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -139,20 +178,22 @@ def badge(found: Findings) -> tuple[str, str]:
 
 def more(found: Findings) -> list[str]:
     """At most MAX_MORE further sentences, the most important first."""
-    if not any(r["status"] in ("done", "diverged") for r in found.runs):
-        return []
-    said = list(dict.fromkeys(f"{one[0].upper()}{one[1:]}." for one in _further(found)))
-    return said[:MAX_MORE]
+    answered = sentence(found)
+    further = dict.fromkeys(capitalised(one) for one in _further(found))
+    return [f"{one}." for one in further if not answered.startswith(one)][:MAX_MORE]
 
 
 def _further(found: Findings) -> Iterator[str]:
     """Further sentences without their full stop."""
-    ended = sum(r["status"] != "open" for r in found.runs)
-    if ended < len(found.runs):
-        yield f"so far {ended} of {times(len(found.runs), 'trial')} have ended"
-    lost = {status: sum(r["status"] == status for r in found.runs) for status in ("diverged", "failed")}
-    if lost["diverged"]:
-        yield f"{times(lost['diverged'], 'trial')} diverged: try a lower learning rate"
+    n = {status: sum(r["status"] == status for r in found.runs) for status in ("open", "diverged", "failed")}
+    if 0 < n["open"] < len(found.runs):
+        yield f"{n['open']:,} of {times(len(found.runs), 'trial')} {'has' if n['open'] == 1 else 'have'} not ended"
+    if n["diverged"]:
+        yield f"{times(n['diverged'], 'trial')} diverged: try a lower learning rate"
+    if n["failed"]:
+        yield f"{times(n['failed'], 'trial')} failed"
+    if all(r["status"] != "done" for r in found.runs):
+        return
     if found.study.axes.replicates < 2:
         yield "one replicate gives no interval and no test"
     conditions = _conditions(found)
@@ -161,10 +202,10 @@ def _further(found: Findings) -> Iterator[str]:
             yield memory.sentence
     for question in ("drift of K_A", "drift of K_M", "dip along compute_flops"):
         yield from (one.sentence for one in found.of(question) if one.significance == "significant")
-    if len(conditions) > 1:
+    if len(conditions) > 1 and any(_is_measured(found, condition) for condition in conditions):
         for condition in conditions[:3]:
             yield _top(found, "K_A", condition, found.study.shown_skills[0]).sentence
     yield from (one.sentence for one in found.of("speed") if one.verdict == "measured")
     untested = count(found.findings, "untested")
-    if untested and not count(found.findings, "significant"):
-        yield f"{untested:,} questions could not be tested with {times(found.study.axes.replicates, 'replicate')}"
+    if untested and not count(found.findings, "significant") and found.study.axes.replicates > 1:
+        yield f"{times(untested, 'question')} could not be tested, for lack of replicates or values"

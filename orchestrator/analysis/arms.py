@@ -41,7 +41,9 @@ def ask(results: Results) -> Iterator[Finding]:
     if not pairs_of(results.study):  # generalists and specialists have a question of their own
         yield from (fewer_tasks(a, b, "ability", skill, results.budgets[-1]) for a, b in pairs)
     yield from (
-        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b)) for a, b in pairs for n in results.levels
+        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b, n))
+        for a, b in pairs
+        for n in results.levels
     )
     yield from (one for a, b in pairs for n in results.levels if (one := multiplier(a, b, skill, n)) is not None)
 
@@ -55,10 +57,11 @@ def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
     return (b, a) if (first, claim.against) == (b, a) else (a, b)
 
 
-def _is_claimed(results: Results, a: Side, b: Side) -> bool:
+def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
     claim = results.study.primary
-    first = (claim.arm or next(iter(results.study.lines))) if claim else ""
-    return claim is not None and claim.what == "crossover" and (first, claim.against) == (a.condition, b.condition)
+    if claim is None or claim.what != "crossover" or claim.n_tasks != n_tasks:
+        return False
+    return (claim.arm or next(iter(results.study.lines)), claim.against) == (a.condition, b.condition)
 
 
 # Tasks --------------------------------------------------------------------------------------------------------------
@@ -161,18 +164,19 @@ def _as_factors(ratio: stats.Drift) -> Ends:
 
 
 def _ratio_words(one: Finding, of: str) -> str:
-    """How many times more tasks or compute one condition needs than the other."""
+    """How many times the tasks or the compute of one condition the other needs for a skill; or memorises (no skill)."""
     first, second, (low, high) = one.against, one.condition, one.ends
-    more, fewer = ("more", "less") if of == "compute" else ("more", "fewer")
-    if one.verdict == "missing" or (low is None and high is None):
-        return f"the {of} of {first} and {second} cannot be compared"
+    need, what = ("need", f" for {one.skill}") if one.skill else ("memorise", "")
+    if one.verdict == "missing":
+        return f"the {of} that {first} and {second} {need}{what} cannot be compared"
     if one.verdict not in ("rises", "falls"):
         ends = f" ({factor(low)} to {factor(high)} times)" if low is not None and high is not None else ""
-        return f"it is open whether {second} needs {more} or {fewer} {of} than {first}{ends}"
+        fewer = "less" if of == "compute" else "fewer"
+        return f"{second} may {need} more or {fewer} {of} than {first}{what}{ends}"
     if one.verdict == "falls":  # words name the side that needs more
         first, second, low, high = second, first, high and 1 / high, low and 1 / low
     by = f"{factor(low)} to {factor(high)}" if low and high else f"at least {factor(low or 1.0)}"
-    return f"{second} needs {by} times the {of} of {first}"
+    return f"{second} {need}s {by} times the {of} of {first}{what}"
 
 
 # Along compute ------------------------------------------------------------------------------------------------------
@@ -196,7 +200,9 @@ def crossover(
     return Finding(
         name=claim_of_pair("crossover", a.name, b.name, skill, float(n_tasks)),
         question="crossover",
-        words=lambda one: f"at {number(n_tasks)} tasks {crossover_words(one)}",
+        words=lambda one: (
+            f"{crossover_words(one)}{' ' if one.verdict == 'missing' else ', '}at {number(n_tasks)} tasks"
+        ),
         condition=b.name,
         skill=skill,
         n_tasks=n_tasks,
@@ -239,8 +245,8 @@ def crossover_words(one: Finding) -> str:
     a, b, (low, high) = one.against, one.condition, one.ends
     return {
         "crosses": f"{b} overtakes {a} {between(low, high, 'FLOPs')}",
-        AHEAD[0]: f"{a} stays ahead of {b} up to {number(low or 0)} FLOPs",
+        AHEAD[0]: f"{a} is ahead of {b} up to {number(low or 0)} FLOPs",
         AHEAD[1]: f"{b} is ahead of {a} from {number(high or 0)} FLOPs on",
         "no difference shown": f"{b} and {a} are not distinguishable at any budget",
         "missing": f"{b} and {a} were not both measured",
-    }.get(one.verdict, f"it is open whether {b} or {a} is ahead")
+    }.get(one.verdict, f"either {b} or {a} may be ahead")

@@ -14,6 +14,7 @@ from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, cl
 from orchestrator.analysis.results import Results, surface
 from orchestrator.formatting import factor, number, signed
 from orchestrator.stats.boundaries import MIN_TESTED
+from orchestrator.stats.minimums import BOUNDARY
 
 Measure = Literal["ability", "memory"]
 DIRECTION: dict[Measure, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
@@ -68,10 +69,16 @@ def _boundary(
         n=len(found.brackets),
         p=boundary_p(table, found.verdict, direction),
         interval=remembered(found[:2], interval),
-        reach=(levels[0], levels[-1]),
+        reach=tried(levels, table),
         brackets=found.brackets,
         replicates=tuple(rows.tolist()),
     )
+
+
+def tried(levels: Sequence[float], table: np.ndarray) -> tuple[float, float] | None:
+    """The first and the last level with a value; table (replicates, levels). None where there is none."""
+    known = np.flatnonzero(~np.isnan(table).all(axis=0)) if len(table) else np.array([], int)
+    return (levels[known[0]], levels[known[-1]]) if len(known) else None
 
 
 def judged(results: Results, measure: Measure, condition: str, skill: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -118,19 +125,15 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.where(chosen, table[rows], np.nan), rows
 
 
-LEAST_TESTED = 6
-"""Fewest replicates whose sign test can reach 5 %: if all agree, p = 2 x 2^-6 = .031."""
-
-
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
     """Two-sided sign test of a boundary's verdict about the median replicate; table (replicates, levels).
 
     `crossed`: the first level is not across and the last one is. `below`: the first is. `beyond`: the last is not.
-    An undecided boundary is a claim that failed: p = 1. None where nothing is defined, and below LEAST_TESTED replicates:
+    An undecided boundary is a claim that failed: p = 1. None where nothing is defined, and below BOUNDARY.replicates:
     such a test could never be significant and would only weaken the correction of the others (Tarone 1990).
     """
     known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
-    if not len(known) or known.shape[1] < LEAST_TESTED:
+    if not len(known) or known.shape[1] < BOUNDARY.replicates:
         return None
     if verdict not in ("crossed", "below", "beyond"):
         return 1.0
@@ -166,13 +169,15 @@ _PLACES = {
     "K_A": {
         "crossed": "appears {between}",
         "beyond": "does not appear up to {edge} tasks",
-        "below": "is there from {edge} tasks on",
+        "below": "is already there at {edge} tasks",
+        "below again": "is there from {edge} tasks on",
         "undecided": "appears in {k} of {n} replicates",
     },
     "K_M": {
         "crossed": "ends {between}",
-        "beyond": "holds up to {edge} tasks and more",
-        "below": "is absent, even at {edge} tasks",
+        "beyond": "still holds at {edge} tasks",
+        "below": "is absent even at {edge} tasks",
+        "below again": "is absent from {edge} tasks on",
         "undecided": "ends in {k} of {n} replicates",
     },
 }
@@ -181,8 +186,12 @@ _PLACES = {
 def place_words(one: Finding) -> str:
     """Where a boundary lies, as a verb with its object."""
     if one.verdict == "missing":
-        return "is not defined"
-    return _PLACES[one.question][one.verdict].format(
+        return "has no value"
+    if one.verdict == "crossed" and one.ends == (None, None):
+        verb = "appears" if one.question == "K_A" else "ends"
+        return f"{verb} {between(*seen(one), unit='tasks')} in each of {one.n} replicates"
+    comes_back = one.verdict == "below" and one.reach is not None and edge(one) > one.reach[0]
+    return _PLACES[one.question]["below again" if comes_back else one.verdict].format(
         between=between(*one.ends, unit="tasks"),
         edge=number(edge(one)) if one.verdict in ("beyond", "below") else "",
         k=sum(b.high is not None for b in one.brackets),

@@ -17,7 +17,7 @@ import numpy as np
 from orchestrator.analysis import arms, boundaries
 from orchestrator.analysis.arms import Side
 from orchestrator.analysis.boundaries import Measure
-from orchestrator.analysis.finding import FALSE_SHARE, Ends, Finding, claim_of, corrected, count
+from orchestrator.analysis.finding import FALSE_SHARE, Ends, Finding, capitalised, claim_of, corrected, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import decimal, number, signed, sure, times
@@ -185,22 +185,22 @@ def _cell(
     if of.paired:
         both = min(len(x), len(y))
         x, y = x[:both], y[:both]
-    values = y.tolist(), x.tolist()
+    first, second = x.tolist(), y.tolist()
 
     def at(confidence: float) -> differences.Difference | None:
-        return differences.guarded_difference(*values, of.paired, confidence)
+        return differences.guarded_difference(second, first, of.paired, confidence)
 
     def interval(confidence: float) -> Ends:
         found = at(confidence)
         return (None, None) if found is None else (found.low, found.high)
 
     found = at(1 - FALSE_SHARE)
-    what = f"{measure}{f' at {skill}' if skill else ''}"
+    what = f"{measure}{f' of {skill}' if skill else ''}"
     return Finding(
         name=claim_of("cell", measure, f"{a.name} {b.name}", skill, f"{n}/{c!r}"),
         question=f"difference of {measure}",
         words=lambda one: (
-            f"{what} at {number(n)} tasks and {number(c)} FLOPs is {difference_words(one)} in {b.name} than in {a.name}"
+            f"{what} at {number(n)} tasks and {number(c)} FLOPs is {difference_words(one, f' in {b.name} than in {a.name}')}"
         ),
         condition=b.name,
         skill=skill,
@@ -231,14 +231,14 @@ def _overall(of: Comparison) -> Finding:
     x, y = x[:, used_x], y[:, used_y]
     whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y).any(axis=1)
     usable = bool(whole.any() and x.size and y.size)
-    means = (y[whole].mean(axis=0).tolist(), x[whole].mean(axis=0).tolist()) if usable else ([], [])
-    found = differences.guarded_difference(*means, of.paired, 1 - OVERALL_SHARE) if usable else None
+    means = [side[whole].mean(axis=0).tolist() for side in (y, x)] if usable else []
+    found = differences.guarded_difference(means[0], means[1], of.paired, 1 - OVERALL_SHARE) if usable else None
     shown = found is not None and found.p is not None and found.p <= OVERALL_SHARE
     return Finding(
         name="overall",
         question="mean difference of ability",
         words=lambda one: (
-            f"ability at {of.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
+            f"ability of {of.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
         ),
         condition=of.b.study.id,
         skill=of.skill,
@@ -257,10 +257,14 @@ def _overall(of: Comparison) -> Finding:
 # Words --------------------------------------------------------------------------------------------------------------
 
 
-def difference_words(one: Finding) -> str:
-    """A difference with its interval: .12 higher (95 % interval +.05 to +.19)."""
-    mean = one.estimate or 0.0
-    way = f"{decimal(abs(mean))} {'higher' if mean > 0 else 'lower'}" if round(mean, 2) else "equal"
+def difference_words(one: Finding, sides: str = "") -> str:
+    """A difference with its interval: 0.12 higher in b than in a (95 % interval +0.05 to +0.19)."""
+    if one.estimate is None:
+        return "not measured on both sides"
+    mean = one.estimate
+    way = f"{decimal(abs(mean))} {'higher' if mean > 0 else 'lower'}{sides}"
+    if not round(mean, 2):
+        way = f"{'about ' if mean else ''}equal{sides.replace(' than in', ' and')}"
     if one.n < 3 or one.low is None or one.high is None:  # the interval from two values is no help
         return way
     return f"{way} ({sure(one.confidence)} interval {signed(one.low, 2)} to {signed(one.high, 2)})"
@@ -271,10 +275,11 @@ def sentence(of: Comparison) -> str:
     a, b, overall = of.a.study.id, of.b.study.id, of.overall
     tested = count(of.findings, "significant") + count(of.findings, "not significant")
     shown = of.significant()
-    if of.paired and all(one.verdict == "equal" for one in of.findings if one.question.startswith("difference")):
+    cells = {one.verdict for one in of.findings if one.question.startswith("difference")}
+    if of.paired and cells <= {"equal", "missing"}:
         return f"{a} and {b} agree exactly: every value that both have is the same."
     if not tested and overall.p is None:
-        return f"No difference between {a} and {b} can be tested: that takes two replicates on both sides."
+        return f"No difference between {a} and {b} can be tested: that takes two replicates on each side."
     if of.overall_is_significant:
         better = "better" if (overall.estimate or 0.0) > 0 else "worse"
         return f"{b} is {better} at {of.skill} than {a}: {overall.sentence}."
@@ -290,10 +295,11 @@ def sentence(of: Comparison) -> str:
 
 def more(of: Comparison) -> list[str]:
     """Further sentences: the largest significant shifts and crossovers, what was left out, and doubts."""
-    shown = of.significant("task multiplier")[-2:] + of.significant("crossover")[-2:]
-    said = [f"{one.sentence[0].upper()}{one.sentence[1:]}." for one in shown]
+    ratios = of.significant("task multiplier")
+    shown = ([one for one in ratios if one.skill == of.skill] or ratios)[-2:] + of.significant("crossover")[-2:]
+    said = [f"{capitalised(one.sentence)}." for one in shown]
     if of.pairs[0][0] != of.pairs[0][1]:
-        said.append(f"They share no condition: {of.pairs[0][0]} meets {of.pairs[0][1]}.")
+        said.append(f"They share no condition: {of.pairs[0][0]} is compared with {of.pairs[0][1]}.")
     if not of.paired:
         said.append("Their families differ, so replicates are not paired.")
     if not of.settings:
@@ -311,20 +317,22 @@ def left_out(of: Comparison) -> list[str]:
         levels = [number(n) for n in mine.results.levels if n not in other.results.levels]
         budgets = [number(c) for c in mine.results.budgets if c not in other.results.budgets]
         extra = own.axes.replicates - other.study.axes.replicates if of.paired else 0
-        parts = _part("conditions", conditions) + _part("skills", skills)
-        parts += _part("tasks", levels) + _part("FLOPs", budgets)
+        parts = _part("condition", conditions) + _part("skill", skills)
+        parts += _part("number of tasks", levels, "numbers of tasks") + _part("budget", budgets)
         parts += [times(extra, "more replicate")] if extra > 0 else []
         if parts:
             said.append(f"Only {own.id} has {'; '.join(parts)}.")
         if of.outside[side]:
-            said.append(
-                f"{times(of.outside[side], 'recorded trial')} of {own.id} lie outside its axes and are left out."
-            )
-        for status, words in (("open", "have not ended"), ("diverged", "diverged"), ("failed", "failed")):
+            lie, are = ("lies", "is") if of.outside[side] == 1 else ("lie", "are")
+            recorded = f"{times(of.outside[side], 'recorded trial')} of {own.id}"
+            said.append(f"{recorded} {lie} outside its axes and {are} left out.")
+        for status in ("open", "diverged", "failed"):
             if n := sum(run["status"] == status for run in mine.runs):
+                words = status if status != "open" else "has not ended" if n == 1 else "have not ended"
                 said.append(f"{n:,} of {times(len(mine.runs), 'trial')} of {own.id} {words}.")
     return said
 
 
-def _part(what: str, values: Sequence[str]) -> list[str]:
-    return [f"{what} {', '.join(values)}"] if values else []
+def _part(what: str, values: Sequence[str], several: str = "") -> list[str]:
+    noun = what if len(values) == 1 else several or f"{what}s"
+    return [f"the {noun} {', '.join(values)}"] if values else []

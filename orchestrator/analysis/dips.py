@@ -55,8 +55,10 @@ def _dip(
     name = f"{f'ability of {skill}' if skill else 'memory'}{in_condition(results, condition)}"
 
     def words(one: Finding) -> str:
-        first, second = (number(end) for end in test.pair or (0.0, 0.0))
-        return f"at {place} {name} changes by {signed(one.estimate or 0.0)} between {first} and {second} {unit}"
+        if test.pair is None:
+            return f"a change of {name} with {'tasks' if flops else 'compute'} could not be tested at {place}"
+        first, second = map(number, test.pair)
+        return f"{name} changes by {signed(one.estimate or 0.0)} between {first} and {second} {unit} at {place}"
 
     return Finding(
         name=claim_of("dip", "n_tasks" if flops else "compute_flops", condition, skill, flops or float(n_tasks or 0)),

@@ -32,7 +32,7 @@ def ask(results: Results) -> Iterator[Finding]:
                 yield _finding(results, condition, skill, "n_tasks", c, levels, lines)
             for n in results.levels:
                 runs = {m: results.along(m, condition, skill, split, n, decayed=False) for m in _METRICS}
-                scale = max((flops for flops, _ in runs.values()), key=len)
+                scale = np.unique(np.concatenate([flops for flops, _ in runs.values()]))
                 lines = {m: _on(scale, *run) for m, run in runs.items()}
                 yield _finding(results, condition, skill, "compute_flops", float(n), scale, lines)
 
@@ -66,16 +66,17 @@ def _finding(
     found = _emergence(scale, lines)
     along, unit, at = ("tasks", "tasks", "FLOPs") if axis == "n_tasks" else ("compute", "FLOPs", "tasks")
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
-    where = f"at {number(fixed)} {at} {skill}{in_condition(results, condition)}"
+    what, where = f"{skill}{in_condition(results, condition)}", f"at {number(fixed)} {at}"
 
     def interval(confidence: float) -> Ends:
         return (low, high) if found.verdict == "break" else (None, None)
 
     def words(one: Finding) -> str:
         if one.verdict == "break":
-            return f"{where} changes abruptly along {along}, {between(*one.ends, unit=unit)}"
-        said = {"smooth": "changes smoothly", "missing": "was not measured"}.get(one.verdict, "may change abruptly")
-        return f"{where} {said} along {along}{f' ({found.why})' if one.verdict == 'undecided' else ''}"
+            return f"{what} changes abruptly along {along}, {between(*one.ends, unit=unit)}, {where}"
+        if one.verdict == "undecided":
+            return f"{what} is not shown to change abruptly or smoothly along {along} {where} ({found.why})"
+        return f"{what} {'was not measured' if one.verdict == 'missing' else 'changes smoothly'} along {along} {where}"
 
     return Finding(
         name=claim_of("break", axis, condition, skill, fixed),

@@ -29,12 +29,16 @@ def _beside(results: Results, expected: Expected, i: int) -> Finding:
     known = [v for v in values if v is not None]
     complete = known if len(known) == len(values) else []
     skill = cell.skill or study.shown_skills[0] if expected.what in ("accuracy", "ability") else ""
-    what = f"{expected.what.replace('_', ' ')}{f' of {skill}' if skill else ''}{in_condition(results, condition)}"
+    quantity = "crossing step" if expected.what == "crossing_steps" else expected.what.replace("_", " ")
+    what = f"{quantity}{f' of {skill}' if skill else ''}{in_condition(results, condition)}"
+    at = f"at {number(cell.n_tasks)} tasks" + (
+        f" and {number(flops)} FLOPs" if expected.what != "crossing_steps" else ""
+    )
     claimed = f"{figure(expected.lo)} to {figure(expected.hi)} was expected ({expected.source})"
     return Finding(
         name=claim_of("expected", expected.what, condition, skill, str(i)),
         question=f"expected {expected.what}",
-        words=lambda one: f"{what} at {number(cell.n_tasks)} tasks is {mean_words(one)}; {claimed}: {one.verdict}",
+        words=lambda one: f"{what} {at} is {mean_words(one)}; {claimed}: {one.verdict}",
         condition=condition,
         skill=skill,
         n_tasks=cell.n_tasks,

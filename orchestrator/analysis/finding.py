@@ -118,18 +118,24 @@ def claim_of_pair(kind: str, a: str, b: str, skill: str, place: float) -> str:
     return claim_of(kind, min(a, b), max(a, b), skill, place)
 
 
+def capitalised(clause: str) -> str:
+    """A clause at the start of a sentence. A name such as next_token stays as it is."""
+    first = clause.split(" ", 1)[0]
+    return clause if not first.isalpha() else clause[0].upper() + clause[1:]
+
+
 def in_condition(results: Results, condition: str) -> str:
     """The condition in parentheses where a study has several; else nothing."""
     return f" ({condition})" if len(results.study.lines) > 1 else ""
 
 
 def between(low: float | None, high: float | None, unit: str) -> str:
-    """A range in words: between 64 and 256 tasks, at 64 tasks or fewer, above 256 tasks."""
+    """A range in words: between 64 and 256 tasks, at 64 tasks or fewer, at 1e9 FLOPs or less, above 256 tasks."""
     if low is not None and high is not None:
         return f"between {_figure(low)} and {_figure(high)} {unit}"
     if high is not None:
-        return f"at {_figure(high)} {unit} or fewer"
-    return f"above {_figure(low)} {unit}" if low is not None else f"at a number of {unit} that is not settled"
+        return f"at {_figure(high)} {unit} or {'fewer' if unit in ('tasks', 'parameters') else 'less'}"
+    return f"above {_figure(low)} {unit}" if low is not None else f"at an unknown number of {unit}"
 
 
 def _figure(value: float) -> str:
@@ -164,5 +170,5 @@ def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -
 
 
 def count(found: Sequence[Finding], significance: Significance) -> int:
-    """How many findings have this significance."""
-    return sum(one.significance == significance for one in found)
+    """How many findings of those that are corrected together have this significance."""
+    return sum(one.counted and one.significance == significance for one in found)

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.arms import AHEAD, crossover_p, pairs
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of
 from orchestrator.analysis.results import Results
 from orchestrator.formatting import number
 from orchestrator.stats import differences
@@ -112,7 +112,7 @@ def _comparison(
     return Finding(
         name=name_of(generalist, domain, n_tasks, against, spent),
         question=f"generalist against {against}",
-        words=lambda one: comparison_words(one, budgets),
+        words=lambda one: f"{comparison_words(one, budgets)} ({number(n_tasks)} tasks a domain)",
         condition=generalist,
         skill=domain,
         n_tasks=n_tasks,
@@ -137,25 +137,21 @@ def comparison_words(one: Finding, budgets: list[float]) -> str:
     spent, (low, high) = one.compute_flops, one.ends
     whose = "the mean specialist" if one.skill == ALL else f"the specialist of {one.skill}"
     state = {
-        "its budget": f"of {number(spent or 0.0)} FLOPs",
+        "its budget": f"with {number(spent or 0.0)} FLOPs",
         "the same": "at equal compute",
         "its best": "at its best",
     }[one.against]
-    at = f"with {number(one.n_tasks or 0)} tasks of a domain {one.condition}"
+    who, unit = one.condition, "FLOPs" if spent is None else "times its compute"
 
-    def amount(*ends: float | None) -> str:
-        ends = tuple(end for end in ends if end is not None)
-        if spent is None:
-            return " to ".join(map(number, ends)) + " FLOPs"  # type: ignore[arg-type]
-        return " to ".join(f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in ends) + " times its compute"  # type: ignore[operator]
+    def amount(value: float | None) -> str:
+        return f"{number(float(f'{value or 0.0:.3g}'))} {unit}"
 
-    if one.verdict == "crosses":
-        bound = "" if low and high else "at most " if high else "more than "
-        return f"{at} overtakes {whose} {state} at {bound}{amount(low, high)}"
     top = budgets[-1] / (spent or 1.0)
+    where = between(low, high, unit) if low or high else "at an unknown amount of compute"
     return {
-        AHEAD[0]: f"{at} stays behind {whose} {state}, up to {amount(top)}",
-        AHEAD[1]: f"{at} is ahead of {whose} {state}, from {amount(high)} on",
-        "no difference shown": f"{at} and {whose} {state} are not distinguishable, up to {amount(top)}",
-        "missing": f"{at} and {whose} {state} were not both measured",
-    }.get(one.verdict, f"{at} may overtake {whose} {state}: that is open")
+        "crosses": f"{who} overtakes {whose} {state}, {where}",
+        AHEAD[0]: f"{who} stays behind {whose} {state}, up to {amount(top)}",
+        AHEAD[1]: f"{who} is ahead of {whose} {state}, from {amount(high)} on",
+        "no difference shown": f"{who} and {whose} {state} are not distinguishable, up to {amount(top)}",
+        "missing": f"{who} and {whose} {state} were not both measured",
+    }.get(one.verdict, f"{who} may overtake {whose} {state}")

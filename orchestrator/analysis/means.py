@@ -33,9 +33,10 @@ def mean(
         values = values - cube[level, results.budgets.index(from_flops)]
     ended = results.ended(condition, ("done", "diverged", "failed"))[level, results.budgets.index(flops)]
     known, lost = values[~np.isnan(values)].tolist(), int((ended & np.isnan(values)).sum())
-    what = f"{measure}{f' of {skill}' if skill else ''}{in_condition(results, condition)}"
-    change = "" if from_flops is None else f"gained from {number(from_flops)} to "
-    place = f"at {number(n_tasks)} tasks{' and' if not change else ''} {change}{number(flops)} FLOPs"
+    change = "" if from_flops is None else "the change in "
+    what = f"{change}{measure}{f' of {skill}' if skill else ''}{in_condition(results, condition)}"
+    budgets = f"from {number(from_flops)} to {number(flops)}" if from_flops else f"and {number(flops)}"
+    place = f"at {number(n_tasks)} tasks {budgets} FLOPs"
     return Finding(
         name=claim_of("mean", measure, condition, skill, f"{n_tasks}/{from_flops!r}/{flops!r}"),
         question=f"{'change in ' if change else ''}{measure}",
@@ -66,8 +67,12 @@ def t_ends(values: list[float], confidence: float) -> Ends:
 
 def mean_words(one: Finding) -> str:
     """A mean with its interval."""
-    if one.verdict == "missing":
+    if one.estimate is None:
         return "not measured"
+    if one.verdict == "incomplete":
+        return (
+            f"{figure(one.estimate)} in the {times(one.n, 'replicate')} that {'has' if one.n == 1 else 'have'} a value"
+        )
     if not one.has_interval:
         return f"{figure(one.estimate)} ({times(one.n, 'replicate')}, no interval)"
     ends = f"{figure(one.low)} to {figure(one.high)}"

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.boundaries import boundary_p, counted, edge, settled
+from orchestrator.analysis.boundaries import boundary_p, counted, edge, seen, settled, tried
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, in_condition, remembered
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import number
@@ -46,7 +46,7 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
     return Finding(
         name=claim_of("to", "skill", condition, skill, float(n_tasks)),
         question="compute to skill",
-        words=lambda one: f"at {number(n_tasks)} tasks {what} {onset_words(one)}",
+        words=lambda one: f"{what} {onset_words(one)} at {number(n_tasks)} tasks",
         condition=condition,
         skill=skill,
         n_tasks=n_tasks,
@@ -54,7 +54,7 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
         n=len(at_95.brackets),
         p=p,
         interval=remembered(at_95[:2], interval),
-        reach=(looks.flops[0], looks.flops[-1]) if looks else None,
+        reach=tried(looks.flops, looks.values) if looks else None,
         brackets=at_95.brackets,
         replicates=looks.judged if looks else (),
     )
@@ -125,11 +125,13 @@ def successes(results: Results, condition: str, skill: str, n_tasks: int) -> lis
 def onset_words(one: Finding) -> str:
     """From how much compute on, as a verb with its object."""
     if one.verdict == "missing":
-        return "is not defined"
+        return "has no value"
     if one.verdict == "beyond":
-        return f"is not there by {number(edge(one))} FLOPs"
+        return f"does not appear up to {number(edge(one))} FLOPs"
     if one.verdict == "below":
-        return f"is there at the first evaluation, {number(edge(one))} FLOPs"
+        return f"is already there at the first evaluation ({number(edge(one))} FLOPs)"
     if one.verdict == "undecided":
-        return f"comes in {sum(b.high is not None for b in one.brackets)} of {one.n} replicates"
-    return f"comes {between(*one.ends, unit='FLOPs')}"
+        return f"appears in {sum(b.high is not None for b in one.brackets)} of {one.n} replicates"
+    if one.ends == (None, None):
+        return f"appears {between(*seen(one), unit='FLOPs')} in each of {one.n} replicates"
+    return f"appears {between(*one.ends, unit='FLOPs')}"

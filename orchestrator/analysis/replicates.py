@@ -53,8 +53,8 @@ def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
 
     def words(one: Finding) -> str:
         where = f"at {number(n_tasks)} tasks and {number(flops)} FLOPs"
-        spread = f"abilities from {decimal(lowest)} to {decimal(highest)}"
-        return f"{where} {made.k} of {made.n} replicates have {skill}{in_condition(results, condition)} ({spread})"
+        have = f"{made.k} of {made.n} replicates have {skill}{in_condition(results, condition)}"
+        return f"{have} {where}, with abilities from {decimal(lowest)} to {decimal(highest)}"
 
     return Finding(
         name=claim_of("share", "ability", condition, skill),
@@ -91,7 +91,7 @@ def _noise(results: Results, condition: str, skill: str) -> Finding | None:
 
     def words(one: Finding) -> str:
         sd = "" if noise.sd is None else f" (standard deviation {decimal(noise.sd, 3)})"
-        return f"{where} {what} varies between replicates by {percent(one.estimate or 0.0)}{sd}"
+        return f"{what} varies between replicates by {percent(one.estimate or 0.0)}{sd} {where}"
 
     return Finding(
         name=claim_of("noise", "accuracy", condition, skill),

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, no_interval
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, no_interval
 from orchestrator.analysis.results import Results, split_of
-from orchestrator.formatting import number
+from orchestrator.formatting import decimal, number
 from orchestrator.stats import frontier
 from orchestrator.stats.frontier import MIN_SIZES
 from trainers import budget
@@ -55,13 +55,14 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
 
     def words(finding: Finding) -> str:
         if one.verdict == "minimum":
-            per = f", {one.tokens_per_parameter:.3g} tokens a parameter" if one.tokens_per_parameter else ""
-            ends = f" ({between(*finding.ends, unit='parameters')})" if finding.ends != (None, None) else ""
-            return f"{at} the best size of {arm} is {number(one.n_optimal or 0.0)} parameters{ends}{per}"
+            per = f", {one.tokens_per_parameter:.3g} tokens per parameter" if one.tokens_per_parameter else ""
+            low, high = (None if end is None else number(float(f"{end:.3g}")) for end in finding.ends)
+            ends = f" ({low} to {high})" if low and high else ""
+            return f"the best size of {arm} {at} is {number(float(f'{one.n_optimal:.3g}'))} parameters{ends}{per}"
         if one.verdict in ("beyond", "below"):
             edge = "largest" if one.verdict == "beyond" else "smallest"
-            return f"{at} the {edge} size of {arm} is the best, so the best size is not known"
-        return f"{at} the sizes of {arm} are not distinguishable"
+            return f"the {edge} size of {arm} is the best {at}, so the best size is not known"
+        return f"the sizes of {arm} are not distinguishable {at}"
 
     return Finding(
         name=claim_of("best size", "loss", arm, "", one.compute),
@@ -70,7 +71,7 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
         condition=arm,
         compute_flops=one.compute,
         verdict=one.verdict,
-        n=one.n_trials,
+        n=len(one.sizes),
         estimate=one.n_optimal,
         interval=_only_at_95(one.low, one.high) if one.verdict == "minimum" else no_interval,
         counted=False,
@@ -79,8 +80,8 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
 
 def _growth(arm: str, found: frontier.Isoflops) -> Finding:
     def words(one: Finding) -> str:
-        ends = f" ({one.low:.2f} to {one.high:.2f})" if one.low is not None and one.high is not None else ""
-        return f"the best size of {arm} grows as compute to the power of {one.estimate:.2f}{ends}"
+        ends = f" ({decimal(one.low)} to {decimal(one.high)})" if one.ends != (None, None) else ""
+        return f"the best size of {arm} grows as compute to the power of {decimal(one.estimate)}{ends}"
 
     return Finding(
         name=claim_of("growth of the best size", "loss", arm, ""),
@@ -88,7 +89,7 @@ def _growth(arm: str, found: frontier.Isoflops) -> Finding:
         words=words,
         condition=arm,
         verdict="measured",
-        n=found.n_budgets,
+        n=sum(one.verdict == "minimum" for one in found.budgets),
         estimate=found.exponent,
         interval=_only_at_95(found.low, found.high),
         counted=False,

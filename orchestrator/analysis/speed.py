@@ -52,9 +52,10 @@ def _speed(condition: str, base: str, workers: int, base_workers: int, ratios: l
 
     def words(one: Finding) -> str:
         if one.estimate is None:
-            return f"how fast {times(workers, 'worker')} train beside {base_workers} was not measured"
+            return f"the speed of {times(workers, 'worker')} beside {times(base_workers, 'worker')} was not measured"
         sure = f" (95 % interval {figure(one.low)} to {figure(one.high)})" if one.has_interval else ""
-        return f"{times(workers, 'worker')} train {figure(one.estimate)} times as fast as {base_workers}{sure}"
+        fast = f"{figure(one.estimate)} times as fast as {times(base_workers, 'worker')}"
+        return f"{times(workers, 'worker')} train {fast}{sure}"
 
     return Finding(
         name=claim_of("speed", "workers", condition, base),

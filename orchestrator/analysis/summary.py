@@ -82,6 +82,6 @@ def tested_words(found: Findings) -> str:
     """How many questions were tested, and how many findings are significant; a sentence."""
     significant = count(found.findings, "significant")
     tested, untested = significant + count(found.findings, "not significant"), count(found.findings, "untested")
-    few = f" {untested:,} could not be tested, for want of replicates or values." if untested else ""
+    few = f" {untested:,} could not be tested, for lack of replicates or values." if untested else ""
     share = percent(FALSE_SHARE)
     return f"{significant:,} of {tested:,} tested findings are significant (expected false ones: at most {share}).{few}"

@@ -48,7 +48,7 @@ class Surface:
         self.measure = "ability" if isinstance(family, ExactFamily) else "accuracy"
         scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
         self.title = f"{self.skill}: {self.measure}{scale}"
-        self.cells: dict[tuple[str, int, float], dict[int, float]] = {}
+        self.cells: dict[tuple[str, int, float], dict[int, float | None]] = {}
         self._trunks = {trunk.id: trunk for trunk in study.trunks()}
         self.take([event for events in state.evaluations.values() for event in events])
 
@@ -61,9 +61,9 @@ class Surface:
             line = self.study.line_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
             row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
-            value = of_rows(self.measure, [row], self.ability_of)[0] if row else None
-            if value is not None:
-                self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})[trunk.replicate] = value
+            if row:
+                cell = self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})
+                cell[trunk.replicate] = of_rows(self.measure, [row], self.ability_of)[0]
 
     def render(self) -> RenderableType:
         """Rows are numbers of tasks, columns are budgets; one block per arm."""
@@ -88,13 +88,18 @@ class Surface:
         cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
         marks = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
         marks += ["·: none has ended yet"] if len(known) < cells else []
+        undefined = any(set(values.values()) == {None} for values in self.cells.values())
+        marks += [f"—: {self.measure} is not defined"] if undefined else []
         return "; ".join(marks)
 
     def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
         values = self.cells.get((arm, n_tasks, flops), {})
         if not values:
             return Text("  ·   ", style="dim")
-        mean = sum(values.values()) / len(values)
+        defined = [value for value in values.values() if value is not None]
+        if not defined:
+            return Text("  —   ", style="dim")
+        mean = sum(defined) / len(defined)
         colour = _COLOURS[min(int(max(mean, 0.0) * len(_COLOURS)), len(_COLOURS) - 1)]
         ink = "black" if mean > 0.5 else "white"
         partly = "" if len(values) == self.study.axes.replicates else "…"

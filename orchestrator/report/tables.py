@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import onsets
-from orchestrator.analysis.boundaries import LEAST_TESTED
 from orchestrator.analysis.finding import FALSE_SHARE, Finding, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.formatting import clock, decimal, number, percent, range_words, sure, times
 from orchestrator.report.surface import on_split, shown_of
 from orchestrator.report.svg import Row
+from orchestrator.stats.minimums import BOUNDARY
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
@@ -147,8 +147,8 @@ def counts(found: Findings) -> list[str]:
             f"{significant:,} significant{false}."
         )
     if untested:
-        few = found.study.axes.replicates < LEAST_TESTED
-        why = f"fewer than {LEAST_TESTED} replicates" if few else "too few values"
+        few = found.study.axes.replicates < BOUNDARY.replicates
+        why = f"fewer than {BOUNDARY.replicates} replicates" if few else "too few values"
         said.append(f"{times(untested, 'question')} could not be tested: {why}.")
     return said
 

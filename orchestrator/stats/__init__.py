@@ -1,16 +1,14 @@
 """The estimators: arrays in, numbers out. Know no study, no file, no figure.
 
-What decides a claim is checked by thousands of simulated runs (tests/simulations/simulation.py); the frontier, which is slow, by dozens of
-studies (tests/stats/test_frontier.py), ability and memory against values computed by hand.
+measures    ability and memory           boundaries    boundaries, drift, crossovers
+intervals   means and proportions        survival      compute to skill with censored replicates
+replicates  noise, k of n succeed        breaks        break or smooth
+differences one arm against another      multiplicity  many claims at once
+frontier    best size for a budget       minimums      the least replicates of each kind of claim
 
-measures    ability and memory           boundaries  where one half is crossed, drift, crossovers
-intervals   means and proportions        survival    compute-to-skill with censored replicates
-replicates  noise, k of n succeed        breaks      break or smooth
-frontier    best size for a budget       multiplicity  many claims at once
-
-What is used everywhere is exported here, loaded when it is first asked for: half of the commands draw no statistic, and scipy takes
-a moment to import. For the same reason what is a line of scipy.special is written so (Student's t, Wilson, Welch), and tests
-hold it to scipy.stats or to published values.
+docs/statistics.md has definitions, sources and simulated coverage. Common names are exported here and loaded on first use: half of the
+commands use no statistic, and scipy takes a moment to import. For the same reason Student's t, Wilson's and Welch's
+intervals are written with scipy.special. Tests compare them with scipy.stats or with published values.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Where one half is crossed along a grid, how that drifts with compute, and where one arm overtakes another.
+"""Crossings of one half along a grid, their drift with compute, and crossovers of two conditions.
 
-A skill's boundary K is the level from which on a replicate is across one half with probability of at least one half:
-a median over replicates, so the intervals are intervals for a median. No interpolation: a replicate says between which
-levels it crosses, no more. Tables are (replicates x levels), nested sequences with None or arrays with NaN for what is
-missing. All is checked in tests/simulations/simulate_boundaries.py.
+A boundary K is the level from which on a replicate is across one half with probability one half. That is a median over
+replicates. Nothing is interpolated: each replicate gives two levels between which it crosses. Tables are
+(replicates x levels): nested sequences with None, or arrays with NaN, for missing values.
+Definitions, sources and simulated coverage: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.intervals import by_chance
+from orchestrator.stats.minimums import DIFFERENCE
 
 HALF = 0.5
-"""Where a boundary is drawn."""
-MIN_TESTED = 3
-"""Fewer replicates test nothing. Two lotteries that come out high at one level and low at the next by chance (1 in 16,
-at each pair of levels) look like a certain fall: false alarms reach 7 % at a nominal 5 %."""
+"""The value that a boundary crosses."""
+MIN_TESTED = DIFFERENCE.replicates
+"""Fewer replicates test nothing."""
 INSET = 0.25
-"""How far inside a bracket's end, in its widths, its replicate is taken to cross where a spread is wanted. Assumed, by
-simulation: from the ends themselves (0) intervals are half a bracket wider for nothing (boundaries of 3 or 5 replicates
-by 8 to 15 %, drifts by 10 to 25 %), and of 3 on uneven grids cover less, 91 % at worst against 93 %, because a wide
-bracket's near end hides how far off the replicate may be; from the middle (.5) boundaries cover 1 % less, drifts 1 to 4."""
+"""Bracket widths between a bracket's end and the assumed place of its replicate. Used only for the spread. Assumed, by simulation:
+0 makes intervals half a bracket wider, .5 loses 1 to 4 % of coverage (docs/statistics.md, "Boundaries")."""
 OPEN_STEPS = 3.0
-"""An open bracket counts for this many of the grid's outermost steps where its width is wanted. Assumed: spreads of
-thresholds up to one and a half steps are then covered at the grid's ends as well as within (checked)."""
+"""Width of an open bracket, in the grid's outermost steps. Assumed. Spreads of thresholds up to one and a half steps are then
+covered at the grid's ends as well as within (simulated)."""
 
 Direction = Literal["rising", "falling"]
 Table = Sequence[Sequence[float | None]] | np.ndarray
@@ -38,37 +36,37 @@ Table = Sequence[Sequence[float | None]] | np.ndarray
 
 
 class Bracket(NamedTuple):
-    """Where one replicate crosses: above `low` (None: below all levels), at or below `high` (None: beyond all).
+    """Two levels: one replicate crosses above `low` (None: below all) and at or below `high` (None: beyond all).
 
-    From the last level before the first crossing of one half to the level from which on it stays across, missing levels
-    passed over. For a monotone replicate these are neighbours. For one that goes back and forth the first crossing
-    alone is biased, the more the finer the grid: where onset is a lottery, one of many levels below the boundary is
-    across by chance (an interval over first crossings of 10 replicates covers 68 % then).
-    Both None: it says nothing. It is lost, or across at the first level and not at the last."""
+    `low` is the last level before the first crossing of one half. From `high` on the replicate stays across. Missing levels are
+    passed over. A monotone replicate has neighbouring levels. The first crossing alone would be biased in bimodal cells: one
+    of many levels below the boundary is across by chance. Both None: unknown. Such a replicate is lost, or it is across at
+    the first level and not at the last.
+    """
 
     low: float | None
     high: float | None
 
 
 class Boundary(NamedTuple):
-    """A boundary over replicates: the interval (None: open end), the brackets behind it, and what to think of it."""
+    """A boundary over replicates: its interval (None: open end), the brackets behind it, and a verdict."""
 
     low: float | None
     high: float | None
     brackets: tuple[Bracket, ...]
     verdict: Literal["crossed", "below", "beyond", "undecided", "missing"]
-    """`below`: every replicate is across from the first level on (or comes back to it); `beyond`: none is anywhere;
+    """`below`: every replicate is across from the first level on, or comes back to it. `beyond`: none is across at any level.
     `undecided`: some are not across at the last level."""
     not_monotone: int
     """Replicates that come back after their first crossing."""
     last: float | None = None
     """The last level at which any replicate has a value; None: there is none."""
     lost_again: int = 0
-    """Replicates that are across somewhere, and not at their last level."""
+    """Replicates across somewhere, and not at their last level."""
 
     @property
     def is_told(self) -> bool:
-        """Does the verdict say where the boundary lies: among the levels, below them all or beyond?"""
+        """True if the verdict places the boundary: among the levels, below them all or beyond."""
         return self.verdict in ("crossed", "below", "beyond")
 
 
@@ -76,7 +74,7 @@ class Boundary(NamedTuple):
 
 
 def _table(levels: Sequence[float], replicates: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (L,) and values (R, L), NaN where missing. Raises ValueError where they do not fit together."""
+    """Levels (L,) and values (R, L), with NaN for missing. Raises ValueError if their shapes differ."""
     grid = np.asarray(levels, dtype=float)
     table = np.asarray(replicates, dtype=float)
     if not len(table):
@@ -94,8 +92,11 @@ def _across(table: np.ndarray, direction: Direction) -> np.ndarray:
 
 
 def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(..., L) of +1, -1, 0 -> indices of the last level before the first crossing (-1: none) and of the one from which
-    on it stays across (L: none), and whether it came back."""
+    """(..., L) of +1, -1, 0 -> two indices and a flag for each replicate.
+
+    The first index is the last level before the first crossing (-1: none). From the second on it stays across (L: none). The
+    flag is set if it came back.
+    """
     n_levels = across.shape[-1]
     at = np.arange(n_levels)
     first = np.where(across > 0, at, n_levels).min(-1)
@@ -114,13 +115,14 @@ def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Brac
 
 
 def boundary(levels: Sequence[float], replicates: Table, direction: Direction, confidence: float = 0.95) -> Boundary:
-    """The level from which on a replicate is across one half with probability one half, levels ascending and positive.
+    """The level from which on a replicate is across one half with probability one half.
 
-    The interval runs from a lower limit of the brackets' low ends to an upper limit of their high ends (`_limits`).
-    A replicate that does not stay across (censored) counts as crossing beyond the last level, a lost one as crossing
-    anywhere: up to five replicates, one of them leaves the end open; from six on (at 95 %) the limits are order
-    statistics, and the end stays closed if enough of the others are. One replicate gives its bracket, which is no
-    interval. Raises ValueError for levels that are not ascending, or a table that does not fit them.
+    levels (L,) ascending and positive, replicates (R, L). The interval runs from a lower limit of the brackets' low ends
+    to an upper limit of their high ends (`_limits`). A censored replicate does not stay across: it counts as crossing beyond
+    the last level. A lost one counts as crossing anywhere. Up to five replicates, one of these leaves the end open. From
+    six on (at 95 %) the limits are order statistics. The end then stays closed if enough others are. One replicate gives
+    its bracket, which is no interval. Raises ValueError for levels that are not ascending, or a table of another shape.
+    docs/statistics.md, "Boundaries".
     """
     grid, table = _table(levels, replicates)
     across = _across(table, direction)
@@ -143,7 +145,7 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
 def _interval(
     grid: np.ndarray, low: np.ndarray, high: np.ndarray, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Interval over brackets given as indices into the grid, (R,) each."""
+    """Interval over brackets, given as grid indices (R,)."""
     logs = np.concatenate([np.log(grid), [np.inf, -np.inf]])
     lows, highs = logs[low], logs[high]  # -1 and L, for open ends, are the last two
     logs = logs[:-2]
@@ -156,7 +158,7 @@ def _interval(
 
 
 def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | None:
-    """A level from its logarithm, exactly the grid's where it is one; None if open, or beyond all numbers."""
+    """A level from its logarithm, rounded to the grid within 1e-9. None if it is open, or beyond all numbers."""
     if not abs(log_level) < 700:
         return None
     nearest = int(np.abs(logs - log_level).argmin())
@@ -164,20 +166,14 @@ def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | No
 
 
 def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Lower limit of the low ends and upper limit of the high ends; infinite is open.
+    """Limits of the low ends (below) and the high ends (above). Infinite is open.
 
-    Enough replicates: order statistics. Whatever the distribution, a replicate's low end lies below its median with
-    probability of at least one half, so the (k+1)-th lowest lies above it with the probability of at most k heads in R
-    tosses. A t-interval is for the mean, and fails where onset is a lottery that does not settle: if from some level on
-    three in four replicates are across, by chance at each level, it covers 88 % at 10 replicates and 37 % at 20.
+    Enough replicates: order statistics. A replicate's low end lies below its median with a probability of at least one
+    half, for any distribution. So the (k+1)-th lowest lies above the median with the probability of at most k heads in R
+    tosses. A t-interval is for the mean. It fails in cells that stay bimodal: 37 % coverage at 20 replicates.
 
-    Few: the extremes would cover too seldom (75 % at 3 replicates), so t-limits of places a little inside the brackets
-    (INSET), but never inside the extremes (where t can be at 5).
-
-    Coverage of 95 % intervals at the worst place that simulation found, of 3 / 5 / 10 replicates: thresholds spread
-    normally, by up to 1.3 steps of an even grid, 96 / 97 / 99 %, by five of an uneven one 93 / 97 / 99; evenly or skewed
-    89 / 95 / 98; of two kinds 75 / 94 / 98, which few replicates cannot show. Interpolating between order statistics
-    would be narrower from 6 replicates on, and covers 89 % of 10 where they are of two kinds.
+    Few replicates: t-limits of places a little inside the brackets (INSET), and never inside the extremes. The extremes
+    alone would cover 75 % at 3 replicates.
     """
     n = len(lows)
     if n == 1:
@@ -191,14 +187,16 @@ def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence:
 
 @lru_cache(maxsize=1024)
 def _outside(n: int, confidence: float) -> int | None:
-    """How many of n replicates may lie outside on each side: P(as few heads of n, or fewer) <= (1 - confidence)/2."""
+    """How many of n replicates may lie outside on each side. P(so few heads of n) <= (1 - confidence) / 2."""
     allowed = np.flatnonzero(special.bdtr(np.arange(n // 2 + 1), n, 0.5) <= (1 - confidence) / 2)
     return int(allowed[-1]) if len(allowed) else None
 
 
 def _t_limits(lows: np.ndarray, highs: np.ndarray, width: float, confidence: float) -> tuple[float, float]:
-    """Limits of a t-interval for the mean place of brackets of this mean width, and beyond the mean of their ends by at
-    least what agreeing by chance asks for; infinite where an end is."""
+    """Limits of a t-interval for the mean place of brackets of this mean width. An open end gives an infinite limit.
+
+    They lie beyond the mean of the ends by at least `_margin`.
+    """
     n = len(lows)
     agreeing = margin * width if (margin := _margin(n, confidence)) else 0.0
     t = float(special.stdtrit(n - 1, 0.5 + confidence / 2))
@@ -208,13 +206,13 @@ def _t_limits(lows: np.ndarray, highs: np.ndarray, width: float, confidence: flo
 
 
 def _inner(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where brackets are taken to cross, seen from either end; at the ends themselves if nobody knows how wide they are."""
+    """Assumed places of crossing, seen from either end and INSET inside. An open bracket gives its end itself."""
     inset = np.where(np.isinf(highs - lows), 0.0, INSET * (highs - lows))
     return lows + inset, highs - inset
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error, which is 0 where the mean is infinite: it is limit enough."""
+    """Mean and its standard error. The error of an infinite mean is 0."""
     n = len(values)
     mean = float(values.sum()) / n
     return mean, 0.0 if math.isinf(mean) else math.sqrt(float(((values - mean) ** 2).sum()) / ((n - 1) * n))
@@ -222,12 +220,12 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
 
 @lru_cache(maxsize=1024)
 def _margin(n: int, confidence: float) -> float:
-    """How far n brackets that agree are widened, in their widths.
+    """Distance by which n brackets that agree are widened, in bracket widths.
 
-    If the boundary lies just beyond a level, n replicates all cross before it with probability 2^-n (12.5 % at 3) and
-    their spread is zero. At m widths beyond they do so with a probability that is below `_agree(m)^n` whatever the
-    spread; the margin is where that falls to 1 - confidence. At 95 %: 0.58 for 2 replicates, 0.16 for 3, 0.02 for 4,
-    none from 5 on; at 99 %: 0.62 for 3, 0.11 for 5, none from 7 on.
+    Let the boundary lie just beyond a level. Then n replicates all cross before it with probability 2^-n (12.5 % at 3), and
+    their spread is zero. At m widths beyond they do so with a probability below `_agree(m)^n`, for any spread. The margin is
+    the m at which this falls to 1 - confidence. At 95 %: 0.58 for 2 replicates, 0.16 for 3, 0.02 for 4, none from 5 on.
+    At 99 %: 0.62 for 3, 0.11 for 5, none from 7 on.
     """
     allowed = (1 - confidence) ** (1 / n)
     if allowed >= _agree(0.0):
@@ -240,8 +238,10 @@ def _margin(n: int, confidence: float) -> float:
 
 
 def _agree(distance: float) -> float:
-    """The largest probability, over all spreads, of a normal threshold falling into an interval of width one whose
-    nearer end lies `distance` from the normal's centre."""
+    """Largest probability, over all spreads, that a normal threshold falls into an interval of width one.
+
+    `distance` is that of the interval's nearer end from the normal's centre.
+    """
     if distance <= 0:
         return 0.5
     spread = np.geomspace(0.01, 100, 2000) * (distance + 0.5)
@@ -249,9 +249,9 @@ def _agree(distance: float) -> float:
 
 
 def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> float | None:
-    """Step at which a curve first rises through one half, interpolated on log step between neighbours; None if never.
+    """Step at which a curve first rises through one half. None if it never does, or if it starts across.
 
-    For curves read at closely spaced steps (a factor 1.4 or less), where interpolating is honest.
+    Interpolated on log step between neighbours. For curves read at steps a factor 1.4 apart or less.
     """
     before: tuple[float, float] | None = None
     for step, value in zip(steps, values, strict=True):
@@ -270,12 +270,12 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
 
 
 class Monotone(NamedTuple):
-    """Does the mean go against its direction between some two levels?"""
+    """Test of a mean that goes against its direction."""
 
     p_value: float | None
-    """Of the hypothesis that it does not, corrected for having looked at all pairs. None: too few replicates."""
+    """The null is that it does not. Corrected for all pairs of levels. None: too few replicates."""
     pair: tuple[float, float] | None
-    """The two levels between which it does most certainly (not necessarily significantly)."""
+    """The two levels with the smallest p, significant or not."""
     change: float | None
     """Mean change between them, negative for a fall."""
 
@@ -283,8 +283,8 @@ class Monotone(NamedTuple):
 def monotone(levels: Sequence[float], replicates: Table, direction: Direction) -> Monotone:
     """Test that the mean is monotone along the levels: all pairs of levels, paired by replicate, one-sided t-tests.
 
-    Each p-value is the larger of two (`_tails`), the least of them is multiplied by the number of pairs (the first step
-    of Holm's procedure). Raises ValueError as `boundary` does.
+    Each p-value is the larger of two (`_tails`). The least of them is multiplied by the number of pairs, the first step
+    of Holm's procedure (1979). Raises ValueError as `boundary` does. docs/statistics.md, "Monotone".
     """
     grid, table = _table(levels, replicates)
     first, second = np.triu_indices(len(grid), 1)
@@ -303,12 +303,11 @@ def monotone(levels: Sequence[float], replicates: Table, direction: Direction) -
 
 
 def _tails(values: np.ndarray, n_free: int) -> tuple[np.ndarray, np.ndarray]:
-    """(R, m) -> (m,) twice: one-sided p-values of each column's mean being above zero, and below; NaN if too few.
+    """(R, m) -> (m,) twice: one-sided p-values that each column's mean lies above zero, and below. NaN if too few.
 
-    Each is the larger of two: a t-test with the column's own variance, valid when variances differ, and one with the
-    variance of all columns, of which `n_free` vary freely. The second guards the first: when all three replicates of a
-    lottery come out alike at two levels (1 in 64 for each pair of levels), their own variance is next to nothing; that
-    it is a lottery is seen only elsewhere.
+    Each is the larger of two t-tests. One uses the column's own variance and allows unequal variances. The other uses
+    the variance of all columns, of which `n_free` vary freely. It guards the first. Three bimodal replicates come out
+    alike at two levels (1 in 64 for each pair of levels), and their own variance is then next to nothing.
     """
     known = ~np.isnan(values)
     n = known.sum(0)
@@ -324,12 +323,12 @@ def _tails(values: np.ndarray, n_free: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """mean / error, where an error of zero gives 0 or a number too large to matter."""
+    """mean / error. An error of zero gives 0, or 1e9 with the sign of the mean."""
     return np.divide(mean, error, out=np.sign(mean) * 1e9, where=error > 0)
 
 
 def _holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (1979); NaN stays NaN and is not counted."""
+    """Holm's adjusted p-values (1979). NaN stays NaN and is not counted."""
     order = np.argsort(p_values)  # NaN last
     n = int((~np.isnan(p_values)).sum())
     adjusted = np.full(len(p_values), np.nan)
@@ -341,27 +340,26 @@ def _holm(p_values: np.ndarray) -> np.ndarray:
 
 
 class Drift(NamedTuple):
-    """Doublings of a boundary per doubling of compute."""
+    """Doublings of a boundary per doubling of compute, with its interval (None: open end)."""
 
     low: float | None
     high: float | None
     slopes: tuple[Bracket, ...]
-    """Of each replicate (None: open end)."""
+    """One for each replicate (None: open end)."""
     verdict: Literal["rises", "falls", "undecided", "missing"]
     p_value: float | None
-    """Two-sided: the smallest 1 - confidence at which the interval excludes zero. None below MIN_TESTED replicates."""
+    """Two-sided. The smallest 1 - confidence at which the interval excludes zero. None below MIN_TESTED replicates."""
 
 
 def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confidence: float = 0.95) -> Drift:
     """Drift of a boundary from the brackets of each budget: `drift(budgets, [b.brackets for b in boundaries])`.
 
-    brackets (B x R), the same replicates at every budget; an empty row is a budget at which nothing is known. Each
-    replicate is read at the smallest and the largest budget at which it has a bracket: the least drift these allow is
-    from the upper end there to the lower end here, and is open where one of them is. Over replicates: t-limits as for
-    a boundary of few replicates, widened where they agree. Brackets that are drawn alike at both ends (of one arm at two
-    budgets, of two arms) are of two kinds at worst, and then lie all on the one side here and all on the other there as
-    often as `by_chance` says: p is at least that, and the interval goes with it. Raises ValueError for budgets
-    that are not ascending, or rows of different lengths.
+    budgets (B,) ascending; brackets (B x R), the same replicates at every budget. An empty row is a budget without any.
+    Each replicate is read at the smallest and the largest budget at which it has a bracket. The least drift that these
+    allow runs from the upper end there to the lower end here. An open end leaves it open. Over replicates: t-limits
+    as for a boundary of few replicates, widened if they agree. Brackets drawn alike at both budgets are of two kinds at
+    worst, and lie on different sides as often as `by_chance`. So p is at least that, and the interval goes with it.
+    Raises ValueError for budgets that are not ascending, or rows of different lengths. docs/statistics.md, "Drift".
     """
     costs = np.asarray(budgets, dtype=float)
     if len(costs) != len(brackets) or not ((costs > 0).all() and (np.diff(costs) > 0).all()):
@@ -393,7 +391,7 @@ def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confi
     p_value, chance = None, by_chance(n, n)
     if n > 1:
         below, above = _t_limits(lows, highs, width, confidence)
-    if n > 1 and chance > alpha:  # as `compare.guarded_difference`; to the far ends, which may be open
+    if n > 1 and chance > alpha:  # as in `differences.guarded_difference`, to the far ends, which may be open
         back = (alpha / chance) ** (1 / (2 * n)) - 1
         below, above = (
             (min(below, float(highs.mean()) * back) if below > 0 else below),
@@ -413,7 +411,7 @@ def _finite(value: float) -> float | None:
 
 
 def _excludes_zero(lows: np.ndarray, highs: np.ndarray, width: float) -> float:
-    """The smallest 1 - confidence at which the lower of `_t_limits` is above zero; 1 if at none."""
+    """The smallest 1 - confidence at which the lower of `_t_limits` is above zero. 1 if there is none."""
     if np.isinf(lows).any() or lows.mean() <= 0:
         return 1.0
     n = len(lows)
@@ -426,36 +424,36 @@ def _excludes_zero(lows: np.ndarray, highs: np.ndarray, width: float) -> float:
 
 
 class Crossover(NamedTuple):
-    """Where B overtakes A: the interval (None: open end), the brackets behind it, and what may be said."""
+    """Compute at which B overtakes A: the interval (None: open end), the brackets behind it, and a verdict."""
 
     low: float | None
     high: float | None
     brackets: tuple[Bracket, ...]
-    """Of each replicate, between the first level at which A is shown ahead and the last at which B is."""
+    """One for each replicate, between the first level at which A is shown ahead and the last at which B is."""
     verdict: Literal[
         "crosses", "a ahead throughout", "b ahead throughout", "no difference shown", "undecided", "missing"
     ]
-    """Throughout: wherever the two are told apart, and for A at the last level, too. `undecided`: A is shown ahead but
-    not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
+    """Throughout: at every level at which the two are distinguishable, and for A at the last level, too. `undecided`: A is
+    shown ahead but not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
     p_value: float | None
-    """Of "A is ahead somewhere, and B somewhere after": the smallest 1 - confidence at which it is claimed."""
+    """The smallest 1 - confidence at which a crossing is claimed."""
     a_ahead: tuple[float, ...]
-    """Levels at which A is shown ahead, over all levels at once."""
+    """Levels with A shown ahead, corrected over all levels."""
     b_ahead: tuple[float, ...]
     ahead_p: float | None = None
-    """Two-sided, of "the one is ahead" that is said to be throughout: twice that of A at the last level, or of B at its surest.
-    None of other verdicts."""
+    """Two-sided, of "one is ahead throughout": twice the p of A at the last level, or of B at its smallest. None for other
+    verdicts."""
 
 
 def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0.95) -> Crossover:
-    """Where B overtakes A along ascending compute; a and b (R x L) paired by replicate.
+    """Compute at which B overtakes A. levels (L,) ascending, a and b (R x L) paired by replicate.
 
-    At each level one-sided paired tests for A and for B, each corrected over levels (Holm). B overtakes A if A is shown
-    ahead at some level and B at a later one: false in at most 1 - confidence of cases, since with one ahead always it
-    needs a false finding for the other. Between the first of these levels and the last each replicate gives the bracket
-    of its change of sign, and they give the interval as for a boundary; outside, where the arms are not told apart,
-    signs are noise. Without a crossing the ends are bounds: `low` is the last level at which A is shown ahead (the
-    largest compute: no crossover below it), `high` the first at which B is. Raises ValueError as `boundary` does.
+    At each level: one-sided paired tests for A and for B, each corrected over levels (Holm 1979). B overtakes A if A is
+    shown ahead at some level and B at a later one. That is false in at most 1 - confidence of cases: with one ahead
+    always, it needs a false finding for the other. Between these levels each replicate's change of sign gives a bracket.
+    The brackets give the interval as for a boundary. Outside, signs are noise. Without a crossing the ends are
+    bounds: `low` is the last level at which A is shown ahead, `high` the first at which B is. Raises ValueError as
+    `boundary` does. docs/statistics.md, "Crossovers".
     """
     grid, first = _table(levels, a)
     _, second = _table(levels, b)
@@ -475,8 +473,8 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
         window = slice(a_at[0], b_at[-1] + 1)
         brackets, (low, high) = _sign_changes(grid[window], gain[:, window], confidence)
         if _outside(len(gain), confidence) is None:
-            # Three replicates are let through when they happen to agree, which makes their interval too narrow just
-            # then (it covers 92 % of the claims); between these two levels the arms are not told apart.
+            # Three replicates pass when they happen to agree, and their interval is too narrow just then: it covers
+            # 92 % of the claims. Between these two levels the conditions are not distinguishable.
             last_a = a_at[a_at < b_at[-1]][-1]
             low = low and min(low, float(grid[last_a]))
             high = high and max(high, float(grid[b_at[b_at > last_a][0]]))
@@ -503,7 +501,7 @@ def _sign_changes(
 
 
 def _before(p_a: np.ndarray, p_b: np.ndarray) -> float:
-    """The least over i < j of the larger of A's p-value at level i and B's at level j."""
+    """The least over i < j of the larger of two p-values: A's at level i and B's at level j."""
     if len(p_a) < 2:
         return 1.0
     earliest = np.fmin.accumulate(np.where(np.isnan(p_a), 1.0, p_a))[:-1]

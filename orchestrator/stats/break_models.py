@@ -1,4 +1,4 @@
-"""The curves and the tests behind `breaks.py`: smooth families, hinges and jumps on a grid, Davies tests, leave-one-out."""
+"""Curves and tests behind `breaks.py`: smooth families, hinges and jumps on a grid, Davies tests, leave-one-out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from scipy import special  # not scipy.stats: it takes a second to import
 from orchestrator.stats.minimums import MIN_SCALES
 
 SMOOTH_STEPS = 2.0
-"""10-90 % of a transition in fewer grid steps is no longer smooth. Three would be the definition that one likes to quote; the
-step between is the margin that keeps noisy transitions three steps wide from being called breaks."""
+"""10-90 % of a smooth transition take this many grid steps or more. Three would be the natural definition. The step between is a
+margin: it keeps noisy transitions three steps wide from being called breaks."""
 
 ALPHA = 0.05
 
 EQUAL_SPREAD_ALPHA = 0.1
-"""Each scale keeps its own variance once equal spread is refuted at this level: bistable cells beside calm ones."""
+"""Each scale keeps its own variance if equal spread is refuted at this level, as with bimodal cells beside steady ones."""
 
 FLOOR = 0.002
-"""Of the whole change: the noise of a mean is taken to be at least this. No smooth family is true to the last digit."""
+"""Least noise of a mean, in shares of the change. No smooth family is exact to the last digit."""
 
 CENTRE_STEP = 0.25
 WIDTH_RATIO = 1.35
 HINGES_A_GAP = 2
-"""How finely centres (grid steps), widths (ratio) and hinges are tried before refinement."""
+"""Fineness of the grid before refinement: centres (grid steps), widths (ratio), hinges."""
 
 
 ONE_ODD = "without one odd scale a smooth curve would do"
@@ -38,7 +38,7 @@ Floats = np.ndarray
 
 
 class Data(NamedTuple):
-    """Of N curves with S scales and R replicates."""
+    """Means and noise of N curves (S scales, R replicates)."""
 
     means: Floats  # (N, S), offsets removed
     variance: Floats  # (N, S) of the means
@@ -54,7 +54,7 @@ class Data(NamedTuple):
 
 
 def summary_of(Y: Floats, mask: Floats) -> Data:
-    """Fit scale + offset of the replicate by least squares; what is left is noise.  Y (N, R, S), mask (R, S)."""
+    """Fit scale + offset of the replicate by least squares. The residual is noise.  Y (N, R, S), mask (R, S)."""
     R, S = mask.shape
     count = mask.sum(0)
     if mask.all():
@@ -77,7 +77,7 @@ def summary_of(Y: Floats, mask: Floats) -> Data:
     pooled = squares.sum(1) / max(df, 1)
     calm = np.maximum(pooled, floor)[:, None]
     own = np.where(df_own > 0, squares / np.maximum(df_own, 1e-9), 0)
-    # Equal spread is refuted where one scale's share of the squares is too large (beta; Bonferroni over the scales).
+    # Equal spread is refuted if one scale's share of the squares is too large (beta; Bonferroni over the scales).
     share = squares / np.maximum(squares.sum(1, keepdims=True), 1e-300)
     a, b = df_own / 2, (df_own.sum() - df_own) / 2
     tail = 1 - special.betainc(np.maximum(a, 1e-9), np.maximum(b, 1e-9), np.clip(share, 0, 1))
@@ -99,7 +99,7 @@ class Strongest(NamedTuple):
     angle: Floats  # (N, K - 1) between neighbouring candidates; inf where a new chain starts
     size: Floats  # (N, K) estimated size of each break
     error: Floats  # (N, K) standard error of it
-    known: Floats  # (N, K) can it be told from the design at all?
+    known: Floats  # (N, K) is it distinguishable from the design?
 
 
 def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
@@ -131,12 +131,12 @@ def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
 
 
 def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
-    """P(the largest |t| along a path of breaks exceeds `top`), at most: shapes (N,), (N,), (N, K - 1).
+    """Upper bound of P(largest |t| along a path of breaks > `top`). Shapes (N,), (N,), (N, K - 1).
 
-    Davies' bound for the linear model is the tail at the start plus, for each stretch of the path, its length on the unit sphere
-    times (1 + top^2 / df)^(-(df - 1) / 2) / pi (Hotelling 1939; Davies 2002). On a grid of scales a hinge that moves between two
-    neighbours follows a great circle, so lengths are sums of angles, exactly. And since no more than K breaks are tried, none need
-    be charged more than a tail of its own (Bonferroni): that is less where neighbours are far apart, as jumps are.
+    Davies' bound for the linear model is the tail at the start plus a term for each stretch of the path. The term is the length of
+    the stretch on the unit sphere times (1 + top^2 / df)^(-(df - 1) / 2) / pi (Hotelling 1939; Davies 2002). A hinge that moves
+    between two neighbouring scales follows a great circle, so lengths are sums of angles, exactly. No more than K breaks are
+    tried, so none needs more than a tail of its own (Bonferroni). That is less for distant neighbours, as jumps are.
     """
     tail = 2 * special.stdtr(df, -top)
     arc = np.maximum((1 + top**2 / df) ** (-(df - 1) / 2) / math.pi, 1e-300)
@@ -144,7 +144,7 @@ def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
 
 
 def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
-    """The |t| at which the bound is ALPHA, with df_times the degrees of freedom: (N,)."""
+    """The |t| at which the bound is ALPHA, with df_times the degrees of freedom.  (N,)"""
     low, high = np.zeros(len(best.top)), np.full(len(best.top), 5.0)  # in log
     for _ in range(14):
         middle = (low + high) / 2
@@ -157,7 +157,7 @@ def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
 
 
 SHAPES = ("logistic", "early", "late", "bend")
-"""Transitions: even, exp(-exp(-z)), 1 - exp(-exp(z)); and log(1 + exp(z)), whose slope is the logistic."""
+"""Transitions: even, exp(-exp(-z)), 1 - exp(-exp(z)). The bend log(1 + exp(z)) has the logistic as its slope."""
 
 _TEN_TO_NINETY = {
     "logistic": 2 * math.log(9),
@@ -182,7 +182,7 @@ def _curve(shape: str, z: Floats) -> tuple[Floats, Floats]:
 
 
 class Grid(NamedTuple):
-    """What depends on the scales alone. Positions u are in mean grid steps."""
+    """Designs that depend on the scales alone. Positions u are in mean grid steps."""
 
     u: Floats  # (S,)
     line: Floats  # (2, S) orthonormal
@@ -195,16 +195,16 @@ class Grid(NamedTuple):
     halves: tuple[Floats, ...]  # for every gap the orthonormal pair of lines split there
 
     def narrowest(self, centre: Floats) -> Floats:
-        """The least width that is still smooth there: SMOOTH_STEPS of the gaps around."""
+        """The least width that is still smooth at a centre: SMOOTH_STEPS of the gaps around."""
         return SMOOTH_STEPS * np.interp(centre, (self.u[1:] + self.u[:-1]) / 2, np.diff(self.u))
 
 
 _grids: dict[tuple[float, ...], Grid] = {}
-"""Those already built: a study has few cuts and many skills, and building one takes longer than using it."""
+"""Cache. A study has few cuts and many skills, and building a grid takes longer than using it."""
 
 
 def grid_of(scales: tuple[float, ...]) -> Grid:
-    """The designs for these scales, kept for the next call with the same ones."""
+    """The designs for these scales, cached."""
     if scales not in _grids:
         if len(_grids) >= 64:
             _grids.clear()
@@ -239,7 +239,7 @@ def _new_grid(scales: tuple[float, ...]) -> Grid:
 
 
 def _thetas(grid: Grid) -> Floats:
-    """Centres and widths to try, (T, 2). Centres lie well outside, too: there the tail of a transition is a power law."""
+    """Centres and widths to try, (T, 2). Some centres lie well outside: the tail of a transition is a power law."""
     found = []
     width, u = SMOOTH_STEPS * float(np.diff(grid.u).min()), grid.u
     while width < 4 * u[-1]:
@@ -253,7 +253,7 @@ def _thetas(grid: Grid) -> Floats:
 
 
 def _orthonormal(columns: list[Floats]) -> Floats:
-    """Gram-Schmidt, twice over; columns that add nothing are left out.  -> (p, S)"""
+    """Gram-Schmidt, twice. Columns that add nothing are left out.  -> (p, S)"""
     found: list[Floats] = []
     for column in columns:
         rest = column
@@ -269,9 +269,9 @@ def _orthonormal(columns: list[Floats]) -> Floats:
 def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
     """Orthonormal designs (N, 5, S): line, the best curve of the shape, and its tangents in centre and width.
 
-    Variable projection: for given centre and width the rest is linear, so the best pair is the one whose curve, less its line, has
-    the largest dot product with the means: over the whole grid, then over two finer ones around the best. The tangents make up for
-    what the grid misses and take the estimation of centre and width into account. At the least width its tangent is left out.
+    Variable projection: for given centre and width the fit is linear. So the best pair is the one whose curve, less its line, has the
+    largest dot product with the means. The search runs over the whole grid, then over two finer ones around the best. The tangents
+    correct for the steps of the grid and for the estimation of centre and width. At the least width its tangent is left out.
     """
     N, everyone = len(m), np.arange(len(m))
     best = grid.theta[shape][np.argmax((m @ grid.unit[shape].T) ** 2, axis=1)]  # (N, 2)
@@ -308,14 +308,14 @@ def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
 class _Unseen(NamedTuple):
     smooth: Floats  # (N,) root mean squared error at the scale left out: the better smooth model
     broken: Floats  # (N,) the better break model
-    doubt: list[str]  # why the curve is no break all the same; "" where there is no reason
+    doubt: list[str]  # why the curve is no break all the same; "" without a reason
 
 
 def out_of_sample(grid: Grid, data: Data) -> _Unseen:
     """Leave one scale out: errors of smooth models (polynomials, logistic on a slope) and break models (jump, hinge, two lines).
 
-    A model is a list of linear designs, one for each place of the break or each centre and width. For each scale left out, the
-    design that fits the others best predicts it.
+    A model is a list of linear designs, one for each place of the break or each centre and width. The design that fits the other
+    scales best predicts the one left out.
     """
     m, S = data.means, len(grid.u)
     polynomials = [_left_out(m, q[None]) for q in (grid.line, grid.cubic[:3], grid.cubic)]
@@ -348,14 +348,15 @@ class _LeftOut(NamedTuple):
 
 
 def _left_out(m: Floats, designs: Floats) -> _LeftOut:
-    """Means m (N, S), orthonormal designs (T, p, S). Left out, a scale is missed by e / (1 - h), h its leverage: no refit is needed.
+    """Errors at scales left out. Means m (N, S), orthonormal designs (T, p, S).
 
-    Where several designs fit the others equally well (a jump on either side of the scale left out), their mean predicts.
+    The error at a scale is e / (1 - h), h its leverage, so no refit is needed. Several designs may fit the others equally well (a jump
+    on either side of the scale left out). Then their mean predicts.
     """
     e = np.matmul(np.matmul(m, designs.transpose(0, 2, 1)), designs)  # (T, N, S)
     np.subtract(m, e, out=e)
     left = 1 - (designs**2).sum(1)[:, None]
-    fixed = left < 1e-9  # this design follows this scale wherever it goes
+    fixed = left < 1e-9  # this design follows this scale exactly
     weight = np.where(fixed, 0, 1 / np.where(fixed, 1, left))
     others = e**2
     squares = others.sum(-1)  # (T, N)

@@ -1,34 +1,27 @@
-"""Is there a break? Scores along ascending scales: break, smooth or undecided. Arrays in, verdicts out.
+"""Breaks in scores along ascending scales: break, smooth or undecided. Arrays in, verdicts out.
 
-A **break** is a change of slope (hinge) or of level (jump) of the mean over replicates against the log scale, with at least two
-scales on either side, that no smooth curve explains: no straight line, quadratic or cubic; no power law or exponential in the
-scale; no transition (logistic, or either of the lopsided exp(-exp(-z)) and 1 - exp(-exp(z)), which is the exponential approach in
-the scale itself) on top of any slope; no rounded bend, as long as 10-90 % of the transition or bend take SMOOTH_STEPS grid
-steps or more. What happens faster than that, the grid cannot tell from a jump; what happens slower is smooth.
+A **break** is a change of slope (hinge) or of level (jump) of the mean over replicates against the log scale. At least two
+scales lie on either side, and no smooth curve explains it. Smooth are: a straight line, quadratic or cubic; a power law or
+exponential in the scale; a transition on top of any slope (logistic, exp(-exp(-z)), 1 - exp(-exp(z))); a rounded bend. 10-90 %
+of a smooth transition take SMOOTH_STEPS grid steps or more. A faster one cannot be distinguished from a jump on the grid.
 
-Three things must agree before the word is said, and each alone would be wrong:
+Three things must agree, and there must be MIN_SCALES scales and MIN_REPLICATES replicates:
 
-1. The Davies test (Davies 1987, Biometrika 74:33; 2002, Biometrika 89:484) of hinge or jump at an unknown place against a
-   straight line. Any curve fails it, so it is only the beginning: `p_straight`.
-2. The same test on top of each smooth family in turn, fitted first (centre and width by profiling, their tangents kept in the
-   design). The largest of these p-values, `p_smooth`, answers all families at once, so it is cautious: below ALPHA in 0.3
-   to 1.2 % of simulated curves of these families.
-3. Leave one scale out: break models must predict the scale they have not seen no worse than smooth ones. Beside a jump both
-   are blind, so ties (OUT_OF_SAMPLE_TIE) count as agreement.
+1. The Davies test (Davies 1987, Biometrika 74:33; 2002, Biometrika 89:484) of a hinge or jump at an unknown place against a
+   straight line: `p_straight`. Any curve fails it.
+2. The same test on top of each smooth family, fitted first. Its centre and width are profiled, and their tangents are kept in
+   the design. `p_smooth` is the largest of these p-values. It answers all families at once: it is cautious.
+3. Leave one scale out. Break models must predict it no worse than smooth ones. Beside a jump both are blind, so ties
+   (OUT_OF_SAMPLE_TIE) count as agreement.
 
-And there must be MIN_SCALES distinct scales, and MIN_REPLICATES replicates: where replicates switch each at its own place, three
-of them switch between the same two scales in 6 % of studies although their mean curve is three steps wide, and look like a
-clean jump.
+**Smooth** needs no such evidence near (SUGGESTIVE), and a jump of half the change excluded. It does not exclude a hinge, which
+a bend explains. Everything else is **undecided**, a score that does not move beyond the noise too.
 
-**Smooth** is said only if no such evidence is near (SUGGESTIVE) and a jump of half the change is excluded; it does not exclude
-a hinge, which a bend explains. All else is **undecided**, a score that
-does not move beyond the noise too.
+Noise. Replicates may differ by an offset along the whole cut. Offsets cancel, since every tested contrast sums to zero. The
+variance of a contrast is the larger of two estimates. One is from each scale's spread: a pooled spread, unless equal spread is
+refuted. The other is between replicates, and stays right for any correlation along a replicate.
 
-Noise. Replicates may differ by an offset along the whole cut (trials of one trunk); offsets cancel, since every tested contrast
-sums to zero. The variance of a contrast is the larger of two estimates: from each scale's spread (one pooled spread, unless
-equal spread is refuted: bistable cells), and between replicates, which stays right whatever the correlation along a replicate.
-
-What was measured is in tests/simulations/simulate_breaks.py: false breaks, power, and the places found.
+Power and false breaks: docs/statistics.md, "Breaks".
 """
 
 from __future__ import annotations
@@ -56,19 +49,19 @@ from orchestrator.stats.break_models import (
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 SUGGESTIVE = 0.2
-"""Between ALPHA and this, a break is neither found nor dismissed."""
+"""A p between ALPHA and this neither finds nor dismisses a break."""
 
 PLACE_CONFIDENCE = 0.99
-"""Of the limit behind the bracket of a break; it covers 95 % after the selection of what was found."""
+"""Confidence of the limit behind the bracket of a break. The bracket covers 95 % after the selection of found breaks."""
 
 EXCLUDED_JUMP = 0.5
-"""`smooth` also means that a jump of this share of the whole change is excluded at every gap."""
+"""Share of the whole change. `smooth` also means that such a jump is excluded at every gap."""
 
 OUT_OF_SAMPLE_TIE = 1.1
-"""Break models may be this much worse out of sample: beside a jump both kinds of model are blind and their errors tie."""
+"""Factor by which break models may be worse out of sample. Beside a jump both kinds of model are blind and their errors tie."""
 
 OUT_OF_SAMPLE_WINS = 0.5
-"""Smooth models with half the error of break models out of sample win, whatever p_smooth says: a curve of another shape."""
+"""Smooth models with this share of the break models' error win, for any p_smooth: the curve has another shape."""
 
 NO_MOVEMENT = "nothing moves beyond the noise"
 
@@ -77,7 +70,7 @@ Verdict = Literal["break", "smooth", "undecided", "missing"]
 
 
 class Break(NamedTuple):
-    """What is known of one score along one cut. Fields that do not apply are None; none is ever NaN."""
+    """The verdict on one score along one cut. Fields that do not apply are None; none is ever NaN."""
 
     verdict: Verdict
     why: str
@@ -88,24 +81,25 @@ class Break(NamedTuple):
     moves: bool = True
     """False: nothing moves beyond the noise, and the verdict is undecided."""
     kind: Literal["jump", "hinge"] | None = None
-    """The better description of the break; only with verdict break."""
+    """The better description of the break. Verdict break only."""
     low: float | None = None
     high: float | None = None
-    """Verdict break: it lies between these two of the log scales (95 %)."""
+    """The break lies between these two log scales (95 %). Verdict break only."""
     p_straight: float | None = None
     p_smooth: float | None = None
 
 
 def find_break(log_scale: Sequence[float] | Floats, scores: Floats) -> Break:
-    """One score along one cut: log_scale (S,), scores (R, S) with NaN for missing. Raises ValueError for other shapes.
+    """The verdict on one score along one cut. log_scale (S,), scores (R, S) with NaN for missing.
 
-    Scales may come in any order; equal ones are averaged within a replicate; NaN scales are dropped.
+    Scales may come in any order. Equal ones are averaged within a replicate. NaN scales are dropped. Raises ValueError for other
+    shapes.
     """
     return find_breaks(log_scale, np.asarray(scores, dtype=float)[None])[0]
 
 
 def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Break]:
-    """Many scores along the same cut, scores (N, R, S): as `find_break` of each, in one go."""
+    """As `find_break` for many scores (N, R, S)."""
     x, Y = np.asarray(log_scale, dtype=float), np.asarray(scores, dtype=float)
     if x.ndim != 1 or Y.ndim != 3 or Y.shape[2] != len(x):
         raise ValueError(f"scores {Y.shape[1:]} do not go with {x.shape} scales: (replicates, scales) is wanted")
@@ -126,7 +120,7 @@ def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Bre
 
 
 def merged_scales(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
-    """Ascending distinct scales; equal ones averaged within a replicate; infinite scores and scales are missing."""
+    """Ascending distinct scales, and scores averaged over equal ones. Infinite scores and scales are missing."""
     Y = np.where(np.isfinite(Y), Y, np.nan)[..., np.isfinite(x)]
     x = x[np.isfinite(x)]
     _, first, where = np.unique(np.round(x, 9), return_index=True, return_inverse=True)
@@ -142,7 +136,7 @@ def merged_scales(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
 
 
 def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
-    """Verdicts of curves Y (N, R, S) that share their scales and their pattern of missing cells."""
+    """Verdicts on curves Y (N, R, S) that share their scales and their pattern of missing cells."""
     N, (R, S) = len(Y), mask.shape
     if not mask.any():
         return [Break("missing", "nothing was measured")] * N
@@ -173,7 +167,7 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
 
 
 def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
-    """The verdicts of moving curves with enough scales."""
+    """Verdicts on moving curves with enough scales."""
     N = len(data.means)
     families = [strongest_contrast(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
     families += [strongest_contrast(fitted_design(grid, shape, data.means), grid, data) for shape in SHAPES]
@@ -212,17 +206,17 @@ def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> l
 
 
 def _worst(families: list[Strongest]) -> Strongest:
-    """Of each curve the smooth family that leaves least to a break."""
+    """For each curve the smooth family with the largest p-value of a break."""
     which = np.argmax([f.p for f in families], axis=0)
     everyone = np.arange(len(which))
     return Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
 
 
 def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
-    """Are jumps of EXCLUDED_JUMP of the change excluded at every gap?  (N,) bool
+    """True if jumps of EXCLUDED_JUMP of the change are excluded at every gap.  (N,) bool
 
-    On top of the best smooth curve, the interval of every jump must stay below. And since a steep smooth curve may stand in for a
-    jump, every straight line with such a jump must itself be refuted (F test of its lack of fit).
+    On top of the best smooth curve, the interval of every jump must stay below. A steep smooth curve may stand in for a jump. So every
+    straight line with such a jump must itself be refuted (F test of its lack of fit).
     """
     S = data.spread.shape[2]
     large = EXCLUDED_JUMP * np.ptp(data.means, axis=1)[:, None]
@@ -238,10 +232,10 @@ def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
 
 
 def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:
-    """The better kind of break, and which scales it lies between.
+    """The better kind of break, and the indices of the two scales around it.
 
-    Two separate lines, split in each gap in turn, contain hinges and jumps alike and know the place to within a gap. The bracket
-    spans every gap whose split fits as well as the best, within what two parameters may do by chance (PLACE_CONFIDENCE).
+    Two separate lines, split in each gap in turn, contain hinges and jumps alike. The bracket spans every gap whose split fits as well
+    as the best, within the chance of two parameters (PLACE_CONFIDENCE).
     """
     m = data.means[n]
     squares = np.array([((m - m @ q.T @ q) ** 2).sum() for q in grid.halves])
@@ -256,30 +250,31 @@ def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], in
 
 
 class Emergence(NamedTuple):
-    """The verdict on one skill along one cut: that of its leading continuous score."""
+    """The verdict on one skill along one cut. It is that of the leading continuous score."""
 
     verdict: Verdict
     why: str
     """The reason for the verdict, a clause."""
     metrics: dict[str, Break]
-    """One for each score that was given, the discrete ones (accuracy, exact_match) too."""
+    """One for each given score, discrete ones too."""
     decisive: str | None = None
-    """The score on which the verdict rests."""
+    """The score with that verdict."""
     low: float | None = None
     high: float | None = None
-    """Verdict break: log scales between which it lies."""
+    """The break lies between these two log scales. Verdict break only."""
 
 
 CONTINUOUS = ("loss", "brier", "expected_accuracy")
-"""In this order: the first with data leads."""
+"""In this order. The first with data leads."""
 
 
 def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats]) -> Emergence:
-    """Is a skill's emergence a break, or smooth?  Scores by name, each (R, S) with NaN for missing.
+    """The verdict on a skill's emergence along one cut. Scores by name, each (R, S) with NaN for missing.
 
     `loss` (nats per token), `brier` and `expected_accuracy` (mean probability of the right token) are continuous and decide.
-    `accuracy` (greedy, per token) and `exact_match` (whole sequences) are discrete: a threshold can jump where nothing else does
-    (Schaeffer et al. 2023, arXiv 2304.15004), so they are judged beside and decide nothing. Raises ValueError where shapes differ.
+    `accuracy` (greedy, per token) and `exact_match` (whole sequences) are discrete and decide nothing. Such a threshold can jump
+    although the probabilities move gradually (Schaeffer et al. 2023, arXiv 2304.15004). Raises ValueError for unequal shapes.
+    docs/statistics.md, "Breaks".
     """
     given = {name: np.asarray(y, dtype=float) for name, y in scores.items()}
     if len({y.shape for y in given.values()}) > 1:
@@ -290,7 +285,7 @@ def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats])
 
 
 def weigh(metrics: dict[str, Break]) -> Emergence:
-    """The verdict over several scores. A break of the leading score is none where all other continuous scores are smooth or flat."""
+    """The verdict over several scores. A break of the leading score does not count if all other continuous scores are smooth or flat."""
     known = {name: found for name, found in metrics.items() if found.verdict != "missing"}
     continuous = {name: known[name] for name in CONTINUOUS if name in known}
     if not known:

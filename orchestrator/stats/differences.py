@@ -1,19 +1,8 @@
-"""Is one arm better than another? Differences of means over replicates, with t-intervals and what to doubt about them.
+"""Differences of means over replicates, with t-intervals and doubts about them.
 
-Checked by tests/simulations/simulate_replicates.py. Light: no scipy.stats. On normal values 95 % intervals cover in 95 to 96 % of runs with
-3, 5 or 10 replicates an arm (93 % with 3 against 10 where the three have twice the sd). On lotteries (modes .1 and .95, sd .05),
-coverage by the arms' chances of the high mode:
-
-chances       3 replicates 5            10    20
-.5 and .8     .83-.87      .94-.96      .94   .95
-.2 and .8     .71-.73      .89          .92   .94
-.9 and .99    .83-.85      .70-.74      .72   .88
-
-The last row no warning from the values can save: where a mode is rare it goes unseen, and both arms look steady (of 10 replicates
-26 % of intervals miss undoubted). Who knows from elsewhere that a measure is a lottery reports how many made it instead.
-
-Two lotteries that are alike are also told apart too often: all of three replicates come out high here and low there in 3 % of
-cells, with next to no spread, and a t-test finds p < .0002 in nearly as many. Who tests many cells uses `guarded_difference`.
+Light: no scipy.stats. A rare mode of a bimodal measure goes unseen, and no warning from the values can save the interval. Report k
+of n for a measure that is known to be bimodal. Tests of many cells use `guarded_difference`. Coverage: docs/statistics.md,
+"Differences".
 """
 
 from __future__ import annotations
@@ -27,13 +16,14 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
 from orchestrator.stats.intervals import by_chance
+from orchestrator.stats.minimums import NORMAL
 
-FEW = 5
+FEW = NORMAL.replicates
 """Below this many replicates a t-interval leans on normality that nobody can check."""
 
 Doubt = Literal["few", "two levels", "no spread"]
-"""`few`: fewer than FEW replicates in an arm. `two levels`: an arm's values sit on two separated levels (a lottery: report
-how many replicates made it, rather than a mean). `no spread`: an arm, or the pairs' difference, is the same in every replicate."""
+"""`few`: fewer than FEW replicates in an arm. `two levels`: an arm's values sit on two separated levels, so report k of n rather than a
+mean. `no spread`: an arm, or the pairs' difference, is the same in every replicate."""
 
 
 class Difference(NamedTuple):
@@ -42,31 +32,24 @@ class Difference(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    """None of one replicate, and where nothing varies: an interval of zero width would be an invented certainty."""
+    """None for one replicate, and without spread: an interval of zero width would be an invented certainty."""
     p: float | None
-    """Two-sided. Where nothing varies, that of the permutation test, which needs no spread: 1 if the arms are equal."""
+    """Two-sided. Without spread, that of the permutation test: 1 for equal arms."""
     df: float | None
-    """Degrees of freedom of the t behind it; None where there is none."""
+    """Degrees of freedom of its t. None without a t."""
     n_a: int
     n_b: int
     """Replicates used: the pairs, if paired."""
-    left_out: int
-    """Values present in one arm that found no partner; 0 if unpaired."""
     doubts: tuple[Doubt, ...]
-
-    @property
-    def warn(self) -> bool:
-        """Should a reader be told that the interval may not hold what it promises?"""
-        return bool(self.doubts)
 
 
 def paired_difference(
     a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
 ) -> Difference | None:
-    """Mean of a - b over the replicates present in both, with its t-interval; None if no replicate is in both.
+    """Mean of a - b over the replicates present in both, with its t-interval. None if there is none.
 
-    `a`, `b`: (R,), the same replicates in the same order. Right for normal differences; a lottery is doubted, not corrected (how
-    often intervals then miss stands above). Raises ValueError for unequal lengths.
+    `a`, `b`: (R,), the same replicates in the same order. Right for normal differences. Two levels are doubted, not corrected. Raises
+    ValueError for unequal lengths.
     """
     pairs = paired(a, b)
     if not len(pairs):
@@ -77,10 +60,9 @@ def paired_difference(
     still = bool(np.ptp(differences) <= 1e-12 * scale)  # rounding is no spread
     doubts = _doubts((pairs[:, 0], pairs[:, 1]), still)
     mean = _exactly(float(differences.mean()), scale)
-    left_out = len(present(a)) + len(present(b)) - 2 * n
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n, n, left_out, doubts)
+        return Difference(mean, low, high, p, df, n, n, doubts)
 
     if n < 2:
         return result(None, None, None, None)
@@ -94,8 +76,8 @@ def welch_difference(
 ) -> Difference | None:
     """Mean of a less mean of b for unpaired arms, with Welch's t-interval (Satterthwaite's degrees of freedom).
 
-    `a` (R_a,), `b` (R_b,), missing ones passed over; None if an arm is empty. An arm without spread counts as known exactly
-    and is doubted for it; if both have none, there is no interval.
+    `a` (R_a,), `b` (R_b,). Missing values are passed over. None if an arm is empty. An arm without spread counts as known exactly and
+    is doubted for it. If both have none, there is no interval.
     """
     x, y = present(a), present(b)
     n_a, n_b = len(x), len(y)
@@ -106,7 +88,7 @@ def welch_difference(
     mean = _exactly(float(x.mean() - y.mean()), float(max(np.abs(x).max(), np.abs(y).max())))
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n_a, n_b, 0, doubts)
+        return Difference(mean, low, high, p, df, n_a, n_b, doubts)
 
     if n_a < 2 or n_b < 2:
         return result(None, None, None, None)
@@ -122,16 +104,15 @@ def welch_difference(
 def guarded_difference(
     a: Sequence[float | None], b: Sequence[float | None], in_pairs: bool, confidence: float = 0.95
 ) -> Difference | None:
-    """Mean of a less mean of b, with a claim that holds where nothing is known but that equal arms are drawn alike.
+    """Mean of a less mean of b, with a p-value that holds for any distribution that equal arms share.
 
-    `in_pairs`: as `paired_difference`. Else the less sure of Welch's test and Student's: three of a lottery that agree by
-    chance lend Welch their small variance against ten that do not (false at 5 % in 21 %), while the variance of all does not.
-    Then p is at least `by_chance`. The interval excludes zero exactly where p is at most 1 - confidence: where `by_chance`
-    forbids it, it reaches back, through zero, to the least difference of two lotteries' means that would bring so few
-    replicates to agree as often as that.
+    `in_pairs`: as `paired_difference`. Else the less certain of Welch's test and Student's. Three bimodal values that agree by chance lend
+    Welch their small variance against ten that do not (false at 5 % in 21 %). The variance of all does not. Then p is at least
+    `by_chance`. The interval excludes zero exactly if p is at most 1 - confidence. If `by_chance` forbids that, it reaches back through
+    zero. Its end is the least difference of two bimodal means with which so few replicates agree that often.
 
-    Drawn alike from normals, uniforms, lotteries and means of several lotteries, p is below alpha (.0002 to .05) in at
-    most 1.8 alpha of runs of 3 to 20 pairs, and in 2.3 alpha unpaired; worst .0007 at .0002, of 5 against 10.
+    For arms drawn alike p is below alpha (.0002 to .05) in at most 1.8 alpha of runs paired and 2.3 alpha unpaired; worst .0007 at
+    .0002, of 5 against 10. docs/statistics.md, "Differences".
     """
     found = paired_difference(a, b, confidence) if in_pairs else welch_difference(a, b, confidence)
     if found is None or found.p is None:
@@ -157,7 +138,7 @@ def _student(x: np.ndarray, y: np.ndarray, mean: float, confidence: float) -> tu
 
 
 def present(values: Sequence[float | None]) -> np.ndarray:
-    """The finite ones among the values, (n,): None, NaN and infinities are missing."""
+    """The finite values, (n,). None, NaN and infinities are missing."""
     known = _as_floats(values)
     return known[np.isfinite(known)]
 
@@ -171,15 +152,15 @@ def paired(a: Sequence[float | None], b: Sequence[float | None]) -> np.ndarray:
 
 
 def is_constant(values: np.ndarray) -> bool:
-    """Do they differ by no more than rounding?"""
+    """True if they differ by no more than rounding."""
     return bool(values.size == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def two_levels(values: np.ndarray) -> bool:
-    """Do finite `values` (n,) fall into two groups? True where their widest gap is one that even values show in 5 % of runs.
+    """True if finite `values` (n,) fall into two groups: their widest gap has a probability of 5 % for even values.
 
-    For n values drawn evenly, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2; narrower gaps never count.
-    Never true of fewer than FEW. A hint to doubt a t-interval, not a finding.
+    For n values drawn evenly, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2. Narrower gaps never count. Never true
+    of fewer than FEW values. A hint to doubt a t-interval, not a finding.
     """
     n = len(values)
     if n < FEW or is_constant(values):
@@ -193,17 +174,18 @@ def two_levels(values: np.ndarray) -> bool:
 
 
 def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) -> Drift | None:
-    """How far a boundary lies from A's in B, in doublings of tasks, paired by replicate: the drift from a first to a second scale,
-    a factor 2 apart.
+    """Distance of a boundary in B from that in A, in doublings of tasks, paired by replicate. None if a side is unknown.
 
-    None where nothing is known on one side.
+    It is the drift from a first to a second scale, a factor 2 apart.
     """
     return drift([1.0, 2.0], [a, b], confidence) if a and b else None
 
 
 def crossing_p(met: Crossover, n_levels: int, either: bool = True) -> float | None:
-    """Of `either` overtaking the other, twice that of the surer direction, or of the one that was asked for; and at least what
-    lotteries at two levels bring."""
+    """p-value of a crossover. At least the chance of bimodal cells at two levels (`by_chance`).
+
+    `either`: of one overtaking the other, twice the p of the surer direction. Else of the direction that was asked for.
+    """
     if met.p_value is None:
         return None
     n = len(met.brackets)
@@ -215,7 +197,7 @@ def _as_floats(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _exactly(mean: float, scale: float) -> float:
-    """Differences that are only rounding are zero."""
+    """0 for a mean that is only rounding."""
     return 0.0 if abs(mean) <= 1e-12 * scale else mean
 
 

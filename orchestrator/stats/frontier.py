@@ -1,7 +1,7 @@
-"""The best model size for a budget: parabolas of loss at equal compute.
+"""The best model size for a budget: parabolas of loss at equal compute. docs/statistics.md, "Best model size".
 
-Nothing is assumed of the law's form, and at least three sizes at a budget are needed. Arrays in, numbers out: knows no study, no file, no figure. Sizes are parameters, tokens
-are training tokens, compute is FLOPs, logs are natural.
+Nothing is assumed of the law's form. Each budget needs at least three sizes. Sizes are parameters, tokens are training tokens,
+compute is FLOPs, logs are natural.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # not scipy.stats or scipy.optimize: they take half a second to import
 
-MIN_SIZES = 3
+from orchestrator.stats.minimums import MODEL_SIZE
+
+MIN_SIZES = MODEL_SIZE.scales
 WINDOW = 16.0
-"""Sizes further than this factor from the best measured one are left out: a parabola is a local approximation."""
+"""Largest factor between a size and the best measured one. A parabola is a local approximation."""
 ASYMMETRY = 0.1
-"""Largest |alpha - beta| allowed for. The vertex of a parabola fitted over +-h in log N to a curve of loss at equal compute lies
-off its minimum by (alpha - beta) h^2 / 10 (its third derivative over its second is beta - alpha); published: .06 (Hoffmann et
+"""Largest |alpha - beta| allowed for. Let a parabola be fitted over +-h in log N to a curve of loss at equal compute. Its vertex lies
+off the minimum by (alpha - beta) h^2 / 10, since the third derivative over the second is beta - alpha. Published: .06 (Hoffmann et
 al. 2022, arXiv 2203.15556), -.02 (Besiroglu et al. 2024, arXiv 2404.10102). See also Xu et al. 2026, arXiv 2603.22339."""
 SAME_BUDGET = 0.02
 """Budgets closer than this share are one budget."""
@@ -29,56 +31,41 @@ SAME_BUDGET = 0.02
 
 
 class Isoflop(NamedTuple):
-    """One budget: the size at which loss is lowest, or why none can be named."""
+    """One budget: the size with the lowest loss, or the reason for naming none."""
 
     compute: float
     verdict: Literal["minimum", "beyond", "below", "unclear", "missing"]
-    """`beyond` / `below`: the best size is the last / first measured; `unclear`: the best measured size is inside and the
-    parabola has no minimum there (flat or noisy); `missing`: fewer than three sizes."""
+    """`beyond` / `below`: the best size is the last / first measured. `unclear`: the best measured size is inside, and the
+    parabola has no minimum there (flat or noisy). `missing`: fewer than three sizes."""
     n_optimal: float | None = None
-    """Parameters; None without a minimum."""
+    """Parameters. None without a minimum."""
     low: float | None = None
     high: float | None = None
-    """Interval; an end that lies outside the measured sizes is open (None). Both are None if `noise_dof` is 0."""
-    tokens: float | None = None
-    """Tokens at the optimum, interpolated between the sizes measured."""
+    """Interval. An end outside the measured sizes is open (None). Both are None if the noise is unknown."""
     tokens_per_parameter: float | None = None
+    """At the optimum. Tokens are interpolated between the measured sizes."""
     ratio_low: float | None = None
     ratio_high: float | None = None
-    """Of tokens per parameter: from the ends of the interval of the size, open where those are."""
-    loss: float | None = None
-    """The parabola's minimum."""
+    """Tokens per parameter at the ends of the interval of the size. Open if that end is."""
     at_least: float | None = None
     at_most: float | None = None
-    """If the best measured size is the last (first): the optimum is not below the last but one (not above the second), provided
-    that loss has one minimum."""
+    """If the best measured size is the last (first), the optimum is not below the last but one (not above the second). Assumes one minimum."""
     sizes: tuple[float, ...] = ()
     """Measured, ascending."""
-    n_trials: int = 0
-    """Fitted: within the window."""
-    n_missing: int = 0
-    noise_dof: int = 0
     log_error: float | None = None
     """Standard error of log n_optimal, first order."""
     shape_error: float = 0.0
-    """What the parabola's own error may be, in log n_optimal; part of the interval."""
-
-    @property
-    def brackets_minimum(self) -> bool:
-        """Is the minimum among the measured sizes, by the parabola and by the best measurement? Else nothing is claimed."""
-        return self.verdict == "minimum"
+    """Bound of the parabola's own error, in log n_optimal. Part of the interval."""
 
 
 class Isoflops(NamedTuple):
-    """All budgets, and N_opt = coefficient * C^exponent. `reason` says why there is no exponent."""
+    """All budgets, and N_opt = coefficient * C^exponent. `reason` is set if there is no exponent."""
 
     budgets: tuple[Isoflop, ...]
     exponent: float | None
     low: float | None
     high: float | None
     coefficient: float | None
-    n_budgets: int
-    """Budgets with a minimum: those behind the exponent."""
     reason: str | None
 
 
@@ -92,7 +79,6 @@ class _Parabola(NamedTuple):
     dof: int
     half_width: float
     mean_loss: float
-    n: int
 
     @property
     def vertex(self) -> float:
@@ -107,15 +93,14 @@ def isoflop(
     replicate: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
 ) -> Isoflops:
-    """At each budget, a parabola of loss in log N (Hoffmann et al. 2022, approach 2); over budgets, the exponent of N_opt.
+    """At each budget a parabola of loss in log N (Hoffmann et al. 2022, approach 2); over budgets the exponent of N_opt.
 
-    All (T,), one entry a trial; `loss` NaN where a trial has none. `replicate`: what trials of different sizes share (their
-    training tasks); each replicate then has its own offset. The interval of a minimum is Fieller's (1954), a ratio of normal
-    coefficients, widened by the parabola's own error (`ASYMMETRY`): resampling the trials of a budget covers .87-.91, as a
-    handful of points loses sizes. With fewer than four degrees of freedom the noise is pooled over budgets, relative to
-    loss. The exponent is the weighted slope of log N_opt on log C, its interval by Student's t; trials along one trunk are
-    not independent, but that shifts neighbouring budgets alike and makes the interval too wide, never too narrow.
-    Raises ValueError for lengths that differ and for sizes, tokens or budgets that are not positive.
+    All (T,), one entry a trial. `loss` is NaN for a trial without one. `replicate`: an id that trials of different sizes share, with
+    their training tasks. Each replicate then has its own offset. The interval of a minimum is Fieller's (1954), a ratio of normal
+    coefficients, widened by the parabola's own error (`ASYMMETRY`). With fewer than four degrees of freedom the noise is pooled over
+    budgets, relative to loss. The exponent is the weighted slope of log N_opt on log C, its interval by Student's t. Trials along
+    one trunk are not independent. That shifts neighbouring budgets alike and makes the interval too wide, never too narrow.
+    Raises ValueError for lengths that differ, and for sizes, tokens or budgets that are not positive.
     """
     N, D, L, C = (np.asarray(a, dtype=float) for a in (n_parameters, n_tokens, loss, compute))
     who = np.zeros(len(N), dtype=int) if replicate is None else _codes(replicate)
@@ -141,14 +126,14 @@ def _check(N: np.ndarray, D: np.ndarray, L: np.ndarray, *more: np.ndarray) -> No
 
 
 def _budgets(compute: np.ndarray) -> dict[float, np.ndarray]:
-    """Rows of each budget, ascending; what lies within 2 % of its neighbour is one budget, known by its first value."""
+    """Rows of each budget, ascending. Budgets within 2 % of their neighbour are one, known by its first value."""
     order = compute.argsort(kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(compute[order])) > SAME_BUDGET) + 1
     return {float(compute[rows[0]]): rows for rows in np.split(order, cuts) if len(rows)}
 
 
 def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None:
-    """Fit one budget within the window around its best size; None with fewer than three sizes."""
+    """Fit of one budget around its best size (WINDOW). None with fewer than three sizes."""
     there = np.isfinite(L)
     N, L, who = N[there], L[there], who[there]
     sizes, means = _means(N, L)
@@ -171,7 +156,7 @@ def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None
     rest = y - X @ b
     dof = len(y) - X.shape[1]
     b[0] = y.mean() - b[1] * z.mean() - b[2] * (z * z).mean()  # the mean replicate's
-    return _Parabola(centre, b[:3], V[:3, :3], float(rest @ rest), dof, float(np.ptp(z)) / 2, float(y.mean()), len(y))
+    return _Parabola(centre, b[:3], V[:3, :3], float(rest @ rest), dof, float(np.ptp(z)) / 2, float(y.mean()))
 
 
 def _means(N: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,16 +175,15 @@ def _judge(
     pooled_dof: int,
     confidence: float,
 ) -> Isoflop:
-    """What one budget says."""
+    """The result of one budget."""
     there = np.isfinite(L)
     sizes, means = _means(N[there], L[there])
-    seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)), n_missing=int((~there).sum()))
+    seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)))
     if fit is None:
-        return seen._replace(n_trials=int(there.sum()))
+        return seen
     variance, dof = (fit.squares / fit.dof, fit.dof) if fit.dof >= 4 else (None, pooled_dof)
     if variance is None and pooled is not None:
         variance = pooled * fit.mean_loss**2
-    seen = seen._replace(n_trials=fit.n, noise_dof=dof)
     best = int(means.argmin())
     if best == len(sizes) - 1:
         return seen._replace(verdict="beyond", at_least=float(sizes[-2]))
@@ -224,23 +208,21 @@ def _judge(
         n_optimal=optimal,
         low=low,
         high=high,
-        tokens=tokens(optimal),
         tokens_per_parameter=tokens(optimal) / optimal,
         ratio_low=tokens(high) / high if high is not None else None,
         ratio_high=tokens(low) / low if low is not None else None,
-        loss=float(fit.b[0] + x * (fit.b[1] + x * fit.b[2])),
         log_error=error,
         shape_error=_shape_error(fit),
     )
 
 
 def _fieller(fit: _Parabola, variance: float, dof: int, confidence: float) -> tuple[float | None, float | None]:
-    """All vertices x at which b1 + 2 b2 x is not told from 0 (Fieller 1954), and the parabola's own error on top."""
+    """All vertices x at which b1 + 2 b2 x is not distinguishable from 0 (Fieller 1954), widened by the parabola's own error."""
     t2 = float(special.stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
     a = 4 * (fit.b[2] ** 2 - t2 * fit.V[2, 2])
     half_b = 2 * (fit.b[1] * fit.b[2] - t2 * fit.V[1, 2])
     c = fit.b[1] ** 2 - t2 * fit.V[1, 1]
-    if a <= 0:  # curvature is not told from none: any size may be the best
+    if a <= 0:  # curvature is not distinguishable from none: any size may be the best
         return None, None
     root = math.sqrt(max(half_b**2 - a * c, 0.0))
     own = _shape_error(fit)
@@ -252,11 +234,11 @@ def _shape_error(fit: _Parabola) -> float:
 
 
 def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isoflops:
-    """Weighted slope of log N_opt on log C, over the budgets that have a minimum."""
+    """Weighted slope of log N_opt on log C, over the budgets with a minimum."""
     used = [b for b in budgets if b.n_optimal is not None]
     if len(used) < 2:
         reason = f"{len(used)} of {len(budgets)} budgets bracket a minimum, 2 needed"
-        return Isoflops(budgets, None, None, None, None, len(used), reason)
+        return Isoflops(budgets, None, None, None, None, reason)
     x = np.log([b.compute for b in used])
     y = np.log([b.n_optimal for b in used if b.n_optimal is not None])
     errors = np.array([b.log_error if b.log_error is not None else 1.0 for b in used])
@@ -269,8 +251,8 @@ def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isof
         left = float(w @ (y - level - slope * (x - centre)) ** 2)  # chi-square on len(used) - 2 if the law holds
         total = dof + len(used) - 2
         error = math.sqrt((dof + left) / total / spread)
-        # Where the sizes lie differently about the minimum, the parabola is off differently: by half its error, measured.
+        # If the sizes lie differently about the minimum, the parabola is off differently: by half its error (measured).
         own = 0.5 * float(np.mean([b.shape_error for b in used])) / float(np.ptp(x))
         half = float(special.stdtrit(total, 0.5 + confidence / 2)) * error + own
         low, high = slope - half, slope + half
-    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), len(used), None)
+    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), None)

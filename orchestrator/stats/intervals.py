@@ -1,4 +1,4 @@
-"""Means, proportions and their intervals; does a measured interval agree with a claimed range?"""
+"""Means, proportions and their intervals; agreement with a claimed range. docs/statistics.md, "Means and proportions"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 
 class Interval(NamedTuple):
-    """A mean with its interval; the ends are None where there is only one value."""
+    """A mean with its interval. A single value has None for both ends."""
 
     mean: float
     low: float | None
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Mean and t-interval of independent values; None of none. Raises nothing."""
+    """Mean and t-interval of independent normal values (n,). None of none."""
     if not values:
         return None
     mean = float(np.mean(values))
@@ -33,14 +33,14 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
 
 
 MIN_SPREAD = 0.01
-"""Replicates closer together than this are taken to scatter so much: a test must not draw certainty from few values that
-happen to agree (assumed: the size of the evaluation's own noise, on a scale from 0 to 1)."""
+"""Least standard deviation of replicates, so that values that happen to agree lend no certainty. Assumed: the evaluation's own noise, on
+a scale from 0 to 1."""
 
 
 def one_sided_p(values: Sequence[float], bound: float, side: Literal["above", "below"]) -> float | None:
-    """p-value of the claim that the mean of replicates lies above (below) a bound: one-sample t-test, one-sided.
+    """p-value that the mean of replicates lies above (below) a bound: one-sample t-test, one-sided.
 
-    None with fewer than two values. Values on a scale from 0 to 1; see MIN_SPREAD.
+    Values on a scale from 0 to 1 (MIN_SPREAD). None with fewer than two values.
     """
     if len(values) < 2:
         return None
@@ -57,11 +57,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     p = successes / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-    return low if successes > 0 else 0.0, high if successes < n else 1.0  # exactly, without what rounding leaves
+    return low if successes > 0 else 0.0, high if successes < n else 1.0  # exactly, without rounding
 
 
 def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:
-    """Does a measured interval agree with a claimed range?
+    """Agreement of a measured interval with a claimed range.
 
     Disjoint: inconsistent. Mean inside and interval no wider than the claim: consistent. Anything else, and a single
     value, is inconclusive.
@@ -76,11 +76,11 @@ def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consi
 
 
 def by_chance(n_a: int, n_b: int) -> float:
-    """The largest probability with which replicates of one and the same lottery come out on two levels, those of one arm
-    all on the one and those of the other all on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b.
+    """Largest probability that replicates of one bimodal cell separate their two arms by chance.
 
-    For n pairs 2 x 4^-n, and not only for lotteries: whatever two values are drawn alike, their difference falls between l
-    and h < 2 l with probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
+    All of one arm come out on one level, and all of the other on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b. For n pairs that
+    is 2 x 4^-n, and holds for any distribution. The difference of two values drawn alike falls between l and h < 2 l with a
+    probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
     """
     n = n_a + n_b
     return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)

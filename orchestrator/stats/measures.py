@@ -1,7 +1,4 @@
-"""How much of the general rule, and of the memoriser's advantage, a model has: ratios of mean log losses in nats.
-
-The definitions are told in README.md. Pure functions of numbers: know no study, no file, no figure.
-"""
+"""Ability and memory: ratios of mean log losses in nats. Definitions: docs/statistics.md, "Ability and memory"."""
 
 from __future__ import annotations
 
@@ -10,18 +7,18 @@ import math
 import numpy as np
 
 MIN_GAP_NATS = 0.1
-"""References closer than this coincide: dividing by their gap would only amplify noise."""
+"""References closer than this coincide. A ratio would only amplify noise."""
 MIN_GAP_ERRORS = 10.0
-"""Neither are they told apart below this many standard errors of the gap."""
+"""References closer than this many standard errors of their gap coincide, too."""
 MIN_ITEMS = 20
-"""Below this many items nothing is divided: two lucky answers are no ability."""
+"""Fewer items give no ratio: two lucky answers are no ability."""
 
 
 Values = np.ndarray | float
 
 
 def _ratio(part: Values, gap: Values, gap_error: Values) -> np.ndarray:
-    """part / gap, NaN where the gap is too narrow to divide by; an unknown error of the gap (NaN) does not forbid it."""
+    """part / gap, NaN if the gap is too narrow. An unknown error of the gap (NaN) does not forbid the ratio."""
     part, gap, gap_error = (np.asarray(x, float) for x in (part, gap, gap_error))
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = (gap >= MIN_GAP_NATS) & ~(gap < MIN_GAP_ERRORS * gap_error)
@@ -31,7 +28,7 @@ def _ratio(part: Values, gap: Values, gap_error: Values) -> np.ndarray:
 def abilities(nll: Values, uniform: Values, generalizer: Values, gap_error: Values = math.nan) -> np.ndarray:
     """(U - h) / (U - G), mean log losses in nats on held-out tasks: 0 knows nothing, 1 the perfect general rule.
 
-    Elementwise and unclipped: negative is confidently wrong. NaN where the references coincide or something is missing.
+    Elementwise and unclipped. Negative is confidently wrong. NaN if the references coincide or something is missing.
     """
     return _ratio(uniform - nll, uniform - generalizer, gap_error)
 
@@ -39,7 +36,7 @@ def abilities(nll: Values, uniform: Values, generalizer: Values, gap_error: Valu
 def memories(nll: Values, generalizer: Values, memorizer: Values, gap_error: Values = math.nan) -> np.ndarray:
     """(G - h) / (G - M), mean log losses in nats on the training mixture: 0 no better than the rule, 1 perfect memory.
 
-    Elementwise. Negative is under-trained. NaN where the references coincide or something is missing.
+    Elementwise and unclipped. Negative is under-trained. NaN if the references coincide or something is missing.
     """
     return _ratio(generalizer - nll, generalizer - memorizer, gap_error)
 
@@ -52,17 +49,17 @@ def relative_distances(to_generalizer: Values, to_memorizer: Values, between: Va
 
 
 def ability(nll: float, uniform: float, generalizer: float, gap_error: float | None = None) -> float | None:
-    """`abilities` of one; None where the references coincide."""
+    """`abilities` of one. None if the references coincide."""
     return _single(abilities(nll, uniform, generalizer, math.nan if gap_error is None else gap_error))
 
 
 def memory(nll: float, generalizer: float, memorizer: float, gap_error: float | None = None) -> float | None:
-    """`memories` of one; None where the references coincide."""
+    """`memories` of one. None if the references coincide."""
     return _single(memories(nll, generalizer, memorizer, math.nan if gap_error is None else gap_error))
 
 
 def relative_distance(to_generalizer: float, to_memorizer: float, between: float) -> float | None:
-    """`relative_distances` of one; None where the references are one."""
+    """`relative_distances` of one. None if the references are equal."""
     return _single(relative_distances(to_generalizer, to_memorizer, between))
 
 

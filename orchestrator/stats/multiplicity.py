@@ -1,7 +1,6 @@
-"""Many claims at once: which survive Benjamini and Hochberg's procedure, and at what confidence to show their intervals.
+"""Many claims at once: Benjamini and Hochberg's procedure, and the confidence of each claim's interval.
 
-One primary claim a study stays outside; the other claims go through here together. Imports scipy.stats inside.
-Checked by tests/simulations/simulate_replicates.py.
+One primary claim a study stays outside. All others are corrected together here. docs/statistics.md, "Many claims".
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ class Claim(NamedTuple):
 
     p: float | None
     adjusted_p: float | None
-    """Smallest share of false discoveries at which it would be selected; None if it could not be tested."""
+    """Smallest share of false discoveries that selects it. None if it could not be tested."""
     verdict: Literal["selected", "not selected", "untested"]
     confidence: float | None
-    """At which to show its interval; None if it could not be tested (an interval, if it has one, supports no claim)."""
+    """Confidence of its interval. None if it could not be tested: its interval supports no claim."""
 
 
 class Adjusted(NamedTuple):
@@ -27,36 +26,25 @@ class Adjusted(NamedTuple):
 
     claims: tuple[Claim, ...]
     """In the order given."""
-    looked_at: int
-    """m: those that could be tested. Only they count."""
-    untested: int
-    """Listed beside; a claim that cannot be tested cannot be falsely made."""
     selected: int
-    """R."""
-    confidence_selected: float | None
-    """1 - q R / m; None if none is selected."""
-    confidence_others: float | None
-    """1 - q (R + 1) / m; None if there are no others."""
+    """Number of selected claims, R."""
 
 
 def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
-    """Keep the expected share of false ones among the selected claims at or below `q`, and of intervals that miss, too.
+    """Bound the expected share of false claims among the selected, and of intervals that miss, by `q`.
 
-    Two-sided p-values (n,), None or NaN for what could not be tested. Benjamini and Hochberg (1995): right for independent and for
-    positively dependent tests. Intervals of selected claims: Benjamini and Yekutieli (2005, JASA 100:71), confidence
-    1 - q R / m. That holds where an interval and its p-value come from the same test. Of one kind of claim they do not: boundaries and
-    compute-to-skill are tested by signs, while up to five replicates their intervals are t-limits. These intervals can look sure
-    of what the signs do not show; none is ever selected, as fewer than six signs are not tested (the least p of five is .0625). From six replicates on
-    the intervals are order statistics, which are sign tests, too, as far as they reach.
+    Two-sided p-values (n,), None or NaN for an untestable claim. Selection: Benjamini and Hochberg (1995), right for independent and
+    positively dependent tests. Intervals of selected claims: Benjamini and Yekutieli (2005, JASA 100:71), confidence 1 - q R / m,
+    m the number of tested claims. Others get 1 - q (R + 1) / m, the confidence of the next claim to be selected. So an interval
+    of the same test excludes zero exactly if its claim is selected. No interval is narrower than the plain one, so the expected
+    share of misses over the whole table is at most q as well. `compare` shows these intervals. A study's report shows plain 95 %
+    intervals of claims that are not selected, and marks them as supporting no claim.
 
-    Intervals of the others: their guarantee covers selected claims only, and the plain 95 % would let rows that were not
-    selected exclude zero. They get 1 - q (R + 1) / m, what the next claim to be selected would have got. So an interval
-    of the same test excludes zero exactly where its claim is selected; and as none is narrower than the plain one, the expected
-    share of misses over the whole table is at most q as well. `compare` shows these; a study's report does not (`analysis/claims.py`): it
-    shows plain 95 % intervals of what is not selected, and marks them as supporting no claim.
+    An interval and its p-value must come from the same test. Boundaries and compute to skill are the exception: signs test them,
+    while intervals of up to five replicates are t-limits. None of those is selected: the least p of five signs is .0625. From
+    six replicates on the intervals are order statistics, which are sign tests, too.
 
-    Whether a claim can be tested must not depend on how it would come out. Raises ValueError for a p-value outside [0, 1]
-    and a q outside (0, 1).
+    The testability of a claim must not depend on its outcome. Raises ValueError for a p-value outside [0, 1] and a q outside (0, 1).
     """
     if not 0 < q < 1:
         raise ValueError(f"a share of false discoveries is between 0 and 1; given {q}")
@@ -67,7 +55,7 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
     m = len(tested)
     adjusted = iter(_benjamini_hochberg(tested))
     ranked = [None if p is None else next(adjusted) for p in known]
-    chosen = [a is not None and a <= q * (1 + 1e-12) for a in ranked]  # p = q i / m counts, whatever the rounding
+    chosen = [a is not None and a <= q * (1 + 1e-12) for a in ranked]  # p = q i / m counts, for any rounding
     R = sum(chosen)
     confidence_selected = 1 - q * R / m if R else None
     confidence_others = 1 - q * (R + 1) / m if m > R else None
@@ -79,7 +67,7 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
             claims.append(Claim(p, adjusted_p, "selected", confidence_selected))
         else:
             claims.append(Claim(p, adjusted_p, "not selected", confidence_others))
-    return Adjusted(tuple(claims), m, len(known) - m, R, confidence_selected, confidence_others)
+    return Adjusted(tuple(claims), R)
 
 
 def _benjamini_hochberg(p_values: list[float]) -> list[float]:

@@ -1,7 +1,4 @@
-"""How noisy replicates are, and how many of them succeed.
-
-Simulated in tests/simulations/simulate_replicates.py.
-"""
+"""Noise of replicates, and how many of them succeed. docs/statistics.md, "Noise" and "Success"."""
 
 from __future__ import annotations
 
@@ -19,27 +16,27 @@ from orchestrator.stats.intervals import wilson_interval
 
 
 class Noise(NamedTuple):
-    """The spread over replicates, with its own uncertainty: three replicates know their sd within a factor of 12."""
+    """The spread over replicates, with its own uncertainty. Three replicates know their sd within a factor of 12."""
 
     n: int
     mean: float
     sd: float | None
-    """None of one replicate."""
+    """None for one replicate."""
     sd_low: float | None
     sd_high: float | None
-    """Chi-square interval of the sd; None of one replicate and where all are equal."""
+    """Chi-square interval of the sd. None for one replicate and for equal values."""
     cv: float | None
-    """sd / |mean|; None where the mean is within one standard error of zero (no measure that cannot be negative ever is)."""
+    """sd / |mean|. None if the mean lies within one standard error of zero. A measure that cannot be negative never does."""
     cv_low: float | None
     cv_high: float | None
-    """Exact interval of the cv for normal values. A high end of None beside a low end: unbounded, the mean may be zero."""
+    """Exact interval of the cv for normal values. A high end of None beside a low end is unbounded: the mean may be zero."""
 
 
 def noise(values: Sequence[float | None], confidence: float = 0.95) -> Noise | None:
-    """Mean, sd (n - 1) and coefficient of variation of `values` (R,), missing ones passed over; None of none.
+    """Mean, sd (n - 1) and coefficient of variation of `values` (R,). Missing values are passed over. None of none.
 
-    Intervals hold for normal values. That of the cv turns the noncentral t (sqrt(n) mean / sd has noncentrality sqrt(n) / cv)
-    around, so that it knows the uncertainty of the mean too (Johnson and Welch 1940, Biometrika 31:362).
+    Intervals hold for normal values. sqrt(n) mean / sd has a noncentral t distribution with noncentrality sqrt(n) / cv. Its inverse gives
+    the interval of the cv (Johnson and Welch 1940, Biometrika 31:362), with the uncertainty of the mean.
     """
     known = present(values)
     n = len(known)
@@ -65,30 +62,27 @@ def noise(values: Sequence[float | None], confidence: float = 0.95) -> Noise | N
     return Noise(n, mean, sd, sd_low, sd_high, sd / abs(mean), *ends)
 
 
-TOLD_APART = 0.2
-"""Level of Bartlett's test, above which cells are as noisy as each other. Assumed, by simulation: of six cells of 5 replicates, one
-with a cv of .1 among five of .03, the median estimate is .055 at a level of .05 and .086 at this one; among six of .1 it is
-.1 at either."""
+BARTLETT_ALPHA = 0.2
+"""Level of Bartlett's test. Above it cells are taken to be equally noisy. Assumed, by simulation (docs/statistics.md, "Noise")."""
 
 
 class Noisiest(NamedTuple):
-    """How noisy the noisiest of several cells is."""
+    """The noise of the noisiest of several cells."""
 
     noise: Noise
-    """Mean, sd and cv pooled over `cells`; their intervals are those of the noisiest, wherever it is."""
+    """Mean, sd and cv pooled over `cells`. Their intervals are those of the noisiest."""
     cells: tuple[int, ...]
-    """Which cells are pooled: the noisiest, and what is not told apart from it; ascending."""
+    """Pooled cells, ascending: the noisiest, and those not distinguishable from it."""
 
 
 def noisiest(cells: Sequence[Sequence[float | None]], confidence: float = 0.95) -> Noisiest | None:
-    """The largest coefficient of variation among `cells` (a row of values each); None where none has one.
+    """The largest coefficient of variation among `cells` (a row of values each). None if no cell has one.
 
-    The largest of several noisy cvs is too large: of six equal ones, of 3 replicates, half again. So it is pooled with those
-    that Bartlett's test does not tell from it. The interval is not narrowed by that, because a test of so few says little: a lottery
-    among steady cells must not be averaged away. It is that of the noisiest cell, its low end corrected (Bonferroni) for
-    having looked at all; its high end needs none. Whatever the cells' cvs are, it covers the largest of them in 97 % of runs
-    or more. What is pooled falls short of that where cells differ and are not told apart: of six of 3 replicates, one of .1 among
-    five of .05 is told as .06, and the high end is what to plan with.
+    The largest of several estimates is too large: of six equal cells of 3 replicates by half. So it is pooled with the cells from
+    which Bartlett's test does not distinguish it. The interval stays that of the noisiest cell, because the test has little power:
+    a bimodal cell among steady ones must not be averaged away. Its low end is corrected (Bonferroni) for the number of cells. Its
+    high end needs no correction. It covers the largest cv in 97 % of runs or more. The pooled estimate can fall short, so plan with
+    the high end.
     """
     known = [present(cell) for cell in cells]
     spread: dict[int, float] = {}  # squared cv
@@ -107,12 +101,12 @@ def noisiest(cells: Sequence[Sequence[float | None]], confidence: float = 0.95) 
     pooled = sorted(order[:k])
     cv = math.sqrt(float(np.average(squared[:k], weights=freedom[:k])))
     mean = float(np.mean([known[i].mean() for i in pooled]))
-    told = plain._replace(mean=mean, sd=cv * abs(mean), cv=cv, sd_low=surer.sd_low, cv_low=surer.cv_low)
-    return Noisiest(told, tuple(pooled))
+    pooled_noise = plain._replace(mean=mean, sd=cv * abs(mean), cv=cv, sd_low=surer.sd_low, cv_low=surer.cv_low)
+    return Noisiest(pooled_noise, tuple(pooled))
 
 
 def _squared_cv(values: np.ndarray) -> float | None:
-    """As `noise`, of two or more finite values."""
+    """Squared cv of two or more finite values, None as in `noise`."""
     mean = float(values.mean())
     if is_constant(values):
         return 0.0 if mean else None
@@ -121,30 +115,28 @@ def _squared_cv(values: np.ndarray) -> float | None:
 
 
 def _alike(squared: np.ndarray, freedom: np.ndarray, least: float | None) -> bool:
-    """Bartlett's test of equal squared cvs (k,), and do they agree with what the noisiest has at least?"""
+    """Bartlett's test of equal squared cvs (k,), and their agreement with the noisiest cell's lower limit."""
     if not squared.all():
         return not squared.any()
     k, total = len(squared), float(freedom.sum())
     pooled = float(np.average(squared, weights=freedom))
     stretch = 1 + (float((1 / freedom).sum()) - 1 / total) / (3 * (k - 1))
     statistic = (total * math.log(pooled) - float((freedom * np.log(squared)).sum())) / stretch
-    return float(special.chdtrc(k - 1, statistic)) >= TOLD_APART and math.sqrt(pooled) >= (least or 0.0)
+    return float(special.chdtrc(k - 1, statistic)) >= BARTLETT_ALPHA and math.sqrt(pooled) >= (least or 0.0)
 
 
 # --- how many made it? -------------------------------------------------------------------------------------------------
 
 
 class Success(NamedTuple):
-    """k of n replicates made it, with Wilson's interval of the probability."""
+    """k of n replicates succeed, with Wilson's interval of the probability."""
 
     k: int
     n: int
     low: float
     high: float
     lost: int
-    """Of the n: diverged or failed before there was a value, and counted as not having made it."""
-    pending: int
-    """Besides the n: without a value, because they have yet to come so far or the measure is not defined."""
+    """Diverged or failed without a value; among the n, as no success."""
 
 
 def success(
@@ -153,11 +145,11 @@ def success(
     lost: Sequence[bool] | np.ndarray | None = None,
     confidence: float = 0.95,
 ) -> Success | None:
-    """How many of the replicates reach the threshold? None where none can be counted.
+    """Number of replicates that reach the threshold. None if none can be counted.
 
-    values (R,), None or NaN where missing; lost (R,): the replicate diverged or failed (nobody, if left out). One with a value is
-    judged by it. One that was lost without a value will never have one: it stays in the denominator. One without a value that was
-    not lost has not come so far: it is counted neither as having made it nor as not. Raises ValueError for rows of different lengths.
+    values (R,), None or NaN for missing. lost (R,): the replicate diverged or failed (default: none). A value is judged, lost or not.
+    A lost replicate without a value stays in the denominator. One without a value that was not lost has not come so far, and is not
+    counted. Raises ValueError for rows of different lengths.
     """
     found = np.asarray(values, dtype=float)
     gone = np.zeros(len(found), bool) if lost is None else np.asarray(lost, dtype=bool)
@@ -167,19 +159,17 @@ def success(
     n, k = int((~missing | gone).sum()), int((found >= threshold).sum())
     if n == 0:
         return None
-    return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()), len(found) - n)
+    return Success(k, n, *wilson_interval(k, n, confidence), int((missing & gone).sum()))
 
 
 def nearest_success(
     cells: np.ndarray, threshold: float, lost: np.ndarray, confidence: float = 0.95
 ) -> tuple[int, Success] | None:
-    """Of cells (C, R), which one has its mean nearest to the threshold, and how many of its replicates reach it.
+    """Index of the cell with its mean nearest to the threshold, and its `success`. None if no cell has a value.
 
-    A cell chosen so looks more even than it is: of 18 cells that succeed in one of five, the plain interval of the chosen one
-    covers 80 % (5 replicates), 58 % (10) and 55 % (20). This one is corrected for the C cells that could have been chosen
-    (Bonferroni) and covers in 96 % of runs or more. Choosing by the neighbours instead would leave the interval alone, but
-    finds cells further from the threshold and still falls to 89 % where replicates are alike from cell to cell. lost (C, R), as
-    `success`; NaN missing. None where nothing is known.
+    cells (C, R) with NaN for missing, lost (C, R) as in `success`. A cell chosen so looks more even than it is, and a plain interval
+    covers as little as 55 %. This one is corrected for the C cells (Bonferroni) and covers in 96 % of runs or more. docs/statistics.md,
+    "Success".
     """
     known = np.flatnonzero(~np.isnan(cells).all(axis=1))
     if not len(known):

@@ -1,8 +1,7 @@
-"""Compute to skill where not every replicate gets there, and not every one has ended: Kaplan-Meier curves.
+"""Compute to skill with censored replicates: Kaplan-Meier curves. docs/statistics.md, "Compute to skill".
 
-A replicate's onset is seen at a look (an evaluation), having happened since the look before. Without censoring before
-the last look, `boundary` gives the same median interval from six replicates on; for fewer it leans on a normal spread
-of log onsets, where this module, which assumes nothing, leaves the interval open.
+A replicate's onset is seen at a look (an evaluation). It happened since the look before. Nothing is assumed of the distribution
+of onsets.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from orchestrator.stats.boundaries import HALF, Bracket
 
 
 class Step(NamedTuple):
-    """The share of replicates that have the skill at a look (or at 0, before any), with its pointwise interval."""
+    """The share of replicates with the skill at a look (or at 0, before any), and its pointwise interval."""
 
     at: float
     reached: float
@@ -27,31 +26,27 @@ class Step(NamedTuple):
     at_risk: int
     """Replicates looked at that did not have it at the look before."""
     onsets: int
-    """Of these, now seen to have it."""
+    """Those of them that have it now."""
 
 
 class KaplanMeier(NamedTuple):
     """The curve of compute to skill."""
 
     steps: tuple[Step, ...]
-    """The first at 0, before any look; then one for each look, up to the last at which a replicate was at risk."""
+    """The first at 0, before any look. Then one for each look, up to the last with a replicate at risk."""
     median: Bracket | None
-    """Between which looks half of the replicates get there; None: they do not."""
-    median_interval: Bracket
-    """None: open end. Both are open below six replicates (at 95 %)."""
+    """The looks between which half of the replicates have the skill. None: they never do."""
     n: int
-    """Replicates that were looked at, or were lost before anybody could."""
-    n_censored: int
-    """Of these: without onset, because they never had one or were not followed long enough."""
+    """Replicates that were looked at, or were lost before the first look."""
 
 
 class Onsets(NamedTuple):
-    """What is known of every replicate's compute to skill: what `kaplan_meier` takes."""
+    """Every replicate's onset or censoring, the input of `kaplan_meier`."""
 
     first_seen: np.ndarray
-    """(R,) the look from which on it stays across one half; NaN: none."""
+    """(R,) the look from which on it stays across one half. NaN: none."""
     censored_at: np.ndarray
-    """(R,) where there is none: until when that is known; 0: not at all."""
+    """(R,) without onset: the last look at which that is known. 0: never looked at."""
 
 
 def onsets(
@@ -59,19 +54,18 @@ def onsets(
     values: Sequence[Sequence[float | None]] | np.ndarray,
     lost: Sequence[bool] | np.ndarray,
 ) -> Onsets:
-    """Onsets of replicates of which some diverged or failed, some are half done, and some have not begun.
+    """Onsets of replicates, some of which diverged, failed or have yet to end.
 
-    looks (P,): compute at the evaluations, ascending; values (R, P), None or NaN where a replicate was not evaluated;
-    lost (R,): its training diverged or failed (as long as that is not made good). The onset is the look from which on a
-    replicate stays at or above one half, to its last value. Without one it is followed
-    - to the last look of all if it was lost, whatever it had reached: it does not have the skill and will not. Censored
-      at its own last look it would be taken to fare as the others do from there on, and where half diverge and the
-      others learn, the curve would rise to 1;
+    looks (P,): compute at the evaluations, ascending. values (R, P), None or NaN for no evaluation. lost (R,): the training diverged
+    or failed. The onset is the look from which on a replicate stays at or above one half, to its last value. A replicate without
+    onset is followed
+    - to the last look of all if it was lost: it does not have the skill and will not. Censored at its own last look it would be
+      assumed to fare as the others do. If half diverge and the others learn, the curve would rise to 1;
     - to its own last value if it is half done, or has ended without the skill;
-    - to 0, which is not at all, if it has no value: it is counted neither as having the skill nor as not.
-    The lost stay while the half done leave, so that beyond the looks of the latter the curve leans low until they have
-    ended (where three in ten diverge and three are half done, by .03 of 10 replicates); its intervals cover all the same.
-    Raises ValueError if the shapes do not fit, or looks are not positive and ascending.
+    - to 0 if it has no value: it is not counted.
+    The lost stay while the half done leave. So the curve leans low beyond the looks of the half done (by .03 of 10 replicates, three
+    diverged and three half done). Its intervals cover all the same. Raises ValueError if the shapes differ, or if looks are not
+    positive and ascending.
     """
     grid, table = np.asarray(looks, dtype=float), np.asarray(values, dtype=float)
     gone = np.asarray(lost, dtype=bool)
@@ -96,22 +90,16 @@ def kaplan_meier(
     looks: Sequence[float] | None = None,
     confidence: float = 0.95,
 ) -> KaplanMeier | None:
-    """Kaplan-Meier's curve of the share that has the skill, with pointwise intervals; None if none was looked at.
+    """Kaplan-Meier's curve of the share with the skill, with pointwise intervals. None if none was looked at.
 
-    first_seen (R,): compute at the first look with the skill, None or NaN where it never was. censored_at (R,) or one
-    for all: the last look of those that never had it (read only there); None or 0: never looked at, and not counted.
-    `onsets` makes both of evaluations. looks: the grid of evaluations; left out, the times that occur (lower ends of
-    the median are then too low rather than too high). Raises ValueError for onsets that are not above zero, negative looks, or rows of
-    different lengths.
+    first_seen (R,): compute at the first look with the skill, None or NaN for never. censored_at (R,) or one for all: the last look of
+    those without onset. None or 0: never looked at, and not counted. `onsets` makes both. looks: the grid of evaluations; default, the
+    times that occur. An onset counts at the look at which it is first seen. Raises ValueError for onsets that are not above zero,
+    negative looks, or rows of different lengths.
 
-    An onset counts at the look at which it is first seen. At the looks nothing is lost by that; between two looks the
-    curve would show the share of the look before, which is too low, and the median is a bracket of looks.
-
-    Intervals: the beta product confidence procedure by moments (Fay, Brittain, Proschan 2013, Biostatistics 14:4);
-    where nothing is censored it is Clopper and Pearson's, so it holds for any number of replicates, and is wide. What
-    is usual does not hold here: log-log intervals from Greenwood's error cover at most 78 % at 3 replicates, 93 % at 5,
-    and at 10 still 71 % where one in eight has the skill; they do not exist where none or all have it. Wilson's with an
-    effective number of replicates falls to 63 %, 84 % and 82 %.
+    Intervals: the beta product confidence procedure by moments (Fay, Brittain, Proschan 2013, Biostatistics 14:4). Without censoring it
+    is Clopper and Pearson's interval, so it holds for any number of replicates, and is wide. Log-log and Wilson's intervals cover
+    too seldom (docs/statistics.md, "Compute to skill").
     """
     seen = np.asarray(first_seen, dtype=float)
     until = np.broadcast_to(np.asarray(censored_at, dtype=float), seen.shape)
@@ -133,7 +121,7 @@ def kaplan_meier(
             past.append((risk, onsets))
         reached = 1 - share[t] if t in share else steps[-1].reached
         steps.append(Step(t, reached, *_limits(past, risk - onsets, confidence), risk, onsets))
-    return KaplanMeier(tuple(steps), *_median(steps), len(times), int((~event).sum()))
+    return KaplanMeier(tuple(steps), _median(steps), len(times))
 
 
 def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
@@ -147,11 +135,11 @@ def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
 
 
 def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tuple[float, float]:
-    """Interval for the share reached, after onsets among those at risk and with `left` replicates still at risk.
+    """Interval of the share reached, after onsets among those at risk and with `left` replicates still at risk.
 
-    The share without the skill is a product of beta variables, one for each time of onsets; its lower limit has one
-    more, for the onset that might follow at once (Fay and others 2013, section 3). The product is replaced by the beta
-    distribution with its first two moments, exact where nothing is censored.
+    The share without the skill is a product of beta variables, one for each time of onsets. Its lower limit has one more, for an onset
+    that might follow at once (Fay and others 2013, section 3). A beta distribution with the same first two moments replaces the
+    product. That is exact without censoring.
     """
     tail = (1 - confidence) / 2
     upper = _beta_quantile([(n - d + 1, d) for n, d in past], 1 - tail)
@@ -160,7 +148,7 @@ def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tu
 
 
 def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> float:
-    """Quantile of a product of independent beta variables, by matching two moments; of no factors, 1."""
+    """Quantile of a product of independent beta variables, by matching two moments. Without factors, 1."""
     if not factors:
         return 1.0
     mean = math.prod(a / (a + b) for a, b in factors)
@@ -169,11 +157,7 @@ def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> fl
     return float(special.betaincinv(mean * size, (1 - mean) * size, probability))
 
 
-def _median(steps: Sequence[Step]) -> tuple[Bracket | None, Bracket]:
-    """Bracket of looks in which the curve passes one half, and the looks between which it may."""
-    at = [step.at or None for step in steps]  # before the first look: None
+def _median(steps: Sequence[Step]) -> Bracket | None:
+    """The looks between which the curve passes one half."""
     passes = next((k for k, s in enumerate(steps) if s.reached >= 0.5 - 1e-12), None)
-    possible = next((k for k, s in enumerate(steps) if s.high >= 0.5), len(steps))  # it is shown not to pass before
-    shown = next((k for k, s in enumerate(steps) if s.low >= 0.5), None)
-    median = None if passes is None else Bracket(at[passes - 1], at[passes])
-    return median, Bracket(at[possible - 1] if possible else None, None if shown is None else at[shown])
+    return None if passes is None else Bracket(steps[passes - 1].at or None, steps[passes].at)

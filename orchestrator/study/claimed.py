@@ -8,19 +8,21 @@ from orchestrator.study.claim import Primary
 from orchestrator.study.schema import Study
 
 _QUANTITIES = {
-    "k_ability": "the number of tasks from which on {skill} appears at {flops} FLOPs",
-    "k_memory": "the number of training tasks up to which all are memorised{of_arm} at {flops} FLOPs",
+    "k_ability": "the number of tasks at which {skill} appears, at {flops} FLOPs,",
+    "k_memory": "the number of tasks at which memory of the training tasks{of_arm} ends, at {flops} FLOPs,",
     "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
     "drift_memory": "the drift of K_M{of_arm}, in doublings per doubling of compute,",
-    "compute_to_skill": "the FLOPs from which on {skill} is there at {n} tasks",
-    "crossover": "the FLOPs at which {against} overtakes {arm} in {bare_skill} at {n} tasks",
-    "overtakes": "the FLOPs at which {arm} overtakes {rivals} at {n} tasks of a domain",
+    "compute_to_skill": "the compute at which {skill} appears, at {n} tasks,",
+    "crossover": "the compute at which {against} overtakes {arm} in {bare_skill}, at {n} tasks,",
+    "overtakes": "the compute at which {arm} overtakes {rivals}, with {n} tasks a domain,",
     "accuracy": "the accuracy of {skill} at {n} tasks and {flops} FLOPs",
     "ability": "the ability of {skill} at {n} tasks and {flops} FLOPs",
     "memory": "the memory of the training tasks{of_arm} at {n} tasks and {flops} FLOPs",
     "change_accuracy": "the change in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
     "change_ability": "the change in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
 }
+_IN_FLOPS = ("compute_to_skill", "crossover", "overtakes")
+"""Claims whose range is an amount of compute."""
 
 
 def claim_words(study: Study, claim: Primary) -> str:
@@ -45,7 +47,8 @@ def claim_words(study: Study, claim: Primary) -> str:
         asked = f"{_exactly(claim.lo)} to {_exactly(claim.hi)}"
     else:
         asked = f"at least {_exactly(claim.lo)}" if claim.lo is not None else f"at most {_exactly(claim.hi or 0.0)}"
-    return f"{_QUANTITIES[claim.what].format(**names)} is {asked}"
+    unit = " FLOPs" if claim.what in _IN_FLOPS else ""
+    return f"{_QUANTITIES[claim.what].format(**names)} is {asked}{unit}"
 
 
 def condition_of(study: Study, claim: Primary) -> str:
@@ -55,7 +58,7 @@ def condition_of(study: Study, claim: Primary) -> str:
 
 def _rivals(claim: Primary) -> str:
     whose = f"the specialist of {claim.skill}" if claim.skill else "its mean specialist"
-    return f"{whose} of {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
+    return f"{whose} with {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
 
 
 def _exactly(value: float) -> str:
@@ -72,11 +75,11 @@ def planned(study: Study) -> list[tuple[str, str]]:
     rule = (
         "consistent if the verdict is that one, inconsistent if it is another"
         if claim.what == "emergence"
-        else "consistent if the whole 95 % interval over replicates lies there, inconsistent if none of it does"
+        else "consistent if the whole 95 % interval over replicates lies in this range, inconsistent if none of it does"
     )
     rows = [("claim", f"{claim_words(study, claim)}; {rule}")]
     rows.append(
-        ("settled by", f"{least.to_settle} replicates at least; the less they agree, the more. This study has {n:,}")
+        ("settled by", f"at least {least.to_settle} replicates, and more where they disagree; this study has {n:,}")
     )
     if n < least.to_settle:
         rows.append(
@@ -92,4 +95,4 @@ def caution(what: str, n: int) -> str:
     least = LEAST.get(what)
     if least is None or not 1 < n < least.to_trust:
         return ""
-    return f"where the skill comes in some replicates only, {n} can agree by chance; {least.to_trust} seldom do"
+    return f"where only some replicates get the skill, {n} can agree by chance; {least.to_trust} seldom do"

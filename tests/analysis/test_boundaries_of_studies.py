@@ -1,22 +1,18 @@
-"""What counts and what does not: trials still to come, diverged and failed ones, arms that never ran. Hand-made tables."""
+"""Boundaries, onsets and dips of whole studies: planted truths, trials still to come, lost trials. Synthetic tables."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 import synthetic
 
-from orchestrator import formatting
-from orchestrator.analysis import boundaries, claims
-from orchestrator.analysis.answer import paragraph
-from orchestrator.analysis.findings import Findings, find
+from orchestrator import stats
+from orchestrator.analysis import boundaries, onsets
+from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
-from orchestrator.analysis.summary import description
-from orchestrator.study.schema import Variant
 
 NAN = np.nan
 LEVELS = (4, 16, 64, 256)
@@ -28,28 +24,93 @@ def sharp(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.n
     return np.where((n_tasks > 64) | ((n_tasks == 64) & (flops > 2e11)), 0.95, 0.05)
 
 
-def found_of(change: dict[str, Any] | None = None, **axes: Any) -> Findings:
-    """A study whose every trial is done, but for those of `change`: {(arm, n_tasks, flops, replicate): status}."""
-    study = synthetic.made_up(**(AXES | axes))
-    results, runs = synthetic.tables(study, sharp)
-    statuses = []
-    keep = np.ones(results.num_rows, bool)
-    for run in runs.to_pylist():
-        place = run["arm"], run["n_tasks"], run["compute_flops"], run["replicate"]
-        status = next((s for of, s in (change or {}).items() if _matches(of, place)), "done")
-        statuses.append(status)
-        if status != "done":
-            names = ("arm", "n_tasks", "compute_flops", "replicate")
-            here = np.ones(results.num_rows, bool)
-            for name, value in zip(names, place, strict=True):
-                here &= np.asarray(pc.equal(results[name], value))
-            keep &= ~here
-    runs = runs.set_column(runs.column_names.index("status"), "status", [statuses])
-    return find(study, results.filter(pa.array(keep)), runs)
+def found_of(statuses: Any = None, ability: Any = sharp, memory: Any = None, **axes: Any) -> Findings:
+    """A study whose trials are done, but for those of `statuses` (`synthetic.changed`)."""
+    return synthetic.found(AXES | axes, ability, memory, statuses)
 
 
-def _matches(of: tuple[Any, ...], place: tuple[Any, ...]) -> bool:
-    return all(wanted is None or wanted == is_ for wanted, is_ in zip(of, place, strict=True))
+# Planted truths -----------------------------------------------------------------------------------------------------
+
+
+def test_boundaries_and_onsets_meet_a_known_truth() -> None:
+    found = found_of(memory=lambda n, flops, r: np.where(n <= np.where(flops < 2e11, 4, 64), 0.95, 0.05))
+    small, large = found.of("K_A")
+    assert set(small.brackets) == {(64, 256)} and set(large.brackets) == {(16, 64)}
+    assert (small.verdict, small.n) == ("crossed", 4)
+    assert 10 < large.low <= 16 and 64 <= large.high < 100  # type: ignore[operator]
+    assert [set(one.brackets) for one in found.of("K_M")] == [{(4, 16)}, {(64, 256)}]
+    assert [one.verdict for one in found.of("compute to skill")] == ["beyond", "beyond", "crossed", "below"]
+    (onset,) = found.of("compute to skill", n_tasks=64)
+    assert all(b.low < 2e11 <= b.high for b in onset.brackets)  # type: ignore[operator]
+
+
+def test_a_drift_is_doublings_of_tasks_per_doubling_of_compute() -> None:
+    axes: dict[str, Any] = {"n_tasks": tuple(2**k for k in range(1, 13)), "compute_flops": (1e11, 1.6e12, 2.56e13)}
+    found = found_of(ability=synthetic.rising(1024, spread=0), memory=synthetic.falling(64, spread=0), **axes)
+    for question, truth, verdict in (("drift of K_A", -0.5, "falls"), ("drift of K_M", 0.5, "rises")):
+        (drift,) = found.of(question)
+        assert drift.low <= truth <= drift.high and drift.verdict == verdict  # type: ignore[operator]
+
+
+def test_where_nothing_is_learned_nothing_is_claimed() -> None:
+    found = found_of(ability=synthetic.flat(0.02), memory=synthetic.flat(-2.0))
+    verdicts = {one.question: one.verdict for one in found.findings}
+    assert verdicts["K_A"] == verdicts["compute to skill"] == "beyond" and verdicts["K_M"] == "below"
+    assert verdicts["drift of K_A"] == verdicts["drift of K_M"] == "missing"
+    assert not any(name.startswith(("k_ability", "k_memory")) for name in found.metrics())
+
+
+def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
+    one = found_of(replicates=1).of("K_A", compute_flops=4e11)[0]
+    assert one.ends == (16, 64) and not one.has_interval and one.p is None
+
+
+def test_fewer_than_six_replicates_test_no_boundary_as_they_agree_by_chance() -> None:
+    for replicates, p, significance in (
+        (5, None, "untested"),
+        (6, 2 / 2**6, "not significant"),
+        (8, 2 / 2**8, "significant"),
+    ):
+        found = found_of(replicates=replicates)
+        asked = {(one.p, one.significance) for one in (*found.of("K_A"), *found.of("compute to skill"))}
+        assert asked == {(p, significance)}
+
+
+def test_an_end_is_open_where_nothing_was_measured() -> None:
+    """Memory has no value above 64 tasks; the interval of few replicates reaches further than that."""
+    memory = lambda n, flops, r: np.where(n > 64, NAN, np.where(n > 16, 0.05, 0.95))  # noqa: E731
+    one = found_of(memory=memory, replicates=3).of("K_M")[0]
+    assert one.reach == (4, 64) and one.interval(0.95)[1] > 64 and one.high is None  # type: ignore[operator]
+    widened = found_of({(None, 256, None, None): "open"}, ability=synthetic.rising(30, spread=0), replicates=3)
+    assert all(one.reach == (4, 64) for one in widened.of("K_A"))
+
+
+def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
+    decayed = lambda n, flops, r: np.where(np.isin(flops, (1e11, 4e11)), 0.9, 0.1)  # noqa: E731
+    found = found_of(ability=decayed, memory=decayed)
+    assert {one.verdict for one in found.of("K_A")} == {"below"} == {one.verdict for one in found.of("K_M")}
+    assert (
+        np.nanmax(surface(found.results, "memory", "answer"))
+        < 0.5
+        < np.nanmin(surface(found.results, "ability", "answer", "recall"))
+    )
+
+
+def test_every_value_of_the_metrics_is_finite() -> None:
+    series = found_of().metrics()
+    assert all(math.isfinite(value) for points in series.values() for _, value in points)
+    assert [at for at, _ in series["k_ability/answer/recall/low"]] == [0, 1]
+    assert series["trials/done"] == [(0, 32.0)]
+
+
+def test_a_curve_gives_the_share_of_replicates_with_the_skill() -> None:
+    found = found_of({(None, 256, None, 3): "diverged"})
+    assert [(s.k, s.n) for _, s in onsets.successes(found.results, "answer", "recall", 256)] == [(3, 4), (3, 4)]
+    curve = onsets.curve(found.results, "answer", "recall", 256)
+    assert curve is not None and curve.steps[-1].reached == 0.75
+
+
+# Trials that wait, and lost ones ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,136 +122,63 @@ def _matches(of: tuple[Any, ...], place: tuple[Any, ...]) -> bool:
         ([[0, 1], [NAN, NAN]], [[0, 0], [1, 1]], [0], [[1, 1]]),
         # Three have both levels, one waits for the second: it is not counted.
         ([[0, 1], [0, 1], [0, 1], [0, NAN]], [[0, 0]] * 3 + [[0, 1]], [0, 1, 2], [[1, 1]] * 3),
-        # One has a new level, three wait for it: the old levels of all four say more.
-        (
-            [[0, 1, 1], [0, 1, NAN], [0, 1, NAN], [0, 1, NAN]],
-            [[0, 0, 0]] + [[0, 0, 1]] * 3,
-            [0, 1, 2, 3],
-            [[1, 1, 0]] * 4,
-        ),
+        # One has a new level, three wait for it: the old levels of all four are more cells.
+        ([[0, 1, 1]] + [[0, 1, NAN]] * 3, [[0, 0, 0]] + [[0, 0, 1]] * 3, [0, 1, 2, 3], [[1, 1, 0]] * 4),
         # A level for which all wait changes nothing.
         ([[0, NAN], [0, NAN]], [[0, 1], [0, 1]], [0, 1], [[1, 0], [1, 0]]),
     ],
 )
 def test_replicates_that_wait_are_not_counted_either_way(table: Any, waiting: Any, rows: Any, known: Any) -> None:
-    kept, which = boundaries.settled(np.array(table, float), np.array(waiting, bool))
+    settled, which = boundaries.settled(np.array(table, float), np.array(waiting, bool))
     assert which.tolist() == rows
-    assert (~np.isnan(kept)).astype(int).tolist() == known
+    assert (~np.isnan(settled)).astype(int).tolist() == known
 
 
-def test_a_widened_study_says_what_its_finished_replicates_say() -> None:
+def test_a_widened_study_finds_what_its_finished_replicates_found() -> None:
     whole, widened = found_of(replicates=2), found_of({(None, None, None, r): "open" for r in (2, 3)})
-    for (_, a), (_, b) in zip(whole.k_ability["answer", "recall"], widened.k_ability["answer", "recall"], strict=True):
-        assert a == b and a.verdict == "crossed" and len(a.brackets) == 2
-    assert "2 of 4" not in paragraph(widened) and "in both replicates" in paragraph(widened)
-    shares = [(s.k, s.n) for _, s in widened.to_skill["answer", 256].successes]
-    assert shares == [(2, 2), (2, 2)]
-    assert all(len(t.boundary.brackets) == 2 for t in widened.to_skill.values())
+    for question in ("K_A", "K_M", "drift of K_A", "compute to skill"):
+        for a, b in zip(whole.of(question), widened.of(question), strict=True):
+            assert (a.verdict, a.n, a.brackets, a.ends, a.p) == (b.verdict, b.n, b.brackets, b.ends, b.p)
 
 
 def test_a_diverged_replicate_is_one_that_does_not_get_there() -> None:
-    found = found_of({(None, 256, None, 3): "diverged", (None, 64, None, 3): "diverged"})
-    ((_, low), (_, high)) = found.k_ability["answer", "recall"]
-    assert low.verdict == high.verdict == "undecided"
-    assert "appears up to 256 tasks in 3 of 4 replicates" in paragraph(found)
-    told = found.to_skill["answer", 256]
-    assert [(s.k, s.n) for _, s in told.successes] == [(3, 4), (3, 4)]
-    assert told.curve is not None and told.curve.steps[-1].reached == 0.75
+    found = found_of({(None, n, None, 3): "diverged" for n in (64, 256)})
+    for one in found.of("K_A"):
+        assert one.verdict == "undecided" and [b.high is None for b in one.brackets] == [False] * 3 + [True]
+    assert found.of("compute to skill", n_tasks=256)[0].verdict == "undecided"
 
 
-def test_an_arm_that_never_ran_is_said_to_be_so_and_not_called_coinciding() -> None:
+def test_a_boundary_without_a_value_is_missing_and_untested() -> None:
     arms = ("answer", "next_token")
-    waits = paragraph(found_of({("next_token", None, None, None): "open"}, arm=arms))
-    assert "No trial of arm next_token has come to the end of a budget" in waits and "coincide" not in waits
-    lost = paragraph(found_of({("next_token", None, None, None): "diverged"}, arm=arms))
-    assert "Every trial of arm next_token diverged" in lost and "coincide" not in lost
+    for status in ("open", "diverged"):
+        found = found_of({("next_token", None, None, None): status}, arm=arms, replicates=6)
+        assert {(one.verdict, one.significance) for one in found.of("K_A", "next_token")} == {("missing", "untested")}
+        assert {one.verdict for one in found.of("crossover")} == {"missing"}
 
 
-def test_intervals_name_their_confidence_wherever_they_are_told() -> None:
-    found = found_of(replicates=10)
-    kept = {claim.name: claim.confidence for claim in found.claims if claim.verdict == "kept"}
-    name = claims.claim_of("k", "ability", "answer", "recall", 4e11)
-    assert 0.95 < kept[name] < 1
-    said = formatting.sure(kept[name])
-    assert f"({said} interval for the median one: " in paragraph(found) and f"({said})" in description(found)
+# Dips ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("confidence", "text"), [(0.95, "95 %"), (0.992, "99.2 %"), (0.99968, "99.96 %"), (0.9599, "95.9 %")]
-)
-def test_a_confidence_is_never_rounded_up(confidence: float, text: str) -> None:
-    assert formatting.sure(confidence) == text
-
-
-def test_dips_are_corrected_for_all_that_were_asked() -> None:
+def test_dips_are_corrected_for_all_that_were_asked_and_for_nothing_else() -> None:
     found = found_of(replicates=3)
-    asked = [dip.test for dip in found.dips]
-    along = {dip.axis for dip in found.dips if dip.skill == ""}, {dip.axis for dip in found.dips if dip.skill}
-    assert along == ({"n_tasks"}, {"n_tasks", "compute_flops"})
+    dips = [one for one in found.findings if one.question.startswith("dip ")]
+    assert not any(dip.counted for dip in dips)
     raw = []
     for measure, skill in (("ability", "recall"), ("memory", "")):
-        cube, direction = surface(found.results, measure, "answer", skill), boundaries.DIRECTION[measure]
-        raw += [boundaries.stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
+        cube, direction = surface(found.results, measure, "answer", skill), boundaries.DIRECTION[measure]  # type: ignore[index,arg-type]
+        raw += [stats.monotone([float(n) for n in LEVELS], cube[:, j].T, direction) for j in range(2)]
         if skill:
-            raw += [
-                boundaries.stats.monotone(found.results.budgets, np.maximum(cube[i], 0).T, "rising")
-                for i in range(len(LEVELS))
-            ]
-    assert len(asked) == len(raw)
-    tested = [(a.p_value, r.p_value) for a, r in zip(asked, raw, strict=True) if r.p_value is not None]
-    assert tested and all(a is not None and a >= r for a, r in tested)
+            raw += [stats.monotone([1e11, 4e11], np.maximum(line, 0).T, "rising") for line in cube]
+    assert [dip.p for dip in dips] == [one.p_value for one in raw]
+    pairs = [(dip.adjusted_p, dip.p) for dip in dips if dip.p is not None]
+    assert pairs and all(a is not None and a >= p for a, p in pairs)
 
 
-def test_which_arm_needs_fewer_tasks_is_said_where_it_is_shown_and_not_elsewhere() -> None:
-    arms, replicates = ("answer", "next_token"), 8
-    study = synthetic.made_up(
-        **(AXES | {"n_tasks": (4, 16, 64, 256, 1024, 4096), "arm": arms, "replicates": replicates})
-    )
-    same, runs = synthetic.tables(study, sharp)
-    assert "Which arm needs fewer tasks is not shown at 4e11 FLOPs" in paragraph(find(study, same, runs))
-
-    later, _ = synthetic.tables(study, lambda n, flops, r: np.where(n > 1000, 0.95, 0.05))
-    second = np.array(same["arm"].to_pylist()) == "next_token"
-    nll = np.where(second, later["nll_nats"].to_numpy(), same["nll_nats"].to_numpy())
-    mixed = same.set_column(same.column_names.index("nll_nats"), "nll_nats", [nll])
-    assert "Answer needs fewer tasks than next_token at 4e11 FLOPs" in paragraph(find(study, mixed, runs))
-
-
-def test_arms_that_are_alike_share_a_sentence_and_what_holds_of_all_is_said_once() -> None:
-    """Two arms from 16 tasks on, two from 1,024 on; memory defined for none of them."""
-    arms = ("answer", "next_token")
-    study = synthetic.made_up(
-        **(AXES | {"n_tasks": (4, 16, 64, 256, 1024, 4096), "arm": arms, "replicates": 8}),
-    )
-    study = study.model_copy(
-        update={
-            "axes": study.axes.model_copy(update={"variant": {"one": Variant(), "two": Variant(model={"n_layers": 3})}})
-        }
-    )
-
-    def at(where: float) -> synthetic.Truth:
-        return lambda n, flops, r: np.where(n > where, 0.95, 0.05)
-
-    truths = {line: at(10 if line.startswith("answer") else 500) for line in study.lines}
-    results, runs = synthetic.of_variants(study, truths)
-    nothing = pa.nulls(results.num_rows, pa.float64())
-    results = results.set_column(results.column_names.index("nll_memorizer"), "nll_memorizer", nothing)
-    said = paragraph(find(study, results, runs))
-    assert "Answer, one and answer, two need fewer tasks than next_token, one and next_token, two at 4e11 FLOPs" in said
-    assert said.count("Memory is not defined here.") == 1 and "Memory is not defined here (" not in said
-
-
-def test_arms_are_compared_by_the_replicates_that_have_ended_in_both() -> None:
-    arms = ("answer", "next_token")
-    apart = {("answer", None, None, r): "open" for r in (2, 3)} | {
-        ("next_token", None, None, r): "open" for r in (0, 1)
-    }
-    assert not found_of(apart, arm=arms, replicates=4).multipliers
-    shared = found_of(
-        {("answer", None, None, 3): "open", ("next_token", None, None, 0): "open"}, arm=arms, replicates=4
-    )
-    assert shared.multipliers and {len(m.ratio.slopes) for m in shared.multipliers} == {2}
-
-
-def test_where_every_trial_failed_nothing_is_said_to_be_on_its_way() -> None:
-    assert paragraph(found_of({(None, None, None, None): "failed"})) == "Every trial failed: nothing can be said."
+def test_a_planted_fall_is_a_dip_and_a_rise_is_none() -> None:
+    falls = lambda n, flops, r: np.where((flops > 2e11) & (n == 64), 0.3, 0.8)  # noqa: E731
+    found = found_of(ability=falls, replicates=8)
+    significant = {(dip.question, dip.n_tasks) for dip in found.of("dip ", skill="recall") if dip.significance}
+    assert ("dip along compute_flops", 64) in significant and ("dip along compute_flops", 16) not in significant
+    (dip,) = found.of("dip along compute_flops", n_tasks=64)
+    assert dip.verdict == "dips" and dip.estimate == pytest.approx(-0.5, abs=0.02)
+    assert not any(dip.significance for dip in found_of(replicates=8).of("dip "))

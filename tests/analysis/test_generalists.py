@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.analysis import claims, findings, generalists, primary, summary
-from orchestrator.analysis.answer import paragraph
-from orchestrator.analysis.generalists import ALL, contest_words
+from orchestrator import stats
+from orchestrator.analysis import findings, generalists
+from orchestrator.analysis.finding import Finding
+from orchestrator.analysis.generalists import ALL
 from orchestrator.analysis.results import Results
 from orchestrator.console import tables
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.study import claimable
+from orchestrator.study.claimed import claim_words
 from orchestrator.study.pairs import Pair, pairs_of
 from orchestrator.study.schema import Study
 
@@ -35,14 +36,19 @@ def study_of(variants: dict[str, Any] = VARIANTS, primary: dict[str, Any] | None
     return Study.from_record(record | {"family": {"name": "compose", "n_domains": 3}, "primary": primary})
 
 
-def results_of(study: Study, ability: dict[str, list[float]], spread: float = 0.0, seed: int = 0) -> Results:
-    """Every trial done; line -> ability at each budget, on every domain that any line is asked about."""
-    rng, results, runs = np.random.default_rng(seed), [], []
+def results_of(
+    study: Study, ability: dict[str, list[float]], spread: float = 0.0, lost: tuple[str, int, str] | None = None
+) -> Results:
+    """Line -> ability at each budget, on every domain. `lost`: a line, a replicate, and how its trials ended."""
+    rng, results, runs = np.random.default_rng(0), [], []
     for trial in study.trials():
         line = trial.variant
         place = {"trial": trial.id, "trunk": trial.trunk.id, "arm": trial.arm, "variant": line}
         place |= {"n_tasks": trial.n_tasks, "compute_flops": trial.compute_flops, "replicate": trial.replicate}
-        runs.append(place | {"status": "done", "steps": 100, "sequences": 6400})
+        status = lost[2] if lost and lost[:2] == (line, trial.replicate) else "done"
+        runs.append(place | {"status": status, "steps": 100, "sequences": 6400})
+        if status != "done":
+            continue
         for d in range(3):
             level = ability[line][study.budgets.index(trial.compute_flops)] + spread * rng.standard_normal()
             row = {"step": 100, "flops": trial.compute_flops, "phase": "final", "skill": f"domain_{d}"}
@@ -53,15 +59,14 @@ def results_of(study: Study, ability: dict[str, list[float]], spread: float = 0.
     return Results.of_tables(study, *made)
 
 
+GROWS = {"generalist": [0.2, 0.4, 0.7, 0.8]}  # past .55, the mean specialist, between the second budget and the third
 LEVEL = {"special_0": [0.5] * 4, "special_2": [0.6] * 4, "apart": [0.1] * 4, "apart_1": [0.9] * 4}
 
 
-def contest(results: Results, generalist: str, domain: str, against: str, spent: float | None = None) -> Any:
-    found = generalists.contests(results, lambda name: claims.CONFIDENCE)
+def comparison(results: Results, generalist: str, domain: str, against: str, spent: float | None = None) -> Finding:
+    place = (generalist, domain, against, spent)
     (one,) = (
-        c
-        for c in found
-        if (c.generalist, c.domain, c.against, c.specialist_flops) == (generalist, domain, against, spent)
+        one for one in generalists.ask(results) if (one.condition, one.skill, one.against, one.compute_flops) == place
     )
     return one
 
@@ -75,16 +80,10 @@ def test_specialists_are_compared_with_the_generalist_that_trains_their_domain_w
 
 
 def test_another_arm_or_model_is_no_pair_and_shares_are_the_generalists_own():
-    variants = {
-        "general": {"family": {"domain_shares": [2, 1, 1]}},
-        "wide": {"family": {"domain": 0}, "model": {"d_model": 128}},
-        "special": {"family": {"domain": 0}},
-    }
-    found = pairs_of(study_of(variants, arm=["answer", "steps"]))
-    assert [(p.generalist, p.specialist) for p in found] == [
-        ("answer, general", "answer, special"),
-        ("steps, general", "steps, special"),
-    ]
+    wide = {"wide": {"family": {"domain": 0}, "model": {"d_model": 128}}}
+    variants = {"general": {"family": {"domain_shares": [2, 1, 1]}}, **wide, "special": {"family": {"domain": 0}}}
+    pairs = {(pair.generalist, pair.specialist) for pair in pairs_of(study_of(variants, arm=["answer", "steps"]))}
+    assert pairs == {(f"{arm}, general", f"{arm}, special") for arm in ("answer", "steps")}
     assert pairs_of(study_of({"plain": {}, "wide": {"model": {"d_model": 128}}})) == []
 
 
@@ -97,119 +96,98 @@ def test_lines_of_different_domains_are_not_asked_who_is_ahead():
 
 def test_a_planted_multiple_comes_back():
     """The generalist passes the mean specialist, .55, between 4 and 16 times the smallest budget."""
-    results = results_of(study_of(), LEVEL | {"generalist": [0.2, 0.4, 0.7, 0.8]}, spread=0.01)
-    one = contest(results, "generalist", ALL, "its budget", 1e11)
-    low, high = one.multiples
-    assert one.result.verdict == "crosses" and 1 <= low <= 4 < 16 <= high <= 64
-    assert "overtakes the mean specialist of 1e11 FLOPs at" in contest_words(one, results.budgets)
-    assert contest_words(one, results.budgets).endswith("times its compute")
-    later = contest(results, "generalist", ALL, "its budget", 4e11)
-    assert later.multiples == pytest.approx((low / 4, high / 4), rel=0.3)
+    results = results_of(study_of(), LEVEL | GROWS, spread=0.01)
+    one = comparison(results, "generalist", ALL, "its budget", 1e11)
+    assert one.verdict == "crosses" and 1 <= one.low <= 4 < 16 <= one.high <= 64  # type: ignore[operator]
+    assert one.estimate == pytest.approx(0.55, abs=0.02)
+    later = comparison(results, "generalist", ALL, "its budget", 4e11)
+    assert later.ends == pytest.approx((one.low / 4, one.high / 4), rel=0.3)  # type: ignore[operator]
     for against in ("the same", "its best"):
-        same = contest(results, "generalist", ALL, against)
-        assert same.result.verdict == "crosses" and same.multiples[0] <= 4e11 < 1.6e12 <= same.multiples[1]
-        assert contest_words(same, results.budgets).endswith("FLOPs")
+        same = comparison(results, "generalist", ALL, against)
+        assert same.verdict == "crosses" and same.low <= 4e11 < 1.6e12 <= same.high  # type: ignore[operator]
 
 
 def test_each_domain_is_judged_by_its_own_specialist():
-    levels = LEVEL | {"special_2": [0.9] * 4, "generalist": [0.2, 0.4, 0.7, 0.8]}
-    results = results_of(study_of(), levels, spread=0.01)
-    assert contest(results, "generalist", "domain_0", "its best").result.verdict == "crosses"
-    behind = contest(results, "generalist", "domain_2", "its best")
-    assert behind.result.verdict == "a ahead throughout" and behind.multiples == (6.4e12, None)
-    said = "generalist stays behind the specialist of domain_2 at its best, up to 6.4e12 FLOPs"
-    assert contest_words(behind, results.budgets) == said
+    results = results_of(study_of(), LEVEL | GROWS | {"special_2": [0.9] * 4}, spread=0.01)
+    assert comparison(results, "generalist", "domain_0", "its best").verdict == "crosses"
+    behind = comparison(results, "generalist", "domain_2", "its best")
+    assert (behind.verdict, behind.ends, behind.p) == ("a ahead throughout", (6.4e12, None), 1.0)
 
 
 def test_a_specialist_that_gets_worse_is_taken_at_its_best():
-    levels = LEVEL | {"special_0": [0.5, 0.75, 0.4, 0.3], "special_2": [0.5, 0.75, 0.4, 0.3]}
+    levels = LEVEL | {name: [0.5, 0.75, 0.4, 0.3] for name in ("special_0", "special_2")}
     results = results_of(study_of(), levels | {"generalist": [0.2, 0.4, 0.6, 0.65]}, spread=0.01)
-    assert contest(results, "generalist", ALL, "the same").result.verdict == "crosses"
-    assert contest(results, "generalist", ALL, "its best").result.verdict == "a ahead throughout"
+    assert comparison(results, "generalist", ALL, "the same").verdict == "crosses"
+    assert comparison(results, "generalist", ALL, "its best").verdict == "a ahead throughout"
 
 
-def test_the_answer_and_the_summary_say_who_wins_and_the_control_apart():
-    results = results_of(study_of(), LEVEL | {"generalist": [0.2, 0.4, 0.7, 0.8]}, spread=0.01)
-    found = findings.judge(results)
-    assert "With 20 tasks of a domain generalist overtakes the mean specialist of 1e11 FLOPs (at 0.5" in paragraph(
-        found
-    )
-    assert "With 20 tasks of a domain generalist overtakes the mean specialist at its best (at 0.5" in paragraph(found)
-    assert re.search(
-        r"apart stays behind the specialist of domain_1 at its best \(at 0\.9\d\), up to 6.4e12 FLOPs", paragraph(found)
-    )
-    rows = [row for row in summary.rows(found) if row["quantity"].startswith("generalist")]
-    assert len(rows) == (3 + 1) * 5  # two domains, their mean and the control; three budgets, equal compute, the best
-    assert {claim.name for claim in found.claims if claim.name.startswith("generalist")} == {
-        generalists.claim_of_contest(c.generalist, c.domain, c.n_tasks, c.against, c.specialist_flops)
-        for c in found.contests
-    }
+def test_a_lost_specialist_knows_nothing_and_an_open_one_is_left_out():
+    for status, n, mean in (("diverged", 4, 0.75 * 0.5), ("open", 3, 0.5)):
+        results = results_of(study_of(), LEVEL | GROWS, lost=("special_0", 3, status))
+        one = comparison(results, "generalist", "domain_0", "its budget", 1e11)
+        assert (one.n, one.estimate) == (n, pytest.approx(mean))
+
+
+def test_all_comparisons_are_corrected_with_all_other_findings():
+    found = findings.judge(results_of(study_of(replicates=6), LEVEL | GROWS, spread=0.01))
+    asked = found.of("generalist ")
+    assert len(asked) == (3 + 1) * 5  # two domains, their mean and the control; three budgets, equal compute, the best
+    assert not found.of("task multiplier") and all(one.counted and one.significance for one in asked)
+    (best,) = found.of("generalist against its best", "generalist", ALL)
+    assert best.significance == "significant"
+    assert {one.verdict for one in found.of("generalist ", "apart")} == {"a ahead throughout"}
 
 
 @pytest.mark.parametrize("replicates", [3, 4, 10])
-def test_where_nobody_is_ahead_nobody_is_said_to_overtake(replicates):
-    """2,000 comparisons without a difference: at most 5 % claimed, in each of the three kinds."""
-    rng = np.random.default_rng(7)
-    study = study_of({k: VARIANTS[k] for k in ("generalist", "special_0")}, replicates=replicates)
-    claimed: dict[Any, int] = {}
-    n = 2000
+def test_where_nobody_is_ahead_nobody_is_found_to_overtake(replicates):
+    """600 comparisons without a difference: at most 5 % claimed, against each of the five rivals."""
+    rng, claimed, n = np.random.default_rng(7), {}, 600
     for _ in range(n):
         special, general = rng.normal(0.5, 0.05, (2, replicates, len(BUDGETS)))
         best = np.repeat(special.max(axis=1, keepdims=True), len(BUDGETS), axis=1)
         sides = generalists.Sides(special, best, general)
-        at = generalists.at_one_level(study.budgets, "g", "domain_0", 20, sides, lambda name: 0.95)
-        for one in at:
-            key = (one.against, one.specialist_flops)
-            claimed[key] = claimed.get(key, 0) + (one.result.verdict == "crosses")
+        for key, rival in generalists._rivals(sides, list(BUDGETS)).items():
+            crosses = stats.crossover(BUDGETS, rival, general, 0.95).verdict == "crosses"
+            claimed[key] = claimed.get(key, 0) + crosses
     assert len(claimed) == 5 and max(claimed.values()) <= 0.05 * n
 
 
-def test_what_was_not_measured_is_said_so():
-    results = results_of(study_of(), LEVEL | {"generalist": [0.2, 0.4, 0.7, 0.8]})
-    nothing = Results.of_tables(
-        results.study, pa.Table.from_pylist([], schema=RESULTS), pa.Table.from_pylist([], schema=RUNS)
-    )
-    for one in generalists.contests(nothing, lambda name: 0.95):
-        assert one.result.verdict == "missing" and "were not both measured" in contest_words(one, list(BUDGETS))
-
-
-GROWS = {"generalist": [0.2, 0.4, 0.7, 0.8]}  # past .55, the mean specialist, between the second budget and the third
+def test_nothing_recorded_is_missing():
+    nothing = (pa.Table.from_pylist([], schema=schema) for schema in (RESULTS, RUNS))
+    for one in generalists.ask(Results.of_tables(study_of(), *nothing)):
+        assert (one.verdict, one.n, one.p) == ("missing", 0, None)
 
 
 @pytest.mark.parametrize(
-    ("claim", "verdict", "says"),
+    ("claim", "verdict"),
     [
-        (
-            {"hi": 1.8e12},
-            "consistent",
-            "generalist overtakes its mean specialist at its best at 20 tasks of a domain is",
-        ),
-        ({"hi": 1.8e12, "from_flops": 1e11}, "consistent", "its mean specialist of 1e11 FLOPs at 20 tasks"),
-        ({"lo": 3e12}, "inconsistent", "is at least 3e12"),
-        ({"skill": "domain_2", "hi": 1.8e12}, "consistent", "overtakes the specialist of domain_2 at its best"),
-        ({"arm": "apart", "hi": 1.8e12}, "inconsistent", "apart overtakes its mean specialist"),
+        ({"hi": 1.8e12}, "consistent"),
+        ({"hi": 1.8e12, "from_flops": 1e11}, "consistent"),
+        ({"lo": 3e12}, "inconsistent"),
+        ({"skill": "domain_2", "hi": 1.8e12}, "consistent"),
+        ({"arm": "apart", "hi": 1.8e12}, "inconsistent"),
     ],
 )
-def test_a_study_may_claim_that_its_generalist_overtakes(claim: dict[str, Any], verdict: str, says: str) -> None:
-    study = study_of(primary={"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim)
-    assert study.primary is not None and says in primary.claim_words(study, study.primary)
+def test_a_study_may_claim_that_its_generalist_overtakes(claim: dict[str, Any], verdict: str) -> None:
+    claim = {"what": "overtakes", "arm": "generalist", "n_tasks": 20} | claim
+    study = study_of(primary=claim)
+    assert study.primary is not None
+    said = claim_words(study, study.primary)
+    assert claim["arm"] in said and claim.get("skill", "mean specialist") in said
     found = findings.judge(results_of(study, LEVEL | GROWS, spread=0.01))
     assert found.primary is not None and found.primary.verdict == verdict
-    everything = len(findings.judge(results_of(study_of(), LEVEL | GROWS, spread=0.01)).claims)
-    assert len(found.claims) == everything - 1  # the primary claim is not among those that are corrected
+    assert [one.name for one in found.findings if one.significance == "primary"] == [found.primary.finding.name]
+    assert found.primary.finding.condition == claim["arm"]
 
 
 @pytest.mark.parametrize(
     ("claim", "says"),
     [
-        (
-            {"arm": "special_0", "hi": 1.6e12},
-            "'overtakes' is of a generalist with specialists beside it; special_0 has none, the study's generalists: generalist, apart",
-        ),
-        ({"skill": "domain_1", "hi": 1.6e12}, "domain_1 is not in the study; it has domain_0, domain_2"),
-        ({"from_flops": 6.4e12, "hi": 1.6e12}, "nothing is left to the generalist beyond the largest budget"),
-        ({"hi": 1e11}, "an overtaking is seen from the second budget on"),
-        ({"against": "special_0", "hi": 1.6e12}, "'overtakes' does not take 'against'"),
+        ({"arm": "special_0", "hi": 1.6e12}, "generalist, apart"),
+        ({"skill": "domain_1", "hi": 1.6e12}, "domain_0, domain_2"),
+        ({"from_flops": 6.4e12, "hi": 1.6e12}, "largest budget"),
+        ({"hi": 1e11}, "second budget"),
+        ({"against": "special_0", "hi": 1.6e12}, "'against'"),
     ],
 )
 def test_a_claim_of_overtaking_that_cannot_be_decided_is_refused(claim: dict[str, Any], says: str) -> None:

@@ -1,4 +1,4 @@
-"""The tables as arrays: whatever is looked up by column is what one finds row by row."""
+"""The tables as arrays: values by column equal values row by row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def results(tables: tuple[pa.Table, pa.Table]) -> Results:
 
 
 @pytest.mark.parametrize("measure", sorted(MEASURES))
-def test_a_cube_holds_what_single_rows_say(measure: str, results: Results, tables: tuple[pa.Table, pa.Table]) -> None:
+def test_a_cube_holds_the_measures_of_single_rows(
+    measure: str, results: Results, tables: tuple[pa.Table, pa.Table]
+) -> None:
     for skill, split in (("recall", "held_out"), ("mixture", "seen")):
         cube = results.cube(measure, "next_token", skill, split)
         wanted = np.full(cube.shape, np.nan)
@@ -91,7 +93,7 @@ def test_an_empty_table_has_empty_answers() -> None:
     assert not len(results.curve("ability", "answer", "recall", "held_out", 64, 0).steps)
 
 
-def test_an_ability_of_matches_is_what_is_right_beyond_the_memoriser() -> None:
+def test_an_ability_of_matches_is_the_share_beyond_the_memoriser() -> None:
     """Hand-computed: 60 of 100 sequences against 20 of the memoriser's is (.6 - .2) / .8."""
     row = {"n": 100, "n_sequences": 100, "n_exact": 60, "exact_memorizer": 20.0, "split": "held_out"}
     assert of_rows("ability", [row], "accuracy") == [pytest.approx(0.5)]
@@ -104,28 +106,30 @@ def test_an_ability_of_matches_is_what_is_right_beyond_the_memoriser() -> None:
     ]
 
 
-def test_how_a_model_decomposes_is_read_as_it_was_recorded_and_missing_elsewhere() -> None:
-    rows = [{"n": 8, "split": "seen", "weight_memorizer": 0.25, "unexplained_nats": 0.5}, {"n": 8, "split": "seen"}]
-    assert of_rows("weight_memorizer", rows) == [0.25, None]
-    assert of_rows("unexplained_nats", rows) == [0.5, None]
-    assert {"weight_memorizer", "weight_backward", "unexplained_nats"} <= set(RESULTS.names)
+def test_a_row_without_items_or_with_a_loss_that_is_missing_has_no_measure() -> None:
+    sums = {
+        "nll_uniform": 200.0,
+        "nll_generalizer": 100.0,
+        "nll_memorizer": 0.0,
+        "n": 100,
+        "n_correct": 50,
+        "split": "seen",
+    }
+    for broken in ({"n": 0, "nll_nats": 1.0}, {"nll_nats": None, "n_correct": None}):
+        assert {of_rows(measure, [sums | broken])[0] for measure in ("ability", "accuracy", "memory")} == {None}
 
 
-def test_how_trials_ended_is_told_by_arm_and_cell() -> None:
+def test_the_ends_of_trials_are_found_by_arm_and_cell() -> None:
     study = synthetic.made_up(arm=("answer", "next_token"))
-    table, runs = synthetic.tables(study)
-    rows = runs.to_pylist()
     gone = {("answer", 64, 8e11, 1): "diverged", ("answer", 4, 1e11, 0): "failed", ("next_token", 4, 1e11, 2): "open"}
-    for row in rows:
-        row["status"] = gone.get((row["arm"], row["n_tasks"], row["compute_flops"], row["replicate"]), "done")
-    found = Results.of_tables(study, table, pa.Table.from_pylist(rows, schema=runs.schema))
+    found = Results.of_tables(study, *synthetic.changed(synthetic.tables(study), gone))
     lost = found.ended("answer", ("diverged", "failed"))
     assert np.argwhere(lost).tolist() == [[0, 0, 0], [1, 1, 1]] and lost.shape == (3, 2, 3)
     assert not found.ended("next_token", ("diverged", "failed")).any()
     assert found.ended("next_token", ("done",)).sum() == 17 and not found.ended("nobody", ("done",)).any()
 
 
-def test_what_is_made_once_is_not_made_again(results: Results) -> None:
+def test_a_value_made_once_is_not_made_again(results: Results) -> None:
     made: list[int] = []
     make = lambda: made.append(1) or len(made)  # type: ignore[func-returns-value]  # noqa: E731
     assert [results.once(("a", "b"), make), results.once(("a", "b"), make), results.once(("a",), make)] == [1, 1, 2]

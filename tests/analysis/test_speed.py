@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis import findings, speed
-from orchestrator.analysis.answer import paragraph
+from orchestrator.analysis import answer, findings
 from orchestrator.record import tables
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study
@@ -52,30 +51,29 @@ def test_two_workers_are_measured_by_one_with_the_same_tasks_and_replicate() -> 
     times = {("one", n, r): 10.0 * (1 + r) for n in (4, 64) for r in (0, 1)}
     gains = {(4, 0): 2.0, (4, 1): 1.6, (64, 0): 1.8, (64, 1): 1.5}
     times |= {("two", n, r): 10.0 * (1 + r) / gain for (n, r), gain in gains.items()}
-    one, two = found_with(times).speeds
-    assert (one.workers, one.multiple, two.workers, two.beside) == (1, None, 2, "one")
+    (two,) = found_with(times).of("speed")
+    assert (two.condition, two.against, two.verdict, two.n) == ("two", "one", "measured", 4)
     logs = [math.log(gain) for gain in gains.values()]
     mean = sum(logs) / 4
     spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / 3) / 2  # standard error of four
-    assert two.multiple is not None and two.multiple.n == 4
-    assert two.multiple.mean == pytest.approx(math.exp(mean))
-    assert two.multiple.low == pytest.approx(math.exp(mean - 3.1824463 * spread), rel=1e-6)  # t, 3 degrees of freedom
-    assert two.flops_per_second == pytest.approx(1e8 / math.sqrt(2) * math.exp(mean))
-    said = speed.speed_sentence(two)
-    assert said.startswith("2 workers train 1.71 times as fast as 1 (95 % interval 1.") and "4 pairs of runs" in said
+    assert two.estimate == pytest.approx(math.exp(mean))
+    assert two.low == pytest.approx(math.exp(mean - 3.1824463 * spread), rel=1e-6)  # t, 3 degrees of freedom
+    assert not two.counted and two.p is None
 
 
-def test_pairs_that_miss_a_partner_do_not_count_and_without_a_pair_nothing_is_said() -> None:
+def test_pairs_that_miss_a_partner_do_not_count_and_without_a_pair_nothing_is_measured() -> None:
     times = {("one", 4, 0): 10.0, ("two", 4, 0): 5.0, ("two", 64, 1): 1.0, ("one", 64, 0): 7.0}
-    multiple = found_with(times).speeds[1].multiple
-    assert multiple is not None and (multiple.mean, multiple.n, multiple.low) == (pytest.approx(2.0), 1, None)
+    (two,) = found_with(times).of("speed")
+    assert (two.estimate, two.n, two.low) == (pytest.approx(2.0), 1, None)
     apart = found_with({("one", 4, 0): 10.0, ("two", 64, 0): 5.0})
-    assert apart.speeds[1].multiple is None and "as fast" not in paragraph(apart)
-    assert found_with({("one", 4, 0): 10.0}).speeds == ()
+    (two,) = apart.of("speed")
+    assert (two.verdict, two.estimate) == ("missing", None) and two.sentence not in answer.more(apart)
+    assert found_with({("one", 4, 0): 10.0}).of("speed") == []
 
 
-def test_lines_that_ask_the_same_on_other_workers_are_told_once_and_not_set_against_each_other() -> None:
+def test_conditions_that_ask_the_same_on_other_workers_are_one_and_not_compared() -> None:
     study = Study.from_record(RECORD)
     assert study.same_question() == [["one", "two"], ["wide"]] and study.comparable == [("one", "wide")]
-    said = paragraph(found_with({("one", 4, 0): 10.0, ("two", 4, 0): 5.0}))
-    assert "arm one" in said and "arm wide" in said and "arm two" not in said
+    found = found_with({("one", 4, 0): 10.0, ("two", 4, 0): 5.0})
+    assert {(one.against, one.condition) for one in found.of("crossover")} == {("one", "wide")}
+    assert answer._conditions(found) == ["one", "wide"]

@@ -32,12 +32,13 @@ def watch(study: Study) -> tuple[Progress, io.StringIO]:
     return Progress(study, State(), made, Console(file=out, width=120)), out
 
 
-def events_of(study: Study, trunk: Any, accuracy: float, status: str = "done") -> list[dict[str, Any]]:
+def events_of(study: Study, trunk: Any, ability: float, status: str = "done") -> list[dict[str, Any]]:
     """A trunk as the trainer would tell it, cheaply: a final look and an end per budget."""
     found = []
     cost = budget.marginal_flops(trunk, study.budgets)
     for flops in study.budgets:
-        row = {"skill": "recall", "split": "held_out", "n": 100, "n_correct": round(100 * accuracy)}
+        row = {"skill": "recall", "split": "held_out", "n": 1000, "nll_nats": 1000 * (2 - ability)}
+        row |= {"nll_uniform": 2000.0, "nll_generalizer": 1000.0, "se_ability_gap": 0.01}
         shared = {"trunk": trunk.id, "time": 0.0, "flops_run": cost[flops]}
         look = {"kind": "evaluation", "key": f"{trunk.id}/{flops}", "on": repr(flops), "rows": [row]}
         end = {"kind": "trial", "key": f"{trunk.id}/end/{flops}", "trial": trunk.trial(flops).id, "status": status}

@@ -1,8 +1,10 @@
-"""Every simulated truth at length, as a table: `make calibration`, or `python tests/simulations/calibration.py --only boundary --runs 5000`.
+"""Plays every simulated truth at length and prints a table: `make calibration`.
 
-Imports each `tests/simulations/simulate_*.py` beside it and plays its `SCENARIOS`, one a process. A bound that is missed by more than two
-standard errors of the simulation fails, and the command ends with 1; so do an interval wider than promised, a file that cannot be imported and a scenario that
-raises. The tests play most of the same scenarios at 2,000 runs.
+    python tests/simulations/calibration.py --only boundary --runs 5000
+
+Imports each `tests/simulations/simulate_*.py` beside it and plays its `SCENARIOS`, one a process. The command ends with 1 if a
+bound is missed by more than two standard errors of the simulation, an interval is wider than promised, a file cannot be
+imported or a scenario raises. The tests play the same scenarios with `simulation.RUNS_IN_TESTS` runs.
 """
 
 from __future__ import annotations
@@ -30,12 +32,10 @@ sys.path.insert(0, str(HERE.parent))  # `synthetic.py` is there; for `python tes
 from simulation import Outcome, Scenario  # noqa: E402
 
 N_RUNS = 20_000
-ERRORS_ALLOWED = 2.0
-"""Standard errors by which a share may miss its bound."""
 
 
 class Played(NamedTuple):
-    """A scenario and what came of it."""
+    """A scenario and its outcome."""
 
     scenario: Scenario
     outcome: Outcome | None
@@ -45,8 +45,8 @@ class Played(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Are the bounds kept, but for the error of the simulation?"""
-        return self.outcome is not None and self.scenario.holds(self.outcome, ERRORS_ALLOWED)
+        """True if the bounds hold within the error of the simulation."""
+        return self.outcome is not None and self.scenario.holds(self.outcome)
 
 
 def modules() -> list[str]:
@@ -55,16 +55,16 @@ def modules() -> list[str]:
 
 
 def scenarios_of(module: str) -> tuple[Scenario, ...]:
-    """What a module lists. Raises whatever importing it raises."""
+    """The scenarios of a module. Raises any error of its import."""
     return tuple(importlib.import_module(module).SCENARIOS)
 
 
 def play(module: str, index: int, n_runs: int) -> tuple[Outcome | None, float, str]:
-    """One scenario, in a process of its own: named by its place, because closures cannot be sent to another process."""
+    """One scenario, in a process of its own. Named by its place, because closures cannot be sent to another process."""
     start = time.perf_counter()
     try:
         return scenarios_of(module)[index].play(n_runs), time.perf_counter() - start, ""
-    except Exception:  # told in the table; the others go on
+    except Exception:  # shown in the table; the others go on
         return None, time.perf_counter() - start, traceback.format_exc()
 
 

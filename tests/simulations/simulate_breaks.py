@@ -1,30 +1,8 @@
-"""Simulated truths for breaks: smooth curves in which none may be found, planted jumps and hinges, thresholded scores.
+"""Simulated truths for breaks: smooth curves, planted jumps and hinges, and thresholded scores.
 
-Scores are scaled to run from 0 to 1 over the cut, so noise is a share of the whole change; every replicate has an offset (sd .05).
-Unless a scenario says otherwise its runs are dealt evenly over 4, 5, 10 replicates and 8, 10, 12 scales (three replicates never
-make a break), the noise is drawn log-uniformly between .005 and .1, and the place of a transition uniformly along the cut.
-
-Share of 2,000 runs with verdict `break` (R replicates, S scales, noise sd; `python tests/simulations/simulate_breaks.py` prints it):
-
-    truth          R   S  sd 0.005  sd 0.01   sd 0.02   sd 0.05   sd 0.1
-    jump of 1      4   8      0.99      0.99      0.99      0.98      0.85
-    jump of 1      5  10      1.00      1.00      1.00      0.99      0.93
-    jump of 1     10  12      1.00      1.00      1.00      1.00      0.97
-    jump of 1/2    4   8      0.99      0.99      0.99      0.86      0.30
-    jump of 1/2    5  10      1.00      1.00      0.99      0.94      0.47
-    jump of 1/2   10  12      1.00      1.00      1.00      0.98      0.86
-    jump of 1/4    4   8      0.99      0.99      0.92      0.27      0.02
-    jump of 1/4    5  10      1.00      1.00      0.96      0.45      0.06
-    jump of 1/4   10  12      1.00      1.00      0.99      0.86      0.23
-    hinge          4   8      0.64      0.49      0.23      0.01      0.00
-    hinge          5  10      0.90      0.82      0.45      0.04      0.00
-    hinge         10  12      1.00      0.98      0.77      0.18      0.02
-
-Jumps are found wherever they are, but for those that leave one scale alone at an end (0 %). Hinges need precision: in noise a bend
-explains them, and half of them are called smooth, the rest undecided.
-
-False breaks: at most 0.1 % on every single smooth curve below; 2-3.5 % where cells are bistable and replicates four; up to 4.5 % on
-two transitions in a row, the worst truth known to us, at the noise that just hides that they are two.
+Scores run from 0 to 1 over the cut, so noise is a share of the whole change. Every replicate has an offset (sd .05). By default
+runs are dealt evenly over 4, 5, 10 replicates and 8, 10, 12 scales. The noise is then drawn log-uniformly between .005 and
+.1, and the place of a transition uniformly along the cut. Results: docs/statistics.md, "Breaks".
 """
 
 from __future__ import annotations
@@ -40,7 +18,7 @@ from orchestrator.stats import break_models, breaks
 
 Draw = np.random.Generator
 Truth = Callable[[Draw, int, int], tuple[np.ndarray, np.ndarray]]
-"""(generator, runs N, scales S) -> curves (N, S) from 0 to 1, and the place of the break (N,), NaN where there is none."""
+"""(generator, runs N, scales S) -> curves (N, S) from 0 to 1, and the place of the break (N,), NaN for none."""
 Noise = Callable[[Draw, np.ndarray, int, np.ndarray], np.ndarray]
 """(generator, curves (N, S), replicates R, noise (N,)) -> scores (N, R, S)."""
 
@@ -57,7 +35,7 @@ def from_0_to_1(curve: np.ndarray) -> np.ndarray:
 
 
 def smooth(shape: Callable[[np.ndarray, np.ndarray], np.ndarray], low: float = 0.0, high: float = 1.0) -> Truth:
-    """shape(u (N, S), t (N, 1)) with u the scale in grid steps and t uniform: low ... high, in shares of the cut."""
+    """Curves of shape(u (N, S), t (N, 1)): u the scale in grid steps, t uniform from low to high, in shares of the cut."""
 
     def truth(draw: Draw, n: int, S: int) -> tuple[np.ndarray, np.ndarray]:
         u, t = np.broadcast_to(np.arange(S, dtype=float), (n, S)), draw.uniform(low, high, (n, 1)) * (S - 1)
@@ -91,7 +69,7 @@ def odd_scale(draw: Draw, n: int, S: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jump(share: float) -> Truth:
-    """A jump of this share of the change, at a random gap with two scales on either side; the rest a straight line."""
+    """A jump of this share of the change, at a random gap with two scales on either side. The rest is a straight line."""
 
     def truth(draw: Draw, n: int, S: int) -> tuple[np.ndarray, np.ndarray]:
         first = draw.integers(2, S - 1, (n, 1))
@@ -101,7 +79,7 @@ def jump(share: float) -> Truth:
 
 
 def hinge(draw: Draw, n: int, S: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat, then a straight rise, or the reverse; the corner anywhere in the middle half."""
+    """Flat, then a straight rise, or the reverse. The corner lies in the middle half."""
     corner = draw.uniform(0.25, 0.75, (n, 1)) * (S - 1)
     u = np.arange(S)
     return from_0_to_1(np.where(draw.random((n, 1)) < 0.5, np.maximum(u, corner), np.minimum(u, corner))), corner[:, 0]
@@ -117,25 +95,25 @@ def even(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
 
 
 def bistable_cells(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
-    """Every trial is up or down; the curve is the share of those that are up."""
+    """Every trial is up or down. The curve is the share of those that are up."""
     up = draw.random((len(curve), R, curve.shape[1])) < curve[:, None]
     return up + 0.01 * draw.standard_normal(up.shape)
 
 
-def lottery(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
-    """Every replicate jumps once and for all, each at its own place; the curve is the share of those that have."""
+def jumping_apart(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
+    """Every replicate jumps once, at its own place. The curve is the share of those that have jumped."""
     up = draw.random((len(curve), R, 1)) < curve[:, None]
     return up + 0.01 * draw.standard_normal(up.shape)
 
 
 def loud_in_the_middle(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
-    """Noise up to .3 where the curve is half way, .01 at its ends."""
+    """Noise up to .3 at half of the rise, .01 at its ends."""
     scores = even(draw, curve, R, np.full(len(curve), 0.01))
     return scores + 1.2 * (curve * (1 - curve))[:, None] * draw.standard_normal(scores.shape)
 
 
 def wandering(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarray:
-    """A random walk along every replicate, as of trials read off one trunk, and a slope of its own."""
+    """A random walk along every replicate, as of trials of one trunk, and a slope of its own."""
     scores = even(draw, curve, R, sd / 2)
     own_slope = 0.1 * draw.standard_normal((len(curve), R, 1)) * np.linspace(0, 1, curve.shape[1])
     return scores + own_slope + sd[:, None, None] * np.cumsum(draw.standard_normal(scores.shape), 2)
@@ -145,7 +123,7 @@ def wandering(draw: Draw, curve: np.ndarray, R: int, sd: np.ndarray) -> np.ndarr
 
 
 class Design(NamedTuple):
-    """None: dealt evenly, or drawn, as the module's head says."""
+    """None: dealt evenly, or drawn, as in the module's docstring."""
 
     replicates: int | None = None
     scales: int | None = None
@@ -174,7 +152,7 @@ def parts(truth: Truth, noise: Noise, design: Design, n_runs: int, draw: Draw) -
 
 
 def said(verdict: str, truth: Truth, noise: Noise = even, design: Design = DEALT) -> Callable[[int, Draw], Outcome]:
-    """How often is this the verdict?"""
+    """Share of runs with this verdict."""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
         counts = [sum(b.verdict == verdict for b in part.found) for part in parts(truth, noise, design, n_runs, draw)]
@@ -184,7 +162,7 @@ def said(verdict: str, truth: Truth, noise: Noise = even, design: Design = DEALT
 
 
 def bent(truth: Truth, design: Design) -> Callable[[int, Draw], Outcome]:
-    """How often does the Davies test against the straight line find anything?"""
+    """Share of runs with p_straight below ALPHA."""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
         found = [b for part in parts(truth, even, design, n_runs, draw) for b in part.found]
@@ -196,7 +174,7 @@ def bent(truth: Truth, design: Design) -> Callable[[int, Draw], Outcome]:
 
 
 def moved(design: Design) -> Callable[[int, Draw], Outcome]:
-    """How often does noise alone count as movement?"""
+    """Share of runs in which noise alone counts as movement."""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
         found = [b for part in parts(nothing, even, design, n_runs, draw) for b in part.found]
@@ -206,7 +184,7 @@ def moved(design: Design) -> Callable[[int, Draw], Outcome]:
 
 
 def located(truth: Truth, design: Design) -> Callable[[int, Draw], Outcome]:
-    """Of the breaks found: how often do they lie within their bracket, and how wide is it in grid steps?"""
+    """Share of found breaks that lie within their bracket, and its width in grid steps."""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
         hits, widths = [], []
@@ -237,7 +215,7 @@ def jumping_loss(draw: Draw, n: int, S: int) -> np.ndarray:
 
 
 class Skill(NamedTuple):
-    """A skill whose answers have `length` tokens, measured on so many sequences of unequal difficulty."""
+    """A skill with answers of `length` tokens, measured on sequences of unequal difficulty."""
 
     losses: Losses
     length: int
@@ -260,7 +238,7 @@ def emerge(skill: Skill, n_runs: int, draw: Draw) -> list[breaks.Emergence]:
 
 
 def told(verdict: str, skill: Skill) -> Callable[[int, Draw], Outcome]:
-    """How often is this the verdict on a skill?"""
+    """Share of runs with this verdict on a skill."""
 
     def run(n_runs: int, draw: Draw) -> Outcome:
         return Outcome(sum(e.verdict == verdict for e in emerge(skill, n_runs, draw)) / n_runs, n_runs)
@@ -287,7 +265,7 @@ SCENARIOS = (
     Scenario("noise is no movement", "false claims", 0.05, moved(DEALT)),
     Scenario("a straight line is straight", "false claims", 0.05, bent(LINE, Design(3, 8))),
     Scenario("bistable cells are no break", "false claims", 0.05, said("break", logistic(3), bistable_cells, FEW)),
-    Scenario("a lottery of jumps is no break", "false claims", 0.05, said("break", logistic(3), lottery, FEW)),
+    Scenario("a lottery of jumps is no break", "false claims", 0.05, said("break", logistic(3), jumping_apart, FEW)),
     Scenario("noise amid the transition is no break", "false claims", 0.05, said("break", logistic(3), loud_in_the_middle)),
     Scenario("wandering replicates are no break", "false claims", 0.02, said("break", LINE, wandering)),
     Scenario("a wandering transition is no break", "false claims", 0.02, said("break", logistic(3), wandering)),
@@ -308,7 +286,7 @@ SCENARIOS = (
 
 
 def power_table(n_runs: int) -> str:
-    """The table at the head of this file."""
+    """The power table of docs/statistics.md, "Breaks"."""
     levels = (0.005, 0.01, 0.02, 0.05, 0.1)
     lines = ["truth          R   S  " + "  ".join(f"sd {sd:<5}" for sd in levels)]
     for name, truth in {

@@ -1,7 +1,7 @@
-"""Simulated truths for what is said of replicates: their noise, many claims at once, one arm against another.
+"""Simulated truths for replicates: their noise, many claims at once, one arm against another.
 
-Bounds hold with a margin beyond the Monte-Carlo error of 2,000 runs. A bound of 0 on a coverage means: measured, promised by
-nobody. `python tests/simulations/calibration.py --only replicates` plays them at length.
+A bound of 0 on a coverage is measured, not promised. `python tests/simulations/calibration.py --only replicates` plays them at
+length.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def normal(mean: float, sd: float) -> Draw:
     return lambda draw, n: mean + sd * draw.standard_normal(n)
 
 
-def lottery(share: float, sd: float) -> Draw:
+def bimodal(share: float, sd: float) -> Draw:
     """Modes at .1 and .95; `share` of the replicates at .1."""
     return lambda draw, n: np.where(draw.random(n) < share, 0.1, 0.95) + sd * draw.standard_normal(n)
 
@@ -32,7 +32,7 @@ def lottery(share: float, sd: float) -> Draw:
 
 
 def spread_covered(what: str, n: int, cv: float) -> Callable[[int, np.random.Generator], Outcome]:
-    """Interval of the sd or the cv of n normal values of mean 1; an open end covers."""
+    """Coverage of the interval of the sd or the cv of n normal values of mean 1. An open end covers."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         covered, told = 0, 0
@@ -48,7 +48,7 @@ def spread_covered(what: str, n: int, cv: float) -> Callable[[int, np.random.Gen
 
 
 def largest_covered(cvs: Sequence[float], n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """Interval of the largest cv among normal cells of mean 1; an open end covers."""
+    """Coverage of the interval of the largest cv among normal cells of mean 1. An open end covers."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         covered = 0
@@ -65,7 +65,7 @@ def largest_covered(cvs: Sequence[float], n: int) -> Callable[[int, np.random.Ge
 
 
 def asked_of_equals(n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """Six cells of cv .1: how often is the pooled cv, squared, within a factor two of that?"""
+    """Six cells of cv .1: share of pooled squared cvs within a factor two of the truth."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         hits = 0
@@ -110,8 +110,10 @@ NOISE = (
 
 
 def chosen_covered(p: float, n: int, alike: bool = False) -> Callable[[int, np.random.Generator], Outcome]:
-    """Of 18 cells the one nearest one half: is the probability of success in its interval? `alike`: of every six cells along
-    compute the replicates succeed together, as those along one training run do."""
+    """Coverage of the probability of success in the cell nearest one half, among 18.
+
+    `alike`: in every six cells along compute the replicates succeed together, as along one training run.
+    """
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         covered = 0
@@ -176,12 +178,12 @@ def _missed(
 
 
 def false_discoveries(found: multiplicity.Adjusted, truths: np.ndarray, *_: np.ndarray) -> float:
-    """Share of nulls among the selected; 0 if none is."""
+    """Share of nulls among the selected. 0 if none is."""
     return float((_selected(found) & (truths == 0)).sum() / max(1, found.selected))
 
 
 def false_coverage(found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray) -> float:
-    """Share of intervals that miss among the selected; 0 if none is."""
+    """Share of intervals that miss among the selected. 0 if none is."""
     confidence = np.array([claim.confidence for claim in found.claims])
     return float((_selected(found) & _missed(truths, means, errors, confidence)).sum() / max(1, found.selected))
 
@@ -210,7 +212,7 @@ def misses_in_table(found: multiplicity.Adjusted, truths: np.ndarray, means: np.
 def misses_among_others(
     found: multiplicity.Adjusted, truths: np.ndarray, means: np.ndarray, errors: np.ndarray
 ) -> float:
-    """Share of intervals that miss among those that were not selected."""
+    """Share of intervals that miss among those not selected."""
     confidence = np.array([claim.confidence for claim in found.claims])
     others = ~_selected(found)
     return float((others & _missed(truths, means, errors, confidence)).sum() / max(1, others.sum()))
@@ -267,7 +269,7 @@ MULTIPLICITY = (
 def difference_covered(
     how: str, a: Draw, b: Draw, truth: float, n_a: int, n_b: int
 ) -> Callable[[int, np.random.Generator], Outcome]:
-    """Of the intervals given (none where nothing varies)."""
+    """Coverage of the intervals. Runs without spread have none."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         compare_arms = differences.paired_difference if how == "paired" else differences.welch_difference
@@ -284,21 +286,21 @@ def difference_covered(
 
 
 def missed_undoubted(a: Draw, b: Draw, truth: float, n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often does an interval miss without a warning?"""
+    """Share of intervals that miss without a doubt."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         missed = 0
         for _ in range(n_runs):
             found = differences.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
             assert found is not None and found.low is not None and found.high is not None
-            missed += not found.warn and not found.low <= truth <= found.high
+            missed += not found.doubts and not found.low <= truth <= found.high
         return Outcome(missed / n_runs, n_runs)
 
     return run
 
 
 def doubted(a: Draw, n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """How often do an arm's values pass for two levels?"""
+    """Share of arms that pass for two levels."""
 
     def run(n_runs: int, draw: np.random.Generator) -> Outcome:
         return Outcome(sum(differences.two_levels(a(draw, n)) for _ in range(n_runs)) / n_runs, n_runs)
@@ -337,7 +339,7 @@ COMPARE = (
             f"compare: {how}, {n} of lotteries of {p_a} and {p_b} (measured)",
             "coverage",
             0.0,
-            difference_covered(how, lottery(1 - p_a, 0.05), lottery(1 - p_b, 0.05), 0.85 * (p_a - p_b), n, n),
+            difference_covered(how, bimodal(1 - p_a, 0.05), bimodal(1 - p_b, 0.05), 0.85 * (p_a - p_b), n, n),
         )
         for how in ("paired", "unpaired")
         for n in (3, 5, 10, 20)
@@ -348,7 +350,7 @@ COMPARE = (
             f"compare: unpaired, {n} of a lottery of {p} and of a steady arm (measured)",
             "coverage",
             0.0,
-            difference_covered("unpaired", lottery(1 - p, 0.05), normal(0.1, 0.05), 0.85 * p, n, n),
+            difference_covered("unpaired", bimodal(1 - p, 0.05), normal(0.1, 0.05), 0.85 * p, n, n),
         )
         for n in (3, 5, 10, 20)
         for p in (0.5, 0.9)
@@ -358,7 +360,7 @@ COMPARE = (
             f"compare: interval misses undoubted, {n} of lotteries of {p_a} and {p_b} (measured)",
             "power",
             0.0,
-            missed_undoubted(lottery(1 - p_a, 0.05), lottery(1 - p_b, 0.05), 0.85 * (p_a - p_b), n),
+            missed_undoubted(bimodal(1 - p_a, 0.05), bimodal(1 - p_b, 0.05), 0.85 * (p_a - p_b), n),
         )
         for n in (3, 5, 10)
         for p_a, p_b in ((0.2, 0.8), (0.9, 0.99))
@@ -367,7 +369,7 @@ COMPARE = (
         Scenario(f"compare: {n} normal values pass for two levels", "false claims", 0.07, doubted(normal(0, 1), n))
         for n in (5, 10, 20)
     ),
-    Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(lottery(0.5, 0.05), 10)),
+    Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(bimodal(0.5, 0.05), 10)),
 )
 
 SCENARIOS: tuple[Scenario, ...] = (*NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

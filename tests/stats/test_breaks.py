@@ -1,4 +1,4 @@
-"""Breaks: simulated truths, hand-computed bounds, explicit refits, and every degenerate input that we could think of."""
+"""Breaks: simulated truths, hand-computed bounds, explicit refits, and degenerate input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
-from simulation import Scenario
+from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import break_models
 from orchestrator.stats.breaks import Break, Emergence, emergence, find_break, find_breaks, merged_scales, weigh
@@ -47,8 +47,8 @@ def numbers(found: Break | Emergence) -> list[float]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_what_is_said_holds_for_the_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+def test_a_simulated_truth(scenario: Scenario) -> None:
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 
@@ -112,7 +112,7 @@ def test_a_fitted_design_contains_the_curve_that_made_the_data(shape: str, width
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-6
 
 
-# --- what must not matter ----------------------------------------------------------------------------------------------
+# --- invariances -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("curve", [STEP, U / 9, special.expit(U - 4), np.maximum(U, 5) / 9], ids=str)
@@ -153,7 +153,7 @@ def test_equal_scales_are_averaged_within_a_replicate() -> None:
     assert merged_scales(np.tile(U, 2), np.concatenate([Y + wobble, Y - wobble], 1)[None])[1] == pytest.approx(Y[None])
 
 
-# --- what a study meets ------------------------------------------------------------------------------------------------
+# --- cases of a study ----------------------------------------------------------------------------------------------------
 
 
 def test_a_glaring_jump_is_found_with_its_place() -> None:
@@ -223,7 +223,7 @@ def test_missing_cells_and_large_offsets_neither_make_nor_hide_breaks(pattern: s
 @pytest.mark.parametrize(
     "levels", [(4, 16, 32, 64, 128, 256, 1024, 4096, 65536, 1e12), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)], ids=str
 )
-def test_on_uneven_grids_the_gaps_around_say_what_is_smooth(levels: tuple[float, ...]) -> None:
+def test_on_uneven_grids_the_gaps_around_a_transition_define_smooth(levels: tuple[float, ...]) -> None:
     x, draw = np.log(levels), stream("test breaks", "uneven")
     gaps = np.diff(x)
     i = draw.integers(1, 8, (300, 1))
@@ -273,7 +273,7 @@ def test_degenerate_input_has_an_explicit_verdict(
     assert all(math.isfinite(number) for number in numbers(found))
 
 
-def test_no_data_whatever_make_it_stumble_or_say_nan() -> None:
+def test_random_input_never_fails_or_gives_nan() -> None:
     draw = stream("test breaks", "fuzz")
     makers: list[Callable[[tuple[int, ...]], np.ndarray]] = [
         draw.standard_normal,
@@ -310,7 +310,7 @@ FLAT, UNSURE = find_break(U, scores(0 * U)), find_break(U, scores(STEP, 3))
 GONE = Break("missing", "nothing was measured")
 
 
-def test_the_examples_are_what_their_names_say() -> None:
+def test_the_examples_match_their_names() -> None:
     assert [b.verdict for b in (SMOOTH, BROKEN, FLAT, UNSURE)] == ["smooth", "break", "undecided", "undecided"]
     assert not FLAT.moves and UNSURE.moves
 

@@ -1,4 +1,4 @@
-"""The noise of replicates, how many succeed; and the command that plays simulated truths at length."""
+"""The noise of replicates, how many succeed, and the command that plays simulated truths at length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import calibration
 import numpy as np
 import pytest
 from simulate_replicates import NOISE, SUCCESS
-from simulation import Outcome, Scenario
+from simulation import RUNS_IN_TESTS, Outcome, Scenario
 
 from orchestrator.stats import replicates
 from trainers.streams import stream
@@ -19,7 +19,7 @@ from trainers.streams import stream
 
 @pytest.mark.parametrize("scenario", [s for s in (*NOISE, *SUCCESS) if "thirty" not in s.name], ids=lambda s: s.name)
 def test_a_simulated_truth(scenario: Scenario) -> None:
-    outcome = scenario.play(2000)
+    outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
 
@@ -68,15 +68,15 @@ def test_no_number_that_is_not_finite_ever_comes_out() -> None:
 def test_the_lost_stay_in_the_denominator_of_success_and_the_pending_do_not_enter_it() -> None:
     values = [0.9, 0.5, 0.4, None, 0.7, math.nan, None]
     found = replicates.success(values, 0.5, lost=[False, False, False, True, False, False, False])
-    assert found is not None and (found.k, found.n, found.lost, found.pending) == (3, 5, 1, 2)
+    assert found is not None and (found.k, found.n, found.lost) == (3, 5, 1)
     assert (found.low, found.high) == (pytest.approx(0.2307, abs=1e-4), pytest.approx(0.8824, abs=1e-4))
     late = replicates.success([0.9, 0.2, 0.4], 0.5, lost=[True, True, False])  # lost after the budget that is asked for
-    assert late is not None and (late.k, late.n, late.lost, late.pending) == (1, 3, 0, 0)
+    assert late is not None and (late.k, late.n, late.lost) == (1, 3, 0)
     all_lost = replicates.success([None] * 3, 0.5, lost=[True] * 3)
     assert all_lost is not None and (all_lost.k, all_lost.n, all_lost.low) == (0, 3, 0)
 
 
-def test_success_of_nobody_is_none_and_not_zero() -> None:
+def test_success_without_replicates_is_none_and_not_zero() -> None:
     assert replicates.success([], 0.5) is None and replicates.success([None, math.nan], 0.5) is None
     with pytest.raises(ValueError, match="same replicates"):
         replicates.success([0.5, 0.6], 0.5, lost=[True])
@@ -113,7 +113,7 @@ def test_the_command_plays_from_anywhere_and_ends_with_one_where_there_is_nothin
     command = [sys.executable, str(Path(calibration.__file__)), "--runs", "200", "--only"]
     played = subprocess.run([*command, "noise: sd"], cwd=tmp_path, capture_output=True, text=True)
     assert played.returncode == 0 and "1 of 1 hold" in played.stdout, played.stdout + played.stderr
-    assert subprocess.run([*command, "no such thing"], cwd=tmp_path, capture_output=True).returncode == 1
+    assert calibration.main(["--only", "no such thing"]) == 1
 
 
 # --- the noisiest of several cells -------------------------------------------------------------------------------------

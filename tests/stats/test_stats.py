@@ -1,6 +1,9 @@
-"""Measures and intervals: hand-computed values, simulated truths, and nulls in which nothing may be found."""
+"""Measures and intervals: hand-computed values and simulated truths."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,3 +72,9 @@ def test_wilson_agrees_with_published_values_and_refuses_nothing_at_all() -> Non
 def test_agreement_needs_an_interval_as_narrow_as_the_claim(values, verdict) -> None:
     assert stats.agreement(stats.t_interval([float(v) for v in values]), 180, 400) == verdict
     assert stats.agreement(None, 180, 400) == "inconclusive"
+
+
+def test_the_table_of_least_replicates_loads_neither_numpy_nor_scipy() -> None:
+    script = "import sys, orchestrator.stats.minimums; print(sorted({'numpy', 'scipy'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

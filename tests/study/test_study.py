@@ -246,18 +246,18 @@ def test_a_primary_claim_must_be_one_that_this_study_can_decide(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "claim", "says"),
     [
-        ("[1e11, 2e11, 4e11, 8e11]", "{what: drift_ability, hi: 0}", "takes 2 budgets or more to tell, and can use 1"),
-        ("[4, 16, 64, 256, 1e4]", "{what: drift_ability, hi: 0}", "takes 3 numbers of tasks or more"),
+        ("[1e11, 2e11, 4e11, 8e11]", "{what: drift_ability, hi: 0}", "2 budgets or more, and 1"),
+        ("[4, 16, 64, 256, 1e4]", "{what: drift_ability, hi: 0}", "3 numbers of tasks or more"),
         (
             "[4, 16, 64, 256, 1e4]",
             "{what: k_memory, hi: 64}",
-            "is told between two numbers of tasks, and can use one here",
+            "between two numbers of tasks, and one",
         ),
         ("[answer, next_token]", "{what: crossover, n_tasks: 4, hi: 2e11}", "add an arm to axes.arm"),
         (
             "decade: 4",
             "{what: emergence, n_tasks: 4, verdict: break}",
-            "from 8 evaluations on, and a training run has 3",
+            "8 evaluations, and a training run has 3",
         ),
     ],
 )

@@ -104,14 +104,14 @@ class Compose(ExactFamily):
 
     def _skills(self) -> dict[str, str]:
         several = range(2, self.n_slots + 1)
-        strata = {f"compose_{k}": f"those compositions in which {k} functions are not the identity" for k in several}
+        strata = {f"compose_{k}": f"those compositions in which {k} functions change something" for k in several}
         domains = {f"domain_{d}": f"unseen compositions of domain {d}" for d in range(self.n_domains)}
         return {
-            "compose": "unseen compositions of functions that were all trained in their slots",
+            "compose": "unseen compositions of functions that were all trained where they stand",
             **strata,
-            "single_step": "unseen compositions in which only one function is not the identity",
-            "out_of_order": "control: the functions stand in slots in which they were never trained",
-            "novel_function": "control: unseen compositions with a function that was never trained in its slot",
+            "single_step": "unseen compositions in which only one function changes something",
+            "out_of_order": "control: the functions stand in slots where they were never trained",
+            "novel_function": "control: unseen compositions with a function that was never trained where it stands",
             **domains,
         }
 
@@ -470,7 +470,7 @@ class Compose(ExactFamily):
     def memorizer(
         self, compositions: np.ndarray, x: np.ndarray, answer: np.ndarray, train: np.ndarray, maps: np.ndarray
     ) -> np.ndarray:
-        """Answers like a training task that shares most functions with the one asked, drawn uniformly from all such tasks.
+        """Answers as a training task would that shares most functions with the one asked; one of them, drawn uniformly.
 
         It is exact for training tasks. Letter by letter it is Bayes over the nearest tasks, each of their letters believed with
         1 - ε. compositions (N, L), x and answer (N, S), train (K, L) and its `maps` -> (N, S, A).

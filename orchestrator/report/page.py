@@ -206,7 +206,10 @@ def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
     verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
     if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
         return ""
-    return "skill appears nowhere" if verdicts <= {"beyond", "missing"} else "skill appears in few replicates"
+    if not verdicts <= {"beyond", "missing"}:
+        return "in few replicates only"
+    waits = any(run["status"] == "open" and run["arm"] == condition for run in found.runs)
+    return "skill not seen yet" if waits else "skill appears nowhere"
 
 
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:

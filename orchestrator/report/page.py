@@ -187,7 +187,7 @@ def _views(found: Findings) -> list[View]:
                         those,
                         edges[one.condition],
                         pixels,
-                        title=one.condition,
+                        title=one.condition if len(found.study.lines) > 1 else "",
                         note=_absence(found, one.condition, edges[one.condition]),
                         labelled=any(edges.values()),
                     )
@@ -206,7 +206,10 @@ def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
     verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
     if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
         return ""
-    return "skill appears nowhere" if verdicts <= {"beyond", "missing"} else "skill appears in few replicates"
+    if not verdicts <= {"beyond", "missing"}:
+        return "in few replicates only"
+    waits = any(run["status"] == "open" and run["arm"] == condition for run in found.runs)
+    return "skill not seen yet" if waits else "skill appears nowhere"
 
 
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
@@ -215,7 +218,14 @@ def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
     panels = [view.wide for view in views if view.measure == "ability"]
     skill = found.study.shown_skills[0]
     panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
-    return Figure(name="surface", title=surface.shown_of(found, "ability", first[0]).title, sentence="", panels=panels)
+    return Figure(
+        name="surface",
+        title=surface.shown_of(found, "ability", first[0]).title,
+        sentence=answer.sentence(found),
+        panels=panels,
+        note="Ability: 0 knows nothing, 1 the exact rule, below 0 surely wrong. Solid line: the skill appears above it. "
+        "Dashed line: memory ends above it. Bars: intervals for the median replicate.",
+    )
 
 
 def _more_conditions(found: Findings) -> Figure | None:

@@ -182,7 +182,7 @@ class Grid(NamedTuple):
 def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float, labelled: bool) -> Grid:
     """The layout of a surface that is `width` pixels wide, and no cells taller than `tallest`."""
     left = 10 + max(width_of(number(n)) for n in levels)
-    right = (118 if width > 500 else 58) if labelled else 8
+    right = (118 if width > 500 else 66) if labelled else 8
     cell_w = min(150.0, (width - left - right) / n_columns)
     cell_h = max(17.0, min(tallest, 400 / len(levels)))
     return Grid(left, 24, cell_w, cell_h, len(levels), n_columns)

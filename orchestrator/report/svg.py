@@ -160,7 +160,8 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
     """All panels of a figure on one sheet, as an SVG file that needs nothing else."""
     columns = min(columns, len(figure.panels))
     cell_w = max(panel.drawing.width for panel in figure.panels) + 20
-    titled = 36 if any(p.title for p in figure.panels) else 4
+    notes = [textwrap.wrap(panel.note, int(cell_w / 6.4)) for panel in figure.panels]
+    titled = any(p.title for p in figure.panels) * 21 + 15 * max(map(len, notes)) + 4
     cell_h = max(panel.drawing.height for panel in figure.panels) + titled + 8
     width = max(columns * cell_w + 12, 460)
     head = Drawing(width, 0)
@@ -179,9 +180,12 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
     for k, panel in enumerate(figure.panels):
         left, up = 12 + (k % columns) * cell_w, top + (k // columns) * cell_h
         head.text(left, up + 14, panel.title, "b")
-        head.text(left, up + 29, panel.note, "g")
+        for m, words in enumerate(notes[k]):
+            head.text(left, up + 29 + 15 * m, words, "g")
         size = f'width="{_n(panel.drawing.width)}" height="{_n(panel.drawing.height)}"'
-        body.append(f'<svg x="{_n(left)}" y="{_n(up + titled)}" {size}>{"".join(panel.drawing.parts)}</svg>')
+        body.append(
+            f'<svg x="{_n(left)}" y="{_n(up + titled)}" {size} overflow="visible">{"".join(panel.drawing.parts)}</svg>'
+        )
     height = top + math.ceil(len(figure.panels) / columns) * cell_h
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(width)}" height="{_n(height)}" '

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         drift,
         monotone,
     )
-    from orchestrator.stats.intervals import Interval, agreement, one_sided_p, t_interval, wilson_interval
+    from orchestrator.stats.intervals import Interval, agreement, t_interval, wilson_interval
     from orchestrator.stats.measures import (
         MIN_GAP_ERRORS,
         MIN_GAP_NATS,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         ability,
         memories,
         memory,
-        relative_distance,
         relative_distances,
     )
 
@@ -55,7 +54,7 @@ _EXPORTS = {
         "drift",
         "monotone",
     ),
-    "intervals": ("Interval", "agreement", "one_sided_p", "t_interval", "wilson_interval"),
+    "intervals": ("Interval", "agreement", "t_interval", "wilson_interval"),
     "measures": (
         "MIN_GAP_ERRORS",
         "MIN_GAP_NATS",
@@ -64,7 +63,6 @@ _EXPORTS = {
         "ability",
         "memories",
         "memory",
-        "relative_distance",
         "relative_distances",
     ),
 }
@@ -98,8 +96,6 @@ __all__ = [
     "memories",
     "memory",
     "monotone",
-    "one_sided_p",
-    "relative_distance",
     "relative_distances",
     "t_interval",
     "wilson_interval",

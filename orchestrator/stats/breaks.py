@@ -89,17 +89,12 @@ class Break(NamedTuple):
     p_smooth: float | None = None
 
 
-def find_break(log_scale: Sequence[float] | Floats, scores: Floats) -> Break:
-    """The verdict on one score along one cut. log_scale (S,), scores (R, S) with NaN for missing.
+def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Break]:
+    """The verdicts on many scores along one cut. log_scale (S,), scores (N, R, S) with NaN for missing.
 
     Scales may come in any order. Equal ones are averaged within a replicate. NaN scales are dropped. Raises ValueError for other
     shapes.
     """
-    return find_breaks(log_scale, np.asarray(scores, dtype=float)[None])[0]
-
-
-def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Break]:
-    """As `find_break` for many scores (N, R, S)."""
     x, Y = np.asarray(log_scale, dtype=float), np.asarray(scores, dtype=float)
     if x.ndim != 1 or Y.ndim != 3 or Y.shape[2] != len(x):
         raise ValueError(f"scores {Y.shape[1:]} do not go with {x.shape} scales: (replicates, scales) is wanted")

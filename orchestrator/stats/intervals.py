@@ -32,23 +32,6 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-MIN_SPREAD = 0.01
-"""Least standard deviation of replicates, so that values that happen to agree lend no certainty. Assumed: the evaluation's own noise, on
-a scale from 0 to 1."""
-
-
-def one_sided_p(values: Sequence[float], bound: float, side: Literal["above", "below"]) -> float | None:
-    """p-value that the mean of replicates lies above (below) a bound: one-sample t-test, one-sided.
-
-    Values on a scale from 0 to 1 (MIN_SPREAD). None with fewer than two values.
-    """
-    if len(values) < 2:
-        return None
-    error = max(float(np.std(values, ddof=1)), MIN_SPREAD) / math.sqrt(len(values))
-    t = (float(np.mean(values)) - bound) / error
-    return float(special.stdtr(len(values) - 1, -t if side == "above" else t))
-
-
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for a proportion. Raises ValueError for n < 1."""
     if n < 1:

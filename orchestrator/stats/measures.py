@@ -58,10 +58,5 @@ def memory(nll: float, generalizer: float, memorizer: float, gap_error: float | 
     return _single(memories(nll, generalizer, memorizer, math.nan if gap_error is None else gap_error))
 
 
-def relative_distance(to_generalizer: float, to_memorizer: float, between: float) -> float | None:
-    """`relative_distances` of one. None if the references are equal."""
-    return _single(relative_distances(to_generalizer, to_memorizer, between))
-
-
 def _single(value: np.ndarray) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -293,7 +293,6 @@ def test_what_was_published_is_looked_at_file_by_file(world: World) -> None:
         "results.parquet",
         "runs.parquet",
         "summary.csv",
-        "claims.csv",
         "report.html",
         links.LINKS_FILE,
     ]

@@ -12,12 +12,17 @@ from simulate_breaks import SCENARIOS, even, hinge, jump, logistic
 from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats import break_models
-from orchestrator.stats.breaks import Break, Emergence, emergence, find_break, find_breaks, merged_scales, weigh
+from orchestrator.stats.breaks import Break, Emergence, emergence, find_breaks, merged_scales, weigh
 from trainers.streams import stream
 
 U = np.arange(10.0)
 STEP = np.where(U >= 6, 0.8, 0.2)
 NAN = math.nan
+
+
+def find_break(log_scale: np.ndarray, scores: np.ndarray) -> Break:
+    """The verdict on one score (R, S)."""
+    return find_breaks(log_scale, np.asarray(scores, dtype=float)[None])[0]
 
 
 def scores(

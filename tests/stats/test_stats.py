@@ -31,9 +31,9 @@ def test_references_that_coincide_give_no_ratio() -> None:
 
 
 def test_relative_distance_is_one_at_the_memoriser_and_zero_at_the_generaliser() -> None:
-    assert stats.relative_distance(to_generalizer=3.0, to_memorizer=0.0, between=3.0) == 1
-    assert stats.relative_distance(to_generalizer=0.0, to_memorizer=3.0, between=3.0) == 0
-    assert stats.relative_distance(1.0, 1.0, 0.0) is None
+    assert stats.relative_distances(to_generalizer=3.0, to_memorizer=0.0, between=3.0) == 1
+    assert stats.relative_distances(to_generalizer=0.0, to_memorizer=3.0, between=3.0) == 0
+    assert np.isnan(stats.relative_distances(1.0, 1.0, 0.0))
 
 
 def test_a_t_interval_covers_the_mean_of_a_normal_at_its_level() -> None:

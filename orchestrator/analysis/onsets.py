@@ -34,7 +34,7 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
     the model's size follows the budget.
     """
     looks = looks_of(results, condition, skill, n_tasks, at_ends)
-    at_95, p = stats.Boundary(None, None, (), "missing", 0), None
+    at_95, p = stats.Boundary(None, None, (), "missing"), None
     if looks is not None:
         at_95 = stats.boundary(looks.flops, looks.values, "rising", CONFIDENCE)
         p = boundary_p(looks.values, at_95.verdict, "rising")

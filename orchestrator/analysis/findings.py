@@ -65,7 +65,7 @@ class Findings:
     findings: tuple[Finding, ...] = ()
     """All findings, corrected, in the order of QUESTIONS."""
     primary: primary.PrimaryFinding | None = None
-    """The claim that was declared before the run; None where none was."""
+    """The claim that was declared before the run; None if none was."""
 
     def of(
         self,
@@ -102,7 +102,7 @@ class Findings:
     def values(
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
-        """One value for each replicate in a cell; None where it is missing or not defined."""
+        """One value for each replicate in a cell; None if it is missing or not defined."""
         return self.results.values(measure, arm, skill, split, n_tasks, flops, phase)
 
     def mean(

@@ -20,14 +20,15 @@ MAX_MORE = 4
 
 
 def sentence(found: Findings) -> str:
-    """The answer in one sentence of at most MAX_WORDS words."""
+    """The answer in one sentence of at most MAX_WORDS words. It begins with "So far" while trials are open."""
     ways = {r["status"] for r in found.runs}
     if "done" not in ways:
         yet, result = " yet" if ways <= {"open"} or "open" in ways else "", " with a result" if ways - {"open"} else ""
         return f"Nothing can be said{yet}: no trial has ended{result}."
+    so_far = "so far, " if "open" in ways else ""
     for candidate in _candidates(found):
-        if len(candidate.split()) <= MAX_WORDS:
-            return f"{capitalised(candidate)}."
+        if len(f"{so_far}{candidate}".split()) <= MAX_WORDS:
+            return f"{capitalised(so_far + candidate)}."
     raise AssertionError("the last candidate is short")
 
 
@@ -59,7 +60,7 @@ def _top(found: Findings, question: str, condition: str, skill: str = "") -> Fin
 
 
 def _of_one(found: Findings, condition: str) -> Iterator[str]:
-    """Where the skill of one condition appears, in tasks and in compute."""
+    """The tasks and the compute at which the skill of one condition appears."""
     skill = found.study.shown_skills[0]
     k = _top(found, "K_A", condition, skill)
     what, flops = f"{skill}{in_condition(found.results, condition)}", number(k.compute_flops or 0.0)
@@ -170,7 +171,7 @@ def listed(names: list[str]) -> str:
 
 
 def badge(found: Findings) -> tuple[str, str]:
-    """The verdict on the primary claim, and the claim; ("exploratory", "...") where none was declared."""
+    """The verdict on the primary claim, and the claim; ("exploratory", "...") if none was declared."""
     if found.primary is None:
         return "exploratory", "no claim was declared before the run"
     return found.primary.verdict, found.primary.claimed

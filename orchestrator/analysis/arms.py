@@ -1,4 +1,4 @@
-"""Two conditions side by side: which needs fewer tasks, which needs less compute, and where one overtakes the other.
+"""Two conditions side by side: the ratio of tasks, the ratio of compute, and the compute at which one overtakes.
 
 The two sides may belong to one study or to two (`compare.py`).
 """
@@ -111,7 +111,7 @@ def _brackets_of_both(
 
 
 def _shown(shift: stats.Drift) -> str:
-    """The verdict on a ratio: it rises or falls only where its p-value shows it."""
+    """The verdict on a ratio: it rises or falls only if its p-value shows it."""
     if shift.verdict in ("rises", "falls") and (shift.p_value or 0.0) <= 1 - CONFIDENCE + 1e-12:
         return shift.verdict
     return "missing" if shift.verdict == "missing" else "undecided"
@@ -121,9 +121,9 @@ def _shown(shift: stats.Drift) -> str:
 
 
 def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
-    """The compute to skill: b's over a's at one number of tasks, paired by replicate; None where no replicate has both.
+    """The compute to skill: b's over a's at one number of tasks, paired by replicate; None if no replicate has both.
 
-    Where the model's size follows the budget in one of them, both are read at the ends of the budgets.
+    If the model's size follows the budget in one of them, both are read at the ends of the budgets.
     """
     at_ends = a.results.study.grows(a.condition) != b.results.study.grows(b.condition)
     both = [onset(side.results, side.condition, skill, n_tasks, at_ends) for side in (a, b)]
@@ -151,7 +151,7 @@ def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
 
 
 def _pair_p(ratio: stats.Drift | None) -> float | None:
-    """p-value of a ratio: 1 where enough replicates were looked at and none was seen to cross."""
+    """p-value of a ratio: 1 if enough replicates were looked at and none was seen to cross."""
     if ratio is None or len(ratio.slopes) < MIN_TESTED:
         return None
     return 1.0 if ratio.p_value is None else ratio.p_value
@@ -187,7 +187,7 @@ AHEAD = ("a ahead throughout", "b ahead throughout")
 def crossover(
     a: Side, b: Side, skill: str, n_tasks: int, budgets: Sequence[float], in_this_order: bool = False
 ) -> Finding:
-    """Where b overtakes a along compute; or a overtakes b, if that is what is seen and the order is free."""
+    """The compute at which b overtakes a; or a overtakes b, if that is seen and the order is free."""
     first, second = (_along(side, skill, n_tasks, budgets) for side in (a, b))
     n = min(len(first), len(second))
     first, second = first[:n], second[:n]
@@ -228,7 +228,7 @@ def pairs(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float | None:
-    """p-value of the verdict on two conditions: `crosses` where one overtakes, its own where one is ahead, else 1.
+    """p-value of the verdict on two conditions: `crosses` if one overtakes, its own if one is ahead, else 1.
 
     Being ahead is at least as likely as replicates of a bimodal onset that agree by chance at any level.
     """

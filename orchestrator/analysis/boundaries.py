@@ -1,4 +1,4 @@
-"""Where a skill appears (K_A) and where memory ends (K_M) at each budget, and how both move with compute."""
+"""The boundaries at each budget, K_A (a skill appears) and K_M (memory ends), and their drift with compute."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _boundary(
 
 
 def tried(levels: Sequence[float], table: np.ndarray) -> tuple[float, float] | None:
-    """The first and the last level with a value; table (replicates, levels). None where there is none."""
+    """The first and the last level with a value; table (replicates, levels). None if there is none."""
     known = np.flatnonzero(~np.isnan(table).all(axis=0)) if len(table) else np.array([], int)
     return (levels[known[0]], levels[known[-1]]) if len(known) else None
 
@@ -91,7 +91,7 @@ def judged(results: Results, measure: Measure, condition: str, skill: str) -> li
 def counted(results: Results, measure: Measure, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
     """The surface with its lost trials, and the trials that have yet to end; (n_tasks, compute, replicates) each.
 
-    A diverged or failed trial has the value -1 wherever the measure is defined for another replicate.
+    A diverged or failed trial has the value -1, if the measure is defined for another replicate of its cell.
     """
     return results.once(("counted", measure, condition, skill), lambda: _counted(results, measure, condition, skill))
 
@@ -129,8 +129,8 @@ def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "fa
     """Two-sided sign test of a boundary's verdict about the median replicate; table (replicates, levels).
 
     `crossed`: the first level is not across and the last one is. `below`: the first is. `beyond`: the last is not.
-    An undecided boundary is a claim that failed: p = 1. None where nothing is defined, and below BOUNDARY.replicates:
-    such a test could never be significant and would only weaken the correction of the others (Tarone 1990).
+    An undecided boundary is a claim that failed: p = 1. None if nothing is defined, and below BOUNDARY.replicates.
+    Such a test could never be significant, and would weaken the correction of the others (Tarone 1990).
     """
     known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
     if not len(known) or known.shape[1] < BOUNDARY.replicates:
@@ -158,7 +158,7 @@ def edge(one: Finding) -> float:
 
 
 def seen(one: Finding) -> Ends:
-    """The values between which all replicates cross; open where one does not."""
+    """The values between which all replicates cross; open if one does not cross."""
     lows, highs = ([b[i] for b in one.brackets] for i in (0, 1))
     low = min((v for v in lows if v is not None), default=None) if None not in lows else None
     high = max((v for v in highs if v is not None), default=None) if None not in highs else None
@@ -184,7 +184,7 @@ _PLACES = {
 
 
 def place_words(one: Finding) -> str:
-    """Where a boundary lies, as a verb with its object."""
+    """The place of a boundary, as a verb with its object."""
     if one.verdict == "missing":
         return "has no value"
     if one.verdict == "crossed" and one.ends == (None, None):
@@ -217,7 +217,7 @@ def interval_words(one: Finding) -> str:
 def drift(results: Results, measure: Measure, condition: str, skill: str) -> Finding:
     """Doublings of a boundary per doubling of compute, between the budgets at which every replicate crosses.
 
-    Only replicates that have ended at all of these budgets take part. Other budgets say nothing: the distance to the
+    Only replicates that have ended at all of these budgets take part. Other budgets are left out: the distance to the
     end of the grid is no rate.
     """
     found = boundaries(results, measure, condition, skill)
@@ -247,7 +247,7 @@ def drift(results: Results, measure: Measure, condition: str, skill: str) -> Fin
 
 
 def _drift_p(moved: stats.Drift, found: Sequence[Finding]) -> float | None:
-    """p-value of a drift: 1 where the boundary is not seen at two budgets, None where it was not looked for at two."""
+    """p-value of a drift: 1 if the boundary is not seen at two budgets, None if it was not looked for at two."""
     looked = [one for one in found if one.verdict != "missing" and one.n >= MIN_TESTED]
     return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 

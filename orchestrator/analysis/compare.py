@@ -1,9 +1,9 @@
-"""Two studies side by side: the second one is another condition, and is asked what two conditions are asked.
+"""Two studies side by side. The second one is treated as another condition.
 
     emergence compare quickstart@1 quickstart@2
 
-Only cells, budgets and skills that both have are compared. Replicates are paired where both studies draw the same training
-tasks for a replicate: the same family and the same versions. The mean difference over all cells is tested for itself;
+Only cells, budgets and skills that both have are compared. Replicates are paired if both studies draw the same training
+tasks for a replicate, which takes the same family. The mean difference over all cells is tested for itself;
 all other findings are corrected together.
 """
 
@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
 
 
 def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comparison:
-    """Compare two studies. Raises ValueError, a sentence, where they have nothing in common.
+    """Compare two studies. Raises ValueError, a sentence, if they have nothing in common.
 
     `outside`: recorded trials of either study that its axes no longer hold (`tables.outside`).
     """
@@ -143,7 +143,7 @@ def _decisive(found: Findings, condition: str) -> dict[str, Any]:
 
 
 def sides(of: Comparison, pair: Pair) -> tuple[Side, Side]:
-    """Both sides, named by study and, where there are several, by condition."""
+    """Both sides, named by study and, if there are several, by condition."""
     names = [
         f"{f.study.id} ({name})" if len(of.pairs) > 1 else f.study.id
         for f, name in zip((of.a, of.b), pair, strict=True)
@@ -152,7 +152,7 @@ def sides(of: Comparison, pair: Pair) -> tuple[Side, Side]:
 
 
 def _asked(of: Comparison, pair: Pair) -> Iterator[Finding]:
-    """Every cell and, where replicates are paired, every boundary and every crossover."""
+    """Every cell and, if replicates are paired, every boundary and every crossover."""
     a, b = sides(of, pair)
     measures: list[tuple[Measure, str]] = [*(("ability", skill) for skill in of.skills), ("memory", "")]
     for measure, skill in measures:
@@ -271,7 +271,7 @@ def difference_words(one: Finding, sides: str = "") -> str:
 
 
 def sentence(of: Comparison) -> str:
-    """What is different, and how sure that is."""
+    """The difference between two studies, and its certainty."""
     a, b, overall = of.a.study.id, of.b.study.id, of.overall
     tested = count(of.findings, "significant") + count(of.findings, "not significant")
     shown = of.significant()
@@ -294,7 +294,7 @@ def sentence(of: Comparison) -> str:
 
 
 def more(of: Comparison) -> list[str]:
-    """Further sentences: the largest significant shifts and crossovers, what was left out, and doubts."""
+    """Further sentences: the largest significant shifts and crossovers, omissions, and doubts."""
     ratios = of.significant("task multiplier")
     shown = ([one for one in ratios if one.skill == of.skill] or ratios)[-2:] + of.significant("crossover")[-2:]
     said = [f"{capitalised(one.sentence)}." for one in shown]

@@ -101,7 +101,7 @@ def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emerge
 
 
 def _break_p(found: breaks.Emergence) -> float | None:
-    """p-value of a break; 1 where none is called, None where there are too few scales or replicates for any."""
+    """p-value of a break; 1 if none is called, None with too few scales or replicates for any."""
     scores = found.metrics.values()
     if not any(len(one.scales) >= MIN_SCALES and one.n_replicates >= MIN_REPLICATES for one in scores):
         return None

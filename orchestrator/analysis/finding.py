@@ -56,7 +56,7 @@ class Finding:
     n: int
     """Replicates, or pairs of replicates, behind it."""
     p: float | None = None
-    """Raw p-value; None where nothing was tested."""
+    """Raw p-value; None if nothing was tested."""
     estimate: float | None = None
     interval: Callable[[float], Ends] = no_interval
     """Confidence -> ends."""
@@ -125,7 +125,7 @@ def capitalised(clause: str) -> str:
 
 
 def in_condition(results: Results, condition: str) -> str:
-    """The condition in parentheses where a study has several; else nothing."""
+    """The condition in parentheses if a study has several; else nothing."""
     return f" ({condition})" if len(results.study.lines) > 1 else ""
 
 

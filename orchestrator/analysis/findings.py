@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from orchestrator.analysis import (
     arms,
     boundaries,
@@ -67,7 +65,7 @@ class Findings:
     findings: tuple[Finding, ...] = ()
     """All findings, corrected, in the order of QUESTIONS."""
     primary: primary.PrimaryFinding | None = None
-    """The claim that was declared before the run; None where none was."""
+    """The claim that was declared before the run; None if none was."""
 
     def of(
         self,
@@ -104,7 +102,7 @@ class Findings:
     def values(
         self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
-        """One value for each replicate in a cell; None where it is missing or not defined."""
+        """One value for each replicate in a cell; None if it is missing or not defined."""
         return self.results.values(measure, arm, skill, split, n_tasks, flops, phase)
 
     def mean(
@@ -114,20 +112,9 @@ class Findings:
         known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops, phase) if v is not None]
         return sum(known) / len(known) if known else None
 
-    def reference_accuracy(self, reference: str, arm: str, skill: str, split: str, n_tasks: int) -> float | None:
-        """How often a reference is right on the items of a skill; mean over replicates, as each has its own tasks."""
-        cube = self.results.cube(f"{reference}_accuracy", arm, skill, split)[self.results.levels.index(n_tasks)]
-        known = [column[~np.isnan(column)][0] for column in cube.T if not np.isnan(column).all()]
-        return float(np.mean(known)) if known else None  # a replicate's items are the same at every evaluation
-
     def ended(self, arm: str) -> bool:
         """Has any trial of a condition come to the end of its budget with a result?"""
         return any(self.results.present(*group).any() for group in self.results.groups() if group[0] == arm)
-
-    def reached(self, arm: str, flops: float) -> bool:
-        """Has any trial of a condition come to the end of this budget?"""
-        place = self.results.budgets.index(flops)
-        return any(self.results.present(*g)[:, place].any() for g in self.results.groups() if g[0] == arm)
 
     def costs(self) -> Costs:
         """The cost of all trials together. A shared trunk is charged once."""

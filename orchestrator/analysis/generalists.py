@@ -93,7 +93,7 @@ def _comparison(
 ) -> Finding:
     """The generalist against one state of a specialist; rival and general are (replicates, budgets).
 
-    The interval is a multiple of the specialist's compute, or FLOPs where that is not one amount. The estimate is the
+    The interval is a multiple of the specialist's compute, or FLOPs if that is not one amount. The estimate is the
     specialist's mean score. A specialist's best is the largest of noisy values, which favours the specialist: so its
     being ahead is no finding (p = 1).
     """

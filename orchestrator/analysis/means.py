@@ -1,4 +1,4 @@
-"""A mean over replicates in one cell, or its change between two budgets; asked only where a study names it."""
+"""A mean over replicates in one cell, or its change between two budgets; asked only if a study names it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def mean(
     flops: float,
     from_flops: float | None = None,
 ) -> Finding:
-    """A measure at the end of a budget, or what it gains from a smaller one; t-interval over replicates.
+    """A measure at the end of a budget, or its gain from a smaller one; t-interval over replicates.
 
-    Verdict `incomplete` where a replicate ended without a value: nobody knows what it would have added to the mean.
+    Verdict `incomplete` if a replicate ended without a value: its share in the mean is unknown.
     """
     level = results.levels.index(n_tasks)
     cube = _cube(results, measure, condition, skill)

@@ -16,7 +16,7 @@ from orchestrator.stats import replicates, survival
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every shown skill at every number of tasks; other skills than the headline only where they are defined."""
+    """Every shown skill at every number of tasks. Skills other than the headline must be defined there."""
     skills = results.study.shown_skills
     for condition in results.study.lines:
         for skill in skills:
@@ -27,14 +27,14 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Finding:
-    """Compute to skill in training FLOPs; verdict `missing` where ability was never defined.
+    """Compute to skill in training FLOPs; verdict `missing` if ability was never defined.
 
     A replicate whose training run diverged or failed is not there from then on. A replicate that is still training is
-    not judged beyond its last evaluation. `at_ends`: only the ends of the budgets count, which is all there is where
-    the model's size follows the budget.
+    not judged beyond its last evaluation. `at_ends`: only the ends of the budgets count. This is the only choice if the
+    model's size follows the budget.
     """
     looks = looks_of(results, condition, skill, n_tasks, at_ends)
-    at_95, p = stats.Boundary(None, None, (), "missing", 0), None
+    at_95, p = stats.Boundary(None, None, (), "missing"), None
     if looks is not None:
         at_95 = stats.boundary(looks.flops, looks.values, "rising", CONFIDENCE)
         p = boundary_p(looks.values, at_95.verdict, "rising")
@@ -72,7 +72,7 @@ class Looks(NamedTuple):
 
 
 def looks_of(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Looks | None:
-    """The evaluations along the training runs; None where ability was never defined."""
+    """The evaluations along the training runs; None if ability was never defined."""
     at_ends = at_ends or results.study.grows(condition)
     read = _at_ends if at_ends else _along
     key = ("looks", condition, skill, str(n_tasks), str(at_ends))
@@ -105,7 +105,7 @@ def _along(results: Results, condition: str, skill: str, n_tasks: int) -> Looks 
 
 
 def curve(results: Results, condition: str, skill: str, n_tasks: int) -> survival.KaplanMeier | None:
-    """Kaplan-Meier: the share of replicates that have the skill by then; None where nothing was measured."""
+    """Kaplan-Meier: the share of replicates that have the skill by then; None if nothing was measured."""
     looks = looks_of(results, condition, skill, n_tasks)
     return None if looks is None else survival.kaplan_meier(*looks.onsets, looks.flops, CONFIDENCE)
 

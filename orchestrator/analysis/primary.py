@@ -36,7 +36,7 @@ class PrimaryFinding:
 
     @property
     def doubt(self) -> str:
-        """What a reader should keep in mind; "" where there is nothing."""
+        """A caution for the reader; "" if there is none."""
         n, least = self.finding.n, LEAST[self.claim.what].to_settle
         if self.verdict == "inconclusive" and n < least:
             return f"{least} replicates are the least that could settle it"
@@ -50,7 +50,7 @@ class PrimaryFinding:
 
 
 def examine(results: Results, found: Mapping[str, Finding]) -> PrimaryFinding | None:
-    """The verdict on the primary claim; None where none was declared. found: name -> finding."""
+    """The verdict on the primary claim; None if none was declared. found: name -> finding."""
     claim = results.study.primary
     if claim is None:
         return None
@@ -87,7 +87,7 @@ def judged(claim: Primary, low: float | None, high: float | None) -> Verdict:
 
 
 def asked(results: Results, claim: Primary) -> Finding:
-    """The finding that a claim is about, where no question asks it anyway: means, changes, a crossover in another skill."""
+    """The finding of a claim that no question asks anyway: a mean, a change, a crossover in another skill."""
     study, condition = results.study, condition_of(results.study, claim)
     skill, flops = claim.skill or study.shown_skills[0], claim.compute_flops or study.budgets[-1]
     n_tasks = cast(int, claim.n_tasks)
@@ -117,7 +117,7 @@ def nothing(claim: Primary, condition: str) -> Finding:
 
 
 def name_of(study: Study, primary: Primary | None) -> str | None:
-    """Name of the finding that a claim is about; None where no question asks it for its own sake."""
+    """Name of the finding that a claim is about; None if no question asks it for its own sake."""
     if primary is None:
         return None
     condition = condition_of(study, primary)

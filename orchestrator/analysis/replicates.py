@@ -31,7 +31,7 @@ NEAR = 0.35
 def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
     """k of n replicates with the skill, in the cell whose mean ability is nearest to one half.
 
-    None where no cell is near one half, or no replicate reaches it anywhere. Lost trials count as without the skill. The
+    None if no cell is near one half, or if no replicate reaches it anywhere. Lost trials count as without the skill. The
     interval (Wilson) is corrected for the choice of the cell.
     """
     skill = results.study.shown_skills[0]
@@ -109,7 +109,7 @@ def _noise(results: Results, condition: str, skill: str) -> Finding | None:
 
 
 def _noisiest(levels: list[int], lines: np.ndarray) -> tuple[tuple[int, ...], replicates.Noise] | None:
-    """The numbers of tasks with the most noise, pooled where they are not distinguishable; lines (n_tasks, replicates)."""
+    """The numbers of tasks with the most noise, pooled if they are not distinguishable; lines (n_tasks, replicates)."""
     measured = [(n, line) for n, line in zip(levels, lines, strict=True) if not np.isnan(line).all()]
     top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
     comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]

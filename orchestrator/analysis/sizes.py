@@ -1,4 +1,4 @@
-"""Which model size is best at which compute, where a study has three sizes or more."""
+"""The best model size at each compute, if a study has three sizes or more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What more workers gain: training seconds per second of wall time, between conditions that differ in placement alone."""
+"""The gain from more workers: the speed of training, between conditions that differ in placement alone."""
 
 from __future__ import annotations
 

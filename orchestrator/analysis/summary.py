@@ -14,8 +14,8 @@ COLUMNS = (
     *("question", "condition", "skill", "n_tasks", "compute_flops", "against"),
     *("estimate", "low", "high", "confidence", "n", "p", "adjusted_p", "significance", "verdict", "words"),
 )
-"""Columns of summary.csv. An end of an interval is empty where it is open; `n` counts replicates or pairs of them.
-`significance`: significant, not significant, primary, untested, or empty where nothing is tested."""
+"""Columns of summary.csv. An end of an interval is empty if it is open; `n` counts replicates or pairs of them.
+`significance`: significant, not significant, primary, untested, or empty if nothing is tested."""
 
 
 def rows(found: Findings) -> list[dict[str, Any]]:

@@ -57,17 +57,6 @@ class Boundary(NamedTuple):
     verdict: Literal["crossed", "below", "beyond", "undecided", "missing"]
     """`below`: every replicate is across from the first level on, or comes back to it. `beyond`: none is across at any level.
     `undecided`: some are not across at the last level."""
-    not_monotone: int
-    """Replicates that come back after their first crossing."""
-    last: float | None = None
-    """The last level at which any replicate has a value; None: there is none."""
-    lost_again: int = 0
-    """Replicates across somewhere, and not at their last level."""
-
-    @property
-    def is_told(self) -> bool:
-        """True if the verdict places the boundary: among the levels, below them all or beyond."""
-        return self.verdict in ("crossed", "below", "beyond")
 
 
 # Brackets -----------------------------------------------------------------------------------------------------------
@@ -91,11 +80,10 @@ def _across(table: np.ndarray, direction: Direction) -> np.ndarray:
     return np.where(np.isnan(table), 0, np.where((table >= HALF) == (direction == "rising"), 1, -1))
 
 
-def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(..., L) of +1, -1, 0 -> two indices and a flag for each replicate.
+def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(..., L) of +1, -1, 0 -> two indices for each replicate.
 
-    The first index is the last level before the first crossing (-1: none). From the second on it stays across (L: none). The
-    flag is set if it came back.
+    The first is the last level before the first crossing (-1: none). From the second on it stays across (L: none).
     """
     n_levels = across.shape[-1]
     at = np.arange(n_levels)
@@ -103,7 +91,7 @@ def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low = np.where((across != 0) & (at < first[..., None]), at, -1).max(-1)
     last_short = np.where(across < 0, at, -1).max(-1)
     high = np.where((across > 0) & (at > last_short[..., None]), at, n_levels).min(-1)
-    return low, high, last_short > first
+    return low, high
 
 
 def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Bracket, ...]:
@@ -127,8 +115,8 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
     grid, table = _table(levels, replicates)
     across = _across(table, direction)
     if not across.any():
-        return Boundary(None, None, (), "missing", 0)
-    low, high, back = _hulls(across)
+        return Boundary(None, None, (), "missing")
+    low, high = _hulls(across)
     ever, always = (across > 0).any(-1), high < len(grid)
     verdict: Literal["crossed", "below", "beyond", "undecided"] = "crossed"
     if (~ever & (low >= 0)).all():
@@ -138,8 +126,7 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
     elif not always.all():
         verdict = "undecided"
     ends = _interval(grid, low, high, confidence)
-    last = float(grid[np.flatnonzero(across.any(0))[-1]])
-    return Boundary(*ends, _brackets(grid, low, high), verdict, int(back.sum()), last, int((back & ~always).sum()))
+    return Boundary(*ends, _brackets(grid, low, high), verdict)
 
 
 def _interval(
@@ -437,9 +424,6 @@ class Crossover(NamedTuple):
     shown ahead but not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
     p_value: float | None
     """The smallest 1 - confidence at which a crossing is claimed."""
-    a_ahead: tuple[float, ...]
-    """Levels with A shown ahead, corrected over all levels."""
-    b_ahead: tuple[float, ...]
     ahead_p: float | None = None
     """Two-sided, of "one is ahead throughout": twice the p of A at the last level, or of B at its smallest. None for other
     verdicts."""
@@ -461,13 +445,12 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
         raise ValueError(f"arms of {first.shape} and {second.shape} are not paired")
     gain = second - first  # (R, L), above zero where B is ahead
     if np.isnan(gain).all():
-        return Crossover(None, None, (), "missing", None, (), ())
+        return Crossover(None, None, (), "missing", None)
     p_b, p_a = map(_holm, _tails(gain, len(grid)))
     if np.isnan(p_a).all():
-        return Crossover(None, None, _sign_changes(grid, gain)[0], "undecided", None, (), ())
+        return Crossover(None, None, _sign_changes(grid, gain)[0], "undecided", None)
     alpha = 1 - confidence
     a_at, b_at = np.flatnonzero(p_a < alpha), np.flatnonzero(p_b < alpha)
-    ahead = tuple(grid[a_at].tolist()), tuple(grid[b_at].tolist())
     p_value = _before(p_a, p_b)
     if len(a_at) and len(b_at) and a_at[0] < b_at[-1]:
         window = slice(a_at[0], b_at[-1] + 1)
@@ -478,7 +461,7 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
             last_a = a_at[a_at < b_at[-1]][-1]
             low = low and min(low, float(grid[last_a]))
             high = high and max(high, float(grid[b_at[b_at > last_a][0]]))
-        return Crossover(low, high, brackets, "crosses", p_value, *ahead)
+        return Crossover(low, high, brackets, "crosses", p_value)
     verdict: Literal["a ahead throughout", "b ahead throughout", "no difference shown", "undecided"] = "undecided"
     ahead_p = None
     if not len(a_at) and not len(b_at):
@@ -487,16 +470,16 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
         verdict, ahead_p = "b ahead throughout", min(1.0, 2 * float(np.nanmin(p_b)))
     elif not len(b_at) and a_at[-1] == len(grid) - 1:
         verdict, ahead_p = "a ahead throughout", min(1.0, 2 * float(p_a[-1]))
-    from_a = ahead[0][-1] if ahead[0] and not ahead[1] else None
-    to_b = ahead[1][0] if ahead[1] and not ahead[0] else None
-    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, *ahead, ahead_p)
+    from_a = float(grid[a_at[-1]]) if len(a_at) and not len(b_at) else None
+    to_b = float(grid[b_at[0]]) if len(b_at) and not len(a_at) else None
+    return Crossover(from_a, to_b, _sign_changes(grid, gain)[0], verdict, p_value, ahead_p)
 
 
 def _sign_changes(
     grid: np.ndarray, gain: np.ndarray, confidence: float = 0.95
 ) -> tuple[tuple[Bracket, ...], tuple[float | None, float | None]]:
     """Brackets of the change from at most zero to above it, and the interval over them."""
-    low, high, _ = _hulls(np.where(np.isnan(gain), 0, np.where(gain > 0, 1, -1)))
+    low, high = _hulls(np.where(np.isnan(gain), 0, np.where(gain > 0, 1, -1)))
     return _brackets(grid, low, high), _interval(grid, low, high, confidence)
 
 

@@ -66,15 +66,6 @@ def test_a_bracket_runs_from_the_last_level_before_to_the_level_from_which_it_st
     assert stats.boundary(GRID, [values, beside_it], direction).brackets[0] == expected
 
 
-def test_a_replicate_that_comes_back_is_counted_as_not_monotone() -> None:
-    assert stats.boundary(GRID, [[0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1]], "rising").not_monotone == 1
-    assert stats.boundary(GRID, [[1, 0, 1, 0, 0, None]], "falling").not_monotone == 1
-    assert stats.boundary(GRID, [[1, 1, None, 0, 0, None], [None] * 6], "falling").not_monotone == 0
-
-
-# Boundaries ---------------------------------------------------------------------------------------------------------
-
-
 def test_five_equal_brackets_give_the_bracket() -> None:
     for n in (5, 6, 20):
         same = stats.boundary(GRID, crossing_at(2) * n, "rising")
@@ -180,7 +171,7 @@ def test_a_lost_replicate_stays_in_the_count_and_opens_both_ends_among_few() -> 
 def test_one_replicate_gives_its_bracket_and_none_nothing() -> None:
     assert stats.boundary(GRID, crossing_at(2), "rising")[:2] == (16, 32)
     assert stats.boundary(GRID, [NEVER], "rising")[:2] == (1e12, None)
-    assert stats.boundary(GRID, [], "rising") == (None, None, (), "missing", 0, None, 0)
+    assert stats.boundary(GRID, [], "rising") == (None, None, (), "missing")
 
 
 def test_a_single_level_is_no_scale_to_widen_by() -> None:
@@ -362,7 +353,6 @@ def test_b_overtakes_a_between_the_levels_where_the_sign_changes() -> None:
     found = stats.crossover(COMPUTE, *arms([0, -0.3, -0.3, 0.3, 0.3, 0], 5))
     assert (found.low, found.high, found.verdict) == (4, 8, "crosses")
     assert found.brackets == (Bracket(4, 8),) * 5
-    assert found.a_ahead == (2, 4) and found.b_ahead == (8, 16)
     assert found.p_value is not None and found.p_value < 0.001
 
 

@@ -115,13 +115,13 @@ def falsely_claimed(study: Callable[[Rng, int], Looked], false: tuple[str, ...])
 
 SCENARIOS = (
     Scenario(
-        "nothing is claimed of a lottery below one half",
+        "nothing is claimed of bimodal cells below one half",
         "false claims",
         0.05,
         falsely_claimed(everywhere_less_than_half, NOT_OF_A_MINORITY),
     ),
     Scenario(
-        "nothing but its place is claimed of an onset by lottery",
+        "nothing but its place is claimed of a bimodal onset",
         "false claims",
         0.05,
         falsely_claimed(more_likely_with_tasks, ALWAYS_FALSE),

@@ -7,15 +7,17 @@ scenario plays more than MOST_RUNS of them. Results: docs/statistics.md, "Whole 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import synthetic
 from simulation import Outcome, Scenario
 
-from orchestrator.analysis import claims, emergence, findings
-from orchestrator.analysis.results import Results
 from orchestrator.stats.minimums import MIN_SCALES
+
+if TYPE_CHECKING:  # loaded when a study is played: calibration.py imports this file only for the names of its scenarios
+    import synthetic
+
+    from orchestrator.analysis import claims, emergence
 
 MOST_RUNS = 2000
 Rng = np.random.Generator
@@ -36,6 +38,9 @@ class Looked(NamedTuple):
 
 
 def look(tables: tuple[Any, Any], study: Any) -> Looked:
+    from orchestrator.analysis import claims, emergence, findings
+    from orchestrator.analysis.results import Results
+
     results = Results.of_tables(study, *tables)
     cuts = emergence.cuts(results, study.shown_skills)
     return Looked(claims.correct(findings.looked_at(results, study.shown_skills, cuts), None), cuts)
@@ -54,6 +59,8 @@ def bimodal_study(draw: Rng, replicates: int, share: synthetic.Truth) -> Looked:
 
     `share` (n_tasks, compute_flops, replicate) is the probability.
     """
+    import synthetic
+
     study = synthetic.made_up(**LOTTERY_AXES, replicates=replicates)
 
     def toss(n_tasks: np.ndarray, flops: np.ndarray, replicate: np.ndarray) -> np.ndarray:
@@ -88,6 +95,8 @@ ALIKE_AXES: dict[str, Any] = {
 
 def arms_drawn_alike(draw: Rng, replicates: int) -> Looked:
     """Three arms with onsets of one distribution, normal or of two kinds."""
+    import synthetic
+
     study = synthetic.made_up(**ALIKE_AXES, replicates=replicates)
     truth = synthetic.alike(draw, len(study.axes.arm), replicates, two_kinds=bool(draw.integers(2)))
     return look(synthetic.tables(study, truth, noise=0.02, draw=int(draw.integers(2**31))), study)

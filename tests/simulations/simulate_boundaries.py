@@ -226,20 +226,20 @@ def odd_spreads() -> Iterator[Scenario]:
             yield covering(f"thresholds {shape}, {R} replicates", "long", draw, bound, ratio)
 
 
-def lotteries() -> Iterator[Scenario]:
+def bimodal_cells() -> Iterator[Scenario]:
     for grid, widest in (("quickstart", {3: 3.5, 5: 3.15, 10: 2.4}), ("factor 2", {3: 3.4, 5: 2.3, 10: 2.1})):
         for R, ratio in widest.items():
 
             def draw(rng: Rng, grid: np.ndarray, n: int, R: int = R) -> Tables:
                 return by_lot(rng, grid, R, n, "beside a level")
 
-            yield covering(f"lottery, {grid}, {R} replicates", grid, draw, 0.96, ratio)
+            yield covering(f"bimodal cells, {grid}, {R} replicates", grid, draw, 0.96, ratio)
     for R, chance, longest in ((3, 0.55, None), (5, 0.55, None), (10, 0.55, None), (10, 0.75, None), (20, 0.75, 1.9)):
 
         def stays(rng: Rng, grid: np.ndarray, n: int, R: int = R, chance: float = chance) -> Tables:
             return unsettled(rng, grid, R, n, chance)
 
-        yield covering(f"lottery that stays at {chance:g}, {R} replicates", "factor 2", stays, widest=longest)
+        yield covering(f"bimodal cells that stay at {chance:g}, {R} replicates", "factor 2", stays, widest=longest)
 
 
 def with_gaps() -> Iterator[Scenario]:
@@ -309,11 +309,11 @@ def unequal(rng: Rng, shape: tuple[int, int, int]) -> np.ndarray:
 def monotonicity() -> Iterator[Scenario]:
     nulls: dict[str, Values] = {
         "flat, unequal spreads": unequal,
-        "lottery, the same at each level": lambda rng, shape: bimodal(rng, shape, np.array(0.5)),
-        "lottery at three levels, then settled": lambda rng, shape: bimodal(
+        "bimodal, the same at each level": lambda rng, shape: bimodal(rng, shape, np.array(0.5)),
+        "bimodal at three levels, then settled": lambda rng, shape: bimodal(
             rng, shape, np.array([0, 0.5, 0.5, 0.5, 1, 1])
         ),
-        "rising lottery": lambda rng, shape: bimodal(rng, shape, np.linspace(0.05, 0.95, shape[2]), 0.0001),
+        "bimodal, rising": lambda rng, shape: bimodal(rng, shape, np.linspace(0.05, 0.95, shape[2]), 0.0001),
     }
     for name, draw in nulls.items():
         for R in (3, 5)[: 1 + (name == "flat, unequal spreads")]:  # the fewer bimodal replicates, the worse
@@ -506,7 +506,7 @@ def crossovers() -> Iterator[Scenario]:
         for name, draw in (("alike, onset times", onsets), ("A ahead at first, then alike", ahead_at_first)):
             yield Scenario(f"crossover: {name}, {R} replicates", "false claims", 0.05, falsely_crossed(draw, R))
     for name, draw in (
-        ("alike by lot", alike_by_lot),
+        ("alike and bimodal", alike_by_lot),
         ("A always ahead", ahead_always),
         ("B always ahead", reversed_arms),
     ):
@@ -528,7 +528,7 @@ def crossovers() -> Iterator[Scenario]:
         (5, 0.92),
         (10, 0.95),
     ):  # three replicates can agree by chance
-        yield Scenario(f"crossover: by lot, {R} replicates", "coverage", bound, crossing_at_once(R, True))
+        yield Scenario(f"crossover: bimodal, {R} replicates", "coverage", bound, crossing_at_once(R, True))
     for R, bound in ((3, 0.5), (5, 0.9)):
         yield Scenario(
             f"crossover: found, spread of half a step, {R} replicates",
@@ -669,7 +669,7 @@ BOUNDARIES = (
     *agreeing(),
     *at_the_ends(),
     *odd_spreads(),
-    *lotteries(),
+    *bimodal_cells(),
     *with_gaps(),
     *invented(),
     *monotonicity(),

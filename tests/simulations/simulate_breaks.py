@@ -265,7 +265,7 @@ SCENARIOS = (
     Scenario("noise is no movement", "false claims", 0.05, moved(DEALT)),
     Scenario("a straight line is straight", "false claims", 0.05, bent(LINE, Design(3, 8))),
     Scenario("bistable cells are no break", "false claims", 0.05, said("break", logistic(3), bistable_cells, FEW)),
-    Scenario("a lottery of jumps is no break", "false claims", 0.05, said("break", logistic(3), jumping_apart, FEW)),
+    Scenario("jumps at places of their own are no break", "false claims", 0.05, said("break", logistic(3), jumping_apart, FEW)),
     Scenario("noise amid the transition is no break", "false claims", 0.05, said("break", logistic(3), loud_in_the_middle)),
     Scenario("wandering replicates are no break", "false claims", 0.02, said("break", LINE, wandering)),
     Scenario("a wandering transition is no break", "false claims", 0.02, said("break", logistic(3), wandering)),

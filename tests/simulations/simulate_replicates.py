@@ -336,7 +336,7 @@ COMPARE = (
     ),
     *(
         Scenario(
-            f"compare: {how}, {n} of lotteries of {p_a} and {p_b} (measured)",
+            f"compare: {how}, {n} bimodal of {p_a} and {p_b} (measured)",
             "coverage",
             0.0,
             difference_covered(how, bimodal(1 - p_a, 0.05), bimodal(1 - p_b, 0.05), 0.85 * (p_a - p_b), n, n),
@@ -347,7 +347,7 @@ COMPARE = (
     ),
     *(
         Scenario(
-            f"compare: unpaired, {n} of a lottery of {p} and of a steady arm (measured)",
+            f"compare: unpaired, {n} bimodal of {p} and a steady arm (measured)",
             "coverage",
             0.0,
             difference_covered("unpaired", bimodal(1 - p, 0.05), normal(0.1, 0.05), 0.85 * p, n, n),
@@ -357,7 +357,7 @@ COMPARE = (
     ),
     *(
         Scenario(
-            f"compare: interval misses undoubted, {n} of lotteries of {p_a} and {p_b} (measured)",
+            f"compare: interval misses undoubted, {n} bimodal of {p_a} and {p_b} (measured)",
             "power",
             0.0,
             missed_undoubted(bimodal(1 - p_a, 0.05), bimodal(1 - p_b, 0.05), 0.85 * (p_a - p_b), n),
@@ -369,7 +369,7 @@ COMPARE = (
         Scenario(f"compare: {n} normal values pass for two levels", "false claims", 0.07, doubted(normal(0, 1), n))
         for n in (5, 10, 20)
     ),
-    Scenario("compare: 10 values of a lottery are doubted", "power", 0.95, doubted(bimodal(0.5, 0.05), 10)),
+    Scenario("compare: 10 bimodal values are doubted", "power", 0.95, doubted(bimodal(0.5, 0.05), 10)),
 )
 
 SCENARIOS: tuple[Scenario, ...] = (*NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

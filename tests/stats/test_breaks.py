@@ -206,8 +206,8 @@ def test_noise_alone_does_not_move() -> None:
 
 
 def test_replicates_that_jump_each_at_its_own_place_leave_it_open() -> None:
-    lottery = (np.arange(10) >= np.array([[2], [4], [5], [7], [8]])).astype(float)
-    found = [find_break(U, lottery + 0.001 * stream("test breaks", k).standard_normal((5, 10))) for k in range(20)]
+    apart = (np.arange(10) >= np.array([[2], [4], [5], [7], [8]])).astype(float)
+    found = [find_break(U, apart + 0.001 * stream("test breaks", k).standard_normal((5, 10))) for k in range(20)]
     assert all(b.verdict == "undecided" and b.moves for b in found)
 
 

@@ -105,10 +105,10 @@ def test_an_arm_without_spread_is_doubted_and_the_other_one_carries_the_interval
 
 def test_bimodal_and_few_replicates_are_doubted_and_steady_arms_are_not() -> None:
     calm = [0.5, 0.52, 0.55, 0.47, 0.51, 0.49]
-    lottery = [0.1, 0.95, 0.12, 0.93, 0.96, 0.11]
-    by = {name: differences.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("lottery", lottery))}
+    bimodal = [0.1, 0.95, 0.12, 0.93, 0.96, 0.11]
+    by = {name: differences.welch_difference(arm, calm) for name, arm in (("calm", calm[::-1]), ("bimodal", bimodal))}
     assert by["calm"] is not None and not by["calm"].doubts
-    assert by["lottery"] is not None and by["lottery"].doubts == ("two levels",)
+    assert by["bimodal"] is not None and by["bimodal"].doubts == ("two levels",)
     few = differences.welch_difference(calm[:4], calm)
     assert few is not None and few.doubts == ("few",)
 

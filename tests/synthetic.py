@@ -249,10 +249,10 @@ def _runs(study: Study) -> list[dict[str, Any]]:
 
 
 def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Table]:
-    """`results` and `runs` of a study with variants, each with its own ability: line -> truth."""
+    """`results` and `runs` of a study with variants, each with its own ability: condition -> truth."""
     parts = []
-    for line, truth in truths.items():
-        arm, variant = study.lines[line]
+    for condition, truth in truths.items():
+        arm, variant = study.conditions[condition]
         alone = study.model_copy(update={"axes": study.axes.model_copy(update={"arm": (arm,), "variant": {}})})
         results, runs = tables(alone, truth, noise=0.0)
         names = pa.array([variant] * results.num_rows), [variant] * runs.num_rows

@@ -19,6 +19,7 @@ from orchestrator.formatting import factor, number
 from orchestrator.stats import differences
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.intervals import by_chance
+from orchestrator.study.claimed import claimed_condition
 from orchestrator.study.pairs import pairs_of
 
 
@@ -53,7 +54,7 @@ def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
     claim = results.study.primary
     if claim is None or claim.what != "crossover":
         return a, b
-    first = claim.arm or next(iter(results.study.lines))
+    first = claimed_condition(results.study, claim)
     return (b, a) if (first, claim.against) == (b, a) else (a, b)
 
 
@@ -61,7 +62,7 @@ def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
     claim = results.study.primary
     if claim is None or claim.what != "crossover" or claim.n_tasks != n_tasks:
         return False
-    return (claim.arm or next(iter(results.study.lines)), claim.against) == (a.condition, b.condition)
+    return (claimed_condition(results.study, claim), claim.against) == (a.condition, b.condition)
 
 
 # Tasks --------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ LETTER: dict[Measure, str] = {"ability": "A", "memory": "M"}
 
 def ask(results: Results) -> Iterator[Finding]:
     """K_A of every shown skill and K_M at every budget, and the drift of each."""
-    for condition in results.study.lines:
+    for condition in results.study.conditions:
         for measure, skill in measures(results):
             yield from boundaries(results, measure, condition, skill)
             if len(results.budgets) > 1:

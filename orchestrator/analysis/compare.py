@@ -78,8 +78,10 @@ def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comp
     levels = [n for n in a.results.levels if n in b.results.levels]
     budgets = [c for c in a.results.budgets if c in b.results.budgets]
     _refuse_nothing_in_common(a, b, skills, levels, budgets)
-    shared = [name for name in a.study.lines if name in b.study.lines]
-    pairs = tuple((name, name) for name in shared) or ((next(iter(a.study.lines)), next(iter(b.study.lines))),)
+    shared = [name for name in a.study.conditions if name in b.study.conditions]
+    pairs = tuple((name, name) for name in shared) or (
+        (next(iter(a.study.conditions)), next(iter(b.study.conditions))),
+    )
     paired = all(a.study.family_of(one) == b.study.family_of(other) for one, other in pairs)
     shell = Comparison(
         a=a,
@@ -312,7 +314,7 @@ def left_out(of: Comparison) -> list[str]:
     said = []
     for side, (mine, other) in enumerate(((of.a, of.b), (of.b, of.a))):
         own = mine.study
-        conditions = [name for name in own.lines if name not in {pair[side] for pair in of.pairs}]
+        conditions = [name for name in own.conditions if name not in {pair[side] for pair in of.pairs}]
         skills = [skill for skill in own.shown_skills if skill not in of.skills]
         levels = [number(n) for n in mine.results.levels if n not in other.results.levels]
         budgets = [number(c) for c in mine.results.budgets if c not in other.results.budgets]

@@ -21,7 +21,7 @@ def ask(results: Results) -> Iterator[Finding]:
     Their p-values are corrected among themselves. Along compute a negative ability counts as 0: a model that knows
     nothing and grows more certain of it loses no skill.
     """
-    found = [one for condition in results.study.lines for one in _of_condition(results, condition)]
+    found = [one for condition in results.study.conditions for one in _of_condition(results, condition)]
     claims = multiplicity.adjust([one.p for one in found]).claims
     for one, claim in zip(found, claims, strict=True):
         significant = claim.adjusted_p is not None and claim.adjusted_p < FALSE_SHARE

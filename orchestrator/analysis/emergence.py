@@ -20,7 +20,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
     Along compute the training run is read at its constant rate: the decay at the end would look like a break.
     """
-    for condition in results.study.lines:
+    for condition in results.study.conditions:
         for skill in results.study.shown_skills:
             split = split_of(results, skill)
             if (condition, skill, split) not in results.groups():

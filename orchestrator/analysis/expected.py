@@ -24,7 +24,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 def _beside(results: Results, expected: Expected, i: int) -> Finding:
     study, cell = results.study, expected.cell
-    condition, flops = cell.arm or next(iter(study.lines)), cell.compute_flops or study.budgets[-1]
+    condition, flops = cell.arm or next(iter(study.conditions)), cell.compute_flops or study.budgets[-1]
     values = _values(results, expected, condition, flops)
     known = [v for v in values if v is not None]
     complete = known if len(known) == len(values) else []

@@ -126,7 +126,7 @@ def capitalised(clause: str) -> str:
 
 def in_condition(results: Results, condition: str) -> str:
     """The condition in parentheses if a study has several; else nothing."""
-    return f" ({condition})" if len(results.study.lines) > 1 else ""
+    return f" ({condition})" if len(results.study.conditions) > 1 else ""
 
 
 def between(low: float | None, high: float | None, unit: str) -> str:

@@ -18,7 +18,7 @@ from orchestrator.stats import replicates, survival
 def ask(results: Results) -> Iterator[Finding]:
     """Every shown skill at every number of tasks. Skills other than the headline must be defined there."""
     skills = results.study.shown_skills
-    for condition in results.study.lines:
+    for condition in results.study.conditions:
         for skill in skills:
             for n in results.levels:
                 one = onset(results, condition, skill, n)

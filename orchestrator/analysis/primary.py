@@ -12,7 +12,7 @@ from orchestrator.analysis.finding import CONFIDENCE, Finding, claim_of, claim_o
 from orchestrator.analysis.results import Results
 from orchestrator.stats.minimums import LEAST
 from orchestrator.study.claim import Primary
-from orchestrator.study.claimed import caution, claim_words, condition_of
+from orchestrator.study.claimed import caution, claim_words, claimed_condition
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 
@@ -88,7 +88,7 @@ def judged(claim: Primary, low: float | None, high: float | None) -> Verdict:
 
 def asked(results: Results, claim: Primary) -> Finding:
     """The finding of a claim that no question asks anyway: a mean, a change, a crossover in another skill."""
-    study, condition = results.study, condition_of(results.study, claim)
+    study, condition = results.study, claimed_condition(results.study, claim)
     skill, flops = claim.skill or study.shown_skills[0], claim.compute_flops or study.budgets[-1]
     n_tasks = cast(int, claim.n_tasks)
     if claim.what == "crossover":
@@ -120,7 +120,7 @@ def name_of(study: Study, primary: Primary | None) -> str | None:
     """Name of the finding that a claim is about; None if no question asks it for its own sake."""
     if primary is None:
         return None
-    condition = condition_of(study, primary)
+    condition = claimed_condition(study, primary)
     skill, flops = primary.skill or study.shown_skills[0], primary.compute_flops or study.budgets[-1]
     kind, _, measure = primary.what.partition("_")
     if kind in ("k", "drift"):

@@ -15,10 +15,10 @@ from orchestrator.stats import replicates
 
 def ask(results: Results) -> Iterator[Finding]:
     """The share at the onset of the headline skill, and the noise of every shown skill, for each condition."""
-    for condition in results.study.lines:
+    for condition in results.study.conditions:
         if (share := _share_at_the_onset(results, condition)) is not None:
             yield share
-    for condition in results.study.lines:
+    for condition in results.study.conditions:
         for skill in results.study.shown_skills:
             if (one := _noise(results, condition, skill)) is not None:
                 yield one

@@ -106,13 +106,13 @@ class Results:
                 np.asarray(results.column(name).to_numpy(zero_copy_only=False), float) if here else np.full(n, np.nan)
             )
         words = {}
-        runs = [run | {"arm": study.line_of(run["arm"], run.get("variant") or "")} for run in runs.to_pylist()]
+        runs = [run | {"arm": study.condition_of(run["arm"], run.get("variant") or "")} for run in runs.to_pylist()]
         for name in WORD_COLUMNS:
             column = results.column(name).combine_chunks().dictionary_encode()
             names = np.array([*column.dictionary.to_pylist(), None], object)[:-1]  # of objects, even if empty
             words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)
         if "variant" in results.column_names:
-            words["arm"] = _lines(study, words["arm"], results.column("variant"))
+            words["arm"] = _conditions(study, words["arm"], results.column("variant"))
         return cls(study, numbers, words, runs)
 
     def groups(self) -> set[tuple[str, str, str]]:
@@ -247,8 +247,8 @@ class Results:
         return flops, table
 
 
-def _lines(study: Study, arm: Coded, variant: Any) -> Coded:
-    """Arms and variants as the names of conditions (`Study.lines`)."""
+def _conditions(study: Study, arm: Coded, variant: Any) -> Coded:
+    """Arms and variants as the names of conditions (`Study.conditions`)."""
     names = sorted({v or "" for v in variant.unique().to_pylist()})
     if names in ([], [""]):
         return arm
@@ -257,8 +257,8 @@ def _lines(study: Study, arm: Coded, variant: Any) -> Coded:
     place = np.array([at[v or ""] for v in column.dictionary.to_pylist()], int)
     codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     variants = np.where(codes < 0, at.get("", 0), place[codes])
-    lines = [study.line_of(str(a), v) for a in arm.names for v in names]
-    return Coded(arm.codes * len(names) + variants, np.array([*lines, None], object)[:-1])
+    conditions = [study.condition_of(str(a), v) for a in arm.names for v in names]
+    return Coded(arm.codes * len(names) + variants, np.array([*conditions, None], object)[:-1])
 
 
 def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

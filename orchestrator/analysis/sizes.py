@@ -30,11 +30,11 @@ def ask(results: Results) -> Iterator[Finding]:
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
     """Losses of an arm at equal compute over all sizes, and the best size by a parabola at each budget."""
     study, columns = results.study, []
-    for line, (of_arm, _) in study.lines.items():
+    for condition, (of_arm, _) in study.conditions.items():
         if of_arm != arm:
             continue
-        loss = results.cube("loss_nats", line, skill, split_of(results, skill))[-1]  # (compute, replicates)
-        for trunk, budgets in study.sizes(line):
+        loss = results.cube("loss_nats", condition, skill, split_of(results, skill))[-1]  # (compute, replicates)
+        for trunk, budgets in study.sizes(condition):
             of = loss[[results.budgets.index(c) for c in budgets]]
             compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
             size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))

@@ -19,15 +19,17 @@ def ask(results: Results) -> Iterator[Finding]:
     """
     seconds, workers = _seconds(results)
     for alike in results.study.same_question():
-        ran = [line for line in alike if line in workers]
-        if len({workers[line] for line in ran}) < 2:
+        ran = [condition for condition in alike if condition in workers]
+        if len({workers[condition] for condition in ran}) < 2:
             continue
-        base = min(ran, key=lambda line: workers[line])
-        speed = {line: {at: flops / s for at, (flops, s) in seconds[line].items()} for line in ran}
-        for line in ran:
-            if line != base:
-                ratios = [math.log(speed[line][at] / speed[base][at]) for at in speed[line] if at in speed[base]]
-                yield _speed(line, base, workers[line], workers[base], ratios)
+        base = min(ran, key=lambda condition: workers[condition])
+        speed = {condition: {at: flops / s for at, (flops, s) in seconds[condition].items()} for condition in ran}
+        for condition in ran:
+            if condition != base:
+                ratios = [
+                    math.log(speed[condition][at] / speed[base][at]) for at in speed[condition] if at in speed[base]
+                ]
+                yield _speed(condition, base, workers[condition], workers[base], ratios)
 
 
 def _seconds(results: Results) -> tuple[dict[str, dict[tuple[int, int], list[float]]], dict[str, int]]:
@@ -36,10 +38,10 @@ def _seconds(results: Results) -> tuple[dict[str, dict[tuple[int, int], list[flo
     workers: dict[str, int] = {}
     for row in results.runs:
         if row["status"] == "done" and row.get("train_seconds") and row.get("workers"):
-            line = row["arm"]
-            if int(row["workers"]) != workers.setdefault(line, int(row["workers"])):
+            condition = row["arm"]
+            if int(row["workers"]) != workers.setdefault(condition, int(row["workers"])):
                 continue  # a later session ran on other workers: the first trial decides
-            of_trunk = seconds[line][row["n_tasks"], row["replicate"]]
+            of_trunk = seconds[condition][row["n_tasks"], row["replicate"]]
             of_trunk[0] += row["flops_run"]
             of_trunk[1] += row["train_seconds"]
     return seconds, workers

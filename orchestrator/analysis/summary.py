@@ -64,7 +64,7 @@ def description(found: Findings) -> str:
         parts.append(f"Primary claim, {verdict}: {as_markdown(words)}.")
     parts += [as_markdown(one) for one in more(found)]
     skill = found.study.shown_skills[0]
-    for condition in found.study.lines:
+    for condition in found.study.conditions:
         of = in_condition(found.results, condition)
         head = f"| training FLOPs{of} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
         pairs = zip(found.of("K_A", condition, skill), found.of("K_M", condition), strict=True)

@@ -292,7 +292,7 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
 
     With `absent_is_fine` the cluster may not be up yet, as for a plan.
     """
-    line, placement = jobs.widest(study, options)
+    condition, placement = jobs.widest(study, options)
     wide = slots_of(placement, options)
     if options.address != "local":
         from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it
@@ -310,7 +310,7 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
             f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // placement.workers)}"
         )
         raise UsageProblem(
-            f"{study.id}: a trial of {line} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
+            f"{study.id}: a trial of {condition} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
             "it would never start. Give more slots, fewer --workers, or the --address of a cluster"
         )
 

@@ -58,25 +58,25 @@ class Surface:
             trunk = self._trunks.get(event.get("trunk", ""))
             if event["kind"] != "evaluation" or event["on"] == "trunk" or trunk is None:
                 continue
-            line = self.study.line_of(trunk.arm, trunk.variant)
+            condition = self.study.condition_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
             row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
             if row:
-                cell = self.cells.setdefault((line, trunk.n_tasks, float(event["on"])), {})
+                cell = self.cells.setdefault((condition, trunk.n_tasks, float(event["on"])), {})
                 cell[trunk.replicate] = of_rows(self.measure, [row], self.ability_of)[0]
 
     def render(self) -> RenderableType:
-        """Rows are numbers of tasks, columns are budgets; one block per arm."""
+        """Rows are numbers of tasks, columns are budgets; one block per condition."""
         blocks: list[RenderableType] = []
-        for arm in self.study.lines:
-            of_arm = f", arm {arm}" if len(self.study.lines) > 1 else ""
-            blocks.append(styled((f"{self.title}{of_arm}; columns: training FLOPs", "bold")))
+        for condition in self.study.conditions:
+            which = f", {condition}" if len(self.study.conditions) > 1 else ""
+            blocks.append(styled((f"{self.title}{which}; columns: training FLOPs", "bold")))
             table = Table(box=None, padding=(0, 1))
             table.add_column("tasks", justify="right")
             for flops in self.study.budgets:
                 table.add_column(f"{number(flops)}", justify="center")
             for n_tasks in sorted(self.study.axes.n_tasks, reverse=True):
-                table.add_row(number(n_tasks), *(self._cell(arm, n_tasks, c) for c in self.study.budgets))
+                table.add_row(number(n_tasks), *(self._cell(condition, n_tasks, c) for c in self.study.budgets))
             blocks.append(table)
         if legend := self._legend():
             blocks.append(styled((legend, "dim")))
@@ -85,15 +85,15 @@ class Surface:
     def _legend(self) -> str:
         n = self.study.axes.replicates
         known = [len(values) for values in self.cells.values()]
-        cells = len(self.study.lines) * len(self.study.axes.n_tasks) * len(self.study.budgets)
+        cells = len(self.study.conditions) * len(self.study.axes.n_tasks) * len(self.study.budgets)
         marks = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
         marks += ["·: none has ended yet"] if len(known) < cells else []
         undefined = any(set(values.values()) == {None} for values in self.cells.values())
         marks += [f"—: {self.measure} is not defined"] if undefined else []
         return "; ".join(marks)
 
-    def _cell(self, arm: str, n_tasks: int, flops: float) -> Text:
-        values = self.cells.get((arm, n_tasks, flops), {})
+    def _cell(self, condition: str, n_tasks: int, flops: float) -> Text:
+        values = self.cells.get((condition, n_tasks, flops), {})
         if not values:
             return Text("  ·   ", style="dim")
         defined = [value for value in values.values() if value is not None]

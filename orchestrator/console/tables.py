@@ -82,13 +82,13 @@ def _time_words(todo: price.Plan, slots_known: str) -> str:
 def _places(todo: price.Plan) -> list[tuple[str, str]]:
     """Placement of the trials and its reasons, except for the simple case of one worker and its whole batch."""
     rows = []
-    for line, key in todo.study.lines.items():
+    for condition, key in todo.study.conditions.items():
         placements = {job.trunk.size: job.placement for job in todo.jobs if (job.trunk.arm, job.trunk.variant) == key}
         for size, (workers, fit, _) in placements.items():
             if fit is None:
                 continue
             if todo.options.gpu_bytes or workers > 1 or fit.zero_stage or fit.accumulation > 1 or fit.recompute:
-                which = " ".join([*([line] if len(todo.study.lines) > 1 else []), *([size] if size else [])])
+                which = " ".join([*([condition] if len(todo.study.conditions) > 1 else []), *([size] if size else [])])
                 rows.append(("place", f"{which}{': ' if which else ''}{times(workers, 'worker')} a trial; {fit.why}"))
     return rows
 
@@ -96,14 +96,14 @@ def _places(todo: price.Plan) -> list[tuple[str, str]]:
 def shape_rows(study: Study) -> list[tuple[str, str]]:
     """Rows of the plan with models and budgets; equal rows of several conditions are merged under their names."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for line in study.lines:
-        for trunk, budgets in study.sizes(line):
+    for condition in study.conditions:
+        for trunk, budgets in study.sizes(condition):
             steps = ", ".join(f"{number(b)} = {budget.steps_of(trunk, b).end:,}" for b in budgets)
-            name = f"{line} {trunk.size}".rstrip()
+            name = f"{condition} {trunk.size}".rstrip()
             alike.setdefault((model_words(trunk), f"{steps} steps"), []).append(name)
     rows = []
-    for (model, steps), lines in alike.items():
-        which = f"{', '.join(lines)}: " if len(alike) > 1 else ""
+    for (model, steps), conditions in alike.items():
+        which = f"{', '.join(conditions)}: " if len(alike) > 1 else ""
         rows += [("model", f"{which}{model}"), ("budgets", f"{which}{steps}")]
     return rows
 

@@ -35,7 +35,9 @@ class Job(NamedTuple):
 def widest(study: Study, options: Options) -> tuple[str, Placement]:
     """The condition whose trials take most workers, and their placement. Raises StudyError if a trial cannot be placed."""
     placements = [
-        (line, placement_of(study, line, trunk, options)) for line in study.lines for trunk, _ in study.sizes(line)
+        (condition, placement_of(study, condition, trunk, options))
+        for condition in study.conditions
+        for trunk, _ in study.sizes(condition)
     ]
     return max(placements, key=lambda pair: pair[1].workers)
 
@@ -48,9 +50,9 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
     Raises StudyError if a trial cannot be placed on the workers.
     """
     placements = {
-        (*study.lines[line], trunk.size): placement_of(study, line, trunk, options)
-        for line in study.lines
-        for trunk, _ in study.sizes(line)
+        (*study.conditions[condition], trunk.size): placement_of(study, condition, trunk, options)
+        for condition in study.conditions
+        for trunk, _ in study.sizes(condition)
     }
     ended = _ended(state)
     found = []
@@ -72,13 +74,13 @@ def owes(study: Study, state: State) -> bool:
     return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
-def placement_of(study: Study, line: str, trunk: TrunkSpec, options: Options) -> Placement:
+def placement_of(study: Study, condition: str, trunk: TrunkSpec, options: Options) -> Placement:
     """Place a trunk of a condition on workers, and fit it to a device's memory if that is known. All trunks of this
     condition and size are placed alike.
 
     Raises StudyError with the arithmetic if nothing fits, or if the batch cannot be divided.
     """
-    asked = study.fitting(line)
+    asked = study.fitting(condition)
     given = {name: getattr(asked, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
     room = options.gpu_bytes if options.device == "cuda" else None
     most = min(options.n_gpus or trunk.training.batch_size, trunk.training.batch_size)
@@ -89,7 +91,7 @@ def placement_of(study: Study, line: str, trunk: TrunkSpec, options: Options) ->
         part = room // options.slots_per_gpu if room and workers == 1 else room  # one-worker trunks share a GPU
         fit = memory.fit(trunk, workers, part, **given)
     except ValueError as problem:
-        raise StudyError(f"{study.id}: {line}: {source}: {problem}") from None
+        raise StudyError(f"{study.id}: {condition}: {source}: {problem}") from None
     large = budget.shape_of(trunk).n_parameters >= COMPILED_PARAMETERS
     pays = options.device == "cuda" and large and fit.zero_stage < 3
     return Placement(workers, fit, pays if asked.compiled is None else asked.compiled)

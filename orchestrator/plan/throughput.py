@@ -19,9 +19,9 @@ from trainers import budget
 def shape_key(study: Study, device: str) -> str:
     """A hash of everything that throughput depends on: machine, device, model, batch, sequence length."""
     facts = []
-    for line, (arm, _) in study.lines.items():
-        family = study.family_of(line)
-        for trunk, _ in study.sizes(line):
+    for condition, (arm, _) in study.conditions.items():
+        family = study.family_of(condition)
+        for trunk, _ in study.sizes(condition):
             facts.append([trunk.model.model_dump(), trunk.training.batch_size, family.vocab_size, family.length(arm)])
     # All cores of the machine, not only the usable ones, because they identify the machine.
     text = json.dumps([platform.machine(), cpu_name(), os.cpu_count(), device, facts], sort_keys=True)

@@ -389,7 +389,7 @@ def axes_words(study: Study) -> dict[str, str]:
         "n_tasks": ", ".join(number(n) for n in sorted(study.axes.n_tasks)),
         "compute_flops": ", ".join(number(c) for c in study.budgets),
         "replicates": str(study.axes.replicates),
-        "arms": ", ".join(study.lines),
+        "arms": ", ".join(study.conditions),
     }
 
 

@@ -66,7 +66,7 @@ def _surfaces(found: Comparison, pair: Pair) -> list[Panel]:
 def _side(found: Comparison, of: Findings, condition: str) -> Panel:
     shown = surface.shown_of(of, "ability", condition, found.skill)
     cells, edges = surface.cells_of(of, shown), surface.edges_of(of, condition, found.skill)
-    title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.lines) > 1 else "")
+    title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.conditions) > 1 else "")
     return surface.panel(
         (of.results.levels, of.study.budgets), shown, cells, edges, page.NARROW, title=title, labelled=True
     )

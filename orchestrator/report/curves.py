@@ -390,11 +390,11 @@ def generalists(found: Findings) -> Figure | None:
         for p in titles
     }
     bounds = bounds_of_runs([run for many in runs.values() for run in many])
-    spans = span_of(found, [line for p in titles for line in p[:2]])
+    spans = span_of(found, [condition for p in titles for condition in p[:2]])
     panels = [along(runs[p], title, what, bounds, spans, found.study.budgets) for p, title in titles.items()]
     parts = []
     for pair in list(titles)[:PANELS]:
-        ends = [found.results.cube(measure, line, pair.domain, "held_out")[-1, -1] for line in pair[:2]]
+        ends = [found.results.cube(measure, condition, pair.domain, "held_out")[-1, -1] for condition in pair[:2]]
         of = [decimal(float(means(end))) for end in ends]
         parts.append(f"{of[0]} against {of[1]} in {pair.domain}")
     return Figure(
@@ -470,7 +470,7 @@ def compute_to_skill(found: Findings) -> Figure | None:
 
 def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
     drawing = Drawing(WIDTH + 22, 190)
-    axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.lines), (-0.03, 1.03))
+    axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.conditions), (-0.03, 1.03))
     axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")
     compute_ticks(axes, found.study.budgets)
     end = axes.across[1]

@@ -114,7 +114,7 @@ def _contents(
         "views": views,
         "measures": MEASURES,
         "hero": _first_screen(found, views),
-        "several": len(study.lines) > 1,
+        "several": len(study.conditions) > 1,
         "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
         "replicates": times(study.axes.replicates, "replicate"),
@@ -149,7 +149,7 @@ def _progress(found: Findings) -> str:
 def _lines(found: Findings) -> set[str]:
     """The lines that the surfaces have, for their legend."""
     first, _ = _conditions(found)
-    edges = [edge for c in found.study.lines for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
+    edges = [edge for c in found.study.conditions for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
     return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
 
 
@@ -187,7 +187,7 @@ def _views(found: Findings) -> list[View]:
                         those,
                         edges[one.condition],
                         pixels,
-                        title=one.condition if len(found.study.lines) > 1 else "",
+                        title=one.condition if len(found.study.conditions) > 1 else "",
                         note=_absence(found, one.condition, edges[one.condition]),
                         labelled=any(edges.values()),
                     )
@@ -248,7 +248,7 @@ def _skills(found: Findings) -> Figure | None:
             cells = surface.cells_of(found, shown)
             if surface.has_values(cells):
                 edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
-                title = skill + (f", {condition}" if len(found.study.lines) > 1 else "")
+                title = skill + (f", {condition}" if len(found.study.conditions) > 1 else "")
                 note = cast(Family, found.study.family).skills.get(skill, "")
                 panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, 30, title, note, labelled=True))
     sentence = "Ability by number of tasks and compute, on the scale of the first surface."

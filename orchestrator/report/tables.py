@@ -155,9 +155,9 @@ def counts(found: Findings) -> list[str]:
 
 def successes(found: Findings) -> Table | None:
     """k of n replicates with half of the rule at the end of each budget, with Wilson's interval of the share."""
-    several, rows = len(found.study.lines) > 1, []
+    several, rows = len(found.study.conditions) > 1, []
     skill = found.study.shown_skills[0]
-    for condition in found.study.lines:
+    for condition in found.study.conditions:
         for n in found.results.levels:
             if made := dict(onsets.successes(found.results, condition, skill, n)):
                 cells = [
@@ -180,7 +180,7 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
     study, results = found.study, found.results
     levels = {n: i for i, n in enumerate(results.levels)}
     budgets = {c: i for i, c in enumerate(results.budgets)}
-    several = len(study.lines) > 1
+    several = len(study.conditions) > 1
     cubes: dict[tuple[str, str], Any] = {}
     rows = []
     for run in found.runs:
@@ -314,9 +314,12 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         ("replicates", str(axes.replicates)),
     ]
     models = [
-        (f"{line} at {', '.join(number(b) for b in budgets)} FLOPs" if trunk.size else line, model_words(trunk))
-        for line in study.lines
-        for trunk, budgets in study.sizes(line)
+        (
+            f"{condition} at {', '.join(number(b) for b in budgets)} FLOPs" if trunk.size else condition,
+            model_words(trunk),
+        )
+        for condition in study.conditions
+        for trunk, budgets in study.sizes(condition)
     ]
     return [("axes", crossed), *groups, ("models", models)]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.study.claim import RETIRED_QUANTITY, RETIRED_VERDICT, Primary
+from orchestrator.study.claimed import claimed_condition
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -97,8 +98,8 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     axes = study.axes
     for key, allowed in (
-        ("arm", tuple(study.lines)),
-        ("against", tuple(study.lines)),
+        ("arm", tuple(study.conditions)),
+        ("against", tuple(study.conditions)),
         ("n_tasks", axes.n_tasks),
         ("compute_flops", axes.compute_flops),
         ("from_flops", axes.compute_flops),
@@ -115,7 +116,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
     """The domains in which a condition has a specialist beside it."""
-    return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == _line(study, claim))
+    return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == claimed_condition(study, claim))
 
 
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
@@ -129,7 +130,7 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
         yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
         those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs_of(study))) or "none"
-        said = f"'overtakes' is of a generalist with specialists beside it; {_line(study, claim)} has none, the study's generalists: {those}"
+        said = f"'overtakes' is of a generalist with specialists beside it; {claimed_condition(study, claim)} has none, the study's generalists: {those}"
         yield ("primary",), said
     if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):
         yield (
@@ -140,9 +141,9 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
         last = claim.compute_flops or max(study.axes.compute_flops)
         if claim.from_flops is None or claim.from_flops >= last:
             yield ("primary",), f"'{claim.what}' is between two budgets; give from_flops, below {number(last)}"
-    if claim.what == "crossover" and len(study.lines) < 2:
+    if claim.what == "crossover" and len(study.conditions) < 2:
         yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
-    elif claim.what == "crossover" and claim.against in (None, _line(study, claim)):
+    elif claim.what == "crossover" and claim.against in (None, claimed_condition(study, claim)):
         yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
 
 
@@ -188,22 +189,18 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
         yield from _boundary_out_of_reach(claim, *_grid(study, family, claim))
 
 
-def looks(study: Study, line: str, last: Literal["end", "branch"]) -> list[float]:
+def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[float]:
     """Training FLOPs of the evaluations on the way to the largest budget: along the trunk, and at its last point.
 
     The last point is the branch point before the decay, or the end after it. If the model's size follows the budget, each
     budget has its last point alone.
     """
-    if study.grows(line):
-        return study.ends(line, last)
-    trunk = study.trunk_of(line)
+    if study.grows(condition):
+        return study.ends(condition, last)
+    trunk = study.trunk_of(condition)
     steps = budget.steps_of(trunk, study.budgets[-1])
     points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}
     return [float(step * budget.flops_per_step(trunk)) for step in sorted(points)]
-
-
-def _line(study: Study, claim: Primary) -> str:
-    return claim.arm or next(iter(study.lines))
 
 
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
@@ -213,7 +210,7 @@ def grid(study: Study, family: Family, claim: Primary) -> list[float]:
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
     if claim.what == "compute_to_skill":
-        return looks(study, _line(study, claim), "end"), "evaluations"
+        return looks(study, claimed_condition(study, claim), "end"), "evaluations"
     if claim.what in OVERTAKING:
         return study.budgets, "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
@@ -228,13 +225,13 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
             f"'emergence' along tasks needs {MIN_SCALES} numbers of tasks, and the study has "
             f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
         )
-    elif claim.n_tasks is not None and study.grows(line := _line(study, claim)):
+    elif claim.n_tasks is not None and study.grows(condition := claimed_condition(study, claim)):
         yield (
             ("primary",),
-            f"'emergence' along compute needs one model, and the size of {line} follows the budget: a break could be a "
+            f"'emergence' along compute needs one model, and the size of {condition} follows the budget: a break could be a "
             "change of size; name a condition of one size",
         )
-    elif claim.n_tasks is not None and (n := len(looks(study, _line(study, claim), "branch"))) < MIN_SCALES:
+    elif claim.n_tasks is not None and (n := len(looks(study, claimed_condition(study, claim), "branch"))) < MIN_SCALES:
         yield (
             ("primary",),
             f"'emergence' along compute needs {MIN_SCALES} evaluations, and a training run has {n} here; raise "

@@ -27,8 +27,8 @@ _IN_FLOPS = ("compute_to_skill", "crossover", "overtakes")
 
 def claim_words(study: Study, claim: Primary) -> str:
     """The claim as a clause. It names its condition where the study has several."""
-    arm, skill = condition_of(study, claim), claim.skill or study.shown_skills[0]
-    of_arm = f" ({arm})" if len(study.lines) > 1 else ""
+    arm, skill = claimed_condition(study, claim), claim.skill or study.shown_skills[0]
+    of_arm = f" ({arm})" if len(study.conditions) > 1 else ""
     names = {
         "skill": skill + of_arm,
         "bare_skill": skill,
@@ -51,9 +51,9 @@ def claim_words(study: Study, claim: Primary) -> str:
     return f"{_QUANTITIES[claim.what].format(**names)} is {asked}{unit}"
 
 
-def condition_of(study: Study, claim: Primary) -> str:
+def claimed_condition(study: Study, claim: Primary) -> str:
     """The condition that a claim is about."""
-    return claim.arm or next(iter(study.lines))
+    return claim.arm or next(iter(study.conditions))
 
 
 def _rivals(claim: Primary) -> str:

@@ -21,14 +21,14 @@ class Pair(NamedTuple):
 
 def pairs_of(study: Study) -> list[Pair]:
     """Every specialist with its generalist, in the study's order; none if the family has no domains."""
-    families = {line: study.family_of(line) for line in study.lines}
+    families = {condition: study.family_of(condition) for condition in study.conditions}
     return [
         Pair(g, s, special.domains[0])
         for g, general in families.items()
         for s, special in families.items()
         if len(special.domains) == 1
         and len(general.domains) > 1
-        and study.lines[g][0] == study.lines[s][0]
+        and study.conditions[g][0] == study.conditions[s][0]
         and _same(special.whole, general)
         and study.settings(g)["model"] == study.settings(s)["model"]
     ]
@@ -44,4 +44,4 @@ def measure_of(study: Study) -> Measure:
 
     That ability counts matches beyond the memoriser's. Every condition has another memoriser, and so another zero.
     """
-    return "exact_match" if study.family_of(next(iter(study.lines))).ability_of == "accuracy" else "ability"
+    return "exact_match" if study.family_of(next(iter(study.conditions))).ability_of == "accuracy" else "ability"

@@ -42,27 +42,28 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
                 ("axes", "arm", i),
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
             )
-    families = {line: study.family_of(line) for line in study.lines}
+    families = {condition: study.family_of(condition) for condition in study.conditions}
     for i, n_tasks in enumerate(axes.n_tasks):
-        for line, of_line in families.items():
-            if n_tasks > of_line.n_tasks_max:
-                which = f" in {line}" if axes.variant else ""
-                each = " in each domain" if of_line.domains else ""
+        for condition, of_condition in families.items():
+            if n_tasks > of_condition.n_tasks_max:
+                which = f" in {condition}" if axes.variant else ""
+                each = " in each domain" if of_condition.domains else ""
                 problem = (
-                    f"{n_tasks} tasks given, {_name(family)} has {of_line.n_tasks_max:,} for training{each}{which}"
+                    f"{n_tasks} tasks given, {_name(family)} has {of_condition.n_tasks_max:,} for training{each}{which}"
                 )
                 yield ("axes", "n_tasks", i), problem
                 break
     alike: dict[str, str] = {}
-    for line, (_, of) in study.lines.items():
-        settings = {k: v for k, v in study.settings(line).items() if k != "variant"}
-        same = alike.setdefault(repr((settings, study.fitting(line))), line)
-        if same != line:
-            yield ("axes", "variant", of), f"'{line}' has the same settings as '{same}'; remove one"
+    for condition, (_, of) in study.conditions.items():
+        settings = {k: v for k, v in study.settings(condition).items() if k != "variant"}
+        same = alike.setdefault(repr((settings, study.fitting(condition))), condition)
+        if same != condition:
+            yield ("axes", "variant", of), f"'{condition}' has the same settings as '{same}'; remove one"
     objections = {
-        ("axes", "variant", of) if (of := study.lines[line][1]) else ("training",): why
-        for line in study.lines
-        if (why := study.family_of(line).objection(study.settings(line)["training"].task_exponent)) is not None
+        ("axes", "variant", of) if (of := study.conditions[condition][1]) else ("training",): why
+        for condition in study.conditions
+        if (why := study.family_of(condition).objection(study.settings(condition)["training"].task_exponent))
+        is not None
     }
     yield from objections.items()
     for i, skill in enumerate(study.skills):
@@ -76,27 +77,27 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     yield from wrong
-    least = min(of_line.n_tasks_max for of_line in families.values())
+    least = min(of_condition.n_tasks_max for of_condition in families.values())
     if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
-    n_trials = len(study.lines) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
+    n_trials = len(study.conditions) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
     unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: similar conditions have the same problem
-    for line in study.lines:
-        for place, problem in (*_budget_meaning(study, line), *_fitting_meaning(study, line)):
+    for condition in study.conditions:
+        for place, problem in (*_budget_meaning(study, condition), *_fitting_meaning(study, condition)):
             unsound.setdefault(place, problem)
     yield from unsound.items()
     if claim is not None and not wrong and not unsound:  # the claim's reach is known only for sound axes
         yield from primaries.out_of_reach(study, family, claim)
 
 
-def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
-    place, (_, variant) = study.fitting(line), study.lines[line]
+def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    place, (_, variant) = study.fitting(condition), study.conditions[condition]
     where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
     try:
-        shares(study.settings(line)["training"].batch_size, place.workers or 1, place.micro_batch)
+        shares(study.settings(condition)["training"].batch_size, place.workers or 1, place.micro_batch)
     except ValueError as problem:
         yield where, str(problem)
     if place.compiled and place.zero_stage == 3:
@@ -105,11 +106,11 @@ def _fitting_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...],
         yield where, "offload needs a zero_stage of 1, 2 or 3: ZeRO moves only the states that it partitions"
 
 
-def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], str]]:
-    which = f" ({line})" if len(study.lines) > 1 else ""
+def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    which = f" ({condition})" if len(study.conditions) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
-    fixed, stated = study.first_trunk(line)
+    fixed, stated = study.first_trunk(condition)
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
@@ -126,7 +127,7 @@ def _budget_meaning(study: Study, line: str) -> Iterator[tuple[tuple[Any, ...], 
             yield place, f"{flops:g} and {same:g} FLOPs are both {end} steps{which}; keep one"
         seen[trunk.size, end] = flops
         good.append((trunk, flops))
-    warmup = study.settings(line)["training"].warmup_steps
+    warmup = study.settings(condition)["training"].warmup_steps
     for size in {size: None for size, _ in seen}:
         longest = max(end for of, end in seen if of == size)
         if warmup > longest:
@@ -152,7 +153,7 @@ def _expected_meaning(
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
     for key, allowed in (
-        ("arm", tuple(study.lines)),
+        ("arm", tuple(study.conditions)),
         ("n_tasks", study.axes.n_tasks),
         ("compute_flops", study.axes.compute_flops),
         ("skill", tuple(family.skills)),

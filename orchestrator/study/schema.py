@@ -226,15 +226,15 @@ class Study(Record):
         return sorted(self.axes.compute_flops)
 
     @property
-    def lines(self) -> dict[str, tuple[str, str]]:
+    def conditions(self) -> dict[str, tuple[str, str]]:
         """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant.
 
         With a single arm a condition is named by its variant; without variants, by its arm.
         """
         pairs = itertools.product(self.axes.arm, self.axes.variant or [""])
-        return {self.line_of(arm, variant): (arm, variant) for arm, variant in pairs}
+        return {self.condition_of(arm, variant): (arm, variant) for arm, variant in pairs}
 
-    def line_of(self, arm: str, variant: str) -> str:
+    def condition_of(self, arm: str, variant: str) -> str:
         """The name of a condition."""
         return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
 
@@ -243,8 +243,8 @@ class Study(Record):
         axes = self.axes
         cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
-        for line in self.lines:
-            for of, budgets in self.sizes(line):
+        for condition in self.conditions:
+            for of, budgets in self.sizes(condition):
                 found += [(of.model_copy(update={"n_tasks": n, "replicate": r}), budgets) for n, r in cells]
         return found
 
@@ -252,53 +252,53 @@ class Study(Record):
         """Every trunk: conditions x sizes x n_tasks x replicates."""
         return [trunk for trunk, _ in self.carried()]
 
-    def trunk_of(self, line: str, flops: float | None = None) -> TrunkSpec:
+    def trunk_of(self, condition: str, flops: float | None = None) -> TrunkSpec:
         """The first trunk of a condition, at the smallest number of tasks. `flops` selects the size; None: the largest
         budget.
 
         Raises ValueError if a rule gives the size and the budget is too small for any.
         """
-        fixed, stated = self.first_trunk(line)
+        fixed, stated = self.first_trunk(condition)
         return of_size(fixed, stated, size_of(fixed, stated, flops or self.budgets[-1]))
 
-    def first_trunk(self, line: str) -> tuple[TrunkSpec, SizedModel]:
+    def first_trunk(self, condition: str) -> tuple[TrunkSpec, SizedModel]:
         """The first trunk of a condition, and its model as stated. With a rule, the trunk has the default widths."""
-        settings = self.settings(line)
+        settings = self.settings(condition)
         stated = cast(SizedModel, settings.pop("model"))
         return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
 
-    def sizes(self, line: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
+    def sizes(self, condition: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """The models of a condition, each as its first trunk with its budgets, ascending. Most conditions have one.
 
         Raises ValueError as `trunk_of` does.
         """
-        fixed, stated = self.first_trunk(line)
+        fixed, stated = self.first_trunk(condition)
         sizes = itertools.groupby(self.budgets, key=lambda flops: size_of(fixed, stated, flops))
         # More compute never makes a model smaller, so the budgets of one size are adjacent.
         return [(of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
 
-    def grows(self, line: str) -> bool:
+    def grows(self, condition: str) -> bool:
         """Whether the budgets of this condition train models of several sizes, and so share no single training run."""
-        return len(self.sizes(line)) > 1
+        return len(self.sizes(condition)) > 1
 
-    def ends(self, line: str, last: Literal["end", "branch"] = "end") -> list[float]:
+    def ends(self, condition: str, last: Literal["end", "branch"] = "end") -> list[float]:
         """Training FLOPs as spent at the end of each budget of a condition, or at its branch point, ascending."""
         found = []
-        for trunk, budgets in self.sizes(line):
+        for trunk, budgets in self.sizes(condition):
             steps = [budget.steps_of(trunk, flops) for flops in budgets]
             found += [float(getattr(s, last) * budget.flops_per_step(trunk)) for s in steps]
         return found
 
-    def family_of(self, line: str) -> Family:
+    def family_of(self, condition: str) -> Family:
         """The family of a condition."""
-        return cast(Family, self.settings(line)["family"])
+        return cast(Family, self.settings(condition)["family"])
 
     def same_question(self) -> list[list[str]]:
         """Groups of conditions that differ in their place alone; every other condition is a group by itself."""
         alike: dict[str, list[str]] = {}
-        for line in self.lines:
-            asked = {k: v for k, v in self.settings(line).items() if k != "variant"}
-            alike.setdefault(repr(asked), []).append(line)
+        for condition in self.conditions:
+            asked = {k: v for k, v in self.settings(condition).items() if k != "variant"}
+            alike.setdefault(repr(asked), []).append(condition)
         return list(alike.values())
 
     @property
@@ -309,17 +309,17 @@ class Study(Record):
         Pairs that differ in their place alone are left out too.
         """
 
-        def asked(line: str) -> Any:
-            family = self.family_of(line)
+        def asked(condition: str) -> Any:
+            family = self.family_of(condition)
             return family.model_dump(exclude={"domain_shares"}) if family.domains else None
 
-        of_line = {line: asked(line) for line in self.lines}
+        of_condition = {condition: asked(condition) for condition in self.conditions}
         firsts = [alike[0] for alike in self.same_question()]
-        return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_line[a] == of_line[b]]
+        return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_condition[a] == of_condition[b]]
 
-    def settings(self, line: str) -> dict[str, Any]:
+    def settings(self, condition: str) -> dict[str, Any]:
         """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong variant."""
-        arm, variant = self.lines[line]
+        arm, variant = self.conditions[condition]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())
         for part in PARTS:
@@ -327,9 +327,9 @@ class Study(Record):
             shared[part] = with_changes(getattr(self, part), of_arm | getattr(changes, part))
         return shared
 
-    def fitting(self, line: str) -> Fitting:
+    def fitting(self, condition: str) -> Fitting:
         """Placement settings of a condition's trials. Raises pydantic's ValidationError as `settings` does."""
-        variant = self.axes.variant.get(self.lines[line][1], Variant())
+        variant = self.axes.variant.get(self.conditions[condition][1], Variant())
         return cast(Fitting, with_changes(self.place, variant.place))
 
     def trials(self) -> list[TrialSpec]:

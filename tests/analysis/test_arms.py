@@ -104,7 +104,7 @@ def test_conditions_are_paired_by_the_replicates_that_both_have() -> None:
 def test_names_with_a_comma_are_conditions_like_any_other() -> None:
     variants: Any = {"one": {}, "two": {"model": {"n_layers": 3}}}
     study = synthetic.made_up(**(AXES | {"variant": variants}))
-    truths = {line: step(10 if line.startswith("answer") else 500) for line in study.lines}
+    truths = {condition: step(10 if condition.startswith("answer") else 500) for condition in study.conditions}
     found = find(study, *synthetic.of_variants(study, truths))
     significance = {(one.against, one.condition): one.significance for one in found.of("task multiplier")}
     differs = {pair for pair, of in significance.items() if of == "significant"}

@@ -94,7 +94,7 @@ def test_which_findings_are_untested_does_not_depend_on_the_outcome(replicates: 
 def test_a_new_question_is_one_function_and_is_corrected_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(results: Results) -> Iterator[Finding]:
         """Is the skill right more often than one half at the largest number of tasks?"""
-        (condition,) = results.study.lines
+        (condition,) = results.study.conditions
         values = results.cube("accuracy", condition, "recall", "held_out")[-1, -1]
         yield Finding(
             name=claim_of("right", "accuracy", condition, "recall"),

@@ -54,7 +54,7 @@ def tables_of(name: str) -> tuple[Study, Any]:
     axes, statuses, empty = CASES[name]
     study = synthetic.made_up(**axes)
     if study.axes.variant:
-        return study, synthetic.of_variants(study, dict.fromkeys(study.lines, synthetic.rising()))
+        return study, synthetic.of_variants(study, dict.fromkeys(study.conditions, synthetic.rising()))
     tables = synthetic.without(synthetic.tables(study), *empty)
     return study, synthetic.changed(tables, statuses) if statuses else tables
 

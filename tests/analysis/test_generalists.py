@@ -39,18 +39,18 @@ def study_of(variants: dict[str, Any] = VARIANTS, primary: dict[str, Any] | None
 def results_of(
     study: Study, ability: dict[str, list[float]], spread: float = 0.0, lost: tuple[str, int, str] | None = None
 ) -> Results:
-    """Line -> ability at each budget, on every domain. `lost`: a line, a replicate, and how its trials ended."""
+    """Condition -> ability at each budget, on every domain. `lost`: a condition, a replicate, and how its trials ended."""
     rng, results, runs = np.random.default_rng(0), [], []
     for trial in study.trials():
-        line = trial.variant
-        place = {"trial": trial.id, "trunk": trial.trunk.id, "arm": trial.arm, "variant": line}
+        condition = trial.variant
+        place = {"trial": trial.id, "trunk": trial.trunk.id, "arm": trial.arm, "variant": condition}
         place |= {"n_tasks": trial.n_tasks, "compute_flops": trial.compute_flops, "replicate": trial.replicate}
-        status = lost[2] if lost and lost[:2] == (line, trial.replicate) else "done"
+        status = lost[2] if lost and lost[:2] == (condition, trial.replicate) else "done"
         runs.append(place | {"status": status, "steps": 100, "sequences": 6400})
         if status != "done":
             continue
         for d in range(3):
-            level = ability[line][study.budgets.index(trial.compute_flops)] + spread * rng.standard_normal()
+            level = ability[condition][study.budgets.index(trial.compute_flops)] + spread * rng.standard_normal()
             row = {"step": 100, "flops": trial.compute_flops, "phase": "final", "skill": f"domain_{d}"}
             row |= {"split": "held_out", "n": 100_000, "n_correct": round(1e5 * level), "nll_nats": 1.0}
             row |= {"n_sequences": 100_000, "n_exact": round(1e5 * level), "exact_memorizer": 0.0}

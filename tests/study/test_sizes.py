@@ -217,14 +217,14 @@ def test_a_size_that_diverged_is_lost_alone(results: Results) -> None:
     assert curve is not None and curve.steps[-1].reached == 1.0
 
 
-def test_a_line_of_one_size_is_read_along_its_training_run_whatever_rule_gave_it() -> None:
+def test_a_condition_of_one_size_is_read_along_its_training_run_whatever_rule_gave_it() -> None:
     study = synthetic.made_up(model={"tokens_per_parameter": 0.01}, compute_flops=(2e11, 3e11), n_tasks=(4, 64, 1024))
     assert not study.grows("answer") and study.trunk_of("answer").size
     table = Results.of_tables(study, *synthetic.tables(study))
     assert len(table.along("ability", "answer", "recall", "held_out", 64)[0]) > 4
 
 
-def test_two_lines_of_which_one_grows_are_compared_by_the_ends_of_their_budgets() -> None:
+def test_two_conditions_of_which_one_grows_are_compared_by_the_ends_of_their_budgets() -> None:
     """The same truth in both, so no multiple of compute may be told between them."""
     variants = {"fixed": {}, "grown": {"model": {"tokens_per_parameter": 1.0}}}
     study = synthetic.made_up(variant=variants, compute_flops=(2e11, 8e11, 3.2e12), n_tasks=(4, 64, 1024))

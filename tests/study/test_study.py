@@ -460,7 +460,7 @@ def test_an_arm_may_have_a_rate_of_its_own_and_a_variant_goes_before_it(tmp_path
     plain = GOOD.replace("[answer]", "[answer, next_token]")
     tuned = plain.replace("n_tasks:", "training_of_arm: {next_token: {learning_rate: 1e-3}}\n  n_tasks:", 1)
     before, after = load(written(tmp_path, plain)), load(written(tmp_path, tuned))
-    rates = {line: after.trunk_of(line).training.learning_rate for line in after.lines}
+    rates = {condition: after.trunk_of(condition).training.learning_rate for condition in after.conditions}
     assert rates == {"answer": before.training.learning_rate, "next_token": 1e-3}
     same = {a.id for a, b in zip(before.trials(), after.trials(), strict=True) if a.fingerprint() == b.fingerprint()}
     assert same == {trial.id for trial in before.trials() if trial.arm == "answer"}

@@ -44,7 +44,7 @@ def written(folder: Path, text: str) -> str:
 
 def test_variants_are_crossed_with_all_else_and_change_what_they_say(tmp_path: Path) -> None:
     study = load(written(tmp_path, TWO))
-    assert list(study.lines) == ["narrow", "wide"] and len(study.trials()) == 2 * 2 * 2 * 2
+    assert list(study.conditions) == ["narrow", "wide"] and len(study.trials()) == 2 * 2 * 2 * 2
     by_id = {trial.id: trial for trial in study.trials()}
     narrow, wide = by_id["answer/n4/c1e11/r0/narrow"], by_id["answer/n4/c1e11/r0/wide"]
     assert (narrow.model.d_model, wide.model.d_model) == (64, 128) and wide.training.base_d_model == 64
@@ -59,7 +59,7 @@ def test_adding_a_variant_is_no_change_of_the_science_and_changing_one_moves_its
     more = load(
         written(tmp_path, TWO.replace("    narrow: {}\n", "    narrow: {}\n    deep: {model: {n_layers: 3}}\n"))
     )
-    assert study.science() == more.science() and set(study.lines) < set(more.lines)
+    assert study.science() == more.science() and set(study.conditions) < set(more.conditions)
     other = load(written(tmp_path, TWO.replace("d_model: 128", "d_model: 112")))
     assert study.trunk_of("narrow").fingerprint() == other.trunk_of("narrow").fingerprint()
     assert study.trunk_of("wide").fingerprint() != other.trunk_of("wide").fingerprint()
@@ -75,7 +75,7 @@ def test_the_preset_or_depth_of_a_variant_goes_before_the_widths_of_the_study_an
     for model in (stated, named):
         text = TWO.replace("narrow: {}", variants).replace(base, model).replace("[1e11, 4e11]", "[1e12, 4e12]")
         study = load(written(tmp_path, text))
-        of = {line: study.trunk_of(line).model for line in study.lines}
+        of = {condition: study.trunk_of(condition).model for condition in study.conditions}
         assert of["narrow"] == of_depth(1).model_copy(update={"conv_kernel": 4})
         assert of["named"] == PRESETS["0.1m"].model_copy(update={"conv_kernel": 0, "n_heads": 2})
         assert Study.from_record(study.model_dump(mode="json")) == study
@@ -85,8 +85,8 @@ def test_the_preset_or_depth_of_a_variant_goes_before_the_widths_of_the_study_an
 
 def test_lines_are_named_by_what_tells_them_apart() -> None:
     both = synthetic.made_up(arm=("answer", "next_token"), variant={"a": {}, "b": {"model": {"conv_kernel": 2}}})
-    assert list(both.lines) == ["answer, a", "answer, b", "next_token, a", "next_token, b"]
-    assert list(synthetic.made_up(arm=("answer", "next_token")).lines) == ["answer", "next_token"]
+    assert list(both.conditions) == ["answer, a", "answer, b", "next_token, a", "next_token, b"]
+    assert list(synthetic.made_up(arm=("answer", "next_token")).conditions) == ["answer", "next_token"]
 
 
 @pytest.mark.parametrize(
@@ -155,16 +155,16 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
         compute_flops=(4e12, 1.6e13),
         replicates=3,
     )
-    parameters = {line: _size(study, line) for line in study.lines}
+    parameters = {condition: _size(study, condition) for condition in study.conditions}
 
-    def truth(line: str) -> synthetic.Truth:
+    def truth(condition: str) -> synthetic.Truth:
         def ability(n: np.ndarray, c: np.ndarray, r: np.ndarray) -> np.ndarray:
             best = parameters["d64"] * (c / 8e12) ** 0.5
-            return 0.9 - 0.05 * np.log(parameters[line] / best) ** 2
+            return 0.9 - 0.05 * np.log(parameters[condition] / best) ** 2
 
         return ability
 
-    found = of_variant(study, {line: truth(line) for line in study.lines})
+    found = of_variant(study, {condition: truth(condition) for condition in study.conditions})
     assert [one.verdict for one in found.of("best size")] == ["minimum", "minimum"]
     (growth,) = found.of("growth of the best size")
     assert growth.estimate == pytest.approx(0.5, abs=0.05)
@@ -173,8 +173,8 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
     assert best.coefficient * 8e12**growth.estimate == pytest.approx(parameters["d64"], rel=0.1)
 
 
-def _size(study: Study, line: str) -> int:
-    return budget.shape_of(study.trunk_of(line)).n_parameters
+def _size(study: Study, condition: str) -> int:
+    return budget.shape_of(study.trunk_of(condition)).n_parameters
 
 
 def test_the_compute_that_two_variants_need_is_compared_replicate_by_replicate() -> None:

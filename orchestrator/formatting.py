@@ -27,6 +27,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2g}"
 
 
+def rounded(value: float) -> str:
+    """An end of an interval in tasks, FLOPs or parameters: a whole number of three figures."""
+    return number(float(f"{round(value):.3g}") if value >= 1 else value)
+
+
 def figure(value: float | None) -> str:
     """A measured value to three figures, with a true minus sign; an em dash if missing."""
     if value is None or not math.isfinite(value):

@@ -11,7 +11,7 @@ from orchestrator.analysis.boundaries import edge, place_words
 from orchestrator.analysis.finding import Finding, capitalised, count, in_condition
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
-from orchestrator.formatting import number, sure, times
+from orchestrator.formatting import number, rounded, sure, times
 
 MAX_WORDS = 25
 """Words of the sentence."""
@@ -102,8 +102,8 @@ def _onset(found: Findings, condition: str, skill: str) -> Finding | None:
 def _needs(onset: Finding) -> str:
     low, high = onset.ends
     if low is None or high is None:
-        return f"at most {number(high)}" if high is not None else f"more than {number(low or 0.0)}"
-    return f"{number(low)} to {number(high)}"
+        return f"at most {rounded(high)}" if high is not None else f"more than {rounded(low or 0.0)}"
+    return f"{rounded(low)} to {rounded(high)}"
 
 
 def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from scipy import special
 from orchestrator import stats
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, in_condition, remembered
 from orchestrator.analysis.results import Results, surface
-from orchestrator.formatting import factor, number, signed
+from orchestrator.formatting import factor, number, rounded, signed
 from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.minimums import BOUNDARY
 
@@ -205,7 +205,7 @@ def interval_words(one: Finding) -> str:
         return "\u2014"
     if one.verdict in ("beyond", "below"):
         return f"{'above' if one.verdict == 'beyond' else 'below'} {number(edge(one))}"
-    low, high = (None if end is None else number(float(f"{end:.3g}")) for end in one.ends)
+    low, high = (None if end is None else rounded(end) for end in one.ends)
     if low and high:
         return f"{low} to {high}"
     return f"{high} or fewer" if high else f"above {low}" if low else "not settled"

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from orchestrator.analysis.results import Results
-from orchestrator.formatting import number
+from orchestrator.formatting import factor, rounded
 from orchestrator.stats import multiplicity
 from orchestrator.stats.boundaries import Bracket
 
@@ -131,15 +131,12 @@ def in_condition(results: Results, condition: str) -> str:
 
 def between(low: float | None, high: float | None, unit: str) -> str:
     """A range in words: between 64 and 256 tasks, at 64 tasks or fewer, at 1e9 FLOPs or less, above 256 tasks."""
+    write = rounded if unit in ("tasks", "FLOPs", "parameters") else factor
     if low is not None and high is not None:
-        return f"between {_figure(low)} and {_figure(high)} {unit}"
+        return f"between {write(low)} and {write(high)} {unit}"
     if high is not None:
-        return f"at {_figure(high)} {unit} or {'fewer' if unit in ('tasks', 'parameters') else 'less'}"
-    return f"above {_figure(low)} {unit}" if low is not None else f"at an unknown number of {unit}"
-
-
-def _figure(value: float) -> str:
-    return number(float(f"{value:.3g}"))
+        return f"at {write(high)} {unit} or {'fewer' if unit in ('tasks', 'parameters') else 'less'}"
+    return f"above {write(low)} {unit}" if low is not None else f"at an unknown number of {unit}"
 
 
 # Correction ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, no_interval
 from orchestrator.analysis.results import Results, split_of
-from orchestrator.formatting import decimal, number
+from orchestrator.formatting import decimal, number, rounded
 from orchestrator.stats import frontier
 from orchestrator.stats.frontier import MIN_SIZES
 from trainers import budget
@@ -56,9 +56,9 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
     def words(finding: Finding) -> str:
         if one.verdict == "minimum":
             per = f", {one.tokens_per_parameter:.3g} tokens per parameter" if one.tokens_per_parameter else ""
-            low, high = (None if end is None else number(float(f"{end:.3g}")) for end in finding.ends)
+            low, high = (None if end is None else rounded(end) for end in finding.ends)
             ends = f" ({low} to {high})" if low and high else ""
-            return f"the best size of {arm} {at} is {number(float(f'{one.n_optimal:.3g}'))} parameters{ends}{per}"
+            return f"the best size of {arm} {at} is {rounded(one.n_optimal)} parameters{ends}{per}"
         if one.verdict in ("beyond", "below"):
             edge = "largest" if one.verdict == "beyond" else "smallest"
             return f"the {edge} size of {arm} is the best {at}, so the best size is not known"

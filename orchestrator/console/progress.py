@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.measures import of_rows
-from orchestrator.formatting import clock, number
+from orchestrator.formatting import clock, decimal, number
 from orchestrator.plan import price
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
@@ -103,7 +103,7 @@ class Surface:
         colour = _COLOURS[min(int(max(mean, 0.0) * len(_COLOURS)), len(_COLOURS) - 1)]
         ink = "black" if mean > 0.5 else "white"
         partly = "" if len(values) == self.study.axes.replicates else "…"
-        return Text(f" {mean:.2f}{partly or ' '} ", style=f"{ink} on {colour}")
+        return Text(f" {decimal(mean):>5}{partly or ' '} ", style=f"{ink} on {colour}")
 
 
 class Progress:

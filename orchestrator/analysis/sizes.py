@@ -58,7 +58,7 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
             per = f", {one.tokens_per_parameter:.3g} tokens per parameter" if one.tokens_per_parameter else ""
             low, high = (None if end is None else rounded(end) for end in finding.ends)
             ends = f" ({low} to {high})" if low and high else ""
-            return f"the best size of {arm} {at} is {rounded(one.n_optimal)} parameters{ends}{per}"
+            return f"the best size of {arm} {at} is {rounded(one.n_optimal or 0.0)} parameters{ends}{per}"
         if one.verdict in ("beyond", "below"):
             edge = "largest" if one.verdict == "beyond" else "smallest"
             return f"the {edge} size of {arm} is the best {at}, so the best size is not known"

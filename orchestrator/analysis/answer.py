@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.analysis.boundaries import edge, place_words
-from orchestrator.analysis.finding import Finding, capitalised, count, in_condition
+from orchestrator.analysis.finding import Finding, capitalised, in_condition
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.formatting import number, rounded, sure, times
@@ -68,20 +68,20 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
     if k.verdict == "missing":
         yield f"ability of {what} is not defined in any cell"
     elif k.verdict == "beyond":
-        yield f"{what} does not appear up to {number(edge(k))} tasks and {flops} FLOPs ({n})"
-        yield f"{skill} does not appear"
+        yield f"the skill {what} does not appear up to {number(edge(k))} tasks and {flops} FLOPs ({n})"
+        yield f"the skill {skill} does not appear"
     elif k.verdict == "undecided":
         has = sum(b.high is not None for b in k.brackets)
-        yield f"{what} appears in only {has} of {n}, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
-        yield f"{skill} appears in only {has} of {n}"
+        yield f"the skill {what} appears in only {has} of {n}, up to {number(k.reach[1] if k.reach else 0)} tasks at {flops} FLOPs"
+        yield f"the skill {skill} appears in only {has} of {n}"
     else:
         onset = _onset(found, condition, skill)
         many = place_words(k)
         if onset is not None and onset.has_interval and onset.verdict == "crossed":
-            needs = f"and needs {_needs(onset)} FLOPs at {number(onset.n_tasks or 0)} tasks"
-            yield f"{what} {many} at {flops} FLOPs, {needs}{_certainty(k, onset)}"
-        yield f"{what} {many} at {flops} FLOPs{_certainty(k)}"
-        yield f"{skill} {many}"
+            needs = f"and needs {_needs(onset)} FLOPs ({number(onset.n_tasks or 0)} tasks)"
+            yield f"the skill {what} {many} ({flops} FLOPs), {needs};{_certainty(k, onset).replace('(', '').rstrip(')')}"
+        yield f"the skill {what} {many} at {flops} FLOPs{_certainty(k)}"
+        yield f"the skill {skill} {many}"
 
 
 def _certainty(*shown: Finding) -> str:
@@ -207,6 +207,3 @@ def _further(found: Findings) -> Iterator[str]:
         for condition in conditions[:3]:
             yield _top(found, "K_A", condition, found.study.shown_skills[0]).sentence
     yield from (one.sentence for one in found.of("speed") if one.verdict == "measured")
-    untested = count(found.findings, "untested")
-    if untested and not count(found.findings, "significant") and found.study.axes.replicates > 1:
-        yield f"{times(untested, 'question')} could not be tested, for lack of replicates or values"

@@ -48,7 +48,7 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "ability": Measure("share of the rule learned", "surely wrong", "knows nothing", "the exact rule"),
+    "ability": Measure("share of the rule learned", "wrong", "knows nothing", "the exact rule"),
     "accuracy": Measure("share of answers right", "", "none right", "all right"),
     "memory": Measure("share of the list remembered", "under-trained", "as the rule", "the whole list"),
 }
@@ -110,6 +110,7 @@ def _contents(
         "answer": answer.sentence(found),
         "more": answer.more(found),
         "verdict": verdict,
+        "claimed": claim,
         "claim": found.primary.sentence if found.primary else f"{claim[0].upper()}{claim[1:]}.",
         "views": views,
         "measures": MEASURES,
@@ -223,7 +224,7 @@ def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
         title=surface.shown_of(found, "ability", first[0]).title,
         sentence=answer.sentence(found),
         panels=panels,
-        note="Ability: 0 knows nothing, 1 the exact rule, below 0 surely wrong. Solid line: the skill appears above it. "
+        note="Ability: 0 knows nothing, 1 the exact rule, below 0 wrong with confidence. Solid line: the skill appears above it. "
         "Dashed line: memory ends above it. Bars: intervals for the median replicate.",
     )
 

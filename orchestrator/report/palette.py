@@ -47,8 +47,8 @@ DARK = Palette(
 
 
 def shade(value: float) -> str:
-    """CSS class of a value's colour; values beyond −1 and 1 get the last shade. Only 0 itself is neutral."""
-    if value == 0:
+    """CSS class of a value's colour; values beyond −1 and 1 get the last shade. A value that is written 0.00 is neutral."""
+    if abs(value) < 0.005:
         return "z"
     step = min(max(1, round(abs(value) * STEPS)), STEPS)
     return f"{'p' if value > 0 else 'n'}{step}"

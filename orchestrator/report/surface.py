@@ -300,7 +300,8 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
 def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
     """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets.
 
-    A line that coincides with one of the others runs just below it.
+    At a budget at which the boundary lies outside the grid, no level line is drawn along the frame. A line that coincides
+    with one of the others runs just below it.
     """
     strokes: list[list[Point]] = [[]]
     for j, height in enumerate(edge.heights):
@@ -308,14 +309,18 @@ def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
             strokes.append([])
             continue
         y = grid.y(height) + (4 if any(other.heights[j] == height for other in others) else 0)
-        strokes[-1] += [(grid.x(j), y), (grid.x(j + 1), y)]
-    return strokes
+        if height in (-0.5, grid.n_rows - 0.5):
+            strokes[-1] += [(grid.x(j), y)] if strokes[-1] else []
+            strokes.append([(grid.x(j + 1), y)])
+        else:
+            strokes[-1] += [(grid.x(j), y), (grid.x(j + 1), y)]
+    return [stroke for stroke in strokes if len(stroke) > 1]
 
 
 def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: str) -> None:
     strokes: list[list[Point]] = [[(x, low), (x, high)], [(x - 3, low), (x + 3, low)], [(x - 3, high), (x + 3, high)]]
     drawing.path(strokes, "halo")
-    drawing.path(strokes, "edge whisker")
+    drawing.path(strokes, f"{kind} whisker")
 
 
 def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:

@@ -484,7 +484,7 @@ def test_no_line_joins_numbers_of_tasks_more_than_a_hundredfold_apart(written: R
 
 
 def test_the_scale_breaks_at_zero_and_below_zero_is_another_colour() -> None:
-    assert palette.shade(0.0) == "z" and palette.shade(0.001)[0] == "p" and palette.shade(-0.001)[0] == "n"
+    assert palette.shade(0.004) == "z" and palette.shade(0.006)[0] == "p" and palette.shade(-0.006)[0] == "n"
     assert palette.shade(7.0) == palette.shade(1.0) and palette.shade(-7.0) == palette.shade(-1.0)
 
 

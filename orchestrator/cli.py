@@ -441,7 +441,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
-        checkpoints = jobs.checkpoints_of(folder, checks.storage_of(given) if given else None)
+        checkpoints = jobs.stored("checkpoints", folder, checks.storage_of(given) if given else None)
         if "://" not in checkpoints:
             checkpoints = checks.within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)

@@ -292,7 +292,8 @@ def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> 
 
     With `absent_is_fine` the cluster may not be up yet, as for a plan.
     """
-    condition, placement = jobs.widest(study, options)
+    placements = jobs.placements_of(study, options)
+    (condition, _), placement = max(placements.items(), key=lambda item: item[1].workers)
     wide = slots_of(placement, options)
     if options.address != "local":
         from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it

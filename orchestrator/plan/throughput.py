@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
-from orchestrator import files
+from orchestrator.record import links
 from orchestrator.record.journal import State, home_folder
 from orchestrator.record.provenance import cpu_name
 from orchestrator.study.schema import Study
 from trainers import budget
+
+FILE = "throughput.json"
+"""In the home folder: `shape_key` -> FLOPs per second of one slot."""
 
 
 def shape_key(study: Study, device: str) -> str:
@@ -30,10 +33,11 @@ def shape_key(study: Study, device: str) -> str:
 
 def recorded_throughput(state: State, device: str) -> float | None:
     """FLOPs per second of one slot over a journal's trials on this device, evaluation included; None if none ran."""
-    good = [
-        e for e in state.trials.values() if e["status"] in ("done", "diverged") and e.get("device", device) == device
+    ended = [
+        e
+        for e in state.trials.values()
+        if e["status"] != "failed" and e.get("device", device) == device and e.get("train_seconds")
     ]
-    ended = [e for e in good if e.get("train_seconds")]
     seconds = sum((e["train_seconds"] + e["eval_seconds"]) * e.get("workers", 1) for e in ended)
     return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
 
@@ -42,33 +46,18 @@ def known_throughput(study: Study, state: State, device: str) -> tuple[float | N
     """FLOPs per second of one slot, and its source: this study's own trials, or an earlier run of the same `shape_key`."""
     if (speed := recorded_throughput(state, device)) is not None:
         return speed, "recorded in this study"
-    table = _throughputs()
-    if (speed := table.get(shape_key(study, device))) is not None:
+    known = links.read_json(home_folder() / FILE) or {}
+    if (speed := known.get(shape_key(study, device))) is not None:
         return speed, "recorded on this machine for this model"
     return None, "unknown before the first reports; plan --calibrate measures it"
 
 
 def remember_throughput(study: Study, device: str, flops_per_second: float) -> None:
     """Save a throughput for later plans. Errors are ignored, because a plan does not need it."""
-    path = _throughput_file()
-    try:
+    path = home_folder() / FILE
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = _throughputs() | {shape_key(study, device): flops_per_second}
-        files.replace(path, json.dumps(known, indent=1).encode())
-    except OSError:
-        pass
-
-
-def _throughput_file() -> Path:
-    return home_folder() / "throughput.json"
-
-
-def _throughputs() -> dict[str, float]:
-    try:
-        table: Any = json.loads(_throughput_file().read_text())
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
+        links.write_json(path, (links.read_json(path) or {}) | {shape_key(study, device): flops_per_second})
 
 
 def calibrate(study: Study, device: str) -> float:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import files
@@ -221,10 +221,9 @@ def holds_secret(text: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a small JSON file of ours; None if it is missing or torn."""
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        return found if isinstance(found := json.loads(path.read_text()), dict) else None
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

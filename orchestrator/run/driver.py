@@ -139,7 +139,7 @@ def run(
         return "broken"
     if failures:
         return "failed"
-    return "stopped" if jobs.jobs_of(study, state) else "complete"
+    return "stopped" if jobs.owes(study, state) else "complete"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:
@@ -273,7 +273,7 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "device": options.device,
         "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
-        "weights_folder": jobs.weights_of(folder, options.storage) if options.keep_weights else None,
+        "weights_folder": jobs.stored("weights", folder, options.storage) if options.keep_weights else None,
         "compiled": job.placement.compiled,
     }
     if (fit := job.placement.fit) is not None:

@@ -466,5 +466,4 @@ def test_publish_and_go_on_say_no_password(world: World, monkeypatch: pytest.Mon
     argv = ["emergence", "run", "x", "--tracking-uri", uri, "--storage=s3://k:top/secret@b", "--slots", "2"]
     monkeypatch.setattr(sys, "argv", argv)
     shown = commands.this_again()
-    assert "secret" not in shown and "MLFLOW_TRACKING_URI and EMERGENCE_STORAGE" in shown
-    assert "emergence run x --slots 2" in shown
+    assert "secret" not in shown and shown.startswith("emergence run x ") and shown.endswith(" --slots 2")

@@ -76,7 +76,8 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
         yield from _expected_meaning(study, family, i, expected)
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
-    yield from wrong
+    for key, problem in wrong:
+        yield ("primary", key) if key else ("primary",), problem
     least = min(of_condition.n_tasks_max for of_condition in families.values())
     if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
@@ -89,8 +90,10 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
         for place, problem in (*_budget_meaning(study, condition), *_fitting_meaning(study, condition)):
             unsound.setdefault(place, problem)
     yield from unsound.items()
-    if claim is not None and not wrong and not unsound:  # the claim's reach is known only for sound axes
-        yield from primaries.out_of_reach(study, family, claim)
+    if claim is None or wrong or unsound:  # the claim's reach is known only for sound axes
+        return
+    if problem := primaries.out_of_reach(study, family, claim):
+        yield ("primary",), problem
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:

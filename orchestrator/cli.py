@@ -15,7 +15,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
@@ -26,7 +26,7 @@ if Path(sys.argv[0]).stem in ("emergence", "cli"):  # this is the program, and t
 import typer
 from typer.core import TyperGroup
 
-from orchestrator import terminal
+from orchestrator import files, terminal
 from orchestrator.console import checks, progress
 from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
@@ -93,7 +93,7 @@ RecordedName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
-Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(envvar="EMERGENCE_DEVICE", help="The device of a slot.")]
 Slots = Annotated[
     int | None, typer.Option(min=1, help="Slots in use at once; default: one per core, or per GPU share.")
 ]
@@ -149,7 +149,6 @@ def plan_command(
     ] = False,
 ) -> None:
     """Show what a study will do and cost, before any machine is taken."""
-    checks.check_device(device)
     study = checks.load_study(study_name)
     folder = journal.study_folder(study.id)
     everything = State.of(folder)
@@ -188,7 +187,6 @@ def run(
     ] = None,
 ) -> None:
     """Run a study or resume it: only missing trials are run. Ctrl-C is safe, Ctrl-Z does nothing."""
-    checks.check_device(device)
     if not math.isfinite(checkpoint_seconds):
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
     study = checks.load_study(study_name)
@@ -219,7 +217,9 @@ def run(
                     "not in tables, report and answer.",
                 )
             )
-        checks.keep_copy(reader.find(study_name), folder / "study.yaml")
+        source, kept = reader.find(study_name), folder / "study.yaml"
+        if not (kept.exists() and source.samefile(kept)):
+            files.replace(kept, source.read_bytes())
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":

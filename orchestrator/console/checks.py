@@ -7,11 +7,11 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from orchestrator import files
 from orchestrator.console.commands import program
 from orchestrator.formatting import times
 from orchestrator.plan import jobs
@@ -224,16 +224,10 @@ def _check_address(uri: str) -> None:
         )
 
 
-def check_device(device: str) -> None:
-    """Raises UsageProblem for an unknown device."""
-    if device not in ("cpu", "cuda"):
-        raise UsageProblem(f"--device {device}: cpu or cuda is needed")
-
-
 def options_of(
     address: str,
     slots: int | None,
-    device: str,
+    device: Literal["cpu", "cuda"],
     workers: int | None,
     slots_per_gpu: int,
     gpu_memory_gb: float | None,
@@ -246,7 +240,7 @@ def options_of(
     return Options(
         address=address,
         slots=slots,
-        device="cuda" if device == "cuda" else "cpu",
+        device=device,
         slots_per_gpu=slots_per_gpu,
         workers=workers,
         storage=storage_of(storage) if storage else None,
@@ -314,12 +308,6 @@ def slots_for(options: Options) -> tuple[int, str]:
         return gpus * options.slots_per_gpu, f" ({gpus} GPU{'s' if gpus > 1 else ''} here)"
     found = "; none was found here" if gpus == 0 else "; known once the cluster is joined" if not local else ""
     return options.slots_per_gpu, f" (assumed: one GPU{found})"
-
-
-def keep_copy(source: Path, target: Path) -> None:
-    """Copy the study file, as run, beside its results."""
-    if not (target.exists() and source.samefile(target)):
-        files.replace(target, source.read_bytes())
 
 
 def show_damage(state: Recorded, folder: Path, remedy: str) -> None:

@@ -171,9 +171,9 @@ class MlflowRecord:
         self._settled: set[str] = set()  # trials whose run is final
         self._logged: dict[str, int] = {}  # trial id -> evaluations already sent
         self._counts: dict[str, int] = {}  # numbers of trials, as last sent
-        self._find()
+        self.find()
 
-    def _find(self) -> None:
+    def find(self) -> None:
         """Find the existing runs. If one key has several, all but the fullest are ended and deleted."""
         by_key: dict[str, list[Any]] = {}
         for run in runs_of(self.client, self.experiment, self.record_id):
@@ -348,10 +348,6 @@ class MlflowRecord:
         runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
         study, store = runs.pop(PARENT, None), links.store_of(tracking_uri)
         return {"base": links.ui_address(tracking_uri), "study": study, "runs": runs, "store": store}
-
-    def heal(self) -> None:
-        """Look again for duplicate runs: MLflow may make one long after the request."""
-        self._find()
 
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float

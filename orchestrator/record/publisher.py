@@ -126,7 +126,7 @@ def publish_runs(tracking_uri: str, study: Study, state: State, say: Say | None 
     def attempt() -> MlflowRecord:
         target = MlflowRecord(tracking_uri, study, state.record)
         target.publish(state, say)
-        target.heal()
+        target.find()  # again: MLflow may make a duplicate run long after the request
         return target
 
     return after_outages(attempt)

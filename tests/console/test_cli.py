@@ -166,7 +166,7 @@ def test_a_plan_for_gpus_says_how_many_it_counts_on_and_why(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "quickstart", "--device", "gpu"], ["--device gpu", "cpu or cuda"]),
+        (["run", "quickstart", "--device", "gpu"], ["--device", "'gpu'", "cpu", "cuda"]),
         (["run", "quickstart", "--slots", "0"], ["--slots", "greater than or equal to 1"]),
         (["plan", "quickstart", "--slots", "two"], ["--slots", "integer"]),
         (["run"], ["STUDY"]),

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from orchestrator.plan.jobs import Job, jobs_of
 from orchestrator.plan.options import Options, slots_of
-from orchestrator.plan.throughput import known_throughput
+from orchestrator.plan.throughput import recorded_throughput
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -62,7 +62,7 @@ def make(
     todo = jobs_of(study, state, folder, options)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
-        speed, source = known_throughput(study, state, device)
+        speed, source = recorded_throughput(state, device), "recorded in this study"
     train_flops = sum(job.price.train_flops for job in todo)
     return Plan(
         study=study,

@@ -24,7 +24,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan import jobs, throughput
+from orchestrator.plan import jobs
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
 from orchestrator.record.journal import Event, Journal, State
@@ -132,14 +132,11 @@ def run(
     publisher.finish_publishing(
         publishing, folder, watcher.say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
-    state = recorded.read(folder, study)
-    if speed := throughput.recorded_throughput(state, options.device):
-        throughput.remember_throughput(study, options.device, speed)
     if broken:
         return "broken"
     if failures:
         return "failed"
-    return "stopped" if jobs.owes(study, state) else "complete"
+    return "stopped" if jobs.owes(study, recorded.read(folder, study)) else "complete"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:

@@ -297,29 +297,25 @@ def _check_token(named: str, channel: Any) -> None:
     everybody = lets_in("")
     if everybody is None or mode not in ("token", "disabled"):
         return
-    see = "docs/cluster.md, 'Tokens'"
+    copy = "copy ~/.ray/auth_token of the head here"
     if everybody and mode == "token":
-        raise ClusterProblem(
-            f"{named}: this cluster asks for no token, so everybody who reaches it can run code on it. Start it with "
-            f"RAY_AUTH_MODE=token in its environment ({see}), or set RAY_AUTH_MODE=disabled here to use it anyway"
+        wrong = (
+            "asks for no token, so everybody who reaches it can run code on it. Start it with RAY_AUTH_MODE=token in its "
+            "environment, or set RAY_AUTH_MODE=disabled here to use it anyway"
         )
-    if not everybody and mode == "disabled":
-        raise ClusterProblem(
-            f"{named}: this cluster asks for a token, and RAY_AUTH_MODE=disabled is set here; unset it ({see})"
+    elif everybody:
+        return
+    elif mode == "disabled":
+        wrong = "asks for a token, and RAY_AUTH_MODE=disabled is set here; unset it"
+    elif not (token := _token()):
+        wrong = f"asks for a token, and this machine has none; {copy}"
+    elif lets_in(token) is False:
+        wrong = (
+            f"refuses the token of this machine ($RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token); {copy}"
         )
-    if not everybody and not (token := _token()):
-        raise ClusterProblem(
-            f"{named}: this cluster asks for a token, and this machine has none; copy ~/.ray/auth_token of the head here ({see})"
-        )
-    if not everybody and lets_in(token) is False:
-        where = next((f"${name}" for name in TOKEN_VARIABLES if os.environ.get(name)), "~/.ray/auth_token")
-        raise ClusterProblem(
-            f"{named}: this cluster refuses the token of this machine ({where}); copy ~/.ray/auth_token of the head here ({see})"
-        )
-
-
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Environment variables that Ray reads for a token before ~/.ray/auth_token."""
+    else:
+        return
+    raise ClusterProblem(f"{named}: this cluster {wrong}; see docs/cluster.md, 'Tokens'")
 
 
 def _token() -> str:

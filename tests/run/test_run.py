@@ -90,7 +90,7 @@ class Guarded(grpc.GenericRpcHandler):
         ("", "token", "secret", r"asks for no token"),
         ("", "disabled", "", None),
         ("secret", "", "", r"asks for a token, and this machine has none; copy ~/.ray/auth_token of the head"),
-        ("secret", "", "other", r"refuses the token of this machine \(\$RAY_AUTH_TOKEN\)"),
+        ("secret", "", "other", r"refuses the token of this machine \(\$RAY_AUTH_TOKEN, "),
         ("secret", "disabled", "secret", r"asks for a token, and RAY_AUTH_MODE=disabled is set here"),
         ("secret", "", "secret", None),
     ],

@@ -46,8 +46,6 @@ def default_tracking_uri() -> str:
 PARENT = "study"
 """Key of the parent run. Every other run has its trial's id as key."""
 
-RUNNING_NOTE = "**Running now; the text below is from before this run.**\n\n"
-
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 """MLflow's limits: characters of a tag, a param and a name; metrics in one request."""
 
@@ -264,12 +262,9 @@ class MlflowRecord:
         return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
 
     def begin(self, state: State) -> None:
-        """Mark the parent run as running and log its axes. An earlier answer in its description stays, marked as older."""
+        """Mark the parent run as running and log its axes. An earlier answer stays in its description."""
         parent = self._parent(state)
         run = self.client.get_run(parent)
-        note = run.data.tags.get("mlflow.note.content", "")
-        if note and not note.startswith(RUNNING_NOTE):
-            self.client.set_tag(parent, "mlflow.note.content", RUNNING_NOTE + note)
         self._log_axes(parent, run.data.params)
         self._log_counts(parent, state)
         if run.info.status != "RUNNING":

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.study.claim import RETIRED_QUANTITY, RETIRED_VERDICT, Primary
+from orchestrator.study.claim import Primary
 from orchestrator.study.claimed import claimed_condition
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
+from trainers.records import Record
 from trainers.tasks import Family
 
 Problem = tuple[str, str]
@@ -89,21 +90,27 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     axes = study.axes
-    for key, allowed in (
-        ("arm", tuple(study.conditions)),
-        ("against", tuple(study.conditions)),
-        ("n_tasks", axes.n_tasks),
-        ("compute_flops", axes.compute_flops),
-        ("from_flops", axes.compute_flops),
-        ("skill", tuple(study.shown_skills) if claim.what != "overtakes" else _domains(study, claim)),
-    ):
-        value = getattr(claim, key)
-        if value is not None and key in _PLACE[claim.what] and value not in allowed:
-            listed = ", ".join(a if isinstance(a, str) else number(a) for a in allowed)
+    known: dict[str, Sequence[Any]] = {
+        "arm": tuple(study.conditions),
+        "against": tuple(study.conditions),
+        "n_tasks": axes.n_tasks,
+        "compute_flops": axes.compute_flops,
+        "from_flops": axes.compute_flops,
+        "skill": study.shown_skills if claim.what != "overtakes" else _domains(study, claim),
+    }
+    yield from not_among(claim, {key: known[key] for key in _PLACE[claim.what]})
+
+
+def not_among(record: Record, known: Mapping[str, Sequence[Any]]) -> Iterator[Problem]:
+    """The keys of a record whose value is none of the known ones."""
+    for key, allowed in known.items():
+        value = getattr(record, key)
+        if value is not None and value not in allowed:
+            listed = [a if isinstance(a, str) else number(a) for a in allowed]
             given = value if isinstance(value, str) else number(value)
-            near = difflib.get_close_matches(given, listed.split(", "), 1) if isinstance(value, str) else []
+            near = difflib.get_close_matches(given, listed, 1) if isinstance(value, str) else []
             meant = f"; did you mean '{near[0]}'?" if near else ""
-            yield key, f"{given} is not in the study; it has {listed}{meant}"
+            yield key, f"{given} is not in the study; it has {', '.join(listed)}{meant}"
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
@@ -133,15 +140,15 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _retired(claim: Primary) -> Iterator[Problem]:
-    if claim.what == RETIRED_QUANTITY:
+    if claim.what == "memory":
         yield (
             "what",
-            f"'{RETIRED_QUANTITY}' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
+            "'memory' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
         )
-    if claim.verdict == RETIRED_VERDICT:
+    if claim.verdict == "metric artefact":
         yield (
             "verdict",
-            f"'{RETIRED_VERDICT}' is no verdict any more: the continuous scores decide; give break or smooth",
+            "'metric artefact' is no verdict any more: the continuous scores decide; give break or smooth",
         )
 
 

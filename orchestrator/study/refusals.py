@@ -37,10 +37,9 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = hint_of(arm, family.arms)
-            later = " (arm 'reward' is planned)" if arm == "reward" else ""
             yield (
                 ("axes", "arm", i),
-                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
+                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
     families = {condition: study.family_of(condition) for condition in study.conditions}
     for i, n_tasks in enumerate(axes.n_tasks):
@@ -155,16 +154,9 @@ def _expected_meaning(
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
-    for key, allowed in (
-        ("arm", tuple(study.conditions)),
-        ("n_tasks", study.axes.n_tasks),
-        ("compute_flops", study.axes.compute_flops),
-        ("skill", tuple(family.skills)),
-    ):
-        value = getattr(cell, key)
-        if value is not None and value not in allowed:
-            listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
-            yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
+    known = {"arm": tuple(study.conditions), "n_tasks": study.axes.n_tasks, "skill": tuple(family.skills)}
+    for key, problem in primaries.not_among(cell, known | {"compute_flops": study.axes.compute_flops}):
+        yield ("expected", i, "cell", key), problem
 
 
 def _name(family: Family) -> str:

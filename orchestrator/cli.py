@@ -32,7 +32,7 @@ from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
-from orchestrator.plan import jobs, price, throughput
+from orchestrator.plan import jobs, price
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
@@ -158,7 +158,7 @@ def plan_command(
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     checks.check_room(study, options)
     n_slots, known = checks.slots_for(options)
-    speed = throughput.calibrate(study, device) if calibrate else None
+    speed = price.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan import jobs, price, throughput
+from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
@@ -117,12 +117,12 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     facts = {"kind": "trial", "trunk": "t", "status": "done", "eval_flops": 2e9, "eval_seconds": 1.0}
     state.feed([facts | {"key": "a", "trial": "a", "flops_run": 38e9, "train_seconds": 1.0}])
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
-    assert throughput.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
-    assert throughput.recorded_throughput(State(), "cpu") is None
+    assert price.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
+    assert price.recorded_throughput(State(), "cpu") is None
 
 
 def test_calibrating_measures_a_speed_that_training_really_has() -> None:
-    assert throughput.calibrate(load("quickstart"), "cpu") > 0
+    assert price.calibrate(load("quickstart"), "cpu") > 0
 
 
 def test_a_setting_changed_under_one_version_is_refused_by_name_and_new_axis_values_are_not(study: Study) -> None:

@@ -8,7 +8,6 @@ be rebuilt from it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -218,18 +217,8 @@ class Reader:
 def last_lease(folder: Path) -> int:
     """The highest lease in the journal; 0 if there is none. Raises OSError."""
     reader = Reader(folder)
-    with contextlib.suppress(FileNotFoundError):
-        reader.position = max(0, (folder / FILE).stat().st_size - _NEWEST_BYTES)
-    if reader.position:
-        reader.next_number = 0
-        reader.read()
-    if not reader.lease:  # no sound line among the newest
-        reader = Reader(folder)
-        reader.read()
+    reader.read()
     return reader.lease
-
-
-_NEWEST_BYTES = 2**20
 
 
 def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:

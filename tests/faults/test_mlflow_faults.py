@@ -425,7 +425,7 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     """All but `?` and `%`, which begin settings and quotes in a URI: such a home is refused."""
     for refused in ("a?b=c", "a%41b"):
         monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path / refused))
-        with pytest.raises(checks.UsageProblem, match="without [?] and %"):
+        with pytest.raises(checks.UsageProblem, match=r"without \? and %"):
             checks.tracking_uri_of(None)
     home = tmp_path / "b=c#d e[x]&ü"
     folder = world.journal(home / world.study.id)

@@ -209,14 +209,6 @@ def run(
         if jobs.owes(study, state):
             checks.check_room(study, options)
             checks.check_writable(options.storage)
-        if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
-            console.print(
-                styled(
-                    ("Note:", "bold"),
-                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and are "
-                    "not in tables, report and answer.",
-                )
-            )
         source, kept = reader.find(study_name), folder / "study.yaml"
         if not (kept.exists() and source.samefile(kept)):
             files.replace(kept, source.read_bytes())
@@ -270,7 +262,7 @@ def _run_missing(
                 watcher.on_slots(offered)
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
-                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
+                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher.take, watcher.say, stop_request)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray import tune
@@ -37,20 +37,6 @@ from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
 
-
-class Watcher(Protocol):
-    """Receives the progress of a run (`progress.py`)."""
-
-    def on_slots(self, slots: int) -> None:
-        """Called once Ray has started, with the number of slots."""
-
-    def take(self, events: list[Event]) -> None:
-        """Events that are already in the journal. Must return at once: the trunk that reported them is waiting."""
-
-    def say(self, line: str) -> None:
-        """Show one line to the user."""
-
-
 Outcome = Literal["complete", "stopped", "failed", "broken"]
 
 
@@ -61,12 +47,14 @@ def run(
     lock: StudyLock,
     options: Options,
     tracking_uri: str,
-    watcher: Watcher,
+    take: Callable[[list[Event]], None],
+    say: Callable[[str], None],
     stop_request: StopRequest,
 ) -> Outcome:
     """Run the jobs of a study and publish it.
 
-    The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here.
+    The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here. `take`
+    receives events that are in the journal, and must return at once: their trunk is waiting. `say` shows a line.
     "broken" means that Ray or Tune ended the run. The journal then holds everything that was reported. Raises OSError
     if the journal cannot be written. Raises LeaseLostError if another driver took over. Every trunk has saved by then.
     If Ray dies, the process ends with exit code 1. This function then does not return.
@@ -95,11 +83,11 @@ def run(
                 unwritten.append(problem)
                 stop_request.ask_this_driver()
                 return
-            watcher.take(events)
+            take(events)
 
         try:
             if not stop_request.is_asked():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request)
             failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
                 failures = []  # the next run tries them again
@@ -118,7 +106,7 @@ def run(
             with contextlib.suppress(OSError):
                 os.write(2, traceback.format_exc().encode())  # to the log
             reason = _reason(f"{type(problem).__name__}: {problem}")
-            watcher.say(f"Ray or Tune ended the run: {reason}; for details see {folder / 'driver.log'}.")
+            say(f"Ray or Tune ended the run: {reason}; for details see {folder / 'driver.log'}.")
         finally:
             ray_ends.set()
             machines.shutdown()
@@ -128,9 +116,9 @@ def run(
     if unwritten:
         publisher.leave_publishing(publishing)
         raise unwritten[0]
-    watcher.say("Writing tables, report and MLflow runs ...")
+    say("Writing tables, report and MLflow runs ...")
     publisher.finish_publishing(
-        publishing, folder, watcher.say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
+        publishing, folder, say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
     if broken:
         return "broken"

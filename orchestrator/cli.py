@@ -60,15 +60,6 @@ class Commands(TyperGroup):
             say(checks.trouble_words(problem), err=True)
             given = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if given else 1) from None
-        except RuntimeError:
-            try:
-                journal.home_folder()
-            except RuntimeError:  # pathlib found no home folder for `~`
-                raise UsageProblem(
-                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give an "
-                    "absolute path, or set HOME"
-                ) from None
-            raise
 
 
 def _let_go_of_full_output() -> None:
@@ -132,6 +123,13 @@ def _top(context: typer.Context, version: Version = False) -> None:
 
         say(f"emergence-lab {installed('emergence-lab')}")
         raise typer.Exit
+    try:
+        journal.home_folder()
+    except RuntimeError:  # from pathlib
+        home = os.environ.get("EMERGENCE_HOME")
+        raise UsageProblem(
+            f"EMERGENCE_HOME={home}: no folder is known for the ~; give another path, or set HOME"
+        ) from None
 
 
 @app.command("plan", epilog="Example: emergence plan sweeps/quickstart.yaml --calibrate")

@@ -41,12 +41,8 @@ REMEDIES = {
 
 def trouble_words(problem: OSError) -> str:
     """An OSError in one line: place, reason, and remedy."""
-    try:
-        home = str(journal.home_folder())
-    except RuntimeError:
-        home = "the home folder"
     paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
-    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {home})"
+    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {journal.home_folder()})"
     reason = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
     remedy = REMEDIES.get(problem.errno or 0, "correct that")
     return f"{where}: {reason}. Everything recorded so far is kept; {remedy}, and give the same command again."

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from orchestrator.study import claimable as primaries
-from orchestrator.study.schema import Expected, Study, of_size, size_of
+from orchestrator.study.schema import Expected, Study, sized
 from trainers import budget
 from trainers.fit.place import shares
 from trainers.tasks import Family
@@ -116,7 +116,7 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
-            trunk = of_size(fixed, stated, size_of(fixed, stated, flops))
+            trunk = sized(fixed, stated, flops)
             end = budget.steps_of(trunk, flops).end
         except ValueError as problem:  # too small a budget for any size, or for its size
             yield place, f"{problem}{which}"

@@ -309,20 +309,15 @@ def slots_for(options: Options) -> tuple[int, str]:
 def show_damage(state: Recorded, folder: Path, remedy: str) -> None:
     """Show the journal lines that do not count, and the trials that lack rows."""
     damage = [line for line in state.damage if line != journal.INCOMPLETE or not lease.is_held(folder)]
-    shown = damage[:MAX_DAMAGE_SHOWN]
-    if len(damage) > len(shown):
-        shown.append(f"... and {len(damage) - len(shown)} more like these")
-    for line in shown:
+    for line in damage[:5]:
         aside(f"{folder.name}: {line}")
+    if len(damage) > 5:
+        aside(f"{folder.name}: ... and {len(damage) - 5} more like these")
     if damage and not state.short:
         aside(f"{folder.name}: damaged lines do not count; no row of an ended trial is missing.")
     if state.short:
         names = ", ".join(state.short[:3]) + (" ..." if len(state.short) > 3 else "")
         aside(f"{folder.name}: {times(len(state.short), 'trial')} without all rows ({names}): {remedy}.")
-
-
-MAX_DAMAGE_SHOWN = 5
-"""Most damaged journal lines that a command shows."""
 
 
 def aside(line: str) -> None:

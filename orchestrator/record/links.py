@@ -38,14 +38,14 @@ def run_path(experiment: str, run: str) -> str:
 
 def ui_address(tracking_uri: str) -> str:
     """The UI's address for this store: a server without user and password, `emergence ui` for a database, else ""."""
-    if tracking_uri.startswith(("http://", "https://")):
+    if is_local(tracking_uri):
+        return str((read_json(home_folder() / UI_FILE) or {}).get("address") or LOCAL_UI)
+    if tracking_uri.startswith("http"):
         parts = urlsplit(tracking_uri)
         if "@" not in parts.netloc and holds_secret(re.split(r"\?[\w.]+=", tracking_uri)[0]):
             return ""  # an unquoted password: the start of the host is ambiguous
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    if tracking_uri.startswith("databricks"):
-        return ""
-    return str((read_json(home_folder() / UI_FILE) or {}).get("address") or LOCAL_UI)
+    return ""
 
 
 def is_local(tracking_uri: str) -> bool:
@@ -63,7 +63,7 @@ def serve_at(address: str, tracking_uri: str) -> list[Path]:
             continue
         if found["base"] != address:
             _lead(folder, found["base"], address)
-        write(folder, found | {"base": address})
+        write_json(folder / LINKS_FILE, found | {"base": address})
         shown.append(folder)
     return shown
 
@@ -85,11 +85,6 @@ def _lead(folder: Path, before: str, address: str) -> None:
 def of(folder: Path) -> dict[str, Any] | None:
     """The MLflow addresses of a study's runs, as last published; None if never published."""
     return read_json(folder / LINKS_FILE)
-
-
-def write(folder: Path, found: dict[str, Any]) -> None:
-    """Save them. Raises OSError."""
-    write_json(folder / LINKS_FILE, found)
 
 
 def study_link(folder: Path, tracking_uri: str) -> str | None:

@@ -84,7 +84,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
         say("MLflow runs ...")
         try:
             target = publish_runs(tracking_uri, study, state, say)
-            links.write(folder, target.links(tracking_uri))
+            links.write_json(folder / links.LINKS_FILE, target.links(tracking_uri))
         except Exception as problem:  # raised after the report, which needs no MLflow
             unpublished = problem
         say("Report and figures ...")

@@ -327,7 +327,7 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
 
     def published() -> mlflow_runs.MlflowRecord:
         target = publisher.publish_runs(uri, world.study, world.state)
-        links.write(folder, target.links(uri))
+        links.write_json(folder / links.LINKS_FILE, target.links(uri))
         described, metrics = summary.description(world.found), world.found.metrics()
         target.publish_study(folder, described, metrics, world.state.last_time)
         return target

@@ -25,7 +25,9 @@ def published(home: Path, study_id: str, store: str = STORE) -> Path:
     folder = home / study_id
     folder.mkdir()
     base = links.ui_address(store)
-    links.write(folder, {"base": base, "study": PARENT, "runs": {"t": TRIAL}, "store": links.store_of(store)})
+    links.write_json(
+        folder / links.LINKS_FILE, {"base": base, "study": PARENT, "runs": {"t": TRIAL}, "store": links.store_of(store)}
+    )
     (folder / "report.html").write_text(f'<a href="{base}/{TRIAL}">run</a> <a href="http://127.0.0.1:5000/x">other</a>')
     return folder
 

@@ -193,7 +193,7 @@ def run(
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
-    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside) as lock:
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside) as lock:
         stop_request = supervise.StopRequest(folder)
         stop_request.clear()  # at once: a stop asked for while Ray starts must count
         output.outlive_readers(folder / "driver.log")
@@ -419,7 +419,7 @@ def ui(
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
     folder, study, _ = checks.recorded_study(study_name)
-    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside):
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)

@@ -214,13 +214,6 @@ class Reader:
         self.is_torn, self.is_unended, self.lease = False, False, max(lease, self.lease)
 
 
-def last_lease(folder: Path) -> int:
-    """The highest lease in the journal; 0 if there is none. Raises OSError."""
-    reader = Reader(folder)
-    reader.read()
-    return reader.lease
-
-
 def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:
     """Events from byte `start` on, and the byte after the last whole line. Lines that do not count are left out."""
     reader = Reader(folder)

@@ -15,7 +15,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
@@ -26,13 +26,13 @@ if Path(sys.argv[0]).stem in ("emergence", "cli"):  # this is the program, and t
 import typer
 from typer.core import TyperGroup
 
-from orchestrator import terminal
+from orchestrator import files, terminal
 from orchestrator.console import checks, progress
 from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
-from orchestrator.plan import jobs, price, throughput
+from orchestrator.plan import jobs, price
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
@@ -60,15 +60,6 @@ class Commands(TyperGroup):
             say(checks.trouble_words(problem), err=True)
             given = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if given else 1) from None
-        except RuntimeError:
-            try:
-                journal.home_folder()
-            except RuntimeError:  # pathlib found no home folder for `~`
-                raise UsageProblem(
-                    f"EMERGENCE_HOME={os.environ.get('EMERGENCE_HOME')}: no home folder is known for the ~; give an "
-                    "absolute path, or set HOME"
-                ) from None
-            raise
 
 
 def _let_go_of_full_output() -> None:
@@ -93,7 +84,7 @@ RecordedName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A study file, the name of one that ships, or NAME@VERSION of one that ran."),
 ]
-Device = Annotated[str, typer.Option(envvar="EMERGENCE_DEVICE", help="cpu or cuda.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(envvar="EMERGENCE_DEVICE", help="The device of a slot.")]
 Slots = Annotated[
     int | None, typer.Option(min=1, help="Slots in use at once; default: one per core, or per GPU share.")
 ]
@@ -132,6 +123,13 @@ def _top(context: typer.Context, version: Version = False) -> None:
 
         say(f"emergence-lab {installed('emergence-lab')}")
         raise typer.Exit
+    try:
+        journal.home_folder()
+    except RuntimeError:  # from pathlib
+        home = os.environ.get("EMERGENCE_HOME")
+        raise UsageProblem(
+            f"EMERGENCE_HOME={home}: no folder is known for the ~; give another path, or set HOME"
+        ) from None
 
 
 @app.command("plan", epilog="Example: emergence plan sweeps/quickstart.yaml --calibrate")
@@ -149,7 +147,6 @@ def plan_command(
     ] = False,
 ) -> None:
     """Show what a study will do and cost, before any machine is taken."""
-    checks.check_device(device)
     study = checks.load_study(study_name)
     folder = journal.study_folder(study.id)
     everything = State.of(folder)
@@ -157,9 +154,8 @@ def plan_command(
     state = recorded.of_study(everything, study)
     checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    checks.check_room(study, options, absent_is_fine=not address)
     n_slots, known = checks.slots_for(options)
-    speed = throughput.calibrate(study, device) if calibrate else None
+    speed = price.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
 
 
@@ -188,7 +184,6 @@ def run(
     ] = None,
 ) -> None:
     """Run a study or resume it: only missing trials are run. Ctrl-C is safe, Ctrl-Z does nothing."""
-    checks.check_device(device)
     if not math.isfinite(checkpoint_seconds):
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
     study = checks.load_study(study_name)
@@ -198,7 +193,7 @@ def run(
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
-    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside) as lock:
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside) as lock:
         stop_request = supervise.StopRequest(folder)
         stop_request.clear()  # at once: a stop asked for while Ray starts must count
         output.outlive_readers(folder / "driver.log")
@@ -209,17 +204,10 @@ def run(
         state = recorded.of_study(everything, study)
         checks.show_damage(state, folder, "they are trained again now")
         if jobs.owes(study, state):
-            checks.check_room(study, options)
             checks.check_writable(options.storage)
-        if left_out := len(state.trials.keys() - {t.id for t in study.trials()}):
-            console.print(
-                styled(
-                    ("Note:", "bold"),
-                    f" {left_out} recorded trials are outside the axes of {study_name}: they stay in the journal, and are "
-                    "not in tables, report and answer.",
-                )
-            )
-        checks.keep_copy(reader.find(study_name), folder / "study.yaml")
+        source, kept = reader.find(study_name), folder / "study.yaml"
+        if not (kept.exists() and source.samefile(kept)):
+            files.replace(kept, source.read_bytes())
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "stopped":
@@ -270,7 +258,7 @@ def _run_missing(
                 watcher.on_slots(offered)
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
-                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher, stop_request)
+                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher.take, watcher.say, stop_request)
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
 
@@ -422,13 +410,7 @@ def ui(
             raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
     address = f"http://127.0.0.1:{port}"
     say(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
-    try:
-        shown = links.serve_at(address, uri)
-    except OSError as problem:
-        raise UsageProblem(
-            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI writes its address there"
-        ) from None
-    for folder in shown:
+    for folder in links.serve_at(address, uri):
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
     serve(port, uri)
 
@@ -437,11 +419,11 @@ def ui(
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
     folder, study, _ = checks.recorded_study(study_name)
-    with StudyLock(folder, study.id, lambda: journal.last_lease(folder), aside):
+    with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
-        checkpoints = jobs.checkpoints_of(folder, checks.storage_of(given) if given else None)
+        checkpoints = jobs.stored("checkpoints", folder, checks.storage_of(given) if given else None)
         if "://" not in checkpoints:
             checkpoints = checks.within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)

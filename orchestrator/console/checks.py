@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
 import stat
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from orchestrator import files
 from orchestrator.console.commands import program
 from orchestrator.formatting import times
-from orchestrator.plan import jobs
-from orchestrator.plan.options import Options, slots_of
+from orchestrator.plan.options import Options
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import Recorded
 from orchestrator.study import reader
 from orchestrator.study import schema as studies
 from orchestrator.study.schema import Study
-from orchestrator.terminal import say
+from orchestrator.terminal import say, shortened
 from trainers import checkpoint
 
 GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
@@ -42,12 +40,8 @@ REMEDIES = {
 
 def trouble_words(problem: OSError) -> str:
     """An OSError in one line: place, reason, and remedy."""
-    try:
-        home = str(journal.home_folder())
-    except RuntimeError:
-        home = "the home folder"
     paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
-    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {home})"
+    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {journal.home_folder()})"
     reason = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
     remedy = REMEDIES.get(problem.errno or 0, "correct that")
     return f"{where}: {reason}. Everything recorded so far is kept; {remedy}, and give the same command again."
@@ -113,38 +107,32 @@ def source_of(name: str, folder: Path) -> str:
 
 
 def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
-    """Folder, study and state of a recorded study. Raises UsageProblem with similar names if it has no record."""
+    """Folder, study and state of a recorded study. Raises UsageProblem with the known names if it has no record."""
     known = [folder.name for folder in study_folders()]
-    if "@" in name and not Path(name).exists():
-        if not studies.is_id(name):
-            raise UsageProblem(
-                f"{name}: neither a study file nor NAME@VERSION; a name has small letters, digits and underscores, "
-                f"as in {known[0] if known else 'quickstart@1'}"
-            )
-        study_id = name
+    versions = [other for other in known if other.partition("@")[0] == name]
+    if Path(name).exists() or name in reader.shipped():
+        study_id = reader.load(name).id
+    elif len(versions) > 1:
+        raise UsageProblem(f"{name}: no such study file; studies that ran under that name: {', '.join(versions)}")
+    elif "@" in name and not studies.is_id(name):
+        raise UsageProblem(
+            f"{name}: neither a study file nor NAME@VERSION; a name has small letters, digits and underscores, "
+            f"as in {known[0] if known else 'quickstart@1'}"
+        )
+    elif name != Path(name).stem and "@" not in name:
+        study_id = reader.load(name).id  # there is no such file: refused
     else:
-        of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
-        plain = not Path(name).exists() and name not in reader.shipped()
-        if of_name and plain and (len(of_name) > 1 or name != Path(name).stem):
-            raise UsageProblem(f"{name}: no such study file; studies that ran under that name: {', '.join(of_name)}")
-        if plain and not of_name and name == Path(name).stem:
-            near = difflib.get_close_matches(name, [other.partition("@")[0] for other in known], 1)
-            meant = (
-                f"; did you mean '{near[0]}'?" if near else f"; studies that ran there: {', '.join(known) or 'none'}"
-            )
-            raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
-        study_id = of_name[0] if of_name and plain else reader.load(name).id
+        study_id = versions[0] if versions else name
     folder = journal.study_folder(study_id)
     study, state = read_record(folder) if has_journal(folder) else (None, Recorded())
     if study is None and folder.is_dir() and (left := recorded.left_without_journal(state, folder)):
         raise UsageProblem(journal_is_gone(folder, left))
     if study is None:
-        known = [other for other in known if other != study_id]
-        versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
-        near = versions or difflib.get_close_matches(study_id, known, 1)
-        hint = f"; {', '.join(near)} has" if near else ""
-        hint += "" if "@" in name else f"; run it with: {program()} run {name}"
-        raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
+        ran = shortened(", ".join(other for other in known if other != study_id) or "none")
+        hint = f"; run it with: {program()} run {name}" if Path(name).exists() or name in reader.shipped() else ""
+        raise UsageProblem(
+            f"{study_id}: has not been run in {journal.home_folder()}; studies that ran there: {ran}{hint}"
+        )
     show_damage(state, folder, f"{program()} run {source_of(name, folder)} trains them again")
     if Path(name).is_file() and (differ := settings_that_differ(study, reader.load(name))):
         aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")
@@ -231,16 +219,10 @@ def _check_address(uri: str) -> None:
         )
 
 
-def check_device(device: str) -> None:
-    """Raises UsageProblem for an unknown device."""
-    if device not in ("cpu", "cuda"):
-        raise UsageProblem(f"--device {device}: cpu or cuda is needed")
-
-
 def options_of(
     address: str,
     slots: int | None,
-    device: str,
+    device: Literal["cpu", "cuda"],
     workers: int | None,
     slots_per_gpu: int,
     gpu_memory_gb: float | None,
@@ -253,7 +235,7 @@ def options_of(
     return Options(
         address=address,
         slots=slots,
-        device="cuda" if device == "cuda" else "cpu",
+        device=device,
         slots_per_gpu=slots_per_gpu,
         workers=workers,
         storage=storage_of(storage) if storage else None,
@@ -287,34 +269,6 @@ def check_writable(storage: str | None) -> None:
         raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {reason}") from None
 
 
-def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> None:
-    """Refuse a trial that can never start on this machine, under --slots, or on the cluster. Raises UsageProblem.
-
-    With `absent_is_fine` the cluster may not be up yet, as for a plan.
-    """
-    condition, placement = jobs.widest(study, options)
-    wide = slots_of(placement, options)
-    if options.address != "local":
-        from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it
-
-        try:
-            machines.refuse_early(options, wide, absent_is_fine)
-        except machines.ClusterProblem as problem:
-            raise UsageProblem(str(problem)) from None
-    if options.address != "local" and not options.slots:
-        return
-    room, _ = slots_for(options)
-    if wide > room and (options.slots or placement.workers > 1):
-        unit = "GPU" if options.device == "cuda" else "core"
-        have = (
-            f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // placement.workers)}"
-        )
-        raise UsageProblem(
-            f"{study.id}: a trial of {condition} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
-            "it would never start. Give more slots, fewer --workers, or the --address of a cluster"
-        )
-
-
 def slots_for(options: Options) -> tuple[int, str]:
     """The number of slots for the plan, and the assumption behind it. Ray's own number is known only once it runs."""
     if options.slots:
@@ -329,29 +283,18 @@ def slots_for(options: Options) -> tuple[int, str]:
     return options.slots_per_gpu, f" (assumed: one GPU{found})"
 
 
-def keep_copy(source: Path, target: Path) -> None:
-    """Copy the study file, as run, beside its results."""
-    if not (target.exists() and source.samefile(target)):
-        files.replace(target, source.read_bytes())
-
-
 def show_damage(state: Recorded, folder: Path, remedy: str) -> None:
     """Show the journal lines that do not count, and the trials that lack rows."""
     damage = [line for line in state.damage if line != journal.INCOMPLETE or not lease.is_held(folder)]
-    shown = damage[:MAX_DAMAGE_SHOWN]
-    if len(damage) > len(shown):
-        shown.append(f"... and {len(damage) - len(shown)} more like these")
-    for line in shown:
+    for line in damage[:5]:
         aside(f"{folder.name}: {line}")
+    if len(damage) > 5:
+        aside(f"{folder.name}: ... and {len(damage) - 5} more like these")
     if damage and not state.short:
         aside(f"{folder.name}: damaged lines do not count; no row of an ended trial is missing.")
     if state.short:
         names = ", ".join(state.short[:3]) + (" ..." if len(state.short) > 3 else "")
         aside(f"{folder.name}: {times(len(state.short), 'trial')} without all rows ({names}): {remedy}.")
-
-
-MAX_DAMAGE_SHOWN = 5
-"""Most damaged journal lines that a command shows."""
 
 
 def aside(line: str) -> None:

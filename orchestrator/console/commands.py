@@ -25,25 +25,6 @@ def this_again() -> str:
     return to_copy([program(), *sys.argv[1:]])
 
 
-_SECRET_OPTIONS = {"--tracking-uri": "MLFLOW_TRACKING_URI", "--storage": "EMERGENCE_STORAGE"}
-"""Options that may hold a password, and the variables with the same meaning."""
-
-
 def to_copy(words: Sequence[str]) -> str:
-    """A command that may be shown: an option with a password is left out, and its variable is named instead."""
-    kept: list[str] = []
-    unset: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        option, given, value = word.partition("=")
-        if option in _SECRET_OPTIONS and (given or rest):
-            value = value if given else rest.pop(0)
-            if links.holds_secret(value):
-                unset.append(_SECRET_OPTIONS[option])
-            else:
-                kept += [word] if given else [word, value]
-        else:
-            kept.append(links.without_password(word))
-    first = f"   (set {' and '.join(unset)} first: its value is not shown)" if unset else ""
-    return shlex.join(kept) + first
+    """A command that may be shown, without passwords."""
+    return shlex.join(map(links.without_password, words))

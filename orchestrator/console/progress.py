@@ -107,7 +107,7 @@ class Surface:
 
 
 class Progress:
-    """The Watcher of a run that draws its events. A context manager."""
+    """The display of a run, drawn from its events. A context manager."""
 
     def __init__(self, study: Study, state: State, plan: Plan, console: Console | None = None) -> None:
         self.console = console or Terminal()

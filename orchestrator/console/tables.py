@@ -14,6 +14,7 @@ from orchestrator.console.checks import UsageProblem, read_record, study_folders
 from orchestrator.console.commands import program, to_copy
 from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
+from orchestrator.plan.options import slots_of
 from orchestrator.record import journal, lease, links, recorded
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study.claimed import planned
@@ -74,6 +75,9 @@ def show_plan(
 def _time_words(todo: price.Plan, slots_known: str) -> str:
     """The time on these slots, or when it will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
+    widest = max((slots_of(job.placement, todo.options) for job in todo.jobs), default=0)
+    if widest > todo.slots and todo.options.address == "local":
+        return f"{on}: it would never start, a trial takes {times(widest, 'slot')}"
     if todo.seconds is None:
         return f"{on}: known after the first reports, or now with {program()} plan --calibrate"
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")
@@ -151,7 +155,7 @@ def show_result(
 
 def show_comparison(found: Any) -> None:
     """Print a comparison of two studies."""
-    from orchestrator.analysis.compare import difference_words, more, sentence
+    from orchestrator.analysis.compare import more, sentence
 
     console = Terminal()
     console.print("\n".join([sentence(found), *more(found)]))
@@ -159,30 +163,8 @@ def show_comparison(found: Any) -> None:
         console.print(styled(("\nSettings that differ", "bold"), f" ({found.a.study.id} -> {found.b.study.id})"))
         for line in found.settings:
             console.print(f"  {line}")
-    shown = [one for one in found.significant("difference") if one.skill in (found.skill, "")]
-    if shown:
-        title = f"\nCells that differ: {found.b.study.id} less {found.a.study.id}"
-        table = _plain_table(title, ("", "tasks", "FLOPs", "difference"), "right")
-        for one in shown[:MAX_CELLS_SHOWN]:
-            name = f"{one.question.removeprefix('difference of ')} {one.skill} {one.condition}".replace("  ", " ")
-            table.add_row(name, number(one.n_tasks), number(one.compute_flops), difference_words(one))
-        console.print(table)
-    rest = len(found.significant("difference")) - len(shown[:MAX_CELLS_SHOWN])
-    if rest:
-        console.print(f"... and {rest} more, other skills included, on the page")
-
-
-def _plain_table(title: str, heads: tuple[str, ...], justify: Any) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
-    for head in heads:
-        table.add_column(
-            head, header_style="dim", justify=justify if head else "left", no_wrap=not head, overflow="fold"
-        )
-    return table
-
-
-MAX_CELLS_SHOWN = 30
-"""Most cells of a comparison that a terminal shows."""
+    if cells := found.significant("difference"):
+        console.print(f"{times(len(cells), 'cell')} with a significant difference, on the page")
 
 
 def list_studies(console: Terminal) -> None:

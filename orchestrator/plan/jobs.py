@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from orchestrator.plan.options import ONE_WORKER, Options, Placement
 from orchestrator.record import recorded
@@ -32,16 +32,6 @@ class Job(NamedTuple):
     """Its workers and its placement on them."""
 
 
-def widest(study: Study, options: Options) -> tuple[str, Placement]:
-    """The condition whose trials take most workers, and their placement. Raises StudyError if a trial cannot be placed."""
-    placements = [
-        (condition, placement_of(study, condition, trunk, options))
-        for condition in study.conditions
-        for trunk, _ in study.sizes(condition)
-    ]
-    return max(placements, key=lambda pair: pair[1].workers)
-
-
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
     """The open jobs, those of most workers first, then largest first.
 
@@ -50,7 +40,7 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
     Raises StudyError if a trial cannot be placed on the workers.
     """
     placements = {
-        (*study.conditions[condition], trunk.size): placement_of(study, condition, trunk, options)
+        (condition, trunk.size): _placement(study, condition, trunk, options)
         for condition in study.conditions
         for trunk, _ in study.sizes(condition)
     }
@@ -59,8 +49,8 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
     for trunk, budgets in study.carried():
         owed = tuple(b for b in budgets if trunk.trial(b).id not in ended)
         if owed:
-            at = standing(trunk, owed, folder, options.storage) if folder else budget.START
-            where = placements[trunk.arm, trunk.variant, trunk.size]
+            at = _standing(trunk, owed, folder, options.storage) if folder else budget.START
+            where = placements[study.condition_of(trunk.arm, trunk.variant), trunk.size]
             found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where))
     return sorted(found, key=lambda job: (-job.placement.workers, -(job.price.train_flops + job.price.eval_flops)))
 
@@ -74,9 +64,8 @@ def owes(study: Study, state: State) -> bool:
     return bool({trial.id for trial in study.trials()} - _ended(state))
 
 
-def placement_of(study: Study, condition: str, trunk: TrunkSpec, options: Options) -> Placement:
-    """Place a trunk of a condition on workers, and fit it to a device's memory if that is known. All trunks of this
-    condition and size are placed alike.
+def _placement(study: Study, condition: str, trunk: TrunkSpec, options: Options) -> Placement:
+    """Place a trunk on workers, and fit it to a device's memory if that is known.
 
     Raises StudyError with the arithmetic if nothing fits, or if the batch cannot be divided.
     """
@@ -99,20 +88,15 @@ def placement_of(study: Study, condition: str, trunk: TrunkSpec, options: Option
 
 def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None) -> str:
     """The folder of a trunk's checkpoints, named by its id, under the study's folder or `storage`."""
-    return checkpoint.under(checkpoints_of(folder, storage), trunk.id)
+    return checkpoint.under(stored("checkpoints", folder, storage), trunk.id)
 
 
-def checkpoints_of(folder: Path, storage: str | None = None) -> str:
-    """The folder or URI of a study's checkpoints."""
-    return checkpoint.under(storage, folder.name, "checkpoints") if storage else str(folder / "checkpoints")
+def stored(what: Literal["checkpoints", "weights"], folder: Path, storage: str | None = None) -> str:
+    """The folder or URI of a study's checkpoints, or of the final weights of its trials."""
+    return checkpoint.under(storage, folder.name, what) if storage else str(folder / what)
 
 
-def weights_of(folder: Path, storage: str | None = None) -> str:
-    """The folder or URI of the final weights of a study's trials, if they are saved."""
-    return checkpoint.under(storage, folder.name, "weights") if storage else str(folder / "weights")
-
-
-def standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: str | None = None) -> budget.Standing:
+def _standing(trunk: TrunkSpec, budgets: Sequence[float], folder: Path, storage: str | None) -> budget.Standing:
     """The position from which a run for these budgets resumes: the newest checkpoint, or the start."""
     meta = checkpoint.peek(checkpoint_folder(folder, trunk, storage), trunk.fingerprint())
     steps = {b: budget.steps_of(trunk, b) for b in budgets}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from orchestrator.plan.jobs import Job, jobs_of
 from orchestrator.plan.options import Options, slots_of
-from orchestrator.plan.throughput import known_throughput
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -62,7 +61,7 @@ def make(
     todo = jobs_of(study, state, folder, options)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
-        speed, source = known_throughput(study, state, device)
+        speed, source = recorded_throughput(state, device), "recorded in this study"
     train_flops = sum(job.price.train_flops for job in todo)
     return Plan(
         study=study,
@@ -112,3 +111,27 @@ def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) 
         for _ in taken:
             heapq.heappush(free, taken[-1] + job)
     return max(free)
+
+
+def recorded_throughput(state: State, device: str) -> float | None:
+    """FLOPs per second of one slot over a journal's trials on this device, evaluation included; None if none ran."""
+    ended = [
+        e
+        for e in state.trials.values()
+        if e["status"] != "failed" and e.get("device", device) == device and e.get("train_seconds")
+    ]
+    seconds = sum((e["train_seconds"] + e["eval_seconds"]) * e.get("workers", 1) for e in ended)
+    return float(sum(e["flops_run"] + e["eval_flops"] for e in ended) / seconds) if seconds else None
+
+
+def calibrate(study: Study, device: str) -> float:
+    """FLOPs per second of one slot from one short trial: 50 steps, some 5 s with loading. Imports torch."""
+    from trainers.fit.place import Place
+    from trainers.train import run_trunk
+
+    trunk = study.trunks()[0]
+    events: list[dict[str, Any]] = []
+    smallest = float(budget.flops_per_step(trunk) * budget.MIN_STEPS)
+    run_trunk(trunk, [smallest], Place(device=device), events.extend)
+    end = next(e for e in events if e["kind"] == "trial")
+    return float((end["flops_run"] + end["eval_flops"]) / (end["train_seconds"] + end["eval_seconds"]))

@@ -8,7 +8,6 @@ be rebuilt from it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -213,23 +212,6 @@ class Reader:
         self.next_number += n_lines + self.is_unended
         self.position = self.size = size
         self.is_torn, self.is_unended, self.lease = False, False, max(lease, self.lease)
-
-
-def last_lease(folder: Path) -> int:
-    """The highest lease in the journal; 0 if there is none. Raises OSError."""
-    reader = Reader(folder)
-    with contextlib.suppress(FileNotFoundError):
-        reader.position = max(0, (folder / FILE).stat().st_size - _NEWEST_BYTES)
-    if reader.position:
-        reader.next_number = 0
-        reader.read()
-    if not reader.lease:  # no sound line among the newest
-        reader = Reader(folder)
-        reader.read()
-    return reader.lease
-
-
-_NEWEST_BYTES = 2**20
 
 
 def read(folder: Path, start: int = 0) -> tuple[list[Event], int]:

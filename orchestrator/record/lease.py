@@ -103,9 +103,10 @@ class StudyLock:
     def check(self) -> None:
         """Raises LeaseLostError if another driver took over or the lock file is gone."""
         if not any(self._is_mine(pause) for pause in (0.0, 0.1, 0.5)):  # a file server may be away for a moment
+            holder = _read(self.path)
+            named = f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
             raise LeaseLostError(
-                f"{self.study_id}: this driver no longer holds the study: {self.path} names "
-                f"{_name(_read(self.path))}; nothing more is written here"
+                f"{self.study_id}: this driver no longer holds the study: {self.path} names {named}; nothing more is written here"
             )
 
     def _is_mine(self, pause_seconds: float = 0.0) -> bool:
@@ -170,10 +171,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys() else None
-
-
-def _name(holder: dict[str, Any] | None) -> str:
-    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
 
 
 def flock(file: int, how: int) -> bool | None:

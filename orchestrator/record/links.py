@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import files
@@ -38,14 +38,14 @@ def run_path(experiment: str, run: str) -> str:
 
 def ui_address(tracking_uri: str) -> str:
     """The UI's address for this store: a server without user and password, `emergence ui` for a database, else ""."""
-    if tracking_uri.startswith(("http://", "https://")):
+    if is_local(tracking_uri):
+        return str((read_json(home_folder() / UI_FILE) or {}).get("address") or LOCAL_UI)
+    if tracking_uri.startswith("http"):
         parts = urlsplit(tracking_uri)
         if "@" not in parts.netloc and holds_secret(re.split(r"\?[\w.]+=", tracking_uri)[0]):
             return ""  # an unquoted password: the start of the host is ambiguous
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    if tracking_uri.startswith("databricks"):
-        return ""
-    return str((read_json(home_folder() / UI_FILE) or {}).get("address") or LOCAL_UI)
+    return ""
 
 
 def is_local(tracking_uri: str) -> bool:
@@ -63,7 +63,7 @@ def serve_at(address: str, tracking_uri: str) -> list[Path]:
             continue
         if found["base"] != address:
             _lead(folder, found["base"], address)
-        write(folder, found | {"base": address})
+        write_json(folder / LINKS_FILE, found | {"base": address})
         shown.append(folder)
     return shown
 
@@ -87,11 +87,6 @@ def of(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / LINKS_FILE)
 
 
-def write(folder: Path, found: dict[str, Any]) -> None:
-    """Save them. Raises OSError."""
-    write_json(folder / LINKS_FILE, found)
-
-
 def study_link(folder: Path, tracking_uri: str) -> str | None:
     """The address of a study's parent run; None if it was not published in this store, or the store has no address."""
     found = of(folder)
@@ -111,24 +106,14 @@ def sqlite_file(tracking_uri: str) -> Path | None:
     if scheme.split("+")[0] != "sqlite" or not rest.startswith("/"):
         return None
     path = rest[1:].partition("?")[0]
-    if "%" in path:
-        from sqlalchemy.engine import make_url  # imported here: it takes a third of a second, and is rarely needed
-
-        path = make_url(tracking_uri).database or ""
-    return Path(path) if path and path != ":memory:" else None
+    return Path(path) if path not in ("", ":memory:") and "%" not in path else None  # % quotes: the name is not known
 
 
 def sqlite_uri(path: Path) -> str:
-    """The SQLite URI of a file, as SQLAlchemy reads it. Raises ValueError for a name that no URI can express."""
-    if not set("?%") & set(str(path)):
-        return f"sqlite:///{path}"
-    from sqlalchemy.engine import URL, make_url
-
-    # The driver must be named: for a plain `sqlite:///` URI MLflow makes the folder itself, under the quoted name.
-    uri = URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
-    if make_url(uri).database != str(path):
+    """The SQLite URI of a file. Raises ValueError for a name with ? or %, which would have to be quoted."""
+    if set("?%") & set(str(path)):
         raise ValueError(f"{path}: no SQLite URI can name it")
-    return uri
+    return f"sqlite:///{path}"
 
 
 # Secrets ------------------------------------------------------------------------------------------------------------
@@ -221,10 +206,9 @@ def holds_secret(text: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a small JSON file of ours; None if it is missing or torn."""
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        return found if isinstance(found := json.loads(path.read_text()), dict) else None
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -46,8 +46,6 @@ def default_tracking_uri() -> str:
 PARENT = "study"
 """Key of the parent run. Every other run has its trial's id as key."""
 
-RUNNING_NOTE = "**Running now; the text below is from before this run.**\n\n"
-
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 """MLflow's limits: characters of a tag, a param and a name; metrics in one request."""
 
@@ -171,9 +169,9 @@ class MlflowRecord:
         self._settled: set[str] = set()  # trials whose run is final
         self._logged: dict[str, int] = {}  # trial id -> evaluations already sent
         self._counts: dict[str, int] = {}  # numbers of trials, as last sent
-        self._find()
+        self.find()
 
-    def _find(self) -> None:
+    def find(self) -> None:
         """Find the existing runs. If one key has several, all but the fullest are ended and deleted."""
         by_key: dict[str, list[Any]] = {}
         for run in runs_of(self.client, self.experiment, self.record_id):
@@ -264,12 +262,9 @@ class MlflowRecord:
         return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
 
     def begin(self, state: State) -> None:
-        """Mark the parent run as running and log its axes. An earlier answer in its description stays, marked as older."""
+        """Mark the parent run as running and log its axes. An earlier answer stays in its description."""
         parent = self._parent(state)
         run = self.client.get_run(parent)
-        note = run.data.tags.get("mlflow.note.content", "")
-        if note and not note.startswith(RUNNING_NOTE):
-            self.client.set_tag(parent, "mlflow.note.content", RUNNING_NOTE + note)
         self._log_axes(parent, run.data.params)
         self._log_counts(parent, state)
         if run.info.status != "RUNNING":
@@ -348,10 +343,6 @@ class MlflowRecord:
         runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
         study, store = runs.pop(PARENT, None), links.store_of(tracking_uri)
         return {"base": links.ui_address(tracking_uri), "study": study, "runs": runs, "store": store}
-
-    def heal(self) -> None:
-        """Look again for duplicate runs: MLflow may make one long after the request."""
-        self._find()
 
     def publish_study(
         self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float

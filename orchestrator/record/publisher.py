@@ -84,7 +84,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
         say("MLflow runs ...")
         try:
             target = publish_runs(tracking_uri, study, state, say)
-            links.write(folder, target.links(tracking_uri))
+            links.write_json(folder / links.LINKS_FILE, target.links(tracking_uri))
         except Exception as problem:  # raised after the report, which needs no MLflow
             unpublished = problem
         say("Report and figures ...")
@@ -126,7 +126,7 @@ def publish_runs(tracking_uri: str, study: Study, state: State, say: Say | None 
     def attempt() -> MlflowRecord:
         target = MlflowRecord(tracking_uri, study, state.record)
         target.publish(state, say)
-        target.heal()
+        target.find()  # again: MLflow may make a duplicate run long after the request
         return target
 
     return after_outages(attempt)

@@ -58,9 +58,6 @@ def of_study(state: State, study: Study) -> Recorded:
     return found
 
 
-OF_RUNS = ("results.parquet", "runs.parquet", "report.html", "published.json")
-
-
 def left_without_journal(state: State, folder: Path, study: Study | None = None) -> list[str]:
     """Results of earlier runs in a folder whose journal is gone or empty: a new run would overwrite them.
 
@@ -68,7 +65,8 @@ def left_without_journal(state: State, folder: Path, study: Study | None = None)
     """
     if state.keys:
         return []
-    left = [name for name in OF_RUNS if (folder / name).exists()]
+    of_runs = ("results.parquet", "runs.parquet", "report.html", "published.json")
+    left = [name for name in of_runs if (folder / name).exists()]
     mine = {trunk.fingerprint() for trunk in study.trunks()} if study else set()
     for manifest in (folder / "checkpoints").rglob("manifest.json") if study else ():
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

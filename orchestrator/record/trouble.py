@@ -66,12 +66,8 @@ def _of_sqlite(chain: list[BaseException], where: str) -> Trouble | None:
         return Trouble(f"{where} is locked by another process", "try again when that has ended", True, True)
     if "readonly" in text or "read-only" in text:
         return Trouble(f"{where} can be read but not written", "make the file writable, or give another --tracking-uri")
-    if "full" in text:
-        return Trouble(f"{where} cannot be written: the disk is full", "make room and publish again")
-    if "malformed" in text or "not a database" in text or "encrypted" in text:
+    if "malformed" in text or "not a database" in text:
         return Trouble(f"{where} is damaged", "move that file away and publish again: the runs are rebuilt")
-    if "unable to open" in text:
-        return Trouble(f"{where} cannot be opened", "make its folder writable, or give another --tracking-uri")
     return Trouble(f"{where}: {messages[-1][:300]}")
 
 

@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan import jobs, throughput
+from orchestrator.plan import jobs
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
 from orchestrator.record.journal import Event, Journal, State
@@ -37,20 +37,6 @@ from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
 
-
-class Watcher(Protocol):
-    """Receives the progress of a run (`progress.py`)."""
-
-    def on_slots(self, slots: int) -> None:
-        """Called once Ray has started, with the number of slots."""
-
-    def take(self, events: list[Event]) -> None:
-        """Events that are already in the journal. Must return at once: the trunk that reported them is waiting."""
-
-    def say(self, line: str) -> None:
-        """Show one line to the user."""
-
-
 Outcome = Literal["complete", "stopped", "failed", "broken"]
 
 
@@ -61,12 +47,14 @@ def run(
     lock: StudyLock,
     options: Options,
     tracking_uri: str,
-    watcher: Watcher,
+    take: Callable[[list[Event]], None],
+    say: Callable[[str], None],
     stop_request: StopRequest,
 ) -> Outcome:
     """Run the jobs of a study and publish it.
 
-    The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here.
+    The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here. `take`
+    receives events that are in the journal, and must return at once: their trunk is waiting. `say` shows a line.
     "broken" means that Ray or Tune ended the run. The journal then holds everything that was reported. Raises OSError
     if the journal cannot be written. Raises LeaseLostError if another driver took over. Every trunk has saved by then.
     If Ray dies, the process ends with exit code 1. This function then does not return.
@@ -95,11 +83,11 @@ def run(
                 unwritten.append(problem)
                 stop_request.ask_this_driver()
                 return
-            watcher.take(events)
+            take(events)
 
         try:
             if not stop_request.is_asked():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, watcher.say, stop_request)
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request)
             failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
                 failures = []  # the next run tries them again
@@ -118,7 +106,7 @@ def run(
             with contextlib.suppress(OSError):
                 os.write(2, traceback.format_exc().encode())  # to the log
             reason = _reason(f"{type(problem).__name__}: {problem}")
-            watcher.say(f"Ray or Tune ended the run: {reason}; for details see {folder / 'driver.log'}.")
+            say(f"Ray or Tune ended the run: {reason}; for details see {folder / 'driver.log'}.")
         finally:
             ray_ends.set()
             machines.shutdown()
@@ -128,18 +116,15 @@ def run(
     if unwritten:
         publisher.leave_publishing(publishing)
         raise unwritten[0]
-    watcher.say("Writing tables, report and MLflow runs ...")
+    say("Writing tables, report and MLflow runs ...")
     publisher.finish_publishing(
-        publishing, folder, watcher.say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
+        publishing, folder, say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
-    state = recorded.read(folder, study)
-    if speed := throughput.recorded_throughput(state, options.device):
-        throughput.remember_throughput(study, options.device, speed)
     if broken:
         return "broken"
     if failures:
         return "failed"
-    return "stopped" if jobs.jobs_of(study, state) else "complete"
+    return "stopped" if jobs.owes(study, recorded.read(folder, study)) else "complete"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:
@@ -273,7 +258,7 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "device": options.device,
         "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
-        "weights_folder": jobs.weights_of(folder, options.storage) if options.keep_weights else None,
+        "weights_folder": jobs.stored("weights", folder, options.storage) if options.keep_weights else None,
         "compiled": job.placement.compiled,
     }
     if (fit := job.placement.fit) is not None:

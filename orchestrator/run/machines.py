@@ -20,8 +20,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import ray
-from ray._private.state import GlobalState
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 from orchestrator.plan.options import Options
@@ -142,8 +141,7 @@ def _start_ray(options: Options, widest: int) -> int:
         verb = "started" if options.address == "local" else "reached"
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {verb}: {reason}") from None
     ray._private.worker.print_to_stdstream = _to_the_log
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    _refuse_too_wide(options, ray.cluster_resources(), limits, widest)
+    _refuse_too_wide(options, widest)
     return slots_there(options)
 
 
@@ -153,8 +151,9 @@ def _to_the_log(data: dict[str, Any], *given: Any, **how: Any) -> None:
         os.write(2, "\n".join([*data.get("lines", []), ""]).encode(errors="replace"))
 
 
-def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str, int], widest: int) -> None:
-    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster (`limits`)."""
+def _refuse_too_wide(options: Options, widest: int) -> None:
+    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster."""
+    there, limits = ray.cluster_resources(), ray._private.state.state.get_max_resources_from_cluster_config() or {}
     most = {name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}
     if _count(most, options) >= widest:
         return
@@ -165,33 +164,6 @@ def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str
     text += f" and can grow to {most[lacking]:g}" if most[lacking] > there.get(lacking, 0) else ""
     limit = f", and --slots {options.slots} is given" if options.slots and options.slots < widest else ""
     raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
-
-
-def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
-    """Refuse too wide a trial before joining the cluster, because joining takes seconds. Raises ClusterProblem.
-
-    With `absent_is_fine` a cluster that does not answer is accepted. A client's address (ray://) is checked only when
-    joined.
-    """
-    _set_environment()
-    try:
-        target = _ask_for_an_answer(options.address)
-    except ClusterProblem:
-        if absent_is_fine:
-            return
-        raise
-    if not target:
-        return
-    asked = GlobalState()
-    try:
-        asked._initialize_global_state(GcsClientOptions.create(target, None, True, False))
-        there, limits = asked.cluster_resources(), asked.get_max_resources_from_cluster_config() or {}
-    except Exception:  # joining will raise it again
-        return
-    finally:
-        asked.disconnect()
-    if there:
-        _refuse_too_wide(options, there, limits, widest)
 
 
 def slots_there(options: Options) -> int:
@@ -325,29 +297,25 @@ def _check_token(named: str, channel: Any) -> None:
     everybody = lets_in("")
     if everybody is None or mode not in ("token", "disabled"):
         return
-    see = "docs/cluster.md, 'Tokens'"
+    copy = "copy ~/.ray/auth_token of the head here"
     if everybody and mode == "token":
-        raise ClusterProblem(
-            f"{named}: this cluster asks for no token, so everybody who reaches it can run code on it. Start it with "
-            f"RAY_AUTH_MODE=token in its environment ({see}), or set RAY_AUTH_MODE=disabled here to use it anyway"
+        wrong = (
+            "asks for no token, so everybody who reaches it can run code on it. Start it with RAY_AUTH_MODE=token in its "
+            "environment, or set RAY_AUTH_MODE=disabled here to use it anyway"
         )
-    if not everybody and mode == "disabled":
-        raise ClusterProblem(
-            f"{named}: this cluster asks for a token, and RAY_AUTH_MODE=disabled is set here; unset it ({see})"
+    elif everybody:
+        return
+    elif mode == "disabled":
+        wrong = "asks for a token, and RAY_AUTH_MODE=disabled is set here; unset it"
+    elif not (token := _token()):
+        wrong = f"asks for a token, and this machine has none; {copy}"
+    elif lets_in(token) is False:
+        wrong = (
+            f"refuses the token of this machine ($RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token); {copy}"
         )
-    if not everybody and not (token := _token()):
-        raise ClusterProblem(
-            f"{named}: this cluster asks for a token, and this machine has none; copy ~/.ray/auth_token of the head here ({see})"
-        )
-    if not everybody and lets_in(token) is False:
-        where = next((f"${name}" for name in TOKEN_VARIABLES if os.environ.get(name)), "~/.ray/auth_token")
-        raise ClusterProblem(
-            f"{named}: this cluster refuses the token of this machine ({where}); copy ~/.ray/auth_token of the head here ({see})"
-        )
-
-
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Environment variables that Ray reads for a token before ~/.ray/auth_token."""
+    else:
+        return
+    raise ClusterProblem(f"{named}: this cluster {wrong}; see docs/cluster.md, 'Tokens'")
 
 
 def _token() -> str:

@@ -27,9 +27,8 @@ class _Lasting(io.FileIO):
                 while not select.select((), (self,), (), STUCK_SECONDS)[1]:
                     if supervise.is_asked():
                         raise TimeoutError
-                rest = rest[
-                    super().write(rest[: select.PIPE_BUF]) or 0 :
-                ]  # a ready pipe accepts PIPE_BUF bytes at once
+                n_written = super().write(rest[: select.PIPE_BUF])  # a ready pipe accepts PIPE_BUF bytes at once
+                rest = rest[n_written or 0 :]
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

@@ -50,7 +50,7 @@ class Relay:
         """Store the events of rank 0 from number `start` on. Returns the number held: after a restart, less than it sent."""
         held = self.held.setdefault(group, [])
         if start <= len(held):
-            held[start:] = events
+            held.extend(events[len(held) - start :])  # the other ranks send none at their end, from number 0 on
         return len(held)
 
     async def take(self, group: str, start: int) -> list[Event]:

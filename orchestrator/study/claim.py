@@ -8,11 +8,6 @@ from pydantic import Field
 
 from trainers.records import Count, Positive, Record
 
-RETIRED_QUANTITY = "memory"
-"""A quantity that studies may have claimed and no new one can."""
-RETIRED_VERDICT = "metric artefact"
-"""A verdict that studies may have claimed and no new one can."""
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

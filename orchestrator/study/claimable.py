@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
-from orchestrator.study.claim import RETIRED_QUANTITY, RETIRED_VERDICT, Primary
+from orchestrator.study.claim import Primary
 from orchestrator.study.claimed import claimed_condition
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
+from trainers.records import Record
 from trainers.tasks import Family
 
-Problem = tuple[tuple[Any, ...], str]
-"""(place in the file, problem and remedy)."""
+Problem = tuple[str, str]
+"""(key of the claim, or "" for all of it; problem and remedy)."""
 
 
 _PLACE: dict[str, tuple[str, ...]] = {
@@ -69,18 +70,10 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
     yield from _notnumber(claim)
-    if claim.what.endswith("memory") and family.ability_of == "accuracy":
-        name: Any = family
-        yield (
-            ("primary", "what"),
-            f"memory has no meaning in family '{name.name}': its exact memoriser knows no more of the list than the rule does",
-        )
-    longest = family.memorizer_max_tasks
-    if claim.what.endswith("memory") and longest == 0:
-        yield (
-            ("primary", "what"),
-            f"memory has no meaning in family '{cast(Any, family).name}': it has no exact memoriser",
-        )
+    if claim.what.endswith("memory") and (family.ability_of == "accuracy" or family.memorizer_max_tasks == 0):
+        named = f"memory has no meaning in family '{cast(Any, family).name}'"
+        why = "knows no more of the list than the rule does" if family.ability_of == "accuracy" else "does not exist"
+        yield "what", f"{named}: its exact memoriser {why}"
 
 
 def _ignored(claim: Primary) -> Iterator[Problem]:
@@ -88,30 +81,36 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
     for key in ("arm", "against", "skill", "n_tasks", "from_flops", "compute_flops"):
         if getattr(claim, key) is not None and key not in read:
             yield (
-                ("primary", key),
+                key,
                 f"'{claim.what}' does not take '{key}', which would be ignored; leave it out (it takes {', '.join(read)})",
             )
     if claim.verdict is not None and claim.what != "emergence":
-        yield ("primary", "verdict"), f"'{claim.what}' claims a range, not a verdict; give lo, hi or both"
+        yield "verdict", f"'{claim.what}' claims a range, not a verdict; give lo, hi or both"
 
 
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     axes = study.axes
-    for key, allowed in (
-        ("arm", tuple(study.conditions)),
-        ("against", tuple(study.conditions)),
-        ("n_tasks", axes.n_tasks),
-        ("compute_flops", axes.compute_flops),
-        ("from_flops", axes.compute_flops),
-        ("skill", tuple(study.shown_skills) if claim.what != "overtakes" else _domains(study, claim)),
-    ):
-        value = getattr(claim, key)
-        if value is not None and key in _PLACE[claim.what] and value not in allowed:
-            listed = ", ".join(a if isinstance(a, str) else number(a) for a in allowed)
+    known: dict[str, Sequence[Any]] = {
+        "arm": tuple(study.conditions),
+        "against": tuple(study.conditions),
+        "n_tasks": axes.n_tasks,
+        "compute_flops": axes.compute_flops,
+        "from_flops": axes.compute_flops,
+        "skill": study.shown_skills if claim.what != "overtakes" else _domains(study, claim),
+    }
+    yield from not_among(claim, {key: known[key] for key in _PLACE[claim.what]})
+
+
+def not_among(record: Record, known: Mapping[str, Sequence[Any]]) -> Iterator[Problem]:
+    """The keys of a record whose value is none of the known ones."""
+    for key, allowed in known.items():
+        value = getattr(record, key)
+        if value is not None and value not in allowed:
+            listed = [a if isinstance(a, str) else number(a) for a in allowed]
             given = value if isinstance(value, str) else number(value)
-            near = difflib.get_close_matches(given, listed.split(", "), 1) if isinstance(value, str) else []
+            near = difflib.get_close_matches(given, listed, 1) if isinstance(value, str) else []
             meant = f"; did you mean '{near[0]}'?" if near else ""
-            yield ("primary", key), f"{given} is not in the study; it has {listed}{meant}"
+            yield key, f"{given} is not in the study; it has {', '.join(listed)}{meant}"
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
@@ -122,71 +121,61 @@ def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
     if claim.what == "emergence":
         if (claim.n_tasks is None) == (claim.compute_flops is None):
-            yield (
-                ("primary",),
-                "'emergence' is read along one axis; give n_tasks or compute_flops, the one that stays fixed",
-            )
+            yield ("", "'emergence' is read along one axis; give n_tasks or compute_flops, the one that stays fixed")
     elif "n_tasks" in _PLACE[claim.what] and claim.n_tasks is None:
-        yield ("primary",), f"'{claim.what}' is read at one number of tasks; give n_tasks"
+        yield "", f"'{claim.what}' is read at one number of tasks; give n_tasks"
     if claim.what == "overtakes" and not _domains(study, claim):
         those = ", ".join(dict.fromkeys(pair.generalist for pair in pairs_of(study))) or "none"
-        said = f"'overtakes' is of a generalist with specialists beside it; {claimed_condition(study, claim)} has none, the study's generalists: {those}"
-        yield ("primary",), said
+        yield "", f"'overtakes' is of a generalist with specialists beside it; the study's generalists: {those}"
     if claim.what == "overtakes" and claim.from_flops == max(study.axes.compute_flops):
-        yield (
-            ("primary", "from_flops"),
-            "nothing is left to the generalist beyond the largest budget; give a smaller one",
-        )
+        yield ("from_flops", "nothing is left to the generalist beyond the largest budget; give a smaller one")
     if claim.what.startswith("change"):
         last = claim.compute_flops or max(study.axes.compute_flops)
         if claim.from_flops is None or claim.from_flops >= last:
-            yield ("primary",), f"'{claim.what}' is between two budgets; give from_flops, below {number(last)}"
+            yield "", f"'{claim.what}' is between two budgets; give from_flops, below {number(last)}"
     if claim.what == "crossover" and len(study.conditions) < 2:
-        yield ("primary",), "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
+        yield "", "a crossover is of one arm by another, and the study has one; add an arm to axes.arm"
     elif claim.what == "crossover" and claim.against in (None, claimed_condition(study, claim)):
-        yield ("primary",), "a crossover is of one arm by another; give the other as 'against'"
+        yield "", "a crossover is of one arm by another; give the other as 'against'"
 
 
 def _retired(claim: Primary) -> Iterator[Problem]:
-    if claim.what == RETIRED_QUANTITY:
+    if claim.what == "memory":
         yield (
-            ("primary", "what"),
-            f"'{RETIRED_QUANTITY}' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
+            "what",
+            "'memory' is claimed no more; give k_memory, the number of tasks up to which all are memorised",
         )
-    if claim.verdict == RETIRED_VERDICT:
+    if claim.verdict == "metric artefact":
         yield (
-            ("primary", "verdict"),
-            f"'{RETIRED_VERDICT}' is no verdict any more: the continuous scores decide; give break or smooth",
+            "verdict",
+            "'metric artefact' is no verdict any more: the continuous scores decide; give break or smooth",
         )
 
 
 def _notnumber(claim: Primary) -> Iterator[Problem]:
     if claim.what == "emergence":
         if claim.verdict is None or claim.lo is not None or claim.hi is not None:
-            yield (
-                ("primary",),
-                "'emergence' claims a verdict, not a range; give verdict: break or smooth",
-            )
+            yield ("", "'emergence' claims a verdict, not a range; give verdict: break or smooth")
     elif claim.lo is None and claim.hi is None:
         if claim.verdict is None:
-            yield ("primary",), "a claim that cannot turn out false; give lo, hi or both"
+            yield "", "a claim that cannot turn out false; give lo, hi or both"
     elif claim.lo is not None and claim.hi is not None and claim.lo >= claim.hi:
-        yield ("primary", "lo"), f"lo {number(claim.lo)} < hi {number(claim.hi)} does not hold"
+        yield "lo", f"lo {number(claim.lo)} < hi {number(claim.hi)} does not hold"
 
 
 # What the axes can decide ---------------------------------------------------------------------------------------------
 
 
-def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """Reasons why a well-formed claim could not turn out false, or not true, on the axes of this study."""
+def out_of_reach(study: Study, family: Family, claim: Primary) -> str:
+    """Why a well-formed claim could not turn out false, or not true, on the axes of this study; "" if it could."""
     if claim.what == "emergence":
-        yield from _too_few_scales(study, claim)
-    elif claim.what in BOUNDS:
-        yield from _mean_out_of_reach(claim)
-    elif claim.what.startswith("drift"):
-        yield from _drift_out_of_reach(study, family, claim)
-    else:
-        yield from _boundary_out_of_reach(claim, *_grid(study, family, claim))
+        return _too_few_scales(study, claim)
+    if claim.what in BOUNDS:
+        least, most = BOUNDS[claim.what]
+        return _beyond(claim, least, most, f"'{claim.what}' lies between {number(least)} and {number(most)}")
+    if claim.what.startswith("drift"):
+        return _drift_out_of_reach(study, family, claim)
+    return _boundary_out_of_reach(claim, *_grid(study, family, claim))
 
 
 def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[float]:
@@ -218,115 +207,82 @@ def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], st
     return known, "numbers of tasks"
 
 
-def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
-    if claim.n_tasks is None and len(study.axes.n_tasks) < MIN_SCALES:
-        yield (
-            ("primary",),
-            f"'emergence' along tasks needs {MIN_SCALES} numbers of tasks, and the study has "
-            f"{len(study.axes.n_tasks)}; add some to axes.n_tasks",
-        )
-    elif claim.n_tasks is not None and study.grows(condition := claimed_condition(study, claim)):
-        yield (
-            ("primary",),
+def _too_few_scales(study: Study, claim: Primary) -> str:
+    condition = claimed_condition(study, claim)
+    if claim.n_tasks is None:
+        n = len(study.axes.n_tasks)
+        needed = f"along tasks needs {MIN_SCALES} numbers of tasks, and the study has {n}; add some to axes.n_tasks"
+    elif study.grows(condition):
+        return (
             f"'emergence' along compute needs one model, and the size of {condition} follows the budget: a break could be a "
-            "change of size; name a condition of one size",
+            "change of size; name a condition of one size"
         )
-    elif claim.n_tasks is not None and (n := len(looks(study, claimed_condition(study, claim), "branch"))) < MIN_SCALES:
-        yield (
-            ("primary",),
-            f"'emergence' along compute needs {MIN_SCALES} evaluations, and a training run has {n} here; raise "
-            "evaluation.points_per_decade, or lower evaluation.first_flops",
+    else:
+        n = len(looks(study, condition, "branch"))
+        needed = (
+            f"along compute needs {MIN_SCALES} evaluations, and a training run has {n} here; raise "
+            "evaluation.points_per_decade, or lower evaluation.first_flops"
         )
+    return f"'emergence' {needed}" if n < MIN_SCALES else ""
 
 
-def _mean_out_of_reach(claim: Primary) -> Iterator[Problem]:
-    bottom, top = BOUNDS[claim.what]
-    between = f"'{claim.what}' lies between {number(bottom)} and {number(top)}"
-    if not ((claim.lo is not None and claim.lo > bottom) or (claim.hi is not None and claim.hi < top)):
-        yield (
-            ("primary",),
-            f"{_range(claim)} cannot turn out false: {between}; give lo above {number(bottom)}, or hi below {number(top)}",
+def _beyond(claim: Primary, least: float, most: float, reach: str) -> str:
+    """The problem of a range that holds all values from `least` to `most`, or none; "" if it holds some."""
+    lo, hi = _ends(claim)
+    if lo <= least and hi >= most:
+        return (
+            f"{_range(claim)} cannot turn out false: {reach}; give lo above {number(least)}, or hi below {number(most)}"
         )
-    elif (claim.lo is not None and claim.lo > top) or (claim.hi is not None and claim.hi < bottom):
-        yield ("primary",), f"{_range(claim)} cannot turn out true: {between}; give a range that reaches into it"
+    if lo > most or hi < least:
+        return f"{_range(claim)} cannot turn out true: {reach}; give a range that reaches into it"
+    return ""
 
 
-def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -> Iterator[Problem]:
-    """Problems of a claim on a boundary, whose interval always holds two neighbouring levels or an open end."""
-    if not levels:
-        yield ("primary",), f"'{claim.what}' can be measured at none of the study's numbers of tasks; add smaller ones"
-        return
+def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -> str:
+    """The problem of a claim on a boundary, whose interval always holds two neighbouring levels or an open end."""
     if len(levels) < 2:
-        yield ("primary",), f"'{claim.what}' lies between two {unit}, and one is usable here; add some"
-        return
-    first, last = levels[0], levels[-1]
-    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
+        return f"'{claim.what}' lies between two {unit}, and {len(levels)} can be used here; add some"
     flops = "" if unit == "numbers of tasks" else " FLOPs"
-    ends = f"the {unit} of the study end at {number(first)} and {number(last)}{flops}"
-    # Before the second budget no overtaking is seen: an arm that is ahead from the first on was not seen to overtake.
-    earliest = levels[1] if claim.what in OVERTAKING and len(levels) > 1 else first
-    if lo <= first and hi >= last:
-        yield (
-            ("primary",),
-            f"{_range(claim)} cannot turn out false: {ends}, and nothing beyond them is distinguishable; give lo above "
-            f"{number(first)}, or hi below {number(last)}",
+    ends = f"the {unit} of the study end at {number(levels[0])} and {number(levels[-1])}{flops}"
+    if problem := _beyond(claim, levels[0], levels[-1], ends):
+        return problem
+    lo, hi = _ends(claim)
+    if claim.what in OVERTAKING and hi < levels[1]:  # an arm that is ahead from the first budget on overtook unseen
+        return f"{_range(claim)} cannot turn out true: an overtaking is seen from the second budget on; give a hi of at least {number(levels[1])}"
+    if math.inf not in (-lo, hi) and not any(lo <= a and b <= hi for a, b in pairwise(levels)):
+        return (
+            f"{_range(claim)} cannot turn out true: no two {unit} of the study are in this range; widen it, or add some"
         )
-    elif claim.hi is None or claim.lo is None:
-        if lo > last or hi < earliest:
-            least = f"lo of at most {number(last)}" if lo > last else f"hi of at least {number(earliest)}"
-            seen = (
-                ends
-                if earliest == first
-                else f"an overtaking is seen from the second budget on, {number(earliest)} FLOPs"
-            )
-            yield ("primary",), f"{_range(claim)} cannot turn out true: {seen}; give a {least}, or a wider axis"
-    elif not any(lo <= a and b <= hi for a, b in pairwise(levels)):
-        yield (
-            ("primary",),
-            f"{_range(claim)} cannot turn out true: it lies between two {unit} of the study, and no two are in "
-            f"this range; widen it, or add some (there are {_neighbours(levels, lo, hi)}{flops})",
-        )
+    return ""
 
 
-def _neighbours(levels: Sequence[float], lo: float, hi: float) -> str:
-    """The levels around a range, for a message."""
-    below, above = [v for v in levels if v < lo][-1:], [v for v in levels if v > hi][:1]
-    shown = [*below, *(v for v in levels if lo <= v <= hi), *above]
-    return ", ".join(map(number, shown))
-
-
-def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """Problems of a claim on a drift.
+def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> str:
+    """The problem of a claim on a drift.
 
     The steepest drift goes from below the first level to above the last but one, in one step of compute. Its interval is
     never narrower than a step of tasks at either end, over all of the compute.
     """
     levels, _ = _grid(study, family, claim)
     if len(study.budgets) < 2 or len(levels) < 3:
-        n, needed, what = len(study.budgets), 2, "budgets"
-        if n >= needed:
-            n, needed, what = len(levels), 3, "numbers of tasks"
-        yield ("primary",), f"'{claim.what}' needs {needed} {what} or more, and {n} are usable here; add some"
-        return
+        return f"'{claim.what}' needs 2 budgets and 3 numbers of tasks or more; {len(study.budgets)} and {len(levels)} can be used here; add some"
     steps = [math.log2(b / a) for a, b in pairwise(levels)]
     doublings = [math.log2(b / a) for a, b in pairwise(study.budgets)]
     steepest = math.log2(levels[-2] / levels[0]) / min(doublings)
     finest = 2 * min(steps) / sum(doublings)
-    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
-    told = f"these axes can show a drift of {number(-steepest)} to {number(steepest)} doublings of tasks per doubling of compute"
-    if lo <= -steepest and hi >= steepest:
-        yield (
-            ("primary",),
-            f"{_range(claim)} cannot turn out false: {told}; give lo above {number(-steepest)}, or hi below {number(steepest)}",
-        )
-    elif lo > steepest or hi < -steepest:
-        yield ("primary",), f"{_range(claim)} cannot turn out true: {told}; give a range that reaches into it"
-    elif hi - lo < finest:
-        yield (
-            ("primary",),
+    lo, hi = _ends(claim)
+    shown = f"a drift of {number(-steepest)} to {number(steepest)} doublings of tasks per doubling of compute"
+    if problem := _beyond(claim, -steepest, steepest, f"these axes can show {shown}"):
+        return problem
+    if hi - lo < finest:
+        return (
             f"{_range(claim)} cannot turn out true: these axes resolve a drift to {number(finest)} at best; widen it, or add "
-            "numbers of tasks or budgets",
+            "numbers of tasks or budgets"
         )
+    return ""
+
+
+def _ends(claim: Primary) -> tuple[float, float]:
+    return -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
 
 
 def _range(claim: Primary) -> str:

@@ -105,16 +105,13 @@ class _Reader:
             self._arms(study, family)
             if not self.problems:
                 self._meaning(study, family)
-        if self.problems or study is None:
-            raise StudyError("\n".join(self._lines()))
-        return study
-
-    def _lines(self) -> list[str]:
+        if study is not None and not self.problems:
+            return study
         found = sorted(set(self.problems))
         shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
         if n_more := len(found) - len(shown) + self.n_left_out:
             shown.append(f"{self.path}:{found[len(shown) - 1][0]}: and {n_more} more problems")
-        return shown
+        raise StudyError("\n".join(shown))
 
     def _limits(self) -> None:
         """Report values beyond the limits of their fields, at every place of the file."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from orchestrator.study import claimable as primaries
-from orchestrator.study.schema import Expected, Study, of_size, size_of
+from orchestrator.study.schema import Expected, Study, sized
 from trainers import budget
 from trainers.fit.place import shares
 from trainers.tasks import Family
@@ -37,10 +37,9 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     for i, arm in enumerate(axes.arm):
         if arm not in family.arms:
             near = hint_of(arm, family.arms)
-            later = " (arm 'reward' is planned)" if arm == "reward" else ""
             yield (
                 ("axes", "arm", i),
-                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}{later}",
+                f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
     families = {condition: study.family_of(condition) for condition in study.conditions}
     for i, n_tasks in enumerate(axes.n_tasks):
@@ -76,7 +75,8 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
         yield from _expected_meaning(study, family, i, expected)
     claim = study.primary
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
-    yield from wrong
+    for key, problem in wrong:
+        yield ("primary", key) if key else ("primary",), problem
     least = min(of_condition.n_tasks_max for of_condition in families.values())
     if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
         return
@@ -89,8 +89,10 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
         for place, problem in (*_budget_meaning(study, condition), *_fitting_meaning(study, condition)):
             unsound.setdefault(place, problem)
     yield from unsound.items()
-    if claim is not None and not wrong and not unsound:  # the claim's reach is known only for sound axes
-        yield from primaries.out_of_reach(study, family, claim)
+    if claim is None or wrong or unsound:  # the claim's reach is known only for sound axes
+        return
+    if problem := primaries.out_of_reach(study, family, claim):
+        yield ("primary",), problem
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -114,7 +116,7 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
         try:
-            trunk = of_size(fixed, stated, size_of(fixed, stated, flops))
+            trunk = sized(fixed, stated, flops)
             end = budget.steps_of(trunk, flops).end
         except ValueError as problem:  # too small a budget for any size, or for its size
             yield place, f"{problem}{which}"
@@ -152,16 +154,9 @@ def _expected_meaning(
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
-    for key, allowed in (
-        ("arm", tuple(study.conditions)),
-        ("n_tasks", study.axes.n_tasks),
-        ("compute_flops", study.axes.compute_flops),
-        ("skill", tuple(family.skills)),
-    ):
-        value = getattr(cell, key)
-        if value is not None and value not in allowed:
-            listed = ", ".join(f"{a:g}" if isinstance(a, float) else str(a) for a in allowed)
-            yield ("expected", i, "cell", key), f"{value} is not in the study; it has {listed}"
+    known = {"arm": tuple(study.conditions), "n_tasks": study.axes.n_tasks, "skill": tuple(family.skills)}
+    for key, problem in primaries.not_among(cell, known | {"compute_flops": study.axes.compute_flops}):
+        yield ("expected", i, "cell", key), problem
 
 
 def _name(family: Family) -> str:

@@ -258,8 +258,7 @@ class Study(Record):
 
         Raises ValueError if a rule gives the size and the budget is too small for any.
         """
-        fixed, stated = self.first_trunk(condition)
-        return of_size(fixed, stated, size_of(fixed, stated, flops or self.budgets[-1]))
+        return sized(*self.first_trunk(condition), flops or self.budgets[-1])
 
     def first_trunk(self, condition: str) -> tuple[TrunkSpec, SizedModel]:
         """The first trunk of a condition, and its model as stated. With a rule, the trunk has the default widths."""
@@ -273,9 +272,11 @@ class Study(Record):
         Raises ValueError as `trunk_of` does.
         """
         fixed, stated = self.first_trunk(condition)
-        sizes = itertools.groupby(self.budgets, key=lambda flops: size_of(fixed, stated, flops))
-        # More compute never makes a model smaller, so the budgets of one size are adjacent.
-        return [(of_size(fixed, stated, size), tuple(budgets)) for size, budgets in sizes]
+        found: dict[str, tuple[TrunkSpec, list[float]]] = {}
+        for flops in self.budgets:
+            trunk = sized(fixed, stated, flops)
+            found.setdefault(trunk.size, (trunk, []))[1].append(flops)
+        return [(trunk, tuple(budgets)) for trunk, budgets in found.values()]
 
     def grows(self, condition: str) -> bool:
         """Whether the budgets of this condition train models of several sizes, and so share no single training run."""
@@ -351,16 +352,13 @@ class Study(Record):
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 
-def size_of(fixed: TrunkSpec, stated: SizedModel, flops: float) -> str:
-    """The preset that a rule gives to a budget; "" without a rule. Raises ValueError as `Study.trunk_of` does."""
+def sized(fixed: TrunkSpec, stated: SizedModel, flops: float) -> TrunkSpec:
+    """The trunk with the model that a rule gives to a budget; without a rule the trunk as it is. Raises ValueError as
+    `Study.trunk_of` does."""
     if stated.tokens_per_parameter is None:
-        return ""
-    return preset_for(budget.shape_of(fixed), flops, stated.tokens_per_parameter)
-
-
-def of_size(fixed: TrunkSpec, stated: SizedModel, size: str) -> TrunkSpec:
-    """A trunk with the model of a size."""
-    return fixed.model_copy(update={"model": stated.at(size), "size": size}) if size else fixed
+        return fixed
+    size = preset_for(budget.shape_of(fixed), flops, stated.tokens_per_parameter)
+    return fixed.model_copy(update={"model": stated.at(size), "size": size})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan import jobs, price, throughput
+from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
@@ -117,26 +117,12 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     facts = {"kind": "trial", "trunk": "t", "status": "done", "eval_flops": 2e9, "eval_seconds": 1.0}
     state.feed([facts | {"key": "a", "trial": "a", "flops_run": 38e9, "train_seconds": 1.0}])
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
-    assert throughput.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
-    assert throughput.recorded_throughput(State(), "cpu") is None
+    assert price.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
+    assert price.recorded_throughput(State(), "cpu") is None
 
 
-def test_a_throughput_is_remembered_for_the_same_model_and_forgotten_for_another(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
-    throughput.remember_throughput(study, "cpu", 3e10)
-    assert throughput.known_throughput(study, State(), "cpu")[0] == 3e10
-    assert throughput.known_throughput(load("control_null"), State(), "cpu")[0] == 3e10  # same shape, other tasks
-    assert throughput.known_throughput(load("urns"), State(), "cpu")[0] is None
-    assert throughput.known_throughput(study, State(), "cuda")[0] is None
-
-
-def test_calibrating_measures_a_speed_that_training_really_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
-    study = load("quickstart")
-    speed = throughput.calibrate(study, "cpu")
-    assert throughput.known_throughput(study, State(), "cpu")[0] == speed > 0
+def test_calibrating_measures_a_speed_that_training_really_has() -> None:
+    assert price.calibrate(load("quickstart"), "cpu") > 0
 
 
 def test_a_setting_changed_under_one_version_is_refused_by_name_and_new_axis_values_are_not(study: Study) -> None:

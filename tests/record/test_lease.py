@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from orchestrator.record import journal, lease
-from orchestrator.record.journal import Journal, State, last_lease
+from orchestrator.record.journal import Journal, State
 from orchestrator.record.lease import LeaseLostError, StudyHeldError, StudyLock
 from trainers import durable
 
@@ -316,10 +316,10 @@ def test_a_lock_file_that_was_removed_stops_its_holder_before_it_writes(tmp_path
 
 def test_leases_are_numbered_on_where_the_lock_file_was_lost(tmp_path: Path) -> None:
     for _ in range(3):
-        with StudyLock(tmp_path, "s@1", lambda: last_lease(tmp_path)) as lock:
+        with StudyLock(tmp_path, "s@1", lambda: State.of(tmp_path).lease) as lock:
             Journal(tmp_path, lock).append([event(f"under {lock.number}")])
     (tmp_path / lease.LOCK_FILE).unlink()
-    with StudyLock(tmp_path, "s@1", lambda: last_lease(tmp_path)) as lock:
+    with StudyLock(tmp_path, "s@1", lambda: State.of(tmp_path).lease) as lock:
         assert lock.number == 4
 
 
@@ -327,11 +327,11 @@ def test_a_lock_file_older_than_the_journal_gives_no_number_twice(tmp_path: Path
     """Somebody copied a newer journal into this home. Where the lock's number alone counts, all that the new driver writes
     stands under an older lease and never counts; seen so."""
     for _ in range(3):
-        with StudyLock(tmp_path, "s@1", lambda: last_lease(tmp_path)) as lock:
+        with StudyLock(tmp_path, "s@1", lambda: State.of(tmp_path).lease) as lock:
             Journal(tmp_path, lock).append([event(f"under {lock.number}")])
     older = json.loads((tmp_path / lease.LOCK_FILE).read_text()) | {"lease": 1}
     (tmp_path / lease.LOCK_FILE).write_text(json.dumps(older))
-    with StudyLock(tmp_path, "s@1", lambda: last_lease(tmp_path)) as lock:
+    with StudyLock(tmp_path, "s@1", lambda: State.of(tmp_path).lease) as lock:
         Journal(tmp_path, lock).append([event("newest")])
         assert lock.number == 4
     assert "newest" in State.of(tmp_path).keys and State.of(tmp_path).damage == []
@@ -347,7 +347,7 @@ def test_a_holder_that_took_its_lock_back_is_told_by_the_journal(tmp_path: Path)
     let_go_of_flock(late)
     rewrite(tmp_path, host="elsewhere")
     date(tmp_path, -1000.0)
-    with StudyLock(tmp_path, "s@1", lambda: last_lease(tmp_path)) as lock:
+    with StudyLock(tmp_path, "s@1", lambda: State.of(tmp_path).lease) as lock:
         Journal(tmp_path, lock).append([event("new")])
     (tmp_path / lease.LOCK_FILE).write_bytes(mine)
     with pytest.raises(LeaseLostError, match="another driver has written"):

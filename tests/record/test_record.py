@@ -231,10 +231,10 @@ def test_a_session_that_extends_a_study_shows_in_mlflow_before_any_of_its_trials
         running = parent()
         assert running.info.status == "RUNNING" and running.data.metrics["trials/open"] == 2 * (replicates - 1)
         assert running.data.tags["emergence.axes.replicates"] == str(replicates)
-        assert running.data.tags["mlflow.note.content"].count(before.data.tags["mlflow.note.content"]) == 1
+        assert running.data.tags["mlflow.note.content"] == before.data.tags["mlflow.note.content"]
     told = {name: words for name, words in running.data.params.items() if name.startswith("replicates")}
     assert told == {"replicates": "1", "replicates/extended": "3", "replicates/extended_again": "4"}
     log.close()
     publisher.publish(folder, uri)
     after = parent()
-    assert after.info.status == "FINISHED" and mlflow_runs.RUNNING_NOTE not in after.data.tags["mlflow.note.content"]
+    assert after.info.status == "FINISHED"

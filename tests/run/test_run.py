@@ -90,7 +90,7 @@ class Guarded(grpc.GenericRpcHandler):
         ("", "token", "secret", r"asks for no token"),
         ("", "disabled", "", None),
         ("secret", "", "", r"asks for a token, and this machine has none; copy ~/.ray/auth_token of the head"),
-        ("secret", "", "other", r"refuses the token of this machine \(\$RAY_AUTH_TOKEN\)"),
+        ("secret", "", "other", r"refuses the token of this machine \(\$RAY_AUTH_TOKEN, "),
         ("secret", "disabled", "secret", r"asks for a token, and RAY_AUTH_MODE=disabled is set here"),
         ("secret", "", "secret", None),
     ],
@@ -288,16 +288,12 @@ def breaks(*given):
     raise RuntimeError("Tune broke")
 
 
-class Watcher:
-    say = staticmethod(print)
-
-
 driver._run_on_ray = breaks
 publisher.start_publisher = lambda *given, **how: subprocess.Popen(["cat"], stdin=subprocess.PIPE)
 (folder / publisher.LOG_FILE).touch()
 with lease.StudyLock(folder, study.id) as lock:
     options = jobs.Options()
-    print(driver.run(study, [], folder, lock, options, "", Watcher(), supervise.StopRequest(folder)))
+    print(driver.run(study, [], folder, lock, options, "", print, print, supervise.StopRequest(folder)))
 raylet.kill()
 """
 """A run on a Ray of which one process is real: it ends after some seconds. What Tune raises comes first."""

@@ -154,6 +154,7 @@ def plan_command(
     state = recorded.of_study(everything, study)
     checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    checks.check_room(study, options)
     n_slots, known = checks.slots_for(options)
     speed = price.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)
@@ -204,6 +205,7 @@ def run(
         state = recorded.of_study(everything, study)
         checks.show_damage(state, folder, "they are trained again now")
         if jobs.owes(study, state):
+            checks.check_room(study, options)
             checks.check_writable(options.storage)
         source, kept = reader.find(study_name), folder / "study.yaml"
         if not (kept.exists() and source.samefile(kept)):
@@ -410,7 +412,13 @@ def ui(
             raise UsageProblem(f"--port {port}: {problem.strerror}; give another one") from None
     address = f"http://127.0.0.1:{port}"
     say(f"MLflow UI, in some ten seconds: {address}   (Ctrl-C ends it)")
-    for folder in links.serve_at(address, uri):
+    try:
+        shown = links.serve_at(address, uri)
+    except OSError as problem:
+        raise UsageProblem(
+            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI writes its address there"
+        ) from None
+    for folder in shown:
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
     serve(port, uri)
 

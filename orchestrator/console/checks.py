@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from orchestrator.console.commands import program
 from orchestrator.formatting import times
-from orchestrator.plan.options import Options
+from orchestrator.plan import jobs
+from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import Recorded
@@ -267,6 +268,28 @@ def check_writable(storage: str | None) -> None:
         reason = links.hide(" ".join(str(problem).split()), storage)[:200]
         shown = links.without_password(storage)
         raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {reason}") from None
+
+
+def check_room(study: Study, options: Options) -> None:
+    """Refuse a trial that can never start on this machine or under --slots. Raises UsageProblem.
+
+    A cluster is asked when it is joined (`machines.py`).
+    """
+    placements = jobs.placements_of(study, options)
+    (condition, _), placement = max(placements.items(), key=lambda item: item[1].workers)
+    wide = slots_of(placement, options)
+    if options.address != "local" and not options.slots:
+        return
+    room, _ = slots_for(options)
+    if wide > room and (options.slots or placement.workers > 1):
+        unit = "GPU" if options.device == "cuda" else "core"
+        have = (
+            f"--slots {options.slots} is given" if options.slots else f"here are {room // (wide // placement.workers)}"
+        )
+        raise UsageProblem(
+            f"{study.id}: a trial of {condition} takes {placement.workers} workers with one {unit} each, and so {wide} slots; {have}: "
+            "it would never start. Give more slots, fewer --workers, or the --address of a cluster"
+        )
 
 
 def slots_for(options: Options) -> tuple[int, str]:

@@ -14,7 +14,6 @@ from orchestrator.console.checks import UsageProblem, read_record, study_folders
 from orchestrator.console.commands import program, to_copy
 from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
-from orchestrator.plan.options import slots_of
 from orchestrator.record import journal, lease, links, recorded
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study.claimed import planned
@@ -75,9 +74,6 @@ def show_plan(
 def _time_words(todo: price.Plan, slots_known: str) -> str:
     """The time on these slots, or when it will be known."""
     on = f"on {times(todo.slots, 'slot')}{slots_known}"
-    widest = max((slots_of(job.placement, todo.options) for job in todo.jobs), default=0)
-    if widest > todo.slots and todo.options.address == "local":
-        return f"{on}: it would never start, a trial takes {times(widest, 'slot')}"
     if todo.seconds is None:
         return f"{on}: known after the first reports, or now with {program()} plan --calibrate"
     return f"about {clock(todo.seconds)} {on}" + (f" (speed {todo.source})" if todo.seconds else "")

@@ -32,6 +32,15 @@ class Job(NamedTuple):
     """Its workers and its placement on them."""
 
 
+def placements_of(study: Study, options: Options) -> dict[tuple[str, str], Placement]:
+    """(condition, size) -> placement of its trials. Raises StudyError if a trial cannot be placed on the workers."""
+    return {
+        (condition, trunk.size): _placement(study, condition, trunk, options)
+        for condition in study.conditions
+        for trunk, _ in study.sizes(condition)
+    }
+
+
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
     """The open jobs, those of most workers first, then largest first.
 
@@ -39,11 +48,7 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
     not repeated. A failed one is tried again. With the study's `folder`, a trunk is priced from its checkpoint on.
     Raises StudyError if a trial cannot be placed on the workers.
     """
-    placements = {
-        (condition, trunk.size): _placement(study, condition, trunk, options)
-        for condition in study.conditions
-        for trunk, _ in study.sizes(condition)
-    }
+    placements = placements_of(study, options)
     ended = _ended(state)
     found = []
     for trunk, budgets in study.carried():

@@ -106,14 +106,24 @@ def sqlite_file(tracking_uri: str) -> Path | None:
     if scheme.split("+")[0] != "sqlite" or not rest.startswith("/"):
         return None
     path = rest[1:].partition("?")[0]
-    return Path(path) if path not in ("", ":memory:") and "%" not in path else None  # % quotes: the name is not known
+    if "%" in path:
+        from sqlalchemy.engine import make_url  # imported here: it takes a third of a second, and is rarely needed
+
+        path = make_url(tracking_uri).database or ""
+    return Path(path) if path and path != ":memory:" else None
 
 
 def sqlite_uri(path: Path) -> str:
-    """The SQLite URI of a file. Raises ValueError for a name with ? or %, which would have to be quoted."""
-    if set("?%") & set(str(path)):
+    """The SQLite URI of a file, as SQLAlchemy reads it. Raises ValueError for a name that no URI can express."""
+    if not set("?%") & set(str(path)):
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import URL, make_url
+
+    # The driver must be named: for a plain `sqlite:///` URI MLflow makes the folder itself, under the quoted name.
+    uri = URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False)
+    if make_url(uri).database != str(path):
         raise ValueError(f"{path}: no SQLite URI can name it")
-    return f"sqlite:///{path}"
+    return uri
 
 
 # Secrets ------------------------------------------------------------------------------------------------------------

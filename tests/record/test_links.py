@@ -138,7 +138,7 @@ def test_what_holds_no_secret_is_shown_whole(harmless: str) -> None:
     assert links.without_password(harmless) == harmless and not links.holds_secret(harmless)
 
 
-@pytest.mark.parametrize("name", ["plain", "a b", "a#b", "[x]", "ü&=;"])
+@pytest.mark.parametrize("name", ["plain", "a b", "a?b=c", "a%41b", "a%b", "a#b", "[x]", "ü&=;"])
 def test_a_file_of_any_name_has_an_sqlite_uri_that_leads_back_to_it(name: str) -> None:
     path = Path("/somewhere") / name / "mlflow.db"
     assert links.sqlite_file(links.sqlite_uri(path)) == path

@@ -154,7 +154,7 @@ def plan_command(
     state = recorded.of_study(everything, study)
     checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
-    checks.check_room(study, options)
+    checks.check_room(study, options, absent_is_fine=not address)
     n_slots, known = checks.slots_for(options)
     speed = price.calibrate(study, device) if calibrate else None
     show_plan(price.make(study, state, n_slots, device, speed, folder, options), folder, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -22,7 +23,7 @@ from orchestrator.record.recorded import Recorded
 from orchestrator.study import reader
 from orchestrator.study import schema as studies
 from orchestrator.study.schema import Study
-from orchestrator.terminal import say, shortened
+from orchestrator.terminal import say
 from trainers import checkpoint
 
 GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
@@ -108,32 +109,38 @@ def source_of(name: str, folder: Path) -> str:
 
 
 def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
-    """Folder, study and state of a recorded study. Raises UsageProblem with the known names if it has no record."""
+    """Folder, study and state of a recorded study. Raises UsageProblem with similar names if it has no record."""
     known = [folder.name for folder in study_folders()]
-    versions = [other for other in known if other.partition("@")[0] == name]
-    if Path(name).exists() or name in reader.shipped():
-        study_id = reader.load(name).id
-    elif len(versions) > 1:
-        raise UsageProblem(f"{name}: no such study file; studies that ran under that name: {', '.join(versions)}")
-    elif "@" in name and not studies.is_id(name):
-        raise UsageProblem(
-            f"{name}: neither a study file nor NAME@VERSION; a name has small letters, digits and underscores, "
-            f"as in {known[0] if known else 'quickstart@1'}"
-        )
-    elif name != Path(name).stem and "@" not in name:
-        study_id = reader.load(name).id  # there is no such file: refused
+    if "@" in name and not Path(name).exists():
+        if not studies.is_id(name):
+            raise UsageProblem(
+                f"{name}: neither a study file nor NAME@VERSION; a name has small letters, digits and underscores, "
+                f"as in {known[0] if known else 'quickstart@1'}"
+            )
+        study_id = name
     else:
-        study_id = versions[0] if versions else name
+        of_name = [other for other in known if other.partition("@")[0] == Path(name).stem]
+        plain = not Path(name).exists() and name not in reader.shipped()
+        if of_name and plain and (len(of_name) > 1 or name != Path(name).stem):
+            raise UsageProblem(f"{name}: no such study file; studies that ran under that name: {', '.join(of_name)}")
+        if plain and not of_name and name == Path(name).stem:
+            near = difflib.get_close_matches(name, [other.partition("@")[0] for other in known], 1)
+            meant = (
+                f"; did you mean '{near[0]}'?" if near else f"; studies that ran there: {', '.join(known) or 'none'}"
+            )
+            raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
+        study_id = of_name[0] if of_name and plain else reader.load(name).id
     folder = journal.study_folder(study_id)
     study, state = read_record(folder) if has_journal(folder) else (None, Recorded())
     if study is None and folder.is_dir() and (left := recorded.left_without_journal(state, folder)):
         raise UsageProblem(journal_is_gone(folder, left))
     if study is None:
-        ran = shortened(", ".join(other for other in known if other != study_id) or "none")
-        hint = f"; run it with: {program()} run {name}" if Path(name).exists() or name in reader.shipped() else ""
-        raise UsageProblem(
-            f"{study_id}: has not been run in {journal.home_folder()}; studies that ran there: {ran}{hint}"
-        )
+        known = [other for other in known if other != study_id]
+        versions = [other for other in known if other.partition("@")[0] == study_id.partition("@")[0]]
+        near = versions or difflib.get_close_matches(study_id, known, 1)
+        hint = f"; {', '.join(near)} has" if near else ""
+        hint += "" if "@" in name else f"; run it with: {program()} run {name}"
+        raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
     show_damage(state, folder, f"{program()} run {source_of(name, folder)} trains them again")
     if Path(name).is_file() and (differ := settings_that_differ(study, reader.load(name))):
         aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")
@@ -270,14 +277,21 @@ def check_writable(storage: str | None) -> None:
         raise UsageProblem(f"--storage {shown}: checkpoints cannot be written there: {reason}") from None
 
 
-def check_room(study: Study, options: Options) -> None:
-    """Refuse a trial that can never start on this machine or under --slots. Raises UsageProblem.
+def check_room(study: Study, options: Options, absent_is_fine: bool = False) -> None:
+    """Refuse a trial that can never start on this machine, under --slots, or on the cluster. Raises UsageProblem.
 
-    A cluster is asked when it is joined (`machines.py`).
+    With `absent_is_fine` the cluster may not be up yet, as for a plan.
     """
     placements = jobs.placements_of(study, options)
     (condition, _), placement = max(placements.items(), key=lambda item: item[1].workers)
     wide = slots_of(placement, options)
+    if options.address != "local":
+        from orchestrator.run import machines  # imported here: Ray takes a second, and most refusals do not need it
+
+        try:
+            machines.refuse_early(options, wide, absent_is_fine)
+        except machines.ClusterProblem as problem:
+            raise UsageProblem(str(problem)) from None
     if options.address != "local" and not options.slots:
         return
     room, _ = slots_for(options)

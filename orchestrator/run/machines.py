@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._private.state import GlobalState
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 from orchestrator.plan.options import Options
@@ -141,7 +142,8 @@ def _start_ray(options: Options, widest: int) -> int:
         verb = "started" if options.address == "local" else "reached"
         raise ClusterProblem(f"{_named(options.address)}: Ray cannot be {verb}: {reason}") from None
     ray._private.worker.print_to_stdstream = _to_the_log
-    _refuse_too_wide(options, widest)
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    _refuse_too_wide(options, ray.cluster_resources(), limits, widest)
     return slots_there(options)
 
 
@@ -151,9 +153,8 @@ def _to_the_log(data: dict[str, Any], *given: Any, **how: Any) -> None:
         os.write(2, "\n".join([*data.get("lines", []), ""]).encode(errors="replace"))
 
 
-def _refuse_too_wide(options: Options, widest: int) -> None:
-    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster."""
-    there, limits = ray.cluster_resources(), ray._private.state.state.get_max_resources_from_cluster_config() or {}
+def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str, int], widest: int) -> None:
+    """Raises ClusterProblem with the arithmetic if `widest` slots fit neither now nor in the largest cluster (`limits`)."""
     most = {name: max(there.get(name, 0), limits.get(name, 0)) for name in slot(options)}
     if _count(most, options) >= widest:
         return
@@ -164,6 +165,33 @@ def _refuse_too_wide(options: Options, widest: int) -> None:
     text += f" and can grow to {most[lacking]:g}" if most[lacking] > there.get(lacking, 0) else ""
     limit = f", and --slots {options.slots} is given" if options.slots and options.slots < widest else ""
     raise ClusterProblem(f"{_named(options.address)}: {text}{limit}; it would never start")
+
+
+def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
+    """Refuse too wide a trial before joining the cluster, because joining takes seconds. Raises ClusterProblem.
+
+    With `absent_is_fine` a cluster that does not answer is accepted. A client's address (ray://) is checked only when
+    joined.
+    """
+    _set_environment()
+    try:
+        target = _ask_for_an_answer(options.address)
+    except ClusterProblem:
+        if absent_is_fine:
+            return
+        raise
+    if not target:
+        return
+    asked = GlobalState()
+    try:
+        asked._initialize_global_state(GcsClientOptions.create(target, None, True, False))
+        there, limits = asked.cluster_resources(), asked.get_max_resources_from_cluster_config() or {}
+    except Exception:  # joining will raise it again
+        return
+    finally:
+        asked.disconnect()
+    if there:
+        _refuse_too_wide(options, there, limits, widest)
 
 
 def slots_there(options: Options) -> int:

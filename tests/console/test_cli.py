@@ -119,11 +119,9 @@ def test_the_name_of_ones_own_study_suggests_its_versions(command: str, tmp_path
     assert "mines@1" not in done.stderr
 
 
-def test_a_name_that_nothing_ran_under_is_refused_with_those_that_did_and_a_folder_with_what_it_is(
-    tmp_path: Path,
-) -> None:
+def test_a_name_that_nothing_ran_under_is_told_what_comes_near_and_a_folder_what_it_is(tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "other@2")
-    refused(emergence("report", "mien", home=home), "mien: has not been run in", "mine@1, other@2")
+    refused(emergence("report", "mien", home=home), "mien: has not been run in", "did you mean 'mine'?")
     refused(emergence("status", "nosuch", home=home), "nosuch: has not been run in", "mine@1, other@2")
     refused(emergence("plan", str(tmp_path), home=home), f"{tmp_path}: that is a folder; give a study file")
 
@@ -138,8 +136,8 @@ def test_the_name_of_ones_own_study_is_enough_where_one_version_ran(tmp_path: Pa
 
 def test_a_version_that_never_ran_suggests_those_that_did_and_run_names_the_file_that_is_kept(tmp_path: Path) -> None:
     home = home_of(tmp_path, "mine@1", "mine@2")
-    refused(emergence("status", "mine@3", home=home), "mine@3: has not been run", "mine@1, mine@2")
-    refused(emergence("report", "mein@1", home=home), "mein@1: has not been run", "mine@1, mine@2")
+    refused(emergence("status", "mine@3", home=home), "mine@3: has not been run", "mine@1, mine@2 has")
+    refused(emergence("report", "mein@1", home=home), "mein@1: has not been run", "mine@1 has")
     kept = home / "mine@2" / "study.yaml"
     refused(emergence("plan", "mine@2", home=home), "a study file is needed", f"run {kept}")
     assert emergence("plan", str(kept), home=home).returncode == 0

@@ -32,17 +32,19 @@ def per_token(trunk: TrunkSpec, skill: str, split: str, reference: str) -> tuple
     return float(nll[probe.mask].mean()), float(correct[probe.mask].mean())
 
 
-def bayes(tasks: list[tuple[int, ...]], xs: list[int], ys: list[int], epsilon: float) -> list[list[float]]:
+def bayes(
+    tasks: list[tuple[int, ...]], xs: list[int], ys: list[int], epsilon: float, fall: float = 1.0
+) -> list[list[float]]:
     """The predictive distribution before each answer, by enumerating tasks one at a time. Slow and plain.
 
-    Each task gives its own answer with 1 - ε, and with ε any of the V.
+    Each task gives its own answer with 1 - ε, and with ε any of the V. Its share is `fall` times that of the task before it.
     """
     v = len(tasks[0])
 
     def chance(task: tuple[int, ...], x: int, y: int) -> float:
         return (1 - epsilon) * (task[x] == y) + epsilon / v
 
-    weights, predictions = [1.0] * len(tasks), []
+    weights, predictions = [fall**i for i in range(len(tasks))], []
     for x, y in zip(xs, ys, strict=True):
         total = sum(weights)
         predictions.append(
@@ -110,12 +112,14 @@ def test_noise_changes_training_and_leaves_the_evaluation_alone():
 @given(
     st.lists(st.sampled_from(ALL_OF_FOUR), unique=True, min_size=1, max_size=24),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=10),
+    st.sampled_from([1.0, 0.5]),
 )
-def test_the_memoriser_is_bayes_over_the_training_tasks_whatever_is_shown(tasks, shown):
+def test_the_memoriser_is_bayes_over_the_training_tasks_whatever_is_shown(tasks, shown, fall):
     """Also where the context fits no task, and where it contradicts itself: the stated fallback decides there."""
     xs, ys = [x for x, _ in shown], [y for _, y in shown]
-    found = SMALL.memorizer(np.array([xs]), np.array([ys]), np.array(tasks))[0]
-    assert np.allclose(found, bayes(tasks, xs, ys, EPSILON), rtol=0, atol=1e-9)
+    prior = None if fall == 1 else np.log(fall) * np.arange(len(tasks))
+    found = SMALL.memorizer(np.array([xs]), np.array([ys]), np.array(tasks), prior)[0]
+    assert np.allclose(found, bayes(tasks, xs, ys, EPSILON, fall), rtol=0, atol=1e-9)
     assert np.allclose(found.sum(axis=1), 1, rtol=0, atol=1e-12)
 
 

@@ -143,6 +143,7 @@ def tasks_are_nested(family: ExactFamily) -> None:
     assert len(set(whole.tolist())) == len(whole) and (whole < n).all() and (whole >= 0).all()
     assert not np.array_equal(family.train_ids(1, np.arange(len(whole))), whole)
     held_out = family.held_out_ids(50)
+    assert np.array_equal(held_out[:7], family.held_out_ids(7))
     assert (held_out >= n).all() and (held_out < family.universe_size).all()
 
 

@@ -82,46 +82,25 @@ def test_a_trunk_is_trained_proved_and_resumed(tmp_path, capsys):
     assert sum(e["flops_run"] or 0 for e in told.values() if e["kind"] == "trial") == (64 + 10 + 16) * STEP
 
 
+AT_1E12 = TRUNK | {"compute_flops": 1e12}
 BAD = {
     "no_json": ("{", "Expecting"),
     "no_object": ("[1]", "expected a JSON object"),
     "no_budget": (TRUNK, "compute_flops: None given"),
     "no_budgets": (TRUNK | {"compute_flops": []}, "compute_flops: [] given"),
-    "budget_in_quotes": (TRUNK | {"compute_flops": "1e12"}, "compute_flops: '1e12' given"),
     "budget_true": (TRUNK | {"compute_flops": [True]}, "compute_flops: [True] given"),
-    "budget_negative": (TRUNK | {"compute_flops": -1e12}, "compute_flops: Input should be greater than 0"),
     "budget_infinite": ('{"compute_flops": Infinity, ' + json.dumps(TRUNK)[1:], "compute_flops: Input should be a fin"),
     "budget_small": (TRUNK | {"compute_flops": [1e12, 1e4]}, "at least 50 steps"),
-    "family": (TRUNK | {"compute_flops": 1e12, "family": {"name": "ciper"}}, "did you mean 'cipher'"),
-    "key": (TRUNK | {"compute_flops": 1e12, "n_task": 3}, "n_task: Extra inputs are not permitted"),
-    "inner_key": (TRUNK | {"compute_flops": 1e12, "model": {"deep": 3}}, "model.deep: Extra inputs"),
-    "preset": (
-        TRUNK | {"compute_flops": 1e12, "model": {"preset": "4m"}},
-        "model.preset: unknown preset '4m'; did you",
-    ),
-    "depth": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 0}}, "model.depth: Input should be greater than 0"),
-    "two_shapes": (
-        TRUNK | {"compute_flops": 1e12, "model": {"depth": 2, "preset": "17m"}},
-        "model: preset '17m' and depth 2",
-    ),
-    "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
-    "rate": (
-        TRUNK | {"compute_flops": 1e12, "training": {"learning_rate": 1e3}},
-        "learning_rate: at most 10 is allowed",
-    ),
+    "inner_key": (AT_1E12 | {"model": {"deep": 3}}, "model.deep: Extra inputs"),
+    "two_shapes": (AT_1E12 | {"model": {"depth": 2, "preset": "17m"}}, "model: preset '17m' and depth 2"),
+    "n_tasks": (AT_1E12 | {"n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
     "budget_huge": (TRUNK | {"compute_flops": [1e12, 1e300]}, "compute_flops.1: at most 1e30 is allowed; given 1e300"),
     "budget_beyond_floats": (TRUNK | {"compute_flops": 10**400}, "a whole number of 401 digits; at most 40"),
-    "depth_huge": (
-        TRUNK | {"compute_flops": 1e12, "model": {"depth": 10**39}},
-        "model.depth: at most 1,000 is allowed",
-    ),
-    "slots_huge": (TRUNK | {"compute_flops": 1e12, "family": {"name": "compose", "n_slots": 1e12}}, "family.n_slots"),
     "many_digits": ('{"n_tasks": ' + "9" * 5000 + "}", "a whole number of 5000 digits"),
     "key_twice": ('{"n_tasks": 3, "n_tasks": 4}', "key 'n_tasks' is given twice"),
     "deep": ("[" * 100_000, "trial.json"),
     "long": ('{"arm": "' + "x" * 2_000_000 + '"}', "longer than 1,000,000 characters"),
-    "arm_of_two_lines": (TRUNK | {"compute_flops": 1e12, "arm": "a\nb" * 5000}, "has no arm 'a b"),
-    "width": (TRUNK | {"compute_flops": 1e12, "model": {"d_model": 30}}, "model: d_model 30 is no multiple"),
+    "arm_of_two_lines": (AT_1E12 | {"arm": "a\nb" * 5000}, "has no arm 'a b"),
 }
 
 
@@ -165,10 +144,7 @@ def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeyp
     spec = write(tmp_path, TRUNK | {"compute_flops": [50 * STEP, 60 * STEP]})
     assert command.main([str(spec), "--prove"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1].split(" the")[0] for line in out if "by itself" in line] == [
-        "by itself DIFFERS FROM",
-        "by itself DIFFERS FROM",
-    ]
+    assert sum("by itself DIFFERS FROM" in line for line in out) == 2
 
 
 def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
@@ -176,12 +152,6 @@ def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
     trunk = TrunkSpec.model_validate(TRUNK | {"training": {"batch_size": 8, "learning_rate": 1e39}})
     run_trunk(trunk, [50.0 * STEP], Place(), lambda events: command._write(events, None))
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"diverged after 1 steps, {STEP:.4g} FLOPs")
-
-
-def test_one_budget_needs_no_list(tmp_path):
-    trunk, budgets = command.read(write(tmp_path, TRUNK | {"compute_flops": 10**9}))
-    assert budgets == [1e9] and trunk == TrunkSpec.model_validate(TRUNK)
-    assert command.read(write(tmp_path, TRUNK | {"compute_flops": [2e9, 1e9, 10**9]}))[1] == [1e9, 2e9]
 
 
 def test_two_workers_are_started_and_come_to_what_one_comes_to(tmp_path, capsys):
@@ -248,18 +218,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, golden, number, w
         assert results(events.read_text()) == golden
     else:
         assert results(events.read_text()).keys() == golden.keys()
-
-
-def test_training_goes_on_when_nobody_reads_any_more(tmp_path, golden):
-    """Its output is a pipe whose reader is gone. Fails if that ends the run."""
-    spec, events = write(tmp_path, LONG), tmp_path / "events.jsonl"
-    line = [sys.executable, "-m", "trainers", str(spec), "--events", str(events)]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        running.stdout.readline()
-        running.stdout.close()
-        said = running.stderr.read()
-    assert running.returncode == 0 and said == ""
-    assert results(events.read_text()) == golden
 
 
 def test_a_line_of_events_that_was_cut_off_is_ended_before_the_next(tmp_path, golden):

@@ -227,10 +227,3 @@ def test_the_list_of_studies_survives_those_whose_families_are_gone(broken: tupl
     mine = call(environment, "orchestrator.cli", "status", "gone@1")
     assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
     assert "unknown family 'gone'" in mine.stderr
-
-
-def test_a_family_from_elsewhere_misses_an_arm_like_any_other(tmp_path: Path) -> None:
-    environment = installed(tmp_path, FAMILY)
-    (tmp_path / "echoes.yaml").write_text(STUDY.replace("next_token", "steps"))
-    refused = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
-    assert refused.returncode == 2 and "has no arm 'steps'" in refused.stderr and "next_token" in refused.stderr

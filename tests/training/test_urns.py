@@ -61,12 +61,13 @@ def test_draws_follow_the_urn():
 # References ------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000))
-def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first):
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000), st.booleans())
+def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first, alike):
     family = Urns(n_colors=3, n_draws=len(draws))
     theta = family.tasks(np.arange(first, first + n_urns))
-    found = family.memorizer(family.counts(np.array([draws])), theta)[0]
-    weights = [1.0] * n_urns
+    weights = [1.0 if alike else 0.5**i for i in range(n_urns)]
+    prior = None if alike else np.log(weights)
+    found = family.memorizer(family.counts(np.array([draws])), theta, prior)[0]
     for position, color in enumerate(draws):
         total = sum(weights)
         expected = [sum(w * urn[v] for w, urn in zip(weights, theta, strict=True)) / total for v in range(3)]

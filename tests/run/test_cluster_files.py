@@ -172,22 +172,6 @@ def test_on_aws_the_head_is_on_demand_and_trains_nothing_and_gpu_workers_are_spo
     assert config["idle_timeout_minutes"] > 0
 
 
-def test_on_ones_own_machines_every_worker_named_is_started() -> None:
-    edited = yaml.safe_load((ROOT / "cluster.local.yaml").read_text())
-    edited["provider"]["worker_ips"] = ["a", "b", "c"]
-    config = prepare_config(edited)
-    (node_type,) = config["available_node_types"].values()
-    assert (node_type["min_workers"], node_type["max_workers"]) == (3, 3)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_the_key_that_is_misspelt_is_what_rays_check_complains_of(name: str) -> None:
-    config = yaml.safe_load((ROOT / name).read_text())
-    config["setup_command"] = []
-    with pytest.raises(Exception, match="setup_command"):
-        validate_config(prepare_config(config))
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_commands_in_the_head_of_the_file_name_that_file_and_what_is_there(name: str) -> None:
     comment = "".join(line for line in (ROOT / name).read_text().splitlines(True) if line.startswith("#"))

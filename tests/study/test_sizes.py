@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import synthetic
-from test_cli import emergence
+from alone import go_on
 
 from orchestrator.analysis import onsets, sizes
 from orchestrator.analysis.findings import judge
 from orchestrator.analysis.results import Results
 from orchestrator.plan import jobs, price
+from orchestrator.record import publisher
 from orchestrator.record.journal import State
 from orchestrator.report import curves
 from orchestrator.study import claimable
@@ -254,20 +255,15 @@ evaluation: {first_flops: 2e10, points_per_decade: 2, n_sequences: 4}
 """
 
 
-@pytest.mark.end_to_end
 def test_a_study_with_a_rule_runs_to_its_report_and_owes_nothing_after(tmp_path: Path) -> None:
-    file = tmp_path / "small.yaml"
-    file.write_text(SMALL)
-    study = load(str(file))
+    """Without Ray."""
+    study, folder = load(written(tmp_path, SMALL)), tmp_path / "small@1"
     assert len(study.sizes("answer")) == 2
-    done = emergence("run", str(file), home=tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "home" / "small@1"
+    assert go_on(study, folder) > 0 == go_on(study, folder)
+    publisher.rewrite(folder)
     runs = {run["compute_flops"]: run for run in Results.read(folder, study).runs}
     for trial in study.trials():
         run = runs[trial.compute_flops]
         assert run["status"] == "done" and run["trunk"] == trial.trunk.id and run["fingerprint"] == trial.fingerprint()
         assert run["steps"] == budget.steps_of(trial, trial.compute_flops).end
     assert "at 2e10 FLOPs" in (folder / "report.html").read_text()
-    again = emergence("run", str(file), home=tmp_path / "home")
-    assert again.returncode == 0 and "nothing to run" in again.stdout

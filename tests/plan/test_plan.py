@@ -49,12 +49,6 @@ def test_done_and_diverged_trials_are_left_out_and_failed_ones_tried_again(study
     assert [(job.trunk.trial(b).id) for job in one for b in job.budgets] == ids[:1]
 
 
-def test_larger_jobs_come_first(study: Study) -> None:
-    state = ended(study, [t.id for t in study.trials() if t.compute_flops == 6.4e11 and t.n_tasks == 4])
-    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs_of(study, state)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
-
-
 def test_a_plan_adds_up(study: Study) -> None:
     made = price.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
     assert made.n_trials == made.n_open == 72

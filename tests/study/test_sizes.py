@@ -120,13 +120,6 @@ def _recorded(study: Study) -> State:
     return state
 
 
-def test_a_variant_that_states_widths_has_them_whatever_the_rule_of_the_study(tmp_path: Path) -> None:
-    text = GROWING.replace("preset: 0.1m", "tokens_per_parameter: 1").replace("fixed: {}", "fixed: {model: {depth: 1}}")
-    study = load(written(tmp_path, text.replace("model: {tokens_per_parameter: 1}}", "training: {beta2: 0.9}}")))
-    assert not study.grows("fixed") and study.trunk_of("fixed").model.n_layers == 1
-    assert study.grows("grown") and study.trunk_of("grown").model.conv_kernel == 4
-
-
 @pytest.mark.parametrize(
     ("change", "line", "says"),
     [
@@ -248,10 +241,10 @@ study: small
 version: 1
 question: Does it run?
 family: {name: cipher, n_symbols: 8, n_pairs: 4}
-axes: {arm: [answer], n_tasks: [4], compute_flops: [2e10, 6e10, 8e10], replicates: 1}
-model: {tokens_per_parameter: 0.1}
-training: {batch_size: 16}
-evaluation: {first_flops: 2e10, points_per_decade: 2, n_sequences: 4}
+axes: {arm: [answer], n_tasks: [4], compute_flops: [2.5e9, 7.5e9, 1e10], replicates: 1}
+model: {tokens_per_parameter: 0.0125}
+training: {batch_size: 4, warmup_steps: 10}
+evaluation: {first_flops: 2.5e9, points_per_decade: 2, n_sequences: 4}
 """
 
 
@@ -266,4 +259,4 @@ def test_a_study_with_a_rule_runs_to_its_report_and_owes_nothing_after(tmp_path:
         run = runs[trial.compute_flops]
         assert run["status"] == "done" and run["trunk"] == trial.trunk.id and run["fingerprint"] == trial.fingerprint()
         assert run["steps"] == budget.steps_of(trial, trial.compute_flops).end
-    assert "at 2e10 FLOPs" in (folder / "report.html").read_text()
+    assert "at 2.5e9 FLOPs" in (folder / "report.html").read_text()

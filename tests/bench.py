@@ -7,7 +7,6 @@ weather on them.
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,6 @@ from trainers.objectives.supervised import Supervised
 from trainers.shapes import Model, Shape
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
-from trainers.train import run_trunk
 
 ROUNDS = 15
 
@@ -150,30 +148,6 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
 
 
-def growth_of_memory(trunk: TrunkSpec, n_trunks: int = 300) -> tuple[float, float]:
-    """Resident MB after 20 trunks and after `n_trunks`, in this process."""
-    tiny = trunk.model_copy(
-        update={
-            "model": trunk.model.model_copy(update={"n_layers": 1}),
-            "training": trunk.training.model_copy(update={"batch_size": 1}),
-            "evaluation": trunk.evaluation.model_copy(update={"n_sequences": 2, "first_flops": 1e15}),
-        }
-    )
-    smallest = float(budget.flops_per_step(tiny) * budget.MIN_STEPS)
-    early = 0.0
-    for i in range(n_trunks):
-        run_trunk(tiny, [smallest], Place(), lambda events: None)
-        if i == 20:
-            early = resident_mb()
-    return early, resident_mb()
-
-
-def resident_mb() -> float:
-    """Resident set of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
 MANY: dict[str, dict[str, Any]] = {"compose": {"n_slots": 14}, "modular": {"modulus": 31, "n_inputs": 10}}
 """Parameters with which a family has a trillion training tasks, where its default ones have fewer."""
 
@@ -222,8 +196,6 @@ def main() -> int:
     row(f"batch making ({batch:.3f}) and evaluation / training, the quickstart", batch + evaluation, 0.10, False)
     for name, ratio in price_of_many_tasks().items():
         row(f"cost of a batch of {name} from a trillion tasks / from 4", ratio, 1.1, False)
-    early, late = growth_of_memory(trunk)
-    row(f"memory after 300 trunks / after 20 ({early:.0f} MB)", late / early, 1.02, False)
     save_seconds, step_seconds = save_and_step(trunk)
     row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
     for shape, axes in SHAPES.items():

@@ -222,13 +222,7 @@ def test_two_lines_of_which_one_grows_are_compared_by_the_ends_of_their_budgets(
     """The same truth in both, so no multiple of compute may be told between them."""
     variants = {"fixed": {}, "grown": {"model": {"tokens_per_parameter": 1.0}}}
     study = synthetic.made_up(variant=variants, compute_flops=(2e11, 8e11, 3.2e12), n_tasks=(4, 64, 1024))
-    tables = []
-    for name in variants:
-        for k, table in enumerate(synthetic.tables(study)):
-            column = pa.array([name] * table.num_rows)
-            tables.append((k, table.set_column(table.column_names.index("variant"), "variant", column)))
-    both = (pa.concat_tables([t for k, t in tables if k == which]) for which in (0, 1))
-    found = judge(Results.of_tables(study, *both))
+    found = judge(Results.of_tables(study, *synthetic.of_variants(study, dict.fromkeys(variants, synthetic.rising()))))
     multipliers = found.of("compute multiplier")
     assert multipliers and all(one.low is None or one.low <= 1 for one in multipliers)
     assert all(one.high is None or one.high >= 1 for one in multipliers)

@@ -59,10 +59,7 @@ def brute_force(family: Compose, asked: list[int], x: list[int], answer: list[in
 def test_the_id_of_a_composition_can_be_found_again(parameters):
     family = Compose(**parameters)
     ids = np.array([i * (family.universe_size - 1) // 998 for i in range(999)])
-    rows = family.compositions(ids)
-    assert np.array_equal(family.ids(rows), ids)
-    for task, row in zip(ids[::100], rows[::100], strict=True):  # and each depends on its own id alone
-        assert np.array_equal(family.compositions(np.array([task]))[0], row)
+    assert np.array_equal(family.ids(family.compositions(ids)), ids)
 
 
 def test_the_functions_of_a_slot_are_different_bijections_and_the_first_is_the_identity():
@@ -311,17 +308,6 @@ def test_one_task_leaves_nothing_to_compose():
         row = probe.score(np.zeros((*probe.mask.shape, trunk.family.vocab_size)))
         assert row["n"] == 0 and row["n_exact"] is None and row["exact_memorizer"] is None
     assert len(rows_of(trunk, "novel_function")) == len(rows_of(trunk, "mixture", "seen")) == 64
-
-
-@pytest.mark.parametrize("parameters", [{}, HUGE])
-def test_the_suite_is_the_same_for_all_trials_that_were_trained_on_every_function(parameters):
-    trunks = [trunk_of(n, replicate=r, **parameters) for n, r in ((128, 0), (400, 3))]
-    suites = [suite_of(trunk) for trunk in trunks]
-    for one, other in zip(*suites, strict=True):
-        if one.probes[0].split == "held_out":
-            assert np.array_equal(one.tokens, other.tokens)
-    few = trunk_of(4, **parameters)
-    assert np.array_equal(find(few, "mixture")[0].tokens, find(trunks[0], "mixture")[0].tokens)
 
 
 # Domains ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from families import find, tasks_of, trunks_of
+from families import find, tasks_of, tokens_of, trunks_of
 from scipy import stats
 
 from trainers.tasks.modular import EPSILON, Modular
@@ -85,12 +85,9 @@ def test_a_sequence_shows_one_training_function_and_the_loss_sees_what_its_arm_s
         assert batch.loss_mask.sum() == 32 * family.n_examples
 
 
-def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_equally():
+def test_batches_draw_functions_and_inputs_equally():
     trunk = trunk_of(15)
-    batches = [trunk.family.batch(trunk.request, step).tokens for step in range(60)]
-    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15).request, 9).tokens)
-    assert len({batch.tobytes() for batch in batches}) == 60
-    _, x, z = read(trunk.family, "answer", np.concatenate(batches))
+    _, x, z = read(trunk.family, "answer", tokens_of(trunk, 60))
     assert stats.chisquare(np.bincount((x @ [1, 5]).ravel(), minlength=25)[1:]).pvalue > 1e-3
     own = ((x[:, None] * tasks_of(trunk)[None, :, None]).sum(axis=3) % 5 == z[:, None]).all(axis=2)  # (N, K)
     assert stats.chisquare(own[own.sum(axis=1) == 1].sum(axis=0)).pvalue > 1e-3
@@ -98,8 +95,7 @@ def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_
 
 def test_a_trillion_tasks_are_really_drawn_from():
     trunk = trunk_of(10**12, "task_id", **HUGE)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)])
-    assert len(np.unique(tokens[:, :12], axis=0)) == 40 * 32
+    assert len(np.unique(tokens_of(trunk, 40)[:, :12], axis=0)) == 40 * 32
 
 
 # References ------------------------------------------------------------------------------------------------------
@@ -138,18 +134,6 @@ def test_the_memoriser_is_bayes_over_the_training_functions(n_tasks, exponent, t
         ]
         tasks = [(w, tuple(c)) for w, c in zip(weights, train.tolist(), strict=True)]
         assert np.allclose(found[i], bayes(family, tasks, x[i], z[i], EPSILON), rtol=0, atol=1e-9)
-
-
-def test_references_use_nothing_that_comes_after():
-    family = Modular(n_examples=8)
-    rng = np.random.default_rng(2)
-    x = family._inputs(rng, 30)
-    z = family.results(rng.integers(0, 5, (30, 2)), x)
-    x_later, z_later = x.copy(), z.copy()
-    x_later[:, 5:], z_later[:, 4:] = family._inputs(rng, 30)[:, 5:], rng.integers(0, 5, (30, 4))
-    train = family.coefficients(np.arange(10))
-    for reference in (family.generalizer, lambda x, z: family.memorizer(x, z, train)):
-        assert np.array_equal(reference(x, z)[:, :5], reference(x_later, z_later)[:, :5])
 
 
 def test_examples_decide_as_much_as_their_rank_says():

@@ -87,12 +87,6 @@ def test_the_generaliser_chains_to_the_closed_form_of_a_whole_sequence(draws):
     assert product == pytest.approx(whole, rel=1e-9)
 
 
-def test_references_see_only_what_was_drawn_before():
-    family = Urns(n_colors=3, n_draws=4)
-    assert family.counts(np.array([[2, 0, 2, 1]]))[0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 0, 2]]
-    assert family.generalizer(family.counts(np.array([[2, 0, 2, 1]])))[0, 2].tolist() == [2 / 5, 1 / 5, 2 / 5]
-
-
 def exact_generalizer_nll() -> float:
     """Expected loss of (c_v + 1)/(n + V) on fresh urns, over C draws: counts are uniform over all compositions of n."""
     total = 0.0

@@ -67,7 +67,18 @@ class Machine:
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         (self.own_home / ".bashrc").touch()
         script = INSIDE.format(folder=folder, home=self.home, name=f"m{number}", keep="\n".join(map(self._kept, keep)))
-        unshare = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc", "bash", "-c"]
+        unshare = [
+            "unshare",
+            "--net",
+            "--pid",
+            "--mount",
+            "--uts",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "bash",
+            "-c",
+        ]
         self.first = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *unshare, script], stdin=subprocess.DEVNULL, text=True
         )

@@ -161,17 +161,6 @@ def test_what_is_copied_is_enough_to_install_the_project(name: str, tmp_path: Pa
     assert all((unpacked / package.replace(".", "/")).is_dir() for package in packages)
 
 
-def test_on_aws_the_head_is_on_demand_and_trains_nothing_and_gpu_workers_are_spot_up_to_a_maximum() -> None:
-    config = prepared("cluster.yaml")
-    types = config["available_node_types"]
-    head, gpu = types[config["head_node_type"]], types["gpu"]
-    assert head["resources"] == {"CPU": 0, "GPU": 0} and "InstanceMarketOptions" not in head["node_config"]
-    assert head["max_workers"] == 0
-    assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} and gpu["resources"]["GPU"] >= 1
-    assert gpu["min_workers"] == 0 < gpu["max_workers"] == config["max_workers"]
-    assert config["idle_timeout_minutes"] > 0
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_commands_in_the_head_of_the_file_name_that_file_and_what_is_there(name: str) -> None:
     comment = "".join(line for line in (ROOT / name).read_text().splitlines(True) if line.startswith("#"))

@@ -62,13 +62,6 @@ def test_the_stationary_law_is_that_of_a_long_walk():
 # The prior over chains -------------------------------------------------------------------------------------------
 
 
-def test_shares_are_those_that_one_makes_by_hand():
-    assert Markov().shares(3).tolist() == pytest.approx([11 / 18, 5 / 18, 2 / 18], rel=1e-12)
-    assert Markov(prior="uniform").shares(4).tolist() == [0.25] * 4
-    assert Markov().shares(1).tolist() == [1.0]
-    assert Markov().shares(4096).sum() == pytest.approx(1, abs=1e-12)
-
-
 @pytest.mark.parametrize("prior", ["ranked", "uniform"])
 def test_chains_are_drawn_as_often_as_their_shares_say(prior):
     family = Markov(prior=prior)
@@ -339,13 +332,6 @@ def test_a_model_that_knows_nothing_holds_nothing_of_the_control(known):
     noise = 0.1 * np.random.default_rng(0).normal(size=known["uniform"].shape)
     found = decompose(noise - special.logsumexp(noise, axis=2, keepdims=True), known)
     assert found.weights["uniform"] > 0.95 and found.weights["backward"] < 0.01
-
-
-def test_predictors_that_say_the_same_share_their_weight(known):
-    two = {"one": known["generalizer"], "other": known["generalizer"], "uniform": known["uniform"]}
-    mixture = 0.8 * known["generalizer"] + 0.2 * known["uniform"]
-    found = decompose(np.log(mixture), two)
-    assert found.weights["one"] == pytest.approx(found.weights["other"]) == pytest.approx(0.4, abs=0.001)
 
 
 def test_what_cannot_be_decomposed_has_no_weights(known):

@@ -23,16 +23,7 @@ from torch.utils._pytree import tree_leaves
 from trainers.budget import shape_of
 from trainers.engine.rows import Rows
 from trainers.fit import memory
-from trainers.fit.memory import (
-    FREE_SHARE,
-    DoesNotFit,
-    How,
-    fit,
-    is_out_of_memory,
-    needs,
-    state_bytes,
-    workers_needed,
-)
+from trainers.fit.memory import FREE_SHARE, DoesNotFit, How, fit, is_out_of_memory, needs, state_bytes, workers_needed
 from trainers.fit.place import Place, halved, shares
 from trainers.models.transformer import Transformer, build
 from trainers.objectives.supervised import Supervised
@@ -269,11 +260,6 @@ def test_offloading_leaves_weights_and_gradients_and_the_host_takes_no_more_than
     assert workers * away.host <= host
 
 
-def test_one_worker_at_stage_0_holds_sixteen_bytes_a_parameter_and_twelve_while_on_a_branch():
-    state = state_bytes(1000)
-    assert (state.weights, state.gradients, state.partition, state.moments, state.left) == (4000, 4000, 0, 8000, 12_000)
-
-
 @given(st.integers(1, 10**9), st.integers(1, 512))
 def test_a_higher_stage_never_holds_more_but_for_the_copy_that_sharing_brings(n_params, workers):
     held = [state_bytes(n_params, workers, stage).device for stage in range(4)]
@@ -358,14 +344,6 @@ def test_the_precision_of_the_trunk_counts_where_none_is_given():
     half, full = trunk_of("1.4m", training=training), trunk_of("1.4m")
     assert fit(half, 1, None).device_bytes == fit(full, 1, None, "bf16").device_bytes
     assert fit(half, 1, None, "fp32").device_bytes == fit(full, 1, None).device_bytes
-
-
-def test_the_reason_names_the_cheaper_way_and_what_it_would_take():
-    trunk, device = trunk_of("350m"), 8 * GB
-    found = fit(trunk, 8, device)
-    cheaper = needs(trunk, 8, How(0, 1, False, False)).device
-    assert found.zero_stage == 1
-    assert found.why == f"ZeRO 1, 1 x 8 sequences: 3.8 of 8.0 GB; stage 0 would take {cheaper / 1e9:.0f} GB"
 
 
 def test_a_refusal_names_a_number_of_workers_and_a_size_of_device_that_are_enough():

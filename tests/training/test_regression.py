@@ -173,16 +173,3 @@ def test_a_model_that_is_a_reference_scores_what_the_reference_scores(split):
         assert row["nll_nats"] == pytest.approx(row[f"nll_{name}"], rel=1e-6)
         assert row["n_correct"] == row[f"correct_{name}"]
         assert row[f"skl_{name}"] == 0 and row[f"skl_{other}"] == row["skl_references"] > 0
-
-
-def test_ability_from_log_losses_is_the_ratio_of_squared_errors():
-    trunk = trunk_of(4)
-    _, probe = probe_of(trunk, "held_out")
-    predicted = 0.7 * probe.distributions["generalizer"]
-    row = probe.score(predicted)
-    u, h, g = (
-        ((p - probe.target)[probe.mask] ** 2).mean() for p in (0.0, predicted, probe.distributions["generalizer"])
-    )
-    ability = (row["nll_uniform"] - row["nll_nats"]) / (row["nll_uniform"] - row["nll_generalizer"])
-    assert ability == pytest.approx((u - h) / (u - g), rel=1e-9)
-    assert 0.5 < ability < 1

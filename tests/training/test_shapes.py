@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainers.budget import flops_per_step, shape_of
-from trainers.shapes import (
-    PRESETS,
-    Model,
-    Shape,
-    expanded,
-    of_depth,
-    preset_for,
-    with_preset,
-)
+from trainers.shapes import PRESETS, Model, Shape, expanded, of_depth, preset_for, with_preset
 from trainers.spec import TrunkSpec
 
 

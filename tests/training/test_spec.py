@@ -141,15 +141,6 @@ def test_a_place_never_enters_a_spec():
             TrunkSpec.model_validate(CIPHER | {field: info.default})
 
 
-def test_specs_that_are_equal_hash_equally_and_cannot_be_changed():
-    trunk = TrunkSpec.model_validate(CIPHER)
-    assert hash(trunk) == hash(TrunkSpec.model_validate(CIPHER))
-    with pytest.raises(ValidationError, match="frozen"):
-        trunk.n_tasks = 5
-    with pytest.raises(ValidationError, match="frozen"):
-        trunk.family.n_symbols = 5
-
-
 # Ids -------------------------------------------------------------------------------------------------------------
 
 

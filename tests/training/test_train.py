@@ -271,15 +271,6 @@ def test_a_trunk_stopped_between_any_two_steps_equals_an_uninterrupted_one_to_th
     assert keyed(events) == whole
 
 
-@pytest.mark.parametrize("n", [1, 40, 49, 60])
-def test_a_trunk_stopped_once_equals_an_uninterrupted_one_to_the_bit(trunk, budgets, whole, tmp_path, n):
-    first = run(trunk, budgets, place_of(tmp_path), Counter(n))
-    counter = Counter()
-    rest = run(trunk, budgets, place_of(tmp_path), stop=counter)
-    assert counter.steps == N_STEPS - n
-    assert keyed(first + rest) == keyed(rest) == whole
-
-
 class Killed(BaseException):
     """Nothing may catch it."""
 

@@ -6,9 +6,9 @@ import itertools
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from test_record import SMALL
 
 from orchestrator.plan import jobs, price, throughput
 from orchestrator.record.journal import State
@@ -49,6 +49,12 @@ def test_done_and_diverged_trials_are_left_out_and_failed_ones_tried_again(study
     assert [(job.trunk.trial(b).id) for job in one for b in job.budgets] == ids[:1]
 
 
+def test_larger_jobs_come_first(study: Study) -> None:
+    state = ended(study, [t.id for t in study.trials() if t.compute_flops == 6.4e11 and t.n_tasks == 4])
+    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs_of(study, state)]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+
+
 def test_a_plan_adds_up(study: Study) -> None:
     made = price.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
     assert made.n_trials == made.n_open == 72
@@ -58,18 +64,6 @@ def test_a_plan_adds_up(study: Study) -> None:
     assert made.train_flops < made.separate_flops
     alone = (made.train_flops + made.eval_flops) / 4e10
     assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + price.START_SECONDS + 40
-
-
-SMALL: dict[str, Any] = {
-    "study": "small",
-    "version": 1,
-    "question": "What is left to do?",
-    "family": {"name": "cipher", "n_symbols": 8, "n_pairs": 8},
-    "axes": {"arm": ["answer"], "n_tasks": [4], "compute_flops": [3e8, 6e8], "replicates": 1},
-    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32},
-    "training": {"batch_size": 8},
-    "evaluation": {"n_sequences": 4, "first_flops": 1e8, "points_per_decade": 2},
-}
 
 
 def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_path: Path) -> None:

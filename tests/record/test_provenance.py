@@ -134,6 +134,14 @@ def test_a_hooks_variables_lead_to_no_other_repository(
     tally("commits that git keeps back", 1, 1)
 
 
+def test_a_worktree_and_a_shallow_clone_have_their_commit(checkout: Path, tmp_path: Path) -> None:
+    head = git(checkout, "rev-parse", "HEAD")
+    git(checkout, "worktree", "add", "--quiet", str(tmp_path / "tree"))
+    git(tmp_path, "clone", "--quiet", "--depth", "1", checkout.as_uri(), str(tmp_path / "shallow"))
+    for folder in (tmp_path / "tree", tmp_path / "shallow"):
+        assert source(folder) == {"commit": head, "changes": []}
+
+
 def test_where_git_does_not_answer_about_a_checkout_the_reason_is_named(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

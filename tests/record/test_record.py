@@ -77,6 +77,15 @@ def test_results_do_not_depend_on_when_where_or_in_which_order_events_came(study
     assert tables.results_table(state_of(moved), study).equals(tables.results_table(state_of(events), study))
 
 
+def test_a_trial_that_has_not_ended_is_in_runs_and_not_in_results(study, events) -> None:
+    last = study.trials()[-1].id
+    state = state_of([e for e in events if e.get("trial") != last])
+    assert last not in {r["trial"] for r in tables.results_table(state, study).to_pylist()}
+    runs = {r["trial"]: r for r in tables.runs_table(state, study).to_pylist()}
+    assert runs[last]["status"] == "open" and runs[last]["flops_run"] is None
+    assert runs[study.trials()[0].id]["status"] == "done"
+
+
 def test_a_shared_trunk_is_charged_once(study, events) -> None:
     runs = tables.runs_table(state_of(events), study).to_pylist()
     price = budget.price(study.trunks()[0], study.budgets)
@@ -93,6 +102,10 @@ def test_the_expected_number_of_distinct_tasks_agrees_with_a_simulation(n_tasks:
     expected = tables.distinct_tasks(n_tasks, sequences)
     assert expected is not None
     assert abs(np.mean(seen) - expected) <= 4 * np.std(seen) / math.sqrt(3000) + 1e-9
+
+
+def test_among_a_trillion_tasks_every_sequence_meets_a_new_one() -> None:
+    assert tables.distinct_tasks(10**12, 19_200) == pytest.approx(19_200, rel=1e-6)
 
 
 def test_no_number_of_a_record_is_infinite_or_not_a_number(study, events) -> None:

@@ -114,6 +114,13 @@ def test_another_budget_leaves_the_sizes_of_the_others_alone(study: Study, tmp_p
     jobs.check_against_record(more, _recorded(study), "growing.yaml")
 
 
+def test_a_variant_that_states_widths_has_them_whatever_the_rule_of_the_study(tmp_path: Path) -> None:
+    text = GROWING.replace("preset: 0.1m", "tokens_per_parameter: 1").replace("fixed: {}", "fixed: {model: {depth: 1}}")
+    study = load(written(tmp_path, text.replace("model: {tokens_per_parameter: 1}}", "training: {beta2: 0.9}}")))
+    assert not study.grows("fixed") and study.trunk_of("fixed").model.n_layers == 1
+    assert study.grows("grown") and study.trunk_of("grown").model.conv_kernel == 4
+
+
 def _recorded(study: Study) -> State:
     state = State()
     state.feed([{"kind": "session", "key": "s", "study": study.model_dump(mode="json"), "science": study.science()}])

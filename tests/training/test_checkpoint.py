@@ -210,20 +210,6 @@ def uri(tmp_path) -> str:
     return f"file://{tmp_path}/bucket/prefix"
 
 
-def test_storage_named_by_a_uri_keeps_two_to_the_bit(uri, tmp_path):
-    assert checkpoint.load(uri, "f") is None and checkpoint.newest(uri, "f") is None
-    for number in (1, 2, 3):
-        checkpoint.save(uri, number, "f", meta_of(number), tensors_of(number))
-        meta, tensors = checkpoint.load(uri, "f")
-        assert meta == meta_of(number) == checkpoint.peek(uri, "f") and same(tensors, tensors_of(number))
-    folder = tmp_path / "bucket/prefix"
-    assert sorted(int(p.name) for p in folder.iterdir()) == [2, 3]
-    assert number_loaded(folder) == 3  # and the same by its path
-    assert checkpoint.load(uri, "g") is None and checkpoint.newest(uri, "f") == 3
-    checkpoint.clear(uri)
-    assert checkpoint.load(uri, "f") is None and not folder.exists()
-
-
 def save_and_lose_the_connection(uri: str, n_written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save of number 2 of which so many files are written."""
     original, left = checkpoint.Remote._write, n_written
@@ -239,17 +225,6 @@ def save_and_lose_the_connection(uri: str, n_written: int, monkeypatch: pytest.M
         patch.setattr(checkpoint.Remote, "_write", cut)
         with pytest.raises(OSError, match="connection lost"):
             checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
-
-
-@pytest.mark.parametrize("n_written", range(4))
-def test_by_uri_a_save_that_was_cut_off_does_not_count(uri, tmp_path, monkeypatch, n_written):
-    """There is no rename: what was written before the manifest stays and is passed over, and the number can be used again."""
-    checkpoint.save(uri, 1, "f", meta_of(1), tensors_of(1))
-    save_and_lose_the_connection(uri, n_written, monkeypatch)
-    assert len(list((tmp_path / "bucket/prefix/000000000002").iterdir())) == n_written
-    assert checkpoint.newest(uri, "f") == 1
-    checkpoint.save(uri, 2, "f", meta_of(2), tensors_of(2))
-    assert checkpoint.newest(uri, "f") == 2
 
 
 def test_a_place_is_found_to_be_writable_and_left_as_it_was(uri, tmp_path):

@@ -23,7 +23,17 @@ from torch.utils._pytree import tree_leaves
 from trainers.budget import shape_of
 from trainers.engine.rows import Rows
 from trainers.fit import memory
-from trainers.fit.memory import FREE_SHARE, DoesNotFit, How, fit, is_out_of_memory, needs, state_bytes, workers_needed
+from trainers.fit.memory import (
+    FREE_SHARE,
+    DoesNotFit,
+    How,
+    fit,
+    is_out_of_memory,
+    needs,
+    state_bytes,
+    workers_needed,
+    zero_section,
+)
 from trainers.fit.place import Place, halved, shares
 from trainers.models.transformer import Transformer, build
 from trainers.objectives.supervised import Supervised
@@ -398,6 +408,13 @@ def test_the_fewest_workers_are_those_below_which_it_fits_with_offload_at_best()
     assert workers_needed(trunk, 8 * GB, 1) == 1  # with offload: there are no more workers
     with pytest.raises(DoesNotFit):
         workers_needed(trunk, GB // 10, 48)
+
+
+def test_zero_is_configured_as_the_estimate_assumes():
+    for stage in (1, 2, 3):
+        section, away = (zero_section(trunk_of(), stage, offload) for offload in (False, True))
+        assert shape_of(trunk_of()).largest_layer <= section["reduce_bucket_size"] <= 50_000_000
+        assert "offload_optimizer" in away and "offload_optimizer" not in section
 
 
 # Running out of memory -----------------------------------------------------------------------------------------------

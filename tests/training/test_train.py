@@ -34,18 +34,20 @@ Events = list[dict[str, Any]]
 TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
 
 
+TINY: dict[str, Any] = {
+    "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+    "arm": "answer",
+    "n_tasks": 8,
+    "replicate": 0,
+    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "conv_kernel": 2},
+    "training": {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5},
+    "evaluation": {"first_flops": 1e6, "n_sequences": 6},
+}
+"""A trunk of 5 ms a step: four symbols, one layer of width 16."""
+
+
 def trunk_of(**changes: Any) -> TrunkSpec:
-    """A trunk of 5 ms a step: four symbols, one layer of width 16."""
-    record: dict[str, Any] = {
-        "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
-        "arm": "answer",
-        "n_tasks": 8,
-        "replicate": 0,
-        "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "conv_kernel": 2},
-        "training": {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5},
-        "evaluation": {"first_flops": 1e6, "n_sequences": 6},
-    }
-    return TrunkSpec.model_validate(record | changes)
+    return TrunkSpec.model_validate(TINY | changes)
 
 
 def budgets_of(trunk: TrunkSpec, *ends: int) -> list[float]:

@@ -124,10 +124,6 @@ BROKEN = {
     ),
     "leaves the program": ("raise SystemExit(3)\n", "echo_family could not be loaded: SystemExit: 3"),
     "lacks a method": (FAMILY.replace("def suite_size", "def size"), "FamilyError: Echo lacks suite_size;"),
-    "lacks attributes": (
-        FAMILY.replace("    headline:", "    head:").replace("    version:", "    v:"),
-        "FamilyError: Echo lacks version, headline;",
-    ),
     "has no name": (FAMILY.replace("    name:", "    title:"), "FamilyError: Echo has no `name: Literal[...]`"),
     "fails in a property": (
         FAMILY.replace("lambda self: self.n_symbols)\n    n_held", "lambda self: 1 // 0)\n    n_held"),
@@ -136,10 +132,6 @@ BROKEN = {
     "fails in a method": (
         FAMILY.replace("return 2 * ask", "return 2 * ask.evaluations"),
         "family 'echo' of echo_family fails with AttributeError",
-    ),
-    "fails in its validator": (
-        FAMILY.replace("    version:", "    def model_post_init(self, _):\n        {}['x']\n\n    version:"),
-        "family 'echo' of echo_family fails with KeyError",
     ),
 }
 

@@ -119,13 +119,8 @@ def test_a_score_of_numbers_is_the_sum_that_one_makes_by_hand():
 def test_numbers_that_are_not_finite_or_not_there_score_nothing():
     probe, predicted = numbers_by_hand()
     found = probe.score(np.where(probe.mask, np.nan, predicted))
-    assert [found[k] for k in ("n", "n_correct", "nll_nats", "skl_memorizer", "nll_uniform")] == [
-        3,
-        None,
-        None,
-        None,
-        9,
-    ]
+    names = ("n", "n_correct", "nll_nats", "skl_memorizer", "nll_uniform")
+    assert [found[name] for name in names] == [3, None, None, None, 9]
     huge = probe.score(np.full((2, 2), np.inf, np.float32))
     assert (huge["n_correct"], huge["nll_nats"]) == (0, None)
     empty = dataclasses.replace(probe, mask=np.zeros((2, 2), dtype=bool)).score(predicted)

@@ -434,13 +434,6 @@ def test_a_smaller_budget_later_trains_again_and_equals_the_trial_by_itself(trun
     assert everything == whole
 
 
-def test_a_smaller_budget_that_is_still_ahead_costs_no_second_start(trunk, budgets, whole, tmp_path):
-    run(trunk, budgets[1:], place_of(tmp_path), Counter(30))
-    counter = Counter()
-    assert keyed(run(trunk, budgets, place_of(tmp_path), counter)) == whole
-    assert counter.steps == N_STEPS - 30
-
-
 def test_a_later_budget_that_leaves_at_the_same_step_is_a_branch_more(trunk, tmp_path):
     small, large = budgets_of(trunk, 52, 53)  # both branch off at 42
     run(trunk, [small], place_of(tmp_path))

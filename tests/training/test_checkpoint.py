@@ -115,7 +115,7 @@ def test_clearing_leaves_nothing_and_may_be_repeated(tmp_path):
 
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[-1] ^= 1  # of a tensor: its hash alone can show it
     path.write_bytes(data)
 
 

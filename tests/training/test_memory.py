@@ -210,7 +210,7 @@ for stage in range(4):
         print("peak", stage, alive.peak, flush=True)
     engine.destroy()
 """
-WORKER_TRUNK = trunk_of(model=model_of(n_layers=8, d_model=128, d_mlp=512), batch_size=8)
+WORKER_TRUNK = trunk_of(model=model_of(n_layers=4, d_model=128, d_mlp=512), batch_size=8)
 
 
 def test_two_workers_hold_what_is_estimated_at_every_zero_stage_and_no_more(tmp_path):

@@ -105,8 +105,7 @@ def test_a_store_that_does_not_answer_refuses_a_run_in_one_line_and_starts_nothi
         closed = f"127.0.0.1:{free.getsockname()[1]}"
     file = tmp_path / "small.yaml"
     file.write_text(SMALL)
-    for command in ("plan", "run"):
-        done = emergence(command, str(file), "--storage", at(closed, "bucket/p"), home=tmp_path / "home", **KEYS)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "--storage s3://bucket/p" in done.stderr and "cannot be reached" in done.stderr
+    done = emergence("run", str(file), "--storage", at(closed, "bucket/p"), home=tmp_path / "home", **KEYS)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "--storage s3://bucket/p" in done.stderr and "cannot be reached" in done.stderr
     assert not (tmp_path / "home" / "small@1" / "journal.jsonl").exists()

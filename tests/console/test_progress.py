@@ -143,19 +143,3 @@ def test_a_failure_is_told_at_once_with_its_reason(study: Study) -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert clock(seconds) == said
-
-
-def test_the_marks_of_a_surface_are_explained_while_they_are_there(study: Study) -> None:
-    def shown() -> str:
-        out = io.StringIO()
-        Console(file=out, width=120).print(progress.surface.render())
-        return out.getvalue()
-
-    progress, _ = watch(study)
-    assert "none has ended" in shown() and "fewer than all" not in shown()
-    trunks = sorted(study.trunks(), key=lambda trunk: trunk.replicate)
-    progress.take(events_of(study, trunks[0], 0.5))
-    assert "…: mean of fewer than all 3 replicates" in shown() and "none has ended" in shown()
-    for trunk in trunks[1:]:
-        progress.take(events_of(study, trunk, 0.5))
-    assert "fewer than all" not in shown() and "none has ended" not in shown()

@@ -161,13 +161,6 @@ def test_the_grid_does_not_depend_on_arm_tasks_or_replicate():
     assert len(grids.pop()) > 10
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 12), st.floats(1, 1e8))
-def test_the_grid_of_a_smaller_budget_is_the_beginning_of_a_larger_ones(one, other, per_decade, first_flops):
-    trunk = trunk_of(evaluation={"points_per_decade": per_decade, "first_flops": first_flops})
-    short, long = sorted((one, other))
-    assert evaluation_steps(trunk, short) == [s for s in evaluation_steps(trunk, long) if s <= short]
-
-
 # Price -----------------------------------------------------------------------------------------------------------
 
 

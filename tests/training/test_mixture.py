@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from typing import Any
 
 import numpy as np
@@ -186,19 +185,6 @@ axes:
   replicates: 1
 evaluation: {points_per_decade: 1}
 """
-
-
-def test_a_study_may_vary_the_mixture(tmp_path: Any) -> None:
-    path = tmp_path / "x.yaml"
-    path.write_text(STUDY)
-    trials = load(str(path)).trials()
-    assert {t.variant: t.training.task_exponent for t in trials} == {"alike": 0.0, "zipf": 1.0}
-    assert len({t.fingerprint() for t in trials}) == len(trials) == 4
-    path.write_text(STUDY.replace("task_exponent: 1", "task_exponent: -1"))
-    with pytest.raises(
-        StudyError, match=re.escape("x.yaml:9: axes.variant.zipf.training.task_exponent: a number of at")
-    ):
-        load(str(path))
 
 
 def test_chains_that_have_a_mixture_of_their_own_refuse_a_second_one(tmp_path: Any) -> None:

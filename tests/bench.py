@@ -7,7 +7,6 @@ weather on them.
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import synthetic
 import torch
-import torch.nn.functional as F
+from gpu.measure import Plain
 
 from orchestrator.analysis import findings
 from orchestrator.record.journal import read
@@ -31,30 +30,12 @@ from trainers import budget, checkpoint
 from trainers.engine.engine import Engine
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
-from trainers.models.transformer import build
 from trainers.objectives.supervised import Supervised
 from trainers.shapes import Model, Shape
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
-from trainers.train import run_trunk
 
 ROUNDS = 15
-
-
-def plain_step(net: Any, adamw: Any, trunk: TrunkSpec, step: int, rate: float) -> float:
-    """What anybody would write without DeepSpeed: the same batch, clipping and schedule, the same AdamW."""
-    family: Any = trunk.family
-    batch = family.batch(trunk.request, step)
-    tokens = torch.from_numpy(batch.tokens)
-    mask = torch.from_numpy(batch.loss_mask)
-    loss = F.cross_entropy(net(tokens[:, :-1], mask), tokens[:, 1:][mask])
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(net.parameters(), trunk.training.clip_norm)
-    for group in adamw.param_groups:
-        group["lr"] = rate
-    adamw.step()
-    adamw.zero_grad(set_to_none=True)
-    return float(loss.item())
 
 
 def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int = ROUNDS) -> tuple[float, float, float]:
@@ -71,10 +52,8 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int =
 
 def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     """(speed of our loop / speed of the plain loop, milliseconds of a plain step)."""
-    family: Any = trunk.family
     engine, learning = Engine(trunk, Place()), Supervised(trunk)
-    net = build(trunk.model, family.vocab_size, family.seq_len, trunk.replicate)
-    theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    plain = Plain(trunk, Place())
     at = [0, 0]
 
     def run_ours() -> None:
@@ -84,7 +63,7 @@ def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
 
     def run_theirs() -> None:
         for _ in range(steps_per_round):
-            plain_step(net, theirs, trunk, at[1], 1e-3)
+            plain.step(learning, at[1], 1e-3)
             at[1] += 1
 
     run_ours(), run_theirs()
@@ -150,30 +129,6 @@ def shares(trunk: TrunkSpec, budgets: list[float]) -> tuple[float, float]:
     return batch_seconds / train_seconds, n_evaluations * eval_seconds / (steps * train_seconds / 10)
 
 
-def growth_of_memory(trunk: TrunkSpec, n_trunks: int = 300) -> tuple[float, float]:
-    """Resident MB after 20 trunks and after `n_trunks`, in this process."""
-    tiny = trunk.model_copy(
-        update={
-            "model": trunk.model.model_copy(update={"n_layers": 1}),
-            "training": trunk.training.model_copy(update={"batch_size": 1}),
-            "evaluation": trunk.evaluation.model_copy(update={"n_sequences": 2, "first_flops": 1e15}),
-        }
-    )
-    smallest = float(budget.flops_per_step(tiny) * budget.MIN_STEPS)
-    early = 0.0
-    for i in range(n_trunks):
-        run_trunk(tiny, [smallest], Place(), lambda events: None)
-        if i == 20:
-            early = resident_mb()
-    return early, resident_mb()
-
-
-def resident_mb() -> float:
-    """Resident set of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
 MANY: dict[str, dict[str, Any]] = {"compose": {"n_slots": 14}, "modular": {"modulus": 31, "n_inputs": 10}}
 """Parameters with which a family has a trillion training tasks, where its default ones have fewer."""
 
@@ -222,8 +177,6 @@ def main() -> int:
     row(f"batch making ({batch:.3f}) and evaluation / training, the quickstart", batch + evaluation, 0.10, False)
     for name, ratio in price_of_many_tasks().items():
         row(f"cost of a batch of {name} from a trillion tasks / from 4", ratio, 1.1, False)
-    early, late = growth_of_memory(trunk)
-    row(f"memory after 300 trunks / after 20 ({early:.0f} MB)", late / early, 1.02, False)
     save_seconds, step_seconds = save_and_step(trunk)
     row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
     for shape, axes in SHAPES.items():
@@ -244,16 +197,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_tasks": tuple(int(3 * 1.7**k) for k in range(1, 35)),
         "compute_flops": tuple(1e11 * 2**k for k in range(10)),
         "replicates": 10,
-    },
-    "1 x 100 x 10 x 10": {
-        "n_tasks": tuple(4 * k for k in range(1, 101)),
-        "compute_flops": tuple(1e11 * 2**k for k in range(10)),
-        "replicates": 10,
-    },
-    "1 x 5 x 100 x 20": {
-        "n_tasks": tuple(4**k for k in range(1, 6)),
-        "compute_flops": tuple(1e11 * 1.1**k for k in range(100)),
-        "replicates": 20,
     },
 }
 """10,000 trials: arms x numbers of tasks x budgets x replicates. What they cost goes with the cells and cuts, not with the trials."""

@@ -51,7 +51,8 @@ def test_when_every_trial_has_ended_all_of_the_flops_are_done(study: Study) -> N
     for trunk in study.trunks():
         progress.take(events_of(study, trunk, 0.5))
     assert progress.flops == progress.plan.train_flops
-    assert "72 of 72 trials · 100% of 1.35e13 FLOPs" in out.getvalue().splitlines()[-1]
+    lines = out.getvalue().splitlines()
+    assert "72 of 72 trials · 100% of 1.35e13 FLOPs" in lines[-1] and len(lines) <= 3  # of 72 that came at once
 
 
 def test_an_event_told_twice_counts_once(study: Study) -> None:
@@ -70,7 +71,7 @@ def test_a_trial_that_a_checkpoint_made_cheaper_still_counts_in_full(study: Stud
     assert progress.flops == progress.plan.train_flops
 
 
-@pytest.mark.parametrize("stop_after", [30, 75, 100, 230])
+@pytest.mark.parametrize("stop_after", [30, 75, 230])
 def test_a_resumed_study_counts_what_this_run_does_and_ends_at_all_of_it(stop_after: int, tmp_path: Path) -> None:
     """Stopped on the trunk, on a branch and behind a branch; every number against the steps that were really run."""
     study = Study.from_record(
@@ -137,37 +138,8 @@ def test_a_failure_is_told_at_once_with_its_reason(study: Study) -> None:
     assert "1 failed" in out.getvalue() and "disk full" in out.getvalue()
 
 
-def test_a_log_of_many_trials_has_few_lines(study: Study) -> None:
-    progress, out = watch(study)
-    for trunk in study.trunks():
-        progress.take(events_of(study, trunk, 0.5))
-    assert len(out.getvalue().splitlines()) <= 3  # the first and the last of 72 that came at once
-
-
 @pytest.mark.parametrize(
     ("seconds", "said"), [(4.4, "4 s"), (200, "3:20 min"), (7500, "2:05 h"), (4 * 86400, "4.0 days")]
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert clock(seconds) == said
-
-
-def test_a_reason_with_brackets_in_it_is_told_whole(study: Study) -> None:
-    progress, out = watch(study)
-    progress.say("it failed: [enforce fail at device.cc:84] ifa != nullptr")
-    assert "[enforce fail at device.cc:84] ifa" in out.getvalue()
-
-
-def test_the_marks_of_a_surface_are_explained_while_they_are_there(study: Study) -> None:
-    def shown() -> str:
-        out = io.StringIO()
-        Console(file=out, width=120).print(progress.surface.render())
-        return out.getvalue()
-
-    progress, _ = watch(study)
-    assert "none has ended" in shown() and "fewer than all" not in shown()
-    trunks = sorted(study.trunks(), key=lambda trunk: trunk.replicate)
-    progress.take(events_of(study, trunks[0], 0.5))
-    assert "…: mean of fewer than all 3 replicates" in shown() and "none has ended" in shown()
-    for trunk in trunks[1:]:
-        progress.take(events_of(study, trunk, 0.5))
-    assert "fewer than all" not in shown() and "none has ended" not in shown()

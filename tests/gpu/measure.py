@@ -383,7 +383,8 @@ def speed(size: Size, device: str) -> Figures:
         order = list(runners)
         for name in order[i % len(order) :] + order[: i % len(order)]:
             seconds[name].append(runners[name].go(size.steps_per_round) / size.steps_per_round)
-    return found | _of_seconds(trunk, seconds) | {"loss_engine_to_plain_nats": _apart_by(runners)}
+    found["loss_engine_to_plain_nats"] = _largest_gap(runners["engine_eager"].losses, runners["plain_eager"].losses)
+    return found | _of_seconds(trunk, seconds)
 
 
 def _of_seconds(trunk: TrunkSpec, seconds: dict[str, list[float]]) -> Figures:
@@ -408,12 +409,6 @@ def _of_seconds(trunk: TrunkSpec, seconds: dict[str, list[float]]) -> Figures:
     model = trunk.model
     causal = 6 * tokens * model.n_layers * family.length(trunk.arm) * model.d_model  # half of budget.py's 2 T d a token
     return found | {"flops_per_step_causal": found["flops_per_step"] - causal}
-
-
-def _apart_by(runners: dict[str, Runner]) -> float:
-    """Largest difference of two losses of the same step, engine and plain loop, not compiled."""
-    pairs = zip(runners["engine_eager"].losses, runners["plain_eager"].losses, strict=True)
-    return max(abs(a - b) for a, b in pairs)
 
 
 def _estimate_of_steps(trunk: TrunkSpec, place: Place) -> int:

@@ -6,9 +6,9 @@ import itertools
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from test_record import SMALL
 
 from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
@@ -64,18 +64,6 @@ def test_a_plan_adds_up(study: Study) -> None:
     assert made.train_flops < made.separate_flops
     alone = (made.train_flops + made.eval_flops) / 4e10
     assert made.seconds is not None and alone / 2 < made.seconds < alone / 2 + price.START_SECONDS + 40
-
-
-SMALL: dict[str, Any] = {
-    "study": "small",
-    "version": 1,
-    "question": "What is left to do?",
-    "family": {"name": "cipher", "n_symbols": 8, "n_pairs": 8},
-    "axes": {"arm": ["answer"], "n_tasks": [4], "compute_flops": [3e8, 6e8], "replicates": 1},
-    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32},
-    "training": {"batch_size": 8},
-    "evaluation": {"n_sequences": 4, "first_flops": 1e8, "points_per_decade": 2},
-}
 
 
 def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_path: Path) -> None:

@@ -191,17 +191,14 @@ V1 = "3:cpuset:/\n1:cpu,cpuacct:/job/step\n0::/\n"
     [
         ("0::/job/step\n", {"job/step/cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
         ("0::/job/step\n", {"job/step/cpu.max": "50000 100000"}, 0.5),
-        ("0::/job\n", {"job/cpu.max": "max 100000"}, None),
         ("0::/elsewhere\n", {"cpu.max": "300000 100000"}, 3.0),  # a container: its own cgroup is the root it sees
         (
             V1,
             {"cpu,cpuacct/job/step/cpu.cfs_quota_us": "150000", "cpu,cpuacct/job/step/cpu.cfs_period_us": "100000"},
             1.5,
         ),
-        (V1, {"cpu/job/cpu.cfs_quota_us": "400000", "cpu/job/cpu.cfs_period_us": "100000"}, 4.0),
         (V1, {"cpu/job/step/cpu.cfs_quota_us": "-1", "cpu/job/step/cpu.cfs_period_us": "100000"}, None),
         ("0::/\n", {"cpu.max": "damaged"}, None),
-        ("", {}, None),
     ],
 )
 def test_a_quota_of_cpu_time_is_a_number_of_cores_rounded_down_to_one_at_least(

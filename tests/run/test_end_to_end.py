@@ -117,14 +117,15 @@ class Home:
         assert holder is not None
         return int(holder["pid"])
 
-    def stored_runs(self) -> list[Any]:
-        """All runs of the study in MLflow's store."""
+    def client(self) -> Any:
+        """MLflow's store."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("tiny@1")
-        assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id]))
+        return MlflowClient(f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}")
+
+    def stored_runs(self) -> list[Any]:
+        """All runs of the study in MLflow's store."""
+        return list(self.client().search_runs([self.client().get_experiment_by_name("tiny@1").experiment_id]))
 
     def mlflow_runs(self) -> Counter:
         return Counter(r.data.tags["emergence.key"] for r in self.stored_runs())
@@ -145,8 +146,10 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def test_a_run_ends_with_a_surface_an_answer_a_report_and_the_command_for_the_ui(quiet: Home) -> None:
+    """And, run again, computes nothing."""
+    before = (quiet.study / "journal.jsonl").read_bytes()
     code, out = quiet.emergence("run", str(quiet.file))
-    assert code == 0
+    assert code == 0 and "nothing to run" in out and (quiet.study / "journal.jsonl").read_bytes() == before
     assert "1,024" in out and "1e9" in out and "recall" in out
     assert str(quiet.study / "report.html") in out.replace("\n", "")
     assert "emergence ui" in out and f"MLflow:    {quiet.parent_link()}\n" in out
@@ -161,12 +164,8 @@ def test_every_trial_is_one_row_of_runs_and_one_mlflow_run_under_one_parent(quie
 
 
 def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_steps(quiet: Home) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{quiet.folder / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny@1")
-    assert experiment is not None
-    every = {r.data.tags["emergence.key"]: r for r in client.search_runs([experiment.experiment_id])}
+    client = quiet.client()
+    every = {r.data.tags["emergence.key"]: r for r in quiet.stored_runs()}
     run, parent = every["answer/n1024/c1e9/r1"], every["study"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params["n_tasks"] == "1024" and float(run.data.params["n_tasks_log10"]) == pytest.approx(3.0103)
@@ -183,28 +182,16 @@ def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_step
     assert {"report.html", "results.parquet", "runs.parquet", "figures"} <= names
 
 
-def test_running_again_recomputes_nothing_and_starts_no_ray(quiet: Home) -> None:
-    before = (quiet.study / "journal.jsonl").read_bytes()
-    code, out = quiet.run()
-    assert code == 0 and "nothing to run" in out
-    assert (quiet.study / "journal.jsonl").read_bytes() == before
-
-
 def test_publishing_again_changes_nothing_in_mlflow_and_rebuilds_lost_tables_to_the_bit(quiet: Home) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{quiet.folder / 'runs' / 'mlflow.db'}")
+    client = quiet.client()
 
     def everything() -> dict:
-        experiment = client.get_experiment_by_name("tiny@1")
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id])
         keys = ("held_out/recall/accuracy", "flops")
         return {
             r.data.tags["emergence.key"]: [
                 [(m.step, m.value, m.timestamp) for m in client.get_metric_history(r.info.run_id, k)] for k in keys
             ]
-            for r in runs
+            for r in quiet.stored_runs()
         }
 
     table, before = (quiet.study / "results.parquet").read_bytes(), everything()
@@ -292,17 +279,29 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
 
 
 def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(quiet: Home, tmp_path: Path) -> None:
+    """And what failed of them is told, kept apart and tried again."""
     home = quiet.copied_to(tmp_path)
     wider = TINY.replace("[4, 1024]", "[4, 64, 1024]").replace("replicates: 2", "replicates: 3")
     home.file.write_text(wider.replace("1e9]", "1e9, 1.25e9]"))
     old = {event["key"] for event in home.events("trial")}
     old_rows = pq.read_table(home.study / "results.parquet").to_pylist()
 
+    blocked = home.study / "checkpoints" / "answer" / "n64"
+    blocked.mkdir()
+    (blocked / "r2").write_text("a file where the checkpoint folder should be")
     code, out = home.run()
-    assert code == 0, out
+    assert code == 1 and "failed" in out and "Traceback" not in out
     assert "3.2e9 more are done, in checkpoints" in " ".join(out.split())
-    assert "24 of 24 trials · 100% of" in out
-    new = [event for event in home.events("trial") if event["key"] not in old]
+    runs = pq.read_table(home.study / "runs.parquet").to_pylist()
+    failed = {r["trial"] for r in runs if r["status"] == "failed" and r["reason"]}
+    assert len(failed) == 4 and {r["status"] for r in runs if r["trial"] not in failed} == {"done"}
+    assert all(trial.startswith("answer/n64/") and trial.endswith("/r2") for trial in failed)
+    (blocked / "r2").unlink()
+
+    code, out = home.run()
+    assert code == 0 and "4 of 4 trials · 100% of" in out, out
+    assert {r["status"] for r in pq.read_table(home.study / "runs.parquet").to_pylist()} == {"done"}
+    new = [event for event in home.events("trial") if event["key"] not in old and event["status"] == "done"]
     assert len(new) == 3 * 3 * 4 - N_TRIALS
     rows = pq.read_table(home.study / "results.parquet").to_pylist()
     kept = {r["trial"] for r in old_rows}
@@ -319,19 +318,3 @@ def test_a_changed_setting_under_the_same_version_is_refused_by_name(quiet: Home
     code, out = quiet.emergence("run", str(changed))
     assert code == 2 and "training.warmup_steps: 10 -> 20" in out and "version" in out
     assert (quiet.study / "journal.jsonl").read_bytes() == before
-
-
-def test_a_trial_that_fails_is_told_kept_apart_and_tried_again(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    home.file.write_text(TINY.replace("[4, 1024]", "[4]").replace("replicates: 2", "replicates: 1"))
-    blocked = home.study / "checkpoints" / "answer" / "n4"
-    blocked.mkdir(parents=True)
-    (blocked / "r0").write_text("a file where the checkpoint folder should be")
-    code, out = home.run("--checkpoint-seconds", "0")  # saves, and so fails, after the first step
-    assert code == 1 and "failed" in out and "Traceback" not in out
-    runs = pq.read_table(home.study / "runs.parquet").to_pylist()
-    assert {r["status"] for r in runs} == {"failed"} and all(r["reason"] for r in runs)
-    (blocked / "r0").unlink()
-    assert home.run()[0] == 0
-    runs = pq.read_table(home.study / "runs.parquet").to_pylist()
-    assert {r["status"] for r in runs} == {"done"}

@@ -117,13 +117,11 @@ def test_trials_of_one_and_two_workers_end_once_each_and_agree(address: str, tmp
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_with_the_arithmetic(address: str, tmp_path: Path) -> None:
     """Before Ray Tune is loaded, which alone takes as long again."""
-    for command in ("run", "plan"):
-        done = emergence(tmp_path, command, "--address", address, "--workers", "4")
-        assert done.returncode == 2, done.stdout + done.stderr
-        text = "the widest trial takes 4 slots, which need 4 CPU, Ray sees 2; it would never start"
-        assert text in done.stderr and len(done.stderr.splitlines()) == 1
-    told = emergence(tmp_path, "plan", "--address", address, "--workers", "4", PYTHONPROFILEIMPORTTIME="1").stderr
-    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
-    assert "ray" in loaded
+    text = "the widest trial takes 4 slots, which need 4 CPU, Ray sees 2; it would never start"
+    done = emergence(tmp_path, "run", "--address", address, "--workers", "4")
+    assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1, done
+    told = emergence(tmp_path, "plan", "--address", address, "--workers", "4", PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if line.startswith("import time:")}
+    assert told.returncode == 2 and text in told.stderr and "ray" in loaded
     assert sorted({"ray.tune", "torch", "mlflow"} & loaded) == []
     assert not (tmp_path / "runs" / "shared@1" / "journal.jsonl").exists()

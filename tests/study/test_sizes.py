@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import synthetic
-from test_cli import emergence
+from alone import go_on
 
 from orchestrator.analysis import onsets, sizes
 from orchestrator.analysis.findings import judge
 from orchestrator.analysis.results import Results
 from orchestrator.plan import jobs, price
+from orchestrator.record import publisher
 from orchestrator.record.journal import State
 from orchestrator.report import curves
 from orchestrator.study import claimable
@@ -113,17 +114,17 @@ def test_another_budget_leaves_the_sizes_of_the_others_alone(study: Study, tmp_p
     jobs.check_against_record(more, _recorded(study), "growing.yaml")
 
 
-def _recorded(study: Study) -> State:
-    state = State()
-    state.feed([{"kind": "session", "key": "s", "study": study.model_dump(mode="json"), "science": study.science()}])
-    return state
-
-
 def test_a_variant_that_states_widths_has_them_whatever_the_rule_of_the_study(tmp_path: Path) -> None:
     text = GROWING.replace("preset: 0.1m", "tokens_per_parameter: 1").replace("fixed: {}", "fixed: {model: {depth: 1}}")
     study = load(written(tmp_path, text.replace("model: {tokens_per_parameter: 1}}", "training: {beta2: 0.9}}")))
     assert not study.grows("fixed") and study.trunk_of("fixed").model.n_layers == 1
     assert study.grows("grown") and study.trunk_of("grown").model.conv_kernel == 4
+
+
+def _recorded(study: Study) -> State:
+    state = State()
+    state.feed([{"kind": "session", "key": "s", "study": study.model_dump(mode="json"), "science": study.science()}])
+    return state
 
 
 @pytest.mark.parametrize(
@@ -228,13 +229,7 @@ def test_two_conditions_of_which_one_grows_are_compared_by_the_ends_of_their_bud
     """The same truth in both, so no multiple of compute may be told between them."""
     variants = {"fixed": {}, "grown": {"model": {"tokens_per_parameter": 1.0}}}
     study = synthetic.made_up(variant=variants, compute_flops=(2e11, 8e11, 3.2e12), n_tasks=(4, 64, 1024))
-    tables = []
-    for name in variants:
-        for k, table in enumerate(synthetic.tables(study)):
-            column = pa.array([name] * table.num_rows)
-            tables.append((k, table.set_column(table.column_names.index("variant"), "variant", column)))
-    both = (pa.concat_tables([t for k, t in tables if k == which]) for which in (0, 1))
-    found = judge(Results.of_tables(study, *both))
+    found = judge(Results.of_tables(study, *synthetic.of_variants(study, dict.fromkeys(variants, synthetic.rising()))))
     multipliers = found.of("compute multiplier")
     assert multipliers and all(one.low is None or one.low <= 1 for one in multipliers)
     assert all(one.high is None or one.high >= 1 for one in multipliers)
@@ -247,27 +242,22 @@ study: small
 version: 1
 question: Does it run?
 family: {name: cipher, n_symbols: 8, n_pairs: 4}
-axes: {arm: [answer], n_tasks: [4], compute_flops: [2e10, 6e10, 8e10], replicates: 1}
-model: {tokens_per_parameter: 0.1}
-training: {batch_size: 16}
-evaluation: {first_flops: 2e10, points_per_decade: 2, n_sequences: 4}
+axes: {arm: [answer], n_tasks: [4], compute_flops: [2.5e9, 7.5e9, 1e10], replicates: 1}
+model: {tokens_per_parameter: 0.0125}
+training: {batch_size: 4, warmup_steps: 10}
+evaluation: {first_flops: 2.5e9, points_per_decade: 2, n_sequences: 4}
 """
 
 
-@pytest.mark.end_to_end
 def test_a_study_with_a_rule_runs_to_its_report_and_owes_nothing_after(tmp_path: Path) -> None:
-    file = tmp_path / "small.yaml"
-    file.write_text(SMALL)
-    study = load(str(file))
+    """Without Ray."""
+    study, folder = load(written(tmp_path, SMALL)), tmp_path / "small@1"
     assert len(study.sizes("answer")) == 2
-    done = emergence("run", str(file), home=tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "home" / "small@1"
+    assert go_on(study, folder) > 0 == go_on(study, folder)
+    publisher.rewrite(folder)
     runs = {run["compute_flops"]: run for run in Results.read(folder, study).runs}
     for trial in study.trials():
         run = runs[trial.compute_flops]
         assert run["status"] == "done" and run["trunk"] == trial.trunk.id and run["fingerprint"] == trial.fingerprint()
         assert run["steps"] == budget.steps_of(trial, trial.compute_flops).end
-    assert "at 2e10 FLOPs" in (folder / "report.html").read_text()
-    again = emergence("run", str(file), home=tmp_path / "home")
-    assert again.returncode == 0 and "nothing to run" in again.stdout
+    assert "at 2.5e9 FLOPs" in (folder / "report.html").read_text()

@@ -125,27 +125,6 @@ def of_variant(study: Study, truth: dict[str, synthetic.Truth]) -> Any:
     return find(study, *synthetic.of_variants(study, truth))
 
 
-def test_a_structure_that_is_overtaken_is_told_by_its_name() -> None:
-    study = synthetic.made_up(
-        variant={"plain": {}, "convolution": {"model": {"conv_kernel": 4}}},
-        n_tasks=(64,),
-        compute_flops=tuple(1e11 * 2**k for k in range(6)),
-        replicates=6,
-    )
-    noise = lambda shape: 0.01 * stream("test", "variants").standard_normal(shape)  # noqa: E731
-    found = of_variant(
-        study,
-        {
-            "plain": lambda n, c, r: 0.5 + 0.2 * np.log2(c / 5.6e11) + noise(len(c)),
-            "convolution": lambda n, c, r: 0.5 + noise(len(c)),
-        },
-    )
-    (one,) = found.of("crossover")
-    assert (one.verdict, one.condition, one.against) == ("crosses", "plain", "convolution")
-    assert {one.condition for one in found.of("K_A")} == {"plain", "convolution"}
-    assert {run["arm"] for run in found.runs} == {"plain", "convolution"}
-
-
 def test_variants_of_several_sizes_give_a_frontier() -> None:
     """Loss E + A/N^a + B/D^b with the best size in the middle of the grid: it is found between its neighbours."""
     widths = (16, 32, 64, 128, 256)

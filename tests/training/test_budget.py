@@ -12,7 +12,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainers import budget
 from trainers.budget import (
     MIN_STEPS,
     BudgetTooSmall,
@@ -124,18 +123,6 @@ def test_steps_spend_the_budget_within_one_percent(exact_steps, decay_share, sch
     assert abs((steps.end - steps.branch) - share * steps.end) <= 0.5 + 1e-9
 
 
-@given(st.floats(1e-3, 60))
-def test_a_budget_is_refused_or_kept_within_one_percent(exact_steps):
-    trunk = trunk_of()
-    flops = exact_steps * flops_per_step(trunk)
-    try:
-        steps = steps_of(trunk, flops)
-    except BudgetTooSmall:
-        assert exact_steps < MIN_STEPS
-    else:
-        assert abs(steps.end * flops_per_step(trunk) / flops - 1) <= 0.01
-
-
 @pytest.mark.parametrize("exact_steps", [1e-6, 1, 10, 49, 49.49, 49.5, 49.503])
 def test_fewer_than_fifty_steps_are_refused(exact_steps):
     trunk = trunk_of()
@@ -172,23 +159,6 @@ def test_the_grid_does_not_depend_on_arm_tasks_or_replicate():
     }
     assert len(grids) == 1
     assert len(grids.pop()) > 10
-
-
-def test_models_of_different_cost_are_evaluated_at_the_same_compute():
-    small, large = trunk_of(), trunk_of(model={"n_layers": 2, "d_model": 32, "n_heads": 2, "d_mlp": 64})
-    at_small = [s * flops_per_step(small) for s in evaluation_steps(small, 5000)]
-    at_large = [s * flops_per_step(large) for s in evaluation_steps(large, 1000)]
-    shared = [10 ** (k / 4) for k in range(30, 36)]  # from 3e7 FLOPs on a step of either is a small part
-    for point in shared:
-        assert min(abs(math.log(a / point)) for a in at_small) < 0.05
-        assert min(abs(math.log(a / point)) for a in at_large) < 0.05
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 12), st.floats(1, 1e8))
-def test_the_grid_of_a_smaller_budget_is_the_beginning_of_a_larger_ones(one, other, per_decade, first_flops):
-    trunk = trunk_of(evaluation={"points_per_decade": per_decade, "first_flops": first_flops})
-    short, long = sorted((one, other))
-    assert evaluation_steps(trunk, short) == [s for s in evaluation_steps(trunk, long) if s <= short]
 
 
 # Price -----------------------------------------------------------------------------------------------------------
@@ -264,30 +234,3 @@ def test_a_branch_inside_the_warm_up_keeps_warming_while_it_decays():
     training = Training(learning_rate=1.0, warmup_steps=10)
     rates = [learning_rate_at(training, step, 4, 8) for step in range(4, 8)]
     assert rates == pytest.approx([0.5 * 0.8, 0.6 * 0.6, 0.7 * 0.4, 0.8 * 0.2], rel=1e-12)
-
-
-def test_accounting_needs_no_more_than_the_spec():
-    assert budget.flops_per_step(trunk_of()) == budget.flops_per_step(
-        trunk_of(n_tasks=100, replicate=5, arm="next_token")
-    )
-
-
-@given(
-    st.floats(1e-3, 1e15),
-    st.sampled_from([1, 2, 3, 4, 6, 8, 12, 37, 1000]),
-    st.integers(1, 10**6),
-    st.sampled_from([1, 4, 32, 1000]),
-)
-def test_the_kept_grid_of_evaluations_is_the_one_that_is_worked_out_anew(
-    first_flops, per_decade, last_step, batch_size
-):
-    evaluation = {"points_per_decade": per_decade, "first_flops": first_flops}
-    trunk = TrunkSpec.model_validate(
-        {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 4, "replicate": 0, "evaluation": evaluation}
-        | {"training": {"batch_size": batch_size}}
-    )
-    cost = budget.flops_per_step(trunk)
-    first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
-    last = math.ceil(per_decade * math.log10((last_step + 1) * cost))
-    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, last + 1)}
-    assert budget.evaluation_steps(trunk, last_step) == sorted(s for s in steps if 1 <= s <= last_step)

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from families import find, suite_of, tasks_of, tokens_of, trunks_of
 from scipy import stats
 
-from trainers.spec import TrunkSpec
 from trainers.tasks.compose import EPSILON, Compose
-from trainers.tasks.probes import ItemSet, Probe
 
 HUGE = {"n_slots": 14}
 DOMAINS = {"n_slots": 4, "n_functions": 5, "n_domains": 3}
 POSITIONS = {"kind": "positions", "n_input": 4}
+trunk_of = trunks_of("compose", 64)
 FAMILIES = [{}, {"n_input": 3}, POSITIONS, DOMAINS, DOMAINS | {"share": False}, DOMAINS | {"domain": 1}]
-
-
-def trunk_of(n_tasks: int = 64, arm: str = "steps", replicate: int = 0, n_sequences: int = 64, **family: Any) -> Any:
-    """A trunk; `family` takes the parameters of Compose."""
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "compose", **family},
-            "arm": arm,
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-@functools.cache
-def suite_of(trunk: Any) -> list[ItemSet]:
-    return list(trunk.family.suite(trunk.request))
-
-
-def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
-    """The one probe of a skill on a split, with the sequences that it is scored on."""
-    (found,) = [(i, p) for i in suite_of(trunk) for p in i.probes if (p.skill, p.split) == (skill, split)]
-    return found
 
 
 def rows_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, ...]]:
@@ -49,12 +24,6 @@ def rows_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, 
     items, probe = find(trunk, skill, split)
     shown = items.tokens[probe.mask.any(axis=1), : trunk.family.n_slots] - trunk.family.n_letters
     return [tuple(row) for row in shown.tolist()]
-
-
-def train_of(trunk: Any) -> np.ndarray:
-    return trunk.family.compositions(
-        trunk.family.train_ids(trunk.replicate, np.arange(trunk.family.n_distinct(trunk.n_tasks)))
-    )
 
 
 def by_hand(family: Compose, composition: list[int], x: list[int]) -> list[list[int]]:
@@ -86,79 +55,11 @@ def brute_force(family: Compose, asked: list[int], x: list[int], answer: list[in
 # The universe ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("slots", "functions"), [(2, 2), (3, 8), (5, 3), (4, 6)])
-def test_the_universe_holds_every_composition_exactly_once(slots, functions):
-    family = Compose(n_slots=slots, n_functions=functions)
-    rows = family.compositions(np.arange(family.universe_size)) - np.arange(slots) * functions
-    assert sorted(map(tuple, rows.tolist())) == list(itertools.product(range(functions), repeat=slots))
-
-
-@pytest.mark.parametrize("parameters", FAMILIES)
-def test_training_and_held_out_compositions_share_out_a_small_universe(parameters):
-    family = Compose(**parameters)
-    n_train, n_held_out = family.n_train_ids, family.universe_size - family.n_train_ids
-    train = set(map(bytes, family.compositions(family.train_ids(3, np.arange(n_train)))))
-    held_out = set(map(bytes, family.compositions(family.held_out_ids(n_held_out))))
-    assert (len(train), len(held_out), len(train | held_out)) == (n_train, n_held_out, family.universe_size)
-    assert n_held_out == family.n_held_out == pytest.approx(family.universe_size / 8, rel=0.05)
-
-
-def test_the_default_universe_is_448_training_and_64_held_out_tasks():
-    assert (Compose().universe_size, Compose().n_train_ids, Compose().n_held_out) == (512, 448, 64)
-
-
-def test_no_task_of_two_replicates_is_held_out_and_none_occurs_twice():
-    """Counted by content, over 300,000 of 4.4e12 tasks."""
-    family, n = Compose(**HUGE), 100_000
-    assert family.universe_size == 8**14 == 2 * family.n_train_ids == 2 * family.n_held_out
-    sets = [family.compositions(family.train_ids(replicate, np.arange(n))) for replicate in (0, 1)]
-    sets.append(family.compositions(family.held_out_ids(n)))
-    digits = [rows - 8 * np.arange(14) for rows in sets]
-    assert all(rows.min() == 0 and rows.max() == 7 for rows in digits)
-    contents = [set(map(bytes, rows.astype(np.uint8))) for rows in digits]
-    assert [len(c) for c in contents] == [n, n, n]
-    assert len(contents[2] & (contents[0] | contents[1])) == 0
-    assert len(contents[0] | contents[1]) >= 2 * n - 5
-
-
-def test_tasks_and_functions_are_what_they_were_when_this_was_written():
-    """When this moves, raise Compose.version."""
-    huge = Compose(**HUGE)
-    rows = huge.compositions(np.array([0, 1, 2**40, 8**14 - 1])) - 8 * np.arange(14)
-    assert ["".join(map(str, row)) for row in rows] == [
-        "15545776147154",
-        "05323474523420",
-        "53734171632437",
-        "04662730103364",
-    ]
-    assert huge.train_ids(0, np.arange(3)).tolist() == [1243737393739, 1555416302112, 1729823561243]
-    assert huge.held_out_ids(2).tolist() == [2367679658926, 3228077936219]
-    assert ["".join(map(str, row)) for row in Compose().functions()[[1, 7, 9, 23]]] == [
-        "61047325",
-        "27046153",
-        "50762341",
-        "31267405",
-    ]
-    assert ["".join(map(str, row)) for row in Compose(**POSITIONS).functions()[[1, 23]]] == ["1203", "2103"]
-
-
 @pytest.mark.parametrize("parameters", [*FAMILIES, HUGE, {"n_slots": 31, "n_functions": 4}])
 def test_the_id_of_a_composition_can_be_found_again(parameters):
     family = Compose(**parameters)
     ids = np.array([i * (family.universe_size - 1) // 998 for i in range(999)])
-    rows = family.compositions(ids)
-    assert np.array_equal(family.ids(rows), ids)
-    for task, row in zip(ids[::100], rows[::100], strict=True):  # and each depends on its own id alone
-        assert np.array_equal(family.compositions(np.array([task]))[0], row)
-
-
-def test_neighbouring_tasks_share_no_more_functions_than_chance():
-    rows = Compose(**HUGE).compositions(np.arange(20_000))
-    shared = (rows[1:] == rows[:-1]).sum()  # one in eight expected
-    expected = 19_999 * 14 / 8
-    assert abs(shared - expected) < 5 * np.sqrt(expected * 7 / 8)
-    for slot, column in enumerate(rows.T):
-        assert stats.chisquare(np.bincount(column - 8 * slot, minlength=8)).pvalue > 1e-5
+    assert np.array_equal(family.ids(family.compositions(ids)), ids)
 
 
 def test_the_functions_of_a_slot_are_different_bijections_and_the_first_is_the_identity():
@@ -208,7 +109,7 @@ def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, par
     family = trunk.family
     n_slots, s = family.n_slots, family.n_input
     colon, filler = family.vocab_size - 2, family.vocab_size - 1
-    tasks = set(map(tuple, train_of(trunk).tolist()))
+    tasks = set(map(tuple, tasks_of(trunk).tolist()))
     batch = family.batch(trunk.request, 7)
     assert batch.loss_mask.shape == (32, family.length(arm)) and batch.tokens.shape == (32, family.length(arm) + 1)
     for row, mask in zip(batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True):
@@ -224,21 +125,10 @@ def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, par
         assert scored == {"steps": between + answer, "next_token": row[1:]}.get(arm, answer)
 
 
-def test_the_longest_arm_is_the_length_of_the_family():
-    family = Compose(n_slots=5, n_input=2)
-    assert {arm: family.length(arm) for arm in family.arms} == {
-        "steps": 17,
-        "answer": 9,
-        "latent": 17,
-        "next_token": 17,
-    }
-    assert family.seq_len == 17
-
-
 def test_training_draws_all_its_tasks_and_inputs_equally():
     trunk = trunk_of(24)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(100)])
-    which = (tokens[:, None, :3] - 8 == train_of(trunk)).all(axis=2)  # (N, K)
+    tokens = tokens_of(trunk, 100)
+    which = (tokens[:, None, :3] - 8 == tasks_of(trunk)).all(axis=2)  # (N, K)
     assert (which.sum(axis=1) == 1).all()
     counts = np.zeros((24, 8))
     np.add.at(counts, (which.argmax(axis=1), tokens[:, 4]), 1)
@@ -255,7 +145,7 @@ def test_training_draws_all_its_tasks_and_inputs_equally():
 def test_the_memoriser_is_the_stated_one_by_brute_force(parameters, n_tasks):
     """On seen, unseen and out-of-order compositions, after right and after wrong letters: to 1e-9."""
     trunk = trunk_of(n_tasks, **parameters)
-    family, train = trunk.family, train_of(trunk)
+    family, train = trunk.family, tasks_of(trunk)
     asked = np.concatenate([train[:5], family.compositions(family.held_out_ids(15))])
     asked = np.concatenate([asked, np.roll(asked[-5:], 1, axis=1)])
     rng = np.random.default_rng(0)
@@ -313,7 +203,7 @@ def test_the_memoriser_of_nearly_all_tasks_is_right_on_the_others_as_often_as_fu
 @pytest.mark.parametrize("n_tasks", [40, 300, 448])
 def test_looking_neighbours_up_finds_the_same_memoriser_as_going_through_the_list(n_tasks):
     trunk = trunk_of(n_tasks)
-    family, train = trunk.family, train_of(trunk)
+    family, train = trunk.family, tasks_of(trunk)
     asked = np.concatenate([family.compositions(family.held_out_ids(64)), train[:30]])
     x = family._inputs(np.random.default_rng(0), len(asked))
     *_, answer = family.steps(asked, x)
@@ -334,25 +224,6 @@ def test_a_trillion_tasks_have_a_memoriser_and_a_million_are_too_many_and_too_fe
     assert "memorizer" not in out_of_order.references  # it shares nothing with any of them
 
 
-@pytest.mark.parametrize("reference", ["generalizer", "memorizer"])
-def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference):
-    trunk = trunk_of(24, "answer", n_input=2)
-    family, train = trunk.family, train_of(trunk)
-    for items in family.suite(trunk.request):
-        asked, x, answer = items.tokens[:, :3] - 8, items.tokens[:, 4:6], items.tokens[:, -2:]
-        probs = family.memorizer(asked, x, answer, train, family.maps(train))
-        if reference == "generalizer":
-            probs = (1 - EPSILON) * np.eye(8)[answer] + EPSILON / 8
-        log_probs = np.full((len(x), family.length("answer"), family.vocab_size), -np.inf)
-        log_probs[:, -2:, :8] = np.log(probs)
-        for probe in items.probes:
-            row = probe.score(log_probs)
-            if row["n"]:
-                assert row["nll_nats"] == pytest.approx(row[f"nll_{reference}"], rel=1e-9)
-                part = probe.references[reference].correct[probe.mask]
-                assert abs(row["n_correct"] - row[f"correct_{reference}"]) <= ((part > 0) & (part < 1)).sum()
-
-
 # Skills ----------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +232,7 @@ def test_a_model_that_is_a_reference_scores_what_the_reference_scores(reference)
 )
 def test_compose_asks_unseen_compositions_of_functions_trained_where_they_stand(n_tasks, parameters):
     trunk = trunk_of(n_tasks, n_sequences=256, **parameters)
-    family, train = trunk.family, train_of(trunk)
+    family, train = trunk.family, tasks_of(trunk)
     every_training_task = set(map(tuple, family.compositions(np.arange(min(family.n_train_ids, 1000))).tolist()))
     trained = [set(column) for column in train.T.tolist()]
     changing = {row: sum(f % family.n_functions > 0 for f in row) for row in rows_of(trunk, "compose")}
@@ -399,7 +270,7 @@ def test_every_answer_asked_for_is_what_the_functions_make_in_the_order_written(
 
 def test_the_seen_split_shows_training_tasks_only():
     trunk = trunk_of(24)
-    assert set(rows_of(trunk, "compose", "seen")) == set(map(tuple, train_of(trunk).tolist()))
+    assert set(rows_of(trunk, "compose", "seen")) == set(map(tuple, tasks_of(trunk).tolist()))
 
 
 def test_the_model_writes_every_step_but_the_answer_itself():
@@ -420,41 +291,20 @@ def test_one_task_leaves_nothing_to_compose():
     assert len(rows_of(trunk, "novel_function")) == len(rows_of(trunk, "mixture", "seen")) == 64
 
 
-@pytest.mark.parametrize("parameters", [{}, HUGE])
-def test_the_suite_is_the_same_for_all_trials_that_were_trained_on_every_function(parameters):
-    trunks = [trunk_of(n, replicate=r, **parameters) for n, r in ((128, 0), (400, 3))]
-    suites = [suite_of(trunk) for trunk in trunks]
-    for one, other in zip(*suites, strict=True):
-        if one.probes[0].split == "held_out":
-            assert np.array_equal(one.tokens, other.tokens)
-    few = trunk_of(4, **parameters)
-    assert np.array_equal(find(few, "mixture")[0].tokens, find(trunks[0], "mixture")[0].tokens)
-
-
-def test_every_skill_that_is_announced_is_measured_and_none_besides():
-    for parameters in ({}, HUGE, DOMAINS):
-        trunk = trunk_of(**parameters)
-        measured = [(p.skill, p.split) for items in suite_of(trunk) for p in items.probes]
-        assert {skill for skill, _ in measured} == {*trunk.family.skills, Compose.mixture}
-        assert (Compose.headline, "held_out") in measured and (Compose.mixture, "seen") in measured
-        assert len(set(measured)) == len(measured)
-    assert Compose.skills == Compose().skills
-
-
 # Domains ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_generalist_trains_on_the_tasks_of_its_specialists(share):
     generalist = trunk_of(20, **DOMAINS, share=share)
-    assert len(train_of(generalist)) == 3 * 20
+    assert len(tasks_of(generalist)) == 3 * 20
     specialists = [trunk_of(20, **DOMAINS, share=share, domain=d) for d in range(3)]
     for d, specialist in enumerate(specialists):
-        tasks = train_of(specialist)
+        tasks = tasks_of(specialist)
         assert (tasks[:, 0] == 1 + d).all()
-        assert np.array_equal(tasks, train_of(generalist)[d::3])
+        assert np.array_equal(tasks, tasks_of(generalist)[d::3])
         assert specialist.family.vocab_size == generalist.family.vocab_size
-    tails = [set(map(bytes, train_of(s)[:, 1:])) for s in specialists]
+    tails = [set(map(bytes, tasks_of(s)[:, 1:])) for s in specialists]
     assert len(tails[0] & tails[1]) < 15  # each domain has tasks of its own, of 110
 
 

@@ -16,15 +16,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NEEDS_A_GPU = {
-    "step_peak_gb",
-    "step_peak_over_estimate",
-    "trunk_peak_gb",
-    "trunk_peak_over_estimate",
-    "gpu_to_cpu_max_nats",
-    "oom_halvings",
-    "oom_loss_nats",
-}
 NEEDS_A_COMPILER = {
     "tokens_per_second_compiled",
     "compiled_over_eager",
@@ -52,12 +43,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     out = there / "gpu.json"
     command = [
         str(there / "tests/gpu/run.sh"),
-        "--device",
-        "cpu",
-        "--no-compile",
-        "--curve-steps",
-        "30",
-        "--out",
+        *["--device", "cpu", "--no-compile", "--curve-steps", "30", "--out"],
         str(out),
     ]
     environment = os.environ | {"PYTHON": sys.executable}
@@ -69,10 +55,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
 def test_what_was_not_measured_is_null_and_named_and_nothing_else(ran):
     report, _ = ran
     missing = {name for name, value in report["figures"].items() if value is None}
-    assert missing == report["not_measured"].keys() == NEEDS_A_GPU | NEEDS_A_COMPILER
-    assert {report["not_measured"][name] for name in NEEDS_A_GPU} == {"no GPU"}
-    assert {report["not_measured"][name] for name in NEEDS_A_COMPILER} == {"left out with --no-compile"}
-    assert report["failed"] == {}
+    assert missing == report["not_measured"].keys() > NEEDS_A_COMPILER and report["failed"] == {}
+    for name, why in report["not_measured"].items():
+        assert why == ("left out with --no-compile" if name in NEEDS_A_COMPILER else "no GPU")
 
 
 def test_what_was_measured_is_finite_and_plausible(ran):
@@ -111,11 +96,6 @@ def test_every_figure_has_its_line_and_no_aim_is_judged_without_a_gpu(ran, measu
 # What a GPU would bring, from figures made by hand -----------------------------------------------------------------
 
 
-def options(**given: Any) -> argparse.Namespace:
-    named = {"device": "cpu", "preset": None, "batch_size": None, "curve_steps": None, "no_compile": False}
-    return argparse.Namespace(**named | given)
-
-
 def test_utilisation_is_the_flops_of_a_second_by_the_measured_peak(measure):
     """1,000 tokens a second, 2e9 FLOPs for each 100 of them: 2e10 a second, of a peak of 1e11."""
     speed = {"tokens_per_second": 1000.0, "tokens_per_step": 100, "flops_per_step": 2e9, "flops_per_step_causal": 1.5e9}
@@ -135,32 +115,10 @@ def test_attention_at_half_is_what_a_causal_mask_leaves_but_for_the_diagonal(mea
     assert found["tokens_per_second"] == B * T and found["engine_over_plain_eager"] == 2
 
 
-def test_curves_of_two_devices_are_compared_step_by_step(measure):
-    here = {"fp32": [3.0, 2.0, 1.0, 1.0, 1.0], "bf16": [3.0, 2.5, 1.0, 1.0, 1.1], "turns": [3.0, 2.0, 1.0, 1.0, 1.0]}
-    there = {"fp32": [3.0, 2.0, 1.25, 1.0, 1.0], "bf16": [], "turns": [3.0, 2.0, 1.25, 1.0, 0.875]}
-    found = measure._derived({"curves": here, "cpu_curves": there})
-    assert found["gpu_to_cpu_max_nats"] == 0.25 and found["reordered_max_nats"] == 0.125
-    assert found["bf16_to_fp32_max_nats"] == 0.5 and found["bf16_to_fp32_late_nats"] == pytest.approx(0.1)
-
-
-def test_an_aim_is_held_or_missed_on_a_gpu_and_neither_where_nothing_was_measured(measure):
-    aim = measure.FIGURES["mfu"]
-    assert measure._held(aim, 0.43, "cuda") is True and measure._held(aim, 0.41, "cuda") is False
-    assert measure._held(aim, None, "cuda") is None and measure._held(aim, 0.43, "cpu") is None
-    most = measure.FIGURES["trunk_peak_over_estimate"]
-    assert measure._held(most, 0.9, "cuda") is True and measure._held(most, 1.1, "cuda") is False
-
-
 def test_a_part_that_failed_leaves_null_with_its_reason_and_others_alone(measure):
-    report = measure._report(options(), {"products": {"matmul_tflops": 0.1}}, {"speed": "RuntimeError: lost"})
+    options = argparse.Namespace(device="cpu", preset=None, batch_size=None, curve_steps=None, no_compile=False)
+    report = measure._report(options, {"products": {"matmul_tflops": 0.1}}, {"speed": "RuntimeError: lost"})
     assert report["figures"]["matmul_tflops"] == 0.1
     assert {v for k, v in report["figures"].items() if k != "matmul_tflops"} == {None}
     for name in ("mfu", "tokens_per_second", "engine_over_plain_eager"):
         assert report["not_measured"][name] == "part 'speed' failed: RuntimeError: lost"
-
-
-@pytest.mark.parametrize("given", [["--batch-size", "6"], ["--curve-steps", "2"], ["--preset", "125m"]])
-def test_what_cannot_be_measured_is_refused_in_a_line(measure, given, capsys):
-    with pytest.raises(SystemExit) as end:
-        measure.main(["--device", "cpu", *given])
-    assert end.value.code == 2 and given[1] in capsys.readouterr().err

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from families import find, suite_of, tasks_of, tokens_of, trunks_of
 from scipy import stats
 
 from orchestrator.analysis.measures import of_rows
 from orchestrator.stats import measures
-from trainers.spec import TrunkSpec
-from trainers.tasks import Grok, ItemSet, Probe
+from trainers.tasks import Grok, Probe
 from trainers.tasks.grok import EPSILON
 
-
-def trunk_of(
-    n_tasks: int = 600, replicate: int = 0, n_sequences: int = 256, modulus: int = 47, exponent: float = 0.0
-) -> Any:
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "grok", "modulus": modulus},
-            "arm": "answer",
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "training": {"task_exponent": exponent},
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
-    """The one probe of a skill on a split, with the sequences that it is scored on."""
-    (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
-    ]
-    return found
+trunk_of = functools.partial(trunks_of("grok", 600), n_sequences=256, modulus=47)
 
 
 def pairs_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, int]]:
     """The pairs that a skill is scored on, as the tokens tell them."""
     items, probe = find(trunk, skill, split)
     return [(a, b) for a, b in items.tokens[probe.mask.any(axis=1), :2].tolist()]
-
-
-def train_of(trunk: Any) -> set[tuple[int, int]]:
-    ids = trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks))
-    return {(a, b) for a, b in trunk.family.pairs(ids).tolist()}
 
 
 def score(probe: Probe, p: int) -> dict[str, Any]:
@@ -67,37 +42,9 @@ def test_the_universe_holds_every_pair_exactly_once_and_ids_can_be_found_again(m
     assert np.array_equal(family.ids(pairs), ids)
 
 
-def test_no_pair_both_trains_and_is_held_out():
-    """Counted by content, over all 109,561 pairs of p = 331 and two replicates; the rest is all held out."""
-    family = Grok(modulus=331)
-    train = [family.train_ids(replicate, np.arange(family.n_train_ids)) for replicate in (0, 1)]
-    held_out = family.held_out_ids(family.n_held_out)
-    contents = [np.unique(family.pairs(ids) @ [331, 1]) for ids in (*train, held_out)]
-    assert [len(found) for found in contents] == [82_171, 82_171, 27_390]
-    assert np.array_equal(contents[0], contents[1])
-    assert not np.intersect1d(contents[0], contents[2]).size
-
-
 def test_the_published_number_of_training_pairs_fits():
     """Nanda et al. 2023: p = 113, 30 % of 12,769 pairs."""
     assert Grok(modulus=113).n_train_ids == 12_769 - 3_192 > 3_830
-
-
-def test_pairs_are_what_they_were_when_this_was_written():
-    """When this moves, raise Grok.version."""
-    family = Grok()
-    assert family.pairs(np.array([0, 1, 2208])).tolist() == [[14, 7], [7, 9], [43, 12]]
-    assert family.train_ids(0, np.arange(3)).tolist() == [1085, 1106, 1455]
-    assert family.held_out_ids(2).tolist() == [2072, 1923]
-
-
-def test_neighbouring_tasks_share_no_more_numbers_than_chance():
-    pairs = Grok(modulus=997).pairs(np.arange(100_000))
-    shared = (pairs[1:] == pairs[:-1]).sum()  # one in 997 expected, of each of two
-    expected = 2 * 99_999 / 997
-    assert abs(shared - expected) < 5 * np.sqrt(expected)
-    for column in pairs.T:
-        assert stats.chisquare(np.bincount(column, minlength=997)).pvalue > 1e-5
 
 
 # Batches ---------------------------------------------------------------------------------------------------------
@@ -105,7 +52,7 @@ def test_neighbouring_tasks_share_no_more_numbers_than_chance():
 
 def test_a_sequence_is_a_training_pair_an_equals_sign_and_the_sum():
     trunk = trunk_of(40)
-    train = train_of(trunk)
+    train = set(map(tuple, tasks_of(trunk).tolist()))
     batch = trunk.family.batch(trunk.request, 3)
     assert batch.tokens.shape == (32, 4) and batch.loss_mask.shape == (32, 3)
     for a, b, equals, c in batch.tokens.tolist():
@@ -113,20 +60,10 @@ def test_a_sequence_is_a_training_pair_an_equals_sign_and_the_sum():
     assert batch.loss_mask[:, 2].all() and batch.loss_mask.sum() == 32  # the answer alone
 
 
-def test_training_draws_all_its_pairs_equally_and_no_step_twice():
-    trunk = trunk_of(40)
-    batches = [trunk.family.batch(trunk.request, step).tokens for step in range(100)]
-    numbers = np.concatenate(batches)[:, :2] @ [47, 1]
-    counts = np.unique(numbers, return_counts=True)[1]
-    assert len(counts) == 40 and stats.chisquare(counts).pvalue > 1e-3
-    assert len({batch.tobytes() for batch in batches}) == 100
-    assert np.array_equal(batches[7], trunk_of(40).family.batch(trunk_of(40).request, 7).tokens)
-
-
 def test_pairs_are_drawn_by_their_rank_where_a_study_says_so():
     """Three of them, as 1 : 1/2 : 1/3, in training and among the seen ones."""
     trunk = trunk_of(3, exponent=1.0)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(60)])
+    tokens = tokens_of(trunk, 60)
     ranked = trunk.family.pairs(trunk.family.train_ids(0, np.arange(3))) @ [47, 1]
     for shown in (tokens, find(trunk, "add", "seen")[0].tokens):
         counts = (shown[:, :2] @ [47, 1] == ranked[:, None]).sum(axis=1)
@@ -140,7 +77,7 @@ def test_pairs_are_drawn_by_their_rank_where_a_study_says_so():
 def test_the_references_are_the_stated_ones_by_enumeration(n_tasks):
     """All 25 pairs of p = 5, one at a time: to 1e-9."""
     trunk = trunk_of(n_tasks, replicate=2, modulus=5)
-    family, train = trunk.family, train_of(trunk)
+    family, train = trunk.family, set(map(tuple, tasks_of(trunk).tolist()))
     everything = list(itertools.product(range(5), repeat=2))
     pairs = np.array(everything)
     found = family.predictions(pairs, family.trained(trunk.request, pairs))
@@ -156,7 +93,7 @@ def test_the_references_are_the_stated_ones_by_enumeration(n_tasks):
 def test_the_references_know_what_they_should():
     """By hand: a known sum costs -log(1 - ε + ε/p) nats, a guess log p; a guess is right once in p."""
     known, guess = -np.log(1 - EPSILON + EPSILON / 47), np.log(47)
-    for items in trunk_of().family.suite(trunk_of().request):
+    for items in suite_of(trunk_of()):
         for probe in items.probes:
             row, n = score(probe, 47), int(probe.mask.sum())
             assert n >= 50 and row["n_sequences"] == n
@@ -192,19 +129,13 @@ def test_ability_is_one_for_the_rule_and_nought_for_the_list():
 @pytest.mark.parametrize("n_tasks", [1, 221, 1657])
 def test_skills_tell_apart_what_symmetry_can_answer(n_tasks):
     trunk = trunk_of(n_tasks, replicate=1)
-    train = train_of(trunk)
+    train = set(map(tuple, tasks_of(trunk).tolist()))
     asked = pairs_of(trunk, "add_any")
     assert len(asked) == len(set(asked)) == 256 and not set(asked) & train
     assert pairs_of(trunk, "commuted") == [(a, b) for a, b in asked if (b, a) in train]
     assert pairs_of(trunk, "add") == [(a, b) for a, b in asked if (b, a) not in train]
     assert pairs_of(trunk, Grok.mixture) == asked
     assert set(pairs_of(trunk, "add", "seen")) <= train and len(pairs_of(trunk, "add", "seen")) == 256
-    for items in trunk.family.suite(trunk.request):
+    for items in suite_of(trunk):
         assert np.array_equal(items.tokens[:, 3], items.tokens[:, :2].sum(axis=1) % 47)
         assert all(np.array_equal(probe.target, items.tokens[:, 1:]) for probe in items.probes)
-
-
-def test_held_out_sequences_are_the_same_for_all_trials():
-    suites = [trunk_of(n, replicate=r).family.suite(trunk_of(n, replicate=r).request) for n, r in ((10, 0), (1657, 3))]
-    held_out = [next(i.tokens for i in suite if i.probes[0].split == "held_out") for suite in suites]
-    assert np.array_equal(*held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_train import TINY as TRUNK
+from test_train import keyed
 
 from trainers import __main__ as command
 from trainers import budget
@@ -20,15 +23,6 @@ from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 
 ROOT = Path(__file__).parents[2]
-TRUNK: dict[str, Any] = {
-    "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
-    "arm": "answer",
-    "n_tasks": 8,
-    "replicate": 0,
-    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24},
-    "training": {"batch_size": 8, "learning_rate": 0.01},
-    "evaluation": {"first_flops": 1e6, "n_sequences": 6},
-}
 STEP = flops_per_step(TrunkSpec.model_validate(TRUNK))
 
 
@@ -49,24 +43,19 @@ def call(*arguments: Any, path_first: Path | None = None) -> subprocess.Complete
 
 def results(lines: str) -> dict[str, Any]:
     """What a file of events says, by key; times, which may differ, left out."""
-    events = [json.loads(line) for line in lines.splitlines()]
-    kept = ("kind", "step", "flops", "rows", "status", "flops_own", "flops_run", "train_loss_nats")
-    found: dict[str, Any] = {}
-    for event in events:
-        facts = {name: event.get(name) for name in kept}
-        assert found.setdefault(event["key"], facts) == facts
-    return found
+    return keyed([json.loads(line) for line in lines.splitlines()])
+
+
+def keys_of(events: Path) -> set[str]:
+    return {json.loads(line)["key"] for line in events.read_text().splitlines()}
 
 
 def test_a_trunk_is_trained_proved_and_resumed(tmp_path, capsys):
     spec = write(tmp_path, TRUNK | {"compute_flops": [80 * STEP, 50 * STEP]})
     events, folder = tmp_path / "events.jsonl", tmp_path / "checkpoints"
-    options = ["--events", events, "--checkpoints", folder]
-    first = subprocess.run(
-        [sys.executable, "-m", "trainers", spec, "--prove", *options], capture_output=True, text=True, cwd=ROOT
-    )
-    assert first.returncode == 0, first.stderr
-    lines = first.stdout.splitlines()
+    options = ["--events", str(events), "--checkpoints", str(folder)]
+    assert command.main([str(spec), "--prove", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
     ids = [f"answer/n8/c{n * STEP}/r0" for n in (50, 80)]
     assert [line for line in lines if "equals" in line] == [f"{i}: by itself equals the trunk, to the bit" for i in ids]
     for trial, n in zip(ids, (50, 80), strict=True):
@@ -76,52 +65,31 @@ def test_a_trunk_is_trained_proved_and_resumed(tmp_path, capsys):
     assert any("recall(held_out)" in line and line.startswith("step     50") for line in lines)
 
     events.unlink()
-    assert command.main([str(argument) for argument in (spec, *options)]) == 0
+    assert command.main([str(spec), *options]) == 0
     assert "done after 80 steps" in capsys.readouterr().out
     assert results(events.read_text()) == told
-    assert sum(e["flops_run"] or 0 for e in told.values() if e["kind"] == "trial") == (64 + 10 + 16) * STEP
+    assert sum(e["flops_run"] for e in told.values() if e["kind"] == "trial") == (64 + 10 + 16) * STEP
 
 
+AT_1E12 = TRUNK | {"compute_flops": 1e12}
 BAD = {
     "no_json": ("{", "Expecting"),
     "no_object": ("[1]", "expected a JSON object"),
     "no_budget": (TRUNK, "compute_flops: None given"),
     "no_budgets": (TRUNK | {"compute_flops": []}, "compute_flops: [] given"),
-    "budget_in_quotes": (TRUNK | {"compute_flops": "1e12"}, "compute_flops: '1e12' given"),
     "budget_true": (TRUNK | {"compute_flops": [True]}, "compute_flops: [True] given"),
-    "budget_negative": (TRUNK | {"compute_flops": -1e12}, "compute_flops: Input should be greater than 0"),
     "budget_infinite": ('{"compute_flops": Infinity, ' + json.dumps(TRUNK)[1:], "compute_flops: Input should be a fin"),
     "budget_small": (TRUNK | {"compute_flops": [1e12, 1e4]}, "at least 50 steps"),
-    "family": (TRUNK | {"compute_flops": 1e12, "family": {"name": "ciper"}}, "did you mean 'cipher'"),
-    "key": (TRUNK | {"compute_flops": 1e12, "n_task": 3}, "n_task: Extra inputs are not permitted"),
-    "inner_key": (TRUNK | {"compute_flops": 1e12, "model": {"deep": 3}}, "model.deep: Extra inputs"),
-    "preset": (
-        TRUNK | {"compute_flops": 1e12, "model": {"preset": "4m"}},
-        "model.preset: unknown preset '4m'; did you",
-    ),
-    "depth": (TRUNK | {"compute_flops": 1e12, "model": {"depth": 0}}, "model.depth: Input should be greater than 0"),
-    "two_shapes": (
-        TRUNK | {"compute_flops": 1e12, "model": {"depth": 2, "preset": "17m"}},
-        "model: preset '17m' and depth 2",
-    ),
-    "n_tasks": (TRUNK | {"compute_flops": 1e12, "n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
-    "rate": (
-        TRUNK | {"compute_flops": 1e12, "training": {"learning_rate": 1e3}},
-        "learning_rate: at most 10 is allowed",
-    ),
+    "inner_key": (AT_1E12 | {"model": {"deep": 3}}, "model.deep: Extra inputs"),
+    "two_shapes": (AT_1E12 | {"model": {"depth": 2, "preset": "17m"}}, "model: preset '17m' and depth 2"),
+    "n_tasks": (AT_1E12 | {"n_tasks": 19}, "n_tasks 19 is beyond the 18 training tasks"),
     "budget_huge": (TRUNK | {"compute_flops": [1e12, 1e300]}, "compute_flops.1: at most 1e30 is allowed; given 1e300"),
     "budget_beyond_floats": (TRUNK | {"compute_flops": 10**400}, "a whole number of 401 digits; at most 40"),
-    "depth_huge": (
-        TRUNK | {"compute_flops": 1e12, "model": {"depth": 10**39}},
-        "model.depth: at most 1,000 is allowed",
-    ),
-    "slots_huge": (TRUNK | {"compute_flops": 1e12, "family": {"name": "compose", "n_slots": 1e12}}, "family.n_slots"),
     "many_digits": ('{"n_tasks": ' + "9" * 5000 + "}", "a whole number of 5000 digits"),
     "key_twice": ('{"n_tasks": 3, "n_tasks": 4}', "key 'n_tasks' is given twice"),
     "deep": ("[" * 100_000, "trial.json"),
     "long": ('{"arm": "' + "x" * 2_000_000 + '"}', "longer than 1,000,000 characters"),
-    "arm_of_two_lines": (TRUNK | {"compute_flops": 1e12, "arm": "a\nb" * 5000}, "has no arm 'a b"),
-    "width": (TRUNK | {"compute_flops": 1e12, "model": {"d_model": 30}}, "model: d_model 30 is no multiple"),
+    "arm_of_two_lines": (AT_1E12 | {"arm": "a\nb" * 5000}, "has no arm 'a b"),
 }
 
 
@@ -165,10 +133,7 @@ def test_a_proof_that_fails_says_so_and_exits_with_one(tmp_path, capsys, monkeyp
     spec = write(tmp_path, TRUNK | {"compute_flops": [50 * STEP, 60 * STEP]})
     assert command.main([str(spec), "--prove"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[1].split(" the")[0] for line in out if "by itself" in line] == [
-        "by itself DIFFERS FROM",
-        "by itself DIFFERS FROM",
-    ]
+    assert sum("by itself DIFFERS FROM" in line for line in out) == 2
 
 
 def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
@@ -176,26 +141,6 @@ def test_a_trial_that_diverges_at_once_is_told_like_any_other(capsys):
     trunk = TrunkSpec.model_validate(TRUNK | {"training": {"batch_size": 8, "learning_rate": 1e39}})
     run_trunk(trunk, [50.0 * STEP], Place(), lambda events: command._write(events, None))
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"diverged after 1 steps, {STEP:.4g} FLOPs")
-
-
-def test_one_budget_needs_no_list(tmp_path):
-    trunk, budgets = command.read(write(tmp_path, TRUNK | {"compute_flops": 10**9}))
-    assert budgets == [1e9] and trunk == TrunkSpec.model_validate(TRUNK)
-    assert command.read(write(tmp_path, TRUNK | {"compute_flops": [2e9, 1e9, 10**9]}))[1] == [1e9, 2e9]
-
-
-def test_two_workers_are_started_and_come_to_what_one_comes_to(tmp_path, capsys):
-    spec = write(tmp_path, TRUNK | {"compute_flops": 50 * STEP})
-    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
-    assert command.main([str(spec), "--events", str(alone)]) == 0
-    options = ["--workers", "2", "--zero-stage", "1", "--events", together, "--keep-weights", tmp_path / "weights"]
-    done = subprocess.run([sys.executable, "-m", "trainers", spec, *options], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "done after 50 steps" in done.stdout, done.stderr
-    ours, theirs = results(together.read_text()), results(alone.read_text())
-    assert ours.keys() == theirs.keys()
-    for key, facts in theirs.items():
-        assert ours[key]["train_loss_nats"] == pytest.approx(facts["train_loss_nats"], abs=1e-5)
-    assert len(list((tmp_path / "weights").rglob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -232,8 +177,9 @@ def golden(tmp_path_factory) -> dict[str, Any]:
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, golden, number, workers):
     """Sent to the process, or to all of its group, once the first line is there. Fails without the handlers, or where workers do not hear of a signal to all."""
     spec, events, folder = write(tmp_path, LONG), tmp_path / "events.jsonl", tmp_path / "checkpoints"
-    options = ["--events", str(events), "--checkpoints", str(folder), "--workers", str(workers)]
-    line = [sys.executable, "-m", "trainers", str(spec), *options]
+    options = ["--events", str(events), "--checkpoints", str(folder)]
+    line = [sys.executable, "-m", "trainers", str(spec), *options, "--workers", str(workers)]
+    line += ["--zero-stage", "1"] if workers > 1 else []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, cwd=ROOT, start_new_session=True, **pipes) as running:
         assert running.stdout.readline().startswith("step")
@@ -241,24 +187,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, golden, number, w
         _, said = running.communicate()
     assert running.returncode == 128 + number, said
     assert said.count("\n") == 1 and "stopped; the same command goes on" in said
-    before = len(results(events.read_text()))
+    before = len(keys_of(events))
     assert 0 < before < len(golden) and len(list(folder.iterdir())) == 1
-    assert command.main([str(spec), *options[:4]]) == 0
-    if workers == 1:
-        assert results(events.read_text()) == golden
-    else:
-        assert results(events.read_text()).keys() == golden.keys()
+    assert command.main([str(spec), *options, "--keep-weights", str(tmp_path / "weights")]) == 0
+    found = results(events.read_text()) if workers == 1 else keys_of(events)
+    assert found == (golden if workers == 1 else golden.keys())
+    assert len(list((tmp_path / "weights").rglob("*.safetensors"))) == 2
 
 
-def test_training_goes_on_when_nobody_reads_any_more(tmp_path, golden):
+def test_training_goes_on_when_nobody_reads_any_more(tmp_path, golden, monkeypatch):
     """Its output is a pipe whose reader is gone. Fails if that ends the run."""
-    spec, events = write(tmp_path, LONG), tmp_path / "events.jsonl"
-    line = [sys.executable, "-m", "trainers", str(spec), "--events", str(events)]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        running.stdout.readline()
-        running.stdout.close()
-        said = running.stderr.read()
-    assert running.returncode == 0 and said == ""
+    spec, events, (reader, writer) = write(tmp_path, LONG), tmp_path / "events.jsonl", os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody, contextlib.suppress(BrokenPipeError):
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert command.main([str(spec), "--events", str(events)]) == 0
     assert results(events.read_text()) == golden
 
 

@@ -5,45 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from families import probe_of, tasks_of, tokens_of, trunks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from trainers.spec import TrunkSpec
-from trainers.tasks import Markov, Probe
+from trainers.tasks import Markov
 from trainers.tasks.decomposition import decompose
 from trainers.tasks.markov import stationary
 
 K, T = 8, 128
 SMALL = Markov(n_states=3, n_tokens=12)
+trunk_of = trunks_of("markov", 4)
 PREDICTORS = {"generalizer", "memorizer", "unigram_generalizer", "unigram_memorizer", "uniform", "backward"}
-
-
-def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **family: Any) -> TrunkSpec:
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "markov", **family},
-            "arm": "next_token",
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [
-        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
-    ]
-    return tokens, probe
-
-
-def tasks_of(trunk: TrunkSpec) -> np.ndarray:
-    return trunk.family.tasks(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
 
 
 def simulate(rng: np.random.Generator, n: int, k: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,23 +52,6 @@ def test_rows_of_chains_are_drawn_from_the_flat_dirichlet_independently():
         assert stats.kstest(column, stats.beta(1, k - 1).cdf).pvalue > 1e-4
 
 
-def test_a_chain_depends_on_its_id_alone():
-    ids = np.array([3, 2**61, 0, 3, 2**40])
-    chains = Markov().tasks(ids)
-    for task, chain in zip(ids, chains, strict=True):
-        assert np.array_equal(Markov().tasks(np.array([task]))[0], chain)
-
-
-def test_chains_and_sequences_are_what_they_were_when_this_was_written():
-    """When this moves, raise Markov.version."""
-    chains = Markov(n_states=3).tasks(np.array([0, 2**60]))
-    assert chains[:, 2, 0].tolist() == pytest.approx([0.19815670935082405, 0.3745789184961026], rel=1e-12)
-    assert Markov().train_ids(0, np.arange(2)).tolist() == [717428583271845290, 1901996850095256273]
-    assert Markov().held_out_ids(2).tolist() == [3489668271299551185, 3088738709767255156]
-    trunk = trunk_of(1000)
-    assert trunk.family.batch(trunk.request, 5).tokens[3, -10:].tolist() == [3, 7, 4, 0, 0, 6, 1, 7, 7, 6]
-
-
 def test_the_stationary_law_is_that_of_a_long_walk():
     chains = np.random.default_rng(0).dirichlet(np.ones(5), size=(2000, 5))
     assert np.allclose(stationary(chains), np.linalg.matrix_power(chains, 4096)[:, 2], rtol=0, atol=1e-9)
@@ -100,13 +60,6 @@ def test_the_stationary_law_is_that_of_a_long_walk():
 
 
 # The prior over chains -------------------------------------------------------------------------------------------
-
-
-def test_shares_are_those_that_one_makes_by_hand():
-    assert Markov().shares(3).tolist() == pytest.approx([11 / 18, 5 / 18, 2 / 18], rel=1e-12)
-    assert Markov(prior="uniform").shares(4).tolist() == [0.25] * 4
-    assert Markov().shares(1).tolist() == [1.0]
-    assert Markov().shares(4096).sum() == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("prior", ["ranked", "uniform"])
@@ -132,19 +85,11 @@ def test_a_trillion_chains_are_really_drawn_from(prior, mean):
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_shows_states_and_scores_every_one_after_the_first():
-    trunk = trunk_of()
-    batch = trunk.family.batch(trunk.request, 7)
-    assert batch.tokens.shape == (32, T) and batch.tokens.dtype == np.int64
-    assert trunk.family.length("next_token") == T - 1 and batch.loss_mask.shape == (32, T - 1)
-    assert set(np.unique(batch.tokens)) == set(range(K)) and batch.loss_mask.all()
-
-
 def test_each_state_follows_the_one_before_as_its_chain_says():
     """Of one chain: rows as they should be, whatever came two steps before, early and late; and the first state, too."""
     trunk = trunk_of(1, n_states=4)
     (chain,) = tasks_of(trunk)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(60)])  # (1920, 128)
+    tokens = tokens_of(trunk, 60)  # (1920, 128)
     for part in (tokens[:, :9], tokens[:, -9:]):
         counts = np.zeros((4, 4, 4))
         np.add.at(counts, (part[:, :-2], part[:, 1:-1], part[:, 2:]), 1)
@@ -158,7 +103,7 @@ def test_each_state_follows_the_one_before_as_its_chain_says():
 
 def test_sequences_of_a_batch_come_from_the_training_chains_by_their_shares():
     trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)])
+    tokens = tokens_of(trunk, 40)
     logs = np.log(tasks_of(trunk))  # (4, K, K)
     likeliest = logs[:, tokens[:, :-1], tokens[:, 1:]].sum(axis=2).argmax(axis=0)
     shares = [25 / 48, 13 / 48, 7 / 48, 3 / 48]
@@ -220,17 +165,6 @@ def test_predictors_count_what_one_counts_by_hand():
     assert found["unigram_generalizer"][0, 3].tolist() == [3 / 7, 3 / 7, 1 / 7]  # 0 1 0 1
     assert found["backward"][0, 3].tolist() == [3 / 5, 1 / 5, 1 / 5]  # at 1: twice 0 came before it
     assert found["uniform"][0, 3].tolist() == [1 / 3, 1 / 3, 1 / 3]
-
-
-def test_the_memoriser_of_very_many_chains_becomes_the_generaliser():
-    """But for the first state, from which a chain's stationary law can be learnt: here it says nothing."""
-    family, tokens = SMALL, np.array([[0, 0, 1, 0, 2, 0, 0, 1], [2, 2, 2, 2, 2, 2, 2, 2]])
-    generalizer = family.predictors(tokens, None)["generalizer"]
-
-    def gap(n: int) -> float:
-        return np.abs(family.memorizer(tokens, family.tasks(np.arange(n)), np.full((n, 3), 1 / 3)) - generalizer).max()
-
-    assert gap(100_000) < 0.02 and gap(3) > 0.1
 
 
 def test_all_predictors_sum_to_one_and_see_only_what_stands_before():
@@ -398,13 +332,6 @@ def test_a_model_that_knows_nothing_holds_nothing_of_the_control(known):
     noise = 0.1 * np.random.default_rng(0).normal(size=known["uniform"].shape)
     found = decompose(noise - special.logsumexp(noise, axis=2, keepdims=True), known)
     assert found.weights["uniform"] > 0.95 and found.weights["backward"] < 0.01
-
-
-def test_predictors_that_say_the_same_share_their_weight(known):
-    two = {"one": known["generalizer"], "other": known["generalizer"], "uniform": known["uniform"]}
-    mixture = 0.8 * known["generalizer"] + 0.2 * known["uniform"]
-    found = decompose(np.log(mixture), two)
-    assert found.weights["one"] == pytest.approx(found.weights["other"]) == pytest.approx(0.4, abs=0.001)
 
 
 def test_what_cannot_be_decomposed_has_no_weights(known):

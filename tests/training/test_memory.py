@@ -27,7 +27,6 @@ from trainers.fit.memory import (
     FREE_SHARE,
     DoesNotFit,
     How,
-    bucket_elements,
     fit,
     is_out_of_memory,
     needs,
@@ -54,13 +53,9 @@ def trunk_of(size: str = "124m", batch_size: int = 64, **changes: Any) -> TrunkS
 # Activations, against torch ----------------------------------------------------------------------------------------
 
 SHAPES = [
-    {},
-    {"norm": "layer"},
-    {"positions": "learned"},
     {"norm": "layer", "positions": "learned"},
     {"conv_kernel": 3},
     {"attention_window": 8},
-    {"n_layers": 1},
     {"n_layers": 6, "d_model": 48, "n_heads": 2, "d_mlp": 64},
     {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32},
 ]
@@ -145,7 +140,7 @@ class Alive(TorchDispatchMode):
 @both_precisions
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("vocab_size", [V, 2000])
-@pytest.mark.parametrize("change", [{}, {"n_layers": 8}, {"conv_kernel": 3}, {"norm": "layer", "d_mlp": 512}], ids=str)
+@pytest.mark.parametrize("change", [{"n_layers": 8, "conv_kernel": 3}, {"norm": "layer", "d_mlp": 512}], ids=str)
 def test_the_worst_moment_of_a_step_is_never_estimated_too_low_and_at_most_two_thirds_too_high(
     change, vocab_size, recompute, precision
 ):
@@ -160,15 +155,6 @@ def test_the_worst_moment_of_a_step_is_never_estimated_too_low_and_at_most_two_t
     estimate = Shape(model, vocab_size, T).activation_bytes(B, precision, recompute)
     estimate += 4 * Shape(model, vocab_size, T).n_parameters  # gradients
     assert 0.6 * estimate <= alive.peak <= estimate
-
-
-def test_recomputing_keeps_less_and_the_more_so_the_deeper_the_model():
-    shares = []
-    for n_layers in (2, 8, 32):
-        shape = Shape(model_of(n_layers=n_layers), V, T)
-        shares.append(shape.activation_bytes(B, recompute=True) / shape.activation_bytes(B))
-    assert shares[0] > shares[1] > shares[2]
-    assert shares[2] < 0.15
 
 
 def test_matrices_and_the_largest_layer_are_those_of_the_built_model():
@@ -224,7 +210,7 @@ for stage in range(4):
         print("peak", stage, alive.peak, flush=True)
     engine.destroy()
 """
-WORKER_TRUNK = trunk_of(model=model_of(n_layers=8, d_model=128, d_mlp=512), batch_size=8)
+WORKER_TRUNK = trunk_of(model=model_of(n_layers=4, d_model=128, d_mlp=512), batch_size=8)
 
 
 def test_two_workers_hold_what_is_estimated_at_every_zero_stage_and_no_more(tmp_path):
@@ -249,11 +235,8 @@ def test_two_workers_hold_what_is_estimated_at_every_zero_stage_and_no_more(tmp_
         assert 0.8 * estimate <= peak <= 1.01 * estimate, (stage, peak, estimate)
 
 
-SIZES = [10**6, 124 * 10**6, 10**9]
-
-
-@pytest.mark.parametrize("workers", [1, 2, 8, 64])
-@pytest.mark.parametrize("n_params", SIZES)
+@pytest.mark.parametrize("workers", [1, 2, 64])
+@pytest.mark.parametrize("n_params", [10**6, 10**9])
 def test_zero_2_is_what_deepspeed_estimates_but_for_weights_of_four_bytes(n_params, workers):
     """Its weights have 2 bytes instead of 4, and its gradients 2 more, shared out, beside 4."""
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
@@ -264,8 +247,8 @@ def test_zero_2_is_what_deepspeed_estimates_but_for_weights_of_four_bytes(n_para
     assert theirs * (1 - 1e-5) <= ours <= 2 * theirs
 
 
-@pytest.mark.parametrize("workers", [1, 2, 8, 64])
-@pytest.mark.parametrize("n_params", SIZES)
+@pytest.mark.parametrize("workers", [1, 2, 64])
+@pytest.mark.parametrize("n_params", [10**6, 10**9])
 def test_zero_3_is_a_ninth_more_than_deepspeed_estimates_before_anything_is_gathered(n_params, workers):
     """20 bytes a parameter of a share, as measured above, for 18: weights of 4 instead of 2, gradients of 4 instead of 2 + 4,
     and the copy and moments of 12 alike."""
@@ -285,11 +268,6 @@ def test_offloading_leaves_weights_and_gradients_and_the_host_takes_no_more_than
     assert away.device == here.weights + here.gradients
     host, _ = estimate_zero2_model_states_mem_needs(n_params, workers, 1)
     assert workers * away.host <= host
-
-
-def test_one_worker_at_stage_0_holds_sixteen_bytes_a_parameter_and_twelve_while_on_a_branch():
-    state = state_bytes(1000)
-    assert (state.weights, state.gradients, state.partition, state.moments, state.left) == (4000, 4000, 0, 8000, 12_000)
 
 
 @given(st.integers(1, 10**9), st.integers(1, 512))
@@ -356,20 +334,10 @@ def test_less_memory_is_answered_in_order_of_cost():
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"zero_stage": 3},
-        {"micro_batch": 2},
-        {"recompute": True},
-        {"offload": True},
-        {"offload": True, "zero_stage": 2, "micro_batch": 4},
-        {"zero_stage": 1, "micro_batch": 1, "recompute": True, "offload": False},
-    ],
-    ids=str,
+    "given", [{"zero_stage": 3}, {"offload": True, "micro_batch": 4}, {"recompute": True}], ids=str
 )
-@pytest.mark.parametrize("device", [None, 80 * GB])
-def test_what_is_given_is_kept(given, device):
-    found = fit(trunk_of(), 4, device, **given)
+def test_what_is_given_is_kept(given):
+    found = fit(trunk_of(), 4, 80 * GB, **given)
     assert {key: getattr(found, key) for key in given} == given
     assert 4 * found.micro_batch * found.accumulation == 64
 
@@ -388,21 +356,13 @@ def test_the_precision_of_the_trunk_counts_where_none_is_given():
     assert fit(half, 1, None, "fp32").device_bytes == fit(full, 1, None).device_bytes
 
 
-def test_the_reason_names_the_cheaper_way_and_what_it_would_take():
-    trunk, device = trunk_of("350m"), 8 * GB
-    found = fit(trunk, 8, device)
-    cheaper = needs(trunk, 8, How(0, 1, False, False)).device
-    assert found.zero_stage == 1
-    assert found.why == f"ZeRO 1, 1 x 8 sequences: 3.8 of 8.0 GB; stage 0 would take {cheaper / 1e9:.0f} GB"
-
-
-def test_a_refusal_names_a_number_of_workers_that_is_enough():
+def test_a_refusal_names_a_number_of_workers_and_a_size_of_device_that_are_enough():
     trunk, device = trunk_of("350m"), int(2.8 * GB)
     with pytest.raises(DoesNotFit, match=r"302\.1 million parameters do not fit 1 worker of 2\.8 GB") as refusal:
         fit(trunk, 1, device)
     said = str(refusal.value)
-    enough = int(said.split("What would help: ")[1].split(" workers")[0])
-    assert fit(trunk, enough, device)
+    assert fit(trunk, int(said.split("What would help: ")[1].split(" workers")[0]), device)
+    assert fit(trunk, 1, int(float(said.split("devices of ")[1].split(" GB")[0]) * GB))
 
 
 def test_a_refusal_advises_half_precision_only_where_it_is_enough():
@@ -451,13 +411,10 @@ def test_the_fewest_workers_are_those_below_which_it_fits_with_offload_at_best()
 
 
 def test_zero_is_configured_as_the_estimate_assumes():
-    trunk = trunk_of()
-    assert zero_section(trunk, 0, False) == {"stage": 0}
     for stage in (1, 2, 3):
-        section = zero_section(trunk, stage, False)
-        assert section["reduce_bucket_size"] == bucket_elements(shape_of(trunk))
-        assert shape_of(trunk).largest_layer <= section["reduce_bucket_size"] <= 50_000_000
-        assert ("offload_optimizer" in zero_section(trunk, stage, True)) and "offload_optimizer" not in section
+        section, away = (zero_section(trunk_of(), stage, offload) for offload in (False, True))
+        assert shape_of(trunk_of()).largest_layer <= section["reduce_bucket_size"] <= 50_000_000
+        assert "offload_optimizer" in away and "offload_optimizer" not in section
 
 
 # Running out of memory -----------------------------------------------------------------------------------------------
@@ -540,40 +497,10 @@ def test_what_is_no_lack_of_memory_is_not_tried_again_nor_a_second_lack():
     assert len(tried) == 4  # three sequences cannot be halved
 
 
-def test_the_cpu_saying_that_it_is_out_of_memory_is_recognised_in_person_and_as_text():
-    script = """
-import resource, sys, torch
-from trainers.fit.memory import is_out_of_memory
-resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
-try:
-    torch.empty(2**34)
-except RuntimeError as problem:
-    try:
-        raise ValueError("a step failed") from problem
-    except ValueError as passed_on:
-        print(is_out_of_memory(problem), is_out_of_memory(passed_on), is_out_of_memory(Exception(f"worker 3: {problem}")))
-        print(is_out_of_memory(Exception(f"worker 3: {passed_on}")))
-"""
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert found.stdout.split() == ["True", "True", "True", "False"]
-
-
-def test_a_gpu_saying_so_is_recognised_and_other_problems_are_not():
+def test_words_of_a_lack_of_memory_are_recognised_and_others_are_not():
     text = "CUDA out of memory. Tried to allocate 2.00 GiB"
     assert is_out_of_memory(torch.OutOfMemoryError(text))
     assert is_out_of_memory(RuntimeError(f"RayTaskError(OutOfMemoryError): {text}"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
-    for other in (
-        ValueError("memory"),
-        RuntimeError("mat1 and mat2 cannot be multiplied"),
-        OSError(28, "No space left"),
-    ):
-        assert not is_out_of_memory(other)
-
-
-def test_loading_loads_no_torch():
-    script = (
-        "import sys, trainers.fit.memory; print(sorted({'torch', 'deepspeed', 'ray', 'mlflow'} & sys.modules.keys()))"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert found.stdout.strip() == "[]"
+    assert is_out_of_memory(Exception("worker 3: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"))
+    assert not is_out_of_memory(ValueError("memory")) and not is_out_of_memory(OSError(28, "No space left"))

@@ -13,7 +13,7 @@ import torch
 from scipy import special, stats
 
 from trainers.engine.rows import Rows
-from trainers.models.transformer import CausalConvolution, Transformer, build, rotate
+from trainers.models.transformer import Transformer, build
 from trainers.objectives.supervised import Supervised
 from trainers.records import Numbers
 from trainers.shapes import Model
@@ -102,64 +102,6 @@ def test_a_later_token_never_changes_an_earlier_prediction(norm, positions, conv
         assert (after[:, position:] != before[:, position:]).any(dim=2).all()  # and does change all that follow
 
 
-@torch.no_grad()
-def test_the_sequences_of_a_batch_do_not_see_each_other():
-    net, tokens = net_of(conv_kernel=3), tokens_of(4)
-    together = net(tokens)
-    for row in range(4):
-        assert torch.allclose(net(tokens[row : row + 1])[0], together[row], rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_shorter_sequence_is_the_beginning_of_a_longer_one():
-    for positions in ("rotary", "learned"):
-        net, tokens = net_of(positions=positions, conv_kernel=2), tokens_of()
-        assert torch.allclose(net(tokens[:, :5]), net(tokens)[:, :5], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("between", [(), (3,), (2, 3)], ids=str)
-def test_rotation_is_multiplication_by_a_unit_complex_number(between):
-    generator = torch.Generator().manual_seed(0)
-    x, angle = torch.randn(2, 5, *between, 8, generator=generator), torch.randn(5, 4, generator=generator)
-    turned = rotate(x, angle.cos(), angle.sin())
-    for position in range(5):
-        z = torch.complex(x[:, position, ..., :4], x[:, position, ..., 4:]) * torch.exp(1j * angle[position])
-        assert torch.allclose(turned[:, position], torch.cat([z.real, z.imag], dim=-1), atol=1e-6)
-
-
-@torch.no_grad()
-def test_rotary_positions_are_relative_and_learned_ones_are_not():
-    """Three tokens read as positions 0 ... 2, or as positions 4 ... 6."""
-    tokens = tokens_of(5)[:, :3]
-    rotary, learned = net_of(conv_kernel=2), net_of(positions="learned", conv_kernel=2)
-    here = rotary(tokens), learned(tokens)
-    rotary.cos, rotary.sin = rotary.cos[4:], rotary.sin[4:]
-    learned.position.copy_(learned.position.roll(-4, dims=0))
-    assert torch.allclose(rotary(tokens), here[0], rtol=0, atol=1e-5)
-    assert (learned(tokens) - here[1]).abs().max() > 0.1
-
-
-@torch.no_grad()
-def test_order_is_visible():
-    """Without positions the last token would see its context as a set."""
-    tokens = torch.tensor([[1, 2, 3], [2, 1, 3]])
-    for positions in ("rotary", "learned"):
-        one, other = net_of(positions=positions)(tokens)[:, -1]
-        assert (one - other).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 4, 12])
-def test_the_convolution_is_the_causal_sum_with_a_residual(kernel):
-    generator = torch.Generator().manual_seed(kernel)
-    convolution = CausalConvolution(3, kernel)
-    weight, x = torch.randn(kernel, 3, generator=generator), torch.randn(2, 7, 3, generator=generator)
-    convolution.weight.data.copy_(weight)
-    found = convolution(x).detach()
-    for b, t, d in itertools.product(range(2), range(7), range(3)):
-        slow = x[b, t, d] + sum(weight[j, d] * x[b, t - j, d] for j in range(kernel) if t - j >= 0)
-        assert found[b, t, d].item() == pytest.approx(slow.item(), abs=1e-5)
-
-
 # Loss ------------------------------------------------------------------------------------------------------------
 
 
@@ -175,19 +117,6 @@ def test_the_loss_is_the_mean_over_the_positions_that_the_mask_names():
     losses = [-log_probs[b, t, targets[b, t]] for b, t in itertools.product(range(3), range(T)) if mask[b, t]]
     assert 3 < len(losses) < 3 * T
     assert loss_of(net, tokens, targets, mask).item() == pytest.approx(np.mean(losses), rel=1e-6)
-
-
-def test_targets_outside_the_mask_leave_loss_and_gradient_alone():
-    mask = torch.zeros(3, T, dtype=torch.bool)
-    mask[:, ::2] = True
-    found = []
-    for seed in (1, 2):
-        net = net_of(conv_kernel=2)
-        targets = torch.where(mask, tokens_of(seed=1), tokens_of(seed=seed))
-        loss = loss_of(net, tokens_of(), targets, mask)
-        loss.backward()
-        found.append([loss, *(p.grad for p in net.parameters())])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @every_option
@@ -237,15 +166,6 @@ def test_the_loss_of_numbers_is_the_mean_log_density_of_a_normal_law_and_teaches
     loss.backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-
-
-@torch.no_grad()
-def test_a_first_block_tells_a_number_from_its_double():
-    """Without a bias its norm would leave the sign alone."""
-    net, tokens = net_of_numbers(), torch.zeros(2, 1, V)
-    tokens[:, 0, 0] = torch.tensor([1.0, 2.0])
-    one, other = net.blocks[0].norm_attention(net.embed(tokens))
-    assert (one - other).abs().max() > 0.1
 
 
 # Weights at the start --------------------------------------------------------------------------------------------
@@ -321,13 +241,3 @@ def test_a_window_of_attention_sees_no_further_than_its_window():
     with torch.no_grad():
         assert torch.equal(net(tokens)[:, 7], net(far)[:, 7])
         assert not torch.equal(net(tokens)[:, 7], net(near)[:, 7])
-
-
-def test_a_window_as_long_as_the_sequence_changes_nothing():
-    shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_mlp": 16}
-    tokens = torch.randint(0, 7, (2, 8), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        whole, wide = (
-            build(Model(**shape, attention_window=w), vocab_size=7, seq_len=8, replicate=0)(tokens) for w in (0, 8)
-        )
-    torch.testing.assert_close(whole, wide)

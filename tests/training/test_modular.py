@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
+from families import find, tasks_of, tokens_of, trunks_of
 from scipy import stats
 
-from trainers.spec import TrunkSpec
 from trainers.tasks.modular import EPSILON, Modular
-from trainers.tasks.probes import ItemSet, Probe
 
+trunk_of = trunks_of("modular", 12)
 HUGE = {"modulus": 29, "n_inputs": 12}
-
-
-def trunk_of(
-    n_tasks: int = 12,
-    arm: str = "answer",
-    replicate: int = 0,
-    n_sequences: int = 64,
-    exponent: float = 0.0,
-    **family: Any,
-) -> Any:
-    """A trunk; `family` takes the parameters of Modular."""
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "modular", **family},
-            "arm": arm,
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "training": {"task_exponent": exponent},
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def train_of(trunk: Any) -> np.ndarray:
-    return trunk.family.coefficients(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
-
-
-def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
-    """The one probe of a skill on a split, with the sequences that it is scored on."""
-    (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
-    ]
-    return found
 
 
 def read(family: Modular, arm: str, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,49 +47,6 @@ def bayes(
 # The universe ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("p", "d"), [(2, 5), (5, 2), (7, 3)])
-def test_the_universe_holds_every_function_exactly_once_and_none_trains_and_is_held_out(p, d):
-    family = Modular(modulus=p, n_inputs=d)
-    rows = family.coefficients(np.arange(p**d))
-    assert sorted(map(tuple, rows.tolist())) == list(itertools.product(range(p), repeat=d))
-    train = set(map(bytes, family.coefficients(family.train_ids(1, np.arange(family.n_train_ids)))))
-    held_out = set(map(bytes, family.coefficients(family.held_out_ids(family.n_held_out))))
-    assert (len(held_out), len(train | held_out)) == (p**d // 4, p**d) and not train & held_out
-
-
-def test_no_task_of_two_replicates_is_held_out_and_none_occurs_twice():
-    """Counted by content, over 300,000 of 3.5e17 tasks."""
-    family, n = Modular(**HUGE), 100_000
-    sets = [family.coefficients(family.train_ids(replicate, np.arange(n))) for replicate in (0, 1)]
-    sets.append(family.coefficients(family.held_out_ids(n)))
-    assert all(rows.min() == 0 and rows.max() == 28 for rows in sets)
-    contents = [np.unique(rows @ 29 ** np.arange(12)) for rows in sets]
-    assert [len(found) for found in contents] == [n, n, n]
-    assert len(np.unique(np.concatenate(contents))) == 3 * n
-    assert family.universe_size == 29**12 > 2**40
-
-
-def test_tasks_are_what_they_were_when_this_was_written():
-    """When this moves, raise Modular.version."""
-    family = Modular(**HUGE)
-    assert family.coefficients(np.array([0, 2**40])).tolist() == [
-        [10, 8, 28, 14, 15, 22, 7, 4, 14, 6, 16, 26],
-        [9, 7, 28, 20, 22, 9, 14, 14, 8, 5, 11, 1],
-    ]
-    assert family.train_ids(0, np.arange(2)).tolist() == [163248408689919047, 87319857347734935]
-    assert family.held_out_ids(2).tolist() == [321434035210083747, 262409756713425983]
-
-
-def test_a_task_depends_on_its_id_alone_and_neighbours_share_nothing_beyond_chance():
-    family = Modular(**HUGE)
-    rows = family.coefficients(np.arange(20_000))
-    assert np.array_equal(family.coefficients(np.array([777]))[0], rows[777])
-    expected = 19_999 * 12 / 29
-    assert abs((rows[1:] == rows[:-1]).sum() - expected) < 5 * np.sqrt(expected)
-    for column in rows.T:
-        assert stats.chisquare(np.bincount(column, minlength=29)).pvalue > 1e-5
-
-
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [({"modulus": 9}, "9 is no prime"), ({"modulus": 127, "n_inputs": 9}, r"more than 2\^62 tasks")],
@@ -140,7 +63,7 @@ def test_what_cannot_be_is_refused(parameters, complaint):
 @pytest.mark.parametrize("parameters", [{}, {"modulus": 3, "n_inputs": 4, "n_examples": 5}])
 def test_a_sequence_shows_one_training_function_and_the_loss_sees_what_its_arm_says(arm, parameters):
     trunk = trunk_of(3, arm, **parameters)
-    family, tasks = trunk.family, set(map(tuple, train_of(trunk).tolist()))
+    family, tasks = trunk.family, set(map(tuple, tasks_of(trunk).tolist()))
     batch = family.batch(trunk.request, 4)
     assert batch.tokens.shape == (32, family.length(arm) + 1) and batch.loss_mask.shape == (32, family.length(arm))
     told, x, z = read(family, arm, batch.tokens)
@@ -162,27 +85,17 @@ def test_a_sequence_shows_one_training_function_and_the_loss_sees_what_its_arm_s
         assert batch.loss_mask.sum() == 32 * family.n_examples
 
 
-def test_the_longest_arm_is_the_length_of_the_family():
-    family = Modular(n_inputs=3, n_examples=5)
-    assert [family.length(arm) for arm in ("answer", "next_token", "task_id")] == [19, 19, 22]
-    assert family.seq_len == 22
-
-
-def test_batches_are_pure_functions_of_their_step_and_draw_functions_and_inputs_equally():
+def test_batches_draw_functions_and_inputs_equally():
     trunk = trunk_of(15)
-    batches = [trunk.family.batch(trunk.request, step).tokens for step in range(60)]
-    assert np.array_equal(batches[9], trunk_of(15).family.batch(trunk_of(15).request, 9).tokens)
-    assert len({batch.tobytes() for batch in batches}) == 60
-    _, x, z = read(trunk.family, "answer", np.concatenate(batches))
+    _, x, z = read(trunk.family, "answer", tokens_of(trunk, 60))
     assert stats.chisquare(np.bincount((x @ [1, 5]).ravel(), minlength=25)[1:]).pvalue > 1e-3
-    own = ((x[:, None] * train_of(trunk)[None, :, None]).sum(axis=3) % 5 == z[:, None]).all(axis=2)  # (N, K)
+    own = ((x[:, None] * tasks_of(trunk)[None, :, None]).sum(axis=3) % 5 == z[:, None]).all(axis=2)  # (N, K)
     assert stats.chisquare(own[own.sum(axis=1) == 1].sum(axis=0)).pvalue > 1e-3
 
 
 def test_a_trillion_tasks_are_really_drawn_from():
     trunk = trunk_of(10**12, "task_id", **HUGE)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)])
-    assert len(np.unique(tokens[:, :12], axis=0)) == 40 * 32
+    assert len(np.unique(tokens_of(trunk, 40)[:, :12], axis=0)) == 40 * 32
 
 
 # References ------------------------------------------------------------------------------------------------------
@@ -206,7 +119,7 @@ def test_the_generaliser_is_bayes_over_all_functions(p, d):
 def test_the_memoriser_is_bayes_over_the_training_functions(n_tasks, exponent, told):
     """On functions of the list and others, told which or not, to 1e-9; what is told counts like D more examples."""
     trunk = trunk_of(n_tasks, "task_id" if told else "answer", exponent=exponent, n_examples=6)
-    family, train = trunk.family, train_of(trunk)
+    family, train = trunk.family, tasks_of(trunk)
     asked = np.concatenate([train[:3], family.coefficients(family.held_out_ids(6))])
     x = family._inputs(np.random.default_rng(1), len(asked))
     z = family.results(asked, x)
@@ -221,18 +134,6 @@ def test_the_memoriser_is_bayes_over_the_training_functions(n_tasks, exponent, t
         ]
         tasks = [(w, tuple(c)) for w, c in zip(weights, train.tolist(), strict=True)]
         assert np.allclose(found[i], bayes(family, tasks, x[i], z[i], EPSILON), rtol=0, atol=1e-9)
-
-
-def test_references_use_nothing_that_comes_after():
-    family = Modular(n_examples=8)
-    rng = np.random.default_rng(2)
-    x = family._inputs(rng, 30)
-    z = family.results(rng.integers(0, 5, (30, 2)), x)
-    x_later, z_later = x.copy(), z.copy()
-    x_later[:, 5:], z_later[:, 4:] = family._inputs(rng, 30)[:, 5:], rng.integers(0, 5, (30, 4))
-    train = family.coefficients(np.arange(10))
-    for reference in (family.generalizer, lambda x, z: family.memorizer(x, z, train)):
-        assert np.array_equal(reference(x, z)[:, :5], reference(x_later, z_later)[:, :5])
 
 
 def test_examples_decide_as_much_as_their_rank_says():
@@ -293,7 +194,7 @@ def test_every_result_belongs_to_one_skill_which_is_told_by_span_and_occurrence(
     items, _ = find(trunk, "mixture", split)
     told, x, z = read(family, arm, items.tokens)
     masks = {skill: find(trunk, skill, split)[1] for skill in (*family.skills, "mixture")}
-    train = set(map(tuple, train_of(trunk).tolist()))
+    train = set(map(tuple, tasks_of(trunk).tolist()))
     assert all((tuple(row) in train) == (split == "seen") for row in told.tolist()) or arm != "task_id"
     for i in range(len(x)):
         for e in range(family.n_examples):
@@ -312,9 +213,3 @@ def test_every_result_belongs_to_one_skill_which_is_told_by_span_and_occurrence(
                 probe.target[i, position] == z[i, e] + 3 == items.tokens[i, position + 1] for probe in masks.values()
             )
     assert sum(probe.mask.sum() for probe in masks.values()) == 2 * 64 * 6
-
-
-def test_held_out_sequences_are_the_same_for_all_trials():
-    for arm in Modular.arms:
-        shown = [find(trunk_of(n, arm, replicate=r), "mixture")[0].tokens for n, r in ((3, 0), (19, 4))]
-        assert np.array_equal(*shown)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from test_train import TINY as TRUNK
 
 from orchestrator.analysis import findings
 from orchestrator.record import publisher
@@ -28,16 +29,6 @@ from trainers.spec import TrunkSpec
 from trainers.tasks import FAMILIES, Batch, Family, ItemSet, Probe, register
 from trainers.tasks.request import Request
 from trainers.train import run_trunk
-
-TRUNK: dict[str, Any] = {
-    "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
-    "arm": "answer",
-    "n_tasks": 8,
-    "replicate": 0,
-    "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 32, "conv_kernel": 2},
-    "training": {"batch_size": 8, "learning_rate": 1e-2},
-    "evaluation": {"first_flops": 1e5, "n_sequences": 8},
-}
 
 
 class Masked(Supervised):

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from math import comb
-from typing import Any
 
 import numpy as np
 import pytest
+from families import find, tokens_of, trunks_of
 from pydantic import ValidationError
 from scipy import stats
 
 from orchestrator.analysis.measures import of_rows
-from trainers.spec import TrunkSpec
 from trainers.tasks.parity import Parity
-from trainers.tasks.probes import ItemSet, Probe
 
-
-def trunk_of(n_tasks: int = 32, replicate: int = 0, exponent: float = 0.0, n_sequences: int = 64, **family: Any) -> Any:
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "parity", **family},
-            "arm": "answer",
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "training": {"task_exponent": exponent, "batch_size": 256},
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def find(trunk: Any, skill: str, split: str = "held_out") -> tuple[ItemSet, Probe]:
-    (found,) = [
-        (i, p) for i in trunk.family.suite(trunk.request) for p in i.probes if (p.skill, p.split) == (skill, split)
-    ]
-    return found
+trunk_of = functools.partial(trunks_of("parity", 32), batch_size=256)
 
 
 def codes_of(family: Parity, tokens: np.ndarray) -> np.ndarray:
@@ -56,43 +36,6 @@ def test_the_universe_holds_every_choice_of_bits_exactly_once(n: int, k: int) ->
     subsets = family.subsets(np.arange(family.universe_size))
     expected = {tuple(sorted(c, reverse=True)) for c in itertools.combinations(range(n), k)}
     assert {tuple(row) for row in subsets.tolist()} == expected and len(subsets) == len(expected)
-
-
-def test_tasks_are_what_they_were_when_this_was_written() -> None:
-    """When this moves, raise Parity.version."""
-    family = Parity()
-    assert family.subsets(np.array([0, 1, 2, 63])).tolist() == SUBSETS
-    assert family.train_ids(0, np.arange(4)).tolist() == TRAIN_IDS
-    assert family.is_held_out(np.arange(40)).nonzero()[0].tolist() == HELD_OUT
-
-
-SUBSETS = [[10, 2, 1], [13, 3, 1], [9, 3, 1], [11, 8, 1]]
-TRAIN_IDS = [1, 48, 37, 20]
-HELD_OUT = [3, 4, 7, 16, 34]
-
-
-def test_a_task_depends_on_its_id_alone_in_universes_of_any_size() -> None:
-    family = Parity(n_bits=60, n_summed=20, n_controls=100)
-    assert family.universe_size == comb(60, 20) > 2**40
-    ids = np.array([5, family.universe_size - 1, 2**40, 5])
-    subsets = family.subsets(ids)
-    for task, row in zip(ids, subsets, strict=True):
-        assert np.array_equal(family.subsets(np.array([task]))[0], row)
-        assert len(set(row.tolist())) == 20 and row.min() >= 0 and row.max() < 60
-
-
-def test_trained_and_other_tasks_share_no_subset_and_neither_do_two_tasks() -> None:
-    family = Parity(n_bits=60, n_summed=5, n_controls=100_000)
-    train = np.concatenate([family.train_ids(r, np.arange(100_000)) for r in range(2)])
-    subsets = family.subsets(np.concatenate([np.unique(train), family.held_out_ids(100_000)]))
-    assert len(np.unique(subsets, axis=0)) == len(subsets) == 200_000
-
-
-def test_neighbouring_tasks_share_no_more_bits_than_chance() -> None:
-    family = Parity(n_bits=32, n_summed=3)
-    subsets = family.subsets(np.arange(4000))
-    shared = (subsets[:-1, :, None] == subsets[1:, None, :]).sum(axis=(1, 2))
-    assert shared.mean() == pytest.approx(9 / 32, abs=5 * 0.5 / np.sqrt(4000))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +78,7 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
     """Counted in a universe that training covers: every string that may train does, and no other."""
     trunk = trunk_of(4, n_bits=8, n_controls=8, n_sequences=200)
     family = trunk.family
-    trained = set(np.concatenate([codes_of(family, family.batch(trunk.request, s).tokens) for s in range(30)]).tolist())
+    trained = set(codes_of(family, tokens_of(trunk, 30)).tolist())
     held_out = set(np.flatnonzero(family.is_held_out(np.arange(256))).tolist())
     assert trained == set(range(256)) - held_out and 16 <= len(held_out) <= 48
     for items in family.suite(trunk.request):
@@ -148,7 +91,7 @@ def test_no_string_that_trains_is_ever_asked_as_new_data() -> None:
 
 def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None:
     trunk = trunk_of(8, exponent=1.0, n_bits=12)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, s).tokens for s in range(80)])
+    tokens = tokens_of(trunk, 80)
     n = len(tokens)
     correlations = np.corrcoef(tokens[:, :12].T, tokens[:, 13])[-1, :-1]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(n)  # no single bit tells the answer
@@ -163,12 +106,7 @@ def test_bits_answers_and_tasks_are_drawn_without_a_hint_of_each_other() -> None
 # Skills ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_skill_that_is_announced_is_measured_and_none_besides() -> None:
-    for trunk in (trunk_of(64), trunk_of(5), trunk_of(1, n_controls=1)):
-        measured = [(p.skill, p.split) for items in trunk.family.suite(trunk.request) for p in items.probes]
-        assert len(set(measured)) == len(measured)
-        assert {skill for skill, _ in measured} == set(trunk.family.skills)
-        assert (Parity.headline, "held_out") in measured and (Parity.mixture, "seen") in measured
+def test_skills_are_of_the_tasks_by_their_rank() -> None:
     assert list(Parity.skills) == ["mean", "task_1", "task_2", "task_4", "task_8", "task_16", "task_32", "task_64"]
     assert list(Parity(n_controls=5).skills) == ["mean", "task_1", "task_2", "task_4"]
     assert "drawn most often" in Parity.skills["task_1"] and "drawn 32nd most often" in Parity.skills["task_32"]

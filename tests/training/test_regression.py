@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from families import probe_of, tasks_of, tokens_of, trunks_of
 from scipy import integrate, stats
 
-from trainers.spec import TrunkSpec
-from trainers.tasks import Probe, Regression
+from trainers.tasks import Regression
 
 D, K = 8, 16
-
-
-def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **family: Any) -> TrunkSpec:
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "regression", **family},
-            "arm": "answer",
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def tasks_of(trunk: TrunkSpec) -> np.ndarray:
-    return trunk.family.tasks(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
-
-
-def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [
-        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
-    ]
-    return tokens, probe
+trunk_of = trunks_of("regression", 4)
 
 
 def pairs_of(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,25 +35,6 @@ def test_tasks_are_independent_standard_normals_over_neighbouring_ids(n_dims):
     assert abs(np.corrcoef(w[:-1, 0], w[1:, 0])[0, 1]) < 5 / math.sqrt(n)
 
 
-def test_a_task_depends_on_its_id_alone():
-    ids = np.array([3, 2**61, 0, 3, 2**40])
-    for task, row in zip(ids, Regression().tasks(ids), strict=True):
-        assert np.array_equal(Regression().tasks(np.array([task]))[0], row)
-
-
-def test_tasks_are_what_they_were_when_this_was_written():
-    """When this moves, raise Regression.version."""
-    found = Regression(n_dims=2).tasks(np.array([0, 2**60]))
-    assert found.ravel().tolist() == pytest.approx(GOLDEN, rel=1e-12)
-    trunk = trunk_of(n_dims=2, n_pairs=2)
-    batch = trunk.family.batch(trunk.request, 3)
-    assert batch.tokens[0, :3].ravel().tolist() == pytest.approx(GOLDEN_TOKENS, rel=1e-6)
-
-
-GOLDEN = [-0.07917555753290632, 0.06301277328756992, 1.7281878407031532, -0.31914645551652765]
-GOLDEN_TOKENS = [0.0, 0.8458295, -1.0545775, -1.111095, 0.0, 0.0, 0.0, 2.0357888, -0.0022189915]
-
-
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +49,7 @@ def test_x_and_y_take_turns_and_only_y_is_scored():
 
 def test_answers_are_a_training_task_applied_to_normal_x_plus_normal_noise():
     trunk = trunk_of(4, noise_variance=0.09)
-    x, y = pairs_of(np.concatenate([trunk.family.batch(trunk.request, step).tokens for step in range(40)]))
+    x, y = pairs_of(tokens_of(trunk, 40))
     errors = y[:, None] - np.einsum("nkd,md->nmk", x, tasks_of(trunk))  # (N, 4, K)
     which = (errors**2).sum(axis=2).argmin(axis=1)
     assert stats.chisquare(np.bincount(which, minlength=4)).pvalue > 1e-4
@@ -155,32 +113,6 @@ def test_in_many_dimensions_the_generaliser_is_least_squares_with_the_prior_as_f
             assert found[row, i] == pytest.approx(x[row, i] @ np.linalg.lstsq(rows, answers)[0], abs=1e-9)
 
 
-def test_the_memoriser_of_very_many_tasks_becomes_the_generaliser():
-    family = Regression(n_dims=2, n_pairs=5)
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(10, 5, 2))
-    y = x @ rng.normal(size=2) + 0.5 * rng.normal(size=(10, 5))
-
-    def gap(n: int) -> float:
-        return float(np.abs(family.memorizer(x, y, family.tasks(np.arange(n))) - family.generalizer(x, y)).max())
-
-    assert gap(100_000) < 0.05 < 0.3 < gap(8)
-
-
-def test_references_see_only_the_pairs_before():
-    family = Regression()
-    rng = np.random.default_rng(4)
-    x, y, train = rng.normal(size=(3, K, D)), rng.normal(size=(3, K)), family.tasks(np.arange(8))
-    for predict in (family.generalizer, lambda x, y: family.memorizer(x, y, train)):
-        before = predict(x, y)
-        for i in (0, 6, K - 1):
-            others = y.copy()
-            others[:, i] += 1
-            after = predict(x, others)
-            assert np.array_equal(after[:, : i + 1], before[:, : i + 1])
-            assert (after[:, i + 1 :] != before[:, i + 1 :]).all()
-
-
 def test_on_held_out_tasks_the_references_lose_what_theory_says():
     """In units of 2σ²: 0 is off by |x|², D on average; ridge by its posterior variance, tr σ² (XᵀX + σ² I)^-1, from
     designs drawn here; the oracle by nothing. The log loss has the entropy of the noise besides."""
@@ -241,16 +173,3 @@ def test_a_model_that_is_a_reference_scores_what_the_reference_scores(split):
         assert row["nll_nats"] == pytest.approx(row[f"nll_{name}"], rel=1e-6)
         assert row["n_correct"] == row[f"correct_{name}"]
         assert row[f"skl_{name}"] == 0 and row[f"skl_{other}"] == row["skl_references"] > 0
-
-
-def test_ability_from_log_losses_is_the_ratio_of_squared_errors():
-    trunk = trunk_of(4)
-    _, probe = probe_of(trunk, "held_out")
-    predicted = 0.7 * probe.distributions["generalizer"]
-    row = probe.score(predicted)
-    u, h, g = (
-        ((p - probe.target)[probe.mask] ** 2).mean() for p in (0.0, predicted, probe.distributions["generalizer"])
-    )
-    ability = (row["nll_uniform"] - row["nll_nats"]) / (row["nll_uniform"] - row["nll_generalizer"])
-    assert ability == pytest.approx((u - h) / (u - g), rel=1e-9)
-    assert 0.5 < ability < 1

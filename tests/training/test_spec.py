@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from trainers import spec
 from trainers.records import short_number
-from trainers.shapes import Dial, Model
-from trainers.spec import Training, TrialSpec, TrunkSpec
-from trainers.tasks import Cipher, Urns
+from trainers.spec import TrialSpec, TrunkSpec
+from trainers.tasks import Cipher
 
 CIPHER: dict[str, Any] = {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, "replicate": 0}
 URNS: dict[str, Any] = {
@@ -99,12 +98,6 @@ def test_the_name_of_a_variant_moves_the_id_and_not_the_fingerprint():
         TrunkSpec.model_validate(CIPHER | {"variant": "../up"})
 
 
-def test_the_family_moves_the_fingerprint():
-    shared = {"arm": "next_token", "n_tasks": 64, "replicate": 0}
-    prints = {TrunkSpec(family=family, **shared).fingerprint() for family in (Cipher(), Urns())}
-    assert len(prints) == 2
-
-
 def test_the_versions_of_family_and_trainer_move_the_fingerprint(monkeypatch):
     trunk = TrunkSpec.model_validate(CIPHER)
     before = trunk.fingerprint()
@@ -148,15 +141,6 @@ def test_a_place_never_enters_a_spec():
             TrunkSpec.model_validate(CIPHER | {field: info.default})
 
 
-def test_specs_that_are_equal_hash_equally_and_cannot_be_changed():
-    trunk = TrunkSpec.model_validate(CIPHER)
-    assert hash(trunk) == hash(TrunkSpec.model_validate(CIPHER))
-    with pytest.raises(ValidationError, match="frozen"):
-        trunk.n_tasks = 5
-    with pytest.raises(ValidationError, match="frozen"):
-        trunk.family.n_symbols = 5
-
-
 # Ids -------------------------------------------------------------------------------------------------------------
 
 
@@ -179,11 +163,6 @@ def test_the_short_form_of_a_count_is_exact(value):
     assert Fraction(short_number(value)) == value
 
 
-@given(st.integers(2**53, 2**62), st.integers(1, 10**6))
-def test_two_huge_counts_never_share_a_short_form(value, gap):
-    assert short_number(value) != short_number(value + gap)
-
-
 @given(st.floats(1e-3, 1e300))
 def test_the_short_form_of_a_budget_reads_back_as_the_same_number(value):
     assert float(short_number(value)) == value
@@ -200,39 +179,25 @@ def test_the_short_form_of_a_budget_reads_back_as_the_same_number(value):
         ({"n_tasks": True}, "n_tasks"),
         ({"n_tasks": 64.5}, "n_tasks"),
         ({"n_tasks": 0}, "n_tasks"),
-        ({"n_tasks": -1}, "n_tasks"),
-        ({"n_tasks": None}, "n_tasks"),
         ({"n_tasks": float("nan")}, "n_tasks"),
-        ({"n_tasks": float("inf")}, "n_tasks"),
         ({"replicate": -1}, "replicate"),
-        ({"replicate": False}, "replicate"),
-        ({"replicate": "0"}, "replicate"),
         ({"n_task": 64}, "n_task"),
         ({"compute_flops": 1e12}, "compute_flops"),
         ({"arm": 3}, "arm"),
         ({"arm": "steps"}, "has no arm 'steps'; it has answer, next_token"),
         ({"family": "cipher"}, "mapping with 'name'"),
-        ({"family": {}}, "mapping with 'name'"),
         ({"family": {"name": "cypher"}}, "did you mean 'cipher'"),
         ({"family": {"name": 7}}, "unknown family"),
         ({"family": {"name": "cipher", "n_symbol": 8}}, "n_symbol"),
-        ({"family": {"name": "cipher", "n_symbols": "8"}}, "n_symbols"),
         ({"family": {"name": "cipher", "n_symbols": 21}}, "n_symbols"),
-        ({"family": {"name": "cipher", "n_symbols": 3}}, "n_symbols"),
         ({"family": {"name": "cipher", "answers": "Noise"}}, "answers"),
         ({"model": {"d_model": 30}}, "d_model 30 is no multiple of n_heads 4"),
         ({"model": {"d_model": 12}}, "even head width, not 3"),
-        ({"model": {"n_layers": True}}, "n_layers"),
         ({"model": {"norm": "batch"}}, "norm"),
         ({"model": {"init_gain": 0}}, "init_gain"),
-        ({"model": {"init_gain": "1"}}, "init_gain"),
-        ({"model": {"conv_kernel": -1}}, "conv_kernel"),
         ({"training": {"learning_rate": True}}, "learning_rate"),
         ({"training": {"learning_rate": float("inf")}}, "learning_rate"),
-        ({"training": {"learning_rate": float("nan")}}, "learning_rate"),
-        ({"training": {"learning_rate": "3e-3"}}, "learning_rate"),
         ({"training": {"decay_share": 1.0}}, "decay_share"),
-        ({"training": {"decay_share": -0.1}}, "decay_share"),
         ({"training": {"beta2": 1.0}}, "must stay below 1"),
         ({"training": {"warmup": 5}}, "warmup"),
         ({"evaluation": {"points_per_decade": 0}}, "points_per_decade"),
@@ -250,7 +215,7 @@ def test_a_spec_refuses_to_guess_what_names_the_trial(missing):
         TrunkSpec.model_validate({k: v for k, v in CIPHER.items() if k != missing})
 
 
-@pytest.mark.parametrize("flops", ["1e12", True, 0, -1e12, float("inf"), float("nan"), None])
+@pytest.mark.parametrize("flops", ["1e12", True, 0, float("inf"), float("nan"), None])
 def test_a_budget_that_is_no_positive_number_is_refused(flops):
     with pytest.raises(ValidationError, match="compute_flops"):
         TrialSpec.model_validate(CIPHER | {"compute_flops": flops})
@@ -275,12 +240,6 @@ def test_n_tasks_may_use_up_the_training_tasks_and_no_more(family, n_train):
     assert TrunkSpec.model_validate(CIPHER | {"family": family, "n_tasks": n_train}).n_tasks == n_train
     with pytest.raises(ValidationError, match=f"beyond the {n_train} training tasks of family 'cipher'"):
         TrunkSpec.model_validate(CIPHER | {"family": family, "n_tasks": n_train + 1})
-
-
-def test_every_field_of_a_spec_says_what_it_is():
-    for record in (Model, Dial, Training, spec.Evaluation, Cipher, Urns):
-        undocumented = [name for name, info in record.model_fields.items() if not info.description and name != "name"]
-        assert not undocumented, record
 
 
 @pytest.mark.parametrize("flops", [10**12, 1e12, 1.5e11])

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from families import probe_of, tasks_of, tokens_of, trunks_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainers.spec import TrunkSpec
-from trainers.tasks import Probe, Urns
+from trainers.tasks import Urns
 
 V, C = 8, 128
+trunk_of = trunks_of("urns", 4)
 ORACLE = sum(1 / k for k in range(2, V + 1))
 """Mean entropy of an urn drawn from Dirichlet(1_V), in nats: psi(V + 1) - psi(2) = 1.71786."""
-
-
-def trunk_of(n_tasks: int = 4, replicate: int = 0, n_sequences: int = 64, **family: Any) -> TrunkSpec:
-    return TrunkSpec.model_validate(
-        {
-            "family": {"name": "urns", **family},
-            "arm": "next_token",
-            "n_tasks": n_tasks,
-            "replicate": replicate,
-            "evaluation": {"n_sequences": n_sequences},
-        }
-    )
-
-
-def probe_of(trunk: TrunkSpec, split: str) -> tuple[np.ndarray, Probe]:
-    ((tokens, probe),) = [
-        (i.tokens, p) for i in trunk.family.suite(trunk.request) for p in i.probes if p.split == split
-    ]
-    return tokens, probe
-
-
-def tasks_of(trunk: TrunkSpec) -> np.ndarray:
-    return trunk.family.tasks(trunk.family.train_ids(trunk.replicate, np.arange(trunk.n_tasks)))
 
 
 # The universe ----------------------------------------------------------------------------------------------------
@@ -61,21 +38,6 @@ def test_urns_are_drawn_from_the_flat_dirichlet():
     assert entropies.mean() == pytest.approx(ORACLE, abs=5 * entropies.std() / np.sqrt(n))
 
 
-def test_an_urn_depends_on_its_id_alone():
-    ids = np.array([3, 2**61, 0, 3, 2**40])
-    theta = Urns().tasks(ids)
-    for task, row in zip(ids, theta, strict=True):
-        assert np.array_equal(Urns().tasks(np.array([task]))[0], row)
-
-
-def test_urns_are_what_they_were_when_this_was_written():
-    """When this moves, raise Urns.version."""
-    theta = Urns(n_colors=2).tasks(np.array([0, 2**60]))
-    assert theta[:, 0].tolist() == pytest.approx([0.952235380716056, 0.21182379150801128], rel=1e-12)
-    assert Urns().train_ids(0, np.arange(2)).tolist() == [1448801085239838977, 690142159889359194]
-    assert Urns().held_out_ids(2).tolist() == [3827196978425214948, 3817205940210325277]
-
-
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -89,29 +51,23 @@ def test_a_batch_starts_with_the_start_token_and_scores_every_draw():
 
 def test_draws_follow_the_urn():
     trunk = trunk_of(1)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens[:, 1:] for step in range(20)])
+    tokens = tokens_of(trunk, 20)[:, 1:]
     (theta,) = tasks_of(trunk)
     assert stats.chisquare(np.bincount(tokens.ravel(), minlength=V), theta * tokens.size).pvalue > 1e-3
     pairs = np.histogram2d(tokens[:, :-1].ravel(), tokens[:, 1:].ravel(), bins=np.arange(V + 1))[0]
     assert stats.chi2_contingency(pairs).pvalue > 1e-3  # one draw says nothing about the next
 
 
-def test_all_training_urns_are_drawn_equally_often():
-    trunk = trunk_of(4)
-    tokens = np.concatenate([trunk.family.batch(trunk.request, step).tokens[:, 1:] for step in range(40)])
-    likeliest = (trunk.family.counts(tokens)[:, -1] @ np.log(tasks_of(trunk)).T).argmax(axis=1)
-    assert stats.chisquare(np.bincount(likeliest, minlength=4)).pvalue > 1e-4
-
-
 # References ------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000))
-def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first):
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 1000), st.booleans())
+def test_the_memoriser_is_bayes_over_the_training_urns(draws, n_urns, first, alike):
     family = Urns(n_colors=3, n_draws=len(draws))
     theta = family.tasks(np.arange(first, first + n_urns))
-    found = family.memorizer(family.counts(np.array([draws])), theta)[0]
-    weights = [1.0] * n_urns
+    weights = [1.0 if alike else 0.5**i for i in range(n_urns)]
+    prior = None if alike else np.log(weights)
+    found = family.memorizer(family.counts(np.array([draws])), theta, prior)[0]
     for position, color in enumerate(draws):
         total = sum(weights)
         expected = [sum(w * urn[v] for w, urn in zip(weights, theta, strict=True)) / total for v in range(3)]
@@ -129,21 +85,6 @@ def test_the_generaliser_chains_to_the_closed_form_of_a_whole_sequence(draws):
     counts = np.bincount(draws, minlength=4)
     whole = math.factorial(3) * math.prod(math.factorial(c) for c in counts) / math.factorial(len(draws) + 3)
     assert product == pytest.approx(whole, rel=1e-9)
-
-
-def test_the_memoriser_of_very_many_urns_becomes_the_generaliser():
-    family = Urns(n_colors=3, n_draws=8)
-    draws = np.array([[0, 0, 1, 0, 2, 0, 0, 1], [2, 2, 2, 2, 2, 2, 2, 2]])
-    counts = family.counts(draws)
-    gap = np.abs(family.memorizer(counts, family.tasks(np.arange(100_000))) - family.generalizer(counts))
-    assert gap.max() < 0.01
-    assert np.abs(family.memorizer(counts, family.tasks(np.arange(3))) - family.generalizer(counts)).max() > 0.1
-
-
-def test_references_see_only_what_was_drawn_before():
-    family = Urns(n_colors=3, n_draws=4)
-    assert family.counts(np.array([[2, 0, 2, 1]]))[0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 0, 2]]
-    assert family.generalizer(family.counts(np.array([[2, 0, 2, 1]])))[0, 2].tolist() == [2 / 5, 1 / 5, 2 / 5]
 
 
 def exact_generalizer_nll() -> float:
@@ -172,7 +113,7 @@ def test_references_lose_what_science_says_in_distribution(n_urns, in_distributi
     """SCIENCE §2, C=128, memoriser, generaliser and oracle; over many replicates, because few urns differ much."""
     found = []
     for replicate in range(200 if n_urns == 4 else 40):
-        _, probe = probe_of(trunk_of(n_urns, replicate, n_sequences=max(16, n_urns)), "seen")
+        _, probe = probe_of(trunk_of(n_urns, replicate=replicate, n_sequences=max(16, n_urns)), "seen")
         found.append([probe.references[name].nll_nats.mean() for name in ("memorizer", "generalizer", "oracle")])
     assert np.mean(found, axis=0) == pytest.approx(in_distribution, abs=0.02)
 
@@ -224,24 +165,3 @@ def test_distances_are_symmetrised_divergences(split):
     assert row["skl_memorizer"] == pytest.approx(symmetrised(model, m), rel=1e-6)
     assert row["skl_generalizer"] == pytest.approx(symmetrised(model, g), rel=1e-6)
     assert row["skl_references"] == pytest.approx(symmetrised(m, g), rel=1e-6)
-
-
-def test_a_model_that_is_a_reference_scores_what_the_reference_scores():
-    trunk = trunk_of(4, n_sequences=16)
-    for split in ("seen", "held_out"):
-        tokens, probe = probe_of(trunk, split)
-        counts = trunk.family.counts(tokens[:, 1:])
-        models = {"memorizer": trunk.family.memorizer(counts, tasks_of(trunk))}
-        models["generalizer"] = trunk.family.generalizer(counts)
-        for name, other in (("memorizer", "generalizer"), ("generalizer", "memorizer")):
-            row = probe.score(np.log(np.concatenate([models[name], np.full((16, C, 1), 1e-12)], axis=2)))
-            assert row["n"] == 16 * C
-            assert row["nll_nats"] == pytest.approx(row[f"nll_{name}"], rel=1e-9)
-            assert row["n_correct"] == row[f"correct_{name}"]
-            assert row[f"skl_{name}"] == pytest.approx(0, abs=1e-6)
-            assert row[f"skl_{other}"] == pytest.approx(row["skl_references"], rel=1e-6)
-            assert row["nll_oracle"] < row["nll_nats"] < row["nll_uniform"] or name == "memorizer"
-
-
-def test_guessing_has_no_chance_level_where_the_target_is_a_distribution():
-    assert Urns().chance("predict") is None

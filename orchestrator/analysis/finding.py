@@ -107,10 +107,10 @@ def remembered(at_95: Ends, compute: Callable[[float], Ends]) -> Callable[[float
     return lambda confidence: at_95 if confidence == CONFIDENCE else compute(confidence)
 
 
-def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
+def claim_of(kind: str, measure: str, condition: str, skill: str, place: float | str = "") -> str:
     """Name of a finding."""
     at = repr(place) if isinstance(place, float) else str(place)
-    return f"{kind}_{measure}/{arm}/{skill}/{at}"
+    return f"{kind}_{measure}/{condition}/{skill}/{at}"
 
 
 def claim_of_pair(kind: str, a: str, b: str, skill: str, place: float) -> str:

@@ -100,21 +100,21 @@ class Findings:
         return split_of(self.results, skill)
 
     def values(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
         """One value for each replicate in a cell; None if it is missing or not defined."""
-        return self.results.values(measure, arm, skill, split, n_tasks, flops, phase)
+        return self.results.values(measure, condition, skill, split, n_tasks, flops, phase)
 
     def mean(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> float | None:
         """Mean over the replicates that have the value."""
-        known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops, phase) if v is not None]
+        known = [v for v in self.values(measure, condition, skill, split, n_tasks, flops, phase) if v is not None]
         return sum(known) / len(known) if known else None
 
-    def ended(self, arm: str) -> bool:
+    def ended(self, condition: str) -> bool:
         """Has any trial of a condition come to the end of its budget with a result?"""
-        return any(self.results.present(*group).any() for group in self.results.groups() if group[0] == arm)
+        return any(self.results.present(*group).any() for group in self.results.groups() if group[0] == condition)
 
     def costs(self) -> Costs:
         """The cost of all trials together. A shared trunk is charged once."""

@@ -26,11 +26,11 @@ def split_of(results: Results, skill: str) -> str:
     return "seen" if splits == {"seen"} else "held_out"
 
 
-def surface(results: Results, measure: Literal["ability", "memory"], arm: str, skill: str = "") -> np.ndarray:
+def surface(results: Results, measure: Literal["ability", "memory"], condition: str, skill: str = "") -> np.ndarray:
     """(n_tasks, compute, replicates): ability after the decay, memory of the training mixture before it."""
     if measure == "memory":
-        return results.cube("memory", arm, cast(Family, results.study.family).mixture, "seen", "pre_decay")
-    return results.cube("ability", arm, skill, split_of(results, skill), "final")
+        return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
+    return results.cube("ability", condition, skill, split_of(results, skill), "final")
 
 
 T = TypeVar("T")
@@ -119,40 +119,40 @@ class Results:
         """Every (condition, skill, split) with a measurement."""
         return {cast(tuple[str, str, str], name) for name, rows in self._groups.items() if len(rows)}
 
-    def rows_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+    def rows_of(self, condition: str, skill: str, split: str) -> np.ndarray:
         """Indices of the rows of a group, ordered by number of tasks, replicate, budget and step."""
-        return self._groups.get((arm, skill, split), np.array([], int))
+        return self._groups.get((condition, skill, split), np.array([], int))
 
     def values(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
         """One value for each replicate in a cell; None if it is missing or not defined."""
-        cell = self.cube(measure, arm, skill, split, phase)[self.levels.index(n_tasks), self.budgets.index(flops)]
+        cell = self.cube(measure, condition, skill, split, phase)[self.levels.index(n_tasks), self.budgets.index(flops)]
         return [None if math.isnan(v) else v for v in cell.tolist()]
 
-    def cube(self, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
+    def cube(self, measure: str, condition: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
         """A measure at the end of every trial, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
 
         `pre_decay` is the branch point before the decay. Without a decay, the end serves as both.
         """
-        key = (measure, arm, skill, split, phase)
+        key = (measure, condition, skill, split, phase)
         if key not in self._cubes:
-            cube = self._scattered(self._measured(measure), arm, skill, split, phase)
+            cube = self._scattered(self._measured(measure), condition, skill, split, phase)
             if phase == "pre_decay":
-                undecayed = ~self.present(arm, skill, split, "pre_decay", strictly=True)
-                cube = np.where(undecayed, self.cube(measure, arm, skill, split, "final"), cube)
+                undecayed = ~self.present(condition, skill, split, "pre_decay", strictly=True)
+                cube = np.where(undecayed, self.cube(measure, condition, skill, split, "final"), cube)
             self._cubes[key] = cube
         return self._cubes[key]
 
-    def present(self, arm: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
+    def present(self, condition: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
         """Was there an evaluation, defined or not? (n_tasks, compute, replicates) bool."""
         ones = np.ones(len(self._columns["step"]))
-        there = ~np.isnan(self._scattered(ones, arm, skill, split, phase))
+        there = ~np.isnan(self._scattered(ones, condition, skill, split, phase))
         if phase == "pre_decay" and not strictly:
-            there |= ~np.isnan(self._scattered(ones, arm, skill, split, "final"))
+            there |= ~np.isnan(self._scattered(ones, condition, skill, split, "final"))
         return there
 
-    def ended(self, arm: str, how: Sequence[str]) -> np.ndarray:
+    def ended(self, condition: str, how: Sequence[str]) -> np.ndarray:
         """Trials of a condition with one of these statuses (`done`, `diverged`, `failed`); (n_tasks, compute, replicates) bool."""
         none = np.zeros((len(self.levels), len(self.budgets), self.n_replicates), bool)
         if not self._ended:
@@ -160,7 +160,7 @@ class Results:
             for run in self.runs:
                 cube = self._ended.setdefault((run["arm"], run["status"]), none.copy())
                 cube[level[run["n_tasks"]], budget[run["compute_flops"]], run["replicate"]] = True
-        return np.logical_or.reduce([none, *(self._ended.get((arm, status), none) for status in how)])
+        return np.logical_or.reduce([none, *(self._ended.get((condition, status), none) for status in how)])
 
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
         """The result of `make`, computed once for this key and then remembered."""
@@ -168,9 +168,9 @@ class Results:
             self._made[key] = make()
         return cast(T, self._made[key])
 
-    def span(self, arm: str) -> tuple[float, float] | None:
+    def span(self, condition: str) -> tuple[float, float] | None:
         """Smallest and largest compute above zero with a measurement of a condition; FLOPs."""
-        flops = self._columns["flops"][self._columns["arm"] == arm]
+        flops = self._columns["flops"][self._columns["arm"] == condition]
         flops = flops[flops > 0]
         return (float(flops.min()), float(flops.max())) if len(flops) else None
 
@@ -181,44 +181,44 @@ class Results:
             self._values[measure] = np.where(np.isfinite(values), values, np.nan)
         return self._values[measure]
 
-    def _scattered(self, values: np.ndarray, arm: str, skill: str, split: str, phase: str) -> np.ndarray:
+    def _scattered(self, values: np.ndarray, condition: str, skill: str, split: str, phase: str) -> np.ndarray:
         cube = np.full((len(self.levels), len(self.budgets), self.n_replicates), np.nan)
-        rows = self.rows_of(arm, skill, split)
+        rows = self.rows_of(condition, skill, split)
         rows = rows[self._columns["phase"][rows] == phase]
         cube[self._level[rows], self._budget[rows], self._replicate[rows]] = values[rows]
         return cube
 
-    def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+    def track(self, measure: str, condition: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
         """Everything measured along one training run, one trial's history after another; may be empty."""
-        starts = self._starts_of(arm, skill, split)
+        starts = self._starts_of(condition, skill, split)
         place = self.levels.index(n_tasks) * self.n_replicates + replicate
-        rows = self.rows_of(arm, skill, split)[starts[place] : starts[place + 1]]
+        rows = self.rows_of(condition, skill, split)[starts[place] : starts[place + 1]]
         columns = self._columns
         values, phases = self._measured(measure)[rows], columns["phase"][rows]
         return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
 
-    def _starts_of(self, arm: str, skill: str, split: str) -> np.ndarray:
+    def _starts_of(self, condition: str, skill: str, split: str) -> np.ndarray:
         """The first row of each (n_tasks, replicate) in a group, and the end; rows are ordered so."""
-        key = (arm, skill, split)
+        key = (condition, skill, split)
         if key not in self._starts:
             rows = self.rows_of(*key)
             place = self._level[rows] * self.n_replicates + self._replicate[rows]
             self._starts[key] = np.searchsorted(place, np.arange(len(self.levels) * self.n_replicates + 1))
         return self._starts[key]
 
-    def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+    def curve(self, measure: str, condition: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
         """One training run up to its largest budget, then that budget's branch: the points with a value, by step.
 
         If each budget has a model of its own size, the run of the largest budget.
         """
-        track = self.track(measure, arm, skill, split, n_tasks, replicate)
+        track = self.track(measure, condition, skill, split, n_tasks, replicate)
         if not len(track.steps):
             return track
         kept = (track.budgets == track.budgets.max()) & ~np.isnan(track.values)
         return Track(*(part[kept] for part in track))
 
     def along(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, decayed: bool = True
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, decayed: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
 
@@ -226,12 +226,12 @@ class Results:
         `decayed`, the last point is the branch point, so that all points have one learning rate. If each budget has a model
         of its own size (`Study.grows`), the points are the budgets' ends, or their branch points.
         """
-        starts, n = self._starts_of(arm, skill, split), self.n_replicates
+        starts, n = self._starts_of(condition, skill, split), self.n_replicates
         first = self.levels.index(n_tasks) * n
-        rows = self.rows_of(arm, skill, split)[starts[first] : starts[first + n]]
+        rows = self.rows_of(condition, skill, split)[starts[first] : starts[first + n]]
         values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
         kept = ~np.isnan(values)
-        if self.study.grows(arm):
+        if self.study.grows(condition):
             kept &= phases != "trunk"
         else:
             largest = np.full(n, -1)

@@ -2,9 +2,9 @@
 
     emergence compare quickstart@1 quickstart@2
 
-Only cells, budgets and skills that both have are compared. Replicates are paired if both studies draw the same training
-tasks for a replicate, which takes the same family. The mean difference over all cells is tested for itself;
-all other findings are corrected together.
+Only cells, budgets and skills that both have are compared. Replicates are paired if both studies have the same family: they
+then draw the same training tasks for a replicate. The mean difference over all cells is tested without correction; all
+other findings are corrected together.
 """
 
 from __future__ import annotations
@@ -26,33 +26,41 @@ from orchestrator.stats.intervals import by_chance
 from orchestrator.study.schema import differences as fields_that_differ
 
 OVERALL_SHARE = 0.04
-"""The part of FALSE_SHARE that the mean difference may spend. All else is tested at the rest or, once the mean difference is
-shown, at the whole of FALSE_SHARE (fallback procedure: Wiens and Dmitrienko 2005). So two equal studies differ in anything
-in at most FALSE_SHARE of comparisons. With this much, three replicates suffice for the mean difference."""
+"""Significance level of the mean difference, a part of FALSE_SHARE. All other findings are tested at the rest or, if the mean
+difference is significant, at the whole of FALSE_SHARE (fallback procedure: Wiens and Dmitrienko 2005). So two equal studies
+give a significant finding in at most FALSE_SHARE of comparisons. At this level three replicates suffice for the mean
+difference."""
 
 Pair = tuple[str, str]
-"""A condition of the first study, and the one of the second that it is compared with."""
+"""A condition of the first study, and the condition of the second study that it is compared with."""
 
 
 class Comparison(NamedTuple):
-    """Two studies, restricted to cells that both have."""
+    """Two studies side by side, in the cells that both have, with their differences."""
 
     a: Findings
+    """The first study."""
     b: Findings
+    """The second study."""
     pairs: tuple[Pair, ...]
+    """The conditions of the same name; if there are none, the first condition of each study."""
     skills: tuple[str, ...]
     """Skills that both show, in the first study's order."""
     levels: list[int]
+    """Numbers of tasks that both have."""
     budgets: list[float]
+    """Budgets that both have, in FLOPs."""
     paired: bool
+    """Whether replicates of the same number have the same training tasks, so that tests are paired."""
     settings: tuple[str, ...]
     """Fields that differ, as `model.d_model: 64 -> 128`."""
     outside: tuple[int, int]
-    """Recorded trials of either study that its axes no longer hold."""
+    """Number of recorded trials of each study that lie outside its present axes."""
     overall: Finding
-    """The headline skill's ability, cut to 0 and 1, as a mean over cells: second less first. `n_tasks` counts the cells."""
+    """The mean difference over cells: ability in the headline skill, clipped to 0 and 1, second study less first. Its `n_tasks`
+    holds the number of cells."""
     findings: tuple[Finding, ...]
-    """Differences of cells, shifts of boundaries and crossovers, corrected together."""
+    """Differences in cells, ratios of boundaries and crossovers, corrected together."""
 
     @property
     def skill(self) -> str:
@@ -61,18 +69,18 @@ class Comparison(NamedTuple):
 
     @property
     def overall_is_significant(self) -> bool:
-        """Is the mean difference shown?"""
+        """Whether the mean difference is significant at OVERALL_SHARE."""
         return self.overall.significance == "significant"
 
     def significant(self, question: str = "") -> list[Finding]:
-        """The significant findings of a question, or of all."""
+        """The significant findings whose question begins with `question`; "" for all."""
         return [one for one in self.findings if one.significance == "significant" and one.question.startswith(question)]
 
 
 def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comparison:
-    """Compare two studies. Raises ValueError, a sentence, if they have nothing in common.
+    """Compare two studies. Raises ValueError, a sentence, if they have no skill, number of tasks, budget or value in common.
 
-    `outside`: recorded trials of either study that its axes no longer hold (`tables.outside`).
+    `outside`: number of recorded trials of each study outside its axes (`tables.outside`).
     """
     skills = [skill for skill in a.study.shown_skills if skill in b.study.shown_skills]
     levels = [n for n in a.results.levels if n in b.results.levels]
@@ -122,7 +130,10 @@ def _refuse_nothing_in_common(
 
 
 def _settings(a: Findings, b: Findings, pairs: tuple[Pair, ...]) -> list[str]:
-    """The settings behind results that differ. One that does not differ everywhere carries its condition's name."""
+    """The settings that differ, as `model.d_model: 64 -> 128`, with the conditions in front if only some differ.
+
+    Only settings that decide results count.
+    """
     found: dict[str, list[Pair]] = {}
     for pair in pairs:
         for line in fields_that_differ(_decisive(a, pair[0]), _decisive(b, pair[1])):
@@ -135,7 +146,7 @@ def _settings(a: Findings, b: Findings, pairs: tuple[Pair, ...]) -> list[str]:
 
 
 def _decisive(found: Findings, condition: str) -> dict[str, Any]:
-    """The settings of a condition that decide its results."""
+    """The settings of a condition that decide its results, and the versions of family and trainer; nested, for a diff."""
     settings, science = found.study.settings(condition), found.study.science()
     parts = {name: settings[name].model_dump(mode="json") for name in ("family", "model", "training", "evaluation")}
     return parts | {"versions": science["versions"]}
@@ -145,7 +156,7 @@ def _decisive(found: Findings, condition: str) -> dict[str, Any]:
 
 
 def sides(comparison: Comparison, pair: Pair) -> tuple[Side, Side]:
-    """Both sides, named by study and, if there are several, by condition."""
+    """Both sides of a pair, named by study and, if several pairs are compared, by condition."""
     names = [
         f"{f.study.id} ({name})" if len(comparison.pairs) > 1 else f.study.id
         for f, name in zip((comparison.a, comparison.b), pair, strict=True)
@@ -154,7 +165,7 @@ def sides(comparison: Comparison, pair: Pair) -> tuple[Side, Side]:
 
 
 def _asked(comparison: Comparison, pair: Pair) -> Iterator[Finding]:
-    """Every cell and, if replicates are paired, every boundary and every crossover."""
+    """Differences in every cell and, if replicates are paired, ratios of boundaries and crossovers. For one pair of conditions."""
     a, b = sides(comparison, pair)
     measures: list[tuple[Measure, str]] = [*(("ability", skill) for skill in comparison.skills), ("memory", "")]
     for measure, skill in measures:
@@ -167,7 +178,7 @@ def _asked(comparison: Comparison, pair: Pair) -> Iterator[Finding]:
 
 
 def _shared(comparison: Comparison, side: Side, cube: np.ndarray) -> np.ndarray:
-    """The cells of a study's (n_tasks, compute, replicates) that both have."""
+    """The part of one study's cube (n_tasks, budgets, replicates) in the cells that both studies have."""
     rows = [side.results.levels.index(n) for n in comparison.levels]
     return cube[np.ix_(rows, [side.results.budgets.index(c) for c in comparison.budgets])]
 
@@ -183,7 +194,10 @@ def _cells(comparison: Comparison, a: Side, b: Side, measure: Measure, skill: st
 def _cell(
     comparison: Comparison, a: Side, b: Side, measure: Measure, skill: str, n: int, c: float, x: np.ndarray, y: np.ndarray
 ) -> Finding:
-    """One cell: the second study's mean less the first's. x and y are (replicates,)."""
+    """The difference of a measure in the cell at n tasks and c FLOPs: the mean of y (second study) less that of x (first).
+
+    x and y are (replicates,), NaN for missing.
+    """
     if comparison.paired:
         both = min(len(x), len(y))
         x, y = x[:both], y[:both]
@@ -218,7 +232,10 @@ def _cell(
 
 
 def _overall(comparison: Comparison) -> Finding:
-    """The mean over the cells that every replicate has, of all pairs of conditions. A lost trial counts as 0."""
+    """The mean difference of ability: a mean over cells for each replicate, then a test over replicates.
+
+    Only cells in which all used replicates have a value count, over all pairs of conditions. A lost trial counts as 0.
+    """
     columns: list[list[np.ndarray]] = [[], []]
     for pair in comparison.pairs:
         for column, side in zip(columns, sides(comparison, pair), strict=True):
@@ -273,7 +290,7 @@ def difference_words(one: Finding, sides: str = "") -> str:
 
 
 def sentence(comparison: Comparison) -> str:
-    """The difference between two studies, and its certainty."""
+    """The answer of a comparison in one sentence: which study is better, or that they are not distinguishable."""
     a, b, overall = comparison.a.study.id, comparison.b.study.id, comparison.overall
     tested = count(comparison.findings, "significant") + count(comparison.findings, "not significant")
     shown = comparison.significant()
@@ -296,7 +313,7 @@ def sentence(comparison: Comparison) -> str:
 
 
 def more(comparison: Comparison) -> list[str]:
-    """Further sentences: the largest significant shifts and crossovers, omissions, and doubts."""
+    """Further sentences: up to two significant ratios of boundaries and two crossovers, caveats, and left-out parts."""
     ratios = comparison.significant("task multiplier")
     shown = ([one for one in ratios if one.skill == comparison.skill] or ratios)[-2:] + comparison.significant("crossover")[-2:]
     said = [f"{capitalised(one.sentence)}." for one in shown]
@@ -310,7 +327,7 @@ def more(comparison: Comparison) -> list[str]:
 
 
 def left_out(comparison: Comparison) -> list[str]:
-    """Conditions, skills, tasks and budgets of one study alone, and trials that do not count; sentences."""
+    """Sentences on conditions, skills, tasks and budgets that only one study has, and on trials without a result."""
     said = []
     for side, (mine, other) in enumerate(((comparison.a, comparison.b), (comparison.b, comparison.a))):
         own = mine.study

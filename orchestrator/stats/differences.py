@@ -187,7 +187,7 @@ def crossing_p(met: Crossover, n_levels: int, either: bool = True) -> float | No
     """p-value of the verdict that one condition overtakes the other; None if nothing was tested.
 
     At least the chance that bimodal cells look so at some two of `n_levels` levels (`by_chance`). `either`: both directions were
-    tried and `met` is the one with the smaller p, so p is doubled. False: only the direction of `met` was asked for.
+    tried, so the p of `met` is doubled. False: only the direction of `met` was asked for.
     """
     if met.p_value is None:
         return None

@@ -192,7 +192,15 @@ def _cells(comparison: Comparison, a: Side, b: Side, measure: Measure, skill: st
 
 
 def _cell(
-    comparison: Comparison, a: Side, b: Side, measure: Measure, skill: str, n: int, c: float, x: np.ndarray, y: np.ndarray
+    comparison: Comparison,
+    a: Side,
+    b: Side,
+    measure: Measure,
+    skill: str,
+    n: int,
+    c: float,
+    x: np.ndarray,
+    y: np.ndarray,
 ) -> Finding:
     """The difference of a measure in the cell at n tasks and c FLOPs: the mean of y (second study) less that of x (first).
 
@@ -315,7 +323,9 @@ def sentence(comparison: Comparison) -> str:
 def more(comparison: Comparison) -> list[str]:
     """Further sentences: up to two significant ratios of boundaries and two crossovers, caveats, and left-out parts."""
     ratios = comparison.significant("task multiplier")
-    shown = ([one for one in ratios if one.skill == comparison.skill] or ratios)[-2:] + comparison.significant("crossover")[-2:]
+    shown = ([one for one in ratios if one.skill == comparison.skill] or ratios)[-2:] + comparison.significant(
+        "crossover"
+    )[-2:]
     said = [f"{capitalised(one.sentence)}." for one in shown]
     if comparison.pairs[0][0] != comparison.pairs[0][1]:
         said.append(f"They share no condition: {comparison.pairs[0][0]} is compared with {comparison.pairs[0][1]}.")

@@ -135,7 +135,7 @@ def capitalised(clause: str) -> str:
 
 
 def in_condition(results: Results, condition: str) -> str:
-    """" (condition)" for a sentence if the study has several conditions; else the empty string."""
+    """ " (condition)" for a sentence if the study has several conditions; else the empty string."""
     return f" ({condition})" if len(results.study.conditions) > 1 else ""
 
 

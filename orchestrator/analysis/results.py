@@ -166,7 +166,9 @@ class Results:
             self._cubes[key] = cube
         return self._cubes[key]
 
-    def present(self, condition: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
+    def present(
+        self, condition: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False
+    ) -> np.ndarray:
         """Whether a trial was evaluated, even if a measure is undefined there. (n_tasks, budgets, replicates) bool.
 
         phase as in `cube`. strictly: with `pre_decay`, the end of a trial without a decay does not count.

@@ -295,8 +295,10 @@ def _key(conditions: Sequence[str]) -> list[tuple[int, str, str]]:
 
 
 def memory_and_ability(found: Findings) -> Figure | None:
-    """Figure of ability and memory by number of tasks, a panel each for a few budgets; with several conditions, a panel each at
-    the largest budget. None if memory is undefined in all conditions."""
+    """Figure of ability and memory by number of tasks. None if memory is undefined in all conditions.
+
+    With one condition it has a panel for each of a few budgets. With several it has a panel for each, at the largest budget.
+    """
     conditions = [c for c in conditions_of(found) if np.isfinite(_cube(found, "memory", c)).any()]
     if not conditions:
         return None

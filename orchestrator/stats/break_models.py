@@ -51,7 +51,9 @@ class Data(NamedTuple):
     df_own: Floats  # (S,) degrees of freedom of a scale's own variance
     df: int  # degrees of freedom of the pooled variance
     pooled: Floats  # (N,) variance of one replicate at one scale, pooled over the scales
-    spread: Floats  # (N, R, S) residuals over the number of replicates; a contrast of them gives its variance by squares
+    spread: (
+        Floats  # (N, R, S) residuals over the number of replicates; a contrast of them gives its variance by squares
+    )
 
     def of(self, some: Floats) -> Data:
         """The same for some curves, given by index."""
@@ -108,7 +110,9 @@ class Strongest(NamedTuple):
     angle: Floats  # (N, K - 1) radians between neighbouring breaks; inf between jumps and hinges, and after an unknown break
     size: Floats  # (N, K) estimated size of each break
     error: Floats  # (N, K) standard error of `size`
-    known: Floats  # (N, K) bool: more than 1 % of the break's squares are left beside the design, so it can be estimated
+    known: (
+        Floats  # (N, K) bool: more than 1 % of the break's squares are left beside the design, so it can be estimated
+    )
 
 
 def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:

@@ -1,4 +1,4 @@
-"""The primary claim as a study declares it: its quantity, its place, and the range that would agree."""
+"""The primary claim as a study declares it: a quantity, the condition, tasks and budget at which it is read, and a range."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pydantic import Field
 from trainers.records import Count, Positive, Record
 
 RETIRED_QUANTITY = "memory"
-"""A quantity that studies may have claimed and no new one can."""
+"""A `Primary.what` that is read in records of old studies and refused in study files."""
 RETIRED_VERDICT = "metric artefact"
-"""A verdict that studies may have claimed and no new one can."""
+"""A `Primary.verdict` that is read in records of old studies and refused in study files."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that is neither infinite nor NaN."""
 
 
 class Primary(Record):

@@ -1,8 +1,8 @@
 """Refusals of a primary claim: its keys and places, and whether the axes of the study could decide it.
 
-A claim that nothing could refute is no claim. A claim that nothing could confirm wastes a study. Both are refused when the
-study is loaded. `emergence plan` prints the replicates that a claim takes, since they may be added later. May not know
-Ray, MLflow or torch.
+A claim that no result could refute is no claim. A claim that no result could confirm wastes a study. Both are refused when
+the study is loaded. Too few replicates are not refused, since they may be added later: `emergence plan` prints the least
+number. May not import Ray, MLflow or torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainers import budget
 from trainers.tasks import Family
 
 Problem = tuple[tuple[Any, ...], str]
-"""(place in the file, problem and remedy)."""
+"""A mistake: (keys and indices that lead to the value in the study file, problem and remedy in words)."""
 
 
 _PLACE: dict[str, tuple[str, ...]] = {
@@ -41,10 +41,11 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
-"""The keys that place a quantity. Any other would be ignored, so it is refused."""
+"""`Primary.what` -> the keys of the claim that select its condition, skill, tasks and budgets. Other such keys would be ignored, so
+they are refused."""
 
 OVERTAKING = ("crossover", "overtakes")
-"""Claims on one condition that overtakes another along the budgets."""
+"""Values of `Primary.what` that claim that one condition overtakes another along the budgets."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -53,15 +54,18 @@ BOUNDS = {
     "change_accuracy": (-1.0, 1.0),
     "change_ability": (-101.0, 101.0),
 }
-"""The possible range of a mean. The exact references are beaten by chance only. The lowest value seen so far is -15
-(elimination after training on 4 tasks); -100 is assumed to be out of reach."""
+"""`Primary.what` -> the least and the largest possible mean. An ability or memory above 1 beats an exact reference, which happens by
+chance only. The lowest ability seen so far is -15 (elimination after training on 4 tasks); -100 is assumed to be out of reach."""
 
 
 # Keys and places ----------------------------------------------------------------------------------------------------
 
 
 def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """The mistakes in a claim as it is written, one problem each."""
+    """The mistakes in a claim that do not depend on its range: unknown places, missing, ignored or retired keys.
+
+    family: the study's family without variants.
+    """
     if retired := list(_retired(claim)):
         yield from retired
         return
@@ -115,7 +119,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
-    """The domains in which a condition has a specialist beside it."""
+    """The domains in which the claimed condition, a generalist, has a specialist to compare with."""
     return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == claimed_condition(study, claim))
 
 
@@ -178,7 +182,7 @@ def _notnumber(claim: Primary) -> Iterator[Problem]:
 
 
 def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """Reasons why a well-formed claim could not turn out false, or not true, on the axes of this study."""
+    """Reasons why a claim without `problems` could not become inconsistent, or not consistent, on the axes of this study."""
     if claim.what == "emergence":
         yield from _too_few_scales(study, claim)
     elif claim.what in BOUNDS:
@@ -190,10 +194,10 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Probl
 
 
 def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[float]:
-    """Training FLOPs of the evaluations on the way to the largest budget: along the trunk, and at its last point.
+    """Training FLOPs of the evaluations of a trunk up to the largest budget, ascending.
 
-    The last point is the branch point before the decay, or the end after it. If the model's size follows the budget, each
-    budget has its last point alone.
+    last: whether the last one is the branch point before the decay, or the end after it. If the model's size follows the
+    budget, there is no common trunk: then the last point of each budget.
     """
     if study.grows(condition):
         return study.ends(condition, last)
@@ -204,7 +208,10 @@ def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[
 
 
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
-    """The levels between which a boundary is read, ascending: numbers of tasks, looks or budgets."""
+    """The levels between which the claimed crossing can lie, ascending.
+
+    They are numbers of tasks; evaluations for `compute_to_skill`, and budgets for OVERTAKING, both in FLOPs.
+    """
     return _grid(study, family, claim)[0]
 
 
@@ -252,7 +259,10 @@ def _mean_out_of_reach(claim: Primary) -> Iterator[Problem]:
 
 
 def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -> Iterator[Problem]:
-    """Problems of a claim on a boundary, whose interval always holds two neighbouring levels or an open end."""
+    """Problems of a claim on a crossing between levels. Its interval always holds two neighbouring levels, or has an open end.
+
+    levels: as from `grid`; unit: `numbers of tasks`, `evaluations` or `budgets`, for messages.
+    """
     if not levels:
         yield ("primary",), f"'{claim.what}' can be measured at none of the study's numbers of tasks; add smaller ones"
         return
@@ -289,7 +299,7 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
 
 
 def _neighbours(levels: Sequence[float], lo: float, hi: float) -> str:
-    """The levels around a range, for a message."""
+    """The levels within a range and the next one on either side, for a message."""
     below, above = [v for v in levels if v < lo][-1:], [v for v in levels if v > hi][:1]
     shown = [*below, *(v for v in levels if lo <= v <= hi), *above]
     return ", ".join(map(number, shown))
@@ -298,8 +308,8 @@ def _neighbours(levels: Sequence[float], lo: float, hi: float) -> str:
 def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     """Problems of a claim on a drift.
 
-    The steepest drift goes from below the first level to above the last but one, in one step of compute. Its interval is
-    never narrower than a step of tasks at either end, over all of the compute.
+    The steepest drift that can be seen goes from the first level to the last but one, between two neighbouring budgets.
+    The interval of a drift is at least two steps of the numbers of tasks wide, divided by the doublings of all the compute.
     """
     levels, _ = _grid(study, family, claim)
     if len(study.budgets) < 2 or len(levels) < 3:

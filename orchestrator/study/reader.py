@@ -1,4 +1,7 @@
-"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything starts."""
+"""Reads a study file: returns a Study, or lists every problem with its line.
+
+A bad file is refused in under two seconds, before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ MAX_GIVEN = 100
 
 
 def shipped() -> dict[str, Path]:
-    """The studies that ship with the project, by name."""
+    """The studies that ship with the project: name -> file. Empty if the folder sweeps/ is missing."""
     here = Path(__file__).resolve().parent.parent
     for folder in (here / "sweeps", here.parent / "sweeps"):
         if folder.is_dir():
@@ -35,7 +38,10 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a study, given by path or by the name of a shipped study. Raises StudyError if there is none."""
+    """The file of a study. name: a path, or the name of a shipped study; an existing file comes first.
+
+    Raises StudyError if there is neither, or if the path cannot be read.
+    """
     path = Path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -55,7 +61,7 @@ def find(name: str) -> Path:
 
 
 def load(name: str) -> Study:
-    """Read and check a study. Raises StudyError with every problem, one line each."""
+    """Read and check a study; name as in `find`. Raises StudyError with every problem, one line each."""
     path = find(name)
     try:
         raw, lines = yaml_file.read(path)
@@ -76,12 +82,15 @@ def _one_line(text: str) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """Keys that a record accepts: its fields, and for a model the keys that stand for some fields."""
+    """Keys that a settings record accepts: its fields, and for a model also those of `Dial`, which set several widths at once."""
     return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
 
 
 class _Reader:
-    """Converts one file to a Study: knows the lines, collects the problems."""
+    """Converts the values of one file to a Study. It collects all problems, each with its line, and raises them together.
+
+    raw: the values of the file. lines: place of a value -> its line. A place is the keys and indices that lead to it.
+    """
 
     def __init__(self, path: Path, raw: dict[str, Any], lines: dict[yaml_file.Place, int]) -> None:
         self.path, self.raw, self.lines = path, raw, lines
@@ -183,7 +192,10 @@ class _Reader:
             self._say(("family", "name"), failed, named=False)
 
     def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
-        """Report pydantic's errors: misspelt keys first, at most 100."""
+        """Report pydantic's errors, at most 100: missing keys last, so that a misspelt key is not reported as missing, too.
+
+        prefix: place of the validated value in the file. model: its record class.
+        """
         ordered = sorted(errors, key=lambda e: e["type"] == "missing")
         for error in ordered[: 5 * MAX_PROBLEMS]:
             self._pydantic(error, prefix, model)
@@ -275,7 +287,7 @@ def _keys_of(given: Any) -> list[Any]:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The record class at a place, through fields and list items."""
+    """The record class at a place (keys and indices) below `model`; None if no record is there."""
     current: Any = model
     named = False  # the next part names an entry of a mapping
     for part in loc:

@@ -1,7 +1,7 @@
-"""The text of a study file -> plain values, each with its line. Knows YAML 1.2, and nothing about studies.
+"""Reads the YAML 1.2 text of a study file as plain values, and notes the line of each.
 
 ruamel.yaml parses, and the values are built here. A study has text, numbers, true, false, null, lists and mappings
-only. No tag, date or other object is ever constructed, and every file is answered at once.
+only. No tag, date or other object is ever constructed. Limits on size and depth keep the time short for every file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from trainers.records import MAX_DIGITS
 
 MAX_BYTES = 64_000
-"""Twenty times the longest shipped study."""
+"""Largest size of a study file: twenty times the longest shipped study."""
 MAX_VALUES = 5_000
-"""Keys and expanded aliases count; the study with the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
+"""Most values in a file. Keys and expanded aliases count; the study with the widest axes has 3,000. ruamel.yaml reads some 25,000 a
+second."""
 MAX_DEPTH = 20
-"""Levels of lists and mappings; a study needs six."""
+"""Most nested lists and mappings; a study needs six."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Control characters except tab and newline, and characters that end a line or change the text direction on a terminal."""
 
 
 class Unreadable(Exception):
-    """A file that is no YAML, or larger than any study; with the line of the problem."""
+    """A file that is not the YAML of a study: bad syntax, forbidden characters or tags, or beyond the limits.
+
+    line: line of the problem, counted from 1.
+    """
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
@@ -39,11 +43,14 @@ class Unreadable(Exception):
 
 
 Place = tuple[str | int, ...]
-"""Keys and indices that lead to a value."""
+"""Keys and indices that lead to a value, such as ("axes", "n_tasks", 0)."""
 
 
 def read(path: Path) -> tuple[Any, dict[Place, int]]:
-    """The values of a file, and the line of each place in it, counted from 1. Raises OSError, or Unreadable."""
+    """The values of a file, and place -> line, counted from 1.
+
+    Raises OSError if the file cannot be opened, and Unreadable if its text is no study's YAML.
+    """
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -68,13 +75,13 @@ def _line(at: Any) -> int:
 
 
 class _Small(Composer):
-    """Composes only as many and as deep values as a study needs: ruamel.yaml takes seconds for a thousand levels."""
+    """A composer of ruamel.yaml that stops beyond MAX_VALUES or MAX_DEPTH: a thousand levels would take seconds."""
 
     depth = 0
     n_values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node with everything in it. Raises Unreadable."""
+        """A node with its children, as ruamel.yaml's own method. Raises Unreadable beyond a limit."""
         self.depth += 1
         self.n_values += 1
         _check(self.n_values, self.depth, self.parser.peek_event())
@@ -96,7 +103,7 @@ def _merges(key: Node) -> bool:
 
 
 class _Values:
-    """Converts one document to plain values: counts them and notes their lines."""
+    """Converts one YAML document to plain values: counts them and notes their lines."""
 
     def __init__(self) -> None:
         self.yaml = YAML(typ="safe", pure=True)
@@ -105,7 +112,7 @@ class _Values:
         self.n_values = 0
 
     def of_document(self, text: str) -> tuple[Any, dict[Place, int]]:
-        """The values and their lines. Raises Unreadable."""
+        """The values of a text, and place -> line. Raises Unreadable as `read` does."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an anchor set twice, numbers of YAML 1.1

@@ -104,6 +104,7 @@ def _onset(found: Findings, condition: str, skill: str) -> Finding | None:
 
 
 def _needs(onset: Finding) -> str:
+    """The interval of a compute to skill for a sentence, in FLOPs: `1e10 to 4e10`, `at most 4e10`."""
     low, high = onset.ends
     if low is None or high is None:
         return f"at most {number(high)}" if high is not None else f"more than {number(low or 0.0)}"

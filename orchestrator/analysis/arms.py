@@ -59,6 +59,7 @@ def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
 
 
 def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
+    """Whether the primary claim is that b overtakes a in a crossover at this number of tasks. For such a pair the order stays fixed."""
     claim = results.study.primary
     if claim is None or claim.what != "crossover" or claim.n_tasks != n_tasks:
         return False

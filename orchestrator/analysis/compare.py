@@ -115,6 +115,7 @@ def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comp
 def _refuse_nothing_in_common(
     a: Findings, b: Findings, skills: list[str], levels: list[int], budgets: list[float]
 ) -> None:
+    """Raise ValueError, with the values of both studies, if a list of common skills, levels or budgets is empty."""
     names = [cast(Any, f.study.family).name for f in (a, b)]
     if names[0] != names[1] and not skills:
         raise ValueError(f"the families {names[0]} and {names[1]} have no skill in common")
@@ -184,6 +185,7 @@ def _shared(comparison: Comparison, side: Side, cube: np.ndarray) -> np.ndarray:
 
 
 def _cells(comparison: Comparison, a: Side, b: Side, measure: Measure, skill: str) -> Iterator[Finding]:
+    """The difference of a measure in every common cell with a value in one of the studies."""
     x, y = (_shared(comparison, side, surface(side.results, measure, side.condition, skill)) for side in (a, b))
     for i, n in enumerate(comparison.levels):
         for j, c in enumerate(comparison.budgets):
@@ -363,5 +365,6 @@ def left_out(comparison: Comparison) -> list[str]:
 
 
 def _part(what: str, values: Sequence[str], several: str = "") -> list[str]:
+    """A phrase such as `the budgets 1e9, 2e9`, as a list of one; empty without values. several: the plural of `what`."""
     noun = what if len(values) == 1 else several or f"{what}s"
     return [f"the {noun} {', '.join(values)}"] if values else []

@@ -51,6 +51,7 @@ def _dip(
     n_tasks: int | None = None,
     flops: float | None = None,
 ) -> Finding:
+    """The finding of one test. n: replicates with a value. Either n_tasks or flops is given: the value that stays fixed."""
     unit, place = ("tasks", f"{number(flops)} FLOPs") if flops else ("FLOPs", f"{number(n_tasks or 0)} tasks")
     name = f"{f'ability of {skill}' if skill else 'memory'}{in_condition(results, condition)}"
 

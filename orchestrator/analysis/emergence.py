@@ -63,6 +63,11 @@ def _finding(
     scale: np.ndarray,
     lines: dict[str, np.ndarray],
 ) -> Finding:
+    """Break or smooth of one skill along one cut.
+
+    fixed: the budget in FLOPs, or the number of tasks, that stays fixed. scale (S,): values along the axis, not logs. lines: measure
+    -> (R, S).
+    """
     found = _emergence(scale, lines)
     along, unit, at = ("tasks", "tasks", "FLOPs") if axis == "n_tasks" else ("compute", "FLOPs", "tasks")
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
@@ -94,6 +99,7 @@ def _finding(
 
 
 def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
+    """`breaks.emergence` with the names of scores. Exact match is left out if it has no value."""
     scores = {_METRICS[m]: values for m, values in lines.items()}
     if not np.isfinite(scores["exact_match"]).any():
         del scores["exact_match"]

@@ -23,6 +23,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def _beside(results: Results, expected: Expected, i: int) -> Finding:
+    """The finding for one expected value, the i-th of the study. Its interval needs a value in every replicate."""
     study, cell = results.study, expected.cell
     condition, flops = cell.arm or next(iter(study.conditions)), cell.compute_flops or study.budgets[-1]
     values = _values(results, expected, condition, flops)

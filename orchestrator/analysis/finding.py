@@ -149,6 +149,7 @@ def between(low: float | None, high: float | None, unit: str) -> str:
 
 
 def _figure(value: float) -> str:
+    """A number to three digits."""
     return number(float(f"{value:.3g}"))
 
 
@@ -170,6 +171,7 @@ def corrected(asked: Iterable[Finding], primary: str | None = None, false_share:
 
 
 def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -> Finding:
+    """A finding with the outcome of its claim. claim: None if the finding took no part in the correction."""
     if claim is None:
         return replace(one, significance="primary") if is_primary else one
     named: dict[str, Significance] = {

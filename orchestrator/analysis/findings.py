@@ -42,6 +42,7 @@ QUESTIONS: tuple[Callable[[Results], Iterator[Finding]], ...] = (
     speed.ask,
     expected.ask,
 )
+"""All questions of a study. Each function yields the findings of one question."""
 
 
 class Costs(NamedTuple):

@@ -60,6 +60,7 @@ def _sides(results: Results) -> dict[str, dict[str, Sides]]:
 
 
 def _of_pair(results: Results, pair: Pair) -> Sides:
+    """The scores of both sides of one pair of conditions in its domain."""
     special, general = (_surface(results, condition, pair.domain) for condition in (pair.specialist, pair.generalist))
     known = ~np.isnan(special).all(axis=1, keepdims=True)
     largest = np.where(known, np.where(np.isnan(special), -np.inf, special).max(axis=1, keepdims=True), np.nan)

@@ -55,6 +55,7 @@ def mean(
 
 
 def _cube(results: Results, measure: str, condition: str, skill: str) -> np.ndarray:
+    """A measure in every cell, (n_tasks, budgets, replicates). Memory is read before the decay, other measures after it."""
     if measure == "memory":
         return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
     return results.cube(measure, condition, skill, split_of(results, skill))

@@ -64,6 +64,7 @@ def _memory(columns: Columns) -> np.ndarray:
 
 
 def _relative_distance(columns: Columns) -> np.ndarray:
+    """The relative distance d_rel from the mean symmetrised KL divergences between model and references."""
     names = ("skl_generalizer", "skl_memorizer", "skl_references")
     return stats.relative_distances(*(columns[name] for name in names))
 

@@ -82,6 +82,7 @@ def looks_of(results: Results, condition: str, skill: str, n_tasks: int, at_ends
 
 
 def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    """The looks at the ends of the budgets. A replicate with an open trial is left out: no other budget can stand in for it."""
     level, looks = results.levels.index(n_tasks), results.study.ends(condition)
     cube, open_trials = counted(results, "ability", condition, skill)
     rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
@@ -92,6 +93,7 @@ def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Look
 
 
 def _along(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    """The looks along the training runs, at all evaluations."""
     flops, values = results.along("ability", condition, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None

@@ -17,6 +17,7 @@ from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 
 Verdict = Literal["consistent", "inconsistent", "inconclusive", "not measured"]
+"""The verdict on a primary claim, as in `PrimaryFinding.verdict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def examine(results: Results, found: Mapping[str, Finding]) -> PrimaryFinding | 
 
 
 def _verdict(claim: Primary, one: Finding) -> Verdict:
+    """The verdict on a claim from its finding. A verdict on emergence is compared as a word, any other by the 95 % interval."""
     if one.n == 0 or (one.verdict == "missing" and not claim.what.startswith("drift")):
         return "not measured"
     if claim.what == "emergence":

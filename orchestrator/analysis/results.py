@@ -202,6 +202,7 @@ class Results:
         return (float(flops.min()), float(flops.max())) if len(flops) else None
 
     def _measured(self, measure: str) -> np.ndarray:
+        """A measure in every row of `results`, (rows,); NaN is missing, undefined or infinite."""
         if measure not in self._values:
             of_family = measure_of(measure, cast(Family, self.study.family).ability_of)
             values = np.asarray(of_family(self._columns), float)
@@ -209,6 +210,7 @@ class Results:
         return self._values[measure]
 
     def _scattered(self, values: np.ndarray, condition: str, skill: str, split: str, phase: str) -> np.ndarray:
+        """values (rows,) of one group at one phase, placed in a cube (n_tasks, budgets, replicates); NaN elsewhere."""
         cube = np.full((len(self.levels), len(self.budgets), self.n_replicates), np.nan)
         rows = self.rows_of(condition, skill, split)
         rows = rows[self._columns["phase"][rows] == phase]

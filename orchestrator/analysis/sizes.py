@@ -51,6 +51,7 @@ def _family(family: object) -> Family:
 
 
 def _best(arm: str, one: frontier.Isoflop) -> Finding:
+    """The finding on the best size at one budget."""
     at = f"at {number(one.compute)} FLOPs"
 
     def words(finding: Finding) -> str:
@@ -79,6 +80,8 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
 
 
 def _growth(arm: str, found: frontier.Isoflops) -> Finding:
+    """The finding on the exponent with which the best size grows with compute."""
+
     def words(one: Finding) -> str:
         ends = f" ({decimal(one.low)} to {decimal(one.high)})" if one.ends != (None, None) else ""
         return f"the best size of {arm} grows as compute to the power of {decimal(one.estimate)}{ends}"

@@ -48,6 +48,8 @@ def _seconds(results: Results) -> tuple[dict[str, dict[tuple[int, int], list[flo
 
 
 def _speed(condition: str, base: str, workers: int, base_workers: int, ratios: list[float]) -> Finding:
+    """The finding on one condition against `base`, which has fewer workers. ratios: log of the speed ratio, one for each pair of trunks."""
+
     def interval(confidence: float) -> Ends:
         low, high = (None if end is None else math.exp(end) for end in t_ends(ratios, confidence))
         return low, high

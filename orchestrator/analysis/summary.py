@@ -24,6 +24,7 @@ def rows(found: Findings) -> list[dict[str, Any]]:
 
 
 def _primary(found: Findings) -> dict[str, Any]:
+    """The row of the primary claim: its finding, with the claim's verdict and sentence."""
     assert found.primary is not None
     row = _row(found.primary.finding)
     said = {"verdict": found.primary.verdict, "words": found.primary.sentence, "significance": "primary"}
@@ -51,6 +52,7 @@ def as_markdown(text: str) -> str:
 
 
 def _cut(text: str, limit: int, rest: str) -> str:
+    """The text, or its beginning with `rest` behind it if it is longer than `limit` characters."""
     return text if len(text) <= limit else text[: limit - len(rest)] + rest
 
 

@@ -32,6 +32,7 @@ def write(home: Path, found: Comparison) -> Path:
 
 
 def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
+    """The variables of the template compare.html.j2. ids: the ids of both studies."""
     shown = found.significant()
     tested = len(shown) + count(found.findings, "not significant")
     sides = [side for pair in found.pairs for side in zip((found.a, found.b), pair, strict=True)]
@@ -64,6 +65,7 @@ def _surfaces(found: Comparison, pair: Pair) -> list[Panel]:
 
 
 def _side(found: Comparison, of: Findings, condition: str) -> Panel:
+    """The ability surface of one study of the comparison."""
     shown = surface.shown_of(of, "ability", condition, found.skill)
     cells, edges = surface.cells_of(of, shown), surface.edges_of(of, condition, found.skill)
     title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.conditions) > 1 else "")

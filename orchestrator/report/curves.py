@@ -122,12 +122,14 @@ def by_tasks(
 
 
 def _bounds(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The vertical scale (lowest, highest): at least 0 to 1, at most LOWEST to HIGHEST, with a margin."""
     known = np.concatenate([v[~np.isnan(v)] for v in values] or [np.zeros(0)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return max(min(low, 0) - 0.06, LOWEST - 0.06), min(max(high, 1) + 0.06, HIGHEST)
 
 
 def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
+    """(value, name) of the ticks on a vertical scale. halves: 0, ½ and 1; else round values."""
     if halves:
         return [*([(-0.5, "−½")] if low < -0.5 else []), *HALVES]
     step = 10 ** math.floor(math.log10(high - low))
@@ -216,6 +218,7 @@ def runs_of(
 
 
 def _points(track: Any, which: np.ndarray) -> list[Point]:
+    """(training FLOPs, value) of the selected evaluations of a `Track`. which: bool for each evaluation."""
     return list(zip(track.flops[which].tolist(), track.values[which].tolist(), strict=True))
 
 
@@ -282,6 +285,7 @@ def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
 
 
 def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:
+    """A sentence with the number of replicates that have half of the rule, by condition or by number of tasks."""
     if len(conditions) > 1:
         n = levels[-1]
         parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [_reached(found, c, n)]]
@@ -291,6 +295,7 @@ def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[in
 
 
 def _key(conditions: Sequence[str]) -> list[tuple[int, str, str]]:
+    """The key of a figure with a colour for each condition; empty for one condition."""
     return [(k, "round", name) for k, name in enumerate(conditions)] if len(conditions) > 1 else []
 
 
@@ -339,6 +344,7 @@ def memory_and_ability(found: Findings) -> Figure | None:
 
 
 def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
+    """A measure of the headline skill in every cell, (n_tasks, budgets, replicates)."""
     shown = shown_of(found, measure, condition)
     return found.results.cube(*shown[:4], shown.phase)
 
@@ -395,6 +401,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
 
 
 def _mean_line(found: Findings, condition: str) -> list[Point]:
+    """(budget, mean ability over replicates) at the largest number of tasks."""
     mean = means(_cube(found, "ability", condition)[-1])
     return [(c, float(v)) for c, v in zip(found.study.budgets, mean.tolist(), strict=True) if not math.isnan(v)]
 
@@ -442,6 +449,7 @@ SCORES = (
     ("accuracy", "accuracy"),
     ("exact_match", "exact match"),
 )
+"""(measure, title) of each panel of the figure `scores`."""
 
 
 def scores(found: Findings) -> Figure | None:
@@ -496,6 +504,7 @@ def compute_to_skill(found: Findings) -> Figure | None:
 
 
 def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
+    """A panel with a Kaplan-Meier curve as steps, and its pointwise interval as an area."""
     drawing = Drawing(WIDTH + 22, 190)
     axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.conditions), (-0.03, 1.03))
     axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")

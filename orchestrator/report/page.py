@@ -204,6 +204,7 @@ def _views(found: Findings) -> list[View]:
 
 
 def _axes(found: Findings) -> tuple[list[int], list[float]]:
+    """The numbers of tasks and the budgets of a study, ascending."""
     return found.results.levels, found.study.budgets
 
 

@@ -35,10 +35,12 @@ class Shown(NamedTuple):
     """The content of a surface: one measure of one condition, with the arguments of `Results.cube`."""
 
     measure: str
+    """A key of `measures.MEASURES`."""
     condition: str
     skill: str
     split: str
     phase: Phase = "final"
+    """`pre_decay` for memory."""
 
     @property
     def title(self) -> str:
@@ -155,6 +157,7 @@ def _height(levels: Sequence[int], one: Finding | None) -> float | None:
 
 
 def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
+    """The interval of a boundary at one budget as heights in rows. An open end lies at the edge of the surface. None: not drawn."""
     if one is None or not one.has_interval or one.verdict not in ("crossed", "undecided"):
         return None
     logs = np.log([float(n) for n in levels])
@@ -275,6 +278,7 @@ def _formatted(cells: Sequence[Sequence[Cell]], room: float) -> list[list[str]]:
 
 
 def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: str, tip: str) -> None:
+    """Draw the cell in row i and column j: colour, value, and `k of n` if some replicates have no value."""
     kind = "void" if cell.state == "undefined" else "blank" if cell.value is None else shade(cell.value)
     words = [word] if word else []
     if 0 < cell.known < len(cell.replicates) and grid.cell_h >= 34:
@@ -284,6 +288,7 @@ def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: s
 
 
 def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
+    """The tooltip of a cell: mean, place, and the value of each replicate. "" for surfaces with too many cells."""
     levels, budgets = axes
     if len(levels) * len(budgets) > TITLED_CELLS:
         return ""
@@ -332,12 +337,14 @@ def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
 
 
 def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: str) -> None:
+    """Draw an interval as a vertical bar with two caps. low, high: pixels."""
     strokes: list[list[Point]] = [[(x, low), (x, high)], [(x - 3, low), (x + 3, low)], [(x - 3, high), (x + 3, high)]]
     drawing.path(strokes, "halo")
     drawing.path(strokes, "edge whisker")
 
 
 def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
+    """The values of a surface as rows of a CSV file, one for each replicate."""
     rows: list[Row] = []
     shared: dict[str, Any] = {"condition": shown.condition, "measure": shown.measure, "skill": shown.skill}
     for n, line in zip(axes[0], cells, strict=True):

@@ -35,6 +35,7 @@ def _n(value: float) -> str:
 
 
 def _safe(words: str) -> str:
+    """Text for SVG and HTML: escaped, without control characters."""
     return html.escape(printable(words), quote=True)
 
 
@@ -156,6 +157,7 @@ class Figure:
 
 
 def _swatch(colour: int, mark: str) -> Markup:
+    """The small picture of a series in the key: its line and its mark."""
     drawing = Drawing(28, 12)
     drawing.line(1, 6, 27, 6, f"s{colour} mid{' dash' if mark == 'square' else ''}")
     drawing.mark(14, 6, f"{'o' if mark == 'square' else 'f'}{colour} mid", mark)

@@ -344,6 +344,7 @@ def _changes(variant: Variant) -> str:
 
 
 def _pairs(changes: Mapping[str, Any]) -> str:
+    """Settings as `d_model 128, d_mlp 512`; `as stated` if empty."""
     return ", ".join(f"{key} {_setting(value)}" for key, value in changes.items()) or "as stated"
 
 

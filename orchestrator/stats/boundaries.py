@@ -107,6 +107,7 @@ def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Bracket, ...]:
+    """Brackets from indices into the grid, as `_hulls` returns them."""
     named = [*grid.tolist(), None]  # index -1 and L are None
     return tuple(Bracket(named[i], named[j]) for i, j in zip(low.tolist(), high.tolist(), strict=True))
 

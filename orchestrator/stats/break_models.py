@@ -32,7 +32,9 @@ scales."""
 
 
 ONE_ODD = "without one odd scale a smooth curve would do"
+"""Reason against a break: a smooth curve with one outlying scale fits as well, by Schwarz's criterion."""
 NOTHING_FITS = "neither a smooth curve nor a single break describes it"
+"""Reason against a break: no model fits the means within their standard errors."""
 
 Floats = np.ndarray
 """An array of floats, or of bools where a mask is meant. N curves, S scales, R replicates, K breaks."""
@@ -185,6 +187,7 @@ _TEN_TO_NINETY = {
     "late": math.log(math.log(10) / -math.log(0.9)),
     "bend": 2 * math.log(9),
 }
+"""Shape -> distance in z between 10 and 90 % of the change, which converts a width to a scale of z."""
 
 
 def _curve(shape: str, z: Floats) -> tuple[Floats, Floats]:
@@ -233,6 +236,7 @@ def grid_of(scales: tuple[float, ...]) -> Grid:
 
 
 def _new_grid(scales: tuple[float, ...]) -> Grid:
+    """The designs for these log scales. Jumps and hinges leave two scales or more on either side."""
     x = np.array(scales)
     S = len(x)
     u = (x - x[0]) / (x[-1] - x[0]) * (S - 1)

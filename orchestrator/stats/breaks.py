@@ -66,6 +66,7 @@ OUT_OF_SAMPLE_WINS = 0.5
 """Smooth models whose leave-one-out error is at most this share of the break models' give the verdict smooth, for any `p_smooth`."""
 
 NO_MOVEMENT = "nothing moves beyond the noise"
+"""Reason for a verdict undecided: no change from a constant mean is significant."""
 
 Verdict = Literal["break", "smooth", "undecided", "missing"]
 """`missing`: the score has no value at any scale."""

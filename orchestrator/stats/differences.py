@@ -205,6 +205,7 @@ def _exactly(mean: float, scale: float) -> float:
 
 
 def _doubts(arms: tuple[np.ndarray, np.ndarray], no_spread: bool) -> tuple[Doubt, ...]:
+    """The doubts about a difference. arms: the values of both conditions. no_spread: whether that doubt applies."""
     found: list[Doubt] = []
     if min(len(arm) for arm in arms) < FEW:
         found.append("few")

@@ -131,11 +131,13 @@ def isoflop(
 
 
 def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    """Labels as integers, numbered in the order in which they first appear."""
     names = {name: k for k, name in enumerate(dict.fromkeys(labels))}
     return np.array([names[label] for label in labels], dtype=int)
 
 
 def _check(N: np.ndarray, D: np.ndarray, L: np.ndarray, *more: np.ndarray) -> None:
+    """Raise ValueError for unequal lengths, or values of N, D or the budgets that are not positive and finite."""
     if any(a.ndim != 1 or len(a) != len(N) for a in (N, D, L, *more)):
         raise ValueError(f"one entry a trial is needed, not {[a.shape for a in (N, D, L, *more)]}")
     if any((a <= 0).any() or not np.isfinite(a).all() for a in (N, D, *more[:1])):
@@ -253,6 +255,7 @@ def _fieller(fit: _Parabola, variance: float, dof: int, confidence: float) -> tu
 
 
 def _shape_error(fit: _Parabola) -> float:
+    """Largest error of log n_optimal because the true curve is no parabola (ASYMMETRY)."""
     return ASYMMETRY * fit.half_width**2 / 10
 
 

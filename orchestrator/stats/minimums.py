@@ -35,6 +35,7 @@ NORMAL = Minimum(replicates=5)
 """A t-interval whose normality can be doubted: fewer values cannot show that they are bimodal (`differences.two_levels`)."""
 
 MIN_REPLICATES, MIN_SCALES = BREAK
+"""Least replicates and scales of a break."""
 
 
 class Least(NamedTuple):

@@ -88,6 +88,7 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
 
 
 def _ignored(claim: Primary) -> Iterator[Problem]:
+    """Problems of keys that the claimed quantity does not use."""
     read = _PLACE[claim.what]
     for key in ("arm", "against", "skill", "n_tasks", "from_flops", "compute_flops"):
         if getattr(claim, key) is not None and key not in read:
@@ -100,6 +101,7 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 
 
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
+    """Problems of names and values that the study does not have."""
     axes = study.axes
     for key, allowed in (
         ("arm", tuple(study.conditions)),
@@ -124,6 +126,7 @@ def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
 
 
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
+    """Problems of keys that the claimed quantity needs."""
     if claim.what == "emergence":
         if (claim.n_tasks is None) == (claim.compute_flops is None):
             yield (
@@ -152,6 +155,7 @@ def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _retired(claim: Primary) -> Iterator[Problem]:
+    """Problems of a quantity or verdict that new studies may not claim."""
     if claim.what == RETIRED_QUANTITY:
         yield (
             ("primary", "what"),
@@ -165,6 +169,7 @@ def _retired(claim: Primary) -> Iterator[Problem]:
 
 
 def _notnumber(claim: Primary) -> Iterator[Problem]:
+    """Problems of the claimed range or verdict in itself: missing, of the wrong kind, or empty."""
     if claim.what == "emergence":
         if claim.verdict is None or claim.lo is not None or claim.hi is not None:
             yield (
@@ -216,6 +221,7 @@ def grid(study: Study, family: Family, claim: Primary) -> list[float]:
 
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
+    """The levels of `grid`, and their kind for messages: `numbers of tasks`, `evaluations` or `budgets`."""
     if claim.what == "compute_to_skill":
         return looks(study, claimed_condition(study, claim), "end"), "evaluations"
     if claim.what in OVERTAKING:
@@ -226,6 +232,7 @@ def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], st
 
 
 def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
+    """Problems of a claim on emergence along an axis with fewer than MIN_SCALES scales, or with models of several sizes."""
     if claim.n_tasks is None and len(study.axes.n_tasks) < MIN_SCALES:
         yield (
             ("primary",),
@@ -247,6 +254,7 @@ def _too_few_scales(study: Study, claim: Primary) -> Iterator[Problem]:
 
 
 def _mean_out_of_reach(claim: Primary) -> Iterator[Problem]:
+    """Problems of a claim on a mean whose range holds all possible values, or none."""
     bottom, top = BOUNDS[claim.what]
     between = f"'{claim.what}' lies between {number(bottom)} and {number(top)}"
     if not ((claim.lo is not None and claim.lo > bottom) or (claim.hi is not None and claim.hi < top)):
@@ -340,6 +348,7 @@ def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> Iterato
 
 
 def _range(claim: Primary) -> str:
+    """The claimed range for a message."""
     if claim.lo is not None and claim.hi is not None:
         return f"the range {number(claim.lo)} to {number(claim.hi)}"
     return f"lo {number(claim.lo)}" if claim.lo is not None else f"hi {number(claim.hi or 0.0)}"

@@ -21,6 +21,7 @@ _QUANTITIES = {
     "change_accuracy": "the change in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
     "change_ability": "the change in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
 }
+"""`Primary.what` -> the quantity in words, with places to fill in."""
 _IN_FLOPS = ("compute_to_skill", "crossover", "overtakes")
 """Values of `Primary.what` whose range is in FLOPs."""
 
@@ -57,6 +58,7 @@ def claimed_condition(study: Study, claim: Primary) -> str:
 
 
 def _rivals(claim: Primary) -> str:
+    """The specialist side of a claim `overtakes` in words."""
     whose = f"the specialist of {claim.skill}" if claim.skill else "its mean specialist"
     return f"{whose} with {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
 

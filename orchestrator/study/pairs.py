@@ -8,6 +8,7 @@ from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
 Measure = Literal["ability", "exact_match"]
+"""A measure that compares generalist and specialist."""
 
 
 class Pair(NamedTuple):

@@ -119,6 +119,7 @@ class _Reader:
         return study
 
     def _lines(self) -> list[str]:
+        """The text of the refusal: one line for each problem by line of the file, at most MAX_PROBLEMS."""
         found = sorted(set(self.problems))
         shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
         if n_more := len(found) - len(shown) + self.n_left_out:
@@ -151,11 +152,13 @@ class _Reader:
         self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
+        """The record class of the named family; `Record` if the name is unknown."""
         given = self.raw.get("family")
         name = given.get("name") if isinstance(given, dict) else None
         return FAMILIES.get(name, Record) if isinstance(name, str) else Record
 
     def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
+        """Report values at a place of the file that are beyond the limits of `record`. Do nothing if no mapping is there."""
         given: Any = self.raw
         for part in place:
             if isinstance(given, dict):
@@ -170,6 +173,7 @@ class _Reader:
                 self._broken.append((*place, *inner))
 
     def _family(self, given: Any) -> Family | None:
+        """The family from its settings in the file; None, with the problem reported, if they are invalid."""
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
             return None
@@ -277,6 +281,7 @@ class _Reader:
             self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
+        """Note a problem at a place. named: put the place before the message. A place without a line gets that of its parent."""
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
         line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
         self.problems.append((line, _one_line(f"{name}: {message}" if named and name else message)))

@@ -97,6 +97,7 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of the placement of a condition's trials, as (place, problem)."""
     place, (_, variant) = study.fitting(condition), study.conditions[condition]
     where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
     try:
@@ -110,6 +111,7 @@ def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, 
 
 
 def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of budgets in a condition, as (place, problem): too small, too large, alike in steps, or costly to evaluate."""
     which = f" ({condition})" if len(study.conditions) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
@@ -152,6 +154,7 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
 def _expected_meaning(
     study: Study, family: Family, i: int, expected: Expected
 ) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of the i-th expected value, as (place, problem): a cell or quantity that the study does not have."""
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"

@@ -44,6 +44,7 @@ class StudyError(Exception):
 
 
 def _listed(**constraints: Any) -> Any:
+    """A pydantic field for a list with one value or more."""
     return Field(strict=False, min_length=1, **constraints)  # YAML has lists, a frozen record has tuples
 
 
@@ -163,6 +164,7 @@ class SizedModel(Model):
 
 
 PART_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
+"""Key of a study with settings -> their record class; the key `family` depends on the family."""
 
 
 def with_changes(record: Record, changes: dict[str, Any]) -> Record:

@@ -92,6 +92,7 @@ class _Small(Composer):
 
 
 def _check(n_values: int, depth: int, at: Any) -> None:
+    """Raise Unreadable beyond MAX_VALUES or MAX_DEPTH. at: the node or event whose line is named."""
     if n_values > MAX_VALUES:
         raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, with aliases expanded; a study needs fewer")
     if depth > MAX_DEPTH:
@@ -99,6 +100,7 @@ def _check(n_values: int, depth: int, at: Any) -> None:
 
 
 def _merges(key: Node) -> bool:
+    """Whether a key is `<<`, which merges other mappings into this one."""
     return str(key.tag) == "tag:yaml.org,2002:merge"
 
 
@@ -129,6 +131,7 @@ class _Values:
             raise Unreadable(1, f"not YAML: {str(problem) or type(problem).__name__}") from None
 
     def _of(self, node: Node, place: Place, depth: int = 0) -> Any:
+        """The plain value of a node at a place of the file. Raises Unreadable for tags and beyond the limits."""
         self.n_values += 1
         _check(self.n_values, depth, node)
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
@@ -145,6 +148,7 @@ class _Values:
         raise Unreadable(_line(node), f"tag {str(node.tag)[:80]!r} is not allowed in a study; give the plain value")
 
     def _mapping(self, node: MappingNode, place: Place, depth: int) -> dict[str, Any]:
+        """The mapping of a node. Own keys override merged ones. Raises Unreadable for keys given twice."""
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in sorted(node.value, key=lambda pair: not _merges(pair[0])):
@@ -166,6 +170,7 @@ class _Values:
         return merged | own
 
     def _scalar(self, node: ScalarNode, kind: str) -> Any:
+        """The text, number, bool or None of a node. A date stays text."""
         text = node.value
         if found := _FORBIDDEN.search(text.replace("\r", "\x00")):
             raise Unreadable(_line(node), _forbidden("\r" if "\r" in text else found[0]))

@@ -1,4 +1,4 @@
-"""The answer of a study: one sentence, a badge for the primary claim, and at most four more short sentences.
+"""The answer of a study in words: one sentence, the verdict on the primary claim, and at most four further sentences.
 
 The report, the terminal and MLflow print these.
 """
@@ -14,13 +14,17 @@ from orchestrator.analysis.generalists import ALL
 from orchestrator.formatting import number, rounded, sure, times
 
 MAX_WORDS = 25
-"""Words of the sentence."""
+"""Most words of `sentence`."""
 MAX_MORE = 4
-"""Further sentences."""
+"""Most sentences of `more`."""
 
 
 def sentence(found: Findings) -> str:
-    """The answer in one sentence of at most MAX_WORDS words. It begins with "So far" while trials are open."""
+    """The answer of a study in one sentence of at most MAX_WORDS words. It begins with "So far" while trials are open.
+
+    The subject is a generalist/specialist comparison if the study has one, else a difference between conditions, else the
+    boundary of the one condition.
+    """
     ways = {r["status"] for r in found.runs}
     if "done" not in ways:
         yet, result = " yet" if ways <= {"open"} or "open" in ways else "", " with a result" if ways - {"open"} else ""
@@ -33,7 +37,7 @@ def sentence(found: Findings) -> str:
 
 
 def _candidates(found: Findings) -> Iterator[str]:
-    """Sentences without their full stop, the best first; the last one is short."""
+    """Sentences without their full stop, in order of preference; `sentence` takes the first that is short enough."""
     if found.of("generalist "):
         yield from _of_comparison(found)
     measured = [c for c in _conditions(found) if _is_measured(found, c)]
@@ -43,24 +47,24 @@ def _candidates(found: Findings) -> Iterator[str]:
 
 
 def _conditions(found: Findings) -> list[str]:
-    """The conditions that ask different questions; those that differ in placement alone count once."""
+    """The conditions of a study; of several that differ in placement alone, the first."""
     return [alike[0] for alike in found.study.same_question()]
 
 
 def _is_measured(found: Findings, condition: str) -> bool:
-    """Is the headline skill's boundary defined at any budget?"""
+    """Whether the headline skill's K_A has a value at any budget."""
     return _top(found, "K_A", condition, found.study.shown_skills[0]).verdict != "missing"
 
 
 def _top(found: Findings, question: str, condition: str, skill: str = "") -> Finding:
-    """K_A or K_M at the largest budget that was reached."""
+    """K_A or K_M (`question`) at the largest budget at which it has a value."""
     known = found.of(question, condition, skill)
     defined = [one for one in known if one.verdict != "missing"]
     return (defined or known)[-1]
 
 
 def _of_one(found: Findings, condition: str) -> Iterator[str]:
-    """The tasks and the compute at which the skill of one condition appears."""
+    """Sentences on one condition: the tasks and the compute at which the headline skill appears."""
     skill = found.study.shown_skills[0]
     k = _top(found, "K_A", condition, skill)
     what, flops = f"{skill}{in_condition(found.results, condition)}", number(k.compute_flops or 0.0)
@@ -85,7 +89,7 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
 
 
 def _certainty(*shown: Finding) -> str:
-    """The replicates behind some intervals, and the least of their confidences."""
+    """The number of replicates, and the least confidence of the intervals of these findings, in parentheses."""
     n = times(shown[0].n, "replicate")
     crossed = [one for one in shown if one.verdict == "crossed" and one.has_interval]
     if not crossed:  # words without an interval name the replicates themselves
@@ -94,12 +98,13 @@ def _certainty(*shown: Finding) -> str:
 
 
 def _onset(found: Findings, condition: str, skill: str) -> Finding | None:
-    """Compute to skill at the largest number of tasks."""
+    """Compute to skill at the largest number of tasks at which it has a value; None if it has none."""
     known = [one for one in found.of("compute to skill", condition, skill) if one.verdict != "missing"]
     return known[-1] if known else None
 
 
 def _needs(onset: Finding) -> str:
+    """The interval of a compute to skill for a sentence, in FLOPs: `1e10 to 4e10`, `at most 4e10`."""
     low, high = onset.ends
     if low is None or high is None:
         return f"at most {rounded(high)}" if high is not None else f"more than {rounded(low or 0.0)}"
@@ -107,9 +112,9 @@ def _needs(onset: Finding) -> str:
 
 
 def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
-    """The difference between conditions that is shown; without one, that no difference is significant.
+    """Sentences on several conditions: their significant differences; without any, that no difference is significant.
 
-    conditions: those with a defined boundary, two or more.
+    conditions: two or more, whose K_A has a value.
     """
     skill = found.study.shown_skills[0]
     asked = [*found.of("task multiplier"), *found.of("crossover"), *found.of("compute multiplier")]
@@ -135,7 +140,10 @@ def _of_conditions(found: Findings, conditions: list[str]) -> Iterator[str]:
 
 
 def _at_one_budget(found: Findings, conditions: list[str], skill: str) -> tuple[list[Finding], list[Finding], float]:
-    """The conditions with the skill and without, at the largest budget at which all are defined, and that budget."""
+    """K_A of the conditions with the skill, K_A of those without, and the budget.
+
+    The budget is the largest one at which K_A has a value in all conditions.
+    """
     for flops in reversed(found.study.budgets):
         known = [one for c in conditions for one in found.of("K_A", c, skill, compute_flops=flops)]
         if all(one.verdict != "missing" for one in known):
@@ -149,7 +157,7 @@ SHOWN = ("rises", "falls", "crosses", "a ahead throughout", "b ahead throughout"
 
 
 def _of_comparison(found: Findings) -> Iterator[str]:
-    """The generalist against its specialists, at the largest number of tasks."""
+    """Sentences on the generalist against its specialists: the significant comparison at the most tasks, or that there is none."""
     asked = found.of("generalist against its best") + found.of("generalist against its budget")
     several = any(one.skill == ALL for one in asked)
     asked = [one for one in asked if (one.skill == ALL) == several]
@@ -171,7 +179,7 @@ def listed(names: list[str]) -> str:
 
 
 def badge(found: Findings) -> tuple[str, str]:
-    """The verdict on the primary claim, and the claim; ("exploratory", "...") if none was declared."""
+    """(verdict, claim in words) of the primary claim; ("exploratory", a remark) if the study declares none."""
     if found.primary is None:
         return "exploratory", "no claim was declared before the run"
     return found.primary.verdict, found.primary.claimed

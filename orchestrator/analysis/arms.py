@@ -24,16 +24,16 @@ from orchestrator.study.pairs import pairs_of
 
 
 class Side(NamedTuple):
-    """One condition of one study."""
+    """One side of a comparison: a condition of a study."""
 
     results: Results
     condition: str
     name: str
-    """For words and names of findings."""
+    """The side as sentences call it: the condition, or the study if two studies are compared."""
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every pair of comparable conditions, on the headline skill."""
+    """Ratio of tasks, crossover and ratio of compute, for every pair of comparable conditions, on the headline skill."""
     skill = results.study.shown_skills[0]
     pairs = [
         (Side(results, a, a), Side(results, b, b))
@@ -50,7 +50,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
-    """The pair in the direction that the primary claim names, if it names this pair."""
+    """The pair (a, b), or (b, a) if the primary claim is that a overtakes b in a crossover."""
     claim = results.study.primary
     if claim is None or claim.what != "crossover":
         return a, b
@@ -59,6 +59,7 @@ def _as_claimed(results: Results, a: str, b: str) -> tuple[str, str]:
 
 
 def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
+    """Whether the primary claim is that b overtakes a in a crossover at this number of tasks. For such a pair the order stays fixed."""
     claim = results.study.primary
     if claim is None or claim.what != "crossover" or claim.n_tasks != n_tasks:
         return False
@@ -69,7 +70,10 @@ def _is_claimed(results: Results, a: Side, b: Side, n_tasks: int) -> bool:
 
 
 def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) -> Finding:
-    """The number of tasks at a boundary: b's over a's at one budget, paired by the replicates that both have."""
+    """Ratio of the number of tasks at a boundary, b's over a's, at one budget, paired by replicate.
+
+    measure: ability compares K_A, memory K_M. flops: the budget.
+    """
     brackets = _brackets_of_both(a, b, measure, skill, flops)
     at_95 = differences.shift(*brackets, CONFIDENCE)
 
@@ -96,7 +100,7 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
 def _brackets_of_both(
     a: Side, b: Side, measure: Measure, skill: str, flops: float
 ) -> tuple[Sequence[stats.Bracket], Sequence[stats.Bracket]]:
-    """The brackets of the replicates that can be judged on both sides."""
+    """The brackets of a and of b, one for each replicate that has ended on both sides (`boundaries.judged`)."""
     tables = [
         judged(side.results, measure, side.condition, skill)[side.results.budgets.index(flops)] for side in (a, b)
     ]
@@ -112,7 +116,7 @@ def _brackets_of_both(
 
 
 def _shown(shift: stats.Drift) -> str:
-    """The verdict on a ratio: it rises or falls only if its p-value shows it."""
+    """The verdict on a ratio: `rises` or `falls` only if the p-value is at most 1 - CONFIDENCE, else `undecided`."""
     if shift.verdict in ("rises", "falls") and (shift.p_value or 0.0) <= 1 - CONFIDENCE + 1e-12:
         return shift.verdict
     return "missing" if shift.verdict == "missing" else "undecided"
@@ -122,9 +126,10 @@ def _shown(shift: stats.Drift) -> str:
 
 
 def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
-    """The compute to skill: b's over a's at one number of tasks, paired by replicate; None if no replicate has both.
+    """Ratio of the compute to skill, b's over a's, at one number of tasks, paired by replicate.
 
-    If the model's size follows the budget in one of them, both are read at the ends of the budgets.
+    None if no replicate has both. If the model's size follows the budget in one condition alone, both are read at the ends
+    of the budgets.
     """
     at_ends = a.results.study.grows(a.condition) != b.results.study.grows(b.condition)
     both = [onset(side.results, side.condition, skill, n_tasks, at_ends) for side in (a, b)]
@@ -152,20 +157,20 @@ def multiplier(a: Side, b: Side, skill: str, n_tasks: int) -> Finding | None:
 
 
 def _pair_p(ratio: stats.Drift | None) -> float | None:
-    """p-value of a ratio: 1 if enough replicates were looked at and none was seen to cross."""
+    """p-value of a ratio. None below MIN_TESTED replicates; 1 if no ratio could be computed from enough replicates."""
     if ratio is None or len(ratio.slopes) < MIN_TESTED:
         return None
     return 1.0 if ratio.p_value is None else ratio.p_value
 
 
 def _as_factors(ratio: stats.Drift) -> Ends:
-    """The ends of a ratio in doublings, as factors."""
+    """The ends of an interval in doublings, as factors."""
     low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
     return low, high
 
 
 def _ratio_words(one: Finding, of: str) -> str:
-    """How many times the tasks or the compute of one condition the other needs for a skill; or memorises (no skill)."""
+    """A ratio as a sentence. of: `tasks` or `compute`. Conditions need tasks for a skill, or memorise them if `skill` is empty."""
     first, second, (low, high) = one.against, one.condition, one.ends
     need, what = ("need", f" for {one.skill}") if one.skill else ("memorise", "")
     if one.verdict == "missing":
@@ -183,12 +188,17 @@ def _ratio_words(one: Finding, of: str) -> str:
 # Along compute ------------------------------------------------------------------------------------------------------
 
 AHEAD = ("a ahead throughout", "b ahead throughout")
+"""Verdicts of `stats.crossover` without a crossing."""
 
 
 def crossover(
     a: Side, b: Side, skill: str, n_tasks: int, budgets: Sequence[float], in_this_order: bool = False
 ) -> Finding:
-    """The compute at which b overtakes a; or a overtakes b, if that is seen and the order is free."""
+    """The compute at which b overtakes a in ability, at one number of tasks, over these budgets.
+
+    If b does not overtake a but a overtakes b, the sides are exchanged. in_this_order: never exchange them, because the
+    primary claim names the direction.
+    """
     first, second = (_along(side, skill, n_tasks, budgets) for side in (a, b))
     n = min(len(first), len(second))
     first, second = first[:n], second[:n]
@@ -217,21 +227,23 @@ def crossover(
 
 
 def _along(side: Side, skill: str, n_tasks: int, budgets: Sequence[float]) -> np.ndarray:
-    """Ability at the ends of the budgets, (replicates, budgets)."""
+    """Ability of a side at the ends of the budgets, (replicates, budgets)."""
     of = side.results
     cube = surface(of, "ability", side.condition, skill)[of.levels.index(n_tasks)].T
     return cube[:, [of.budgets.index(c) for c in budgets]]
 
 
 def pairs(first: np.ndarray, second: np.ndarray) -> int:
-    """Replicates with a value on both sides at any budget."""
+    """Number of replicates with a value on both sides at some budget; first and second are (replicates, budgets)."""
     return int((~np.isnan(second - first).all(axis=1)).sum())
 
 
 def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> float | None:
-    """p-value of the verdict on two conditions: `crosses` if one overtakes, its own if one is ahead, else 1.
+    """p-value of the verdict on two conditions; None if nothing was tested.
 
-    Being ahead is at least as likely as replicates of a bimodal onset that agree by chance at any level.
+    crosses: the p-value of a crossing (`differences.crossing_p`), returned for the verdict `crosses`. For a verdict "ahead
+    throughout", twice the one-sided p, and at least the chance that bimodal replicates agree at any of n_levels levels
+    (`by_chance`). For other verdicts 1.
     """
     if met.p_value is None or met.verdict == "crosses":
         return crosses
@@ -242,7 +254,7 @@ def crossover_p(met: stats.Crossover, crosses: float | None, n_levels: int) -> f
 
 
 def crossover_words(one: Finding) -> str:
-    """One condition against another along compute."""
+    """A crossover as a sentence without its full stop."""
     a, b, (low, high) = one.against, one.condition, one.ends
     return {
         "crosses": f"{b} overtakes {a} {between(low, high, 'FLOPs')}",

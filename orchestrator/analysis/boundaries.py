@@ -17,12 +17,15 @@ from orchestrator.stats.boundaries import MIN_TESTED
 from orchestrator.stats.minimums import BOUNDARY
 
 Measure = Literal["ability", "memory"]
+"""A measure with a boundary."""
 DIRECTION: dict[Measure, Literal["rising", "falling"]] = {"ability": "rising", "memory": "falling"}
+"""The way in which a measure crosses one half with more tasks."""
 LETTER: dict[Measure, str] = {"ability": "A", "memory": "M"}
+"""The index of a boundary's name: K_A, K_M."""
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """K_A of every shown skill and K_M at every budget, and the drift of each."""
+    """K_A of every shown skill and K_M at every budget, and the drift of each boundary; for every condition."""
     for condition in results.study.conditions:
         for measure, skill in measures(results):
             yield from boundaries(results, measure, condition, skill)
@@ -31,7 +34,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def measures(results: Results) -> list[tuple[Measure, str]]:
-    """Ability of each shown skill, then memory."""
+    """(measure, skill) pairs: ability with each shown skill, then memory with the empty string."""
     return [*(("ability", skill) for skill in results.study.shown_skills), ("memory", "")]
 
 
@@ -39,9 +42,10 @@ def measures(results: Results) -> list[tuple[Measure, str]]:
 
 
 def boundaries(results: Results, measure: Measure, condition: str, skill: str) -> list[Finding]:
-    """K_A or K_M at every budget, ascending.
+    """K_A (measure ability) or K_M (memory, skill "") at every budget, ascending.
 
-    A replicate that diverged or failed counts as not there. A replicate that has yet to end is left out.
+    A diverged or failed trial counts as without ability, or as without memory. A replicate that has yet to end at some levels is
+    left out, or those levels are (`settled`).
     """
     tables = zip(results.budgets, judged(results, measure, condition, skill), strict=True)
     make = lambda: [_boundary(results, measure, condition, skill, c, *table) for c, table in tables]  # noqa: E731
@@ -76,22 +80,26 @@ def _boundary(
 
 
 def tried(levels: Sequence[float], table: np.ndarray) -> tuple[float, float] | None:
-    """The first and the last level with a value; table (replicates, levels). None if there is none."""
+    """The first and the last level at which a replicate has a value; table (replicates, levels). None if there is none."""
     known = np.flatnonzero(~np.isnan(table).all(axis=0)) if len(table) else np.array([], int)
     return (levels[known[0]], levels[known[-1]]) if len(known) else None
 
 
 def judged(results: Results, measure: Measure, condition: str, skill: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """At every budget, the table (replicates, n_tasks) behind a boundary, and the replicates in it."""
+    """For every budget, two arrays: a table (replicates, n_tasks) of the measure, and the numbers of these replicates (replicates,).
+
+    Replicates and levels that have yet to run are left out (`settled`).
+    """
     cube, waiting = counted(results, measure, condition, skill)
     tables = lambda: [settled(cube[:, j].T, waiting[:, j].T) for j in range(len(results.budgets))]  # noqa: E731
     return results.once(("judged", measure, condition, skill), tables)
 
 
 def counted(results: Results, measure: Measure, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
-    """The surface with its lost trials, and the trials that have yet to end; (n_tasks, compute, replicates) each.
+    """A measure with a value for lost trials, and whether a trial has yet to end. Both (n_tasks, budgets, replicates).
 
-    A diverged or failed trial has the value -1, if the measure is defined for another replicate of its cell.
+    A diverged or failed trial without a value gets -1, if another replicate of its cell has a value. The second array is True
+    for open trials without a value.
     """
     return results.once(("counted", measure, condition, skill), lambda: _counted(results, measure, condition, skill))
 
@@ -105,11 +113,11 @@ def _counted(results: Results, measure: Measure, condition: str, skill: str) -> 
 
 
 def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a table (replicates, levels) that can be judged while trials are still to come, and its replicates.
+    """The part of a table (replicates, levels) without open trials, and the indices of its replicates.
 
-    A level that a replicate has yet to run must not count as not across. So the replicates are chosen that have all
-    levels of some set of levels: the choice with the most cells and, of equals, with the most replicates. Other levels
-    become NaN. Without waiting trials the table stays as it is.
+    waiting (replicates, levels): True if a trial has yet to end. A level that a replicate has yet to run must not count as not
+    across. So a set of levels is chosen, with all replicates that have no open trial on it: the choice with the most cells
+    and, of equals, with the most replicates. Other levels become NaN. Without open trials the values stay as they are.
     """
     known = ~np.isnan(table)
     if not (waiting & known.any(axis=0)).any():
@@ -126,11 +134,12 @@ def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "falling"]) -> float | None:
-    """Two-sided sign test of a boundary's verdict about the median replicate; table (replicates, levels).
+    """p-value of a boundary's verdict: a two-sided sign test on the median replicate. table (replicates, levels).
 
-    `crossed`: the first level is not across and the last one is. `below`: the first is. `beyond`: the last is not.
-    An undecided boundary is a claim that failed: p = 1. None if nothing is defined, and below BOUNDARY.replicates.
-    Such a test could never be significant, and would weaken the correction of the others (Tarone 1990).
+    `crossed`: the median is not across one half at the first level with a value, and is at the last one. `below`: it is
+    across at the first. `beyond`: it is not at the last. An undecided boundary was tested without success: p = 1. None if
+    there is no value, or with fewer replicates than BOUNDARY.replicates. A test of so few could never be significant, and
+    would weaken the correction of the others (Tarone 1990).
     """
     known = table.T[~np.isnan(table).all(axis=0)]  # (levels, replicates)
     if not len(known) or known.shape[1] < BOUNDARY.replicates:
@@ -151,14 +160,15 @@ def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "fa
 
 
 def edge(one: Finding) -> float:
-    """The last value that no replicate has crossed (verdict beyond), or the first that all have (below)."""
+    """For verdict `beyond`, the last level, which no replicate has crossed. For `below`, a level from which on a replicate stays
+    across: the lowest over replicates."""
     if one.verdict == "beyond":
         return max(b.low for b in one.brackets if b.low is not None)
     return min(b.high for b in one.brackets if b.high is not None)
 
 
 def seen(one: Finding) -> Ends:
-    """The values between which all replicates cross; open if one does not cross."""
+    """The levels between which all replicates cross: lowest and highest bracket end. An end is open if a bracket's is."""
     lows, highs = ([b[i] for b in one.brackets] for i in (0, 1))
     low = min((v for v in lows if v is not None), default=None) if None not in lows else None
     high = max((v for v in highs if v is not None), default=None) if None not in highs else None
@@ -184,7 +194,7 @@ _PLACES = {
 
 
 def place_words(one: Finding) -> str:
-    """The place of a boundary, as a verb with its object."""
+    """The position of a boundary for a sentence, as a verb with its object: `appears between 64 and 256 tasks`."""
     if one.verdict == "missing":
         return "has no value"
     if one.verdict == "crossed" and one.ends == (None, None):
@@ -200,7 +210,7 @@ def place_words(one: Finding) -> str:
 
 
 def interval_words(one: Finding) -> str:
-    """The interval of a boundary, for a table cell."""
+    """The interval of a boundary for a table cell: `64 to 256`, `above 1e6`, a dash if missing."""
     if one.verdict == "missing":
         return "\u2014"
     if one.verdict in ("beyond", "below"):
@@ -215,10 +225,10 @@ def interval_words(one: Finding) -> str:
 
 
 def drift(results: Results, measure: Measure, condition: str, skill: str) -> Finding:
-    """Doublings of a boundary per doubling of compute, between the budgets at which every replicate crosses.
+    """Doublings of a boundary per doubling of compute, over the budgets at which its verdict is `crossed`.
 
-    Only replicates that have ended at all of these budgets take part. Other budgets are left out: the distance to the
-    end of the grid is no rate.
+    Only replicates that have ended at all of these budgets take part. At other budgets some replicates cross outside the
+    tried levels, and the distance to the last level is no rate.
     """
     found = boundaries(results, measure, condition, skill)
     crossed = [one.verdict == "crossed" for one in found]
@@ -247,13 +257,16 @@ def drift(results: Results, measure: Measure, condition: str, skill: str) -> Fin
 
 
 def _drift_p(moved: stats.Drift, found: Sequence[Finding]) -> float | None:
-    """p-value of a drift: 1 if the boundary is not seen at two budgets, None if it was not looked for at two."""
+    """p-value of a drift: 1 if the boundary is not crossed at two budgets. None if it has MIN_TESTED replicates at fewer than two.
+
+    `found`: the boundary at each budget.
+    """
     looked = [one for one in found if one.verdict != "missing" and one.n >= MIN_TESTED]
     return (1.0 if moved.p_value is None else moved.p_value) if len(looked) > 1 else None
 
 
 def drift_words(one: Finding) -> str:
-    """How a boundary moves with compute, as a verb with its object."""
+    """The drift of a boundary for a sentence, as a verb with its object: `rises with compute by 0.5 to 1.2 doublings ...`."""
     unit = "doublings of tasks per doubling of compute"
     low, high = one.ends
     if one.verdict == "missing":

@@ -2,9 +2,9 @@
 
     emergence compare quickstart@1 quickstart@2
 
-Only cells, budgets and skills that both have are compared. Replicates are paired if both studies draw the same training
-tasks for a replicate, which takes the same family. The mean difference over all cells is tested for itself;
-all other findings are corrected together.
+Only cells, budgets and skills that both have are compared. Replicates are paired if both studies have the same family: they
+then draw the same training tasks for a replicate. The mean difference over all cells is tested without correction; all
+other findings are corrected together.
 """
 
 from __future__ import annotations
@@ -26,33 +26,41 @@ from orchestrator.stats.intervals import by_chance
 from orchestrator.study.schema import differences as fields_that_differ
 
 OVERALL_SHARE = 0.04
-"""The part of FALSE_SHARE that the mean difference may spend. All else is tested at the rest or, once the mean difference is
-shown, at the whole of FALSE_SHARE (fallback procedure: Wiens and Dmitrienko 2005). So two equal studies differ in anything
-in at most FALSE_SHARE of comparisons. With this much, three replicates suffice for the mean difference."""
+"""Significance level of the mean difference, a part of FALSE_SHARE. All other findings are tested at the rest or, if the mean
+difference is significant, at the whole of FALSE_SHARE (fallback procedure: Wiens and Dmitrienko 2005). So two equal studies
+give a significant finding in at most FALSE_SHARE of comparisons. At this level three replicates suffice for the mean
+difference."""
 
 Pair = tuple[str, str]
-"""A condition of the first study, and the one of the second that it is compared with."""
+"""A condition of the first study, and the condition of the second study that it is compared with."""
 
 
 class Comparison(NamedTuple):
-    """Two studies, restricted to cells that both have."""
+    """Two studies side by side, in the cells that both have, with their differences."""
 
     a: Findings
+    """The first study."""
     b: Findings
+    """The second study."""
     pairs: tuple[Pair, ...]
+    """The conditions of the same name; if there are none, the first condition of each study."""
     skills: tuple[str, ...]
     """Skills that both show, in the first study's order."""
     levels: list[int]
+    """Numbers of tasks that both have."""
     budgets: list[float]
+    """Budgets that both have, in FLOPs."""
     paired: bool
+    """Whether replicates of the same number have the same training tasks, so that tests are paired."""
     settings: tuple[str, ...]
     """Fields that differ, as `model.d_model: 64 -> 128`."""
     outside: tuple[int, int]
-    """Recorded trials of either study that its axes no longer hold."""
+    """Number of recorded trials of each study that lie outside its present axes."""
     overall: Finding
-    """The headline skill's ability, cut to 0 and 1, as a mean over cells: second less first. `n_tasks` counts the cells."""
+    """The mean difference over cells: ability in the headline skill, clipped to 0 and 1, second study less first. Its `n_tasks`
+    holds the number of cells."""
     findings: tuple[Finding, ...]
-    """Differences of cells, shifts of boundaries and crossovers, corrected together."""
+    """Differences in cells, ratios of boundaries and crossovers, corrected together."""
 
     @property
     def skill(self) -> str:
@@ -61,18 +69,18 @@ class Comparison(NamedTuple):
 
     @property
     def overall_is_significant(self) -> bool:
-        """Is the mean difference shown?"""
+        """Whether the mean difference is significant at OVERALL_SHARE."""
         return self.overall.significance == "significant"
 
     def significant(self, question: str = "") -> list[Finding]:
-        """The significant findings of a question, or of all."""
+        """The significant findings whose question begins with `question`; "" for all."""
         return [one for one in self.findings if one.significance == "significant" and one.question.startswith(question)]
 
 
 def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comparison:
-    """Compare two studies. Raises ValueError, a sentence, if they have nothing in common.
+    """Compare two studies. Raises ValueError, a sentence, if they have no skill, number of tasks, budget or value in common.
 
-    `outside`: recorded trials of either study that its axes no longer hold (`tables.outside`).
+    `outside`: number of recorded trials of each study outside its axes (`tables.outside`).
     """
     skills = [skill for skill in a.study.shown_skills if skill in b.study.shown_skills]
     levels = [n for n in a.results.levels if n in b.results.levels]
@@ -107,6 +115,7 @@ def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comp
 def _refuse_nothing_in_common(
     a: Findings, b: Findings, skills: list[str], levels: list[int], budgets: list[float]
 ) -> None:
+    """Raise ValueError, with the values of both studies, if a list of common skills, levels or budgets is empty."""
     names = [cast(Any, f.study.family).name for f in (a, b)]
     if names[0] != names[1] and not skills:
         raise ValueError(f"the families {names[0]} and {names[1]} have no skill in common")
@@ -122,7 +131,10 @@ def _refuse_nothing_in_common(
 
 
 def _settings(a: Findings, b: Findings, pairs: tuple[Pair, ...]) -> list[str]:
-    """The settings behind results that differ. One that does not differ everywhere carries its condition's name."""
+    """The settings that differ, as `model.d_model: 64 -> 128`, with the conditions in front if only some differ.
+
+    Only settings that decide results count.
+    """
     found: dict[str, list[Pair]] = {}
     for pair in pairs:
         for line in fields_that_differ(_decisive(a, pair[0]), _decisive(b, pair[1])):
@@ -135,7 +147,7 @@ def _settings(a: Findings, b: Findings, pairs: tuple[Pair, ...]) -> list[str]:
 
 
 def _decisive(found: Findings, condition: str) -> dict[str, Any]:
-    """The settings of a condition that decide its results."""
+    """The settings of a condition that decide its results, and the versions of family and trainer; nested, for a diff."""
     settings, science = found.study.settings(condition), found.study.science()
     parts = {name: settings[name].model_dump(mode="json") for name in ("family", "model", "training", "evaluation")}
     return parts | {"versions": science["versions"]}
@@ -144,53 +156,65 @@ def _decisive(found: Findings, condition: str) -> dict[str, Any]:
 # Questions ----------------------------------------------------------------------------------------------------------
 
 
-def sides(of: Comparison, pair: Pair) -> tuple[Side, Side]:
-    """Both sides, named by study and, if there are several, by condition."""
+def sides(comparison: Comparison, pair: Pair) -> tuple[Side, Side]:
+    """Both sides of a pair, named by study and, if several pairs are compared, by condition."""
     names = [
-        f"{f.study.id} ({name})" if len(of.pairs) > 1 else f.study.id
-        for f, name in zip((of.a, of.b), pair, strict=True)
+        f"{f.study.id} ({name})" if len(comparison.pairs) > 1 else f.study.id
+        for f, name in zip((comparison.a, comparison.b), pair, strict=True)
     ]
-    return Side(of.a.results, pair[0], names[0]), Side(of.b.results, pair[1], names[1])
+    return Side(comparison.a.results, pair[0], names[0]), Side(comparison.b.results, pair[1], names[1])
 
 
-def _asked(of: Comparison, pair: Pair) -> Iterator[Finding]:
-    """Every cell and, if replicates are paired, every boundary and every crossover."""
-    a, b = sides(of, pair)
-    measures: list[tuple[Measure, str]] = [*(("ability", skill) for skill in of.skills), ("memory", "")]
+def _asked(comparison: Comparison, pair: Pair) -> Iterator[Finding]:
+    """Differences in every cell and, if replicates are paired, ratios of boundaries and crossovers. For one pair of conditions."""
+    a, b = sides(comparison, pair)
+    measures: list[tuple[Measure, str]] = [*(("ability", skill) for skill in comparison.skills), ("memory", "")]
     for measure, skill in measures:
-        yield from _cells(of, a, b, measure, skill)
-    if of.paired:
+        yield from _cells(comparison, a, b, measure, skill)
+    if comparison.paired:
         for measure, skill in measures:
-            yield from (arms.fewer_tasks(a, b, measure, skill, flops) for flops in of.budgets)
-        if len(of.budgets) > 1:
-            yield from (arms.crossover(a, b, of.skill, n, of.budgets) for n in of.levels)
+            yield from (arms.fewer_tasks(a, b, measure, skill, flops) for flops in comparison.budgets)
+        if len(comparison.budgets) > 1:
+            yield from (arms.crossover(a, b, comparison.skill, n, comparison.budgets) for n in comparison.levels)
 
 
-def _shared(of: Comparison, side: Side, cube: np.ndarray) -> np.ndarray:
-    """The cells of a study's (n_tasks, compute, replicates) that both have."""
-    rows = [side.results.levels.index(n) for n in of.levels]
-    return cube[np.ix_(rows, [side.results.budgets.index(c) for c in of.budgets])]
+def _shared(comparison: Comparison, side: Side, cube: np.ndarray) -> np.ndarray:
+    """The part of one study's cube (n_tasks, budgets, replicates) in the cells that both studies have."""
+    rows = [side.results.levels.index(n) for n in comparison.levels]
+    return cube[np.ix_(rows, [side.results.budgets.index(c) for c in comparison.budgets])]
 
 
-def _cells(of: Comparison, a: Side, b: Side, measure: Measure, skill: str) -> Iterator[Finding]:
-    x, y = (_shared(of, side, surface(side.results, measure, side.condition, skill)) for side in (a, b))
-    for i, n in enumerate(of.levels):
-        for j, c in enumerate(of.budgets):
+def _cells(comparison: Comparison, a: Side, b: Side, measure: Measure, skill: str) -> Iterator[Finding]:
+    """The difference of a measure in every common cell with a value in one of the studies."""
+    x, y = (_shared(comparison, side, surface(side.results, measure, side.condition, skill)) for side in (a, b))
+    for i, n in enumerate(comparison.levels):
+        for j, c in enumerate(comparison.budgets):
             if not (np.isnan(x[i, j]).all() and np.isnan(y[i, j]).all()):
-                yield _cell(of, a, b, measure, skill, n, c, x[i, j], y[i, j])
+                yield _cell(comparison, a, b, measure, skill, n, c, x[i, j], y[i, j])
 
 
 def _cell(
-    of: Comparison, a: Side, b: Side, measure: Measure, skill: str, n: int, c: float, x: np.ndarray, y: np.ndarray
+    comparison: Comparison,
+    a: Side,
+    b: Side,
+    measure: Measure,
+    skill: str,
+    n: int,
+    c: float,
+    x: np.ndarray,
+    y: np.ndarray,
 ) -> Finding:
-    """One cell: the second study's mean less the first's. x and y are (replicates,)."""
-    if of.paired:
+    """The difference of a measure in the cell at n tasks and c FLOPs: the mean of y (second study) less that of x (first).
+
+    x and y are (replicates,), NaN for missing.
+    """
+    if comparison.paired:
         both = min(len(x), len(y))
         x, y = x[:both], y[:both]
     first, second = x.tolist(), y.tolist()
 
     def at(confidence: float) -> differences.Difference | None:
-        return differences.guarded_difference(second, first, of.paired, confidence)
+        return differences.guarded_difference(second, first, comparison.paired, confidence)
 
     def interval(confidence: float) -> Ends:
         found = at(confidence)
@@ -217,16 +241,19 @@ def _cell(
     )
 
 
-def _overall(of: Comparison) -> Finding:
-    """The mean over the cells that every replicate has, of all pairs of conditions. A lost trial counts as 0."""
+def _overall(comparison: Comparison) -> Finding:
+    """The mean difference of ability: a mean over cells for each replicate, then a test over replicates.
+
+    Only cells in which all used replicates have a value count, over all pairs of conditions. A lost trial counts as 0.
+    """
     columns: list[list[np.ndarray]] = [[], []]
-    for pair in of.pairs:
-        for column, side in zip(columns, sides(of, pair), strict=True):
-            cube, _ = boundaries.counted(side.results, "ability", side.condition, of.skill)
-            column.append(np.clip(_shared(of, side, cube), 0, 1).reshape(-1, side.results.n_replicates))
+    for pair in comparison.pairs:
+        for column, side in zip(columns, sides(comparison, pair), strict=True):
+            cube, _ = boundaries.counted(side.results, "ability", side.condition, comparison.skill)
+            column.append(np.clip(_shared(comparison, side, cube), 0, 1).reshape(-1, side.results.n_replicates))
     x, y = (np.concatenate(column) for column in columns)  # (cells, replicates)
     used_x, used_y = (~np.isnan(side).all(axis=0) for side in (x, y))
-    if of.paired:
+    if comparison.paired:
         n = min(len(used_x), len(used_y))
         used_x = used_y = used_x[:n] & used_y[:n]
         x, y = x[:, :n], y[:, :n]
@@ -234,18 +261,18 @@ def _overall(of: Comparison) -> Finding:
     whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y).any(axis=1)
     usable = bool(whole.any() and x.size and y.size)
     means = [side[whole].mean(axis=0).tolist() for side in (y, x)] if usable else []
-    found = differences.guarded_difference(means[0], means[1], of.paired, 1 - OVERALL_SHARE) if usable else None
+    found = differences.guarded_difference(means[0], means[1], comparison.paired, 1 - OVERALL_SHARE) if usable else None
     shown = found is not None and found.p is not None and found.p <= OVERALL_SHARE
     return Finding(
         name="overall",
         question="mean difference of ability",
         words=lambda one: (
-            f"ability of {of.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
+            f"ability of {comparison.skill} is {difference_words(one)} on average over {times(one.n_tasks or 0, 'cell')}"
         ),
-        condition=of.b.study.id,
-        skill=of.skill,
+        condition=comparison.b.study.id,
+        skill=comparison.skill,
         n_tasks=int(whole.sum()) if usable else 0,
-        against=of.a.study.id,
+        against=comparison.a.study.id,
         verdict="missing" if found is None else "differs" if found.mean else "equal",
         n=min(found.n_a, found.n_b) if found else 0,
         p=found.p if found else None,
@@ -272,19 +299,19 @@ def difference_words(one: Finding, sides: str = "") -> str:
     return f"{way} ({sure(one.confidence)} interval {signed(one.low, 2)} to {signed(one.high, 2)})"
 
 
-def sentence(of: Comparison) -> str:
-    """The difference between two studies, and its certainty."""
-    a, b, overall = of.a.study.id, of.b.study.id, of.overall
-    tested = count(of.findings, "significant") + count(of.findings, "not significant")
-    shown = of.significant()
-    cells = {one.verdict for one in of.findings if one.question.startswith("difference")}
-    if of.paired and cells <= {"equal", "missing"}:
+def sentence(comparison: Comparison) -> str:
+    """The answer of a comparison in one sentence: which study is better, or that they are not distinguishable."""
+    a, b, overall = comparison.a.study.id, comparison.b.study.id, comparison.overall
+    tested = count(comparison.findings, "significant") + count(comparison.findings, "not significant")
+    shown = comparison.significant()
+    cells = {one.verdict for one in comparison.findings if one.question.startswith("difference")}
+    if comparison.paired and cells <= {"equal", "missing"}:
         return f"{a} and {b} agree exactly: every value that both have is the same."
     if not tested and overall.p is None:
         return f"No difference between {a} and {b} can be tested: that takes two replicates on each side."
-    if of.overall_is_significant:
+    if comparison.overall_is_significant:
         better = "better" if (overall.estimate or 0.0) > 0 else "worse"
-        return f"{b} is {better} at {of.skill} than {a}: {overall.sentence}."
+        return f"{b} is {better} at {comparison.skill} than {a}: {overall.sentence}."
     whole = f": {overall.sentence}" if overall.verdict != "missing" else ""
     if shown:
         return (
@@ -295,38 +322,40 @@ def sentence(of: Comparison) -> str:
     return f"{a} and {b} are not distinguishable{whole}."
 
 
-def more(of: Comparison) -> list[str]:
-    """Further sentences: the largest significant shifts and crossovers, omissions, and doubts."""
-    ratios = of.significant("task multiplier")
-    shown = ([one for one in ratios if one.skill == of.skill] or ratios)[-2:] + of.significant("crossover")[-2:]
+def more(comparison: Comparison) -> list[str]:
+    """Further sentences: up to two significant ratios of boundaries and two crossovers, caveats, and left-out parts."""
+    ratios = comparison.significant("task multiplier")
+    shown = ([one for one in ratios if one.skill == comparison.skill] or ratios)[-2:] + comparison.significant(
+        "crossover"
+    )[-2:]
     said = [f"{capitalised(one.sentence)}." for one in shown]
-    if of.pairs[0][0] != of.pairs[0][1]:
-        said.append(f"They share no condition: {of.pairs[0][0]} is compared with {of.pairs[0][1]}.")
-    if not of.paired:
+    if comparison.pairs[0][0] != comparison.pairs[0][1]:
+        said.append(f"They share no condition: {comparison.pairs[0][0]} is compared with {comparison.pairs[0][1]}.")
+    if not comparison.paired:
         said.append("Their families differ, so replicates are not paired.")
-    if not of.settings:
+    if not comparison.settings:
         said.append("Their settings are the same.")
-    return said + left_out(of)
+    return said + left_out(comparison)
 
 
-def left_out(of: Comparison) -> list[str]:
-    """Conditions, skills, tasks and budgets of one study alone, and trials that do not count; sentences."""
+def left_out(comparison: Comparison) -> list[str]:
+    """Sentences on conditions, skills, tasks and budgets that only one study has, and on trials without a result."""
     said = []
-    for side, (mine, other) in enumerate(((of.a, of.b), (of.b, of.a))):
+    for side, (mine, other) in enumerate(((comparison.a, comparison.b), (comparison.b, comparison.a))):
         own = mine.study
-        conditions = [name for name in own.conditions if name not in {pair[side] for pair in of.pairs}]
-        skills = [skill for skill in own.shown_skills if skill not in of.skills]
+        conditions = [name for name in own.conditions if name not in {pair[side] for pair in comparison.pairs}]
+        skills = [skill for skill in own.shown_skills if skill not in comparison.skills]
         levels = [number(n) for n in mine.results.levels if n not in other.results.levels]
         budgets = [number(c) for c in mine.results.budgets if c not in other.results.budgets]
-        extra = own.axes.replicates - other.study.axes.replicates if of.paired else 0
+        extra = own.axes.replicates - other.study.axes.replicates if comparison.paired else 0
         parts = _part("condition", conditions) + _part("skill", skills)
         parts += _part("number of tasks", levels, "numbers of tasks") + _part("budget", budgets)
         parts += [times(extra, "more replicate")] if extra > 0 else []
         if parts:
             said.append(f"Only {own.id} has {'; '.join(parts)}.")
-        if of.outside[side]:
-            lie, are = ("lies", "is") if of.outside[side] == 1 else ("lie", "are")
-            recorded = f"{times(of.outside[side], 'recorded trial')} of {own.id}"
+        if comparison.outside[side]:
+            lie, are = ("lies", "is") if comparison.outside[side] == 1 else ("lie", "are")
+            recorded = f"{times(comparison.outside[side], 'recorded trial')} of {own.id}"
             said.append(f"{recorded} {lie} outside its axes and {are} left out.")
         for status in ("open", "diverged", "failed"):
             if n := sum(run["status"] == status for run in mine.runs):
@@ -336,5 +365,6 @@ def left_out(of: Comparison) -> list[str]:
 
 
 def _part(what: str, values: Sequence[str], several: str = "") -> list[str]:
+    """A phrase such as `the budgets 1e9, 2e9`, as a list of one; empty without values. several: the plural of `what`."""
     noun = what if len(values) == 1 else several or f"{what}s"
     return [f"the {noun} {', '.join(values)}"] if values else []

@@ -1,4 +1,4 @@
-"""Does a mean go against its direction along one axis: does more compute, or do more tasks, take a skill away?"""
+"""Dips: does a mean over replicates go against its expected direction along an axis, such as ability that falls with more compute?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from orchestrator.stats import multiplicity
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every mean along the numbers of tasks at each budget, and ability along compute at each number of tasks.
+    """A test for a dip along the numbers of tasks at each budget, and of ability along compute at each number of tasks.
 
-    Their p-values are corrected among themselves. Along compute a negative ability counts as 0: a model that knows
-    nothing and grows more certain of it loses no skill.
+    Ability should rise, memory should fall with more tasks. The p-values are corrected among themselves. Along compute a
+    negative ability counts as 0: a model that is wrong with growing confidence had no skill to lose.
     """
     found = [one for condition in results.study.conditions for one in _of_condition(results, condition)]
     claims = multiplicity.adjust([one.p for one in found]).claims
@@ -51,6 +51,7 @@ def _dip(
     n_tasks: int | None = None,
     flops: float | None = None,
 ) -> Finding:
+    """The finding of one test. n: replicates with a value. Either n_tasks or flops is given: the value that stays fixed."""
     unit, place = ("tasks", f"{number(flops)} FLOPs") if flops else ("FLOPs", f"{number(n_tasks or 0)} tasks")
     name = f"{f'ability of {skill}' if skill else 'memory'}{in_condition(results, condition)}"
 
@@ -77,5 +78,5 @@ def _dip(
 
 
 def _sign(skill: str) -> int:
-    """Ability should rise, memory should fall."""
+    """The sign of an expected change: +1 for ability, -1 for memory (skill "")."""
     return 1 if skill else -1

@@ -16,9 +16,9 @@ from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every skill along the numbers of tasks at each budget, and along compute at each number of tasks.
+    """Break or smooth for every skill, along the numbers of tasks at each budget, and along compute at each number of tasks.
 
-    Along compute the training run is read at its constant rate: the decay at the end would look like a break.
+    Along compute only evaluations at the constant learning rate are read: the decay at the end would look like a break.
     """
     for condition in results.study.conditions:
         for skill in results.study.shown_skills:
@@ -44,11 +44,11 @@ _METRICS = {
     "accuracy": "accuracy",
     "exact_match": "exact_match",
 }
-"""Measure -> its name among the scores of `breaks.emergence`."""
+"""Name in MEASURES -> name among the scores of `breaks.emergence`."""
 
 
 def _on(scale: np.ndarray, flops: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values (R, P) at some places of the scale, spread over all of its places."""
+    """values (R, P) at compute `flops` (P,), as a table (R, S) over the whole `scale` (S,), with NaN elsewhere."""
     table = np.full((len(values), len(scale)), np.nan)
     table[:, np.searchsorted(scale, flops)] = values
     return table
@@ -63,6 +63,11 @@ def _finding(
     scale: np.ndarray,
     lines: dict[str, np.ndarray],
 ) -> Finding:
+    """Break or smooth of one skill along one cut.
+
+    fixed: the budget in FLOPs, or the number of tasks, that stays fixed. scale (S,): values along the axis, not logs. lines: measure
+    -> (R, S).
+    """
     found = _emergence(scale, lines)
     along, unit, at = ("tasks", "tasks", "FLOPs") if axis == "n_tasks" else ("compute", "FLOPs", "tasks")
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
@@ -94,6 +99,7 @@ def _finding(
 
 
 def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emergence:
+    """`breaks.emergence` with the names of scores. Exact match is left out if it has no value."""
     scores = {_METRICS[m]: values for m, values in lines.items()}
     if not np.isfinite(scores["exact_match"]).any():
         del scores["exact_match"]
@@ -101,7 +107,10 @@ def _emergence(scale: np.ndarray, lines: dict[str, np.ndarray]) -> breaks.Emerge
 
 
 def _break_p(found: breaks.Emergence) -> float | None:
-    """p-value of a break; 1 if none is called, None with too few scales or replicates for any."""
+    """p-value of a break: the larger of `p_smooth` and `p_straight` of the decisive score. 1 for another verdict.
+
+    None if no score has MIN_SCALES scales and MIN_REPLICATES replicates.
+    """
     scores = found.metrics.values()
     if not any(len(one.scales) >= MIN_SCALES and one.n_replicates >= MIN_REPLICATES for one in scores):
         return None

@@ -1,4 +1,4 @@
-"""Expected values beside measured ones: consistent, inconsistent or inconclusive."""
+"""Expected values of a study (`Study.expected`) against the measured means: consistent, inconsistent or inconclusive."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def _beside(results: Results, expected: Expected, i: int) -> Finding:
+    """The finding for one expected value, the i-th of the study. Its interval needs a value in every replicate."""
     study, cell = results.study, expected.cell
     condition, flops = cell.arm or next(iter(study.conditions)), cell.compute_flops or study.budgets[-1]
     values = _values(results, expected, condition, flops)
@@ -52,7 +53,7 @@ def _beside(results: Results, expected: Expected, i: int) -> Finding:
 
 
 def _values(results: Results, expected: Expected, condition: str, flops: float) -> list[float | None]:
-    """One value for each replicate."""
+    """The measured quantity of an expected value, one value for each replicate; None if missing or undefined."""
     study, cell = results.study, expected.cell
     skill, mixture = cell.skill or study.shown_skills[0], cast(Family, study.family).mixture
     if expected.what in ("accuracy", "ability"):
@@ -65,7 +66,10 @@ def _values(results: Results, expected: Expected, condition: str, flops: float) 
 
 
 def crossing(results: Results, condition: str, n_tasks: int, replicate: int) -> float | None:
-    """Optimizer step at which d_rel on the training mixture rises through one half; None if it never does."""
+    """Optimizer step at which the relative distance d_rel on seen tasks rises to one half, from generaliser to memoriser.
+
+    None if it never does, or starts there.
+    """
     mixture = cast(Family, results.study.family).mixture
     curve = results.curve("d_rel", condition, mixture, "seen", n_tasks, replicate)
     return stats.crossing_step(curve.steps.tolist(), curve.values.tolist())

@@ -1,7 +1,7 @@
 """A finding: one question of a study with its answer. Every table, page and sentence prints findings and computes nothing.
 
-A question is a file of this room. It yields findings (`ask`) and puts one into words (`words`). `findings.py` asks all
-questions once and corrects their p-values together (`corrected`).
+A question is a file of this folder. Its function `ask` yields findings, and each finding holds a function that puts it into
+words (`Finding.words`). `findings.py` asks all questions once and corrects their p-values together (`corrected`).
 """
 
 from __future__ import annotations
@@ -20,62 +20,69 @@ CONFIDENCE = 0.95
 """Confidence of an interval that no correction has changed."""
 
 FALSE_SHARE = 0.05
-"""Expected share of false findings among the significant ones."""
+"""Bound of the expected share of false findings among the significant ones (false discovery rate)."""
 
 Ends = tuple[float | None, float | None]
 """Low and high end of an interval; None is open."""
 
 Significance = Literal["significant", "not significant", "untested", "primary", ""]
-"""After correction. `untested`: too few replicates, or undefined. `primary`: declared before the run, not corrected.
-Empty: outside the count, such as an expected value."""
+"""The result of a finding's test after correction. `untested`: it has no p-value, for lack of replicates or values. `primary`: the
+finding of the primary claim, tested without correction. Empty: the finding takes no part in the correction, such as an
+expected value."""
 
 
 def no_interval(confidence: float) -> Ends:
-    """The interval of a finding that has none."""
+    """`Finding.interval` of a finding without an interval: open at both ends."""
     return None, None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One question, its place, and its answer."""
+    """One question at one place of a study (condition, skill, number of tasks, budget), and its answer."""
 
     name: str
-    """Unique in a study, and the same before and after correction."""
+    """Unique in a study, and the same before and after correction (`claim_of`)."""
     question: str
-    """Its kind: `K_A`, `K_M`, `drift of K_A`, `compute to skill`, `crossover`, ..."""
+    """The kind of question: `K_A`, `K_M`, `drift of K_A`, `compute to skill`, `crossover`, ..."""
     words: Callable[[Finding], str]
-    """Puts the finding into one sentence without its full stop."""
+    """Puts the finding into one sentence without its full stop. It gets the finding itself, and so the corrected interval."""
     condition: str
     skill: str = ""
     """Empty for memory."""
     n_tasks: int | None = None
+    """The number of tasks at which the question is asked; None if it is asked over all of them."""
     compute_flops: float | None = None
+    """The budget in FLOPs at which the question is asked; None if it is asked over all of them."""
     against: str = ""
     """The condition, or the state of a specialist, on the other side of a comparison."""
     verdict: str
+    """The answer in a word or a few, such as `crossed` or `undecided`; each question has its own. `missing`: no value."""
     n: int
-    """Replicates, or pairs of replicates, behind it."""
+    """Replicates, or pairs of replicates, with a value."""
     p: float | None = None
     """Raw p-value; None if nothing was tested."""
     estimate: float | None = None
+    """A point estimate, in the unit of the interval; None for questions that give an interval alone."""
     interval: Callable[[float], Ends] = no_interval
-    """Confidence -> ends."""
+    """Confidence -> ends of the interval."""
     reach: tuple[float, float] | None = None
-    """The first and the last value that was tried. An end outside counts as open: nothing was measured there."""
+    """The first and the last level with a value (numbers of tasks or FLOPs). An end of the interval outside counts as open."""
     brackets: tuple[Bracket, ...] = ()
-    """For each replicate, the two values between which it crosses."""
+    """For each replicate, the two levels between which it crosses. For a ratio or drift, the least and the largest one that the
+    replicate allows."""
     replicates: tuple[int, ...] = ()
-    """The replicates that the brackets belong to."""
+    """The number of the replicate that each bracket belongs to."""
     counted: bool = True
-    """Does it take part in the correction?"""
+    """Whether it takes part in the correction."""
     adjusted_p: float | None = None
+    """p-value after the correction; None if untested or outside the correction."""
     significance: Significance = ""
     confidence: float = CONFIDENCE
     """Confidence of `low` and `high`."""
 
     @cached_property
     def ends(self) -> Ends:
-        """The interval at its confidence, as far as values were tried; none from a single replicate."""
+        """The interval at `confidence`. An end outside `reach` is open."""
         low, high = self.interval(self.confidence)
         first, last = self.reach or (float("-inf"), float("inf"))
         inside = [end if end is not None and first <= end <= last else None for end in (low, high)]
@@ -83,17 +90,17 @@ class Finding:
 
     @property
     def low(self) -> float | None:
-        """Lower end; None is open."""
+        """Lower end of `ends`; None is open."""
         return self.ends[0]
 
     @property
     def high(self) -> float | None:
-        """Upper end; None is open."""
+        """Upper end of `ends`; None is open."""
         return self.ends[1]
 
     @property
     def has_interval(self) -> bool:
-        """Is there an interval with an end, from more than one replicate?"""
+        """Whether at least one end is closed, from more than one replicate."""
         return self.n > 1 and self.ends != (None, None)
 
     @property
@@ -103,29 +110,32 @@ class Finding:
 
 
 def remembered(at_95: Ends, compute: Callable[[float], Ends]) -> Callable[[float], Ends]:
-    """An interval that is known at 95 % and computed at other confidences."""
+    """A `Finding.interval` that returns `at_95` at 95 %, and calls `compute` for other confidences."""
     return lambda confidence: at_95 if confidence == CONFIDENCE else compute(confidence)
 
 
-def claim_of(kind: str, measure: str, arm: str, skill: str, place: float | str = "") -> str:
-    """Name of a finding."""
+def claim_of(kind: str, measure: str, condition: str, skill: str, place: float | str = "") -> str:
+    """Unique name of a finding in its study.
+
+    kind and measure name the question, such as k and ability. place: the number of tasks or the budget, if it has one.
+    """
     at = repr(place) if isinstance(place, float) else str(place)
-    return f"{kind}_{measure}/{arm}/{skill}/{at}"
+    return f"{kind}_{measure}/{condition}/{skill}/{at}"
 
 
 def claim_of_pair(kind: str, a: str, b: str, skill: str, place: float) -> str:
-    """Name of a finding on two conditions, in either order."""
+    """Unique name of a finding on conditions a and b; the same for b and a."""
     return claim_of(kind, min(a, b), max(a, b), skill, place)
 
 
 def capitalised(clause: str) -> str:
-    """A clause at the start of a sentence. A name such as next_token stays as it is."""
+    """A clause with a capital first letter. A name such as next_token stays as it is."""
     first = clause.split(" ", 1)[0]
     return clause if not first.isalpha() else clause[0].upper() + clause[1:]
 
 
 def in_condition(results: Results, condition: str) -> str:
-    """The condition in parentheses if a study has several; else nothing."""
+    """ " (condition)" for a sentence if the study has several conditions; else the empty string."""
     return f" ({condition})" if len(results.study.conditions) > 1 else ""
 
 
@@ -143,9 +153,11 @@ def between(low: float | None, high: float | None, unit: str) -> str:
 
 
 def corrected(asked: Iterable[Finding], primary: str | None = None, false_share: float = FALSE_SHARE) -> list[Finding]:
-    """All findings with their significance (Benjamini and Hochberg 1995), the primary one aside.
+    """All findings with their significance (Benjamini and Hochberg 1995), in the same order.
 
-    A significant finding shows its interval at the confidence of Benjamini and Yekutieli (2005); any other at 95 %.
+    primary: name of the finding of the primary claim, which is left out of the correction. false_share: bound of the expected
+    share of false findings among the significant ones. A significant finding gets its interval at the confidence of
+    Benjamini and Yekutieli (2005); any other at 95 %.
     """
     found = list(asked)
     tested = [one for one in found if one.counted and one.name != primary]
@@ -155,6 +167,7 @@ def corrected(asked: Iterable[Finding], primary: str | None = None, false_share:
 
 
 def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -> Finding:
+    """A finding with the outcome of its claim. claim: None if the finding took no part in the correction."""
     if claim is None:
         return replace(one, significance="primary") if is_primary else one
     named: dict[str, Significance] = {
@@ -167,5 +180,5 @@ def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -
 
 
 def count(found: Sequence[Finding], significance: Significance) -> int:
-    """How many findings of those that are corrected together have this significance."""
+    """Number of findings with this significance, among those that take part in the correction."""
     return sum(one.counted and one.significance == significance for one in found)

@@ -1,7 +1,7 @@
-"""Everything that a study found: all questions are asked once, corrected together, and kept.
+"""All findings of a study: every question is asked once, and all p-values are corrected together.
 
-A new question is a file with `ask` and a place in QUESTIONS. Knows the study and its tables; knows no figure, no MLflow and
-no Ray.
+A new question is a file with a function `ask` and a place in QUESTIONS. Uses the study and its tables; no figures, no MLflow
+and no Ray.
 """
 
 from __future__ import annotations
@@ -42,30 +42,33 @@ QUESTIONS: tuple[Callable[[Results], Iterator[Finding]], ...] = (
     speed.ask,
     expected.ask,
 )
+"""All questions of a study. Each function yields the findings of one question."""
 
 
 class Costs(NamedTuple):
-    """The cost of a study so far."""
+    """FLOPs and time that the trials of a study took so far."""
 
     train_flops: float
-    """Training FLOPs that ran."""
+    """Training FLOPs that ran. A trunk that several trials share counts once."""
     eval_flops: float
+    """FLOPs of all evaluations."""
     saved_flops: float
-    """Training FLOPs that shared trunks saved."""
+    """Training FLOPs that were not run because trials share trunks."""
     slot_seconds: float
-    """Training and evaluation time, summed over slots."""
+    """Seconds of training and evaluation, summed over slots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """A study, its tables, and its findings."""
+    """A study, its results, and its findings: the input of every page, table and sentence."""
 
     study: Study
     results: Results
+    """The evaluations and trials as arrays."""
     findings: tuple[Finding, ...] = ()
     """All findings, corrected, in the order of QUESTIONS."""
     primary: primary.PrimaryFinding | None = None
-    """The claim that was declared before the run; None if none was."""
+    """The primary claim with its finding and verdict; None if the study declares none."""
 
     def of(
         self,
@@ -75,7 +78,10 @@ class Findings:
         n_tasks: int | None = None,
         compute_flops: float | None = None,
     ) -> list[Finding]:
-        """The findings of a question, narrowed by the places given. A question that ends in a space is a prefix."""
+        """The findings of a question with the given condition, skill, n_tasks and budget; None admits any.
+
+        A question that ends in a space is a prefix: `emergence ` selects all questions that begin with it.
+        """
         asked = self._by_question.get(question, [])
         if question.endswith(" "):
             asked = [one for name, many in self._by_question.items() if name.startswith(question) for one in many]
@@ -96,28 +102,28 @@ class Findings:
         return self.results.runs
 
     def skill_split(self, skill: str) -> str:
-        """The split that a skill is judged on: held-out tasks, or seen ones for skills that only exist there."""
+        """The split on which a skill is compared: `held_out`, or `seen` for skills that are measured on seen tasks alone."""
         return split_of(self.results, skill)
 
     def values(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
-        """One value for each replicate in a cell; None if it is missing or not defined."""
-        return self.results.values(measure, arm, skill, split, n_tasks, flops, phase)
+        """A measure in one cell, a value for each replicate; None if missing or undefined. As `Results.values`."""
+        return self.results.values(measure, condition, skill, split, n_tasks, flops, phase)
 
     def mean(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> float | None:
-        """Mean over the replicates that have the value."""
-        known = [v for v in self.values(measure, arm, skill, split, n_tasks, flops, phase) if v is not None]
+        """Mean of a measure in one cell, over the replicates with a value; None if no replicate has one."""
+        known = [v for v in self.values(measure, condition, skill, split, n_tasks, flops, phase) if v is not None]
         return sum(known) / len(known) if known else None
 
-    def ended(self, arm: str) -> bool:
-        """Has any trial of a condition come to the end of its budget with a result?"""
-        return any(self.results.present(*group).any() for group in self.results.groups() if group[0] == arm)
+    def ended(self, condition: str) -> bool:
+        """Whether a condition has an evaluation at the end of any trial."""
+        return any(self.results.present(*group).any() for group in self.results.groups() if group[0] == condition)
 
     def costs(self) -> Costs:
-        """The cost of all trials together. A shared trunk is charged once."""
+        """FLOPs and seconds so far, over all trials."""
 
         def total(key: str) -> float:
             return float(sum(r[key] for r in self.runs if r.get(key) is not None))
@@ -126,7 +132,11 @@ class Findings:
         return Costs(run, total("eval_flops"), own - run, total("train_seconds") + total("eval_seconds"))
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
-        """The boundaries as series for MLflow's parent run; the step counts the budgets from the smallest."""
+        """Metrics for the study's MLflow run: name -> (step, value) points.
+
+        The ends of K_A and K_M if their verdict is `crossed`; the step counts the budgets from the smallest, from 0. And the
+        number of trials by status, at step 0.
+        """
         series: dict[str, list[tuple[int, float]]] = {}
         for one in (*self.of("K_A"), *self.of("K_M")):
             name = f"{'k_ability' if one.skill else 'k_memory'}/{one.condition}{f'/{one.skill}' if one.skill else ''}"
@@ -140,17 +150,17 @@ class Findings:
 
 
 def find(study: Study, results: Any, runs: Any) -> Findings:
-    """Findings of a study from its two tables (`record/tables.py`). Never fails on missing values."""
+    """Findings of a study from its Arrow tables `results` and `runs` (`record/tables.py`). Missing values raise nothing."""
     return judge(Results.of_tables(study, results, runs))
 
 
 def read(folder: Path, study: Study) -> Findings:
-    """Findings from the Parquet files of a study's folder. Raises OSError when there are none yet."""
+    """Findings from the Parquet files of a study's folder. Raises OSError if a file is missing or damaged."""
     return judge(Results.read(folder, study))
 
 
 def judge(results: Results) -> Findings:
-    """Ask every question once, correct all p-values together, and look the primary claim up."""
+    """Ask every question once, correct all p-values together, and give the verdict on the primary claim."""
     asked = [one for ask in QUESTIONS for one in ask(results)]
     found = corrected(asked, primary.name_of(results.study, results.study.primary))
     declared = primary.examine(results, {one.name: one for one in found})

@@ -1,7 +1,8 @@
-"""Generalist/specialist comparison: from which multiple of a specialist's compute on is the generalist at least as good?
+"""Generalist/specialist comparison: from which multiple of a specialist's compute on is the generalist better?
 
-The generalist meets the specialist in three states: at one of the specialist's budgets, at the same compute, and at the
-specialist's best stopping time. The families of a study decide which conditions are specialists (`study/pairs.py`).
+A generalist trains on several domains, a specialist on one of them. At each of its budgets the generalist is compared with
+three states of the specialist: at one fixed budget of the specialist, at the same budget, and at the specialist's best
+budget. The families of a study decide which conditions are specialists (`study/pairs.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from orchestrator.stats import differences
 from orchestrator.study.pairs import Pair, measure_of, pairs_of
 
 Against = Literal["its budget", "the same", "its best"]
+"""The state of the specialist: at one fixed budget, at the generalist's budget, or at the budget with its largest value."""
 
 ALL = "all domains"
-"""The mean over the domains that have a specialist."""
+"""The `skill` of findings on the mean over all domains with a specialist."""
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every generalist against the mean of its specialists, then against each, at every number of tasks of a domain."""
+    """Every generalist against the mean of its specialists, then against each specialist, at every number of tasks in a domain."""
     for generalist, of_domains in _sides(results).items():
         for domain, sides in of_domains.items():
             for i, n in enumerate(results.levels):
@@ -36,16 +38,16 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 class Sides(NamedTuple):
-    """(n_tasks, compute, replicates) each."""
+    """Scores of specialist and generalist in one domain; (n_tasks, budgets, replicates) each."""
 
     special: np.ndarray
     best: np.ndarray
-    """The specialist's largest value over all its budgets, repeated at each."""
+    """The specialist's largest value over all its budgets, for each replicate, repeated at every budget."""
     general: np.ndarray
 
 
 def _sides(results: Results) -> dict[str, dict[str, Sides]]:
-    """Generalist -> domain -> both sides; the mean over several specialists first."""
+    """Generalist -> domain -> both sides. With several specialists the first domain is ALL, their mean."""
     found: dict[str, dict[str, Sides]] = {}
     for pair in pairs_of(results.study):
         found.setdefault(pair.generalist, {})[pair.domain] = _of_pair(results, pair)
@@ -58,6 +60,7 @@ def _sides(results: Results) -> dict[str, dict[str, Sides]]:
 
 
 def _of_pair(results: Results, pair: Pair) -> Sides:
+    """The scores of both sides of one pair of conditions in its domain."""
     special, general = (_surface(results, condition, pair.domain) for condition in (pair.specialist, pair.generalist))
     known = ~np.isnan(special).all(axis=1, keepdims=True)
     largest = np.where(known, np.where(np.isnan(special), -np.inf, special).max(axis=1, keepdims=True), np.nan)
@@ -65,7 +68,10 @@ def _of_pair(results: Results, pair: Pair) -> Sides:
 
 
 def _surface(results: Results, condition: str, domain: str) -> np.ndarray:
-    """One condition on a domain's held-out tasks, (n_tasks, compute, replicates); lost trials know nothing of it."""
+    """Scores of a condition on a domain's held-out tasks, (n_tasks, budgets, replicates).
+
+    A lost trial without a value gets an exact match of 0, or an ability of -1, if its cell has another value.
+    """
     measure = measure_of(results.study)
     cube = results.cube(measure, condition, domain, "held_out")
     lost = results.ended(condition, ("diverged", "failed")) & ~np.isnan(cube).all(axis=2, keepdims=True)
@@ -73,7 +79,7 @@ def _surface(results: Results, condition: str, domain: str) -> np.ndarray:
 
 
 def _rivals(sides: Sides, budgets: list[float]) -> dict[tuple[Against, float | None], np.ndarray]:
-    """The specialist's value beside each budget of the generalist, (replicates, budgets) each."""
+    """(state, fixed budget or None) of the specialist -> its scores at the generalist's budgets, (replicates, budgets)."""
     special = sides.special
     of_budget: dict[tuple[Against, float | None], np.ndarray] = {
         ("its budget", c): np.repeat(special[:, [j]], len(budgets), axis=1) for j, c in enumerate(budgets[:-1])
@@ -91,11 +97,12 @@ def _comparison(
     rival: np.ndarray,
     general: np.ndarray,
 ) -> Finding:
-    """The generalist against one state of a specialist; rival and general are (replicates, budgets).
+    """The compute at which the generalist overtakes one state of a specialist.
 
-    The interval is a multiple of the specialist's compute, or FLOPs if that is not one amount. The estimate is the
-    specialist's mean score. A specialist's best is the largest of noisy values, which favours the specialist: so its
-    being ahead is no finding (p = 1).
+    rival (specialist) and general are scores, (replicates, budgets). spent: the specialist's fixed budget in FLOPs, or None.
+    The interval is a multiple of `spent`, or in FLOPs without it. The estimate is the specialist's mean score, if that is
+    one value. The specialist's best is the largest of several random values, which favours the specialist: so the verdict
+    that it is ahead gets p = 1.
     """
     budgets = results.budgets
     at_95 = stats.crossover(budgets, rival, general, CONFIDENCE)
@@ -128,12 +135,12 @@ def _comparison(
 
 
 def name_of(generalist: str, domain: str, n_tasks: int, against: Against, spent: float | None) -> str:
-    """Name of the finding."""
+    """Unique name of the finding; arguments as in `_comparison`."""
     return claim_of("generalist", generalist, domain, against, f"{n_tasks}/{spent!r}")
 
 
 def comparison_words(one: Finding, budgets: list[float]) -> str:
-    """A generalist against a specialist."""
+    """The comparison of a generalist with a specialist as a sentence without its full stop."""
     spent, (low, high) = one.compute_flops, one.ends
     whose = "the mean specialist" if one.skill == ALL else f"the specialist of {one.skill}"
     state = {

@@ -1,4 +1,4 @@
-"""A mean over replicates in one cell, or its change between two budgets; asked only if a study names it."""
+"""A mean over replicates in one cell, or its change between two budgets; asked only if the primary claim is about it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def mean(
     flops: float,
     from_flops: float | None = None,
 ) -> Finding:
-    """A measure at the end of a budget, or its gain from a smaller one; t-interval over replicates.
+    """Mean of a measure at the end of budget `flops`, or its change from budget `from_flops` to `flops` in the same replicates.
 
-    Verdict `incomplete` if a replicate ended without a value: its share in the mean is unknown.
+    The interval is a t-interval over replicates. The verdict is `incomplete`, without an interval, if a replicate ended without
+    a value.
     """
     level = results.levels.index(n_tasks)
     cube = _cube(results, measure, condition, skill)
@@ -54,19 +55,20 @@ def mean(
 
 
 def _cube(results: Results, measure: str, condition: str, skill: str) -> np.ndarray:
+    """A measure in every cell, (n_tasks, budgets, replicates). Memory is read before the decay, other measures after it."""
     if measure == "memory":
         return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
     return results.cube(measure, condition, skill, split_of(results, skill))
 
 
 def t_ends(values: list[float], confidence: float) -> Ends:
-    """The t-interval over replicates; none of fewer than two."""
+    """The t-interval of a mean over replicates; both ends None with fewer than two values."""
     interval = stats.t_interval(values, confidence)
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def mean_words(one: Finding) -> str:
-    """A mean with its interval."""
+    """A mean with its interval for a sentence: `0.83 (95 % interval 0.7 to 0.96)`."""
     if one.estimate is None:
         return "not measured"
     if one.verdict == "incomplete":

@@ -1,4 +1,7 @@
-"""Measures from raw counts and sums: ability, memory, accuracy and others. Columns in, one array out; NaN is missing."""
+"""Measures from the raw counts and sums of evaluations: ability, memory, accuracy and others.
+
+A measure takes columns of the table `results` and returns an array (rows,), with NaN for missing or undefined.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from orchestrator import stats
 from trainers.tasks.decomposition import PREDICTORS
 
 Row = dict[str, Any]
+"""A row of a table: column -> value, None if missing."""
 
 Columns = Mapping[str, np.ndarray]
+"""Columns of the table `results`: name -> (rows,). A row is one evaluation of one skill on one split."""
 
 
-def _share(total: str, of: str = "n") -> Callable[[Columns], np.ndarray]:
+def _share(total: str, count: str = "n") -> Callable[[Columns], np.ndarray]:
+    """The measure column `total` / column `count`: a mean over items, or over sequences. NaN for a count of 0."""
+
     def measure(columns: Columns) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(columns[of] > 0, columns[total] / columns[of], np.nan)
+            return np.where(columns[count] > 0, columns[total] / columns[count], np.nan)
 
     return measure
 
@@ -32,7 +39,7 @@ def _ability(columns: Columns) -> np.ndarray:
 
 
 MAX_MEMORIZER = 0.9
-"""A memoriser that is right more often than this leaves an accuracy-based ability no room."""
+"""Ability from accuracy is undefined if the memoriser is right more often than this: too little is left above it."""
 
 
 def _ability_of_matches(columns: Columns) -> np.ndarray:
@@ -45,6 +52,7 @@ def _ability_of_matches(columns: Columns) -> np.ndarray:
 
 
 def _undefined(columns: Columns) -> np.ndarray:
+    """NaN in every row, for a measure that a family does not define."""
     return np.full(len(columns["n"]), np.nan)
 
 
@@ -56,11 +64,14 @@ def _memory(columns: Columns) -> np.ndarray:
 
 
 def _relative_distance(columns: Columns) -> np.ndarray:
+    """The relative distance d_rel from the mean symmetrised KL divergences between model and references."""
     names = ("skl_generalizer", "skl_memorizer", "skl_references")
     return stats.relative_distances(*(columns[name] for name in names))
 
 
 def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
+    """The measure log loss of a reference less that of the oracle, in nats."""
+
     def measure(columns: Columns) -> np.ndarray:
         return _share(f"nll_{reference}")(columns) - _share("nll_oracle")(columns)
 
@@ -90,20 +101,21 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "memorizer_loss_nats": _share("nll_memorizer"),
     "oracle_loss_nats": _share("nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
-"""Name -> measure of raw sums.
+"""Name -> function that computes the measure from columns of the table `results`.
 
-`accuracy`: share of greedy hits. `probability`: mean probability given to the target, which is the accuracy of sampled
-decoding. `exact_match`: share of sequences whose answers are all greedy hits. `predicted_exact_match`: its value predicted
-for sampled decoding, the mean product of p. `weight_<predictor>`: a predictor's share in the mixture of known predictors
-nearest to the model. `unexplained_nats`: the distance that this mixture leaves."""
+`accuracy`: share of items whose most probable answer is right. `probability`: mean probability of the right answer, which is
+the accuracy of sampled decoding. `loss_nats`: mean log loss. `exact_match`: share of sequences whose most probable answers are
+all right. `predicted_exact_match`: the same predicted for sampled decoding, the mean product of the probabilities.
+`excess_*_nats`: a reference's mean log loss above the oracle's. `weight_<predictor>`: a predictor's share in the mixture of known
+predictors nearest to the model. `unexplained_nats`: the distance of the model from this mixture."""
 
 
 _OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
-"""Replacements for families that read ability from accuracy (`Family.ability_of`)."""
+"""Entries that replace those of MEASURES for families whose ability is read from accuracy (`Family.ability_of`)."""
 
 
 def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
-    """A measure by its name, as a family with this `ability_of` reads it."""
+    """The function of a measure by its name in MEASURES. ability_of: `Family.ability_of`, which selects the kind of ability."""
     return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
 
 
@@ -137,13 +149,16 @@ NUMBER_COLUMNS = [
     "se_memory_gap",
 ]
 
+"""Columns of the table `results` with numbers: place, counts, and sums over items (`nll_*` in nats)."""
+
 WORD_COLUMNS = ("arm", "skill", "split", "phase")
+"""Columns of the table `results` with strings."""
 
 
 def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[float | None]:
-    """A measure of single rows of raw sums, as the journal keeps them; None if it is missing or not defined.
+    """A measure of single rows of raw counts and sums, as an evaluation event holds them; None if missing or undefined.
 
-    `ability_of`: the source of the family's ability (`Family.ability_of`).
+    measure: a key of MEASURES. ability_of: `Family.ability_of`, which selects the kind of ability.
     """
     if not rows:
         return []

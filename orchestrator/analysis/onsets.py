@@ -1,4 +1,4 @@
-"""Compute to skill: from how much compute on a skill is there, at each number of tasks."""
+"""Compute to skill: the compute from which on a skill is there (ability at or above one half), at each number of tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.stats import replicates, survival
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every shown skill at every number of tasks. Skills other than the headline must be defined there."""
+    """Compute to skill at every number of tasks: of the headline skill, and of other shown skills with a defined ability."""
     skills = results.study.shown_skills
     for condition in results.study.conditions:
         for skill in skills:
@@ -29,9 +29,9 @@ def ask(results: Results) -> Iterator[Finding]:
 def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Finding:
     """Compute to skill in training FLOPs; verdict `missing` if ability was never defined.
 
-    A replicate whose training run diverged or failed is not there from then on. A replicate that is still training is
-    not judged beyond its last evaluation. `at_ends`: only the ends of the budgets count. This is the only choice if the
-    model's size follows the budget.
+    After its last evaluation, a replicate whose training run diverged or failed counts as without the skill. A replicate that
+    is still training is not judged beyond its last evaluation. `at_ends`: only evaluations at the ends of the budgets count,
+    not those along the trunk. It is always so if the model's size follows the budget.
     """
     looks = looks_of(results, condition, skill, n_tasks, at_ends)
     at_95, p = stats.Boundary(None, None, (), "missing"), None
@@ -61,18 +61,20 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
 
 
 class Looks(NamedTuple):
-    """The evaluations behind a compute to skill."""
+    """The evaluations of ability behind a compute to skill; a look is the compute of an evaluation."""
 
     flops: list[float]
-    values: np.ndarray  # (replicates that can be judged, evaluations)
+    """Training FLOPs of each look, ascending."""
+    values: np.ndarray
+    """Ability, (judged replicates, looks); NaN is missing, -1 a lost replicate."""
     onsets: tuple[np.ndarray, np.ndarray]
-    """Onset and censoring of all replicates, for the Kaplan-Meier curve."""
+    """Onset and censoring of all replicates, for the Kaplan-Meier curve (`survival.Onsets`)."""
     judged: tuple[int, ...]
-    """The replicates in `values`."""
+    """Numbers of the replicates in `values`: those that have ended, or have all chosen looks (`boundaries.settled`)."""
 
 
 def looks_of(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool = False) -> Looks | None:
-    """The evaluations along the training runs; None if ability was never defined."""
+    """The evaluations of ability at one number of tasks; None if ability was never defined. at_ends: as in `onset`."""
     at_ends = at_ends or results.study.grows(condition)
     read = _at_ends if at_ends else _along
     key = ("looks", condition, skill, str(n_tasks), str(at_ends))
@@ -80,6 +82,7 @@ def looks_of(results: Results, condition: str, skill: str, n_tasks: int, at_ends
 
 
 def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    """The looks at the ends of the budgets. A replicate with an open trial is left out: no other budget can stand in for it."""
     level, looks = results.levels.index(n_tasks), results.study.ends(condition)
     cube, open_trials = counted(results, "ability", condition, skill)
     rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
@@ -90,6 +93,7 @@ def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Look
 
 
 def _along(results: Results, condition: str, skill: str, n_tasks: int) -> Looks | None:
+    """The looks along the training runs, at all evaluations."""
     flops, values = results.along("ability", condition, skill, split_of(results, skill), n_tasks)
     if not np.isfinite(values).any():
         return None
@@ -105,13 +109,13 @@ def _along(results: Results, condition: str, skill: str, n_tasks: int) -> Looks 
 
 
 def curve(results: Results, condition: str, skill: str, n_tasks: int) -> survival.KaplanMeier | None:
-    """Kaplan-Meier: the share of replicates that have the skill by then; None if nothing was measured."""
+    """Kaplan-Meier curve of the share of replicates with the skill, by compute; None if ability was never defined."""
     looks = looks_of(results, condition, skill, n_tasks)
     return None if looks is None else survival.kaplan_meier(*looks.onsets, looks.flops, CONFIDENCE)
 
 
 def successes(results: Results, condition: str, skill: str, n_tasks: int) -> list[tuple[float, replicates.Success]]:
-    """(budget, k of n replicates at or above one half at its end), for each budget with a value."""
+    """(budget, number of replicates with an ability of at least one half at its end), for each budget with a value."""
     level = results.levels.index(n_tasks)
     values = surface(results, "ability", condition, skill)[level]
     lost = results.ended(condition, ("diverged", "failed"))[level]
@@ -123,7 +127,7 @@ def successes(results: Results, condition: str, skill: str, n_tasks: int) -> lis
 
 
 def onset_words(one: Finding) -> str:
-    """From how much compute on, as a verb with its object."""
+    """The compute to skill for a sentence, as a verb with its object: `appears between 1e10 and 4e10 FLOPs`."""
     if one.verdict == "missing":
         return "has no value"
     if one.verdict == "beyond":

@@ -1,4 +1,4 @@
-"""The primary claim: the verdict on it, from the finding that it is about."""
+"""The verdict on the primary claim: the interval of its finding against the range that was claimed before the run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 
 Verdict = Literal["consistent", "inconsistent", "inconclusive", "not measured"]
+"""The verdict on a primary claim, as in `PrimaryFinding.verdict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrimaryFinding:
-    """The declared claim, its finding, and whether they agree."""
+    """The primary claim, its finding, and the verdict."""
 
     study: Study
     claim: Primary
     finding: Finding
+    """The finding that answers the claim's question."""
     verdict: Verdict
-    """`inconclusive`: something was recorded and does not settle it. `not measured`: nothing was."""
+    """`consistent`, `inconsistent`: the whole interval lies in the claimed range, or outside. `inconclusive`: the interval does
+    neither, or there is none. `not measured`: no value was recorded."""
 
     @property
     def claimed(self) -> str:
@@ -36,7 +39,7 @@ class PrimaryFinding:
 
     @property
     def doubt(self) -> str:
-        """A caution for the reader; "" if there is none."""
+        """A warning that the study has too few replicates for the verdict; "" if there is none."""
         n, least = self.finding.n, LEAST[self.claim.what].to_settle
         if self.verdict == "inconclusive" and n < least:
             return f"{least} replicates are the least that could settle it"
@@ -44,13 +47,13 @@ class PrimaryFinding:
 
     @property
     def sentence(self) -> str:
-        """Claim, verdict and finding."""
+        """Claim, verdict, finding and doubt as text."""
         doubt = f" {self.doubt[0].upper()}{self.doubt[1:]}." if self.doubt else ""
         return f"Primary claim: {self.claimed}. {self.verdict.capitalize()}: {self.finding.sentence}.{doubt}"
 
 
 def examine(results: Results, found: Mapping[str, Finding]) -> PrimaryFinding | None:
-    """The verdict on the primary claim; None if none was declared. found: name -> finding."""
+    """The verdict on the primary claim; None if none was declared. found: name -> finding, for all findings of the study."""
     claim = results.study.primary
     if claim is None:
         return None
@@ -59,6 +62,7 @@ def examine(results: Results, found: Mapping[str, Finding]) -> PrimaryFinding | 
 
 
 def _verdict(claim: Primary, one: Finding) -> Verdict:
+    """The verdict on a claim from its finding. A verdict on emergence is compared as a word, any other by the 95 % interval."""
     if one.n == 0 or (one.verdict == "missing" and not claim.what.startswith("drift")):
         return "not measured"
     if claim.what == "emergence":
@@ -78,7 +82,10 @@ def _verdict(claim: Primary, one: Finding) -> Verdict:
 
 
 def judged(claim: Primary, low: float | None, high: float | None) -> Verdict:
-    """Consistent: the whole interval lies in the claimed range. Inconsistent: none of it does."""
+    """The verdict on a claimed range from an interval; None is an open end.
+
+    Consistent: the whole interval lies in the claimed range. Inconsistent: none of it does. Else inconclusive.
+    """
     least, most = -math.inf if low is None else low, math.inf if high is None else high
     lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
     if lo <= least and most <= hi:
@@ -87,7 +94,7 @@ def judged(claim: Primary, low: float | None, high: float | None) -> Verdict:
 
 
 def asked(results: Results, claim: Primary) -> Finding:
-    """The finding of a claim that no question asks anyway: a mean, a change, a crossover in another skill."""
+    """The finding of a claim that no question of QUESTIONS asks: a mean, a change, a crossover in another skill."""
     study, condition = results.study, claimed_condition(results.study, claim)
     skill, flops = claim.skill or study.shown_skills[0], claim.compute_flops or study.budgets[-1]
     n_tasks = cast(int, claim.n_tasks)
@@ -104,7 +111,7 @@ def asked(results: Results, claim: Primary) -> Finding:
 
 
 def nothing(claim: Primary, condition: str) -> Finding:
-    """A finding of which nothing was recorded."""
+    """A finding without any value, for a claim about cells that were not recorded."""
     return Finding(
         name="",
         question=claim.what,
@@ -117,7 +124,7 @@ def nothing(claim: Primary, condition: str) -> Finding:
 
 
 def name_of(study: Study, primary: Primary | None) -> str | None:
-    """Name of the finding that a claim is about; None if no question asks it for its own sake."""
+    """Name of the finding that a claim is about, as `claim_of` gives it; None for claims that only `asked` answers."""
     if primary is None:
         return None
     condition = claimed_condition(study, primary)

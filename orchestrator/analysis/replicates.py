@@ -1,4 +1,4 @@
-"""How much replicates differ: k of n with the skill in the cell at the onset, and the noise of accuracy."""
+"""Variation between replicates: k of n with the skill in the cell at the onset, and the coefficient of variation of accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.stats import replicates
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """The share at the onset of the headline skill, and the noise of every shown skill, for each condition."""
+    """For each condition, the share of replicates with the headline skill at its onset, and the noise of every shown skill."""
     for condition in results.study.conditions:
         if (share := _share_at_the_onset(results, condition)) is not None:
             yield share
@@ -25,14 +25,14 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 NEAR = 0.35
-"""A cell whose mean ability is further from one half than this is not at the onset (assumed)."""
+"""Largest distance of a cell's mean ability from one half at which the cell counts as at the onset (assumed)."""
 
 
 def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
     """k of n replicates with the skill, in the cell whose mean ability is nearest to one half.
 
-    None if no cell is near one half, or if no replicate reaches it anywhere. Lost trials count as without the skill. The
-    interval (Wilson) is corrected for the choice of the cell.
+    None if no cell has a mean within NEAR of one half, or if no replicate has an ability of one half anywhere. Lost trials
+    count as without the skill. Wilson's interval is corrected for the choice of the cell.
     """
     skill = results.study.shown_skills[0]
     cube, lost = surface(results, "ability", condition, skill), results.ended(condition, ("diverged", "failed"))
@@ -73,9 +73,9 @@ def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
 
 
 def _noise(results: Results, condition: str, skill: str) -> Finding | None:
-    """The largest coefficient of variation of accuracy between replicates, at the largest budget that has one.
+    """The largest coefficient of variation of accuracy between replicates, over the numbers of tasks at the largest budget with one.
 
-    Only numbers of tasks count whose mean is at least half of the largest mean.
+    Only numbers of tasks with a mean of at least half of the largest mean count.
     """
     cube = results.cube("accuracy", condition, skill, split_of(results, skill))
     for j in reversed(range(len(results.budgets))):
@@ -109,7 +109,10 @@ def _noise(results: Results, condition: str, skill: str) -> Finding | None:
 
 
 def _noisiest(levels: list[int], lines: np.ndarray) -> tuple[tuple[int, ...], replicates.Noise] | None:
-    """The numbers of tasks with the most noise, pooled if they are not distinguishable; lines (n_tasks, replicates)."""
+    """The numbers of tasks with the largest coefficient of variation, and their pooled noise (`replicates.noisiest`); or None.
+
+    lines (n_tasks, replicates): accuracy at one budget.
+    """
     measured = [(n, line) for n, line in zip(levels, lines, strict=True) if not np.isnan(line).all()]
     top = max((float(np.nanmean(line)) for _, line in measured), default=0.0)
     comparable = [(n, line.tolist()) for n, line in measured if np.nanmean(line) >= top / 2]

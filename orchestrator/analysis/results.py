@@ -1,7 +1,8 @@
-"""The two tables of a study as arrays: measures by cell, one value a replicate, and one replicate along its training run.
+"""The results of a study as arrays: a measure in every cell, and along every training run.
 
-It keeps columns, not rows: a study of 10,000 trials has more than a million evaluations. A missing value is NaN inside and
-None outside. `record/tables.py` writes the tables. Knows no figure, no MLflow.
+They come from two tables that `record/tables.py` writes: `results` has a row for each evaluation, `runs` one for each trial.
+Columns are kept, not rows: a study of 10,000 trials has more than a million evaluations. A missing or undefined value is
+NaN in arrays and None in lists. Column and row key `arm` holds the name of the condition. No figures, no MLflow.
 """
 
 from __future__ import annotations
@@ -18,47 +19,61 @@ from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
 Axis = Literal["n_tasks", "compute_flops"]
+"""An axis along which a cut runs."""
 
 
 def split_of(results: Results, skill: str) -> str:
-    """The split that a skill is judged on: held-out tasks, or seen ones if the skill only exists there."""
+    """The split on which a skill is compared: `held_out`, or `seen` if the skill was measured on seen tasks alone."""
     splits = {split for _, name, split in results.groups() if name == skill}
     return "seen" if splits == {"seen"} else "held_out"
 
 
-def surface(results: Results, measure: Literal["ability", "memory"], arm: str, skill: str = "") -> np.ndarray:
-    """(n_tasks, compute, replicates): ability after the decay, memory of the training mixture before it."""
+def surface(results: Results, measure: Literal["ability", "memory"], condition: str, skill: str = "") -> np.ndarray:
+    """Ability of a skill after the decay, or memory of the training tasks before it. (n_tasks, budgets, replicates), NaN missing.
+
+    `skill` is used for ability alone.
+    """
     if measure == "memory":
-        return results.cube("memory", arm, cast(Family, results.study.family).mixture, "seen", "pre_decay")
-    return results.cube("ability", arm, skill, split_of(results, skill), "final")
+        return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
+    return results.cube("ability", condition, skill, split_of(results, skill), "final")
 
 
 T = TypeVar("T")
 
 Phase = Literal["pre_decay", "final"]
+"""The evaluation of a trial that is read: at its branch point, before the learning rate decays, or at its end."""
 
 
 class Track(NamedTuple):
-    """One replicate of one number of tasks, over all its budgets in order of (budget, step); arrays of one length."""
+    """A measure at the evaluations of one replicate at one number of tasks. All arrays are (evaluations,).
+
+    Evaluations are in order of (budget, step). Each budget has those of the trunk up to its branch, then those of its branch.
+    """
 
     steps: np.ndarray
+    """Optimizer steps."""
     flops: np.ndarray
+    """Training FLOPs spent at the evaluation."""
     values: np.ndarray
+    """The measure; NaN is missing or undefined."""
     budgets: np.ndarray
-    """The trial that a point belongs to. Each trial has the trunk up to its branch, then its branch."""
+    """Budget of the trial that the evaluation belongs to, in FLOPs."""
     phases: np.ndarray
     """`trunk`, `pre_decay` or `final`."""
 
 
 class Coded(NamedTuple):
-    """A column of few different words."""
+    """A column of repeated strings (dictionary-encoded): row i holds `names[codes[i]]`. It saves memory and makes grouping fast."""
 
     codes: np.ndarray  # (rows,) int
-    names: np.ndarray  # (words,) object
+    names: np.ndarray  # (distinct strings,) object
 
 
 class Results:
-    """`results.parquet` and `runs.parquet` of a study. Missing values raise nothing."""
+    """The tables `results` and `runs` of a study, with a measure of any cell or training run as an array.
+
+    Missing values raise nothing. Evaluations outside the study's axes are left out.
+    """
 
     def __init__(self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row]) -> None:
         self.study, self.runs = study, runs
@@ -83,7 +98,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Results:
-        """From the Parquet files of a study's folder. Raises OSError when there are none yet, or when one is damaged."""
+        """From `results.parquet` and `runs.parquet` in a study's folder. Raises OSError if one is missing or damaged."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -97,7 +112,10 @@ class Results:
 
     @classmethod
     def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:
-        """From the two Arrow tables. A column that an older table lacks is missing throughout."""
+        """From pyarrow tables: `results` has a row for each evaluation, `runs` one for each trial.
+
+        A number column that an older table lacks is NaN in every row.
+        """
         n = results.num_rows
         numbers: dict[str, np.ndarray] = {}
         for name in NUMBER_COLUMNS:
@@ -116,122 +134,134 @@ class Results:
         return cls(study, numbers, words, runs)
 
     def groups(self) -> set[tuple[str, str, str]]:
-        """Every (condition, skill, split) with a measurement."""
+        """Every (condition, skill, split) with an evaluation."""
         return {cast(tuple[str, str, str], name) for name, rows in self._groups.items() if len(rows)}
 
-    def rows_of(self, arm: str, skill: str, split: str) -> np.ndarray:
-        """Indices of the rows of a group, ordered by number of tasks, replicate, budget and step."""
-        return self._groups.get((arm, skill, split), np.array([], int))
+    def rows_of(self, condition: str, skill: str, split: str) -> np.ndarray:
+        """Indices of the rows of `results` with this condition, skill and split, by number of tasks, replicate, budget and step."""
+        return self._groups.get((condition, skill, split), np.array([], int))
 
     def values(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
     ) -> list[float | None]:
-        """One value for each replicate in a cell; None if it is missing or not defined."""
-        cell = self.cube(measure, arm, skill, split, phase)[self.levels.index(n_tasks), self.budgets.index(flops)]
+        """A measure in one cell, a value for each replicate; None if missing or undefined.
+
+        measure: a key of `measures.MEASURES`. flops: the budget. Raises ValueError for an n_tasks or budget off the axes.
+        """
+        cell = self.cube(measure, condition, skill, split, phase)[self.levels.index(n_tasks), self.budgets.index(flops)]
         return [None if math.isnan(v) else v for v in cell.tolist()]
 
-    def cube(self, measure: str, arm: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
-        """A measure at the end of every trial, (n_tasks, compute, replicates) by ascending axes; NaN is missing or not defined.
+    def cube(self, measure: str, condition: str, skill: str, split: str, phase: Phase = "final") -> np.ndarray:
+        """A measure of every trial, (n_tasks, budgets, replicates) by ascending axes; NaN is missing or undefined.
 
-        `pre_decay` is the branch point before the decay. Without a decay, the end serves as both.
+        measure: a key of `measures.MEASURES`. phase: `final` reads the end of each trial, `pre_decay` its branch point. A trial
+        without a decay has no branch point, and `pre_decay` reads its end.
         """
-        key = (measure, arm, skill, split, phase)
+        key = (measure, condition, skill, split, phase)
         if key not in self._cubes:
-            cube = self._scattered(self._measured(measure), arm, skill, split, phase)
+            cube = self._scattered(self._measured(measure), condition, skill, split, phase)
             if phase == "pre_decay":
-                undecayed = ~self.present(arm, skill, split, "pre_decay", strictly=True)
-                cube = np.where(undecayed, self.cube(measure, arm, skill, split, "final"), cube)
+                undecayed = ~self.present(condition, skill, split, "pre_decay", strictly=True)
+                cube = np.where(undecayed, self.cube(measure, condition, skill, split, "final"), cube)
             self._cubes[key] = cube
         return self._cubes[key]
 
-    def present(self, arm: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False) -> np.ndarray:
-        """Was there an evaluation, defined or not? (n_tasks, compute, replicates) bool."""
+    def present(
+        self, condition: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False
+    ) -> np.ndarray:
+        """Whether a trial was evaluated, even if a measure is undefined there. (n_tasks, budgets, replicates) bool.
+
+        phase as in `cube`. strictly: with `pre_decay`, the end of a trial without a decay does not count.
+        """
         ones = np.ones(len(self._columns["step"]))
-        there = ~np.isnan(self._scattered(ones, arm, skill, split, phase))
+        there = ~np.isnan(self._scattered(ones, condition, skill, split, phase))
         if phase == "pre_decay" and not strictly:
-            there |= ~np.isnan(self._scattered(ones, arm, skill, split, "final"))
+            there |= ~np.isnan(self._scattered(ones, condition, skill, split, "final"))
         return there
 
-    def ended(self, arm: str, how: Sequence[str]) -> np.ndarray:
-        """Trials of a condition with one of these statuses (`done`, `diverged`, `failed`); (n_tasks, compute, replicates) bool."""
+    def ended(self, condition: str, how: Sequence[str]) -> np.ndarray:
+        """Whether a trial has one of the statuses `how` (`done`, `diverged`, `failed`). (n_tasks, budgets, replicates) bool."""
         none = np.zeros((len(self.levels), len(self.budgets), self.n_replicates), bool)
         if not self._ended:
             level, budget = ({value: i for i, value in enumerate(axis)} for axis in (self.levels, self.budgets))
             for run in self.runs:
                 cube = self._ended.setdefault((run["arm"], run["status"]), none.copy())
                 cube[level[run["n_tasks"]], budget[run["compute_flops"]], run["replicate"]] = True
-        return np.logical_or.reduce([none, *(self._ended.get((arm, status), none) for status in how)])
+        return np.logical_or.reduce([none, *(self._ended.get((condition, status), none) for status in how)])
 
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
-        """The result of `make`, computed once for this key and then remembered."""
+        """The result of `make()`, cached under `key`: several questions share costly tables."""
         if key not in self._made:
             self._made[key] = make()
         return cast(T, self._made[key])
 
-    def span(self, arm: str) -> tuple[float, float] | None:
-        """Smallest and largest compute above zero with a measurement of a condition; FLOPs."""
-        flops = self._columns["flops"][self._columns["arm"] == arm]
+    def span(self, condition: str) -> tuple[float, float] | None:
+        """Smallest and largest training FLOPs above zero at an evaluation of a condition; None without one."""
+        flops = self._columns["flops"][self._columns["arm"] == condition]
         flops = flops[flops > 0]
         return (float(flops.min()), float(flops.max())) if len(flops) else None
 
     def _measured(self, measure: str) -> np.ndarray:
+        """A measure in every row of `results`, (rows,); NaN is missing, undefined or infinite."""
         if measure not in self._values:
             of_family = measure_of(measure, cast(Family, self.study.family).ability_of)
             values = np.asarray(of_family(self._columns), float)
             self._values[measure] = np.where(np.isfinite(values), values, np.nan)
         return self._values[measure]
 
-    def _scattered(self, values: np.ndarray, arm: str, skill: str, split: str, phase: str) -> np.ndarray:
+    def _scattered(self, values: np.ndarray, condition: str, skill: str, split: str, phase: str) -> np.ndarray:
+        """values (rows,) of one group at one phase, placed in a cube (n_tasks, budgets, replicates); NaN elsewhere."""
         cube = np.full((len(self.levels), len(self.budgets), self.n_replicates), np.nan)
-        rows = self.rows_of(arm, skill, split)
+        rows = self.rows_of(condition, skill, split)
         rows = rows[self._columns["phase"][rows] == phase]
         cube[self._level[rows], self._budget[rows], self._replicate[rows]] = values[rows]
         return cube
 
-    def track(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
-        """Everything measured along one training run, one trial's history after another; may be empty."""
-        starts = self._starts_of(arm, skill, split)
+    def track(self, measure: str, condition: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """A measure at all evaluations of one replicate, one trial after another; may be empty."""
+        starts = self._starts_of(condition, skill, split)
         place = self.levels.index(n_tasks) * self.n_replicates + replicate
-        rows = self.rows_of(arm, skill, split)[starts[place] : starts[place + 1]]
+        rows = self.rows_of(condition, skill, split)[starts[place] : starts[place + 1]]
         columns = self._columns
         values, phases = self._measured(measure)[rows], columns["phase"][rows]
         return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
 
-    def _starts_of(self, arm: str, skill: str, split: str) -> np.ndarray:
-        """The first row of each (n_tasks, replicate) in a group, and the end; rows are ordered so."""
-        key = (arm, skill, split)
+    def _starts_of(self, condition: str, skill: str, split: str) -> np.ndarray:
+        """Positions in `rows_of`, (n_tasks * replicates + 1,): run (level, replicate) has rows starts[k] to starts[k + 1],
+        with k = level * n_replicates + replicate."""
+        key = (condition, skill, split)
         if key not in self._starts:
             rows = self.rows_of(*key)
             place = self._level[rows] * self.n_replicates + self._replicate[rows]
             self._starts[key] = np.searchsorted(place, np.arange(len(self.levels) * self.n_replicates + 1))
         return self._starts[key]
 
-    def curve(self, measure: str, arm: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
-        """One training run up to its largest budget, then that budget's branch: the points with a value, by step.
+    def curve(self, measure: str, condition: str, skill: str, split: str, n_tasks: int, replicate: int) -> Track:
+        """A measure along one training run: the trunk up to the largest budget, then that budget's branch.
 
-        If each budget has a model of its own size, the run of the largest budget.
+        Only evaluations with a value, by step. If each budget has a model of its own size, the run of the largest budget.
         """
-        track = self.track(measure, arm, skill, split, n_tasks, replicate)
+        track = self.track(measure, condition, skill, split, n_tasks, replicate)
         if not len(track.steps):
             return track
         kept = (track.budgets == track.budgets.max()) & ~np.isnan(track.values)
         return Track(*(part[kept] for part in track))
 
     def along(
-        self, measure: str, arm: str, skill: str, split: str, n_tasks: int, decayed: bool = True
+        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, decayed: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The training runs of all replicates up to the largest budget: FLOPs (P,) and values (replicates, P), NaN missing.
+        """A measure along the training runs of all replicates: training FLOPs (P,) and values (replicates, P), NaN missing.
 
-        The points are those of the constant-rate trunk, then the end of the largest budget after its decay. Without
-        `decayed`, the last point is the branch point, so that all points have one learning rate. If each budget has a model
-        of its own size (`Study.grows`), the points are the budgets' ends, or their branch points.
+        The points are the evaluations of the trunk at its constant learning rate, then the end of the largest budget after its
+        decay. Without `decayed`, the last point is the branch point, so that all points have one learning rate. If each
+        budget has a model of its own size (`Study.grows`), the points are the ends of the budgets, or their branch points.
         """
-        starts, n = self._starts_of(arm, skill, split), self.n_replicates
+        starts, n = self._starts_of(condition, skill, split), self.n_replicates
         first = self.levels.index(n_tasks) * n
-        rows = self.rows_of(arm, skill, split)[starts[first] : starts[first + n]]
+        rows = self.rows_of(condition, skill, split)[starts[first] : starts[first + n]]
         values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
         kept = ~np.isnan(values)
-        if self.study.grows(arm):
+        if self.study.grows(condition):
             kept &= phases != "trunk"
         else:
             largest = np.full(n, -1)
@@ -248,7 +278,7 @@ class Results:
 
 
 def _conditions(study: Study, arm: Coded, variant: Any) -> Coded:
-    """Arms and variants as the names of conditions (`Study.conditions`)."""
+    """The column of condition names (`Study.conditions`), from a column of arms and an Arrow column of variants."""
     names = sorted({v or "" for v in variant.unique().to_pylist()})
     if names in ([], [""]):
         return arm
@@ -269,7 +299,7 @@ def _places(values: Sequence[float], given: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _grouped(words: Sequence[Coded], rows: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
-    """The rows, in their order, by the words they carry."""
+    """Row indices grouped by their strings in all columns of `words`: (string of each column) -> its rows, in their order."""
     if not len(rows):
         return {}
     whole = np.zeros(len(rows), int)

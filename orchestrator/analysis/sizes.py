@@ -16,7 +16,7 @@ from trainers.tasks import Family
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """The best size at each budget, and how it grows with compute, for each arm; at the largest number of tasks."""
+    """The best size at each budget, and its growth with compute, for each arm; at the largest number of tasks."""
     for arm in results.study.axes.arm:
         found = isoflops(results, arm, results.study.shown_skills[0])
         if len({size for one in found.budgets for size in one.sizes}) < MIN_SIZES:
@@ -28,7 +28,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
-    """Losses of an arm at equal compute over all sizes, and the best size by a parabola at each budget."""
+    """The best model size of an arm at each budget, by a parabola of loss over the sizes of all variants and budgets."""
     study, columns = results.study, []
     for condition, (of_arm, _) in study.conditions.items():
         if of_arm != arm:
@@ -51,6 +51,7 @@ def _family(family: object) -> Family:
 
 
 def _best(arm: str, one: frontier.Isoflop) -> Finding:
+    """The finding on the best size at one budget."""
     at = f"at {number(one.compute)} FLOPs"
 
     def words(finding: Finding) -> str:
@@ -79,6 +80,8 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
 
 
 def _growth(arm: str, found: frontier.Isoflops) -> Finding:
+    """The finding on the exponent with which the best size grows with compute."""
+
     def words(one: Finding) -> str:
         ends = f" ({decimal(one.low)} to {decimal(one.high)})" if one.ends != (None, None) else ""
         return f"the best size of {arm} grows as compute to the power of {decimal(one.estimate)}{ends}"
@@ -97,6 +100,8 @@ def _growth(arm: str, found: frontier.Isoflops) -> Finding:
 
 
 def _only_at_95(low: float | None, high: float | None):  # type: ignore[no-untyped-def]
+    """A `Finding.interval` that is known at 95 % alone, and open at other confidences."""
+
     def interval(confidence: float) -> Ends:
         return (low, high) if confidence == CONFIDENCE else (None, None)
 

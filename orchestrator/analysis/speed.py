@@ -1,4 +1,4 @@
-"""The gain from more workers: the speed of training, between conditions that differ in placement alone."""
+"""The gain from more workers: training FLOPs per second, compared between conditions that differ in placement alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from orchestrator.formatting import figure, times
 
 
 def ask(results: Results) -> Iterator[Finding]:
-    """Every condition that differs in workers from another that asks the same, beside the one with the fewest.
+    """The speed of every condition as a multiple of the condition with the fewest workers, if they differ in placement alone.
 
-    The estimate is a geometric mean over pairs of trunks with the same tasks and replicate.
+    The estimate is a geometric mean over pairs of trunks with the same number of tasks and replicate.
     """
     seconds, workers = _seconds(results)
     for alike in results.study.same_question():
@@ -33,7 +33,7 @@ def ask(results: Results) -> Iterator[Finding]:
 
 
 def _seconds(results: Results) -> tuple[dict[str, dict[tuple[int, int], list[float]]], dict[str, int]]:
-    """Condition -> trunk -> FLOPs run and training seconds; condition -> workers."""
+    """Condition -> (n_tasks, replicate) -> [training FLOPs run, training seconds]; and condition -> number of workers."""
     seconds: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
     workers: dict[str, int] = {}
     for row in results.runs:
@@ -48,6 +48,8 @@ def _seconds(results: Results) -> tuple[dict[str, dict[tuple[int, int], list[flo
 
 
 def _speed(condition: str, base: str, workers: int, base_workers: int, ratios: list[float]) -> Finding:
+    """The finding on one condition against `base`, which has fewer workers. ratios: log of the speed ratio, one for each pair of trunks."""
+
     def interval(confidence: float) -> Ends:
         low, high = (None if end is None else math.exp(end) for end in t_ends(ratios, confidence))
         return low, high

@@ -14,17 +14,17 @@ COLUMNS = (
     *("question", "condition", "skill", "n_tasks", "compute_flops", "against"),
     *("estimate", "low", "high", "confidence", "n", "p", "adjusted_p", "significance", "verdict", "words"),
 )
-"""Columns of summary.csv. An end of an interval is empty if it is open; `n` counts replicates or pairs of them.
-`significance`: significant, not significant, primary, untested, or empty if nothing is tested."""
+"""Columns of summary.csv, as the fields of `Finding`. `low` and `high` are empty if open. `words`: the finding as a sentence."""
 
 
 def rows(found: Findings) -> list[dict[str, Any]]:
-    """The primary claim, then every finding."""
+    """The rows of summary.csv, column -> value: the primary claim, then every finding."""
     first = [_primary(found)] if found.primary is not None else []
     return first + [_row(one) for one in found.findings]
 
 
 def _primary(found: Findings) -> dict[str, Any]:
+    """The row of the primary claim: its finding, with the claim's verdict and sentence."""
     assert found.primary is not None
     row = _row(found.primary.finding)
     said = {"verdict": found.primary.verdict, "words": found.primary.sentence, "significance": "primary"}
@@ -37,26 +37,27 @@ def _row(one: Finding) -> dict[str, Any]:
 
 
 MAX_QUESTION, MAX_DESCRIPTION = 600, 5000
-"""Characters of a question and of the whole page that MLflow's notes take. The report has all of it."""
+"""Most characters of the study's question, and of the whole description, in MLflow's notes. The report has the full text."""
 REST = "\n\n... The report among the artifacts has the rest."
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>[]()!*_`#|~\\:@"}
 
 
 def as_markdown(text: str) -> str:
-    """Foreign text as Markdown that shows it as it is: no image, link, HTML or heading in it comes alive.
+    """Text from a study file as Markdown that shows it literally: no image, link, HTML or heading takes effect.
 
-    An entity never opens a structure. An address is no link without its colon, its @ or the dot after www.
+    Every special character becomes an entity, and so does the dot after www. Without colon, @ and that dot no address is a link.
     """
     plain = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(plain.split()).translate(_MARKUP).replace("www.", "www&#46;")
 
 
 def _cut(text: str, limit: int, rest: str) -> str:
+    """The text, or its beginning with `rest` behind it if it is longer than `limit` characters."""
     return text if len(text) <= limit else text[: limit - len(rest)] + rest
 
 
 def description(found: Findings) -> str:
-    """The answer, the primary claim and both boundaries in Markdown, for a person who opens nothing but MLflow."""
+    """The answer, the primary claim and both boundaries in Markdown: the description of the study's MLflow run."""
     question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
     parts = [f"**{as_markdown(question)}**", f"**{as_markdown(sentence(found))}**"]
     if found.primary is not None:
@@ -79,7 +80,7 @@ def description(found: Findings) -> str:
 
 
 def tested_words(found: Findings) -> str:
-    """How many questions were tested, and how many findings are significant; a sentence."""
+    """A sentence or two: how many findings were tested, are significant, or could not be tested."""
     significant = count(found.findings, "significant")
     tested, untested = significant + count(found.findings, "not significant"), count(found.findings, "untested")
     few = f" {untested:,} could not be tested, for lack of replicates or values." if untested else ""

@@ -19,11 +19,11 @@ from orchestrator.report.surface import Cell, Shown
 from orchestrator.report.svg import Panel
 
 PAIRS = 4
-"""Pairs of conditions with surfaces."""
+"""Most pairs of conditions with surfaces on the page."""
 
 
 def write(home: Path, found: Comparison) -> Path:
-    """Write `compare_A_B.html` into the home folder, in one rename; returns its path. Raises OSError."""
+    """Write `compare_A_B.html` into the home folder atomically; A and B are study ids. Returns its path. Raises OSError if it fails."""
     ids = [found.a.study.id, found.b.study.id]
     made = page.templates().get_template("compare.html.j2").render(_contents(found, ids))
     path = home / f"compare_{ids[0]}_{ids[1]}.html"
@@ -32,6 +32,7 @@ def write(home: Path, found: Comparison) -> Path:
 
 
 def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
+    """The variables of the template compare.html.j2. ids: the ids of both studies."""
     shown = found.significant()
     tested = len(shown) + count(found.findings, "not significant")
     sides = [side for pair in found.pairs for side in zip((found.a, found.b), pair, strict=True)]
@@ -58,12 +59,13 @@ def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
 
 
 def _surfaces(found: Comparison, pair: Pair) -> list[Panel]:
-    """The first study, the second one, and their difference in the cells that both have."""
+    """Three surfaces of a pair of conditions: first study, second study, and their difference in the cells that both have."""
     panels = [_side(found, of, condition) for of, condition in zip((found.a, found.b), pair, strict=True)]
     return [*panels, _difference(found, pair)]
 
 
 def _side(found: Comparison, of: Findings, condition: str) -> Panel:
+    """The ability surface of one study of the comparison."""
     shown = surface.shown_of(of, "ability", condition, found.skill)
     cells, edges = surface.cells_of(of, shown), surface.edges_of(of, condition, found.skill)
     title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.conditions) > 1 else "")
@@ -73,7 +75,7 @@ def _side(found: Comparison, of: Findings, condition: str) -> Panel:
 
 
 def _difference(found: Comparison, pair: Pair) -> Panel:
-    """The second study less the first; a star marks a significant cell."""
+    """Surface of the difference of ability, second study less first; a star marks a significant cell."""
     names = tuple(side.name for side in compare.sides(found, pair))
     at = {
         (one.n_tasks, one.compute_flops): one

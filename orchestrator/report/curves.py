@@ -21,53 +21,62 @@ from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
 
 PANELS = 4
-"""Panels of a figure in the story."""
+"""Most panels of a figure above the fold."""
 CONDITIONS = 6
-"""Conditions that differ in colour in one figure."""
+"""Most conditions in one figure, each with its colour."""
 WIDTH, HEIGHT = 240, 150
+"""Pixels of a panel's axes."""
 LOWEST, HIGHEST = -0.5, 1.3
-"""Values beyond are drawn at the edge: the figures are about 0 to 1."""
+"""Widest vertical scale. Values outside are drawn at its edge: ability and memory lie around 0 to 1."""
 ABILITY = "ability (share of the rule)"
+"""Title of a vertical axis."""
 FARTHEST = 100
-"""No line joins two numbers of tasks further apart than this factor (assumed)."""
+"""Largest factor between two numbers of tasks that a line joins (assumed)."""
 
 
 def conditions_of(found: Findings) -> list[str]:
-    """The conditions that have a result, without those that differ in their machines alone."""
+    """The conditions that have a result; of several that differ in placement alone, the first."""
     return [alike[0] for alike in found.study.same_question() if found.ended(alike[0])]
 
 
-def some(values: Sequence[Any], n: int = PANELS) -> list[Any]:
-    """At most n of them, evenly spread, first and last included."""
+def some(values: Sequence[Any], most: int = PANELS) -> list[Any]:
+    """At most `most` of the values, evenly spread, first and last included."""
     places = (
-        np.unique(np.linspace(0, len(values) - 1, n).round().astype(int)) if len(values) > n else range(len(values))
+        np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))
+        if len(values) > most
+        else range(len(values))
     )
     return [values[i] for i in places]
 
 
 class Series(NamedTuple):
-    """One colour of a panel by number of tasks."""
+    """One measure of one condition in a panel by number of tasks."""
 
     name: str
     colour: int
+    """Index in `Palette.series`."""
     mark: str
+    """`round` or `square`, as in `Drawing.mark`. Squares are hollow, and their line is dashed."""
     values: np.ndarray
     """(n_tasks, replicates); NaN is missing."""
 
 
 class Run(NamedTuple):
-    """One replicate along training."""
+    """The curve of one replicate in a panel along training."""
 
     name: str
     colour: int
+    """Index in `Palette.series`."""
     mark: str
+    """`round` or `square`, as in `Drawing.mark`. Squares are hollow, and their line is dashed."""
     strokes: list[list[Point]]
-    """Lines as (compute, value)."""
+    """Lines through the evaluations, as (training FLOPs, value)."""
     ends: list[Point]
-    """Ends of budgets."""
+    """Evaluations at the ends of budgets; they get a mark."""
     tip: str = ""
+    """Tooltip of line and marks."""
     lost: Point | None = None
-    """The last point of a run that diverged."""
+    """The last evaluation of a run that diverged; it gets a cross."""
 
 
 # By number of tasks -------------------------------------------------------------------------------------------------
@@ -81,7 +90,10 @@ def by_tasks(
     bounds: tuple[float, float],
     halves: bool = True,
 ) -> Panel:
-    """Replicates as marks and their mean as a line, a column for each number of tasks."""
+    """A panel with replicates as marks and their mean as a line, one column for each number of tasks.
+
+    bounds: vertical scale (lowest, highest). halves: ticks at 0, ½ and 1; else at round values.
+    """
     levels = found.results.levels
     width = WIDTH + 22
     drawing = Drawing(width, HEIGHT + 70)
@@ -110,12 +122,14 @@ def by_tasks(
 
 
 def _bounds(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The vertical scale (lowest, highest): at least 0 to 1, at most LOWEST to HIGHEST, with a margin."""
     known = np.concatenate([v[~np.isnan(v)] for v in values] or [np.zeros(0)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return max(min(low, 0) - 0.06, LOWEST - 0.06), min(max(high, 1) + 0.06, HIGHEST)
 
 
 def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
+    """(value, name) of the ticks on a vertical scale. halves: 0, ½ and 1; else round values."""
     if halves:
         return [*([(-0.5, "−½")] if low < -0.5 else []), *HALVES]
     step = 10 ** math.floor(math.log10(high - low))
@@ -125,7 +139,7 @@ def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
 
 
 def means(values: np.ndarray) -> np.ndarray:
-    """(n_tasks, replicates) -> (n_tasks,): mean over those that have a value; NaN if none has."""
+    """Mean over the last axis without NaN, (n_tasks, replicates) -> (n_tasks,); NaN if all are NaN."""
     known = ~np.isnan(values)
     n = known.sum(-1)
     return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
@@ -143,7 +157,10 @@ def along(
     ticks: Sequence[float],
     x_title: str = "training compute (FLOPs)",
 ) -> Panel:
-    """Every replicate as a line over compute; a mark is the end of a budget, a cross a divergence."""
+    """A panel with every replicate as a line over compute; a mark is the end of a budget, a cross a divergence.
+
+    bounds: vertical scale (lowest, highest). span: horizontal scale, logarithmic. ticks: values named below it.
+    """
     drawing = Drawing(WIDTH + 22, HEIGHT + 70)
     axes = Axes(drawing, (42, 24, WIDTH, 24 + HEIGHT), span, bounds)
     axes.frame(_ticks(*bounds, True), y_title, x_title)
@@ -168,7 +185,7 @@ def along(
 
 
 def bounds_of_runs(runs: Sequence[Run]) -> tuple[float, float]:
-    """Vertical limits that all panels of a figure share."""
+    """The vertical scale (lowest, highest) that holds all runs, so that all panels of a figure share it."""
     return _bounds([np.array([v for run in runs for stroke in (*run.strokes, run.ends) for _, v in stroke])])
 
 
@@ -183,7 +200,7 @@ def runs_of(
     mark: str,
     name: str,
 ) -> list[Run]:
-    """All replicates of a condition at one number of tasks."""
+    """The curves of all replicates of a condition at one number of tasks. name, colour, mark: as in `Run`."""
     results, runs = found.results, []
     grows = found.study.grows(condition)
     lost = results.ended(condition, ("diverged",))[results.levels.index(n_tasks)].any(axis=0)
@@ -201,11 +218,12 @@ def runs_of(
 
 
 def _points(track: Any, which: np.ndarray) -> list[Point]:
+    """(training FLOPs, value) of the selected evaluations of a `Track`. which: bool for each evaluation."""
     return list(zip(track.flops[which].tolist(), track.values[which].tolist(), strict=True))
 
 
 def span_of(found: Findings, conditions: Iterable[str]) -> tuple[float, float]:
-    """Compute across all figures of a study, with a margin."""
+    """The horizontal scale of a study's figures: lowest and highest training FLOPs of these conditions, with a margin."""
     spans = [span for condition in conditions if (span := found.results.span(condition))]
     low = min((s[0] for s in spans), default=found.study.budgets[0])
     high = max((s[1] for s in spans), default=found.study.budgets[-1])
@@ -216,7 +234,10 @@ def span_of(found: Findings, conditions: Iterable[str]) -> tuple[float, float]:
 
 
 def emergence(found: Findings) -> Figure | None:
-    """Ability of every replicate along training, at a few numbers of tasks; a colour is a condition."""
+    """Figure of ability along training for every replicate, at a few numbers of tasks; a colour is a condition.
+
+    None without a result, and for generalist/specialist studies.
+    """
     conditions = conditions_of(found)[:CONDITIONS]
     if not conditions or pairs_of(found.study):  # `generalists` shows the training of these
         return None
@@ -242,7 +263,10 @@ def emergence(found: Findings) -> Figure | None:
 
 
 def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
-    """Numbers of tasks with a result: the first, the last, and those at which the count of replicates changes."""
+    """Numbers of tasks that show the change: the first and last with a result, and neighbours that differ in `_reached`.
+
+    Filled up to PANELS with others, if there are fewer.
+    """
     results = found.results
     counts = {n: tuple(_reached(found, c, n) for c in conditions) for n in results.levels}
     known = [n for n in results.levels if any(of for _, of in counts[n])]
@@ -253,7 +277,7 @@ def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
 
 
 def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
-    """Replicates with an ability of one half at the end of the largest budget, and replicates measured there."""
+    """Number of replicates with an ability of one half or more at the end of the largest budget with a value, and of those with a value."""
     shown = shown_of(found, "ability", condition)
     cube = found.results.cube("ability", *shown[1:4])[found.results.levels.index(n_tasks)]
     measured = [line[~np.isnan(line)] for line in cube if not np.isnan(line).all()]
@@ -261,6 +285,7 @@ def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
 
 
 def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:
+    """A sentence with the number of replicates that have half of the rule, by condition or by number of tasks."""
     if len(conditions) > 1:
         n = levels[-1]
         parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [_reached(found, c, n)]]
@@ -270,11 +295,15 @@ def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[in
 
 
 def _key(conditions: Sequence[str]) -> list[tuple[int, str, str]]:
+    """The key of a figure with a colour for each condition; empty for one condition."""
     return [(k, "round", name) for k, name in enumerate(conditions)] if len(conditions) > 1 else []
 
 
 def memory_and_ability(found: Findings) -> Figure | None:
-    """Ability and memory by number of tasks: at a few budgets, or at the largest one of a few conditions."""
+    """Figure of ability and memory by number of tasks. None if memory is undefined in all conditions.
+
+    With one condition it has a panel for each of a few budgets. With several it has a panel for each, at the largest budget.
+    """
     conditions = [c for c in conditions_of(found) if np.isfinite(_cube(found, "memory", c)).any()]
     if not conditions:
         return None
@@ -315,12 +344,13 @@ def memory_and_ability(found: Findings) -> Figure | None:
 
 
 def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
+    """A measure of the headline skill in every cell, (n_tasks, budgets, replicates)."""
     shown = shown_of(found, measure, condition)
     return found.results.cube(*shown[:4], shown.phase)
 
 
 def _ends_words(found: Findings, condition: str) -> str:
-    """How both change from the fewest to the most tasks that have both, at the largest budget that has them."""
+    """A sentence on the change of mean ability and memory with the number of tasks, at the largest budget with two such numbers."""
     cubes = {measure: _cube(found, measure, condition) for measure in ("memory", "ability")}
     for j in reversed(range(len(found.study.budgets))):
         mean = {measure: means(cube[:, j]) for measure, cube in cubes.items()}
@@ -337,7 +367,10 @@ def _ends_words(found: Findings, condition: str) -> str:
 
 
 def conditions_side_by_side(found: Findings) -> Figure | None:
-    """Ability of several conditions: by tasks at the largest budget, and by compute at the most tasks."""
+    """Figure of ability in several conditions: by tasks at the largest budget, and by compute at the most tasks.
+
+    None with one condition, and for generalist/specialist studies.
+    """
     conditions = conditions_of(found)
     shown = conditions[:CONDITIONS]
     if len(conditions) < 2 or pairs_of(found.study):
@@ -368,12 +401,13 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
 
 
 def _mean_line(found: Findings, condition: str) -> list[Point]:
+    """(budget, mean ability over replicates) at the largest number of tasks."""
     mean = means(_cube(found, "ability", condition)[-1])
     return [(c, float(v)) for c, v in zip(found.study.budgets, mean.tolist(), strict=True) if not math.isnan(v)]
 
 
 def generalists(found: Findings) -> Figure | None:
-    """The first generalist beside the specialists of its domains, at the most tasks."""
+    """Figure of generalists and specialists along training, a panel for each pair, at the most tasks; None without pairs."""
     pairs = [p for p in pairs_of(found.study) if found.ended(p.generalist) and found.ended(p.specialist)]
     if not pairs:
         return None
@@ -415,10 +449,11 @@ SCORES = (
     ("accuracy", "accuracy"),
     ("exact_match", "exact match"),
 )
+"""(measure, title) of each panel of the figure `scores`."""
 
 
 def scores(found: Findings) -> Figure | None:
-    """Loss, Brier score, accuracy and exact match of the headline skill by number of tasks, at the largest budget."""
+    """Figure of loss, Brier score, accuracy and exact match by number of tasks, for the headline skill at the largest budget."""
     conditions = conditions_of(found)[:CONDITIONS]
     panels, parts = [], []
     for measure, title in SCORES:
@@ -447,7 +482,7 @@ def scores(found: Findings) -> Figure | None:
 
 
 def compute_to_skill(found: Findings) -> Figure | None:
-    """Kaplan and Meier's curve: the share of replicates that have the skill to stay, by compute."""
+    """Figure of Kaplan-Meier curves: the share of replicates whose ability stays at or above one half, by compute."""
     panels = []
     several = len(conditions_of(found)) > 1
     skill = found.study.shown_skills[0]
@@ -469,6 +504,7 @@ def compute_to_skill(found: Findings) -> Figure | None:
 
 
 def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
+    """A panel with a Kaplan-Meier curve as steps, and its pointwise interval as an area."""
     drawing = Drawing(WIDTH + 22, 190)
     axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.conditions), (-0.03, 1.03))
     axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")
@@ -490,7 +526,10 @@ def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
 
 
 def override(found: Findings) -> Figure | None:
-    """The answer of the context against the memorised answer, for families that offer both."""
+    """Figure of two probabilities by number of tasks, for families with the skills `override` and `override_memory`.
+
+    The context contradicts a training task. The model can give the context's answer or the memorised one.
+    """
     panels = []
     conditions = conditions_of(found)[:PANELS]
     for condition in conditions:
@@ -516,7 +555,7 @@ def override(found: Findings) -> Figure | None:
 
 
 def distance(found: Findings) -> Figure | None:
-    """Relative distance along training, for families that offer it: 0 is the generaliser, 1 the memoriser."""
+    """Figure of the relative distance d_rel along training, for families that measure it: 0 is the generaliser, 1 the memoriser."""
     panels = []
     mixture = cast(Family, found.study.family).mixture
     for condition in conditions_of(found)[:1]:
@@ -546,6 +585,6 @@ def distance(found: Findings) -> Figure | None:
 
 
 STORY = (emergence, memory_and_ability, conditions_side_by_side, generalists)
-"""Figures below the surface, in their order."""
+"""Functions that make the figures below the surface, in their order. Each returns None if it has nothing to show."""
 FOLDED = (scores, override, distance)
-"""Figures behind the fold."""
+"""Functions that make the figures behind the fold."""

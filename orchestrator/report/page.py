@@ -29,20 +29,22 @@ from trainers.tasks import Family
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_FIGURE_BYTES = 400_000
-"""A larger figure is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
+"""A figure of more bytes is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
 RELOAD_SECONDS = 60
-"""The page of an unfinished study reloads itself so often."""
+"""Seconds between two reloads of the page while trials are open."""
 WIDTHS = (776, 540, 344, 262)
-"""Pixels of a surface on the first screen with one, two, three or four conditions. Further conditions follow behind the fold."""
+"""Width in pixels of a surface on the first screen with one, two, three or four conditions. Further conditions follow behind the
+fold."""
 NARROW = 344
-"""Pixels of a surface on a phone."""
+"""Width in pixels of a surface on a phone."""
 
 
 class Measure(NamedTuple):
-    """A measure of the surface, explained, with the ends of its scale."""
+    """Words for the legend of a surface: the measure, and the values of its colour scale."""
 
     words: str
     low: str
+    """Words for values below 0; empty if there are none."""
     zero: str
     one: str
 
@@ -52,7 +54,7 @@ MEASURES = {
     "accuracy": Measure("share of answers right", "", "none right", "all right"),
     "memory": Measure("share of the list remembered", "under-trained", "as the rule", "the whole list"),
 }
-"""Measures of the surface; the first one is shown first."""
+"""Measures that a reader can choose for the surface, with their legends. The page opens with the first."""
 
 
 def write(
@@ -62,10 +64,11 @@ def write(
     links: Mapping[str, Any] | None = None,
     outside: int = 0,
 ) -> Path:
-    """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError.
+    """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError if writing fails.
 
-    `outside`: recorded trials outside the study's axes. `links` leads from trials to their MLflow runs:
-    {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}.
+    sessions: one record for each start of a driver, from the journal, for the page's provenance. outside: number of recorded
+    trials outside the study's axes. links: addresses of the trials' MLflow runs,
+    {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}; None: no links.
     """
     page = _contents(found, sessions, links, outside)
     _write_files(folder, found.study.id, page)
@@ -75,7 +78,7 @@ def write(
 
 
 def _write_files(folder: Path, study: str, page: Mapping[str, Any]) -> None:
-    """Figures as SVG and CSV, and tables that are longer than the page shows as CSV."""
+    """Write figures as SVG and CSV, and long tables and the table of trials as CSV. Delete figures of earlier reports."""
     files: dict[str, bytes] = {}
     for figure in (page["hero"], *page["story"], *page["folded"]):
         files[f"{figure.name}.svg"] = svg.sheet(figure, study)
@@ -95,7 +98,7 @@ def _write_files(folder: Path, study: str, page: Mapping[str, Any]) -> None:
 def _contents(
     found: Findings, sessions: list[dict[str, Any]], links: Mapping[str, Any] | None, outside: int
 ) -> dict[str, Any]:
-    """Everything for the template."""
+    """The variables of the template report.html.j2."""
     study = found.study
     views = _views(found)
     story = [figure for make in curves.STORY if (figure := make(found))]
@@ -140,7 +143,7 @@ def _contents(
 
 
 def _progress(found: Findings) -> str:
-    """How many trials have ended, and how."""
+    """Number of trials that have ended, diverged and failed, in words."""
     of = {status: sum(run["status"] == status for run in found.runs) for status in ("done", "diverged", "failed")}
     ended, total = sum(of.values()), times(len(found.runs), "trial")
     lost = ", ".join(f"{number(n)} {status}" for status, n in of.items() if n and status != "done")
@@ -148,7 +151,7 @@ def _progress(found: Findings) -> str:
 
 
 def _lines(found: Findings) -> set[str]:
-    """The lines that the surfaces have, for their legend."""
+    """The boundaries and intervals that the first screen's surfaces draw, for their legend (`surface.legend`)."""
     first, _ = _conditions(found)
     edges = [edge for c in found.study.conditions for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
     return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
@@ -158,21 +161,24 @@ def _lines(found: Findings) -> set[str]:
 
 
 class View(NamedTuple):
-    """The surface of one condition in one measure, drawn for a wide screen and for a phone."""
+    """The surface of one condition in one measure, drawn twice; CSS shows the drawing that fits the screen."""
 
     measure: str
+    """A key of MEASURES."""
     wide: Panel
+    """For a wide screen (WIDTHS)."""
     narrow: Panel
+    """For a phone (NARROW)."""
 
 
 def _conditions(found: Findings) -> tuple[list[str], list[str]]:
-    """The conditions with a surface on the first screen, and the others. Conditions that differ in placement alone count once."""
+    """The conditions with a surface on the first screen, and the others. Of conditions that differ in placement alone, the first."""
     names = [alike[0] for alike in found.study.same_question()]
     return names[: len(WIDTHS)], names[len(WIDTHS) :]
 
 
 def _views(found: Findings) -> list[View]:
-    """The surfaces of the first screen, measure by measure; a measure without a value is left out."""
+    """The surfaces of the first screen, measure by measure. Measures without a value are left out, except ability."""
     first, _ = _conditions(found)
     width, views = WIDTHS[len(first) - 1], []
     edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
@@ -199,11 +205,12 @@ def _views(found: Findings) -> list[View]:
 
 
 def _axes(found: Findings) -> tuple[list[int], list[float]]:
+    """The numbers of tasks and the budgets of a study, ascending."""
     return found.results.levels, found.study.budgets
 
 
 def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
-    """The reason for a missing line of the skill; "" if the line is there."""
+    """A note under a surface without a line for K_A that says why; "" if the line is drawn."""
     verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
     if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
         return ""
@@ -214,7 +221,7 @@ def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
 
 
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
-    """The surfaces of the first screen as a figure for its files; their numbers include both boundaries."""
+    """The ability surfaces of the first screen as a figure, for its SVG and CSV files. The CSV includes both boundaries."""
     first, _ = _conditions(found)
     panels = [view.wide for view in views if view.measure == "ability"]
     skill = found.study.shown_skills[0]
@@ -230,7 +237,7 @@ def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
 
 
 def _more_conditions(found: Findings) -> Figure | None:
-    """Surfaces of the conditions that the first screen has no room for."""
+    """Surfaces of the conditions that the first screen has no room for; None if there are none."""
     skill, panels = found.study.shown_skills[0], []
     for condition in _conditions(found)[1]:
         shown = surface.shown_of(found, "ability", condition)
@@ -241,7 +248,7 @@ def _more_conditions(found: Findings) -> Figure | None:
 
 
 def _skills(found: Findings) -> Figure | None:
-    """Surfaces of the other skills, condition by condition."""
+    """Surfaces of the shown skills other than the headline, condition by condition; None if no such skill has a value."""
     panels = []
     for condition in curves.conditions_of(found):
         for skill in found.study.shown_skills[1:]:
@@ -260,7 +267,10 @@ def _skills(found: Findings) -> Figure | None:
 
 
 def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
-    """Trial -> address of its MLflow run; and its place: the reader's own machine (`loopback`) or `elsewhere`."""
+    """Trial id -> address of its MLflow run, and the place of the MLflow server. Empty without links, or if they are not HTTP.
+
+    The place is `loopback` for the reader's own machine, else `elsewhere`. links: as in `write`.
+    """
     base = str(links["base"]).rstrip("/") if links else ""
     if not base.startswith(("http://", "https://")):  # a link that a browser follows, and nothing else
         return {}, ""
@@ -272,7 +282,7 @@ def _links(links: Mapping[str, Any] | None) -> tuple[dict[str, str], str]:
 
 
 def templates() -> jinja2.Environment:
-    """The files of templates/ and their filters."""
+    """The Jinja environment of templates/: it escapes HTML, and refuses undefined variables."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -286,15 +296,15 @@ def templates() -> jinja2.Environment:
 
 
 def style() -> Markup:
-    """The style of every page."""
+    """The CSS of every page: colours of the palette, then report.css."""
     return Markup(palette.page_css() + (TEMPLATES / "report.css").read_text(encoding="utf-8"))
 
 
 def script() -> Markup:
-    """The script of every page."""
+    """The JavaScript of every page: report.js."""
     return Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
 
 
 def subscripts(words: str) -> Markup:
-    """Words for the page, in which K_A and K_M have their letter below the line."""
+    """Text as HTML, with the letters of K_A and K_M set as subscripts."""
     return Markup(re.sub(r"\bK_([AM])\b", r"<i>K</i><sub>\1</sub>", str(escape(printable(words)))))

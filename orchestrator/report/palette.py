@@ -1,6 +1,6 @@
-"""Colours of pages and figures, in light and in dark, as CSS. Knows no study.
+"""Colours of pages and figures, in light and in dark, as CSS.
 
-The scale of a surface diverges at 0: blue above, orange below. Blue and orange stay apart for colour-blind readers, and every
+The colour scale of a surface diverges at 0: blue above, orange below. Colour-blind readers can distinguish blue and orange. Every
 cell shows its number, so that a print in grey loses nothing.
 """
 
@@ -9,21 +9,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 STEPS = 20
-"""Shades on either side of 0. One shade is a twentieth of the scale."""
+"""Number of shades for values from 0 to 1, and from 0 to -1."""
 
 
 class Palette(NamedTuple):
-    """One colour scheme; colours are #rrggbb."""
+    """One colour scheme, light or dark; colours are #rrggbb."""
 
     paper: str
+    """Background."""
     ink: str
+    """Text and boundaries."""
     grey: str
+    """Secondary text and axes."""
     faint: str
+    """Grid lines and borders."""
     wash: str
+    """Background of undefined cells."""
     scale: tuple[str, ...]
-    """Colours at −1, −0.5, 0, 0.5 and 1."""
+    """Colours of a surface at −1, −0.5, 0, 0.5 and 1."""
     series: tuple[str, ...]
-    """Ability or the first condition, memory or the second, ... (Okabe and Ito 2008)."""
+    """Colours of curves by index: the first for ability or the first condition, the second for memory or the second condition, ...
+    (Okabe and Ito 2008)."""
 
 
 LIGHT = Palette(
@@ -47,7 +53,7 @@ DARK = Palette(
 
 
 def shade(value: float) -> str:
-    """CSS class of a value's colour; values beyond −1 and 1 get the last shade. A value that is written 0.00 is neutral."""
+    """CSS class of a value's colour: `z` for a value written 0.00, `p1` to `p20` above, `n1` to `n20` below; −1 and 1 are the ends."""
     if abs(value) < 0.005:
         return "z"
     step = min(max(1, round(abs(value) * STEPS)), STEPS)
@@ -55,7 +61,7 @@ def shade(value: float) -> str:
 
 
 def mix(stops: tuple[str, ...], value: float) -> tuple[int, int, int]:
-    """Colour at −1 ≤ value ≤ 1, linear between the stops."""
+    """Colour (red, green, blue) at −1 ≤ value ≤ 1, linear between the stops. stops: colours at even distances from −1 to 1."""
     place = (value + 1) * (len(stops) - 1) / 2
     i = min(int(place), len(stops) - 2)
     first, second = (tuple(int(stop[k : k + 2], 16) for k in (1, 3, 5)) for stop in stops[i : i + 2])
@@ -64,14 +70,14 @@ def mix(stops: tuple[str, ...], value: float) -> tuple[int, int, int]:
 
 
 def ink_on(colour: tuple[int, int, int]) -> str:
-    """Black or white: the one with the higher contrast (WCAG relative luminance)."""
+    """Text colour on a background, given as (red, green, blue): black or white, the one with the higher contrast (WCAG)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
 def css(palette: Palette) -> str:
-    """Rules for the figures: shades of cells, series, lines and words. They use no variable, so that a lone SVG works."""
+    """CSS rules for the figures: shades of cells, series, lines and text. They use no CSS variable, so that a lone SVG file works."""
     rules = []
     values = [0.0, *(sign * (k / STEPS) for sign in (-1, 1) for k in range(1, STEPS + 1))]
     for value in values:
@@ -91,7 +97,7 @@ def css(palette: Palette) -> str:
 
 
 def variables(palette: Palette) -> str:
-    """The same colours as custom properties for the page's own style."""
+    """The colours as CSS variables, for the page's style in report.css."""
     ramp, half = ", ".join(palette.scale), ", ".join(palette.scale[2:])
     p = palette
     first = ";".join(f"--{name}:{getattr(p, name)}" for name in ("paper", "ink", "grey", "faint", "wash"))
@@ -106,11 +112,11 @@ GEOMETRY = (
     ".halo{stroke-width:4.5}.edge{stroke-width:3;stroke-linejoin:round}.case{stroke-width:7;stroke-linejoin:round}"
     ".whisker{stroke-width:1.8}.blank rect{stroke-dasharray:2 2}.big{font-size:14px}"
 )
-"""Sizes and shapes, the same in light and in dark. No text is smaller than 12 pixels."""
+"""CSS rules for fonts and line widths, the same in light and in dark. No text is smaller than 12 pixels."""
 
 
 def page_css() -> str:
-    """Everything for a page: light, and dark for readers who prefer it. Paper is printed light."""
+    """All CSS of a page: light colours, and dark ones on screens whose reader prefers them. Print is light."""
     dark = f":root{{{variables(DARK)};color-scheme:dark}}{css(DARK)}"
     return (
         f":root{{{variables(LIGHT)};color-scheme:light}}{GEOMETRY}{css(LIGHT)}\n"
@@ -119,5 +125,5 @@ def page_css() -> str:
 
 
 def file_css() -> str:
-    """Everything for an SVG file: light only."""
+    """All CSS of an SVG file: light colours only."""
     return GEOMETRY + css(LIGHT)

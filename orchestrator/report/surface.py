@@ -19,37 +19,42 @@ from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, w
 from trainers.tasks import Family
 
 TITLED_CELLS = 250
-"""A surface with more cells has no tooltips: they would take most of the page's bytes."""
+"""Most cells of a surface with tooltips: in larger surfaces they would take most of the page's bytes."""
 
 
 def on_split(split: str) -> str:
-    """A split as people call it."""
+    """The name of a split in sentences: `held-out tasks` or `training tasks`."""
     return "held-out tasks" if split == "held_out" else "training tasks"
 
 
 WHISKERS = 70
-"""Narrower cells have no room for intervals beside their number."""
+"""Least width in pixels of cells with the intervals of boundaries drawn in them: narrower ones have no room beside the number."""
 
 
 class Shown(NamedTuple):
-    """The content of a surface: one measure of one condition."""
+    """The content of a surface: one measure of one condition, with the arguments of `Results.cube`."""
 
     measure: str
+    """A key of `measures.MEASURES`."""
     condition: str
     skill: str
     split: str
     phase: Phase = "final"
+    """`pre_decay` for memory."""
 
     @property
     def title(self) -> str:
-        """Measure and items."""
+        """Title of the surface: measure, skill and split."""
         if self.measure == "memory":
             return "Memory of the training tasks"
         return f"{self.measure[0].upper()}{self.measure[1:]} in {self.skill} on {on_split(self.split)}"
 
 
 def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
-    """The headline skill, or another one; memory is that of the training mixture before the decay."""
+    """The content of a surface in one measure. skill: "" for the headline skill.
+
+    Memory has no skill; it is measured on the training tasks before the decay.
+    """
     if measure == "memory":
         return Shown("memory", condition, cast(Family, found.study.family).mixture, "seen", "pre_decay")
     skill = skill or found.study.shown_skills[0]
@@ -57,21 +62,22 @@ def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> 
 
 
 class Cell(NamedTuple):
-    """One cell."""
+    """One cell of a surface, as it is drawn."""
 
     value: float | None
-    """Mean over the replicates that have a value."""
+    """Mean over the replicates that have a value; None if none has."""
     known: int
+    """Number of replicates with a value."""
     state: str
-    """`value`, `undefined` (measured, but the references coincide or are missing), or the status of its trials."""
+    """`value`; `undefined` if trials were evaluated and the measure is undefined; else the most common status of its trials."""
     replicates: tuple[float, ...] = ()
-    """NaN is missing."""
+    """The value of each replicate; NaN is missing."""
     words: str = ""
-    """Its text, if that is not the value."""
+    """The text in the cell; "" shows the value."""
 
 
 def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
-    """Rows by ascending number of tasks, columns by ascending budget."""
+    """The cells of a surface: rows by ascending number of tasks, columns by ascending budget."""
     results = found.results
     values = results.cube(shown.measure, shown.condition, shown.skill, shown.split, shown.phase)
     present = results.present(shown.condition, shown.skill, shown.split, shown.phase)
@@ -93,7 +99,7 @@ def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
 
 
 def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
-    """Is there a value anywhere?"""
+    """Whether any cell has a value."""
     return any(cell.value is not None for line in cells for cell in line)
 
 
@@ -101,24 +107,26 @@ def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
 
 
 class Edge(NamedTuple):
-    """A boundary as it runs through the surface."""
+    """A boundary (K_A or K_M) as a line through a surface."""
 
     words: str
+    """Its name in figure and legend."""
     kind: str
-    """CSS class of its line."""
+    """CSS classes of its line: `edge` for K_A, `edge dash` for K_M."""
     heights: tuple[float | None, ...]
-    """A budget each, in rows above the first row's middle: 0.5 lies between the first two. None: not defined there."""
+    """For each budget, the height of the line in rows; 0 is the middle of the first row, 0.5 lies between the first two. None: the
+    boundary is undefined there."""
     intervals: tuple[tuple[float, float] | None, ...]
-    """The same for the ends of the interval."""
+    """For each budget, the ends of the boundary's interval as heights; None: no interval to draw."""
 
     @property
     def has_interval(self) -> bool:
-        """Is there an interval to draw?"""
+        """Whether any budget has an interval to draw."""
         return any(interval is not None for interval in self.intervals)
 
 
 def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
-    """K_A and K_M of a condition, as far as they run through the grid."""
+    """K_A and K_M of a condition as lines. A boundary outside the levels at every budget is left out."""
     wanted = (("K_A", skill, "skill appears", "edge"), ("K_M", "", "memory ends", "edge dash"))
     edges = []
     for question, of, words, kind in wanted:
@@ -135,7 +143,10 @@ def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
 
 
 def _height(levels: Sequence[int], one: Finding | None) -> float | None:
-    """The lower side of the first row across, in the median replicate."""
+    """Height of the boundary at one budget: the lower side of the first row across one half, in the median replicate.
+
+    None if the boundary is undefined. levels: the numbers of tasks, one row each.
+    """
     if one is None or not one.brackets:
         return None
     if one.verdict == "beyond":  # the cells above the last one seen are undefined: nothing is known there
@@ -146,6 +157,7 @@ def _height(levels: Sequence[int], one: Finding | None) -> float | None:
 
 
 def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
+    """The interval of a boundary at one budget as heights in rows. An open end lies at the edge of the surface. None: not drawn."""
     if one is None or not one.has_interval or one.verdict not in ("crossed", "undecided"):
         return None
     logs = np.log([float(n) for n in levels])
@@ -158,6 +170,7 @@ def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float]
 # Drawing ------------------------------------------------------------------------------------------------------------
 
 EMPTY = {"open": "", "failed": "failed", "diverged": "div.", "done": "—", "undefined": "—"}
+"""`Cell.state` -> text in a cell without a value."""
 
 
 class Grid(NamedTuple):
@@ -165,22 +178,27 @@ class Grid(NamedTuple):
 
     left: float
     top: float
+    """Upper left corner of the cells."""
     cell_w: float
     cell_h: float
+    """Width and height of a cell."""
     n_rows: int
     n_columns: int
 
     def y(self, height: float) -> float:
-        """Pixels of a height in rows; 0 is the middle of the first row."""
+        """y in pixels of a height in rows; 0 is the middle of the first (lowest) row."""
         return self.top + (self.n_rows - 0.5 - height) * self.cell_h
 
     def x(self, column: int) -> float:
-        """The left side of a column."""
+        """x in pixels of the left side of a column."""
         return self.left + column * self.cell_w
 
 
 def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float, labelled: bool) -> Grid:
-    """The layout of a surface that is `width` pixels wide, and no cells taller than `tallest`."""
+    """The layout of a surface that is `width` pixels wide, with cells of at most `tallest` pixels height.
+
+    levels: the numbers of tasks. labelled: as in `panel`.
+    """
     left = 10 + max(width_of(number(n)) for n in levels)
     right = (118 if width > 500 else 66) if labelled else 8
     cell_w = min(150.0, (width - left - right) / n_columns)
@@ -189,7 +207,10 @@ def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float,
 
 
 def legend(edges: Sequence[Edge], n_columns: int, widths: Sequence[float]) -> set[str]:
-    """Lines to explain: the edges, and `wide` or `narrow` if intervals have room at that width."""
+    """Entries that a legend must explain: names of the edges, and `wide` or `narrow` if intervals are drawn at that width.
+
+    n_columns: number of budgets. widths: pixels of a surface on a wide screen, ..., on a phone.
+    """
     found = {edge.words for edge in edges}
     if any(edge.has_interval for edge in edges):
         rooms = zip(("wide", "narrow"), (widths[0], widths[-1]), strict=True)
@@ -208,10 +229,11 @@ def panel(
     note: str = "",
     labelled: bool | None = None,
 ) -> Panel:
-    """A surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
+    """Draw a surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
 
-    `axes` are the numbers of tasks and the budgets.
-    `labelled`: room for the names of boundaries at the right; surfaces side by side share it.
+    axes: the numbers of tasks, and the budgets. width: of the panel; tallest: largest height of a cell; both in pixels.
+    labelled: leave room for the names of boundaries at the right, so that surfaces side by side have equal cells. None: only if
+    there are edges.
     """
     levels, budgets = axes
     grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
@@ -243,7 +265,7 @@ def panel(
 
 
 def _formatted(cells: Sequence[Sequence[Cell]], room: float) -> list[list[str]]:
-    """The text of every cell, in the first format that fits all cells; "" for numbers if none fits."""
+    """The text of every cell: `0.25`, or `.25` if that is too wide for `room` pixels, or "" if both are, in all cells alike."""
     formats = (lambda w: w, lambda w: w.replace("0.", ".", 1), lambda w: "")
     for write in formats:
         words = [
@@ -256,6 +278,7 @@ def _formatted(cells: Sequence[Sequence[Cell]], room: float) -> list[list[str]]:
 
 
 def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: str, tip: str) -> None:
+    """Draw the cell in row i and column j: colour, value, and `k of n` if some replicates have no value."""
     kind = "void" if cell.state == "undefined" else "blank" if cell.value is None else shade(cell.value)
     words = [word] if word else []
     if 0 < cell.known < len(cell.replicates) and grid.cell_h >= 34:
@@ -265,6 +288,7 @@ def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: s
 
 
 def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
+    """The tooltip of a cell: mean, place, and the value of each replicate. "" for surfaces with too many cells."""
     levels, budgets = axes
     if len(levels) * len(budgets) > TITLED_CELLS:
         return ""
@@ -276,7 +300,7 @@ def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: i
 
 
 def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
-    """Every boundary as a step line with its name at the right, and its intervals as thin bars in the columns."""
+    """Draw every boundary as a step line with its name at the right, and its intervals as thin bars in the columns."""
     last = [[h for h in edge.heights if h is not None][-1] for edge in edges]
     places = apart([-grid.y(h) for h in last], 30 if drawing.width <= 500 else 16)
     right = grid.x(grid.n_columns)
@@ -298,7 +322,7 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
 
 
 def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
-    """The line in pixels: level in a column, upright between columns, with gaps for undefined budgets.
+    """The strokes of a boundary in pixels: horizontal in a column, vertical between columns, with gaps for undefined budgets.
 
     At a budget at which the boundary lies outside the grid, no level line is drawn along the frame. A line that coincides
     with one of the others runs just below it.
@@ -318,12 +342,14 @@ def _steps(grid: Grid, edge: Edge, others: Sequence[Edge]) -> list[list[Point]]:
 
 
 def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: str) -> None:
+    """Draw an interval as a vertical bar with two caps. low, high: pixels."""
     strokes: list[list[Point]] = [[(x, low), (x, high)], [(x - 3, low), (x + 3, low)], [(x - 3, high), (x + 3, high)]]
     drawing.path(strokes, "halo")
     drawing.path(strokes, f"{kind} whisker")
 
 
 def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
+    """The values of a surface as rows of a CSV file, one for each replicate."""
     rows: list[Row] = []
     shared: dict[str, Any] = {"condition": shown.condition, "measure": shown.measure, "skill": shown.skill}
     for n, line in zip(axes[0], cells, strict=True):
@@ -335,7 +361,7 @@ def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequ
 
 
 def edge_rows(found: Findings, condition: str, skill: str) -> list[Row]:
-    """Both boundaries as numbers."""
+    """K_A and K_M at every budget, as rows of the figure's CSV file."""
     return [
         {"condition": condition, "measure": one.question, "skill": one.skill, "compute_flops": one.compute_flops}
         | {"state": one.verdict, "low_tasks": one.low, "high_tasks": one.high, "replicates": one.n}

@@ -1,7 +1,8 @@
-"""Figures as SVG text, drawn in CSS pixels with the classes of `palette.py`. Knows no study.
+"""Figures as SVG text, in CSS pixels. Uses no study: values and words come from the callers.
 
 A figure is one or more panels. The page shows each panel at its own size, so that text keeps its size on a phone. As a file,
-`figures/<name>.svg` holds all panels on one sheet, and `figures/<name>.csv` holds their numbers.
+`figures/<name>.svg` holds all panels on one sheet, and `figures/<name>.csv` holds their numbers. Arguments `kind` are CSS
+classes of `palette.py`. Coordinates are pixels from the upper left corner, y downwards.
 """
 
 from __future__ import annotations
@@ -23,47 +24,52 @@ from orchestrator.report.palette import file_css
 from orchestrator.terminal import printable
 
 Point = tuple[float, float]
+"""(x, y), in pixels or in values of the axes."""
 Row = dict[str, Any]
 """A row of a figure's CSV: values by column. Missing is None."""
 
 
 def _n(value: float) -> str:
-    """A length in at most one decimal."""
+    """A length in pixels with at most one decimal."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def _safe(words: str) -> str:
+    """Text for SVG and HTML: escaped, without control characters."""
     return html.escape(printable(words), quote=True)
 
 
 def width_of(words: str, size: float = 12) -> float:
-    """Estimated width of a text in pixels: 0.58 of its size a letter (assumed; digits of common fonts take 0.56)."""
+    """Estimated width of a text in pixels, at a font size in pixels: 0.58 of it a letter (assumed; digits take 0.56)."""
     return 0.58 * size * len(words)
 
 
 class Drawing:
-    """An SVG that grows from shapes. Every shape takes CSS classes; y runs downwards."""
+    """An SVG picture that is built shape by shape. `kind` holds the CSS classes of a shape, `title` its tooltip."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
         self.parts: list[str] = []
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-        """A straight line."""
+        """Add a straight line."""
         self.parts.append(f'<line class="{kind}" x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}"/>')
 
     def path(self, strokes: Iterable[Sequence[Point]], kind: str, title: str = "") -> None:
-        """Broken lines as one element; strokes of fewer than two points are left out."""
+        """Add lines through the points of each stroke, as one element. Strokes of fewer than two points are left out."""
         drawn = " ".join("M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in stroke) for stroke in strokes if len(stroke) > 1)
         if drawn:
             self.parts.append(self._titled("path", f'class="{kind}" d="{drawn}"', title))
 
     def area(self, points: Sequence[Point], kind: str) -> None:
-        """A filled polygon."""
+        """Add a filled polygon."""
         self.parts.append(f'<polygon class="{kind}" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in points)}"/>')
 
     def mark(self, x: float, y: float, kind: str, shape: str = "round", title: str = "", size: float = 3.4) -> None:
-        """A mark: `round`, `square`, `cross`, or `up` and `down` for a value beyond the edge."""
+        """Add a mark centred at (x, y): `round`, `square`, `cross`, or triangles `up` and `down` for values beyond the axes.
+
+        size: half of its width in pixels.
+        """
         if shape == "round":
             self.parts.append(self._titled("circle", f'class="{kind}" cx="{_n(x)}" cy="{_n(y)}" r="{size:g}"', title))
             return
@@ -77,13 +83,13 @@ class Drawing:
         self.parts.append(self._titled("path", f'class="{kind}" d="{shapes[shape]}"', title))
 
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
-        """A line of text with its baseline at y."""
+        """Add a line of text with its baseline at y. It begins at x, unless `kind` has m (centred) or e (ends at x)."""
         self.parts.append(f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}">{_safe(words)}</text>')
 
     def cell(
         self, x: float, y: float, width: float, height: float, kind: str, words: Sequence[str], title: str
     ) -> None:
-        """A cell of a surface with one or two lines of text in its middle."""
+        """Add a rectangle with one or two lines of text in its middle. (x, y) is its upper left corner."""
         box = f'<rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}"/>'
         top = y + height / 2 + 4.5 - 7 * (len(words) - 1)
         lines = [
@@ -98,7 +104,7 @@ class Drawing:
         return f"<{name} {attributes}>" + (f"<title>{_safe(title)}</title></{name}>" if title else f"</{name}>")
 
     def render(self, alt: str) -> Markup:
-        """The whole picture for a page; `alt` is its text for readers who cannot see it."""
+        """The picture as an <svg> element; `alt` describes it for readers who cannot see it."""
         return Markup(
             f'<svg role="img" aria-label="{_safe(alt)}" width="{_n(self.width)}" height="{_n(self.height)}" '
             f'viewBox="0 0 {_n(self.width)} {_n(self.height)}">{"".join(self.parts)}</svg>'
@@ -107,25 +113,26 @@ class Drawing:
 
 @dataclass(kw_only=True)
 class Panel:
-    """One picture of a figure."""
+    """One picture of a figure, with its numbers."""
 
     title: str = ""
     note: str = ""
     """A line under the title."""
     alt: str
-    """The picture in words."""
+    """A description for readers who cannot see the picture."""
     drawing: Drawing
     rows: list[Row] = field(default_factory=list)
+    """The values in the picture, for the figure's CSV file."""
 
     @property
     def picture(self) -> Markup:
-        """As the page shows it."""
+        """The <svg> element for the page."""
         return self.drawing.render(self.alt)
 
 
 @dataclass(kw_only=True)
 class Figure:
-    """Panels that belong together."""
+    """Panels with a common title and key; one section of the page, one SVG and one CSV file."""
 
     name: str
     """The name of its files and of its anchor on the page."""
@@ -134,22 +141,23 @@ class Figure:
     """One sentence on the result in the figure."""
     panels: list[Panel]
     key: Sequence[tuple[int, str, str]] = ()
-    """Series as (colour, mark, words)."""
+    """The key: (index of a colour in `Palette.series`, mark as in `Drawing.mark`, name) of each series."""
     note: str = ""
     """A reading aid, if the axes do not suffice."""
 
     @property
     def pictures(self) -> int:
-        """Bytes that the panels take on a page."""
+        """Length of the panels' SVG text; the page compares it with MAX_FIGURE_BYTES."""
         return sum(len(part) for panel in self.panels for part in panel.drawing.parts)
 
     @property
     def swatches(self) -> list[tuple[Markup, str]]:
-        """The key: a small picture and its words."""
+        """The key for the page: (small picture, name) of each series."""
         return [(_swatch(colour, mark), words) for colour, mark, words in self.key]
 
 
 def _swatch(colour: int, mark: str) -> Markup:
+    """The small picture of a series in the key: its line and its mark."""
     drawing = Drawing(28, 12)
     drawing.line(1, 6, 27, 6, f"s{colour} mid{' dash' if mark == 'square' else ''}")
     drawing.mark(14, 6, f"{'o' if mark == 'square' else 'f'}{colour} mid", mark)
@@ -157,7 +165,7 @@ def _swatch(colour: int, mark: str) -> Markup:
 
 
 def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
-    """All panels of a figure on one sheet, as an SVG file that needs nothing else."""
+    """All panels of a figure on one sheet, as a self-contained SVG file. study: its id, for the title. columns: panels in a row."""
     columns = min(columns, len(figure.panels))
     cell_w = max(panel.drawing.width for panel in figure.panels) + 20
     notes = [textwrap.wrap(panel.note, int(cell_w / 6.4)) for panel in figure.panels]
@@ -195,7 +203,7 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
 
 
 def table(rows: Sequence[Row]) -> bytes:
-    """Rows as CSV; columns in the order in which they first appear."""
+    """Rows as a CSV file; columns in the order in which they first appear, empty fields for missing values."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -208,7 +216,11 @@ def table(rows: Sequence[Row]) -> bytes:
 
 
 class Axes:
-    """A rectangle of a drawing with its scales: across either logarithmic or a column a category, up linear."""
+    """Axes of a figure: they convert values to pixels, and draw frame, ticks and names.
+
+    box: (left, top, right, bottom) in pixels. across, up: (lowest, highest) value of the horizontal and the vertical scale.
+    log: whether the horizontal scale is logarithmic. The vertical one is linear.
+    """
 
     def __init__(
         self,
@@ -222,22 +234,22 @@ class Axes:
         self.left, self.top, self.right, self.bottom = box
 
     def x(self, value: float) -> float:
-        """Pixels of a value across."""
+        """x in pixels of a value on the horizontal scale."""
         low, high = self.across
         share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
         return self.left + share * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Pixels of a value up, cut to the axes."""
+        """y in pixels of a value on the vertical scale, clipped to it."""
         low, high = self.up
         return self.bottom - (min(max(value, low), high) - low) / (high - low) * (self.bottom - self.top)
 
     def beyond(self, value: float) -> str:
-        """The mark at the edge for a value outside: `down`, `up`, or nothing."""
+        """The mark for a value outside the vertical scale, `down` or `up`; "" for one inside."""
         return "down" if value < self.up[0] else "up" if value > self.up[1] else ""
 
     def frame(self, ticks: Sequence[tuple[float, str]], title: str, x_title: str) -> None:
-        """Lines across at the ticks, their names, and the titles of both axes."""
+        """Draw horizontal lines at the ticks of the vertical scale, (value, name), and the titles of both axes."""
         d = self.drawing
         for value, words in ticks:
             d.line(self.left, self.y(value), self.right, self.y(value), "axis dot" if words == "½" else "grid")
@@ -247,17 +259,20 @@ class Axes:
         d.line(self.left, self.bottom, self.right, self.bottom, "axis")
 
     def names(self, places: Sequence[float], words: Sequence[str]) -> None:
-        """Names below the axis, as many as do not touch; the last one always."""
+        """Draw names below the horizontal axis at these values; names that would overlap are left out (`spaced`)."""
         for x, name in spaced([self.x(place) for place in places], words):
             self.drawing.text(x, self.bottom + 17, name, "m")
 
 
 HALVES = ((0.0, "0"), (0.5, "½"), (1.0, "1"))
-"""Ticks of ability and memory."""
+"""Ticks for ability and memory, (value, name)."""
 
 
 def spaced(at: Sequence[float], words: Sequence[str], size: float = 12) -> list[tuple[float, str]]:
-    """Every name, or every second, third, ... from the last one back, so that centred names do not touch."""
+    """(pixel, name) of the names to draw: all, or every second, third, ... counted from the last, so that none overlap.
+
+    at: centre of each name in pixels. words: the names. size: font size in pixels.
+    """
     named = list(zip(at, words, strict=True))
     for stride in range(1, len(named)):
         kept = named[::-1][::stride][::-1]
@@ -268,7 +283,7 @@ def spaced(at: Sequence[float], words: Sequence[str], size: float = 12) -> list[
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels, in the order given: at their values, or moved up just enough to keep them apart."""
+    """Positions for labels, in the order given: at their values, or increased until any two differ by at least `gap`."""
     places = [0.0] * len(values)
     last = -math.inf
     for i in sorted(range(len(values)), key=lambda i: values[i]):
@@ -277,6 +292,6 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def compute_ticks(axes: Axes, places: Sequence[float]) -> None:
-    """Ticks at budgets or powers of ten, named in FLOPs."""
+    """Draw names below the horizontal axis at these values (budgets, or powers of ten), as far as they lie inside."""
     inside = [place for place in places if axes.across[0] <= place <= axes.across[1]]
     axes.names(inside, [number(place) for place in inside])

@@ -1,4 +1,4 @@
-"""Tables of a page, read off the findings. Computes no statistic."""
+"""Tables and texts of a report, made from findings. Computes no statistic."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
 
 MAX_ROWS = 300
-"""Rows of a table on the page. A longer table is a CSV file beside the page, and the page holds its beginning."""
+"""Most rows of a table on the page. A longer table is a CSV file beside the page, and the page shows its first rows."""
 
 
 class Table(NamedTuple):
-    """A table for the template `table`."""
+    """A table of text for the page, drawn by the template macro `table`."""
 
     name: str
     """The name of its CSV file and of its anchor."""
     title: str
     columns: list[str]
+    """Headings."""
     rows: list[list[str]]
+    """Cells, in the order of `columns`."""
     note: str = ""
     numeric: frozenset[int] = frozenset()
-    """Columns that are set flush right."""
+    """Indices of the columns that are set flush right."""
 
     @property
     def shown(self) -> list[list[str]]:
-        """The rows on the page."""
+        """The rows that the page shows: the first MAX_ROWS."""
         return self.rows[:MAX_ROWS]
 
     @property
     def csv(self) -> list[Row]:
-        """All rows for the file."""
+        """All rows for the CSV file, heading -> cell."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
@@ -66,7 +68,7 @@ QUESTIONS = (
     ("What more workers gain", ("speed",)),
     ("Expected values", ("expected ",)),
 )
-"""Title of a table -> its questions; one that ends in a space is a prefix."""
+"""(title of a table, its questions as in `Finding.question`). A question that ends in a space is a prefix."""
 ANSWERED = (
     "crossed",
     "below",
@@ -80,11 +82,11 @@ ANSWERED = (
     "inconsistent",
     "inconclusive",
 )
-"""Verdicts with an answer that needs no test."""
+"""Verdicts that are an answer even if the finding is not significant."""
 
 
 def finding_tables(found: Findings) -> list[Table]:
-    """A table for each question, of the headline skill and memory. Findings without an answer have no row."""
+    """The tables of QUESTIONS, with the findings on the headline skill, domains and memory. Findings without an answer are left out."""
     study = found.study
     headline = {study.shown_skills[0], "", ALL, *(pair.domain for pair in pairs_of(study))}
     made = []
@@ -96,7 +98,10 @@ def finding_tables(found: Findings) -> list[Table]:
 
 
 def _answers(one: Finding) -> bool:
-    """Is it significant or declared, or an answer that stands without a test?"""
+    """Whether a finding gets a row: it is significant or primary, or its verdict is in ANSWERED.
+
+    A boundary that is `crossed` must have an interval, too, unless there is one replicate.
+    """
     if one.significance in ("significant", "primary"):
         return True
     whole = one.verdict != "crossed" or one.n == 1 or one.has_interval
@@ -104,7 +109,7 @@ def _answers(one: Finding) -> bool:
 
 
 def finding_table(title: str, those: Sequence[Finding]) -> Table:
-    """A row for each finding."""
+    """A table with a row for each finding; empty columns are left out."""
     columns = ["Finding", "Interval", "Confidence", "Replicates", "Adjusted p", "After correction"]
     rows = [
         [
@@ -128,14 +133,14 @@ def finding_table(title: str, those: Sequence[Finding]) -> Table:
 
 
 def p_words(p: float | None) -> str:
-    """A p-value to three decimals."""
+    """A p-value to three decimals, `.012` or `< .001`; "" if missing."""
     if p is None or math.isnan(p):
         return ""
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
 def counts(found: Findings) -> list[str]:
-    """How many questions were tested, and how many could not be; short sentences."""
+    """Sentences: how many findings were tested and are significant, and how many could not be tested and why."""
     significant, not_significant, untested = (
         count(found.findings, of) for of in ("significant", "not significant", "untested")
     )
@@ -154,7 +159,10 @@ def counts(found: Findings) -> list[str]:
 
 
 def successes(found: Findings) -> Table | None:
-    """k of n replicates with half of the rule at the end of each budget, with Wilson's interval of the share."""
+    """Table of the replicates with an ability of one half or more, by number of tasks and budget; None if there is no value.
+
+    A cell holds k of n, with Wilson's interval of the share.
+    """
     several, rows = len(found.study.conditions) > 1, []
     skill = found.study.shown_skills[0]
     for condition in found.study.conditions:
@@ -176,7 +184,10 @@ def successes(found: Findings) -> Table | None:
 
 
 def trials(found: Findings, links: Mapping[str, str]) -> Table:
-    """A row for each trial: status, measures, costs. The last cell is the address of its MLflow run."""
+    """Table with a row for each trial: status, measures, costs.
+
+    links: trial id -> address of its MLflow run, for the last column; without links there is no such column.
+    """
     study, results = found.study, found.results
     levels = {n: i for i, n in enumerate(results.levels)}
     budgets = {c: i for i, c in enumerate(results.budgets)}
@@ -217,7 +228,7 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
 
 
 def _count(value: float | None) -> str:
-    """A count or cost; an em dash if it is missing."""
+    """A count or cost in words; an em dash if it is missing."""
     if value is None or not math.isfinite(value):
         return "—"
     if value < 10 and not float(value).is_integer():
@@ -226,7 +237,10 @@ def _count(value: float | None) -> str:
 
 
 def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Origin and cost of the numbers, as far as known: (name, words)."""
+    """(name, words) of facts on the run: commits, versions, machines, FLOPs, time.
+
+    sessions: one record for each start of a driver, from the journal.
+    """
     costs = found.costs()
     facts: list[tuple[str, str]] = []
     commits = list(dict.fromkeys(r["commit"] for r in found.runs if r.get("commit")))
@@ -264,13 +278,13 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
 
 
 def _span(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
-    """When the first session began and when the last trial ended, in seconds."""
+    """Start of the first session and end of the last trial, in seconds since 1970; None if unknown."""
     begun = min((s["time"] for s in sessions), default=None)
     return begun, max((r["ended"].timestamp() for r in found.runs if r.get("ended") is not None), default=None)
 
 
 def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
-    """Trials, compute, duration, machine, date and commit in one line."""
+    """Number of trials, compute, wall time, machine, date and commit in one line. sessions: as in `provenance`."""
     begun, ended = _span(found, sessions)
     facts = [times(len(found.runs), "trial"), f"{_flops(found.costs().train_flops)} of training"]
     if begun is not None and ended is not None:
@@ -284,7 +298,7 @@ def in_short(found: Findings, sessions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _short_commit(commit: str) -> str:
-    """The first twelve digits; a changed work tree stays visible."""
+    """The first twelve digits of a commit, with the part after "+" that marks uncommitted changes."""
     head, plus, changes = commit.partition("+")
     return head[:12] + plus + changes
 
@@ -299,7 +313,7 @@ def _date(seconds: float) -> str:
 
 
 def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The study's settings as they were resolved, group by group."""
+    """The study's settings with all defaults, as (group, [(key, value)]), and the size of each condition's models."""
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     for part in ("family", "model", "training", "evaluation"):
         values = getattr(study, part).model_dump()
@@ -325,11 +339,12 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _changes(variant: Variant) -> str:
-    """The settings that a variant changes: d_model 128, d_mlp 512."""
+    """The settings that a variant changes, as `d_model 128, d_mlp 512`."""
     return ", ".join(_pairs(changes) for part in PARTS if (changes := getattr(variant, part))) or "as stated"
 
 
 def _pairs(changes: Mapping[str, Any]) -> str:
+    """Settings as `d_model 128, d_mlp 512`; `as stated` if empty."""
     return ", ".join(f"{key} {_setting(value)}" for key, value in changes.items()) or "as stated"
 
 
@@ -342,7 +357,7 @@ def _setting(value: Any) -> str:
 
 
 def reference_words(study: Study) -> list[tuple[str, str]]:
-    """The family's exact predictors and their constants: (name, words)."""
+    """(name, words) for the family's generaliser and memoriser, from the docstrings of its methods, and their constants."""
     kind = type(study.family)
     module = importlib.import_module(kind.__module__)
     said = []
@@ -363,7 +378,7 @@ def reference_words(study: Study) -> list[tuple[str, str]]:
 
 
 def definitions(found: Findings) -> list[tuple[str, str]]:
-    """The page's terms, for this study's family: (term, definition)."""
+    """(term, definition) of the terms on the page, as this study's family defines them."""
     study = found.study
     family = cast(Family, study.family)
     on = on_split(found.skill_split(study.shown_skills[0]))

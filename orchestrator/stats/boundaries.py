@@ -1,8 +1,10 @@
 """Crossings of one half along a grid, their drift with compute, and crossovers of two conditions.
 
 A boundary K is the level from which on a replicate is across one half with probability one half. That is a median over
-replicates. Nothing is interpolated: each replicate gives two levels between which it crosses. Tables are
-(replicates x levels): nested sequences with None, or arrays with NaN, for missing values.
+replicates. Levels are values along one axis: numbers of tasks, budgets, or the compute of evaluations. Nothing is
+interpolated: each replicate gives two levels between which it crosses. Tables are (replicates x levels): nested sequences
+with None, or arrays with NaN, for missing values. Across means at or above one half for a rising measure (ability), and
+below it for a falling one (memory).
 Definitions, sources and simulated coverage: docs/statistics.md.
 """
 
@@ -20,28 +22,31 @@ from orchestrator.stats.intervals import by_chance
 from orchestrator.stats.minimums import DIFFERENCE
 
 HALF = 0.5
-"""The value that a boundary crosses."""
+"""The value of ability or memory that a boundary crosses."""
 MIN_TESTED = DIFFERENCE.replicates
-"""Fewer replicates test nothing."""
+"""Least replicates for a p-value of a difference, drift, crossover or fall."""
 INSET = 0.25
-"""Bracket widths between a bracket's end and the assumed place of its replicate. Used only for the spread. Assumed, by simulation:
-0 makes intervals half a bracket wider, .5 loses 1 to 4 % of coverage (docs/statistics.md, "Boundaries")."""
+"""Distance from a bracket's end to the assumed crossing of its replicate, as a share of the bracket's width in log level. The
+t-limits estimate the spread between replicates from these places. Assumed, by simulation: 0 makes intervals half a bracket
+wider, .5 loses 1 to 4 % of coverage (docs/statistics.md, "Boundaries")."""
 OPEN_STEPS = 3.0
-"""Width of an open bracket, in the grid's outermost steps. Assumed. Spreads of thresholds up to one and a half steps are then
-covered at the grid's ends as well as within (simulated)."""
+"""Width given to an open bracket, as a multiple of the step between the grid's two outermost levels. Assumed. Spreads of
+thresholds up to one and a half steps are then covered at the grid's ends as well as within (simulated)."""
 
 Direction = Literal["rising", "falling"]
+"""The way in which a measure crosses one half with more tasks or compute: ability rises, memory falls."""
 Table = Sequence[Sequence[float | None]] | np.ndarray
 """(replicates x levels); None or NaN: missing."""
 
 
 class Bracket(NamedTuple):
-    """Two levels: one replicate crosses above `low` (None: below all) and at or below `high` (None: beyond all).
+    """Two levels: one replicate crosses above `low` and at or below `high`.
 
-    `low` is the last level before the first crossing of one half. From `high` on the replicate stays across. Missing levels are
-    passed over. A monotone replicate has neighbouring levels. The first crossing alone would be biased in bimodal cells: one
-    of many levels below the boundary is across by chance. Both None: unknown. Such a replicate is lost, or it is across at
-    the first level and not at the last.
+    `low` is the last level before the first crossing of one half; None: it is across at its first level. From `high` on the
+    replicate stays across; None: it is not across at its last level. Levels without a value are passed over. For a monotone
+    replicate the two levels are neighbours. The first crossing alone would be biased in bimodal cells: one of many levels
+    below the boundary is across by chance. Both None: unknown. Such a replicate is lost, or it is across at the first level
+    and not at the last.
     """
 
     low: float | None
@@ -49,21 +54,27 @@ class Bracket(NamedTuple):
 
 
 class Boundary(NamedTuple):
-    """A boundary over replicates: its interval (None: open end), the brackets behind it, and a verdict."""
+    """A boundary over replicates: the interval of the median replicate's crossing, and a verdict."""
 
     low: float | None
     high: float | None
+    """Ends of the interval, in levels. None is an open end: no level that was tried bounds it."""
     brackets: tuple[Bracket, ...]
+    """One for each replicate, in the order of the table."""
     verdict: Literal["crossed", "below", "beyond", "undecided", "missing"]
-    """`below`: every replicate is across from the first level on, or comes back to it. `beyond`: none is across at any level.
-    `undecided`: some are not across at the last level."""
+    """`crossed`: every replicate stays across up to the last level, and not all are across at their first. `below`: every
+    replicate is across at its first level and stays across from some level on. `beyond`: none is across at any level.
+    `undecided`: some are not across at the last level. `missing`: the table has no value."""
 
 
 # Brackets -----------------------------------------------------------------------------------------------------------
 
 
 def _table(levels: Sequence[float], replicates: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (L,) and values (R, L), with NaN for missing. Raises ValueError if their shapes differ."""
+    """Levels (L,) and values (R, L) as arrays, with NaN for missing.
+
+    Raises ValueError if their shapes differ, or if levels are not positive, finite and ascending.
+    """
     grid = np.asarray(levels, dtype=float)
     table = np.asarray(replicates, dtype=float)
     if not len(table):
@@ -76,14 +87,15 @@ def _table(levels: Sequence[float], replicates: Table) -> tuple[np.ndarray, np.n
 
 
 def _across(table: np.ndarray, direction: Direction) -> np.ndarray:
-    """+1 across one half, -1 not, 0 missing.  (..., L) -> (..., L)"""
+    """+1 if a value is across one half, -1 if not, 0 if it is missing.  (..., L) -> (..., L)"""
     return np.where(np.isnan(table), 0, np.where((table >= HALF) == (direction == "rising"), 1, -1))
 
 
 def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(..., L) of +1, -1, 0 -> two indices for each replicate.
+    """Brackets as level indices. across (..., L) as from `_across` -> two arrays (...,), an index each for every replicate.
 
-    The first is the last level before the first crossing (-1: none). From the second on it stays across (L: none).
+    The first array holds the last level before the first crossing (-1: none). The second holds the level from which on the
+    replicate stays across (L: none).
     """
     n_levels = across.shape[-1]
     at = np.arange(n_levels)
@@ -95,6 +107,7 @@ def _hulls(across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Bracket, ...]:
+    """Brackets from indices into the grid, as `_hulls` returns them."""
     named = [*grid.tolist(), None]  # index -1 and L are None
     return tuple(Bracket(named[i], named[j]) for i, j in zip(low.tolist(), high.tolist(), strict=True))
 
@@ -105,11 +118,12 @@ def _brackets(grid: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[Brac
 def boundary(levels: Sequence[float], replicates: Table, direction: Direction, confidence: float = 0.95) -> Boundary:
     """The level from which on a replicate is across one half with probability one half.
 
-    levels (L,) ascending and positive, replicates (R, L). The interval runs from a lower limit of the brackets' low ends
-    to an upper limit of their high ends (`_limits`). A censored replicate does not stay across: it counts as crossing beyond
-    the last level. A lost one counts as crossing anywhere. Up to five replicates, one of these leaves the end open. From
-    six on (at 95 %) the limits are order statistics. The end then stays closed if enough others are. One replicate gives
-    its bracket, which is no interval. Raises ValueError for levels that are not ascending, or a table of another shape.
+    levels (L,) ascending and positive; replicates (R, L), values of the measure. The interval runs from a lower limit of the
+    brackets' low ends to an upper limit of their high ends (`_limits`). A replicate that is not across at the last level
+    counts as crossing beyond it. A replicate with an unknown bracket counts as crossing anywhere. With up to five
+    replicates, one such replicate leaves an end open. From six on (at 95 %) the limits are order statistics, and an end
+    stays closed if enough other replicates have closed brackets. One replicate gives its bracket, which is no interval.
+    Raises ValueError for levels that are not ascending and positive, or a table of another shape.
     docs/statistics.md, "Boundaries".
     """
     grid, table = _table(levels, replicates)
@@ -132,7 +146,7 @@ def boundary(levels: Sequence[float], replicates: Table, direction: Direction, c
 def _interval(
     grid: np.ndarray, low: np.ndarray, high: np.ndarray, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Interval over brackets, given as grid indices (R,)."""
+    """Interval of the median crossing. low and high (R,) are bracket ends as indices into `grid` (L,): -1 and L are open."""
     logs = np.concatenate([np.log(grid), [np.inf, -np.inf]])
     lows, highs = logs[low], logs[high]  # -1 and L, for open ends, are the last two
     logs = logs[:-2]
@@ -145,7 +159,10 @@ def _interval(
 
 
 def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | None:
-    """A level from its logarithm, rounded to the grid within 1e-9. None if it is open, or beyond all numbers."""
+    """A level from its logarithm. A logarithm within 1e-9 of a grid level's (`logs`) gives exactly that level.
+
+    None if the logarithm is infinite (an open end), or at least 700 in size (the level would overflow).
+    """
     if not abs(log_level) < 700:
         return None
     nearest = int(np.abs(logs - log_level).argmin())
@@ -153,13 +170,16 @@ def _on_grid(grid: np.ndarray, logs: np.ndarray, log_level: float) -> float | No
 
 
 def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Limits of the low ends (below) and the high ends (above). Infinite is open.
+    """Lower limit of the brackets' low ends and upper limit of their high ends, in log level. Infinite is open.
 
-    Enough replicates: order statistics. A replicate's low end lies below its median with a probability of at least one
-    half, for any distribution. So the (k+1)-th lowest lies above the median with the probability of at most k heads in R
-    tosses. A t-interval is for the mean. It fails in cells that stay bimodal: 37 % coverage at 20 replicates.
+    lows, highs and widths are (R,): ends and widths of the brackets in log level.
 
-    Few replicates: t-limits of places a little inside the brackets (INSET), and never inside the extremes. The extremes
+    Enough replicates for `_outside`: order statistics. A replicate's low end lies below the median crossing with a
+    probability of at least one half, for any distribution. So the (k+1)-th lowest lies above the median with the probability
+    of at most k heads in R tosses. A t-interval is for the mean. It fails in cells that stay bimodal: 37 % coverage at 20
+    replicates.
+
+    Fewer replicates: t-limits of places a little inside the brackets (INSET), and never inside the extremes. The extremes
     alone would cover 75 % at 3 replicates.
     """
     n = len(lows)
@@ -174,15 +194,19 @@ def _limits(lows: np.ndarray, highs: np.ndarray, widths: np.ndarray, confidence:
 
 @lru_cache(maxsize=1024)
 def _outside(n: int, confidence: float) -> int | None:
-    """How many of n replicates may lie outside on each side. P(so few heads of n) <= (1 - confidence) / 2."""
+    """How many of n replicates may lie outside a sign-test interval on each side; None if n is too small for any interval.
+
+    It is the largest k with P(at most k heads in n tosses) <= (1 - confidence) / 2.
+    """
     allowed = np.flatnonzero(special.bdtr(np.arange(n // 2 + 1), n, 0.5) <= (1 - confidence) / 2)
     return int(allowed[-1]) if len(allowed) else None
 
 
 def _t_limits(lows: np.ndarray, highs: np.ndarray, width: float, confidence: float) -> tuple[float, float]:
-    """Limits of a t-interval for the mean place of brackets of this mean width. An open end gives an infinite limit.
+    """Limits of a t-interval for the mean crossing. An open end gives an infinite limit.
 
-    They lie beyond the mean of the ends by at least `_margin`.
+    lows and highs (R,) are bracket ends in log level, `width` their mean width. The limits lie beyond the mean low end and
+    the mean high end by at least `_margin` widths.
     """
     n = len(lows)
     agreeing = margin * width if (margin := _margin(n, confidence)) else 0.0
@@ -193,13 +217,13 @@ def _t_limits(lows: np.ndarray, highs: np.ndarray, width: float, confidence: flo
 
 
 def _inner(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Assumed places of crossing, seen from either end and INSET inside. An open bracket gives its end itself."""
+    """Assumed crossings: low ends moved up, and high ends moved down, by INSET of the width. Open brackets stay as they are."""
     inset = np.where(np.isinf(highs - lows), 0.0, INSET * (highs - lows))
     return lows + inset, highs - inset
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error. The error of an infinite mean is 0."""
+    """Mean of two or more values, and its standard error. The error of an infinite mean is 0."""
     n = len(values)
     mean = float(values.sum()) / n
     return mean, 0.0 if math.isinf(mean) else math.sqrt(float(((values - mean) ** 2).sum()) / ((n - 1) * n))
@@ -207,12 +231,13 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
 
 @lru_cache(maxsize=1024)
 def _margin(n: int, confidence: float) -> float:
-    """Distance by which n brackets that agree are widened, in bracket widths.
+    """Distance by which the limits reach beyond the mean bracket ends of n replicates, in bracket widths.
 
-    Let the boundary lie just beyond a level. Then n replicates all cross before it with probability 2^-n (12.5 % at 3), and
-    their spread is zero. At m widths beyond they do so with a probability below `_agree(m)^n`, for any spread. The margin is
-    the m at which this falls to 1 - confidence. At 95 %: 0.58 for 2 replicates, 0.16 for 3, 0.02 for 4, none from 5 on.
-    At 99 %: 0.62 for 3, 0.11 for 5, none from 7 on.
+    It covers replicates that share one bracket by chance. Let the boundary lie just beyond a level. Then n replicates all
+    cross before that level with probability 2^-n (12.5 % at 3), and their spread is zero. If the boundary lies m widths
+    beyond the level, they do so with a probability below `_agree(m)^n`, for any spread. The margin is the m at which this
+    probability falls to 1 - confidence. At 95 %: 0.58 for 2 replicates, 0.16 for 3, 0.02 for 4, none from 5 on. At 99 %:
+    0.62 for 3, 0.11 for 5, none from 7 on.
     """
     allowed = (1 - confidence) ** (1 / n)
     if allowed >= _agree(0.0):
@@ -225,9 +250,9 @@ def _margin(n: int, confidence: float) -> float:
 
 
 def _agree(distance: float) -> float:
-    """Largest probability, over all spreads, that a normal threshold falls into an interval of width one.
+    """Largest probability, over all standard deviations, that a normal variable falls into an interval of width one.
 
-    `distance` is that of the interval's nearer end from the normal's centre.
+    `distance`: from the centre of the normal to the nearer end of the interval. 0.5 if it is not positive.
     """
     if distance <= 0:
         return 0.5
@@ -236,9 +261,10 @@ def _agree(distance: float) -> float:
 
 
 def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> float | None:
-    """Step at which a curve first rises through one half. None if it never does, or if it starts across.
+    """Optimizer step at which a curve first rises to one half. None if it never does, or if its first value is there already.
 
-    Interpolated on log step between neighbours. For curves read at steps a factor 1.4 apart or less.
+    steps ascending and positive; values one each, None for missing. Interpolated linearly in log step between neighbouring
+    values. For curves read at steps a factor 1.4 apart or less.
     """
     before: tuple[float, float] | None = None
     for step, value in zip(steps, values, strict=True):
@@ -257,21 +283,23 @@ def crossing_step(steps: Sequence[float], values: Sequence[float | None]) -> flo
 
 
 class Monotone(NamedTuple):
-    """Test of a mean that goes against its direction."""
+    """Result of `monotone`: does a mean over replicates go against its direction between some two levels?"""
 
     p_value: float | None
-    """The null is that it does not. Corrected for all pairs of levels. None: too few replicates."""
+    """For the null hypothesis that the mean never goes against its direction. Corrected for all pairs of levels. None: fewer than
+    MIN_TESTED replicates at every pair."""
     pair: tuple[float, float] | None
     """The two levels with the smallest p, significant or not."""
     change: float | None
-    """Mean change between them, negative for a fall."""
+    """Mean change between these two levels over replicates, negative for a fall."""
 
 
 def monotone(levels: Sequence[float], replicates: Table, direction: Direction) -> Monotone:
     """Test that the mean is monotone along the levels: all pairs of levels, paired by replicate, one-sided t-tests.
 
-    Each p-value is the larger of two (`_tails`). The least of them is multiplied by the number of pairs, the first step
-    of Holm's procedure (1979). Raises ValueError as `boundary` does. docs/statistics.md, "Monotone".
+    levels (L,), replicates (R, L). `direction`: the way in which the mean should go; the alternative is a change the other
+    way. Each p-value is the larger of two (`_tails`). The least of them is multiplied by the number of pairs, the first
+    step of Holm's procedure (1979). Raises ValueError as `boundary` does. docs/statistics.md, "Monotone".
     """
     grid, table = _table(levels, replicates)
     first, second = np.triu_indices(len(grid), 1)
@@ -290,11 +318,13 @@ def monotone(levels: Sequence[float], replicates: Table, direction: Direction) -
 
 
 def _tails(values: np.ndarray, n_free: int) -> tuple[np.ndarray, np.ndarray]:
-    """(R, m) -> (m,) twice: one-sided p-values that each column's mean lies above zero, and below. NaN if too few.
+    """One-sided p-values for the mean of each column. values (R, m), NaN for missing -> two arrays (m,).
 
-    Each is the larger of two t-tests. One uses the column's own variance and allows unequal variances. The other uses
-    the variance of all columns, of which `n_free` vary freely. It guards the first. Three bimodal replicates come out
-    alike at two levels (1 in 64 for each pair of levels), and their own variance is then next to nothing.
+    The first has small p-values if the mean lies above zero, the second if it lies below. NaN for columns with fewer than
+    MIN_TESTED values. Each p-value is the larger of two t-tests. One uses the column's own variance and allows unequal
+    variances. The other uses the variance of all columns, of which `n_free` are linearly independent. It guards the first:
+    three bimodal replicates come out alike at two levels (1 in 64 for each pair of levels), and their own variance is then
+    next to nothing.
     """
     known = ~np.isnan(values)
     n = known.sum(0)
@@ -310,7 +340,7 @@ def _tails(values: np.ndarray, n_free: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """mean / error. An error of zero gives 0, or 1e9 with the sign of the mean."""
+    """mean / standard error, elementwise. An error of zero gives 1e9 with the sign of the mean, or 0 for a mean of zero."""
     return np.divide(mean, error, out=np.sign(mean) * 1e9, where=error > 0)
 
 
@@ -327,13 +357,16 @@ def _holm(p_values: np.ndarray) -> np.ndarray:
 
 
 class Drift(NamedTuple):
-    """Doublings of a boundary per doubling of compute, with its interval (None: open end)."""
+    """Doublings of a boundary per doubling of compute, with its interval."""
 
     low: float | None
     high: float | None
+    """Ends of the interval. None is an open end."""
     slopes: tuple[Bracket, ...]
-    """One for each replicate (None: open end)."""
+    """The least and the largest drift that each replicate's brackets allow (None: unbounded)."""
     verdict: Literal["rises", "falls", "undecided", "missing"]
+    """`rises`, `falls`: the interval excludes zero. `undecided`: it does not, or there are fewer than MIN_TESTED replicates.
+    `missing`: no replicate has a bracket at two budgets."""
     p_value: float | None
     """Two-sided. The smallest 1 - confidence at which the interval excludes zero. None below MIN_TESTED replicates."""
 
@@ -341,12 +374,13 @@ class Drift(NamedTuple):
 def drift(budgets: Sequence[float], brackets: Sequence[Sequence[Bracket]], confidence: float = 0.95) -> Drift:
     """Drift of a boundary from the brackets of each budget: `drift(budgets, [b.brackets for b in boundaries])`.
 
-    budgets (B,) ascending; brackets (B x R), the same replicates at every budget. An empty row is a budget without any.
-    Each replicate is read at the smallest and the largest budget at which it has a bracket. The least drift that these
-    allow runs from the upper end there to the lower end here. An open end leaves it open. Over replicates: t-limits
-    as for a boundary of few replicates, widened if they agree. Brackets drawn alike at both budgets are of two kinds at
-    worst, and lie on different sides as often as `by_chance`. So p is at least that, and the interval goes with it.
-    Raises ValueError for budgets that are not ascending, or rows of different lengths. docs/statistics.md, "Drift".
+    budgets (B,) ascending; brackets (B x R), the same replicates at every budget. An empty row is a budget without brackets.
+    Each replicate is read at the smallest and the largest budget at which it has a bracket. Its least drift runs from the
+    upper end of the first bracket to the lower end of the second, its largest drift from the lower end to the upper. An
+    open bracket end leaves that drift unbounded. Over replicates: t-limits as for a boundary of few replicates, widened by
+    `_margin`. Without any drift, bimodal thresholds can differ between the two budgets by chance, with a probability of at
+    most `by_chance`. So p is at least that, and the interval contains zero if this chance exceeds 1 - confidence. Raises
+    ValueError for budgets that are not ascending and positive, or rows of different lengths. docs/statistics.md, "Drift".
     """
     costs = np.asarray(budgets, dtype=float)
     if len(costs) != len(brackets) or not ((costs > 0).all() and (np.diff(costs) > 0).all()):
@@ -398,7 +432,10 @@ def _finite(value: float) -> float | None:
 
 
 def _excludes_zero(lows: np.ndarray, highs: np.ndarray, width: float) -> float:
-    """The smallest 1 - confidence at which the lower of `_t_limits` is above zero. 1 if there is none."""
+    """p-value of a drift above zero: the smallest 1 - confidence at which the lower of `_t_limits` is above zero, or 1.
+
+    lows and highs (R,): the least and largest drift of each replicate. `width`: mean width of these ranges.
+    """
     if np.isinf(lows).any() or lows.mean() <= 0:
         return 1.0
     n = len(lows)
@@ -411,33 +448,37 @@ def _excludes_zero(lows: np.ndarray, highs: np.ndarray, width: float) -> float:
 
 
 class Crossover(NamedTuple):
-    """Compute at which B overtakes A: the interval (None: open end), the brackets behind it, and a verdict."""
+    """Result of `crossover`: the compute at which condition B overtakes condition A, and a verdict."""
 
     low: float | None
     high: float | None
+    """Ends of the interval, in levels. None is an open end."""
     brackets: tuple[Bracket, ...]
-    """One for each replicate, between the first level at which A is shown ahead and the last at which B is."""
+    """Levels between which the sign of B - A changes, for each replicate. If the verdict is `crosses`, only levels from the first
+    at which A is significantly ahead to the last at which B is are read."""
     verdict: Literal[
         "crosses", "a ahead throughout", "b ahead throughout", "no difference shown", "undecided", "missing"
     ]
-    """Throughout: at every level at which the two are distinguishable, and for A at the last level, too. `undecided`: A is
-    shown ahead but not at the last level; or B before A (ask for the reverse); or there are fewer than three replicates."""
+    """Throughout: at every level with a significant difference (paired t-tests, Holm), and for A at the last level, too.
+    `undecided`: A is significantly ahead but not at the last level; or B before A (ask for the reverse); or there are fewer than
+    three replicates. `missing`: no replicate has both values at a level."""
     p_value: float | None
-    """The smallest 1 - confidence at which a crossing is claimed."""
+    """The smallest 1 - confidence at which the verdict is `crosses`. None below MIN_TESTED replicates."""
     ahead_p: float | None = None
-    """Two-sided, of "one is ahead throughout": twice the p of A at the last level, or of B at its smallest. None for other
-    verdicts."""
+    """Two-sided p-value of a verdict "ahead throughout": twice A's p at the last level, or twice B's smallest p. None for
+    other verdicts."""
 
 
 def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0.95) -> Crossover:
-    """Compute at which B overtakes A. levels (L,) ascending, a and b (R x L) paired by replicate.
+    """Compute at which condition B overtakes condition A.
 
-    At each level: one-sided paired tests for A and for B, each corrected over levels (Holm 1979). B overtakes A if A is
-    shown ahead at some level and B at a later one. That is false in at most 1 - confidence of cases: with one ahead
-    always, it needs a false finding for the other. Between these levels each replicate's change of sign gives a bracket.
-    The brackets give the interval as for a boundary. Outside, signs are noise. Without a crossing the ends are
-    bounds: `low` is the last level at which A is shown ahead, `high` the first at which B is. Raises ValueError as
-    `boundary` does. docs/statistics.md, "Crossovers".
+    levels (L,) ascending; a and b (R x L), values of A and B, paired by replicate. At each level: one-sided paired t-tests
+    for A ahead and for B ahead, each corrected over levels (Holm 1979). B overtakes A if A is significantly ahead at some
+    level and B at a later one. That is false in at most 1 - confidence of cases: if one condition is always ahead, it
+    needs a false finding for the other. Between these levels each replicate's change of sign gives a bracket. The brackets
+    give the interval as for a boundary. Levels outside are left out, since their signs may be chance. Without a crossing
+    the ends are bounds: `low` is the last level at which A is significantly ahead, `high` the first at which B is. Raises
+    ValueError as `boundary` does, and if a and b have different shapes. docs/statistics.md, "Crossovers".
     """
     grid, first = _table(levels, a)
     _, second = _table(levels, b)
@@ -478,13 +519,13 @@ def crossover(levels: Sequence[float], a: Table, b: Table, confidence: float = 0
 def _sign_changes(
     grid: np.ndarray, gain: np.ndarray, confidence: float = 0.95
 ) -> tuple[tuple[Bracket, ...], tuple[float | None, float | None]]:
-    """Brackets of the change from at most zero to above it, and the interval over them."""
+    """For each replicate, the bracket in which gain (R, L) rises above zero; and the interval of the median replicate."""
     low, high = _hulls(np.where(np.isnan(gain), 0, np.where(gain > 0, 1, -1)))
     return _brackets(grid, low, high), _interval(grid, low, high, confidence)
 
 
 def _before(p_a: np.ndarray, p_b: np.ndarray) -> float:
-    """The least over i < j of the larger of two p-values: A's at level i and B's at level j."""
+    """p-value of "A ahead at some level, B at a later one": the least over levels i < j of max(p_a[i], p_b[j]). Both (L,)."""
     if len(p_a) < 2:
         return 1.0
     earliest = np.fmin.accumulate(np.where(np.isnan(p_a), 1.0, p_a))[:-1]

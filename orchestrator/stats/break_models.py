@@ -11,50 +11,63 @@ from scipy import special  # not scipy.stats: it takes a second to import
 from orchestrator.stats.minimums import MIN_SCALES
 
 SMOOTH_STEPS = 2.0
-"""10-90 % of a smooth transition take this many grid steps or more. Three would be the natural definition. The step between is a
-margin: it keeps noisy transitions three steps wide from being called breaks."""
+"""Least width of a smooth transition, from 10 to 90 % of its change, in grid steps. A faster one counts as a jump. Three would be the
+natural definition. Two leave a margin: noisy transitions three steps wide are not called breaks."""
 
 ALPHA = 0.05
+"""Level of the tests behind a verdict."""
 
 EQUAL_SPREAD_ALPHA = 0.1
-"""Each scale keeps its own variance if equal spread is refuted at this level, as with bimodal cells beside steady ones."""
+"""Level of the test that all scales have the same variance between replicates. If it is rejected, as with bimodal cells beside steady
+ones, a scale with a larger variance keeps its own. Otherwise the variance is pooled."""
 
 FLOOR = 0.002
-"""Least noise of a mean, in shares of the change. No smooth family is exact to the last digit."""
+"""Least standard error of a mean, as a share of the whole change. No smooth family is exact to the last digit."""
 
 CENTRE_STEP = 0.25
 WIDTH_RATIO = 1.35
 HINGES_A_GAP = 2
-"""Fineness of the grid before refinement: centres (grid steps), widths (ratio), hinges."""
+"""The candidates that are tried: distance of neighbouring centres (grid steps), ratio of neighbouring widths, hinges per gap between
+scales."""
 
 
 ONE_ODD = "without one odd scale a smooth curve would do"
+"""Reason against a break: a smooth curve with one outlying scale fits as well, by Schwarz's criterion."""
 NOTHING_FITS = "neither a smooth curve nor a single break describes it"
+"""Reason against a break: no model fits the means within their standard errors."""
 
 Floats = np.ndarray
+"""An array of floats, or of bools where a mask is meant. N curves, S scales, R replicates, K breaks."""
 
 
 # --- means, and their noise
 
 
 class Data(NamedTuple):
-    """Means and noise of N curves (S scales, R replicates)."""
+    """Means over replicates and their variances, for N curves (S scales, R replicates)."""
 
-    means: Floats  # (N, S), offsets removed
+    means: Floats  # (N, S), less each replicate's offset
     variance: Floats  # (N, S) of the means
-    own: Floats  # (N, S) does a scale's variance stand for itself, or is it the pooled one?
-    present: Floats  # (S,) replicates at each scale
-    df_own: Floats  # (S,)
-    df: int
-    pooled: Floats  # (N,) of one replicate at one scale
-    spread: Floats  # (N, R, S) residual over count: the variance of a contrast is the sum of the squares of its own
+    own: Floats  # (N, S) bool: the variance is estimated from this scale alone; else from all scales
+    present: Floats  # (S,) number of replicates at each scale
+    df_own: Floats  # (S,) degrees of freedom of a scale's own variance
+    df: int  # degrees of freedom of the pooled variance
+    pooled: Floats  # (N,) variance of one replicate at one scale, pooled over the scales
+    spread: (
+        Floats  # (N, R, S) residuals over the number of replicates; a contrast of them gives its variance by squares
+    )
 
     def of(self, some: Floats) -> Data:
+        """The same for some curves, given by index."""
         return self._replace(**{k: getattr(self, k)[some] for k in ("means", "variance", "own", "pooled", "spread")})
 
 
-def summary_of(Y: Floats, mask: Floats) -> Data:
-    """Fit scale + offset of the replicate by least squares. The residual is noise.  Y (N, R, S), mask (R, S)."""
+def summary_of(scores: Floats, mask: Floats) -> Data:
+    """Means and variances of N curves, from a least-squares fit of a mean for each scale and an offset for each replicate.
+
+    scores (N, R, S); mask (R, S): True if present. The variances are those of the residuals.
+    """
+    Y = scores
     R, S = mask.shape
     count = mask.sum(0)
     if mask.all():
@@ -91,19 +104,24 @@ def summary_of(Y: Floats, mask: Floats) -> Data:
 
 
 class Strongest(NamedTuple):
-    """The strongest of K breaks on top of a design, for N curves."""
+    """Tests of K breaks, each added to a smooth design, for N curves."""
 
-    p: Floats  # (N,) Davies' bound
+    p: Floats  # (N,) p-value of the largest |t| (Davies' bound)
     top: Floats  # (N,) the largest |t|
-    df: Floats  # (N,) of it
-    angle: Floats  # (N, K - 1) between neighbouring candidates; inf where a new chain starts
+    df: Floats  # (N,) degrees of freedom of `top`
+    angle: Floats  # (N, K - 1) radians between neighbouring breaks; inf between jumps and hinges, and after an unknown break
     size: Floats  # (N, K) estimated size of each break
-    error: Floats  # (N, K) standard error of it
-    known: Floats  # (N, K) is it distinguishable from the design?
+    error: Floats  # (N, K) standard error of `size`
+    known: (
+        Floats  # (N, K) bool: more than 1 % of the break's squares are left beside the design, so it can be estimated
+    )
 
 
 def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
-    """t of every break added to an orthonormal design (N, p, S), and the p-value of the largest."""
+    """The t of every break of `grid`, added to a design, and the p-value of the largest |t|.
+
+    design (N, p, S): orthonormal rows, the p parameters of each curve's smooth fit.
+    """
     D = grid.breaks  # (K, S)
     rest = D - np.matmul(np.matmul(D, design.transpose(0, 2, 1)), design)  # (N, K, S)
     square = (rest**2).sum(-1)
@@ -131,8 +149,9 @@ def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
 
 
 def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
-    """Upper bound of P(largest |t| along a path of breaks > `top`). Shapes (N,), (N,), (N, K - 1).
+    """Upper bound of P(largest |t| along a path of K breaks > `top`).
 
+    top (N,), df (N,): degrees of freedom of each t, angle (N, K - 1): radians between neighbouring breaks.
     Davies' bound for the linear model is the tail at the start plus a term for each stretch of the path. The term is the length of
     the stretch on the unit sphere times (1 + top^2 / df)^(-(df - 1) / 2) / pi (Hotelling 1939; Davies 2002). A hinge that moves
     between two neighbouring scales follows a great circle, so lengths are sums of angles, exactly. No more than K breaks are
@@ -144,7 +163,10 @@ def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
 
 
 def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
-    """The |t| at which the bound is ALPHA, with df_times the degrees of freedom.  (N,)"""
+    """The |t| at which the p-value of the largest is ALPHA.  -> (N,)
+
+    df_times: factor on the degrees of freedom of `best`.
+    """
     low, high = np.zeros(len(best.top)), np.full(len(best.top), 5.0)  # in log
     for _ in range(14):
         middle = (low + high) / 2
@@ -157,7 +179,7 @@ def critical_value(best: Strongest, df_times: Floats | float) -> Floats:
 
 
 SHAPES = ("logistic", "early", "late", "bend")
-"""Transitions: even, exp(-exp(-z)), 1 - exp(-exp(z)). The bend log(1 + exp(z)) has the logistic as its slope."""
+"""Smooth transitions: 1 / (1 + exp(-z)), exp(-exp(-z)), 1 - exp(-exp(z)). The bend log(1 + exp(z)) has the logistic as its slope."""
 
 _TEN_TO_NINETY = {
     "logistic": 2 * math.log(9),
@@ -165,10 +187,11 @@ _TEN_TO_NINETY = {
     "late": math.log(math.log(10) / -math.log(0.9)),
     "bend": 2 * math.log(9),
 }
+"""Shape -> distance in z between 10 and 90 % of the change, which converts a width to a scale of z."""
 
 
 def _curve(shape: str, z: Floats) -> tuple[Floats, Floats]:
-    """The shape at z and its slope."""
+    """The shape at z (centred and scaled log scale), and its derivative in z."""
     if shape == "logistic":
         f = special.expit(z)
         return f, f * (1 - f)
@@ -182,20 +205,20 @@ def _curve(shape: str, z: Floats) -> tuple[Floats, Floats]:
 
 
 class Grid(NamedTuple):
-    """Designs that depend on the scales alone. Positions u are in mean grid steps."""
+    """Designs that depend on the scales alone, so that one grid serves all curves along a cut."""
 
-    u: Floats  # (S,)
-    line: Floats  # (2, S) orthonormal
-    cubic: Floats  # (4, S) orthonormal; its first rows span the lower degrees
-    theta: dict[str, Floats]  # shape -> (T, 2): centre, 10-90 % width
-    unit: dict[str, Floats]  # shape -> (T, S): the curve, less its straight line, of norm 1
-    breaks: Floats  # (K, S): jumps, then hinges in order
-    is_jump: Floats  # (K,)
-    unlined: Floats  # (K, S): breaks, less their straight line
-    halves: tuple[Floats, ...]  # for every gap the orthonormal pair of lines split there
+    u: Floats  # (S,) log scales from 0 to S - 1, in mean steps between scales
+    line: Floats  # (2, S) orthonormal basis of straight lines
+    cubic: Floats  # (4, S) orthonormal basis of cubics; its first rows span the lower degrees
+    theta: dict[str, Floats]  # shape -> (T, 2): centre and 10-90 % width of T candidates, in mean steps
+    unit: dict[str, Floats]  # shape -> (T, S): the candidate curves, less their best straight line, of norm 1
+    breaks: Floats  # (K, S): jumps in order of place, then hinges
+    is_jump: Floats  # (K,) bool
+    unlined: Floats  # (K, S): the breaks, less their best straight line
+    halves: tuple[Floats, ...]  # for every gap, the orthonormal basis (p, S) of two lines that are split there
 
     def narrowest(self, centre: Floats) -> Floats:
-        """The least width that is still smooth at a centre: SMOOTH_STEPS of the gaps around."""
+        """The least width of a smooth transition at a centre: SMOOTH_STEPS times the step between scales there."""
         return SMOOTH_STEPS * np.interp(centre, (self.u[1:] + self.u[:-1]) / 2, np.diff(self.u))
 
 
@@ -204,7 +227,7 @@ _grids: dict[tuple[float, ...], Grid] = {}
 
 
 def grid_of(scales: tuple[float, ...]) -> Grid:
-    """The designs for these scales, cached."""
+    """The designs for these log scales (ascending), cached."""
     if scales not in _grids:
         if len(_grids) >= 64:
             _grids.clear()
@@ -213,6 +236,7 @@ def grid_of(scales: tuple[float, ...]) -> Grid:
 
 
 def _new_grid(scales: tuple[float, ...]) -> Grid:
+    """The designs for these log scales. Jumps and hinges leave two scales or more on either side."""
     x = np.array(scales)
     S = len(x)
     u = (x - x[0]) / (x[-1] - x[0]) * (S - 1)
@@ -239,7 +263,7 @@ def _new_grid(scales: tuple[float, ...]) -> Grid:
 
 
 def _thetas(grid: Grid) -> Floats:
-    """Centres and widths to try, (T, 2). Some centres lie well outside: the tail of a transition is a power law."""
+    """Centres and widths to try, (T, 2), in mean steps. Some centres lie well outside the scales: a transition's tail is a power law."""
     found = []
     width, u = SMOOTH_STEPS * float(np.diff(grid.u).min()), grid.u
     while width < 4 * u[-1]:
@@ -253,7 +277,7 @@ def _thetas(grid: Grid) -> Floats:
 
 
 def _orthonormal(columns: list[Floats]) -> Floats:
-    """Gram-Schmidt, twice. Columns that add nothing are left out.  -> (p, S)"""
+    """An orthonormal basis of the columns, each (S,), by Gram-Schmidt, twice. Dependent columns are left out.  -> (p, S)"""
     found: list[Floats] = []
     for column in columns:
         rest = column
@@ -266,13 +290,14 @@ def _orthonormal(columns: list[Floats]) -> Floats:
     return np.array(found)
 
 
-def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
-    """Orthonormal designs (N, 5, S): line, the best curve of the shape, and its tangents in centre and width.
+def fitted_design(grid: Grid, shape: str, means: Floats) -> Floats:
+    """Orthonormal designs (N, 5, S) of one shape, fitted to means (N, S): line, best curve, its tangents in centre and width.
 
     Variable projection: for given centre and width the fit is linear. So the best pair is the one whose curve, less its line, has the
     largest dot product with the means. The search runs over the whole grid, then over two finer ones around the best. The tangents
     correct for the steps of the grid and for the estimation of centre and width. At the least width its tangent is left out.
     """
+    m = means
     N, everyone = len(m), np.arange(len(m))
     best = grid.theta[shape][np.argmax((m @ grid.unit[shape].T) ** 2, axis=1)]  # (N, 2)
     step, ratio, around = np.maximum(CENTRE_STEP, best[:, 1] / 20), math.log(WIDTH_RATIO), np.linspace(-1, 1, 5)
@@ -306,9 +331,11 @@ def fitted_design(grid: Grid, shape: str, m: Floats) -> Floats:
 
 
 class _Unseen(NamedTuple):
-    smooth: Floats  # (N,) root mean squared error at the scale left out: the better smooth model
-    broken: Floats  # (N,) the better break model
-    doubt: list[str]  # why the curve is no break all the same; "" without a reason
+    """Errors of prediction at scales left out, for N curves."""
+
+    smooth: Floats  # (N,) root mean squared error of the best smooth model
+    broken: Floats  # (N,) root mean squared error of the best break model
+    doubt: list[str]  # for each curve, a reason against the verdict break from Schwarz's criterion; "" without one
 
 
 def out_of_sample(grid: Grid, data: Data) -> _Unseen:
@@ -342,16 +369,18 @@ def out_of_sample(grid: Grid, data: Data) -> _Unseen:
 
 
 class _LeftOut(NamedTuple):
-    error: Floats  # (N,) root mean squared, over the scales left out
-    others: Floats  # (N,) squares of the best fit to all scales but the oddest
-    all: Floats  # (N,) squares of the best fit to all
+    """Errors of one kind of model on N curves."""
+
+    error: Floats  # (N,) root mean squared error at the scale left out, over all scales in turn
+    others: Floats  # (N,) sum of squared residuals without the one scale whose omission lowers it most
+    all: Floats  # (N,) sum of squared residuals over all scales
 
 
 def _left_out(m: Floats, designs: Floats) -> _LeftOut:
-    """Errors at scales left out. Means m (N, S), orthonormal designs (T, p, S).
+    """Errors of prediction at scales left out. m (N, S): means. designs (T, p, S): T orthonormal designs of one kind of model.
 
-    The error at a scale is e / (1 - h), h its leverage, so no refit is needed. Several designs may fit the others equally well (a jump
-    on either side of the scale left out). Then their mean predicts.
+    The error at a scale is e / (1 - h), with its residual e and leverage h, so no refit is needed. Several designs may fit the other
+    scales equally well (a jump on either side of the scale left out). Then the mean of their predictions counts.
     """
     e = np.matmul(np.matmul(m, designs.transpose(0, 2, 1)), designs)  # (T, N, S)
     np.subtract(m, e, out=e)

@@ -49,24 +49,27 @@ from orchestrator.stats.break_models import (
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 
 SUGGESTIVE = 0.2
-"""A p between ALPHA and this neither finds nor dismisses a break."""
+"""A `p_smooth` between ALPHA and this gives neither the verdict break nor smooth."""
 
 PLACE_CONFIDENCE = 0.99
-"""Confidence of the limit behind the bracket of a break. The bracket covers 95 % after the selection of found breaks."""
+"""Confidence of the F test that decides which gaps belong to the interval of a break's place. Among curves with the verdict break,
+the interval covers 95 %."""
 
 EXCLUDED_JUMP = 0.5
-"""Share of the whole change. `smooth` also means that such a jump is excluded at every gap."""
+"""A jump as a share of the whole change of the mean. The verdict smooth needs a jump of this size excluded at every gap."""
 
 OUT_OF_SAMPLE_TIE = 1.1
-"""Factor by which break models may be worse out of sample. Beside a jump both kinds of model are blind and their errors tie."""
+"""Factor by which the leave-one-out error of break models may exceed that of smooth models. Neither kind of model can predict the
+scale beside a jump, so their errors tie."""
 
 OUT_OF_SAMPLE_WINS = 0.5
-"""Smooth models with this share of the break models' error win, for any p_smooth: the curve has another shape."""
+"""Smooth models whose leave-one-out error is at most this share of the break models' give the verdict smooth, for any `p_smooth`."""
 
 NO_MOVEMENT = "nothing moves beyond the noise"
+"""Reason for a verdict undecided: no change from a constant mean is significant."""
 
 Verdict = Literal["break", "smooth", "undecided", "missing"]
-"""`missing`: nothing was measured."""
+"""`missing`: the score has no value at any scale."""
 
 
 class Break(NamedTuple):
@@ -79,20 +82,23 @@ class Break(NamedTuple):
     """Distinct log scales with data, ascending."""
     n_replicates: int = 0
     moves: bool = True
-    """False: nothing moves beyond the noise, and the verdict is undecided."""
+    """False: the Davies test finds no change from a constant mean at level ALPHA. The verdict is then undecided."""
     kind: Literal["jump", "hinge"] | None = None
-    """The better description of the break. Verdict break only."""
+    """The kind of break that fits the means better. Verdict break only."""
     low: float | None = None
     high: float | None = None
     """The break lies between these two log scales (95 %). Verdict break only."""
     p_straight: float | None = None
+    """p-value of the Davies test of a break against a straight line."""
     p_smooth: float | None = None
+    """The largest p-value of the Davies tests of a break against each smooth family."""
 
 
 def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Break]:
-    """The verdicts on many scores along one cut. log_scale (S,), scores (N, R, S) with NaN for missing.
+    """The verdicts on N scores along one cut, in order.
 
-    Scales may come in any order. Equal ones are averaged within a replicate. NaN scales are dropped. Raises ValueError for other
+    log_scale (S,): log of the numbers of tasks or of compute. scores (N, R, S): N scores of R replicates, NaN for missing. Scales may
+    come in any order. Scores at equal scales are averaged within a replicate. NaN scales are dropped. Raises ValueError for other
     shapes.
     """
     x, Y = np.asarray(log_scale, dtype=float), np.asarray(scores, dtype=float)
@@ -114,10 +120,13 @@ def find_breaks(log_scale: Sequence[float] | Floats, scores: Floats) -> list[Bre
     return [found[n] for n in range(len(Y))]
 
 
-def merged_scales(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
-    """Ascending distinct scales, and scores averaged over equal ones. Infinite scores and scales are missing."""
-    Y = np.where(np.isfinite(Y), Y, np.nan)[..., np.isfinite(x)]
-    x = x[np.isfinite(x)]
+def merged_scales(log_scale: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Distinct log scales, ascending, and the scores averaged over equal scales. (S,), (N, R, S) -> (S',), (N, R, S').
+
+    Scales equal to 9 decimals are one. Infinite scores become NaN. Scales that are infinite or NaN are dropped.
+    """
+    Y = np.where(np.isfinite(scores), scores, np.nan)[..., np.isfinite(log_scale)]
+    x = log_scale[np.isfinite(log_scale)]
     _, first, where = np.unique(np.round(x, 9), return_index=True, return_inverse=True)
     x = x[first]
     if len(x) == Y.shape[2]:
@@ -131,7 +140,7 @@ def merged_scales(x: Floats, Y: Floats) -> tuple[Floats, Floats]:
 
 
 def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
-    """Verdicts on curves Y (N, R, S) that share their scales and their pattern of missing cells."""
+    """Verdicts on N curves with the same missing values. x (S,): log scales; Y (N, R, S): scores; mask (R, S): True if present."""
     N, (R, S) = len(Y), mask.shape
     if not mask.any():
         return [Break("missing", "nothing was measured")] * N
@@ -162,7 +171,10 @@ def _judge(x: Floats, Y: Floats, mask: Floats) -> list[Break]:
 
 
 def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> list[Break]:
-    """Verdicts on moving curves with enough scales."""
+    """Verdicts on the N curves that change by the Davies test and have MIN_SCALES scales or more.
+
+    p_straight (N,). blank: a `Break` of each curve, to be completed.
+    """
     N = len(data.means)
     families = [strongest_contrast(np.broadcast_to(grid.cubic, (N, *grid.cubic.shape)), grid, data)]
     families += [strongest_contrast(fitted_design(grid, shape, data.means), grid, data) for shape in SHAPES]
@@ -201,17 +213,17 @@ def _decide(grid: Grid, data: Data, p_straight: Floats, blank: list[Break]) -> l
 
 
 def _worst(families: list[Strongest]) -> Strongest:
-    """For each curve the smooth family with the largest p-value of a break."""
+    """For each curve, the results of the smooth family with the largest p-value of a break."""
     which = np.argmax([f.p for f in families], axis=0)
     everyone = np.arange(len(which))
     return Strongest(*(np.stack(field)[which, everyone] for field in zip(*families, strict=True)))
 
 
 def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
-    """True if jumps of EXCLUDED_JUMP of the change are excluded at every gap.  (N,) bool
+    """Whether a jump of EXCLUDED_JUMP of the whole change is excluded at every gap.  -> (N,) bool
 
-    On top of the best smooth curve, the interval of every jump must stay below. A steep smooth curve may stand in for a jump. So every
-    straight line with such a jump must itself be refuted (F test of its lack of fit).
+    The interval of every jump, added to the best smooth curve (`best`), must stay below that size. A steep smooth curve can
+    take the place of a jump. So every straight line with such a jump must be rejected, too (F test of its lack of fit).
     """
     S = data.spread.shape[2]
     large = EXCLUDED_JUMP * np.ptp(data.means, axis=1)[:, None]
@@ -227,10 +239,10 @@ def _excludes_large_jumps(best: Strongest, grid: Grid, data: Data) -> Floats:
 
 
 def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], int, int]:
-    """The better kind of break, and the indices of the two scales around it.
+    """For curve n: the kind of break that fits better, and the indices of the two scales around its place.
 
-    Two separate lines, split in each gap in turn, contain hinges and jumps alike. The bracket spans every gap whose split fits as well
-    as the best, within the chance of two parameters (PLACE_CONFIDENCE).
+    Two separate lines, split at a gap, can be a hinge or a jump. The place spans every gap whose split an F test of two
+    parameters does not reject against the best split (PLACE_CONFIDENCE).
     """
     m = data.means[n]
     squares = np.array([((m - m @ q.T @ q) ** 2).sum() for q in grid.halves])
@@ -245,27 +257,28 @@ def _place(grid: Grid, data: Data, n: int) -> tuple[Literal["jump", "hinge"], in
 
 
 class Emergence(NamedTuple):
-    """The verdict on one skill along one cut. It is that of the leading continuous score."""
+    """The verdict on one skill along one cut, taken from one of its continuous scores (`weigh`)."""
 
     verdict: Verdict
     why: str
     """The reason for the verdict, a clause."""
     metrics: dict[str, Break]
-    """One for each given score, discrete ones too."""
+    """Name of a score -> its verdict, for all given scores."""
     decisive: str | None = None
-    """The score with that verdict."""
+    """The score that gives the verdict. None without continuous scores."""
     low: float | None = None
     high: float | None = None
     """The break lies between these two log scales. Verdict break only."""
 
 
 CONTINUOUS = ("loss", "brier", "expected_accuracy")
-"""In this order. The first with data leads."""
+"""Scores that change gradually if the probabilities do. The first with data leads (`weigh`)."""
 
 
 def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats]) -> Emergence:
-    """The verdict on a skill's emergence along one cut. Scores by name, each (R, S) with NaN for missing.
+    """The verdict on a skill's emergence along one cut.
 
+    log_scale (S,): log of the numbers of tasks or of compute. scores: name -> (R, S) with NaN for missing.
     `loss` (nats per token), `brier` and `expected_accuracy` (mean probability of the right token) are continuous and decide.
     `accuracy` (greedy, per token) and `exact_match` (whole sequences) are discrete and decide nothing. Such a threshold can jump
     although the probabilities move gradually (Schaeffer et al. 2023, arXiv 2304.15004). Raises ValueError for unequal shapes.
@@ -280,7 +293,12 @@ def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats])
 
 
 def weigh(metrics: dict[str, Break]) -> Emergence:
-    """The verdict over several scores. A break of the leading score does not count if all other continuous scores are smooth or flat."""
+    """The verdict over several scores. metrics: name of a score -> its verdict.
+
+    The first of CONTINUOUS with data leads. Its verdict counts; if it does not move, that of the next continuous score that
+    does. The verdict is undecided if the leading score breaks and all others are smooth or flat. It is undecided, too, if the
+    leading score is smooth or flat and another one breaks. Discrete scores have no say.
+    """
     known = {name: found for name, found in metrics.items() if found.verdict != "missing"}
     continuous = {name: known[name] for name in CONTINUOUS if name in known}
     if not known:

@@ -1,8 +1,7 @@
-"""Differences of means over replicates, with t-intervals and doubts about them.
+"""Differences of means between two conditions over replicates, with t-intervals and reasons to doubt them.
 
-Light: no scipy.stats. A rare mode of a bimodal measure goes unseen, and no warning from the values can save the interval. Report k
-of n for a measure that is known to be bimodal. Tests of many cells use `guarded_difference`. Coverage: docs/statistics.md,
-"Differences".
+A rare mode of a bimodal measure goes unseen, and no warning from the values can save the interval. Report k of n for a measure
+that is known to be bimodal. Tests of many cells use `guarded_difference`. Coverage: docs/statistics.md, "Differences".
 """
 
 from __future__ import annotations
@@ -19,37 +18,38 @@ from orchestrator.stats.intervals import by_chance
 from orchestrator.stats.minimums import NORMAL
 
 FEW = NORMAL.replicates
-"""Below this many replicates a t-interval leans on normality that nobody can check."""
+"""With fewer replicates a t-interval assumes a normality that nobody can check."""
 
 Doubt = Literal["few", "two levels", "no spread"]
-"""`few`: fewer than FEW replicates in an arm. `two levels`: an arm's values sit on two separated levels, so report k of n rather than a
-mean. `no spread`: an arm, or the pairs' difference, is the same in every replicate."""
+"""A reason to doubt a t-interval. `few`: fewer than FEW replicates in a condition. `two levels`: the values of a condition are
+bimodal (`two_levels`), so report k of n rather than a mean. `no spread`: a condition's values, or the differences of pairs, are
+the same in every replicate."""
 
 
 class Difference(NamedTuple):
-    """Mean of a less mean of b, over replicates."""
+    """Mean of condition a less mean of condition b, over replicates."""
 
     mean: float
     low: float | None
     high: float | None
-    """None for one replicate, and without spread: an interval of zero width would be an invented certainty."""
+    """t-interval. None for one replicate, and without spread: an interval of zero width would be an invented certainty."""
     p: float | None
-    """Two-sided. Without spread, that of the permutation test: 1 for equal arms."""
+    """Two-sided t-test of no difference. Without spread, the permutation test: 1 for equal conditions. None for one replicate."""
     df: float | None
-    """Degrees of freedom of its t. None without a t."""
+    """Degrees of freedom of the t-test. None if there was none."""
     n_a: int
     n_b: int
-    """Replicates used: the pairs, if paired."""
+    """Replicates used of a and of b. If paired, both are the number of pairs."""
     doubts: tuple[Doubt, ...]
 
 
 def paired_difference(
     a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
 ) -> Difference | None:
-    """Mean of a - b over the replicates present in both, with its t-interval. None if there is none.
+    """Mean of a - b over the replicates with both values, with its t-interval. None if no replicate has both.
 
-    `a`, `b`: (R,), the same replicates in the same order. Right for normal differences. Two levels are doubted, not corrected. Raises
-    ValueError for unequal lengths.
+    `a`, `b`: (R,), the same replicates in the same order; None or NaN for missing. The interval is right for normal differences.
+    Bimodal values add a doubt and change no number. Raises ValueError for unequal lengths.
     """
     pairs = paired(a, b)
     if not len(pairs):
@@ -74,10 +74,10 @@ def paired_difference(
 def welch_difference(
     a: Sequence[float | None], b: Sequence[float | None], confidence: float = 0.95
 ) -> Difference | None:
-    """Mean of a less mean of b for unpaired arms, with Welch's t-interval (Satterthwaite's degrees of freedom).
+    """Mean of a less mean of b for unpaired conditions, with Welch's t-interval (Satterthwaite's degrees of freedom).
 
-    `a` (R_a,), `b` (R_b,). Missing values are passed over. None if an arm is empty. An arm without spread counts as known exactly and
-    is doubted for it. If both have none, there is no interval.
+    `a` (R_a,), `b` (R_b,); missing values (None, NaN) are left out. None if a condition has no value. A condition without spread
+    adds no variance, and the doubt `no spread`. If neither has spread, there is no interval.
     """
     x, y = present(a), present(b)
     n_a, n_b = len(x), len(y)
@@ -104,14 +104,15 @@ def welch_difference(
 def guarded_difference(
     a: Sequence[float | None], b: Sequence[float | None], in_pairs: bool, confidence: float = 0.95
 ) -> Difference | None:
-    """Mean of a less mean of b, with a p-value that holds for any distribution that equal arms share.
+    """Mean of a less mean of b, with a p-value that is guarded against bimodal values that agree by chance.
 
-    `in_pairs`: as `paired_difference`. Else the less certain of Welch's test and Student's. Three bimodal values that agree by chance lend
-    Welch their small variance against ten that do not (false at 5 % in 21 %). The variance of all does not. Then p is at least
-    `by_chance`. The interval excludes zero exactly if p is at most 1 - confidence. If `by_chance` forbids that, it reaches back through
-    zero. Its end is the least difference of two bimodal means with which so few replicates agree that often.
+    `in_pairs`: `paired_difference`. Else the larger p-value and wider interval of Welch's test and Student's: three bimodal
+    values that agree by chance have a small variance, and Welch's test of them against ten others is false at 5 % in 21 % of
+    runs. Student's pooled variance is not. In both cases p is raised to at least `by_chance`. The interval excludes zero exactly if p
+    is at most 1 - confidence. If only `by_chance` forbids that, the interval is extended beyond zero, to the least difference of
+    two bimodal means at which so few replicates agree that often.
 
-    For arms drawn alike p is below alpha (.0002 to .05) in at most 1.8 alpha of runs paired and 2.3 alpha unpaired; worst .0007 at
+    For equal conditions p is below alpha (.0002 to .05) in at most 1.8 alpha of runs paired and 2.3 alpha unpaired; worst .0007 at
     .0002, of 5 against 10. docs/statistics.md, "Differences".
     """
     found = paired_difference(a, b, confidence) if in_pairs else welch_difference(a, b, confidence)
@@ -131,20 +132,20 @@ def guarded_difference(
 
 
 def _student(x: np.ndarray, y: np.ndarray, mean: float, confidence: float) -> tuple[float, float, float]:
-    """Low and high end and p-value of Student's test, with the variance of both arms together."""
+    """Low end, high end and p-value of Student's test, with the pooled variance. x, y: values of a and b; mean: their difference."""
     df = len(x) + len(y) - 2
     pooled = float(((x - x.mean()) ** 2).sum() + ((y - y.mean()) ** 2).sum()) / df
     return _t_test(mean, math.sqrt(pooled * (1 / len(x) + 1 / len(y))), df, confidence)
 
 
 def present(values: Sequence[float | None]) -> np.ndarray:
-    """The finite values, (n,). None, NaN and infinities are missing."""
+    """The finite values as an array, in order. None, NaN and infinities are missing and left out."""
     known = _as_floats(values)
     return known[np.isfinite(known)]
 
 
 def paired(a: Sequence[float | None], b: Sequence[float | None]) -> np.ndarray:
-    """(n, 2): the replicates present in both arms. Raises ValueError for unequal lengths."""
+    """Values of a and b, (n, 2), of the n replicates that have both. Raises ValueError for unequal lengths."""
     if len(a) != len(b):
         raise ValueError(f"paired arms need the same replicates in the same order; given {len(a)} and {len(b)}")
     both = np.column_stack([_as_floats(a), _as_floats(b)])
@@ -152,15 +153,15 @@ def paired(a: Sequence[float | None], b: Sequence[float | None]) -> np.ndarray:
 
 
 def is_constant(values: np.ndarray) -> bool:
-    """True if they differ by no more than rounding."""
+    """True if the values differ by no more than rounding (1e-12 of the largest), or if there are none."""
     return bool(values.size == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def two_levels(values: np.ndarray) -> bool:
-    """True if finite `values` (n,) fall into two groups: their widest gap has a probability of 5 % for even values.
+    """True if finite `values` (n,) look bimodal: n uniform values have as wide a gap with a probability of at most 5 %.
 
-    For n values drawn evenly, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2. Narrower gaps never count. Never true
-    of fewer than FEW values. A hint to doubt a t-interval, not a finding.
+    For n uniform values, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2. Gaps below half of the range never
+    count. Always False for fewer than FEW values. A hint to doubt a t-interval, not a finding.
     """
     n = len(values)
     if n < FEW or is_constant(values):
@@ -174,17 +175,19 @@ def two_levels(values: np.ndarray) -> bool:
 
 
 def shift(a: Sequence[Bracket], b: Sequence[Bracket], confidence: float = 0.95) -> Drift | None:
-    """Distance of a boundary in B from that in A, in doublings of tasks, paired by replicate. None if a side is unknown.
+    """Ratio of B's boundary to A's in doublings of tasks, paired by replicate. None if a or b is empty.
 
-    It is the drift from a first to a second scale, a factor 2 apart.
+    a, b: brackets of the same replicates in two conditions. Computed as `drift` between two scales a factor 2 apart, so that
+    `low` and `high` are doublings.
     """
     return drift([1.0, 2.0], [a, b], confidence) if a and b else None
 
 
 def crossing_p(met: Crossover, n_levels: int, either: bool = True) -> float | None:
-    """p-value of a crossover. At least the chance of bimodal cells at two levels (`by_chance`).
+    """p-value of the verdict that one condition overtakes the other; None if nothing was tested.
 
-    `either`: of one overtaking the other, twice the p of the surer direction. Else of the direction that was asked for.
+    At least the chance that bimodal cells look so at some two of `n_levels` levels (`by_chance`). `either`: both directions were
+    tried, so the p of `met` is doubled. False: only the direction of `met` was asked for.
     """
     if met.p_value is None:
         return None
@@ -197,11 +200,12 @@ def _as_floats(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _exactly(mean: float, scale: float) -> float:
-    """0 for a mean that is only rounding."""
+    """The mean, or exactly 0 if it is no larger than the rounding of values of size `scale`."""
     return 0.0 if abs(mean) <= 1e-12 * scale else mean
 
 
 def _doubts(arms: tuple[np.ndarray, np.ndarray], no_spread: bool) -> tuple[Doubt, ...]:
+    """The doubts about a difference. arms: the values of both conditions. no_spread: whether that doubt applies."""
     found: list[Doubt] = []
     if min(len(arm) for arm in arms) < FEW:
         found.append("few")
@@ -213,6 +217,6 @@ def _doubts(arms: tuple[np.ndarray, np.ndarray], no_spread: bool) -> tuple[Doubt
 
 
 def _t_test(mean: float, error: float, df: float, confidence: float) -> tuple[float, float, float]:
-    """Low and high end, two-sided p-value."""
+    """Low end, high end and two-sided p-value of a t-test of a mean with standard error `error`."""
     half = float(special.stdtrit(df, 0.5 + confidence / 2)) * error
     return mean - half, mean + half, min(1.0, 2 * float(special.stdtr(df, -abs(mean) / error)))

@@ -1,7 +1,7 @@
 """The best model size for a budget: parabolas of loss at equal compute. docs/statistics.md, "Best model size".
 
-Nothing is assumed of the law's form. Each budget needs at least three sizes. Sizes are parameters, tokens are training tokens,
-compute is FLOPs, logs are natural.
+No form of the law of loss in size and compute is assumed. Each budget needs at least three sizes. Sizes are parameters, tokens
+are training tokens, compute is FLOPs, loss is in nats, logs are natural.
 """
 
 from __future__ import annotations
@@ -17,71 +17,87 @@ from scipy import special  # not scipy.stats or scipy.optimize: they take half a
 from orchestrator.stats.minimums import MODEL_SIZE
 
 MIN_SIZES = MODEL_SIZE.scales
+"""Least sizes for a parabola."""
 WINDOW = 16.0
-"""Largest factor between a size and the best measured one. A parabola is a local approximation."""
+"""Sizes further than this factor from the size with the lowest loss are left out of the fit: a parabola is a local approximation."""
 ASYMMETRY = 0.1
-"""Largest |alpha - beta| allowed for. Let a parabola be fitted over +-h in log N to a curve of loss at equal compute. Its vertex lies
-off the minimum by (alpha - beta) h^2 / 10, since the third derivative over the second is beta - alpha. Published: .06 (Hoffmann et
-al. 2022, arXiv 2203.15556), -.02 (Besiroglu et al. 2024, arXiv 2404.10102). See also Xu et al. 2026, arXiv 2603.22339."""
+"""Largest |alpha - beta| allowed for, with loss falling as N^-alpha in size and D^-beta in tokens. Let a parabola be fitted over
++-h in log N to a curve of loss at equal compute. Its vertex lies off the minimum by (alpha - beta) h^2 / 10, since the third
+derivative over the second is beta - alpha. Published: .06 (Hoffmann et al. 2022, arXiv 2203.15556), -.02 (Besiroglu et al. 2024,
+arXiv 2404.10102). See also Xu et al. 2026, arXiv 2603.22339."""
 SAME_BUDGET = 0.02
-"""Budgets closer than this share are one budget."""
+"""Neighbouring budgets that differ by less than this in log FLOPs count as one budget."""
 
 
 # --- parabolas at equal compute ----------------------------------------------------------------------------------------
 
 
 class Isoflop(NamedTuple):
-    """One budget: the size with the lowest loss, or the reason for naming none."""
+    """One budget: the model size with the lowest loss, or the reason for naming none."""
 
     compute: float
+    """The budget in FLOPs."""
     verdict: Literal["minimum", "beyond", "below", "unclear", "missing"]
-    """`beyond` / `below`: the best size is the last / first measured. `unclear`: the best measured size is inside, and the
-    parabola has no minimum there (flat or noisy). `missing`: fewer than three sizes."""
+    """`minimum`: the parabola has its minimum within the sizes. `beyond` / `below`: the largest / smallest size has the lowest
+    mean loss, so the best size may lie outside. `unclear`: a size between has the lowest loss, and the parabola has no
+    minimum there (flat or noisy). `missing`: fewer than three sizes."""
     n_optimal: float | None = None
-    """Parameters. None without a minimum."""
+    """Parameters at the parabola's minimum. None without a minimum."""
     low: float | None = None
     high: float | None = None
-    """Interval. An end outside the measured sizes is open (None). Both are None if the noise is unknown."""
+    """Interval of `n_optimal`. An end outside the sizes of the trials is open (None). Both ends are None if the trials leave no
+    degree of freedom for the variance of the loss."""
     tokens_per_parameter: float | None = None
-    """At the optimum. Tokens are interpolated between the measured sizes."""
+    """Training tokens per parameter at `n_optimal`. Tokens are interpolated between the sizes of the trials."""
     ratio_low: float | None = None
     ratio_high: float | None = None
-    """Tokens per parameter at the ends of the interval of the size. Open if that end is."""
+    """Tokens per parameter at `high` and at `low`. None if that end is open."""
     at_least: float | None = None
     at_most: float | None = None
-    """If the best measured size is the last (first), the optimum is not below the last but one (not above the second). Assumes one minimum."""
+    """Bounds without a minimum, if the loss has a single minimum in size. `beyond`: the optimum is at least the last size but one.
+    `below`: it is at most the second size."""
     sizes: tuple[float, ...] = ()
-    """Measured, ascending."""
+    """Sizes of the trials with a loss, in parameters, ascending."""
     log_error: float | None = None
-    """Standard error of log n_optimal, first order."""
+    """Standard error of log n_optimal, by the delta method."""
     shape_error: float = 0.0
-    """Bound of the parabola's own error, in log n_optimal. Part of the interval."""
+    """Largest error of log n_optimal because the true curve is no parabola (ASYMMETRY). Part of the interval."""
 
 
 class Isoflops(NamedTuple):
-    """All budgets, and N_opt = coefficient * C^exponent. `reason` is set if there is no exponent."""
+    """The best size at each budget, and its growth N_opt = coefficient * C^exponent with N in parameters and C in FLOPs."""
 
     budgets: tuple[Isoflop, ...]
+    """One for each budget, ascending."""
     exponent: float | None
+    """None with fewer than two budgets of verdict `minimum`."""
     low: float | None
     high: float | None
+    """Interval of the exponent."""
     coefficient: float | None
     reason: str | None
+    """Why there is no exponent; None if there is one."""
 
 
 class _Parabola(NamedTuple):
-    """Loss in log size, centred: coefficients, their covariance over the noise variance, and the noise."""
+    """Least-squares fit: loss = b[0] + b[1] z + b[2] z^2, with z = log size - centre."""
 
     centre: float
+    """Mean log size of the fitted trials."""
     b: np.ndarray  # (3,)
     V: np.ndarray  # (3, 3)
+    """Covariance of b, divided by the variance of one loss."""
     squares: float
+    """Sum of squared residuals."""
     dof: int
+    """Degrees of freedom of `squares`."""
     half_width: float
+    """Half of the range of the fitted log sizes."""
     mean_loss: float
 
     @property
     def vertex(self) -> float:
+        """z at the extremum of the parabola."""
         return float(-self.b[1] / (2 * self.b[2]))
 
 
@@ -95,12 +111,13 @@ def isoflop(
 ) -> Isoflops:
     """At each budget a parabola of loss in log N (Hoffmann et al. 2022, approach 2); over budgets the exponent of N_opt.
 
-    All (T,), one entry a trial. `loss` is NaN for a trial without one. `replicate`: an id that trials of different sizes share, with
-    their training tasks. Each replicate then has its own offset. The interval of a minimum is Fieller's (1954), a ratio of normal
-    coefficients, widened by the parabola's own error (`ASYMMETRY`). With fewer than four degrees of freedom the noise is pooled over
-    budgets, relative to loss. The exponent is the weighted slope of log N_opt on log C, its interval by Student's t. Trials along
-    one trunk are not independent. That shifts neighbouring budgets alike and makes the interval too wide, never too narrow.
-    Raises ValueError for lengths that differ, and for sizes, tokens or budgets that are not positive.
+    n_parameters, n_tokens, loss, compute, replicate: (T,), one entry a trial. `loss` is NaN for a trial without a loss. `replicate`:
+    the same id for trials of different sizes on the same training tasks. Each replicate then has its own offset in loss. The
+    interval of a minimum is Fieller's (1954), for a ratio of normal coefficients, widened by the parabola's own error
+    (`ASYMMETRY`). With fewer than four degrees of freedom at a budget, the relative variance of the loss is pooled over budgets.
+    The exponent is the weighted slope of log N_opt on log C, its interval by Student's t. Budgets of one trunk are not
+    independent trials. That shifts neighbouring budgets alike and makes the interval too wide, never too narrow. Raises
+    ValueError for lengths that differ, and for sizes, tokens or budgets that are not positive and finite.
     """
     N, D, L, C = (np.asarray(a, dtype=float) for a in (n_parameters, n_tokens, loss, compute))
     who = np.zeros(len(N), dtype=int) if replicate is None else _codes(replicate)
@@ -114,11 +131,13 @@ def isoflop(
 
 
 def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    """Labels as integers, numbered in the order in which they first appear."""
     names = {name: k for k, name in enumerate(dict.fromkeys(labels))}
     return np.array([names[label] for label in labels], dtype=int)
 
 
 def _check(N: np.ndarray, D: np.ndarray, L: np.ndarray, *more: np.ndarray) -> None:
+    """Raise ValueError for unequal lengths, or values of N, D or the budgets that are not positive and finite."""
     if any(a.ndim != 1 or len(a) != len(N) for a in (N, D, L, *more)):
         raise ValueError(f"one entry a trial is needed, not {[a.shape for a in (N, D, L, *more)]}")
     if any((a <= 0).any() or not np.isfinite(a).all() for a in (N, D, *more[:1])):
@@ -126,14 +145,17 @@ def _check(N: np.ndarray, D: np.ndarray, L: np.ndarray, *more: np.ndarray) -> No
 
 
 def _budgets(compute: np.ndarray) -> dict[float, np.ndarray]:
-    """Rows of each budget, ascending. Budgets within 2 % of their neighbour are one, known by its first value."""
+    """Budget in FLOPs -> indices of its trials, ascending. Neighbours within SAME_BUDGET are one budget, with the smallest's value."""
     order = compute.argsort(kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(compute[order])) > SAME_BUDGET) + 1
     return {float(compute[rows[0]]): rows for rows in np.split(order, cuts) if len(rows)}
 
 
 def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None:
-    """Fit of one budget around its best size (WINDOW). None with fewer than three sizes."""
+    """Fit to the trials of one budget, around the size with the lowest mean loss (WINDOW). None with fewer than three sizes.
+
+    N: sizes, L: losses, who: codes of the replicates, all (T,).
+    """
     there = np.isfinite(L)
     N, L, who = N[there], L[there], who[there]
     sizes, means = _means(N, L)
@@ -160,7 +182,7 @@ def _parabola(N: np.ndarray, L: np.ndarray, who: np.ndarray) -> _Parabola | None
 
 
 def _means(N: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes ascending, and the mean loss at each."""
+    """Distinct values of N, ascending, and the mean of L at each. N and L are (T,)."""
     sizes, at = np.unique(N, return_inverse=True)
     return sizes, np.bincount(at, L) / np.bincount(at)
 
@@ -175,7 +197,7 @@ def _judge(
     pooled_dof: int,
     confidence: float,
 ) -> Isoflop:
-    """The result of one budget."""
+    """The verdict on one budget. N sizes, D tokens, L losses (T,); `pooled` the relative variance of a loss over all budgets."""
     there = np.isfinite(L)
     sizes, means = _means(N[there], L[there])
     seen = Isoflop(compute, "missing", sizes=tuple(map(float, sizes)))
@@ -217,7 +239,10 @@ def _judge(
 
 
 def _fieller(fit: _Parabola, variance: float, dof: int, confidence: float) -> tuple[float | None, float | None]:
-    """All vertices x at which b1 + 2 b2 x is not distinguishable from 0 (Fieller 1954), widened by the parabola's own error."""
+    """Interval of the minimum in parameters: all z with b[1] + 2 b[2] z = 0 not rejected by a t-test (Fieller 1954).
+
+    Widened by the parabola's own error. Both ends None if b[2] = 0 is not rejected. variance: of one loss, with `dof`.
+    """
     t2 = float(special.stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
     a = 4 * (fit.b[2] ** 2 - t2 * fit.V[2, 2])
     half_b = 2 * (fit.b[1] * fit.b[2] - t2 * fit.V[1, 2])
@@ -230,11 +255,12 @@ def _fieller(fit: _Parabola, variance: float, dof: int, confidence: float) -> tu
 
 
 def _shape_error(fit: _Parabola) -> float:
+    """Largest error of log n_optimal because the true curve is no parabola (ASYMMETRY)."""
     return ASYMMETRY * fit.half_width**2 / 10
 
 
 def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isoflops:
-    """Weighted slope of log N_opt on log C, over the budgets with a minimum."""
+    """Weighted slope of log N_opt on log C, over the budgets with a minimum. `dof`: degrees of freedom of all parabolas."""
     used = [b for b in budgets if b.n_optimal is not None]
     if len(used) < 2:
         reason = f"{len(used)} of {len(budgets)} budgets bracket a minimum, 2 needed"

@@ -11,7 +11,7 @@ from scipy import special  # not scipy.stats: it takes a second to import
 
 
 class Interval(NamedTuple):
-    """A mean with its interval. A single value has None for both ends."""
+    """A mean of `n` values with its interval. With a single value both ends are None."""
 
     mean: float
     low: float | None
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Mean and t-interval of independent normal values (n,). None of none."""
+    """Mean and t-interval of independent normal values (n,). None for an empty sequence."""
     if not values:
         return None
     mean = float(np.mean(values))
@@ -33,7 +33,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a proportion. Raises ValueError for n < 1."""
+    """Wilson's interval for the probability behind `successes` out of `n`. Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError("a proportion of nothing")
     z = float(special.ndtri(0.5 + confidence / 2))
@@ -44,10 +44,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consistent", "inconsistent", "inconclusive"]:
-    """Agreement of a measured interval with a claimed range.
+    """Agreement of a measured mean and interval with a claimed range, `lo` to `hi`.
 
-    Disjoint: inconsistent. Mean inside and interval no wider than the claim: consistent. Anything else, and a single
-    value, is inconclusive.
+    Interval and range disjoint: inconsistent. Mean in the range and interval no wider than it: consistent. Anything else,
+    a single value and None are inconclusive.
     """
     if measured is None or measured.low is None or measured.high is None:
         return "inconclusive"
@@ -59,11 +59,12 @@ def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consi
 
 
 def by_chance(n_a: int, n_b: int) -> float:
-    """Largest probability that replicates of one bimodal cell separate their two arms by chance.
+    """Largest probability that two equal conditions look different because a bimodal measure splits them by chance.
 
-    All of one arm come out on one level, and all of the other on the other: 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b. For n pairs that
-    is 2 x 4^-n, and holds for any distribution. The difference of two values drawn alike falls between l and h < 2 l with a
-    probability of at most 1/4 (no three values differ pairwise by that; Motzkin and Straus 1965).
+    n_a and n_b: replicates of either condition. All n_a come out in one mode and all n_b in the other with a probability of at
+    most 2 (n_a/n)^n_a (n_b/n)^n_b, n = n_a + n_b. For n pairs that is 2 x 4^-n, and holds for any distribution. The difference
+    of two values drawn alike falls between l and h < 2 l with a probability of at most 1/4 (no three values differ pairwise by
+    that; Motzkin and Straus 1965).
     """
     n = n_a + n_b
     return min(1.0, 2 * (n_a / n) ** n_a * (n_b / n) ** n_b)

@@ -7,18 +7,22 @@ import math
 import numpy as np
 
 MIN_GAP_NATS = 0.1
-"""References closer than this coincide. A ratio would only amplify noise."""
+"""Two references whose mean log losses differ by fewer nats coincide: a ratio over their gap would only amplify noise."""
 MIN_GAP_ERRORS = 10.0
 """References closer than this many standard errors of their gap coincide, too."""
 MIN_ITEMS = 20
-"""Fewer items give no ratio: two lucky answers are no ability."""
+"""Ability is undefined with fewer evaluated items: two lucky answers are no ability."""
 
 
 Values = np.ndarray | float
+"""One cell or many; all functions work elementwise."""
 
 
 def _ratio(part: Values, gap: Values, gap_error: Values) -> np.ndarray:
-    """part / gap, NaN if the gap is too narrow. An unknown error of the gap (NaN) does not forbid the ratio."""
+    """part / gap; NaN if the gap is below MIN_GAP_NATS or MIN_GAP_ERRORS of its standard errors.
+
+    A gap_error of NaN (unknown) leaves only the first condition.
+    """
     part, gap, gap_error = (np.asarray(x, float) for x in (part, gap, gap_error))
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = (gap >= MIN_GAP_NATS) & ~(gap < MIN_GAP_ERRORS * gap_error)
@@ -26,35 +30,42 @@ def _ratio(part: Values, gap: Values, gap_error: Values) -> np.ndarray:
 
 
 def abilities(nll: Values, uniform: Values, generalizer: Values, gap_error: Values = math.nan) -> np.ndarray:
-    """(U - h) / (U - G), mean log losses in nats on held-out tasks: 0 knows nothing, 1 the perfect general rule.
+    """Ability (U - h) / (U - G), from mean log losses in nats on held-out tasks: 0 knows nothing, 1 is the perfect general rule.
 
-    Elementwise and unclipped. Negative is confidently wrong. NaN if the references coincide or something is missing.
+    nll: the model's loss h. uniform: the loss U of a uniform guess. generalizer: that of the generaliser, G. gap_error: standard
+    error of U - G. Elementwise and unclipped. A model that is confidently wrong has a negative ability. NaN if the
+    references coincide or a loss is NaN.
     """
     return _ratio(uniform - nll, uniform - generalizer, gap_error)
 
 
 def memories(nll: Values, generalizer: Values, memorizer: Values, gap_error: Values = math.nan) -> np.ndarray:
-    """(G - h) / (G - M), mean log losses in nats on the training mixture: 0 no better than the rule, 1 perfect memory.
+    """Memory (G - h) / (G - M), from mean log losses in nats on the training tasks: 0 is no better than the rule, 1 perfect memory.
 
-    Elementwise and unclipped. Negative is under-trained. NaN if the references coincide or something is missing.
+    nll: the model's loss h. generalizer, memorizer: losses G and M of the two references. gap_error: standard error of G - M.
+    Elementwise and unclipped. An under-trained model has a negative memory. NaN if the references coincide or a loss is
+    NaN.
     """
     return _ratio(generalizer - nll, generalizer - memorizer, gap_error)
 
 
 def relative_distances(to_generalizer: Values, to_memorizer: Values, between: Values) -> np.ndarray:
-    """The published index d_rel = (r + 1) / 2, r = (d(h, G) - d(h, M)) / d(G, M); 1 = memorising (arXiv 2506.17859)."""
+    """The published index d_rel = (r + 1) / 2, r = (d(h, G) - d(h, M)) / d(G, M): 0 generalises, 1 memorises (arXiv 2506.17859).
+
+    d is the symmetrised KL divergence. The arguments are d(h, G), d(h, M) and d(G, M). NaN if d(G, M) is not positive.
+    """
     between = np.asarray(between, float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(between > 0, ((to_generalizer - to_memorizer) / between + 1) / 2, np.nan)
 
 
 def ability(nll: float, uniform: float, generalizer: float, gap_error: float | None = None) -> float | None:
-    """`abilities` of one. None if the references coincide."""
+    """`abilities` of one cell; None for NaN."""
     return _single(abilities(nll, uniform, generalizer, math.nan if gap_error is None else gap_error))
 
 
 def memory(nll: float, generalizer: float, memorizer: float, gap_error: float | None = None) -> float | None:
-    """`memories` of one. None if the references coincide."""
+    """`memories` of one cell; None for NaN."""
     return _single(memories(nll, generalizer, memorizer, math.nan if gap_error is None else gap_error))
 
 

@@ -9,51 +9,53 @@ from typing import NamedTuple
 
 
 class Minimum(NamedTuple):
-    """The least data for one kind of claim."""
+    """The least data with which one kind of claim can be tested."""
 
     replicates: int
+    """Replicates in every cell of the claim."""
     scales: int = 1
     """Distinct numbers of tasks, evaluations, budgets or model sizes along the axis of the claim."""
 
 
 BREAK = Minimum(replicates=4, scales=8)
-"""A break. Three replicates that jump each at its own place jump between the same two scales in 6 % of studies. At 8 scales the
-largest model of the tests, with 7 parameters, keeps one degree of freedom."""
+"""A break (`breaks.py`). Three replicates that jump each at its own place jump between the same two scales in 6 % of studies. At 8
+scales the largest curve that the tests fit, with 7 parameters, keeps one degree of freedom."""
 
 BOUNDARY = Minimum(replicates=6, scales=2)
 """A boundary, or compute to skill. A sign test of the median replicate at 5 % needs six: 2 x 2^-6 = .031, while 2 x 2^-5 = .0625."""
 
 DIFFERENCE = Minimum(replicates=3)
-"""A difference, drift, crossover or fall. Two bimodal replicates come out high at one level and low at the next by chance (1 in 16
-for each pair of levels). False alarms then reach 7 % at a nominal 5 %."""
+"""A difference of means, a drift, a crossover, or a fall of a mean along an axis. Two bimodal replicates come out high at one level
+and low at the next by chance (1 in 16 for each pair of levels). False alarms then reach 7 % at a nominal 5 %."""
 
 MODEL_SIZE = Minimum(replicates=1, scales=3)
 """A best model size at one budget: a parabola has three parameters."""
 
 NORMAL = Minimum(replicates=5)
-"""A t-interval. Fewer values cannot show two levels."""
+"""A t-interval whose normality can be doubted: fewer values cannot show that they are bimodal (`differences.two_levels`)."""
 
 MIN_REPLICATES, MIN_SCALES = BREAK
+"""Least replicates and scales of a break."""
 
 
 class Least(NamedTuple):
-    """Replicates that a primary claim takes."""
+    """The least replicates for a verdict on a primary claim; `emergence plan` warns below either number."""
 
     to_settle: int
-    """Fewer cannot settle it, however well they agree."""
+    """With fewer the interval cannot settle the claim, however well they agree."""
     to_trust: int
-    """From here on replicates of a bimodal onset seldom agree by chance on the wrong answer."""
+    """With at least as many, bimodal replicates seldom agree by chance on the wrong answer."""
 
 
 CROSSING = Least(2, 5)
-"""A boundary, or compute to skill. If thresholds are of two kinds, intervals of three replicates cover 76 %, of five 94 %."""
+"""A boundary, or compute to skill. If replicates cross at one of two places, intervals of three replicates cover 76 %, of five 94 %."""
 DRIFT = Least(3, 3)
 """A drift with compute. Its test is guarded against chance agreement."""
 OVERTAKING = Least(3, 5)
 """One condition that overtakes another."""
 MEAN = Least(2, 6)
-"""A mean in a cell. Let 47 % of the replicates be up, and a claim be false by .1. The interval then lies on the wrong side in
-25 % of studies of 3 replicates, 13 % of 4, 6 % of 5 and 3 % of 6."""
+"""A mean in a cell. Let the cell be bimodal with 47 % of the replicates high, and a claim on the mean be false by .1. The interval
+then lies on the wrong side of the claim's end in 25 % of studies of 3 replicates, 13 % of 4, 6 % of 5 and 3 % of 6."""
 
 LEAST = {
     "k_ability": CROSSING,
@@ -70,4 +72,4 @@ LEAST = {
     "change_accuracy": MEAN,
     "change_ability": MEAN,
 }
-"""Kind of a primary claim -> the replicates that it takes."""
+"""`Primary.what` of a primary claim -> the least replicates for it."""

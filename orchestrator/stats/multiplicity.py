@@ -1,6 +1,6 @@
 """Many claims at once: Benjamini and Hochberg's procedure, and the confidence of each claim's interval.
 
-One primary claim a study stays outside. All others are corrected together here. docs/statistics.md, "Many claims".
+The primary claim of a study stays outside. All other findings are corrected together here. docs/statistics.md, "Many claims".
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ class Claim(NamedTuple):
     """One of many claims after correction."""
 
     p: float | None
+    """Raw p-value. None if the claim could not be tested."""
     adjusted_p: float | None
-    """Smallest share of false discoveries that selects it. None if it could not be tested."""
+    """Smallest `q` of `adjust` at which the claim is selected. None if it could not be tested."""
     verdict: Literal["selected", "not selected", "untested"]
+    """`selected`: significant after the correction."""
     confidence: float | None
     """Confidence of its interval. None if it could not be tested: its interval supports no claim."""
 
@@ -27,7 +29,7 @@ class Adjusted(NamedTuple):
     claims: tuple[Claim, ...]
     """In the order given."""
     selected: int
-    """Number of selected claims, R."""
+    """Number of selected claims."""
 
 
 def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
@@ -35,10 +37,10 @@ def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:
 
     Two-sided p-values (n,), None or NaN for an untestable claim. Selection: Benjamini and Hochberg (1995), right for independent and
     positively dependent tests. Intervals of selected claims: Benjamini and Yekutieli (2005, JASA 100:71), confidence 1 - q R / m,
-    m the number of tested claims. Others get 1 - q (R + 1) / m, the confidence of the next claim to be selected. So an interval
-    of the same test excludes zero exactly if its claim is selected. No interval is narrower than the plain one, so the expected
-    share of misses over the whole table is at most q as well. `compare` shows these intervals. A study's report shows plain 95 %
-    intervals of claims that are not selected, and marks them as supporting no claim.
+    with R selected of m tested claims. Other tested claims get 1 - q (R + 1) / m, the confidence of the next claim to be
+    selected. So an interval of the same test excludes zero exactly if its claim is selected. No interval is narrower than
+    one at confidence 1 - q, so the expected share of misses over all intervals is at most q as well. `analysis/finding.py`
+    shows plain 95 % intervals of claims that are not selected.
 
     An interval and its p-value must come from the same test. Boundaries and compute to skill are the exception: signs test them,
     while intervals of up to five replicates are t-limits. None of those is selected: the least p of five signs is .0625. From

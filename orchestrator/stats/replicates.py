@@ -1,4 +1,4 @@
-"""Noise of replicates, and how many of them succeed. docs/statistics.md, "Noise" and "Success"."""
+"""Variation between replicates, and how many of them reach a threshold. docs/statistics.md, "Noise" and "Success"."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from orchestrator.stats.intervals import wilson_interval
 
 
 class Noise(NamedTuple):
-    """The spread over replicates, with its own uncertainty. Three replicates know their sd within a factor of 12."""
+    """Standard deviation and coefficient of variation over replicates, with intervals.
+
+    From three replicates, the upper end of the sd's interval is 12 times the lower one.
+    """
 
     n: int
+    """Replicates with a value."""
     mean: float
     sd: float | None
-    """None for one replicate."""
+    """Standard deviation (n - 1). None for one replicate."""
     sd_low: float | None
     sd_high: float | None
     """Chi-square interval of the sd. None for one replicate and for equal values."""
@@ -33,7 +37,9 @@ class Noise(NamedTuple):
 
 
 def noise(values: Sequence[float | None], confidence: float = 0.95) -> Noise | None:
-    """Mean, sd (n - 1) and coefficient of variation of `values` (R,). Missing values are passed over. None of none.
+    """Mean, standard deviation and coefficient of variation of `values` (R,).
+
+    Missing values (None, NaN, infinite) are left out. None if all are missing.
 
     Intervals hold for normal values. sqrt(n) mean / sd has a noncentral t distribution with noncentrality sqrt(n) / cv. Its inverse gives
     the interval of the cv (Johnson and Welch 1940, Biometrika 31:362), with the uncertainty of the mean.
@@ -63,26 +69,28 @@ def noise(values: Sequence[float | None], confidence: float = 0.95) -> Noise | N
 
 
 BARTLETT_ALPHA = 0.2
-"""Level of Bartlett's test. Above it cells are taken to be equally noisy. Assumed, by simulation (docs/statistics.md, "Noise")."""
+"""Cells whose coefficients of variation Bartlett's test does not reject as equal at this level are pooled. Assumed, by simulation
+(docs/statistics.md, "Noise")."""
 
 
 class Noisiest(NamedTuple):
-    """The noise of the noisiest of several cells."""
+    """The largest coefficient of variation among several cells."""
 
     noise: Noise
-    """Mean, sd and cv pooled over `cells`. Their intervals are those of the noisiest."""
+    """Mean, sd and cv pooled over `cells`. The intervals are those of the single cell with the largest cv."""
     cells: tuple[int, ...]
-    """Pooled cells, ascending: the noisiest, and those not distinguishable from it."""
+    """Indices of the pooled cells, ascending: the cell with the largest cv, and those that Bartlett's test does not distinguish from
+    it."""
 
 
 def noisiest(cells: Sequence[Sequence[float | None]], confidence: float = 0.95) -> Noisiest | None:
-    """The largest coefficient of variation among `cells` (a row of values each). None if no cell has one.
+    """The largest coefficient of variation (cv) among `cells`, each a row of values over replicates. None if no cell has a cv.
 
-    The largest of several estimates is too large: of six equal cells of 3 replicates by half. So it is pooled with the cells from
-    which Bartlett's test does not distinguish it. The interval stays that of the noisiest cell, because the test has little power:
-    a bimodal cell among steady ones must not be averaged away. Its low end is corrected (Bonferroni) for the number of cells. Its
-    high end needs no correction. It covers the largest cv in 97 % of runs or more. The pooled estimate can fall short, so plan with
-    the high end.
+    The largest of several estimates is too large on average: by half for six equal cells of 3 replicates. So the cell with the
+    largest cv is pooled with the cells that Bartlett's test does not distinguish from it. The interval stays that of the single
+    cell, because the test has little power: a bimodal cell among steady ones must not be averaged away. Its low end is corrected
+    (Bonferroni) for the number of cells. Its high end needs no correction. The interval covers the largest true cv in 97 % of
+    runs or more. The pooled estimate can be too small, so plan with the high end.
     """
     known = [present(cell) for cell in cells]
     spread: dict[int, float] = {}  # squared cv
@@ -106,7 +114,7 @@ def noisiest(cells: Sequence[Sequence[float | None]], confidence: float = 0.95) 
 
 
 def _squared_cv(values: np.ndarray) -> float | None:
-    """Squared cv of two or more finite values, None as in `noise`."""
+    """Squared coefficient of variation of two or more finite values; None if `noise` gives no cv."""
     mean = float(values.mean())
     if is_constant(values):
         return 0.0 if mean else None
@@ -115,7 +123,10 @@ def _squared_cv(values: np.ndarray) -> float | None:
 
 
 def _alike(squared: np.ndarray, freedom: np.ndarray, least: float | None) -> bool:
-    """Bartlett's test of equal squared cvs (k,), and their agreement with the noisiest cell's lower limit."""
+    """Whether cells may be pooled: Bartlett's test does not reject equal cvs, and the pooled cv is at least `least`.
+
+    squared (k,): squared cvs; freedom (k,): their degrees of freedom. least: lower limit of the largest cv, or None.
+    """
     if not squared.all():
         return not squared.any()
     k, total = len(squared), float(freedom.sum())
@@ -129,14 +140,14 @@ def _alike(squared: np.ndarray, freedom: np.ndarray, least: float | None) -> boo
 
 
 class Success(NamedTuple):
-    """k of n replicates succeed, with Wilson's interval of the probability."""
+    """k of n replicates reach a threshold, with Wilson's interval of the probability."""
 
     k: int
     n: int
     low: float
     high: float
     lost: int
-    """Diverged or failed without a value; among the n, as no success."""
+    """Replicates that diverged or failed without a value. They are part of n, and not of k."""
 
 
 def success(
@@ -145,11 +156,11 @@ def success(
     lost: Sequence[bool] | np.ndarray | None = None,
     confidence: float = 0.95,
 ) -> Success | None:
-    """Number of replicates that reach the threshold. None if none can be counted.
+    """Number of replicates with a value of at least `threshold`. None if no replicate can be counted.
 
-    values (R,), None or NaN for missing. lost (R,): the replicate diverged or failed (default: none). A value is judged, lost or not.
-    A lost replicate without a value stays in the denominator. One without a value that was not lost has not come so far, and is not
-    counted. Raises ValueError for rows of different lengths.
+    values (R,), None or NaN for missing. lost (R,): the replicate diverged or failed (default: none did). A replicate with a value
+    counts by its value, lost or not. A lost replicate without a value counts as below the threshold. A replicate without a value
+    that was not lost has yet to end, and is left out. Raises ValueError for arrays of different lengths.
     """
     found = np.asarray(values, dtype=float)
     gone = np.zeros(len(found), bool) if lost is None else np.asarray(lost, dtype=bool)
@@ -167,9 +178,9 @@ def nearest_success(
 ) -> tuple[int, Success] | None:
     """Index of the cell with its mean nearest to the threshold, and its `success`. None if no cell has a value.
 
-    cells (C, R) with NaN for missing, lost (C, R) as in `success`. A cell chosen so looks more even than it is, and a plain interval
-    covers as little as 55 %. This one is corrected for the C cells (Bonferroni) and covers in 96 % of runs or more. docs/statistics.md,
-    "Success".
+    cells (C, R): values, NaN for missing; lost (C, R) as in `success`. In a cell chosen so, the share of successes is biased towards
+    one half, and a plain interval covers as little as 55 %. This interval is corrected for the number of cells with a value
+    (Bonferroni) and covers in 96 % of runs or more. docs/statistics.md, "Success".
     """
     known = np.flatnonzero(~np.isnan(cells).all(axis=1))
     if not len(known):

@@ -1,7 +1,7 @@
 """Compute to skill with censored replicates: Kaplan-Meier curves. docs/statistics.md, "Compute to skill".
 
-A replicate's onset is seen at a look (an evaluation). It happened since the look before. Nothing is assumed of the distribution
-of onsets.
+A look is the compute of an evaluation, in FLOPs. The onset is the look from which on a replicate has the skill. The skill came
+between this look and the one before. Nothing is assumed of the distribution of onsets.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ from orchestrator.stats.boundaries import HALF, Bracket
 
 
 class Step(NamedTuple):
-    """The share of replicates with the skill at a look (or at 0, before any), and its pointwise interval."""
+    """One step of a Kaplan-Meier curve."""
 
     at: float
+    """Compute of the look in FLOPs; 0 for the step before the first look."""
     reached: float
+    """Estimated share of replicates with the skill."""
     low: float
     high: float
+    """Pointwise interval of the share."""
     at_risk: int
-    """Replicates looked at that did not have it at the look before."""
+    """Replicates that are followed to this look and did not have the skill at the look before."""
     onsets: int
-    """Those of them that have it now."""
+    """Replicates at risk whose onset is this look."""
 
 
 class KaplanMeier(NamedTuple):
-    """The curve of compute to skill."""
+    """The curve of compute to skill: the share of replicates with the skill, by compute."""
 
     steps: tuple[Step, ...]
     """The first at 0, before any look. Then one for each look, up to the last with a replicate at risk."""
     median: Bracket | None
-    """The looks between which half of the replicates have the skill. None: they never do."""
+    """The two neighbouring looks between which the share reaches one half. None: it never does."""
     n: int
-    """Replicates that were looked at, or were lost before the first look."""
+    """Replicates in the curve: all that had an evaluation, or diverged or failed."""
 
 
 class Onsets(NamedTuple):
     """Every replicate's onset or censoring, the input of `kaplan_meier`."""
 
     first_seen: np.ndarray
-    """(R,) the look from which on it stays across one half. NaN: none."""
+    """(R,) the look from which on a replicate stays at or above one half. NaN: it has no onset."""
     censored_at: np.ndarray
-    """(R,) without onset: the last look at which that is known. 0: never looked at."""
+    """(R,) for a replicate without onset, the last look at which it is known to lack the skill. 0: it was never evaluated."""
 
 
 def onsets(
@@ -54,18 +57,18 @@ def onsets(
     values: Sequence[Sequence[float | None]] | np.ndarray,
     lost: Sequence[bool] | np.ndarray,
 ) -> Onsets:
-    """Onsets of replicates, some of which diverged, failed or have yet to end.
+    """Onset or censoring of each replicate, if some diverged, failed or have yet to end.
 
-    looks (P,): compute at the evaluations, ascending. values (R, P), None or NaN for no evaluation. lost (R,): the training diverged
-    or failed. The onset is the look from which on a replicate stays at or above one half, to its last value. A replicate without
-    onset is followed
-    - to the last look of all if it was lost: it does not have the skill and will not. Censored at its own last look it would be
+    looks (P,): compute at the evaluations in FLOPs, ascending. values (R, P): ability; None or NaN for no evaluation. lost (R,): the
+    training diverged or failed. The onset is the look from which on a replicate stays at or above one half, to its last value.
+    A lost replicate never has an onset. A replicate without onset is censored
+    - at the last look of all replicates if it was lost: it will never have the skill. Censored at its own last look, it would be
       assumed to fare as the others do. If half diverge and the others learn, the curve would rise to 1;
-    - to its own last value if it is half done, or has ended without the skill;
-    - to 0 if it has no value: it is not counted.
-    The lost stay while the half done leave. So the curve leans low beyond the looks of the half done (by .03 of 10 replicates, three
-    diverged and three half done). Its intervals cover all the same. Raises ValueError if the shapes differ, or if looks are not
-    positive and ascending.
+    - at its own last value if it is still training, or has ended without the skill;
+    - at 0 if it has no value and was not lost: `kaplan_meier` leaves it out.
+    Beyond the last values of replicates still in training, lost replicates are over-represented. There the curve is too low (by .03
+    with 10 replicates, three diverged and three in training). Its intervals cover all the same. Raises ValueError if the shapes
+    differ, or if looks are not positive and ascending.
     """
     grid, table = np.asarray(looks, dtype=float), np.asarray(values, dtype=float)
     gone = np.asarray(lost, dtype=bool)
@@ -90,12 +93,12 @@ def kaplan_meier(
     looks: Sequence[float] | None = None,
     confidence: float = 0.95,
 ) -> KaplanMeier | None:
-    """Kaplan-Meier's curve of the share with the skill, with pointwise intervals. None if none was looked at.
+    """Kaplan-Meier's curve of the share with the skill, with pointwise intervals. None if no replicate was evaluated.
 
-    first_seen (R,): compute at the first look with the skill, None or NaN for never. censored_at (R,) or one for all: the last look of
-    those without onset. None or 0: never looked at, and not counted. `onsets` makes both. looks: the grid of evaluations; default, the
-    times that occur. An onset counts at the look at which it is first seen. Raises ValueError for onsets that are not above zero,
-    negative looks, or rows of different lengths.
+    first_seen (R,): compute at the onset, None or NaN for none. censored_at (R,), or one number for all: the last look of a replicate
+    without onset. None or 0: never evaluated, and left out. `onsets` returns both arrays. looks: compute of the evaluations, a step
+    each; default, the distinct onsets and censorings. Raises ValueError for onsets that are not above zero, negative looks, or
+    arrays of different lengths.
 
     Intervals: the beta product confidence procedure by moments (Fay, Brittain, Proschan 2013, Biostatistics 14:4). Without censoring it
     is Clopper and Pearson's interval, so it holds for any number of replicates, and is wide. Log-log and Wilson's intervals cover
@@ -125,7 +128,10 @@ def kaplan_meier(
 
 
 def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
-    """The product limit at each time with an event."""
+    """Time -> share of replicates without the skill by then (product limit), at each time with an onset.
+
+    times (R,): onset or censoring. event (R,): True for an onset.
+    """
     from statsmodels.duration.survfunc import SurvfuncRight  # a second and a half to import
 
     if not event.any():
@@ -135,11 +141,11 @@ def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
 
 
 def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tuple[float, float]:
-    """Interval of the share reached, after onsets among those at risk and with `left` replicates still at risk.
+    """Interval of the share with the skill. past: (at risk, onsets) at each earlier look with onsets. left: still at risk.
 
-    The share without the skill is a product of beta variables, one for each time of onsets. Its lower limit has one more, for an onset
-    that might follow at once (Fay and others 2013, section 3). A beta distribution with the same first two moments replaces the
-    product. That is exact without censoring.
+    The share without the skill is a product of beta variables, one for each look with onsets. Its lower limit has one more factor,
+    for an onset that might follow at once (Fay and others 2013, section 3). A beta distribution with the same first two moments
+    replaces the product. That is exact without censoring.
     """
     tail = (1 - confidence) / 2
     upper = _beta_quantile([(n - d + 1, d) for n, d in past], 1 - tail)
@@ -148,7 +154,7 @@ def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tu
 
 
 def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> float:
-    """Quantile of a product of independent beta variables, by matching two moments. Without factors, 1."""
+    """Quantile of a product of independent beta variables, by matching two moments. factors: their (a, b). Without factors, 1."""
     if not factors:
         return 1.0
     mean = math.prod(a / (a + b) for a, b in factors)
@@ -158,6 +164,6 @@ def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> fl
 
 
 def _median(steps: Sequence[Step]) -> Bracket | None:
-    """The looks between which the curve passes one half."""
+    """The two neighbouring looks between which the curve reaches one half; None if it never does."""
     passes = next((k for k, s in enumerate(steps) if s.reached >= 0.5 - 1e-12), None)
     return None if passes is None else Bracket(steps[passes - 1].at or None, steps[passes].at)

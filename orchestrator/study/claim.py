@@ -1,4 +1,4 @@
-"""The primary claim as a study declares it: its quantity, its place, and the range that would agree."""
+"""The primary claim as a study declares it: a quantity, the condition, tasks and budget at which it is read, and a range."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 from trainers.records import Count, Positive, Record
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that is neither infinite nor NaN."""
 
 
 class Primary(Record):

@@ -1,8 +1,8 @@
 """Refusals of a primary claim: its keys and places, and whether the axes of the study could decide it.
 
-A claim that nothing could refute is no claim. A claim that nothing could confirm wastes a study. Both are refused when the
-study is loaded. `emergence plan` prints the replicates that a claim takes, since they may be added later. May not know
-Ray, MLflow or torch.
+A claim that no result could refute is no claim. A claim that no result could confirm wastes a study. Both are refused when
+the study is loaded. Too few replicates are not refused, since they may be added later: `emergence plan` prints the least
+number. May not import Ray, MLflow or torch.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ _PLACE: dict[str, tuple[str, ...]] = {
     "change_accuracy": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
     "change_ability": ("arm", "skill", "n_tasks", "from_flops", "compute_flops"),
 }
-"""The keys that place a quantity. Any other would be ignored, so it is refused."""
+"""`Primary.what` -> the keys of the claim that select its condition, skill, tasks and budgets. Other such keys would be ignored, so
+they are refused."""
 
 OVERTAKING = ("crossover", "overtakes")
-"""Claims on one condition that overtakes another along the budgets."""
+"""Values of `Primary.what` that claim that one condition overtakes another along the budgets."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -54,15 +55,18 @@ BOUNDS = {
     "change_accuracy": (-1.0, 1.0),
     "change_ability": (-101.0, 101.0),
 }
-"""The possible range of a mean. The exact references are beaten by chance only. The lowest value seen so far is -15
-(elimination after training on 4 tasks); -100 is assumed to be out of reach."""
+"""`Primary.what` -> the least and the largest possible mean. An ability or memory above 1 beats an exact reference, which happens by
+chance only. The lowest ability seen so far is -15 (elimination after training on 4 tasks); -100 is assumed to be out of reach."""
 
 
 # Keys and places ----------------------------------------------------------------------------------------------------
 
 
 def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
-    """The mistakes in a claim as it is written, one problem each."""
+    """The mistakes in a claim that do not depend on its range: unknown places, missing, ignored or retired keys.
+
+    family: the study's family without variants.
+    """
     if retired := list(_retired(claim)):
         yield from retired
         return
@@ -77,6 +81,7 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
 
 
 def _ignored(claim: Primary) -> Iterator[Problem]:
+    """Problems of keys that the claimed quantity does not use."""
     read = _PLACE[claim.what]
     for key in ("arm", "against", "skill", "n_tasks", "from_flops", "compute_flops"):
         if getattr(claim, key) is not None and key not in read:
@@ -89,6 +94,7 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 
 
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
+    """Problems of names and values that the study does not have."""
     axes = study.axes
     known: dict[str, Sequence[Any]] = {
         "arm": tuple(study.conditions),
@@ -114,11 +120,12 @@ def not_among(record: Record, known: Mapping[str, Sequence[Any]]) -> Iterator[Pr
 
 
 def _domains(study: Study, claim: Primary) -> tuple[str, ...]:
-    """The domains in which a condition has a specialist beside it."""
+    """The domains in which the claimed condition, a generalist, has a specialist to compare with."""
     return tuple(pair.domain for pair in pairs_of(study) if pair.generalist == claimed_condition(study, claim))
 
 
 def _missing(study: Study, claim: Primary) -> Iterator[Problem]:
+    """Problems of keys that the claimed quantity needs."""
     if claim.what == "emergence":
         if (claim.n_tasks is None) == (claim.compute_flops is None):
             yield ("", "'emergence' is read along one axis; give n_tasks or compute_flops, the one that stays fixed")
@@ -153,6 +160,7 @@ def _retired(claim: Primary) -> Iterator[Problem]:
 
 
 def _notnumber(claim: Primary) -> Iterator[Problem]:
+    """Problems of the claimed range or verdict in itself: missing, of the wrong kind, or empty."""
     if claim.what == "emergence":
         if claim.verdict is None or claim.lo is not None or claim.hi is not None:
             yield ("", "'emergence' claims a verdict, not a range; give verdict: break or smooth")
@@ -179,10 +187,10 @@ def out_of_reach(study: Study, family: Family, claim: Primary) -> str:
 
 
 def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[float]:
-    """Training FLOPs of the evaluations on the way to the largest budget: along the trunk, and at its last point.
+    """Training FLOPs of the evaluations of a trunk up to the largest budget, ascending.
 
-    The last point is the branch point before the decay, or the end after it. If the model's size follows the budget, each
-    budget has its last point alone.
+    last: whether the last one is the branch point before the decay, or the end after it. If the model's size follows the
+    budget, there is no common trunk: then the last point of each budget.
     """
     if study.grows(condition):
         return study.ends(condition, last)
@@ -193,11 +201,15 @@ def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[
 
 
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
-    """The levels between which a boundary is read, ascending: numbers of tasks, looks or budgets."""
+    """The levels between which the claimed crossing can lie, ascending.
+
+    They are numbers of tasks; evaluations for `compute_to_skill`, and budgets for OVERTAKING, both in FLOPs.
+    """
     return _grid(study, family, claim)[0]
 
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
+    """The levels of `grid`, and their kind for messages: `numbers of tasks`, `evaluations` or `budgets`."""
     if claim.what == "compute_to_skill":
         return looks(study, claimed_condition(study, claim), "end"), "evaluations"
     if claim.what in OVERTAKING:
@@ -259,8 +271,8 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
 def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> str:
     """The problem of a claim on a drift.
 
-    The steepest drift goes from below the first level to above the last but one, in one step of compute. Its interval is
-    never narrower than a step of tasks at either end, over all of the compute.
+    The steepest drift that can be seen goes from the first level to the last but one, between two neighbouring budgets.
+    The interval of a drift is at least two steps of the numbers of tasks wide, divided by the doublings of all the compute.
     """
     levels, _ = _grid(study, family, claim)
     if len(study.budgets) < 2 or len(levels) < 3:
@@ -286,6 +298,7 @@ def _ends(claim: Primary) -> tuple[float, float]:
 
 
 def _range(claim: Primary) -> str:
+    """The claimed range for a message."""
     if claim.lo is not None and claim.hi is not None:
         return f"the range {number(claim.lo)} to {number(claim.hi)}"
     return f"lo {number(claim.lo)}" if claim.lo is not None else f"hi {number(claim.hi or 0.0)}"

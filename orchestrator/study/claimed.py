@@ -1,4 +1,4 @@
-"""The primary claim in words, and the replicates that it takes; for `plan` and for the answer."""
+"""The primary claim in words, and the least replicates for a verdict on it; for `emergence plan` and the report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _QUANTITIES = {
     "change_accuracy": "the change in accuracy of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
     "change_ability": "the change in ability of {skill} at {n} tasks from {from_flops} to {flops} FLOPs",
 }
+"""`Primary.what` -> the quantity in words, with places to fill in."""
 _IN_FLOPS = ("compute_to_skill", "crossover", "overtakes")
-"""Claims whose range is an amount of compute."""
+"""Values of `Primary.what` whose range is in FLOPs."""
 
 
 def claim_words(study: Study, claim: Primary) -> str:
-    """The claim as a clause. It names its condition where the study has several."""
+    """The claim as a clause: quantity, place and range. It names its condition if the study has several."""
     arm, skill = claimed_condition(study, claim), claim.skill or study.shown_skills[0]
     of_arm = f" ({arm})" if len(study.conditions) > 1 else ""
     names = {
@@ -52,22 +53,26 @@ def claim_words(study: Study, claim: Primary) -> str:
 
 
 def claimed_condition(study: Study, claim: Primary) -> str:
-    """The condition that a claim is about."""
+    """Name of the condition that a claim is about: the given one, else the first of the study."""
     return claim.arm or next(iter(study.conditions))
 
 
 def _rivals(claim: Primary) -> str:
+    """The specialist side of a claim `overtakes` in words."""
     whose = f"the specialist of {claim.skill}" if claim.skill else "its mean specialist"
     return f"{whose} with {number(claim.from_flops)} FLOPs" if claim.from_flops else f"{whose} at its best"
 
 
 def _exactly(value: float) -> str:
-    """An end of a claim, as it was given."""
+    """An end of the claimed range in words, as the study gives it."""
     return number(value) if abs(value) >= 1000 else f"{value:g}".replace("-", "\u2212")
 
 
 def planned(study: Study) -> list[tuple[str, str]]:
-    """Rows of the plan, (name, text): the claim, its rule, and a warning where the study has too few replicates."""
+    """Rows on the primary claim for `emergence plan`, (name, text); empty if the study declares none.
+
+    They hold the claim with its rule, the least replicates, and a warning if the study has fewer.
+    """
     claim = study.primary
     if claim is None:
         return []
@@ -91,7 +96,7 @@ def planned(study: Study) -> list[tuple[str, str]]:
 
 
 def caution(what: str, n: int) -> str:
-    """A doubt about a claim that few replicates settle; "" where there is none."""
+    """A warning that n replicates of a bimodal skill can agree by chance; "" if n is enough, or below 2. what: `Primary.what`."""
     least = LEAST.get(what)
     if least is None or not 1 < n < least.to_trust:
         return ""

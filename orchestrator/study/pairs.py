@@ -8,19 +8,25 @@ from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
 Measure = Literal["ability", "exact_match"]
+"""A measure that compares generalist and specialist."""
 
 
 class Pair(NamedTuple):
-    """Two conditions of a study: a specialist, its generalist, and the domain that both learn."""
+    """Two conditions of a study that are compared on one domain. A specialist learns that domain alone, its generalist several."""
 
     generalist: str
+    """Name of a condition."""
     specialist: str
+    """Name of a condition."""
     domain: str
-    """The skill on which both are compared."""
+    """The domain that both learn. It is the name of the skill on which they are compared."""
 
 
 def pairs_of(study: Study) -> list[Pair]:
-    """Every specialist with its generalist, in the study's order; none if the family has no domains."""
+    """Every specialist with each generalist of the same arm, family and model, in the study's order.
+
+    Empty if the family has no domains.
+    """
     families = {condition: study.family_of(condition) for condition in study.conditions}
     return [
         Pair(g, s, special.domains[0])
@@ -35,13 +41,14 @@ def pairs_of(study: Study) -> list[Pair]:
 
 
 def _same(a: Family, b: Family) -> bool:
-    """Whether two families are equal except for the domain shares, which only a generalist has."""
+    """Whether two families are equal except for the shares of the domains in the training stream."""
     return a.model_dump(exclude={"domain_shares"}) == b.model_dump(exclude={"domain_shares"})
 
 
 def measure_of(study: Study) -> Measure:
-    """The compared measure: ability, or exact matches if ability is read from accuracy.
+    """The measure that compares generalist and specialist: `exact_match` if ability is read from accuracy, else `ability`.
 
-    That ability counts matches beyond the memoriser's. Every condition has another memoriser, and so another zero.
+    Ability from accuracy counts matches beyond those of the memoriser. Each condition has its own memoriser, so its zero
+    differs between conditions.
     """
     return "exact_match" if study.family_of(next(iter(study.conditions))).ability_of == "accuracy" else "ability"

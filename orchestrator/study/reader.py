@@ -1,4 +1,7 @@
-"""A study file -> Study, or every problem with its line. A bad file is refused in under two seconds, before anything starts."""
+"""Reads a study file: returns a Study, or lists every problem with its line.
+
+A bad file is refused in under two seconds, before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ MAX_GIVEN = 100
 
 
 def shipped() -> dict[str, Path]:
-    """The studies that ship with the project, by name."""
+    """The studies that ship with the project: name -> file. Empty if the folder sweeps/ is missing."""
     here = Path(__file__).resolve().parent.parent
     for folder in (here / "sweeps", here.parent / "sweeps"):
         if folder.is_dir():
@@ -35,7 +38,10 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a study, given by path or by the name of a shipped study. Raises StudyError if there is none."""
+    """The file of a study. name: a path, or the name of a shipped study; an existing file comes first.
+
+    Raises StudyError if there is neither, or if the path cannot be read.
+    """
     path = Path(name)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -55,7 +61,7 @@ def find(name: str) -> Path:
 
 
 def load(name: str) -> Study:
-    """Read and check a study. Raises StudyError with every problem, one line each."""
+    """Read and check a study; name as in `find`. Raises StudyError with every problem, one line each."""
     path = find(name)
     try:
         raw, lines = yaml_file.read(path)
@@ -76,12 +82,15 @@ def _one_line(text: str) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """Keys that a record accepts: its fields, and for a model the keys that stand for some fields."""
+    """Keys that a settings record accepts: its fields, and for a model also those of `Dial`, which set several widths at once."""
     return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
 
 
 class _Reader:
-    """Converts one file to a Study: knows the lines, collects the problems."""
+    """Converts the values of one file to a Study. It collects all problems, each with its line, and raises them together.
+
+    raw: the values of the file. lines: place of a value -> its line. A place is the keys and indices that lead to it.
+    """
 
     def __init__(self, path: Path, raw: dict[str, Any], lines: dict[yaml_file.Place, int]) -> None:
         self.path, self.raw, self.lines = path, raw, lines
@@ -139,11 +148,13 @@ class _Reader:
         self._beyond((*place, "family"), self._kind())
 
     def _kind(self) -> type[Record]:
+        """The record class of the named family; `Record` if the name is unknown."""
         given = self.raw.get("family")
         name = given.get("name") if isinstance(given, dict) else None
         return FAMILIES.get(name, Record) if isinstance(name, str) else Record
 
     def _beyond(self, place: tuple[Any, ...], record: type[BaseModel]) -> None:
+        """Report values at a place of the file that are beyond the limits of `record`. Do nothing if no mapping is there."""
         given: Any = self.raw
         for part in place:
             if isinstance(given, dict):
@@ -158,6 +169,7 @@ class _Reader:
                 self._broken.append((*place, *inner))
 
     def _family(self, given: Any) -> Family | None:
+        """The family from its settings in the file; None, with the problem reported, if they are invalid."""
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
             return None
@@ -180,7 +192,10 @@ class _Reader:
             self._say(("family", "name"), failed, named=False)
 
     def _all(self, errors: Iterable[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> None:
-        """Report pydantic's errors: misspelt keys first, at most 100."""
+        """Report pydantic's errors, at most 100: missing keys last, so that a misspelt key is not reported as missing, too.
+
+        prefix: place of the validated value in the file. model: its record class.
+        """
         ordered = sorted(errors, key=lambda e: e["type"] == "missing")
         for error in ordered[: 5 * MAX_PROBLEMS]:
             self._pydantic(error, prefix, model)
@@ -262,6 +277,7 @@ class _Reader:
             self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
+        """Note a problem at a place. named: put the place before the message. A place without a line gets that of its parent."""
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
         line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
         self.problems.append((line, _one_line(f"{name}: {message}" if named and name else message)))
@@ -272,7 +288,7 @@ def _keys_of(given: Any) -> list[Any]:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The record class at a place, through fields and list items."""
+    """The record class at a place (keys and indices) below `model`; None if no record is there."""
     current: Any = model
     named = False  # the next part names an entry of a mapping
     for part in loc:

@@ -13,17 +13,20 @@ from trainers.fit.place import shares
 from trainers.tasks import Family
 
 MAX_EVALUATION_SHARE = 0.10
-"""Largest cost of evaluation as a share of a trial's training FLOPs."""
+"""Largest cost of a trial's evaluations, as a share of its training FLOPs."""
 
 MAX_TRIALS = 100_000
-"""A larger study is a typing error, and would fill the memory."""
+"""Most trials of a study. More are taken for a typing error, and would fill the memory."""
 
 MAX_STEPS = 10**9
-"""More optimizer steps than any machine can run: a budget with a wrong exponent."""
+"""Most optimizer steps of a budget. More can run on no machine: the budget has a wrong exponent."""
 
 
 def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Check the fields of a study against each other and against the family. Yields (place, problem)."""
+    """Check the fields of a study against each other and against the family.
+
+    Yields (place, problem in words). A place is the keys and indices that lead to the value in the file.
+    """
     axes = study.axes
     twice = False
     for axis in ("arm", "n_tasks", "compute_flops"):
@@ -96,6 +99,7 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of the placement of a condition's trials, as (place, problem)."""
     place, (_, variant) = study.fitting(condition), study.conditions[condition]
     where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
     try:
@@ -109,6 +113,7 @@ def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, 
 
 
 def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of budgets in a condition, as (place, problem): too small, too large, alike in steps, or costly to evaluate."""
     which = f" ({condition})" if len(study.conditions) > 1 else ""
     seen: dict[tuple[str, int], float] = {}
     good = []
@@ -151,6 +156,7 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
 def _expected_meaning(
     study: Study, family: Family, i: int, expected: Expected
 ) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of the i-th expected value, as (place, problem): a cell or quantity that the study does not have."""
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
@@ -164,11 +170,11 @@ def _name(family: Family) -> str:
 
 
 def closest(word: str, among: Any) -> list[str]:
-    """The nearest allowed word as a list of one, or an empty list."""
+    """The allowed word that is most similar to a misspelt one, as a list of one; empty if none is similar."""
     return difflib.get_close_matches(word, list(among), 1, cutoff=0.5)
 
 
 def hint_of(word: str, among: Any) -> str:
-    """ "; did you mean ...?" with the nearest allowed word, or ""."""
+    """The hint "; did you mean ...?" with the word from `closest`; "" if none is similar."""
     near = closest(word, among)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,7 +1,7 @@
 """A study: its question, axes and settings, and the trunks and trials that follow from them.
 
-May not know Ray, MLflow or torch. `reader.py` makes a study from a YAML file. sweeps/README.md explains every key; a
-test compares the two.
+May not import Ray, MLflow or torch. `reader.py` makes a study from a YAML file. sweeps/README.md explains every key; a test
+compares it with the docstrings here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainers.tasks import Family, family_from
 
 
 def model_words(trunk: TrunkSpec) -> str:
-    """A model's parameters, sequence length and FLOPs per step, and the inference FLOPs of one answer."""
+    """A sentence with a model's parameters, sequence length, training FLOPs per optimizer step, and inference FLOPs per answer."""
     family = cast(Family, trunk.family)
     step, answer = float(budget.flops_per_step(trunk)), float(budget.answer_flops(trunk))
     size = f"{budget.shape_of(trunk).n_parameters:,} parameters, sequences of {family.length(trunk.arm)}"
@@ -31,19 +31,20 @@ def model_words(trunk: TrunkSpec) -> str:
 
 
 NAME = "[a-z][a-z0-9_]*"
-"""Pattern of a study's name, which is part of a folder name."""
+"""Regular expression of a study's name, which becomes part of a folder name."""
 
 
 def is_id(text: str) -> bool:
-    """Whether this is NAME@VERSION like `Study.id`, and so a folder name directly in the home."""
+    """Whether the text is NAME@VERSION like `Study.id`. Such a text holds no path separator, so it is safe as a folder name."""
     return len(text) <= 100 and re.fullmatch(f"{NAME}@[1-9][0-9]*", text) is not None
 
 
 class StudyError(Exception):
-    """A study that cannot be run as written. One line per problem: place, given value, allowed values."""
+    """A study file that cannot be run as written. Its text has one line per problem: place, given value, allowed values."""
 
 
 def _listed(**constraints: Any) -> Any:
+    """A pydantic field for a list with one value or more."""
     return Field(strict=False, min_length=1, **constraints)  # YAML has lists, a frozen record has tuples
 
 
@@ -133,7 +134,7 @@ class Expected(Record):
 
 
 PARTS = ("model", "training", "family")
-"""Scientific settings that a variant may change; it may also change its place."""
+"""Settings that decide results and that a variant may change. It may also change `place`, which changes no result."""
 
 
 class SizedModel(Model):
@@ -157,16 +158,20 @@ class SizedModel(Model):
         return {name: value for name, value in dump(self).items() if name not in left_out}
 
     def at(self, preset: str) -> Model:
-        """The model of a preset, with all other settings from here; for "" the model as stated."""
+        """This model with the widths of a named preset; for "" the model as stated. Other settings stay."""
         others = Model.model_validate({name: getattr(self, name) for name in Model.model_fields})
         return with_preset(others, preset) if preset else others
 
 
 PART_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
+"""Key of a study with settings -> their record class; the key `family` depends on the family."""
 
 
 def with_changes(record: Record, changes: dict[str, Any]) -> Record:
-    """A record with some keys changed. Raises pydantic's ValidationError."""
+    """A copy of a settings record with some keys changed. Raises pydantic's ValidationError for unknown keys or bad values.
+
+    For a model, given widths replace a rule (`tokens_per_parameter`), and a given rule replaces the widths.
+    """
     if not changes:
         return record
     stated = record.model_dump()
@@ -235,11 +240,11 @@ class Study(Record):
         return {self.condition_of(arm, variant): (arm, variant) for arm, variant in pairs}
 
     def condition_of(self, arm: str, variant: str) -> str:
-        """The name of a condition."""
+        """The name of the condition of an arm in a variant ("" if the study has no variants), as in `conditions`."""
         return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
 
     def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
-        """Every trunk with its budgets, ascending: conditions x sizes x n_tasks x replicates."""
+        """Every trunk with the budgets that branch off it, ascending: conditions x sizes x n_tasks x replicates."""
         axes = self.axes
         cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
@@ -253,23 +258,26 @@ class Study(Record):
         return [trunk for trunk, _ in self.carried()]
 
     def trunk_of(self, condition: str, flops: float | None = None) -> TrunkSpec:
-        """The first trunk of a condition, at the smallest number of tasks. `flops` selects the size; None: the largest
-        budget.
+        """The trunk of a condition at the smallest number of tasks and replicate 0.
 
-        Raises ValueError if a rule gives the size and the budget is too small for any.
+        `flops` is a budget: it selects the model if the size follows the budget; None: the largest budget. Raises ValueError
+        if a rule gives the size and the budget is too small for any preset.
         """
         return sized(*self.first_trunk(condition), flops or self.budgets[-1])
 
     def first_trunk(self, condition: str) -> tuple[TrunkSpec, SizedModel]:
-        """The first trunk of a condition, and its model as stated. With a rule, the trunk has the default widths."""
+        """The trunk of a condition at the smallest number of tasks and replicate 0, and the condition's model as stated.
+
+        If a rule gives the size, the trunk's model has the default widths; `of_size` puts in those of a preset.
+        """
         settings = self.settings(condition)
         stated = cast(SizedModel, settings.pop("model"))
         return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
 
     def sizes(self, condition: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
-        """The models of a condition, each as its first trunk with its budgets, ascending. Most conditions have one.
+        """The models of a condition by ascending budget: each as a trunk (first number of tasks, replicate 0), with its budgets.
 
-        Raises ValueError as `trunk_of` does.
+        One entry, unless the size follows the budget. Raises ValueError as `trunk_of` does.
         """
         fixed, stated = self.first_trunk(condition)
         found: dict[str, tuple[TrunkSpec, list[float]]] = {}
@@ -283,7 +291,10 @@ class Study(Record):
         return len(self.sizes(condition)) > 1
 
     def ends(self, condition: str, last: Literal["end", "branch"] = "end") -> list[float]:
-        """Training FLOPs as spent at the end of each budget of a condition, or at its branch point, ascending."""
+        """Training FLOPs at the end of each budget of a condition, or at its branch point, ascending.
+
+        They are whole optimizer steps, so they differ a little from the budgets.
+        """
         found = []
         for trunk, budgets in self.sizes(condition):
             steps = [budget.steps_of(trunk, flops) for flops in budgets]
@@ -291,11 +302,11 @@ class Study(Record):
         return found
 
     def family_of(self, condition: str) -> Family:
-        """The family of a condition."""
+        """The family of a condition, with the changes of its variant."""
         return cast(Family, self.settings(condition)["family"])
 
     def same_question(self) -> list[list[str]]:
-        """Groups of conditions that differ in their place alone; every other condition is a group by itself."""
+        """Groups of conditions that differ in placement (`place`) alone; every other condition is a group by itself."""
         alike: dict[str, list[str]] = {}
         for condition in self.conditions:
             asked = {k: v for k, v in self.settings(condition).items() if k != "variant"}
@@ -306,8 +317,8 @@ class Study(Record):
     def comparable(self) -> list[tuple[str, str]]:
         """Pairs of conditions that may be compared.
 
-        Left out are pairs that learn different domains, or domains of different functions, because their tasks differ.
-        Pairs that differ in their place alone are left out too.
+        Pairs whose families have different domains are left out, because their tasks differ. Of several conditions that differ
+        in placement alone, only the first is used.
         """
 
         def asked(condition: str) -> Any:
@@ -319,7 +330,10 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_condition[a] == of_condition[b]]
 
     def settings(self, condition: str) -> dict[str, Any]:
-        """Settings of all trunks of a condition, the model as stated. Raises pydantic's ValidationError for a wrong variant."""
+        """Settings that all trunks of a condition share, by name: arm, variant, model as stated, training, family, evaluation.
+
+        Raises pydantic's ValidationError if a change by arm or variant is invalid.
+        """
         arm, variant = self.conditions[condition]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
         changes = self.axes.variant.get(variant, Variant())
@@ -339,13 +353,18 @@ class Study(Record):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Study:
-        """A study from its journal form (`model_dump`). Raises FamilyError if its family is not installed, and
-        pydantic's ValidationError; both are ValueErrors."""
+        """A study from its record in the journal (`model_dump`).
+
+        Raises FamilyError if its family is not installed, and pydantic's ValidationError for invalid values. Both are
+        ValueErrors.
+        """
         return cls.model_validate(record | {"family": family_from(record["family"])})
 
     def science(self) -> dict[str, Any]:
-        """Everything that decides results besides the axes, and the primary claim. It may not change under one version:
-        otherwise a claim could be fitted to results."""
+        """The settings that decide results, without the axes, and the primary claim; nested.
+
+        It may not change under one version of a study: otherwise a claim could be fitted to results.
+        """
         family = cast(Family, self.family)
         named = {"family", "model", "training", "evaluation", "primary"}
         fixed = without_neutral(self.model_dump(mode="json", include=named))
@@ -362,7 +381,7 @@ def sized(fixed: TrunkSpec, stated: SizedModel, flops: float) -> TrunkSpec:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields in which two nested records differ, as `model.d_model: 64 -> 128`."""
+    """Fields in which two nested records differ, as `model.d_model: 64 -> 128`. prefix: put before each name."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"

@@ -1,7 +1,7 @@
-"""The text of a study file -> plain values, each with its line. Knows YAML 1.2, and nothing about studies.
+"""Reads the YAML 1.2 text of a study file as plain values, and notes the line of each.
 
 ruamel.yaml parses, and the values are built here. A study has text, numbers, true, false, null, lists and mappings
-only. No tag, date or other object is ever constructed, and every file is answered at once.
+only. No tag, date or other object is ever constructed. Limits on size and depth keep the time short for every file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from trainers.records import MAX_DIGITS
 
 MAX_BYTES = 64_000
-"""Twenty times the longest shipped study."""
+"""Largest size of a study file: twenty times the longest shipped study."""
 MAX_VALUES = 5_000
-"""Keys and expanded aliases count; the study with the widest axes has 3,000. ruamel.yaml reads some 25,000 a second."""
+"""Most values in a file. Keys and expanded aliases count; the study with the widest axes has 3,000. ruamel.yaml reads some 25,000 a
+second."""
 MAX_DEPTH = 20
-"""Levels of lists and mappings; a study needs six."""
+"""Most nested lists and mappings; a study needs six."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Control characters except tab and newline, and characters that end a line or change the text direction on a terminal."""
 
 
 class Unreadable(Exception):
-    """A file that is no YAML, or larger than any study; with the line of the problem."""
+    """A file that is not the YAML of a study: bad syntax, forbidden characters or tags, or beyond the limits.
+
+    line: line of the problem, counted from 1.
+    """
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
@@ -39,11 +43,14 @@ class Unreadable(Exception):
 
 
 Place = tuple[str | int, ...]
-"""Keys and indices that lead to a value."""
+"""Keys and indices that lead to a value, such as ("axes", "n_tasks", 0)."""
 
 
 def read(path: Path) -> tuple[Any, dict[Place, int]]:
-    """The values of a file, and the line of each place in it, counted from 1. Raises OSError, or Unreadable."""
+    """The values of a file, and place -> line, counted from 1.
+
+    Raises OSError if the file cannot be opened, and Unreadable if its text is no study's YAML.
+    """
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -68,13 +75,13 @@ def _line(at: Any) -> int:
 
 
 class _Small(Composer):
-    """Composes only as many and as deep values as a study needs: ruamel.yaml takes seconds for a thousand levels."""
+    """A composer of ruamel.yaml that stops beyond MAX_VALUES or MAX_DEPTH: a thousand levels would take seconds."""
 
     depth = 0
     n_values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node with everything in it. Raises Unreadable."""
+        """A node with its children, as ruamel.yaml's own method. Raises Unreadable beyond a limit."""
         self.depth += 1
         self.n_values += 1
         _check(self.n_values, self.depth, self.parser.peek_event())
@@ -85,6 +92,7 @@ class _Small(Composer):
 
 
 def _check(n_values: int, depth: int, at: Any) -> None:
+    """Raise Unreadable beyond MAX_VALUES or MAX_DEPTH. at: the node or event whose line is named."""
     if n_values > MAX_VALUES:
         raise Unreadable(_line(at), f"more than {MAX_VALUES:,} values, with aliases expanded; a study needs fewer")
     if depth > MAX_DEPTH:
@@ -92,11 +100,12 @@ def _check(n_values: int, depth: int, at: Any) -> None:
 
 
 def _merges(key: Node) -> bool:
+    """Whether a key is `<<`, which merges other mappings into this one."""
     return str(key.tag) == "tag:yaml.org,2002:merge"
 
 
 class _Values:
-    """Converts one document to plain values: counts them and notes their lines."""
+    """Converts one YAML document to plain values: counts them and notes their lines."""
 
     def __init__(self) -> None:
         self.yaml = YAML(typ="safe", pure=True)
@@ -105,7 +114,7 @@ class _Values:
         self.n_values = 0
 
     def of_document(self, text: str) -> tuple[Any, dict[Place, int]]:
-        """The values and their lines. Raises Unreadable."""
+        """The values of a text, and place -> line. Raises Unreadable as `read` does."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an anchor set twice, numbers of YAML 1.1
@@ -122,6 +131,7 @@ class _Values:
             raise Unreadable(1, f"not YAML: {str(problem) or type(problem).__name__}") from None
 
     def _of(self, node: Node, place: Place, depth: int = 0) -> Any:
+        """The plain value of a node at a place of the file. Raises Unreadable for tags and beyond the limits."""
         self.n_values += 1
         _check(self.n_values, depth, node)
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
@@ -138,6 +148,7 @@ class _Values:
         raise Unreadable(_line(node), f"tag {str(node.tag)[:80]!r} is not allowed in a study; give the plain value")
 
     def _mapping(self, node: MappingNode, place: Place, depth: int) -> dict[str, Any]:
+        """The mapping of a node. Own keys override merged ones. Raises Unreadable for keys given twice."""
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in sorted(node.value, key=lambda pair: not _merges(pair[0])):
@@ -159,6 +170,7 @@ class _Values:
         return merged | own
 
     def _scalar(self, node: ScalarNode, kind: str) -> Any:
+        """The text, number, bool or None of a node. A date stays text."""
         text = node.value
         if found := _FORBIDDEN.search(text.replace("\r", "\x00")):
             raise Unreadable(_line(node), _forbidden("\r" if "\r" in text else found[0]))

@@ -193,7 +193,11 @@ def test_a_primary_claim_must_be_one_that_this_study_can_decide(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "claim", "says"),
     [
-        ("[1e11, 2e11, 4e11, 8e11]", "{what: drift_ability, hi: 0}", "needs 2 budgets and 3 numbers of tasks or more; 1 and 5"),
+        (
+            "[1e11, 2e11, 4e11, 8e11]",
+            "{what: drift_ability, hi: 0}",
+            "needs 2 budgets and 3 numbers of tasks or more; 1 and 5",
+        ),
         ("[4, 16, 64, 256, 1e4]", "{what: drift_ability, hi: 0}", "3 numbers of tasks or more; 4 and 2"),
         ("[4, 16, 64, 256, 1e4]", "{what: k_memory, hi: 64}", "between two numbers of tasks, and 1 can"),
         ("[answer, next_token]", "{what: crossover, n_tasks: 4, hi: 2e11}", "add an arm to axes.arm"),

@@ -147,7 +147,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
 def _run(
     trunk: TrunkSpec, budgets: list[float], place: Place, options: argparse.Namespace, stop: Any, emit: Emit
 ) -> None:
-    """Run the trunk on one worker in this process, or on several in their own. If it finishes despite a signal, `stop` is reset."""
+    """Run the trunk on one worker in this process, or on several in their own. If it finishes all the same, `stop` is reset."""
     if options.workers == 1:
         from trainers.train import run_trunk
 
@@ -274,7 +274,7 @@ def _whole_number(digits: str) -> int:
 
 
 PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
-"""(Key of a trial's file, record with the limits of the mapping under it). The family is missing: its name decides its record."""
+"""(Key of a trial's file, record with the limits of the mapping there). The family is missing: its name decides its record."""
 
 
 def _kind(family: Any) -> type[Family]:

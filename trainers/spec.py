@@ -64,8 +64,10 @@ class Training(Record):
 
 
 class Evaluation(Record):
-    """The evaluations along a trunk. Their compute is no part of a budget. Studies in which it exceeds 10 % of a trial's training
-    compute are refused."""
+    """The evaluations along a trunk. Their compute is no part of a budget.
+
+    Studies in which it exceeds 10 % of a trial's training compute are refused.
+    """
 
     points_per_decade: Annotated[Count, Field(le=1000)] = 4
     """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""

@@ -79,7 +79,7 @@ def _answers(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor
 
 
 def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`Probe.answers` in torch, for GPUs. `rows` (b,) are the numbers of the sequences. The last digits may differ from numpy's."""
+    """`Probe.answers` in torch, for GPUs. `rows` (b,) are the numbers of the sequences. Last digits may differ from numpy's."""
     mask, target = (torch.from_numpy(part[rows]).to(logs.device) for part in (probe.mask, probe.target))
     scored, target = logs[mask].double(), target[mask]  # (n, V), (n,)
     log_p = scored.gather(1, target[:, None])[:, 0]

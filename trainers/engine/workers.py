@@ -25,10 +25,10 @@ class WorkerLost(Exception):
 
 
 def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any) -> None:
-    """Run `main(rank, *given)` in `workers` processes that form a process group, and wait for them. `main` and `given` must pickle.
+    """Run `main(rank, *given)` in `workers` processes that form a process group, and wait for them.
 
-    The group uses NCCL if `on_gpu`, else gloo. If a process fails, the others are ended. Raises torch's ProcessRaisedException
-    with the first traceback, or WorkerLost if there is none.
+    `main` and `given` must pickle. The group uses NCCL if `on_gpu`, else gloo. If a process fails, the others are ended. Raises
+    torch's ProcessRaisedException with the first traceback, or WorkerLost if there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)

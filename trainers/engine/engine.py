@@ -94,7 +94,7 @@ class Engine:
         """One optimizer step on the objective's batch of step `number` (from 0), at the learning rate `rate`.
 
         Returns the loss in nats: the mean over the targets of the global batch, equal on every rank. Raises Diverged if loss or
-        gradient norm is not finite, and NoTargetsError for a batch without targets, both on every rank and before any update.
+        gradient norm is not finite, NoTargetsError for a batch without targets; both on every rank and before any update.
 
         `between` is called between two micro-batches. If it raises an exception on every rank, the step is abandoned. Weights
         and moments are then as before the step, and `snapshot` is still valid. A further step needs a new engine.

@@ -147,7 +147,10 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
 def _run(
     trunk: TrunkSpec, budgets: list[float], place: Place, options: argparse.Namespace, stop: Any, emit: Emit
 ) -> None:
-    """Run the trunk on one worker in this process, or on several in their own. If it finishes all the same, `stop` is reset."""
+    """Run the trunk on one worker in this process, or on several workers in processes of their own.
+
+    If the run still finishes after a signal, `stop` is set to 0.
+    """
     if options.workers == 1:
         from trainers.train import run_trunk
 
@@ -181,7 +184,7 @@ def _one_of_several(
 
 @contextmanager
 def _signals_ask(stop: Any) -> Iterator[None]:
-    """While it is open, the first Ctrl-C or SIGTERM sets `stop` to its number. The second one ends the process.
+    """During the `with` block, the first Ctrl-C or SIGTERM sets `stop` to its number. The second one ends the process.
 
     Ignored signals stay ignored, as under nohup.
     """

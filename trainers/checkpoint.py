@@ -41,7 +41,7 @@ MANIFEST, META = "manifest.json", "meta.json"
 MANIFEST_BYTES = 2**16
 """A larger manifest is invalid and not read. One for three files takes 400 bytes."""
 PROBE = ".writable"
-"""Begin of the name of the file by which `check_writable` tries a folder."""
+"""`check_writable` writes a file whose name begins with this."""
 GIVE_UP_SECONDS = 30
 """Time limit for retries on Google's storage. The client's own limit is 15 minutes. `?retry_limit_seconds=` in a URI wins."""
 Tensors = dict[str, "torch.Tensor"]
@@ -180,8 +180,8 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
 def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Loaded | None:
     """The newest valid checkpoint of this fingerprint; None if there is none. If `number` is given, only that one is tried.
 
-    Raises OSError if checkpoint `number` cannot be read. Without a number: if there is no valid one and some cannot be read. An
-    unreadable checkpoint may still be whole, and no run should start again because a disk was away for a moment.
+    Raises OSError if checkpoint `number` cannot be read. Without a number, it raises OSError if no checkpoint is valid and some
+    cannot be read: they may still be whole, and no run should start again because a disk was away for a moment.
     """
     store = store_of(folder)
     if number is not None:
@@ -533,7 +533,7 @@ TORN = re.compile(
     r"|\.[0-9]{12}\..+\.[0-9]+"  # names of an older version
     rf"|\{PROBE}-[0-9a-f]{{32}}"
 )
-"""Names of unfinished saves and of files of `check_writable`. A group that did not match: nothing is known of the writer."""
+"""Names of unfinished saves and of files of `check_writable`. If the groups are empty, the name does not show the writer."""
 
 
 def _temporary(name: str) -> str:

@@ -64,6 +64,7 @@ MIN_HEADS = 4
 
 
 def _shape(n_layers: int, d_model: int) -> Model:
+    """A model whose MLP is four times as wide as the residual stream, with heads by WIDTH_PER_DEPTH and MIN_HEADS."""
     n_heads = max(MIN_HEADS, d_model // WIDTH_PER_DEPTH)
     return Model(n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_mlp=4 * d_model)
 

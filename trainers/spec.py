@@ -17,7 +17,7 @@ from trainers.tasks import family_from
 from trainers.tasks.request import Request
 
 TRAINER_VERSION = 1
-"""Raise it when a change of the trainer moves results. Every fingerprint then changes, and old studies no longer match."""
+"""Raise it when a change of the trainer changes results. Every fingerprint then changes, and old studies no longer match."""
 
 
 class Training(Record):
@@ -50,7 +50,7 @@ class Training(Record):
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a budget's steps in which the rate decays (`wsd` only). These steps count against the budget."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of matmuls: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
+    """Precision of matmuls: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It changes results, so it
     belongs to the spec and not to the place."""
     task_exponent: Annotated[NotNegative, Limit(100)] = 0.0
     """Training task number r (from 1) is drawn in proportion to r^-task_exponent. 0 draws all equally often; 1 is Zipf's

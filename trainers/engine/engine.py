@@ -296,7 +296,7 @@ class Engine:
         return torch.as_tensor(next(iter(self.adamw.state.values()))["step"])
 
     def destroy(self) -> None:
-        """Free the memory. The process group stays for later trunks."""
+        """Free the memory of model and optimiser. The engine cannot be used again. The process group stays for later trunks."""
         self.deepspeed.destroy()
         if self.place.compiled:
             torch._dynamo.reset()  # it stops compiling a block after several shapes; its disk cache stays

@@ -23,7 +23,7 @@ class Fitting(Record):
     micro_batch: Annotated[Count | None, Limit(1e6)] = None
     """Sequences that a worker processes at once, in one gradient accumulation step."""
     recompute: bool | None = None
-    """Keep only each block's input for the backward pass, and compute the rest again."""
+    """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool | None = None
     """Keep the optimiser's state in the host's memory."""
     compiled: bool | None = None
@@ -53,7 +53,7 @@ class Place(Record):
     micro_batch: Count | None = None
     """Sequences per gradient accumulation step of a worker. None: its whole share of the batch, in one step."""
     recompute: bool = False
-    """Keep only each block's input for the backward pass, and compute the rest again."""
+    """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool = False
     """Keep the optimiser's state in the host's memory; needs a ZeRO stage of at least 1."""
     halvings: Index = 0

@@ -202,7 +202,7 @@ class Cipher(ExactFamily):
         return ItemSet(tokens=self._sequences(arm, swapped, x), probes=probes)
 
     def _function_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
-        """The item set of questions x (N, P) on many-to-one maps (N, V)."""
+        """The item set of `recall_function`: questions x (N, P) on many-to-one maps (N, V)."""
         y = np.take_along_axis(maps, x, axis=1)
         references = self._references(arm, maps, x, train)
         probe = self._probe(arm, "recall_function", "held_out", _occurred_before(x), y, references)

@@ -57,16 +57,19 @@ class Probe:
     """Set if numbers are predicted. Target and distributions are then (N, T) floats, and the target has no noise."""
 
     def score(self, predicted: np.ndarray) -> dict[str, Any]:
-        """One row of raw counts and sums over the scored positions. Divide when reading.
+        """One row of raw counts and sums over the scored positions. Readers divide them by `n` for means.
 
         `predicted` is (N, T, V) log-probabilities (natural log), or (N, T) numbers. The row has:
 
-        - `n` positions, and sums over them: `n_correct` greedy hits, `nll_nats`, `p_correct` (probability of the target),
-          `brier`;
-        - `n_sequences` with any scored position, and sums over them: `n_exact`, with only greedy hits, and `p_exact`, the
-          probability that sampling gets every position right;
-        - sums of the references: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
-        - `se_ability_gap` and `se_memory_gap`: standard errors, in nats, of the mean gaps that ability and memory divide by;
+        - `n`, the number of scored positions, and sums over them: `n_correct` (1 if the likeliest token is right), `nll_nats`,
+          `p_correct` (probability of the target), `brier`;
+        - for single answers `n_sequences`, the number of sequences with a scored position, and sums over them: `n_exact` (1 if
+          the likeliest tokens are all right), `p_exact` (probability that sampled tokens are all right);
+        - sums of the references' scores: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
+        - `se_ability_gap` and `se_memory_gap`: standard errors, in nats, of the mean gaps U - G and G - M, by which ability and
+          memory divide;
+        - `skl_memorizer`, `skl_generalizer`, `skl_references`, if the probe has the distributions of both: sums of symmetrised
+          KL divergences in nats, of the model and each reference and of the two references;
         - `weight_<name>` and `unexplained_nats`, if the probe has all of `decomposition.PREDICTORS`: the share of each in the
           mixture nearest to the model, and the remaining divergence per position. They are no sums.
 

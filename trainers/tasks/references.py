@@ -1,4 +1,4 @@
-"""Families with exact predictors: a universe of tasks by integer id. Some tasks train, the others are held out.
+"""Families with exact predictors. Each task has an integer id. Some ids may train, the others are held out.
 
 Task i is a pure function of (family, i). So two predictors can be computed exactly: a memoriser of exactly the training tasks,
 and a generaliser that knows the general rule. `Probe.references` holds their scores.

@@ -84,7 +84,7 @@ class Regression(LawFamily):
         return float(weight @ right / weight.sum())
 
     def tasks(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, D) standard normals (Box and Muller 1958)."""
+        """Tasks as rows of D standard normal weights: ids (n,) -> (n, D), by the method of Box and Muller (1958)."""
         half = -(-self.n_dims // 2)
         uniforms = hashed_uniforms(ids, 2 * half, "regression", self.n_dims)
         radius, angle = np.sqrt(-2 * np.log(uniforms[:, :half])), 2 * np.pi * uniforms[:, half:]

@@ -193,10 +193,10 @@ class Compose(ExactFamily):
         edges = np.cumsum(shares / shares.sum())[:-1]
         return place * self._lists + np.searchsorted(edges, draw.random(size), side="right")
 
-    def seen_tasks(self, request: Request, n: int) -> np.ndarray:
+    def seen_tasks(self, request: Request, n_sequences: int) -> np.ndarray:
         if not self.domain_shares or self._lists == 1:
-            return super().seen_tasks(request, n)
-        return self.draw_tasks(request, stream("compose", "seen tasks", request.replicate), n)
+            return super().seen_tasks(request, n_sequences)
+        return self.draw_tasks(request, stream("compose", "seen tasks", request.replicate), n_sequences)
 
     @property
     def vocab_size(self) -> int:

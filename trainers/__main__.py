@@ -37,6 +37,7 @@ MAX_CHARACTERS = 1_000_000
 """Most characters of a trial's file. Usual files have some hundreds."""
 
 Emit = Callable[[list[dict[str, Any]]], None]
+"""A function that receives events (`train.Event`)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +87,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[float], stop: Any) -> int:
-    """Run the trunk with options that are already checked. Returns the exit code. `stop` holds the number of the stop signal."""
+    """Run the trunk with options that are already checked. Returns the exit code.
+
+    `stop` is an integer in shared memory: 0, or the number of the signal that asked to stop.
+    """
     from trainers.engine.rows import NoTargetsError
     from trainers.engine.workers import WorkerLost, n_gpus
     from trainers.train import run_trunk  # imported here: a bad file is refused before torch is loaded
@@ -143,7 +147,10 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
 def _run(
     trunk: TrunkSpec, budgets: list[float], place: Place, options: argparse.Namespace, stop: Any, emit: Emit
 ) -> None:
-    """Run the trunk on one worker in this process, or on several. If it still finishes after a signal, `stop` is set to 0."""
+    """Run the trunk on one worker in this process, or on several workers in processes of their own.
+
+    If the run still finishes after a signal, `stop` is set to 0.
+    """
     if options.workers == 1:
         from trainers.train import run_trunk
 
@@ -161,6 +168,7 @@ def _run(
 def _one_of_several(
     rank: int, trunk: TrunkSpec, budgets: list[float], place: Place, events: Path | None, stop: Any
 ) -> None:
+    """Run the trunk as worker `rank` in its own process. `events` is the file for events, or None."""
     from trainers.train import run_trunk
 
     if place.device == "cuda":
@@ -176,7 +184,10 @@ def _one_of_several(
 
 @contextmanager
 def _signals_ask(stop: Any) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks to stop. The second one ends the process. Ignored signals stay ignored, as under nohup."""
+    """During the `with` block, the first Ctrl-C or SIGTERM sets `stop` to its number. The second one ends the process.
+
+    Ignored signals stay ignored, as under nohup.
+    """
 
     def ask(number: int, _: Any) -> None:
         stop.value = number
@@ -194,7 +205,7 @@ def _signals_ask(stop: Any) -> Iterator[None]:
 
 
 def _write(events: list[dict[str, Any]], file: Path | None) -> None:
-    """Append events to the file, and print them."""
+    """Append events to the file, if there is one, and print them."""
     if file:
         with file.open("ab", buffering=0) as out:
             data = "".join(json.dumps(event) + "\n" for event in events).encode()
@@ -208,7 +219,7 @@ def _write(events: list[dict[str, Any]], file: Path | None) -> None:
 
 
 def _close_the_last_line(file: Path) -> None:
-    """Make the file, or end its last line if a kill or a full disk cut it off."""
+    """Make the file if there is none. Otherwise end its last line, if a kill or a full disk cut it off."""
     file.open("ab").close()
     if not file.is_file():
         return  # a pipe or a terminal
@@ -220,7 +231,10 @@ def _close_the_last_line(file: Path) -> None:
 
 
 def read(path: Path) -> tuple[TrunkSpec, list[float]]:
-    """The trunk and its budgets in a file. Raises OSError, or ValueError (pydantic's ValidationError is one)."""
+    """The trunk and its budgets, ascending, in a trial's file.
+
+    Raises OSError if it cannot be read. Raises ValueError (pydantic's ValidationError is one) if it is no valid trial.
+    """
     with path.open(encoding="utf-8") as file:
         text = file.read(MAX_CHARACTERS + 1)
     if len(text) > MAX_CHARACTERS:
@@ -247,6 +261,7 @@ def read(path: Path) -> tuple[TrunkSpec, list[float]]:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. Raises ValueError if a key is given twice."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
@@ -255,22 +270,23 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole_number(digits: str) -> int:
+    """A JSON whole number. Raises ValueError beyond MAX_DIGITS digits, which Python would convert slowly."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a whole number of {len(digits)} digits; at most {MAX_DIGITS} can be read")
     return int(digits)
 
 
 PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
-"""Nested mappings of a trial's file, except the family."""
+"""(Key of a trial's file, record with the limits of the mapping there). The family is missing: its name decides its record."""
 
 
 def _kind(family: Any) -> type[Family]:
-    """The class of the named family; `Family` if there is none of that name."""
+    """The class of the family in a trial's file; `Family` if the file names no known one."""
     return FAMILIES.get(str(family.get("name")), Family) if isinstance(family, dict) else Family  # type: ignore[type-abstract]
 
 
 def _check_limits(raw: dict[str, Any], kind: type[Family]) -> None:
-    """Raises ValueError if a value is beyond the limit of its field."""
+    """Raises ValueError if a value of a trial's file is beyond the limit of its field. `kind` is the class of its family."""
     given: list[tuple[str, type[BaseModel], Any]] = [("", TrialSpec, raw), ("family", kind, raw.get("family"))]
     given += [(part, record, raw.get(part)) for part, record in PARTS]
     for part, record, keys in given:
@@ -279,7 +295,10 @@ def _check_limits(raw: dict[str, Any], kind: type[Family]) -> None:
 
 
 def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> list[Any]:
-    """The results of a trial, without times: its evaluations on the trunk and on its branch, and its end."""
+    """The results of a trial in the events of its trunk, without times. `flops` is its budget.
+
+    They are its evaluations on the trunk and on its branch, and its end. Two runs with equal results agree to the bit.
+    """
     branch = budget.steps_of(trunk, flops).branch
     results = []
     for event in events:
@@ -295,6 +314,7 @@ def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> 
 
 
 def _show(event: dict[str, Any]) -> None:
+    """Print an event in one line: accuracies of an evaluation, or the end of a trial."""
     if event["kind"] == "evaluation":
         scores = [
             f"{row['skill']}({row['split']}) {row['n_correct'] / row['n']:.3f}"
@@ -308,6 +328,7 @@ def _show(event: dict[str, Any]) -> None:
 
 
 def _one_line(problem: Exception) -> str:
+    """The message of an error in one line of at most 1,000 characters."""
     text = _text(problem)
     return text if len(text) <= 1000 else f"{text[:1000]} ..."
 

@@ -34,7 +34,7 @@ def shape_of(trunk: TrunkSpec) -> Shape:
 def answer_flops(trunk: TrunkSpec) -> int:
     """FLOPs to read a question and write its answer, intermediate steps included: one forward pass over a whole sequence.
 
-    This assumes that no position is computed twice. The number is reported next to the budgets and belongs to none.
+    This assumes that no position is computed twice. A report shows the number beside the budgets. No budget includes it.
     """
     return shape_of(trunk).forward_flops
 
@@ -45,14 +45,16 @@ def flops_per_step(trunk: TrunkSpec) -> int:
 
 
 class Steps(NamedTuple):
-    """A budget in optimizer steps: up to `branch` on the trunk at the constant rate, then decay up to `end`."""
+    """A budget in optimizer steps, counted from the start of the trunk."""
 
     branch: int
+    """Step at which the branch begins. Up to there the trunk trains at the constant rate."""
     end: int
+    """Step at which the branch, and so the trial, ends. It equals `branch` if the schedule has no decay."""
 
 
 def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
-    """A budget in whole steps, within 1 %. Raises BudgetTooSmall below MIN_STEPS steps."""
+    """A budget in FLOPs as whole steps, rounded by at most 1 %. Raises BudgetTooSmall below MIN_STEPS steps."""
     cost = flops_per_step(trunk)
     end = round(compute_flops / cost)
     if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
@@ -65,21 +67,22 @@ def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
 
 
 def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
-    """The absolute FLOP grid 10^(k / points_per_decade) from `first_flops` on, as trunk steps up to `last_step`.
+    """Steps of the trunk, up to `last_step`, at which the skills are evaluated.
 
-    The grid depends on no axis value, so curves of different trials have points at the same compute.
+    They lie on the absolute FLOP grid 10^(k / points_per_decade) from `first_flops` on. The grid depends on no axis value, so
+    curves of different trials have points at the same compute.
     """
-    cost, of = flops_per_step(trunk), trunk.evaluation
+    cost, evaluation = flops_per_step(trunk), trunk.evaluation
     decades = math.ceil(math.log10((last_step + 1) * cost))
-    grid = _grid(cost, of.points_per_decade, of.first_flops, decades)
+    grid = _grid(cost, evaluation.points_per_decade, evaluation.first_flops, decades)
     return list(grid[: bisect.bisect_right(grid, last_step)])
 
 
 @functools.lru_cache(maxsize=256)
 def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
-    """The grid as ascending step numbers at `cost` FLOPs per step, up to 10^decades FLOPs or one step more.
+    """The grid of `evaluation_steps` as ascending step numbers, up to 10^decades FLOPs or one step more.
 
-    Thousands of trunks share one grid.
+    `cost` is the FLOPs of a step. The result is cached, because thousands of trunks share one grid.
     """
     first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
     first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # points below round to step 0
@@ -88,16 +91,16 @@ def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple
 
 
 class Standing(NamedTuple):
-    """Progress of a trunk, from its checkpoint. `train.py` continues from it, and `price` counts the rest."""
+    """Progress of a trunk, read from its checkpoint. `train.py` continues from it, and `price` counts the cost of the rest."""
 
     trunk_step: int = 0
     """Step of the trunk. During a branch: the step at which the branch began."""
     branch: float | None = None
     """Budget of the branch that is being trained, or None."""
     branch_step: int = 0
-    """Step on that branch."""
+    """Step on that branch, counted from the start of the trunk. 0 without a branch."""
     charged_steps: int = 0
-    """Steps run since the last trial ended. They count for the next trial."""
+    """Steps run since the last trial ended. The next trial is charged with them."""
     ended: frozenset[float] = frozenset()
     """Budgets whose trials have ended."""
     evaluations: frozenset[str] = frozenset()
@@ -105,7 +108,7 @@ class Standing(NamedTuple):
 
     @classmethod
     def of(cls, meta: dict[str, Any]) -> Standing:
-        """The progress in the meta of a checkpoint of `train.py`."""
+        """The progress in `meta`, the JSON part of a checkpoint (`checkpoint.peek`)."""
         now, left = meta["now"], meta["left"]
         on_branch = now["branch"] is not None
         return cls(
@@ -120,23 +123,24 @@ class Standing(NamedTuple):
     def toward(self, steps: Mapping[float, Steps]) -> Standing | None:
         """The progress from which a run for these budgets continues, or None if it must begin again.
 
-        It must begin again if the trunk has passed the branch point of one of them. None also if the step lies beyond the
-        end of its branch: no valid run is ever there.
+        `steps` maps each budget to its steps (`steps_of`). The run must begin again if the trunk has passed the branch point
+        of a budget that has not ended. None also if the step lies beyond the end of its branch: no valid run is ever there.
         """
         is_wanted = self.branch is None or self.branch in steps
-        on = self if is_wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
-        ahead = [s for b, s in steps.items() if b not in on.ended and b != on.branch]
-        beyond = on.branch is not None and on.branch_step > steps[on.branch].end
-        return on if not beyond and all(s.branch >= on.trunk_step for s in ahead) else None
+        at = self if is_wanted else self._replace(branch=None, branch_step=0, charged_steps=0)  # its trial has ended
+        ahead = [s for b, s in steps.items() if b not in at.ended and b != at.branch]
+        beyond = at.branch is not None and at.branch_step > steps[at.branch].end
+        return at if not beyond and all(s.branch >= at.trunk_step for s in ahead) else None
 
 
 START = Standing()
+"""The progress of a trunk that has not begun."""
 
 
 def marginal_flops(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> dict[float, int]:
-    """Training FLOPs still to run for each budget: its part of the trunk beyond the smaller budgets, and its branch.
+    """Training FLOPs still to run, by budget: its part of the trunk beyond the smaller budgets, and its branch.
 
-    `at` must allow all of these budgets (`Standing.toward`).
+    `at` is the trunk's progress. It must be a result of `Standing.toward` for these budgets.
     """
     cost, marginal, before = flops_per_step(trunk), {}, at.trunk_step
     for flops in sorted(budgets):
@@ -152,18 +156,21 @@ def marginal_flops(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = ST
 
 
 class Price(NamedTuple):
-    """Cost of a trunk with its budgets in FLOPs, training and evaluation apart."""
+    """Cost of a trunk and its trials in FLOPs."""
 
     train_flops: int
+    """Training: the trunk up to its last branch point, and every branch."""
     eval_flops: int
+    """Evaluations on the trunk and at the end of each branch."""
     separate_flops: int
     """Training FLOPs if each trial ran separately, from the start."""
 
 
 def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
-    """Cost of the trunk up to the last branch point and of every branch. An evaluation costs `suite_size` forward passes.
+    """Cost of a trunk with these budgets. An evaluation costs `Family.suite_size` forward passes.
 
-    With `at`, the cost from that progress on. `separate_flops` stays the cost from the start.
+    `at` is the trunk's progress, a result of `Standing.toward` for these budgets. Training and evaluations before it cost
+    nothing more. `separate_flops` stays the cost from the start.
     """
     family: Any = trunk.family
     steps = {b: steps_of(trunk, b) for b in budgets}
@@ -184,7 +191,8 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
 def learning_rate_at(training: Training, step: int, decay_from: int | None, end: int) -> float:
     """Learning rate of optimizer step `step` (0-based).
 
-    `decay_from` is None on the trunk. On a branch the rate decays linearly to 0.
+    On a branch, `decay_from` is its first step and `end` the step after its last one. The rate then decays linearly, and
+    would be 0 at `end`. On the trunk, `decay_from` is None and `end` is ignored.
     """
     rate = training.learning_rate
     if training.warmup_steps:

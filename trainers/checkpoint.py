@@ -6,8 +6,8 @@ has no rename: there a folder counts only with its manifest. A load takes the ne
 Two are kept. Tensors are safetensors, which hold no code. torch is imported only to read or write tensors, because a plan
 looks at checkpoints too.
 
-A checkpoint may come from a stranger. Its manifest can name only files of its own folder, from a short list of names. No link
-is followed. No file is parsed before its size and hash match the manifest. The content must have the form that a trainer
+A checkpoint may come from a stranger. Its manifest can name only files of its own folder, and names must match a pattern. No
+link is followed. No file is parsed before its size and hash match the manifest. The content must have the form that a trainer
 writes. Anything else does not count as a checkpoint.
 """
 
@@ -34,16 +34,24 @@ if TYPE_CHECKING:
     import torch
 
 KEEP = 2
+"""Number of checkpoints that stay in a folder after a save: the new one and the one before it."""
 TENSORS = ".safetensors"
+"""Ending of the names of files with tensors."""
 MANIFEST, META = "manifest.json", "meta.json"
 MANIFEST_BYTES = 2**16
 """A larger manifest is invalid and not read. One for three files takes 400 bytes."""
 PROBE = ".writable"
+"""`check_writable` writes a file whose name begins with this."""
 GIVE_UP_SECONDS = 30
 """Time limit for retries on Google's storage. The client's own limit is 15 minutes. `?retry_limit_seconds=` in a URI wins."""
 Tensors = dict[str, "torch.Tensor"]
+"""Weights and moments by name, as `Engine.snapshot` returns them."""
 Meta = dict[str, Any]
+"""JSON of the form `Progress`."""
 Loaded = tuple[Meta, dict[str, Tensors]]
+"""A checkpoint's content: its meta, and tensors by part.
+
+The part `live` is the state that trains. During a branch, `left` is the state of the trunk at the branch point."""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,15 +61,20 @@ class File(Record, extra="ignore"):
     """A manifest's entry for one file."""
 
     bytes: Whole
+    """Size of the file."""
     sha256: str
+    """Hash of its content, as hex digits."""
 
 
 class Manifest(Record, extra="ignore"):
-    """The file that makes a checkpoint count."""
+    """Content of `manifest.json`, which is written last. A folder without a valid one is no checkpoint."""
 
     fingerprint: str
+    """Fingerprint of the trunk."""
     number: Whole
+    """Number of the checkpoint, equal to its folder's name."""
     files: dict[Annotated[str, Field(pattern=r"^(meta\.json|[a-z_]{1,32}\.safetensors)$")], File]
+    """All other files of the checkpoint, by name."""
 
     @model_validator(mode="after")
     def _has_meta(self) -> Manifest:
@@ -71,40 +84,56 @@ class Manifest(Record, extra="ignore"):
 
 
 class Emitted(Record, extra="ignore"):
-    """An event that was emitted before the save."""
+    """An event that was emitted before the save. Only these two of its keys are checked."""
 
     kind: str
+    """`evaluation`, `trial` or `trunk`."""
     key: str
+    """Identity of the event: a resumed run emits it with the same key."""
 
 
 class Left(Record, extra="ignore"):
-    """The trunk's progress at the branch point, during a branch."""
+    """The progress of the trunk at the branch point, saved during a branch."""
 
     step: Whole
+    """Step on the trunk or branch, counted from the start of the trunk."""
     loss_sum: Finite
+    """Sum of the training losses of the steps since the last evaluation on the grid or since the decay began, in nats."""
     loss_n: Whole
+    """Number of these steps."""
 
 
 class Now(Left, extra="ignore"):
-    """Progress of a trunk (`train.run_trunk`)."""
+    """The present progress of a trunk or of its branch (`train.run_trunk`)."""
 
     branch: Positive | None
+    """Budget of the branch that is being trained. None on the trunk."""
     ended: list[Positive]
+    """Budgets whose trials have ended."""
     exams: list[str]
+    """Keys of the evaluations already made: `trunk/<step>`, `<budget>/<step>`."""
     events: list[Emitted]
+    """All events emitted so far. A resumed run emits them again."""
     resumed: Whole
+    """How often the run was resumed from a checkpoint."""
     saves: Whole
+    """Number of the last checkpoint."""
     steps_charged: Whole
+    """Optimizer steps since the last trial ended. The next trial is charged with them, as with the next three numbers."""
     exams_charged: Whole
+    """Evaluations since the last trial ended."""
     train_seconds: NotNegative
+    """Seconds of training since the last trial ended."""
     eval_seconds: NotNegative
+    """Seconds of evaluation since the last trial ended."""
 
 
 class Progress(Record, extra="ignore"):
-    """The form of `meta`."""
+    """The form that the `meta` of a checkpoint must have."""
 
     now: Now
     left: Left | dict[str, Any]
+    """{} on the trunk."""
 
     @model_validator(mode="after")
     def _left_for_a_branch(self) -> Progress:
@@ -116,11 +145,12 @@ class Progress(Record, extra="ignore"):
 
 
 def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors: dict[str, Tensors]) -> str:
-    """Write checkpoint `number` under `folder`. Returns its name there when it is durable.
+    """Write checkpoint `number` under `folder`, a path or URI. Returns the name of its subfolder once it survives a power cut.
 
-    `meta` is JSON of the form `Progress`. `tensors` maps a name to a flat dictionary of tensors, one file each. A valid
-    checkpoint is never overwritten: if this number has one, the next number is taken. Raises OSError in one line (disk full,
-    no permission). Older checkpoints are then still whole.
+    `meta` is JSON of the form `Progress`. `tensors` maps a part (`Loaded`) to its tensors. Each part becomes one file. A valid
+    checkpoint of this fingerprint is never overwritten: if this number has one, the next number is taken. Older checkpoints
+    than the last two are deleted. Raises OSError in one line (disk full, no permission). Older checkpoints are then still
+    whole.
     """
     from safetensors.torch import save as as_bytes
 
@@ -148,10 +178,10 @@ def save(folder: str | Path, number: int, fingerprint: str, meta: Meta, tensors:
 
 
 def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Loaded | None:
-    """The newest valid checkpoint of this fingerprint, or the one of `number`, as (meta, tensors); None if there is none.
+    """The newest valid checkpoint of this fingerprint; None if there is none. If `number` is given, only that one is tried.
 
-    Raises OSError if the checkpoint of `number` cannot be read, or if there is no valid one and some cannot be read. An
-    unreadable checkpoint may still be whole, and no run should start again because a disk was away for a moment.
+    Raises OSError if checkpoint `number` cannot be read. Without a number, it raises OSError if no checkpoint is valid and some
+    cannot be read: they may still be whole, and no run should start again because a disk was away for a moment.
     """
     store = store_of(folder)
     if number is not None:
@@ -161,7 +191,7 @@ def load(folder: str | Path, fingerprint: str, number: int | None = None) -> Loa
 
 
 def newest(folder: str | Path, fingerprint: str) -> int | None:
-    """The number of the checkpoint that `load` would take. Raises OSError as `load` does."""
+    """The number of the newest valid checkpoint of this fingerprint; None if there is none. Raises OSError as `load` does."""
     numbered = _newest(store_of(folder), fingerprint)
     return int(numbered[0]) if numbered else None
 
@@ -172,7 +202,10 @@ def numbers(folder: str | Path) -> list[int]:
 
 
 def is_anothers(folder: str | Path, fingerprint: str, number: int) -> bool:
-    """Does this number belong to another fingerprint? Such a checkpoint is not damaged."""
+    """Does the manifest of checkpoint `number` name another fingerprint? Then it belongs to another trunk and is not damaged.
+
+    False if the manifest cannot be read or is invalid.
+    """
     try:
         manifest = _manifest(store_of(folder), _name(number))
     except (OSError, ValueError, RecursionError):
@@ -193,7 +226,10 @@ def peek(folder: str | Path, fingerprint: str) -> Meta | None:
 
 
 def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
-    """Write only weights, as `name`.safetensors under `folder`, with `facts` in the header. Raises OSError."""
+    """Write weights alone, as `name`.safetensors under `folder`. Raises OSError if that fails.
+
+    A name with slashes leads into subfolders. `facts` are text for the header of the file.
+    """
     from safetensors.torch import save as as_bytes
 
     *above, leaf = name.split("/")
@@ -202,21 +238,21 @@ def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[st
 
 
 def check_writable(folder: str | Path) -> None:
-    """Write one byte to the folder and remove it. Raises OSError, and ValueError for a URI of no known storage."""
+    """Write a file of one byte into the folder and delete it. Raises OSError if that fails, ValueError for an unknown URI."""
     store, probe = store_of(folder), f"{PROBE}-{uuid.uuid4().hex}"  # another run may probe at the same moment
     store.put_file(probe, b"1")
     store.remove_file(probe)
 
 
 def discard(folder: str | Path) -> None:
-    """Delete the checkpoints in `folder`, and no other file there."""
+    """Delete the checkpoints in `folder`, and no other file there. Raises OSError if the folder cannot be read."""
     store = store_of(folder)
     for name in _numbered(store):
         store.remove(name)
 
 
 def clear(folder: str | Path) -> int:
-    """Delete `folder` and everything in it. Returns the bytes of its files."""
+    """Delete `folder` and everything in it. Returns the number of bytes that its files had."""
     store = store_of(folder)
     n_bytes = store.n_bytes()
     store.remove("")
@@ -224,6 +260,10 @@ def clear(folder: str | Path) -> int:
 
 
 def _newest(store: Store, fingerprint: str, tensors: bool = True) -> tuple[str, Loaded] | None:
+    """(name, content) of the newest valid checkpoint; None if there is none. `tensors` and the errors are as in `_look`.
+
+    A checkpoint that cannot be read raises its OSError only if no other one is valid.
+    """
     unreadable: OSError | None = None
     for name in reversed(_numbered(store)):
         try:
@@ -271,14 +311,17 @@ def _look(store: Store, name: str, fingerprint: str, tensors: bool = True) -> Lo
 
 
 def _manifest(store: Store, name: str) -> Manifest:
-    """Raises OSError, ValueError, and RecursionError if it is nested too deeply."""
+    """The manifest of a checkpoint.
+
+    Raises OSError if it cannot be read, ValueError if it is invalid, RecursionError if it is nested too deeply.
+    """
     if store.size(name, MANIFEST) > MANIFEST_BYTES:
         raise ValueError(f"{MANIFEST} is too large")
     return Manifest.model_validate(json.loads(store.read(name, MANIFEST), object_pairs_hook=_once))
 
 
 def _tensors(data: bytes) -> Tensors:
-    """Raises ValueError if the data is no safetensors file."""
+    """The tensors in the bytes of a safetensors file. Raises ValueError if they are none."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -289,6 +332,7 @@ def _tensors(data: bytes) -> Tensors:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. Raises ValueError if a key is given twice."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         raise ValueError("a key is given twice")
@@ -296,16 +340,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _name(number: int) -> str:
+    """Name of a checkpoint's folder: the number with 12 digits."""
     return f"{number:012d}"
 
 
 def _numbered(store: Store) -> list[str]:
+    """Names of all folders that may be checkpoints, ascending."""
     return sorted(name for name in store.names() if re.fullmatch("[0-9]{12}", name))
 
 
-def _in_one_line(what: str, problem: OSError) -> OSError:
+def _in_one_line(failure: str, problem: OSError) -> OSError:
+    """An OSError with the errno of `problem` and the message "failure: reason" in one line."""
     reason = problem.strerror or str(problem) or type(problem).__name__
-    text = f"{what}: {reason.splitlines()[0]}"
+    text = f"{failure}: {reason.splitlines()[0]}"
     return OSError(text) if problem.errno is None else OSError(problem.errno, text)
 
 
@@ -313,40 +360,47 @@ def _in_one_line(what: str, problem: OSError) -> OSError:
 
 
 class Store(Protocol):
-    """A folder of checkpoints, each a folder of files."""
+    """File operations on a folder of checkpoints, on any storage. Each checkpoint is a folder of files.
+
+    `name` is the name of a checkpoint's folder, and `file` that of a file.
+    """
 
     def names(self) -> list[str]:
-        """Names of the folders in the store. Empty if the store does not exist."""
+        """Names of all folders in the store. Empty if the store does not exist. Raises OSError if it cannot be read."""
 
     def read(self, name: str, file: str) -> bytes:
-        """A file's content. Raises OSError."""
+        """A file's content. Raises OSError if it cannot be read."""
 
     def size(self, name: str, file: str) -> int:
-        """Bytes of a file, checked before reading it. Raises OSError, and ValueError if it is no plain file."""
+        """Bytes of a file. Raises OSError if it is missing or cannot be read, and ValueError if it is no plain file."""
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        """Write a folder of files. It counts only with its last file, so a partial one never counts. Raises OSError."""
+        """Write a folder with these files, by name, in this order. Raises OSError if that fails.
+
+        The manifest comes last. So a folder that is only partly written is no checkpoint.
+        """
 
     def put_file(self, file: str, data: bytes) -> None:
-        """Write one file beside the folders, whole or not at all. Raises OSError."""
+        """Write one file beside the checkpoints, whole or not at all. Raises OSError if that fails."""
 
     def remove_file(self, file: str) -> None:
-        """Delete a file beside the folders. Raises OSError."""
+        """Delete a file beside the checkpoints. Raises OSError if there is none or it cannot be deleted."""
 
     def n_bytes(self) -> int:
         """Bytes of all files in the store, at any depth."""
 
     def remove(self, name: str) -> None:
-        """Delete a folder and its content; "" deletes the whole store. No error if there is none."""
+        """Delete a checkpoint's folder; "" deletes the whole store. No error if there is none."""
 
 
 def store_of(folder: str | Path) -> Store:
-    """The store at a path or URI: file:///..., s3://bucket/..., gs://bucket/... Raises ValueError for other URIs."""
+    """The store at a path, or at a URI: file:///..., s3://bucket/..., gs://bucket/... Raises ValueError for other URIs."""
     return Remote(str(folder)) if "://" in str(folder) else Local(Path(folder))
 
 
 def under(place: str | Path, *names: str) -> str:
-    """A folder inside a path or URI. The query of a URI (`?endpoint_override=...`) stays at the end."""
+    """The path or URI of the folder `names[0]`/`names[1]`/... inside `place`. A URI's query (`?endpoint_override=...`) stays
+    at the end."""
     if "://" not in str(place):
         return str(Path(place, *names))
     path, mark, query = str(place).partition("?")
@@ -472,23 +526,24 @@ class Remote:
 # On a file system ----------------------------------------------------------------------------------------------------
 
 TORN_SECONDS = 86_400
-"""Age at which an unfinished save is removed if its writer's state is unknown. Assumed: no save takes a day. If one does, only
-that save is lost."""
+"""Age in seconds at which an unfinished save is removed if nothing shows whether its writer still runs. Assumed: no save takes
+a day. If one does, only that save is lost."""
 TORN = re.compile(
     r"\..+~(?P<system>[0-9a-f-]+)~(?P<pid>[0-9]{1,9})~(?P<started>[0-9]+)~[0-9a-f]{32}"
     r"|\.[0-9]{12}\..+\.[0-9]+"  # names of an older version
     rf"|\{PROBE}-[0-9a-f]{{32}}"
 )
+"""Names of unfinished saves and of files of `check_writable`. If the groups are empty, the name does not show the writer."""
 
 
 def _temporary(name: str) -> str:
-    """A unique name that holds the writer: its system, its process id and the start time of that process."""
+    """A unique name for an unfinished save. It holds the writer's system (`_system`), process id and start time."""
     pid = os.getpid()
     return f".{name}~{_system() or 0}~{pid}~{durable.started(pid) or 0}~{uuid.uuid4().hex}"
 
 
 def _remove_torn(folder: Path) -> None:
-    """Remove unfinished saves of writers that are gone, and none of those that still run.
+    """Delete the unfinished saves in a folder whose writers have ended. Saves of running writers stay.
 
     A PID identifies a process only within one boot and one PID namespace, and only with its start time: containers share host
     names, and PIDs are reused. For saves of another boot or namespace, age decides.
@@ -511,6 +566,7 @@ def _system() -> str | None:
 
 
 def _remove(path: Path) -> None:
+    """Delete a file, link or folder. No error if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -519,6 +575,7 @@ def _remove(path: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file so that its content survives a power cut. Its name survives only after `durable.sync_folder`."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

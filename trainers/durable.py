@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and sync each into its own parent. Raises OSError."""
+    """Make a folder and its missing parents so that they survive a power cut. Raises OSError if the system refuses."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -16,7 +16,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut. Raises OSError.
+    """Write a folder's list of names to disk, so that it survives a power cut. Raises OSError if that fails.
 
     Some file systems (FUSE, SMB) refuse to sync folders with EINVAL or ENOTSUP. That refusal is ignored.
     """
@@ -34,7 +34,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def boot() -> str:
-    """Id of this boot of the machine; "" if the system gives none."""
+    """Id of the machine's present boot, new after each restart; "" if the system gives none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -42,7 +42,7 @@ def boot() -> str:
 
 
 def process_space() -> str:
-    """The PID namespace of this process; "" if the system gives none."""
+    """Id of the PID namespace of this process; "" if the system gives none. A PID is unique only within its namespace."""
     try:
         if str(Path("/proc/self").readlink()) != str(os.getpid()):
             return ""  # /proc shows the processes of another namespace
@@ -52,7 +52,7 @@ def process_space() -> str:
 
 
 def started(pid: int) -> str | None:
-    """Start time of a process, in ticks since boot; "" if it has ended, None if the system does not give it."""
+    """Start time of a process, in clock ticks since boot; "" if it has ended, None if the system does not give it."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -61,7 +61,10 @@ def started(pid: int) -> str | None:
 
 
 def lives(pid: int, since: str | None) -> bool:
-    """Does the process with this id and start time still run? Both must come from this boot and this PID namespace."""
+    """Does the process with this id and start time (`started`) still run? True if the system gives no start time now.
+
+    Id and time must come from this boot and this PID namespace.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

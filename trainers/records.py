@@ -14,12 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def flops_words(value: float) -> str:
-    """FLOPs in the notation of a study file: 1.131e11."""
+    """A number of FLOPs as text with four digits, in the notation of a study file: 1.131e11."""
     return f"{value:.4g}".replace("e+", "e")
 
 
 MAX_DIGITS = 40
-"""Most digits of a whole number in a file. Python converts longer ones slowly, and refuses to print them."""
+"""Most digits of a whole number in a study's or trial's file. Python converts longer ones slowly, and refuses to print them."""
 
 
 class Record(BaseModel):
@@ -34,34 +34,42 @@ def _integral(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+"""Type of a field: a whole number from 1."""
 
 Index = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+"""Type of a field: a whole number from 0."""
 
 VARIANT = r"^([a-z0-9][a-z0-9_.-]*)?$"
-"""Pattern of variant names. They are part of ids and of folder names."""
+"""Regular expression for the names of variants and sizes. They are part of ids and of folder names. "" is no name."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Type of a field: a finite number above 0."""
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Type of a field: a finite number from 0."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The range of a value in a file that a person writes. It stands in a field's annotation: `Annotated[Count, Limit(1000)]`.
+    """The range of a field in a study's or trial's file. It stands in the field's annotation: `Annotated[Count, Limit(1000)]`.
 
-    Records that are read back are not checked against it, so results of an older, laxer version still open. Limits are
-    generous. They refuse typing errors, and keep the arithmetic of FLOPs inside the range of a float.
+    Only files that a person writes are checked against it (`beyond_limits`). Records from a journal are not, so results of an
+    older, laxer version still open. Limits are generous. They refuse typing errors, and keep the arithmetic of FLOPs inside
+    the range of a float.
     """
 
     most: float = float("inf")
     """Largest number, also for each number in a list. For text: most characters. For a mapping: most entries."""
     least: float = float("-inf")
-    """Smallest positive number."""
+    """Smallest positive number. The field's own type decides on 0 and negative numbers."""
     items: int | None = None
-    """Most values in a list."""
+    """Most values in a list. None: no limit."""
 
     def broken_by(self, given: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Values beyond the limit, as (place inside `given`, message with the limit and the value)."""
+        """Check `given`, a field's value as parsed from YAML or JSON. Yields (place, message) for each value beyond the limit.
+
+        The place is the index in a list as a tuple, or () for `given` itself. The message has the limit and the value.
+        """
         if isinstance(given, list | tuple):
             if self.items is not None and len(given) > self.items:
                 yield (), f"at most {limit_words(self.items)} values are allowed; given {limit_words(len(given))}"
@@ -79,12 +87,16 @@ class Limit:
 
 
 def limit_words(value: float) -> str:
-    """A limit as messages and sweeps/README.md write it: 10,000, 1e6, 0.5."""
+    """A limit as text, in the notation of messages and of sweeps/README.md: 10,000, 1e6, 0.5."""
     return f"{int(value):,}" if abs(value) < 1e6 and float(value).is_integer() else short_number(value)
 
 
 def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Values of a mapping beyond the limits of a record's fields, as (place, message with the limit and the value)."""
+    """Check `given`, a mapping as parsed from YAML or JSON, against the limits of a record's fields.
+
+    Yields (place, message) for each value beyond its limit. The place begins with the field's name. Nested records are not
+    checked.
+    """
     for name, field in record.model_fields.items():
         for limit in field.metadata:
             if isinstance(limit, Limit) and name in given:
@@ -92,16 +104,16 @@ def beyond_limits(record: type[BaseModel], given: dict[str, Any]) -> Iterator[tu
 
 
 class Numbers(NamedTuple):
-    """Tokens that are vectors of numbers instead of ids. The model predicts the first number of the next token."""
+    """Describes tokens that are vectors of numbers instead of ids. The model predicts the first number of the next token."""
 
     width: int
     """Numbers per token."""
     noise_variance: float
-    """Variance of the normal distribution around a prediction. Minus its log density is the loss."""
+    """Variance of the normal distribution around a prediction. The loss is minus its log density at the true number."""
 
 
 def short_number(value: float) -> str:
-    """The shortest exact form of a number for an id: 64, 1024, 1e12, 1.5e11. Different numbers have different forms."""
+    """The shortest exact text for a number: 64, 1024, 1e12, 1.5e11. Different numbers have different texts, as ids need."""
     plain = str(int(value)) if float(value).is_integer() else repr(float(value))
     science = np.format_float_scientific(value, trim="-", exp_digits=1).replace("e+", "e")
     exact = float(science) == value

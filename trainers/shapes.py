@@ -2,7 +2,7 @@
 
 `Model` holds the widths. `Dial` gives them by one number or name: `model: {depth: 6}` or `model: {preset: 124m}` in a study.
 A model of depth n has n blocks and is 64 n wide. The rule is in common use (nanochat's `depth`). Depth 12 is the shape of
-GPT-2 small (Radford et al. 2019). `Shape` counts.
+GPT-2 small (Radford et al. 2019). `Shape` counts parameters, FLOPs and bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainers.records import Count, Index, Limit, Numbers, Positive, Record, flo
 
 
 class Model(Record):
-    """The decoder-only transformer (`trainers/models/transformer.py`)."""
+    """Widths and kind of the decoder-only transformer (`trainers/models/transformer.py`)."""
 
     n_layers: Annotated[Count, Limit(1000)] = 2
     """Number of blocks. Each is attention, then an MLP, each with a residual connection."""
@@ -43,7 +43,7 @@ class Model(Record):
     @model_validator(mode="before")
     @classmethod
     def _of_one_dial(cls, value: Any) -> Any:
-        """Replace `preset` or `depth` (`Dial`) by the widths. Only the widths are recorded."""
+        """Replace the keys `preset` or `depth` (`Dial`) by the widths. Only the widths are recorded."""
         if not isinstance(value, dict) or not {"preset", "depth"} & value.keys():
             return value
         return expanded(value)
@@ -58,18 +58,19 @@ class Model(Record):
 
 
 WIDTH_PER_DEPTH = 64
-"""Width per block. Also the width of a head if d_model is at least MIN_HEADS times that."""
+"""A model of depth n is this many times n wide. A head is this wide too, if d_model is at least MIN_HEADS times that."""
 MIN_HEADS = 4
 """Models narrower than 4 x 64 keep four heads, each narrower than 64. One or two heads cannot attend to several places."""
 
 
 def _shape(n_layers: int, d_model: int) -> Model:
+    """A model whose MLP is four times as wide as the residual stream, with heads by WIDTH_PER_DEPTH and MIN_HEADS."""
     n_heads = max(MIN_HEADS, d_model // WIDTH_PER_DEPTH)
     return Model(n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_mlp=4 * d_model)
 
 
 def of_depth(depth: int) -> Model:
-    """A model of `depth` blocks, 64 x depth wide, its MLP four times that. Heads are 64 wide; below depth 4 four narrower ones.
+    """A model of `depth` blocks, 64 x depth wide. Its MLP is four times as wide. Heads are 64 wide; below depth 4 it has four.
 
     Raises ValueError for a depth below 1.
     """
@@ -90,7 +91,7 @@ PRESETS: dict[str, Model] = {
     "124m": of_depth(12),
     "350m": _shape(24, 1024),
 }
-"""Models by their number of parameters. Each is 2 to 3 times as large as the one before.
+"""Models by name, ascending. A name is the number of parameters. Each model is 2 to 3 times as large as the one before.
 
 The number is `Shape.n_parameters` for a vocabulary of 256 and 1,024 positions (rotary positions have no parameters). The last
 two have the usual names of these shapes, GPT-2 small and GPT-3's medium (Brown et al. 2020, table 2.1). Those names count
@@ -99,7 +100,7 @@ GPT-2's vocabulary of 50,257, with one table shared by input and output. Ours ha
 
 
 class Dial(Record):
-    """The shape of a model as one name or number. Only the resulting widths are recorded."""
+    """The keys of a study's `model` that set all four widths at once. Only the resulting widths are recorded."""
 
     preset: str | None = None
     """Name of a model, instead of its four widths: `0.1m` ... `350m` (`trainers/shapes.py`)."""
@@ -123,11 +124,11 @@ class Dial(Record):
 
 
 SHAPE = ("n_layers", "d_model", "n_heads", "d_mlp")
-"""Fields that a preset or a depth sets."""
+"""Fields of `Model` that a preset or a depth sets."""
 
 
 def expanded(keys: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a model with `preset` or `depth` replaced by the widths. Other keys win over these.
+    """The keys of a file's `model`, with `preset` or `depth` replaced by the widths. A width that is given itself wins.
 
     Raises pydantic's ValidationError for an unknown preset, for a depth that is no whole number from 1, and if both are given.
     """
@@ -141,7 +142,7 @@ def expanded(keys: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def with_preset(others: Model, name: str) -> Model:
-    """`others` with the widths of a preset."""
+    """A copy of `others` with the widths and number of blocks of preset `name`. All its other fields stay."""
     return Model.model_validate(others.model_dump(include=Model.model_fields.keys() - set(SHAPE)) | {"preset": name})
 
 
@@ -156,9 +157,9 @@ class Shape(NamedTuple):
 
     model: Model
     vocab_size: int
-    """Outputs per position."""
+    """Outputs per position: the number of token ids, or 1 if tokens are vectors of numbers."""
     seq_len: int
-    """Positions, T."""
+    """Positions that the model reads, T."""
     numbers: Numbers | None = None
     """Set if tokens are vectors of numbers instead of ids."""
 
@@ -196,12 +197,12 @@ class Shape(NamedTuple):
 
     @property
     def small_below(self) -> int:
-        """ZeRO 3 does not partition parameters with fewer elements than this."""
+        """Threshold for ZeRO 3: a parameter with fewer elements stays whole on every worker."""
         return 4 * self.model.d_model
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of the residual stream of one token."""
+        """Bytes of the residual stream of one token, in fp32."""
         return 4 * self.model.d_model
 
     # FLOPs
@@ -223,7 +224,7 @@ class Shape(NamedTuple):
     def tokens_per_parameter(self, compute_flops: float) -> float:
         """Training tokens per parameter at a budget of training FLOPs. All tokens count, also those outside the loss mask.
 
-        About 20 is best for text (Hoffmann et al. 2022, arXiv 2203.15556).
+        About 20 gives the lowest loss on text (Hoffmann et al. 2022, arXiv 2203.15556).
         """
         n_tokens = compute_flops / (3 * self.forward_flops) * self.seq_len  # backward costs twice the forward
         return n_tokens / self.n_parameters
@@ -231,10 +232,10 @@ class Shape(NamedTuple):
     # Bytes
 
     def block_bytes(self, n_sequences: int, precision: Precision) -> int:
-        """Bytes that autograd keeps for one block on (n_sequences, seq_len), without its weights.
+        """Bytes that autograd keeps for one block on tokens (n_sequences, seq_len), without the block's weights.
 
-        Counted from `trainers/models/transformer.py`. A number takes 4 bytes (norms, residual)
-        or w = 4 or 2 (matmuls). Per token:
+        Counted from `trainers/models/transformer.py`. A number takes 4 bytes in norms and residual stream. In matmuls it takes
+        w bytes: 4 in fp32, 2 in bf16. Per token:
 
         - the inputs of both norms and their inverse lengths; for RMSNorm also the normed inputs
           (torch's fused GPU kernels drop these);
@@ -257,8 +258,8 @@ class Shape(NamedTuple):
     def ends_bytes(self, n_sequences: int, precision: Precision) -> int:
         """Bytes that autograd keeps before and after the blocks: ids, the last norm, the input of the output layer.
 
-        Log-probabilities are not included. In bf16, autocast's 16-bit copies of all weights are added: they live
-        from the forward to the backward pass, and are whole under ZeRO 3 too.
+        Log-probabilities are not included. In bf16, autocast's 16-bit copies of all matrices (`n_matmul_parameters`) are added.
+        They live from the forward to the backward pass, and are whole under ZeRO 3 too.
         """
         d, w = self.model.d_model, 4 if precision == "fp32" else 2
         norm = 2 * 4 * d + 4 if self.model.norm == "rms" else 4 * d + 8
@@ -269,9 +270,9 @@ class Shape(NamedTuple):
     def activation_bytes(self, n_sequences: int, precision: Precision = "fp32", recompute: bool = False) -> int:
         """Peak bytes of a forward and backward pass, without the training state: kept activations and temporary tensors.
 
-        The peak is at the start of the backward pass, with log-probabilities, their gradients and those of the logits. Or it is
-        inside a block, with the gradients of residual stream and MLP. With `recompute`, blocks keep only their inputs, and a
-        block is computed again after the logits are freed.
+        It is the larger of two moments. One is the start of the backward pass, with log-probabilities, their gradients and
+        those of the logits. The other is inside a block, with the gradients of residual stream and MLP. With `recompute`,
+        blocks keep only their inputs, and a block is computed again after the logits are freed.
         """
         n_tokens, w = n_sequences * self.seq_len, 4 if precision == "fp32" else 2
         ends = self.ends_bytes(n_sequences, precision)
@@ -286,7 +287,8 @@ class Shape(NamedTuple):
 def preset_for(shape: Shape, compute_flops: float, tokens_per_parameter_min: float) -> str:
     """Name of the largest preset that the budget trains on at least `tokens_per_parameter_min` tokens per parameter.
 
-    All but the widths comes from `shape`. Raises ValueError if the budget is too small for the smallest preset.
+    `shape` gives vocabulary, positions and all fields of the model except its widths, which the presets replace. Raises
+    ValueError if the budget is too small for the smallest preset.
     """
 
     def ratio(name: str) -> float:

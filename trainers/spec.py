@@ -17,7 +17,7 @@ from trainers.tasks import family_from
 from trainers.tasks.request import Request
 
 TRAINER_VERSION = 1
-"""Raise it when a change of the trainer moves results. Every fingerprint then changes, and old studies no longer match."""
+"""Raise it when a change of the trainer changes results. Every fingerprint then changes, and old studies no longer match."""
 
 
 class Training(Record):
@@ -34,7 +34,7 @@ class Training(Record):
     """AdamW's decay of the second moment."""
     # A step multiplies weights by 1 - rate * decay. At the default rate, a decay above 700 makes them grow.
     weight_decay: Annotated[NotNegative, Limit(1000)] = 0.0
-    """Decoupled weight decay, on weight matrices only."""
+    """Decoupled weight decay of AdamW, on weight matrices only. A step multiplies them by 1 - rate x decay."""
     base_d_model: Annotated[Count | None, Limit(100_000)] = None
     """Width at which `learning_rate` was tuned. Left out: one rate for all widths.
 
@@ -50,7 +50,7 @@ class Training(Record):
     decay_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a budget's steps in which the rate decays (`wsd` only). These steps count against the budget."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of matmuls: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It moves results, so it
+    """Precision of matmuls: `fp32`, or `bf16` (torch.autocast: weights, moments and sums stay fp32). It changes results, so it
     belongs to the spec and not to the place."""
     task_exponent: Annotated[NotNegative, Limit(100)] = 0.0
     """Training task number r (from 1) is drawn in proportion to r^-task_exponent. 0 draws all equally often; 1 is Zipf's
@@ -64,7 +64,10 @@ class Training(Record):
 
 
 class Evaluation(Record):
-    """The evaluations along a trunk. Their compute is counted apart; more than 10 % of the training compute is refused."""
+    """The evaluations along a trunk. Their compute is no part of a budget.
+
+    Studies in which it exceeds 10 % of a trial's training compute are refused.
+    """
 
     points_per_decade: Annotated[Count, Field(le=1000)] = 4
     """Evaluations per factor ten of compute, on the absolute grid 10^(k / points_per_decade) FLOPs."""
@@ -78,11 +81,13 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
     "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
 }
-"""Neutral values of fields that were added after the first fingerprints. A fingerprint leaves out a field at this value."""
+"""Part of a spec -> field -> value at which the field changes nothing.
+
+These fields were added after the first fingerprints. A fingerprint leaves them out at this value, so that old ones stay valid."""
 
 
 def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
-    """A dumped record without the later fields that are at their neutral value (`_NEUTRAL`)."""
+    """A copy of a dumped spec without the later fields that are at their neutral value (`_NEUTRAL`)."""
     return {
         part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
         if part in _NEUTRAL
@@ -97,16 +102,16 @@ class TrunkSpec(Record):
     family: Annotated[SerializeAsAny[Record], BeforeValidator(family_from)]
     """The universe of tasks (`trainers/tasks/`), with its parameters."""
     arm: str
-    """Name of the way in which the tasks are presented: which tokens the loss sees."""
+    """Name of the way to present the tasks: which tokens a sequence shows, and which of them the loss sees."""
     n_tasks: Count
     """Distinct tasks that the training stream draws from."""
     replicate: Index
     """Number of the independent repetition. Each has its own tasks, initial weights and batches."""
     variant: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the study's variant. It is a label only: the values that it varies stand in the fields below."""
+    """Name of the study's variant. It is a label only: the values that a variant changes stand in the other fields."""
     size: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the size that the study's rule chose for this budget (`shapes.preset_for`). It is a label only, like `variant`.
-    Trunks that differ in nothing else have different ids by it."""
+    """Name of the preset that the study chose for this budget (`shapes.preset_for`). It is a label only, like `variant`: its
+    widths stand in `model`. It is part of the id, so trunks of different sizes have different ids."""
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -135,12 +140,15 @@ class TrunkSpec(Record):
 
     @property
     def request(self) -> Request:
-        """The trunk's request to its family."""
+        """The part of this spec by which the family makes batches and evaluations."""
         training, n_sequences = self.training, self.evaluation.n_sequences
         return Request(self.arm, self.n_tasks, self.replicate, training.batch_size, n_sequences, training.task_exponent)
 
     def fingerprint(self) -> str:
-        """20 hex digits over the resolved spec and the versions of its family and of the trainer."""
+        """20 hex digits of a SHA-256 over the spec and the versions of its family and of the trainer.
+
+        Equal fingerprints mean equal results. The labels `variant` and `size` are left out.
+        """
         family: Any = self.family
         spec = without_neutral(self.model_dump(mode="json", exclude={"variant", "size"}))
         payload = {"spec": spec, "family": family.version, "trainer": TRAINER_VERSION}
@@ -158,7 +166,7 @@ class TrialSpec(TrunkSpec):
     """One (arm, n_tasks, compute_flops, replicate): one row of results, one MLflow run."""
 
     compute_flops: Annotated[Positive, Limit(1e30)]
-    """Training FLOPs: matmuls and attention, forward and backward, branch included."""
+    """Budget in training FLOPs: matmuls and attention, forward and backward, branch included."""
 
     @property
     def id(self) -> str:
@@ -167,5 +175,5 @@ class TrialSpec(TrunkSpec):
 
     @property
     def trunk(self) -> TrunkSpec:
-        """The trunk that this trial is read off."""
+        """The trunk of this trial: the same spec without the budget."""
         return TrunkSpec(**{k: v for k, v in dict(self).items() if k != "compute_flops"})

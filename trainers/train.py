@@ -1,4 +1,4 @@
-"""One training run, in order: `run_trunk` trains a trunk and reads its trials off along it.
+"""One training run, in order: `run_trunk` trains a trunk and ends one trial at each of its budgets.
 
     python -m trainers trial.json          # alone: no Ray, no MLflow
 
@@ -25,15 +25,18 @@ from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
 
 Event = dict[str, Any]
+"""One result as a JSON object. `kind` is "evaluation", "trial" or "trunk". `key` is the same if a resumed run emits it again."""
 Status = Literal["finished", "stopped"]
+"""`finished`: every budget has ended. `stopped`: `should_stop` ended the run early."""
 
 SAVES_SHARE = 20
-"""The time between two saves is at least this many times the duration of the last one, unless `checkpoint_every_seconds` is 0.
-The first save comes after the interval alone, because the duration is not known yet."""
+"""The time between two saves is at least this many times the duration of the last save. So saves take at most about 5 % of the
+time. If `checkpoint_every_seconds` is 0, this rule is off. The first save comes after `checkpoint_every_seconds` alone, because
+no duration is known yet."""
 
 
 class _Stopped(Exception):
-    """`should_stop` asked to stop. The step or evaluation in progress is abandoned, and done again after the resume."""
+    """Raised inside `run_trunk` when `should_stop` asks to stop. The step or evaluation in progress is done again on resume."""
 
 
 def _to_stderr(note: str) -> None:
@@ -51,12 +54,14 @@ def run_trunk(
 ) -> Status:
     """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
 
-    Returns "stopped" if `should_stop` asked for it. A checkpoint then holds all progress, and the same call continues from
-    it. `should_stop` is called between any two micro-batches, evaluation chunks and steps. Budgets that ended in an earlier
-    call are skipped. `note` receives messages for people, such as a damaged checkpoint or a failed save. No result needs them.
+    `emit` receives lists of events in order. After a resume it receives the earlier events again, with the same keys.
+    `should_stop` is called between any two micro-batches, evaluation chunks and steps. If it returns True, the run returns
+    "stopped". A checkpoint then holds all progress, and the same call continues from it. Without a checkpoint folder all
+    progress is lost. Budgets that ended in an earlier call are skipped. `note` receives messages for people, such as a damaged
+    checkpoint or a failed save. No result needs them.
 
-    Raises BudgetTooSmall; ValueError if the workers cannot share the batch; OSError, in one line, if checkpoints cannot be read
-    or written.
+    Raises BudgetTooSmall for a budget of fewer than `budget.MIN_STEPS` steps; ValueError if the workers cannot share the batch;
+    OSError, in one line, if checkpoints cannot be read or written.
 
     In a process group every rank makes this call and does the same work. Only rank 0 emits, saves and calls `should_stop`.
     """
@@ -76,7 +81,7 @@ def run_trunk(
     suite = suite_of(trunk)
     suite_flops = family.suite_size(trunk.request) * budget.shape_of(trunk).forward_flops
 
-    # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON. Its key for evaluations is "exams".
+    # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON (`checkpoint.Now` explains the keys).
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
     now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
     # Since the last trial ended:
@@ -136,7 +141,10 @@ def run_trunk(
             raise _Stopped
 
     def evaluate_once(on: str, **facts: Any) -> bool:
-        """Evaluate and emit, once per (trunk or branch, step) even across restarts. Returns whether all losses are finite."""
+        """Evaluate and emit, once per (trunk or branch, step) even across restarts. Returns whether all losses are finite.
+
+        `on` is "trunk", or the budget of the branch as text.
+        """
         key = f"{on}/{now['step']}"
         if key in now["exams"]:
             return True
@@ -152,6 +160,7 @@ def run_trunk(
         return all(row["nll_nats"] is not None for row in rows if row["n"])
 
     def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
+        """Emit the end of a trial. `status` is "done" or "diverged". The costs since the last trial's end are charged to it."""
         facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
         facts |= {"eval_flops": now["exams_charged"] * suite_flops, "attempt": now["resumed"] + 1}
@@ -164,6 +173,7 @@ def run_trunk(
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
 
     def return_to_trunk() -> None:
+        """End the branch: restore weights, moments, step and loss of the trunk at the branch point."""
         engine.restore(left_state)
         now.update(left, branch=None)
         left.clear()
@@ -242,9 +252,9 @@ def run_trunk(
 def _newest_checkpoint(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
 ) -> checkpoint.Loaded | None:
-    """The newest checkpoint that fits. Rank 0 chooses it, and every other rank reads the same one.
+    """The newest checkpoint that this model can restore (`_fits`); None if there is none.
 
-    Raises OSError if a rank cannot read it.
+    Rank 0 chooses it, and every other rank reads the same one. Raises OSError if a rank cannot read it.
     """
     number, loaded = _newest_that_fits(folder, fingerprint, engine, note) if engine.rank == 0 else (-1, None)
     (agreed,) = engine.agreed(number)
@@ -260,9 +270,10 @@ def _newest_checkpoint(
 def _newest_that_fits(
     folder: str, fingerprint: str, engine: Engine, note: Callable[[str], None]
 ) -> tuple[int, checkpoint.Loaded | None]:
-    """(number, checkpoint) of the newest that fits, or (-1, None). Damaged and unreadable ones are skipped, and noted.
+    """(number, checkpoint) of the newest that this model can restore, or (-1, None).
 
-    Raises OSError if some cannot be read and no other one fits.
+    Damaged and unreadable checkpoints are skipped, and `note` receives a message on them. Raises OSError if some cannot be
+    read and no other one can be restored.
     """
     skipped: list[int] = []
     unreadable: OSError | None = None
@@ -286,13 +297,18 @@ def _newest_that_fits(
 
 
 def _fits(loaded: checkpoint.Loaded, engine: Engine) -> bool:
-    """Does it belong to this model, and hold the state that its place on the trunk or on a branch needs?"""
+    """Can this model restore the checkpoint? Its tensors must have the model's names, shapes and types.
+
+    On the trunk it must have exactly the part `live`. On a branch it must also have `left`, the trunk's state at the branch
+    point.
+    """
     meta, parts = loaded
     needed = {"live"} if meta["now"]["branch"] is None else {"live", "left"}
     return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 
 
 def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:
+    """Write the trial's weights under `folder`, with its spec in the header of the file. Every rank must call it."""
     weights = engine.snapshot(moments=False)
     if engine.rank == 0:
         checkpoint.save_weights(folder, trial.id, weights, {"trial": trial.model_dump_json()})
@@ -300,6 +316,7 @@ def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:
 
 @contextmanager
 def _timed(now: dict[str, Any], key: str) -> Any:
+    """Add the seconds that the `with` block takes to now[key], also if it raises."""
     begin = time.perf_counter()
     try:
         yield

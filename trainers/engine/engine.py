@@ -1,7 +1,7 @@
 """The model under DeepSpeed, on one worker or several: start, optimizer step, snapshot, restore, agreement between ranks.
 
-Every rank runs the same program on the same batch and takes its own rows of it. A snapshot is one consolidated state: whole
-tensors by the name of their parameter, at every ZeRO stage. Any number of workers can restore it at any stage.
+Every rank runs the same program on the same batch and takes its own rows of it. A snapshot holds whole tensors, by the name of
+their parameter, at every ZeRO stage. Any number of workers can restore it at any stage.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Diverged(Exception):
-    """A loss or gradient that is not finite. It is raised before the update."""
+    """A step's loss or gradient norm is not finite. It is raised before the update, so weights and moments are unchanged."""
 
 
 class Engine:
-    """A replicate's model, its AdamW and DeepSpeed around both. Its methods are collective: all ranks must call them."""
+    """A trunk's model and AdamW, managed by DeepSpeed. Its methods are collective: all ranks must call them."""
 
     def __init__(self, trunk: TrunkSpec, place: Place) -> None:
-        """Join the process group if there is one, else make one. Raises ValueError if the workers cannot share the batch."""
+        """Build model and optimiser with the initial weights of the trunk's replicate.
+
+        It joins the process group if there is one, else it makes one of a single rank. Raises ValueError if the workers cannot
+        share the batch equally.
+        """
         deepspeed = _deepspeed(place.device)
         _freeze_what_stays()  # before there is a model to free
         self.trunk, self.place = trunk, place
@@ -67,6 +71,7 @@ class Engine:
         self.model: Transformer = engine.module
 
     def _config(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
         training, place = self.trunk.training, self.place
         shared = place.zero_stage > 0
         return {
@@ -86,13 +91,13 @@ class Engine:
         }
 
     def step(self, objective: Objective, number: int, rate: float, between: Callable[[], None] = lambda: None) -> float:
-        """One optimizer step on the objective's batch of step `number`: forward, backward, finite check, clipping, update.
+        """One optimizer step on the objective's batch of step `number` (from 0), at the learning rate `rate`.
 
-        Returns the loss in nats: the mean over the targets of the global batch, equal on every rank. Raises Diverged, and
-        NoTargetsError for a batch without targets, both on every rank and before any update.
+        Returns the loss in nats: the mean over the targets of the global batch, equal on every rank. Raises Diverged if loss or
+        gradient norm is not finite, NoTargetsError for a batch without targets; both on every rank and before any update.
 
-        `between` is called between two micro-batches. If it raises, on every rank, the step is abandoned. Weights and moments
-        are then as before the step, and `snapshot` is still valid. A further step needs a new engine.
+        `between` is called between two micro-batches. If it raises an exception on every rank, the step is abandoned. Weights
+        and moments are then as before the step, and `snapshot` is still valid. A further step needs a new engine.
         """
         training = self.trunk.training
         pieces = self.world * self.accumulation
@@ -134,7 +139,7 @@ class Engine:
         return loss_nats
 
     def autocast(self) -> Any:
-        """A context with the precision of training, for evaluations."""
+        """A context manager in which matmuls have the precision of training. Evaluations use it."""
         kind = torch.device(self.place.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.trunk.training.precision == "bf16")
 
@@ -157,10 +162,10 @@ class Engine:
     # Snapshot and restore -----------------------------------------------------------------------------------------
 
     def snapshot(self, moments: bool = True) -> Tensors:
-        """Copies of the weights by name. With `moments` also AdamW's moments and step counts, if it has made a step.
+        """Copies of the weights, by the name of the parameter. With `moments` also AdamW's state, if it has made a step.
 
-        Tensors are whole. With ZeRO they are gathered in the host's memory, on every rank. DeepSpeed's own counters need no
-        copy.
+        Names of the state are `<parameter>//exp_avg`, `<parameter>//exp_avg_sq` and `<parameter>//step`. Tensors are whole.
+        With ZeRO they are gathered in the host's memory, on every rank. DeepSpeed's own counters need no copy.
         """
         tensors = {}
         moments = moments and bool(self.adamw.state)
@@ -181,7 +186,7 @@ class Engine:
         return tensors
 
     def misfit(self, tensors: Tensors) -> str | None:
-        """The first name, shape or type that does not match this model; None if these can be a snapshot of it."""
+        """The first difference in name, shape or type from a snapshot of this model, as a message; None if there is none."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, parameter in self.model.named_parameters():
             shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 empties the tensor itself
@@ -199,9 +204,10 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, tensors: Tensors) -> None:
-        """The inverse of `snapshot`, in place and bit for bit, also for a snapshot of another number of workers or ZeRO stage.
+        """Set weights and AdamW's state to those of a snapshot, in place and bit for bit.
 
-        Raises ValueError for tensors that do not match this model, before it changes anything.
+        The snapshot may come from another number of workers or ZeRO stage. Raises ValueError for tensors that do not match this
+        model, before it changes anything.
         """
         if problem := self.misfit(tensors):
             raise ValueError(problem)
@@ -242,14 +248,20 @@ class Engine:
                 self.adamw.state[flat]["step"].copy_(count)
 
     def _put_fragment(self, parameter: Any, value: torch.Tensor, key: str | None = None) -> None:
-        """ZeRO 1 and 2: every rank has all weights, but only its share of their fp32 copy and of the moments."""
+        """Set a parameter from its whole tensor under ZeRO 1 and 2, or its moment named `key`.
+
+        Every rank has all weights, but only its share of their fp32 copy and of the moments.
+        """
         value = value.to(parameter.device)
         if key is None:
             parameter.data.copy_(value)
         parameter.set_full_hp_param(value, key)
 
     def _put_share(self, parameter: Any, value: torch.Tensor, key: str | None = None) -> None:
-        """ZeRO 3: every rank has an equal part of each tensor. The last part is padded with zeros."""
+        """Set a parameter from its whole tensor under ZeRO 3, or its moment named `key`.
+
+        Every rank has an equal part of each tensor. The last part is padded with zeros.
+        """
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         n_share = parameter.ds_tensor.numel()
@@ -280,10 +292,11 @@ class Engine:
         )
 
     def _steps(self) -> torch.Tensor:
+        """AdamW's step count, the same for all parameters."""
         return torch.as_tensor(next(iter(self.adamw.state.values()))["step"])
 
     def destroy(self) -> None:
-        """Free the memory. The process group stays for later trunks."""
+        """Free the memory of model and optimiser. The engine cannot be used again. The process group stays for later trunks."""
         self.deepspeed.destroy()
         if self.place.compiled:
             torch._dynamo.reset()  # it stops compiling a block after several shapes; its disk cache stays
@@ -292,10 +305,10 @@ class Engine:
 
 
 def parameter_groups(net: torch.nn.Module, trunk: TrunkSpec) -> list[dict[str, Any]]:
-    """AdamW's parameter groups. Only matrices decay.
+    """AdamW's parameter groups. Weight decay applies to matrices only, not to vectors such as those of norms.
 
     `rate_share` scales the learning rate of a group. With `Training.base_d_model` it is base_d_model / d_model for the matrices
-    inside the blocks and the output, otherwise 1.
+    inside the blocks and for the output. For all others it is 1.
     """
     training, share = trunk.training, 1.0
     if training.base_d_model is not None:
@@ -315,9 +328,10 @@ def parameter_groups(net: torch.nn.Module, trunk: TrunkSpec) -> list[dict[str, A
 
 
 def _deepspeed(device: str) -> Any:
-    """DeepSpeed, imported with its warnings off, on the present process group.
+    """Import DeepSpeed with its warnings off and start it on the present process group. Returns the module.
 
-    If there is none, it makes one of a single rank in memory. That opens no port but gloo's on loopback, and needs no compiler.
+    If there is no process group, one with a single rank is made in memory. That opens no port but gloo's on loopback, and needs
+    no compiler.
     """
     on_gpu = device.startswith("cuda")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
@@ -351,6 +365,7 @@ def _deepspeed(device: str) -> Any:
 
 @cache
 def _freeze_what_stays() -> None:
+    """Exclude all present objects from garbage collection, once per process: the modules of torch and DeepSpeed."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Evaluation: the model reads a trunk's suite, and the answers are scored on its device. It changes nothing."""
+"""Evaluation: the model reads the sequences of a trunk's suite, and its predictions are scored. It changes no weight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUITES: dict[str, list[ItemSet]] = {}  # by all that a suite depends on; the la
 
 
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    """A trunk's evaluation suite. It is cached: its variants, and its trials run one by one, have the same suite."""
+    """A trunk's evaluation suite, cached. Trunks share a suite if their requests to the family differ in batch size alone."""
     family: Any = trunk.family
     request = trunk.request._replace(batch_size=0)  # no suite depends on it
     key = repr((family, request))
@@ -34,22 +34,22 @@ def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
 
 
 def chunk_of(place: Place) -> int:
-    """Sequences that an evaluation reads at once: the micro-batch, or EVALUATION_SEQUENCES if the place sets none.
+    """Sequences that an evaluation reads at once. On a GPU: the micro-batch, or EVALUATION_SEQUENCES if the place sets none.
 
-    On a CPU it is always EVALUATION_SEQUENCES: another chunk may move a last bit, and placement must not change a result.
-    Memory sets no limit there.
+    On a CPU it is always EVALUATION_SEQUENCES, because memory sets no limit there. Another number may change the last bit of a
+    result, and placement must not change results.
     """
     return EVALUATION_SEQUENCES if place.device == "cpu" else place.micro_batch or EVALUATION_SEQUENCES
 
 
 @torch.no_grad()
 def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-    """One row of raw sums per probe of the suite (`Probe.score`). It changes neither the model nor any stream.
+    """One row of raw sums per probe of the suite (`Probe.score`), equal on every rank.
 
     Every rank reads and scores its part of the sequences, one chunk at a time. Only a few numbers per position leave the device
     (`Probe.answers`). They are summed at the end, so sums do not depend on ranks or chunks. Log-probabilities leave the device
-    only for probes that compare distributions. `before` is called before each forward pass. If it raises, the evaluation is
-    abandoned.
+    only for probes that compare distributions. `before` is called before each forward pass. If it raises an exception, the
+    evaluation ends with that.
     """
     chunk = chunk_of(engine.place)
     rows: list[dict[str, Any]] = []
@@ -72,14 +72,14 @@ def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = 
 
 
 def _answers(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`Probe.answers` on the device of the log-probabilities: (b, T, ANSWERS) float64."""
+    """`Probe.answers` as a tensor on the device of `logs`: (b, T, ANSWERS) float64. On a CPU, numpy computes it."""
     if logs.device.type == "cpu":
         return torch.from_numpy(probe.answers(logs.numpy(), rows))
     return answers_on_device(probe, logs, rows)
 
 
 def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """`Probe.answers` in torch, for devices that numpy cannot reach. It may differ in the last digits."""
+    """`Probe.answers` in torch, for GPUs. `rows` (b,) are the numbers of the sequences. Last digits may differ from numpy's."""
     mask, target = (torch.from_numpy(part[rows]).to(logs.device) for part in (probe.mask, probe.target))
     scored, target = logs[mask].double(), target[mask]  # (n, V), (n,)
     log_p = scored.gather(1, target[:, None])[:, 0]
@@ -93,10 +93,10 @@ def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> tor
 def _read(
     model: torch.nn.Module, tokens: torch.Tensor, written: Sequence[int], before: Callable[[], None] = lambda: None
 ) -> torch.Tensor:
-    """Log-probabilities (B, T, V) for tokens (B, T), or predicted numbers (B, T) for tokens (B, T, W).
+    """Predictions for tokens: (B, T) ids -> log-probabilities (B, T, V); (B, T, W) numbers -> predicted numbers (B, T).
 
     After each position in `written` the model reads its own likeliest token instead of the given one. So an early mistake has
-    the same consequences as in free-running use.
+    the same consequences as if the model wrote its answer without help. `before` is called before each forward pass.
     """
     device = next(model.parameters()).device
     tokens = tokens.to(device, copy=True)

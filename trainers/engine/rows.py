@@ -15,11 +15,11 @@ Network = Callable[..., Tensor]
 
 
 class NoTargetsError(ValueError):
-    """A batch whose mask sets no position. It teaches nothing, and its mean loss would be 0 / 0."""
+    """The loss mask of a batch is empty. Its mean loss would be 0 / 0."""
 
 
 class Rows(NamedTuple):
-    """Some rows of a batch, on the device."""
+    """Some sequences of a `Batch`, as tensors on the device. The fields mean the same as there."""
 
     tokens: Tensor  # (b, T+1) int64, or (b, T+1, W) float32
     loss_mask: Tensor  # (b, T) bool
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch, begin: int, end: int, device: str) -> Rows:
-        """Rows begin ... end - 1."""
+        """Rows begin ... end - 1 of the batch, copied to the device."""
         tokens, loss_mask, *others = (
             None if part is None else torch.from_numpy(part[begin:end]).to(device) for part in batch
         )
@@ -37,13 +37,16 @@ class Rows(NamedTuple):
 
 
 class Objective(Protocol):
-    """Turns a step and a model into a loss. Objectives are in `objectives/`. Every rank makes the same one for its trunk."""
+    """Gives the batch of each step and the loss of a model on it. Objectives are in `objectives/`.
+
+    Every rank makes its own, and all of them must give the same batches.
+    """
 
     def batch(self, step: int) -> Batch:
         """The batch of step number `step` (from 0)."""
 
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:
-        """Number of targets in these rows: the loss is the mean over them."""
+        """Number of targets in the rows begin ... end - 1 of the batch. The loss is the mean over targets."""
 
     def loss(self, model: Network, rows: Rows) -> Tensor:
         """The mean loss over the targets of these rows: a scalar with a gradient, 0 if they have no target."""

@@ -21,14 +21,14 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 
 class WorkerLost(Exception):
-    """A worker that ended or was killed without a traceback."""
+    """A worker process ended without a traceback: it was killed or it exited."""
 
 
 def together(workers: int, on_gpu: bool, main: Callable[..., None], *given: Any) -> None:
-    """Run `main(rank, *given)` in `workers` processes that form a process group. `main` and `given` must pickle.
+    """Run `main(rank, *given)` in `workers` processes that form a process group, and wait for them.
 
-    If a process fails, the others are ended. Raises torch's ProcessRaisedException with the first traceback, or WorkerLost if
-    there is none.
+    `main` and `given` must pickle. The group uses NCCL if `on_gpu`, else gloo. If a process fails, the others are ended. Raises
+    torch's ProcessRaisedException with the first traceback, or WorkerLost if there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = (workers, on_gpu, str(Path(folder) / "meet"), main, given)
@@ -44,6 +44,7 @@ def n_gpus() -> int:
 
 
 def _rank(rank: int, workers: int, on_gpu: bool, meet: str, main: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """One of the processes: join the process group, call `main`, leave the group. They meet through the file `meet`."""
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(workers)}

@@ -1,8 +1,8 @@
-"""Memory of a trial on each device, and the placement that makes it fit. No torch here.
+"""Memory of a trunk on each device, and the placement that makes it fit. No torch here.
 
     fit(trunk, workers=8, device_bytes=80 * 10**9)     # Fit: the placement, and the reason as one sentence for a plan
 
-The means are ZeRO, gradient accumulation, recomputation and offload. Memory is estimated, and the estimate should err upward.
+The means are ZeRO, gradient accumulation, recomputation and offload. Memory is estimated. Estimates should rather be too large.
 Tests compare it with measurements on the CPU. The global batch belongs to the spec and never changes. Each of W workers takes
 its share in equal gradient accumulation steps: B = W x micro_batch x accumulation. GB are 10^9 bytes.
 """
@@ -28,7 +28,7 @@ EVALUATION_SEQUENCES = 256
 
 
 class DoesNotFit(ValueError):
-    """A trunk that fits the device with no ZeRO stage, micro-batch, recomputation or offload."""
+    """No allowed ZeRO stage, micro-batch, recomputation or offload makes the trunk fit the device."""
 
 
 # Training state --------------------------------------------------------------------------------------------------
@@ -38,10 +38,13 @@ class State(NamedTuple):
     """Bytes that a run holds from its first step to its last: on each device, except `host`."""
 
     weights: int
+    """Parameters in fp32."""
     gradients: int
+    """Gradients in fp32."""
     partition: int
     """ZeRO's copy of the worker's share of the weights, which it updates. It is fp32 like the weights."""
     moments: int
+    """AdamW's two moments of each parameter, in fp32."""
     left: int
     """Weights and moments of the trunk at the branch point, during a branch. With ZeRO they are on the host."""
     host: int
@@ -81,7 +84,7 @@ def state_bytes(n_params: int, workers: int = 1, zero_stage: int = 0, offload: b
 
 
 class How(NamedTuple):
-    """One placement of a trunk on its workers."""
+    """One complete placement of a trunk on its workers. The fields mean the same as in `Place`."""
 
     zero_stage: int
     micro_batch: int
@@ -90,7 +93,7 @@ class How(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The given fields of a placement. None: to be chosen."""
+    """The fields of a placement that are given. None: the field is to be chosen."""
 
     zero_stage: int | None = None
     micro_batch: int | None = None
@@ -99,7 +102,7 @@ class Given(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Bytes on each device. `state` is always there. The others are peaks at different times."""
+    """Estimated bytes on each device. `state` is held during the whole run. The others are peaks at different times."""
 
     state: State
     activations: int
@@ -107,32 +110,33 @@ class Needs(NamedTuple):
     gathered: int
     """Training and evaluation: buckets for the reduction of gradients, and weights that ZeRO 3 gathers."""
     update: int
-    """Optimizer step: flattened gradients."""
+    """Optimizer step: flattened gradients and ZeRO's buckets."""
     saving: int
-    """Checkpoint: one more copy of weights and moments."""
+    """Checkpoint: one more copy of weights and moments. 0 with ZeRO, whose copy is in the host's memory."""
     evaluation: int
-    """Evaluation: without gradients."""
+    """Evaluation: a forward pass without gradients."""
     start: int
     """Start: all weights before ZeRO 3 partitions them. (Stages 1 and 2 flatten them through the host if space is short.)"""
 
     @property
     def device(self) -> int:
-        """The largest sum at any time."""
+        """Peak of a run: the largest sum of the bytes that are held at the same time."""
         training, evaluating = self.activations + self.gathered, self.evaluation + self.gathered
         return max(self.state.device + max(training, evaluating, self.update, self.saving), self.start)
 
 
 Tried = tuple[How, Needs]
+"""A placement and the memory that it needs."""
 
 
 def bucket_elements(shape: Shape) -> int:
-    """Gradients that are reduced at once: all of them up to BUCKET_ELEMENTS, or the largest layer if that is more."""
+    """Number of gradients that ZeRO reduces at once: all, but at most BUCKET_ELEMENTS, and at least the largest layer's."""
     most = max(min(shape.n_parameters, BUCKET_ELEMENTS), shape.largest_layer)
     return most + most % 2  # DeepSpeed insists on an even number
 
 
 def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's `zero_optimization`, as the estimate assumes it. Stage 0 needs only its number.
+    """The section `zero_optimization` of DeepSpeed's configuration. The estimates of this module assume these values.
 
     With DeepSpeed's defaults, ZeRO 1 to 3 take a bucket of 2 GB. ZeRO 3 also keeps weights gathered if they are used again
     within a billion parameters: all the weights of every preset.
@@ -151,7 +155,7 @@ def zero_section(trunk: TrunkSpec, zero_stage: int, offload: bool) -> dict[str, 
 
 
 def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None = None) -> Needs:
-    """The estimate for one placement of a trunk. `precision` is the trunk's own if left out."""
+    """The memory that a trunk needs in one placement. `precision` is the trunk's own if left out."""
     precision = precision or precision_of(trunk)
     shape = shape_of(trunk)
     n_params = shape.n_parameters
@@ -168,7 +172,10 @@ def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None 
 
 
 def _beside_the_state(trunk: TrunkSpec, workers: int, how: How, precision: Precision) -> tuple[int, int]:
-    """Bytes of ZeRO's buffers, as (in training, at the update). Tests measure them with two workers."""
+    """Bytes of buffers for gradients and gathered weights, as (in training, at the optimizer step).
+
+    Tests measure them with two workers.
+    """
     shape = shape_of(trunk)
     n_params = shape.n_parameters
     if how.zero_stage == 0:
@@ -210,7 +217,7 @@ def precision_of(trunk: TrunkSpec) -> Precision:
 
 
 class Fit(Record):
-    """The chosen placement of a trunk on its workers. It never changes a result's meaning."""
+    """The chosen placement of a trunk on its workers."""
 
     zero_stage: Index
     """ZeRO stage: 0 partitions nothing, 1 moments, 2 also gradients, 3 also weights."""
@@ -223,9 +230,9 @@ class Fit(Record):
     offload: bool
     """Keep the optimiser's state in the host's memory."""
     device_bytes: Count
-    """Estimated bytes on each device."""
+    """Estimated peak of memory on each device, in bytes."""
     why: str
-    """The reason, as one sentence for a plan."""
+    """The placement with its memory, and the memory of the next cheaper one, as one sentence for a plan."""
 
 
 def fit(
@@ -239,14 +246,14 @@ def fit(
     recompute: bool | None = None,
     offload: bool | None = None,
 ) -> Fit:
-    """The cheapest placement that fits.
+    """The cheapest placement of a trunk that fits on `workers` devices of `device_bytes` bytes.
 
-    The order is: the lowest ZeRO stage, then the stages with recomputation, then those with offload. Each takes the largest
-    micro-batch that fits. Given values are kept, and the others are chosen around them. If all four are given, the trunk is
-    never refused.
+    The order of cost is: the ZeRO stages from the lowest, then all stages with recomputation, then with offload. Each takes the
+    largest micro-batch that fits. Values of `zero_stage` ... `offload` are kept, and those left None are chosen. If all four
+    are given, the trunk is never refused.
 
-    `device_bytes` None (a CPU) sets no limit. FREE_SHARE of a limit stays free. Raises DoesNotFit with the arithmetic. Raises
-    ValueError for offload at stage 0, and if workers or micro-batches cannot share the batch equally.
+    `device_bytes` None (a CPU) sets no limit. FREE_SHARE of a limit stays free. Raises DoesNotFit with the arithmetic if no
+    placement fits. Raises ValueError for offload at stage 0, and if workers or micro-batches cannot share the batch equally.
     """
     precision = precision or precision_of(trunk)
     given = Given(zero_stage, micro_batch, recompute, offload)
@@ -267,7 +274,7 @@ def workers_needed(
     """The fewest workers, up to `max_workers`, on which the trunk fits. Only numbers that share the batch equally count.
 
     Offload is used only if the trunk fits on no number of workers without it: sending moments to the host in every step costs
-    more than another worker. Raises DoesNotFit, and ValueError if `max_workers` is below 1.
+    more than another worker. Raises DoesNotFit if it fits on none, and ValueError if `max_workers` is below 1.
     """
     possible = [w for w in divisors(trunk.training.batch_size) if w <= max_workers]
     if not possible:
@@ -291,13 +298,14 @@ OUT_OF_MEMORY = (
     "Cuda failure 2 'out of memory'",
     "DefaultCPUAllocator:",
 )
-"""Marks of torch's errors: the class of a GPU error, its text, the texts of the driver and of the CPU allocator."""
+"""Parts of a class name or message by which a lack of memory is recognised: of torch, of CUDA's libraries, of NCCL and of torch's
+allocator on the CPU."""
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Is it, or was it caused by, a lack of memory for tensors?
+    """Is this exception, or one that caused it, a lack of memory for tensors?
 
-    Class names and texts decide. So an error is recognised even if another library passed it on as text only.
+    Class names and messages decide (OUT_OF_MEMORY). So an error is recognised even if a library passed it on as text only.
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [problem]
@@ -316,7 +324,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
 def with_less(run: Callable[[Place], object], place: Place, batch_size: int, workers: int) -> None:
     """Call `run(place)`. If memory runs out, call it once more with half the micro-batch at the same global batch.
 
-    The second call continues from the last checkpoint. Raises what `run` raises.
+    The second call continues from the last checkpoint. If the micro-batch is odd or was halved before, there is no second call.
+    All other exceptions of `run` are raised unchanged.
     """
     try:
         run(place)
@@ -329,22 +338,26 @@ def with_less(run: Callable[[Place], object], place: Place, batch_size: int, wor
     run(smaller)
 
 
-# Its parts -------------------------------------------------------------------------------------------------------
+# Parts of `fit` ----------------------------------------------------------------------------------------------------
 
 
 def _usable(device_bytes: int) -> int:
+    """Bytes of a device that a placement may use: all but FREE_SHARE."""
     return int((1 - FREE_SHARE) * device_bytes)
 
 
 def _share(trunk: TrunkSpec, workers: int) -> int:
-    """Sequences of the batch that each worker takes. Raises ValueError."""
+    """Sequences of the batch that each worker takes. Raises ValueError if the shares are not equal."""
     return shares(trunk.training.batch_size, workers, None)[0]
 
 
 def _ways(
     workers: int, zero_stage: int | None, recompute: bool | None, offload: bool | None
 ) -> Iterator[tuple[int, bool, bool]]:
-    """(ZeRO stage, recompute, offload) in order of cost. One worker takes stage 0, or 1 for offload: it shares with nobody."""
+    """All (ZeRO stage, recompute, offload) that may be tried, in order of cost. Arguments that are not None are kept.
+
+    One worker takes stage 0, or stage 1 for offload, because it has no other worker to share with.
+    """
     again = (False, True) if recompute is None else (recompute,)
     ladder = [(r, False) for r in again] if not offload else []
     if offload is not False:
@@ -362,7 +375,7 @@ def _ways(
 def _first_that_fits(
     trunk: TrunkSpec, workers: int, device_bytes: int | None, precision: Precision, given: Given
 ) -> tuple[Tried | None, list[Tried]]:
-    """The cheapest placement that fits, or None, and those tried before it."""
+    """(The cheapest placement that fits, or None; the placements that were tried before and do not fit)."""
     share = _share(trunk, workers)
     shares(trunk.training.batch_size, workers, given.micro_batch)
     refused: list[Tried] = []
@@ -390,12 +403,13 @@ def _gb(n_bytes: int) -> str:
 
 
 def _extras(how: How) -> str:
+    """Words for a sentence: " with recomputation and offload", or as many of the two as the placement uses."""
     words = ["recomputation"] * how.recompute + ["offload"] * how.offload
     return f" with {' and '.join(words)}" if words else ""
 
 
 def _description(trunk: TrunkSpec, workers: int, how: How, need: Needs, device_bytes: int | None) -> str:
-    """The chosen placement and its memory."""
+    """The chosen placement and its memory as text: "ZeRO 2, 4 x 8 sequences: 61 of 80 GB"."""
     accumulation = _share(trunk, workers) // how.micro_batch
     chosen = f"ZeRO {how.zero_stage}{_extras(how)}, {accumulation} x {how.micro_batch} sequences"
     if device_bytes is None:
@@ -405,7 +419,7 @@ def _description(trunk: TrunkSpec, workers: int, how: How, need: Needs, device_b
 
 
 def _instead_of(how: How, refused: list[Tried]) -> str:
-    """Memory of the next cheaper placement, at its smallest micro-batch."""
+    """Text with the memory of the last placement that does not fit, the next cheaper one. Empty if the first one tried fits."""
     if not refused:
         return ""
     before, took = refused[-1]
@@ -417,19 +431,19 @@ def _instead_of(how: How, refused: list[Tried]) -> str:
 def _refusal(
     trunk: TrunkSpec, workers: int, device_bytes: int, precision: Precision, given: Given, refused: list[Tried]
 ) -> str:
-    """The arithmetic of the placement that takes least, and the changes that would make the trunk fit."""
+    """Message of DoesNotFit: the memory of the placement that takes least, and the changes that would make the trunk fit."""
     how, need = min(refused, key=lambda tried: tried[1].device)
     passing = need.device - need.state.device
     what = "at the start" if need.device == need.start else "of activations and other temporary tensors"
     n_params = shape_of(trunk).n_parameters
 
-    def would_do(of: int, at: Precision, within: Given = Given()) -> bool:  # noqa: B008 - a constant
-        return _first_that_fits(trunk, of, device_bytes, at, within)[0] is not None
+    def fits(n_workers: int, precision: Precision, given: Given = Given()) -> bool:  # noqa: B008 - a constant
+        return _first_that_fits(trunk, n_workers, device_bytes, precision, given)[0] is not None
 
-    more = next((w for w in divisors(trunk.training.batch_size) if w > workers and would_do(w, precision)), None)
-    advice = ["leaving open what is given"] if would_do(workers, precision) else []
+    more = next((w for w in divisors(trunk.training.batch_size) if w > workers and fits(w, precision)), None)
+    advice = ["leaving open what is given"] if fits(workers, precision) else []
     advice += [f"{more} workers"] if more else []
-    advice += ["precision bf16"] if precision == "fp32" and would_do(workers, "bf16", given) else []
+    advice += ["precision bf16"] if precision == "fp32" and fits(workers, "bf16", given) else []
     advice += [f"devices of {_gb(int(1.05 * need.device / (1 - FREE_SHARE)))} GB", "a smaller model"]
     return (
         f"{n_params / 1e6:.4g} million parameters do not fit {_counted(workers, 'worker')} of {_gb(device_bytes)} GB, a tenth "
@@ -440,5 +454,6 @@ def _refusal(
     )
 
 
-def _counted(n: int, thing: str) -> str:
-    return f"{n} {thing}" + "s" * (n != 1)
+def _counted(number: int, thing: str) -> str:
+    """A count with its noun: 1 worker, 2 workers."""
+    return f"{number} {thing}" + "s" * (number != 1)

@@ -1,6 +1,6 @@
-"""The place of a trunk: its machine, its workers and its placement on them. A place never changes a result's meaning.
+"""The place of a trunk: its machine, its workers and its placement on them.
 
-No torch here: plans and studies use places too.
+A place may change the rounding of a result, and nothing else. No torch here: plans and studies use places too.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from trainers.records import Count, Index, Limit, NotNegative, Record
 
 
 class Fitting(Record):
-    """Placement of trials on workers. Fields left out are chosen so that the trunk fits (`trainers/fit/memory.py`)."""
+    """Placement of trunks, as a study may give it. Fields left out are chosen so that a trunk fits (`fit/memory.py`)."""
 
     workers: Annotated[Count | None, Limit(1e6)] = None
     """Workers that share each batch. Left out: the fewest on which the trunk fits."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """ZeRO stage: 0 partitions nothing between the workers, 1 the moments, 2 also gradients, 3 also weights."""
     micro_batch: Annotated[Count | None, Limit(1e6)] = None
-    """Sequences that a worker processes at once."""
+    """Sequences that a worker processes at once, in one gradient accumulation step."""
     recompute: bool | None = None
-    """Keep only each block's input for the backward pass, and compute the rest again."""
+    """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool | None = None
     """Keep the optimiser's state in the host's memory."""
     compiled: bool | None = None
@@ -31,7 +31,7 @@ class Fitting(Record):
 
 
 class Place(Record):
-    """Where a trunk runs. Nothing here enters a fingerprint.
+    """Device, placement and output folders of a trunk. Nothing here enters a fingerprint.
 
     Every rank gets the same place. The number of workers is no part of it: the code that starts the workers knows it.
     """
@@ -43,7 +43,7 @@ class Place(Record):
     checkpoint_folder: str | None = None
     """Folder of this trunk's checkpoints: a path, or a URI that pyarrow.fs knows. None: no checkpoints are written."""
     checkpoint_every_seconds: NotNegative = 30.0
-    """Interval between checkpoints, and so about the time that a kill may lose. 0 saves after every step.
+    """Seconds between checkpoints. A killed run loses about that much work. 0 saves after every step.
 
     Slow saves are made less often (`train.SAVES_SHARE`). Saving the quickstart's model takes about 10 ms (see `make bench`)."""
     weights_folder: str | None = None
@@ -53,7 +53,7 @@ class Place(Record):
     micro_batch: Count | None = None
     """Sequences per gradient accumulation step of a worker. None: its whole share of the batch, in one step."""
     recompute: bool = False
-    """Keep only each block's input for the backward pass, and compute the rest again."""
+    """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
     offload: bool = False
     """Keep the optimiser's state in the host's memory; needs a ZeRO stage of at least 1."""
     halvings: Index = 0
@@ -65,7 +65,10 @@ class Place(Record):
 
 
 def halved(place: Place, batch_size: int, workers: int) -> Place | None:
-    """The same place with half the micro-batch and twice the accumulation steps; None if the micro-batch is odd."""
+    """The same place with half the micro-batch and so twice the accumulation steps; None if the micro-batch is odd.
+
+    Raises ValueError if workers or micro-batches cannot share the batch equally.
+    """
     micro_batch, _ = shares(batch_size, workers, place.micro_batch)
     if micro_batch % 2:
         return None
@@ -73,29 +76,30 @@ def halved(place: Place, batch_size: int, workers: int) -> Place | None:
 
 
 def shares(batch_size: int, world: int, micro_batch: int | None) -> tuple[int, int]:
-    """A worker's share of the global batch, as (micro-batch, gradient accumulation steps).
+    """A worker's share of the global batch, as (micro-batch, gradient accumulation steps). `world` is the number of workers.
 
-    Raises ValueError if workers or micro-batches cannot share it equally.
+    Without a micro-batch the whole share is one. Raises ValueError if workers or micro-batches cannot share it equally.
     """
     if world < 1 or batch_size % world:
         raise ValueError(
-            f"a batch of {batch_size} sequences cannot be shared by {world} workers; {_able(batch_size)} can"
+            f"a batch of {batch_size} sequences cannot be shared by {world} workers; {_divisors_text(batch_size)} can"
         )
     share = batch_size // world
     micro = share if micro_batch is None else micro_batch
     if micro < 1 or share % micro:
         raise ValueError(
-            f"micro_batch {micro} does not divide a worker's share of {share} sequences; {_able(share)} do"
+            f"micro_batch {micro} does not divide a worker's share of {share} sequences; {_divisors_text(share)} do"
         )
     return micro, share // micro
 
 
-def divisors(n: int) -> list[int]:
-    """All divisors of n, ascending."""
-    low = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    return low + [n // k for k in reversed(low) if k * k != n]
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, ascending."""
+    low = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return low + [number // k for k in reversed(low) if k * k != number]
 
 
-def _able(n: int) -> str:
-    able = divisors(n)
-    return ", ".join(str(k) for k in able[:12]) + (" ..." if len(able) > 12 else "")
+def _divisors_text(number: int) -> str:
+    """The first twelve divisors of a number for a message."""
+    known = divisors(number)
+    return ", ".join(str(k) for k in known[:12]) + (" ..." if len(known) > 12 else "")

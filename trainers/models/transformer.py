@@ -1,7 +1,7 @@
 """The decoder-only transformer. `shapes.Model` gives its shape.
 
-Each parameter is drawn from its own named numpy stream. So its weights are the same on every device, and do not depend on the
-other parameters of the model.
+Each parameter is drawn from its own named numpy stream. So its initial weights are the same on every device, and do not depend
+on the other parameters of the model.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from trainers.shapes import Model
 from trainers.streams import stream
 
 ROTARY_BASE = 10_000.0
+"""Pair i of a head with half the width h is rotated by position / ROTARY_BASE^(i / h) radians."""
 
 
 class CausalConvolution(nn.Module):
     """Depthwise causal convolution over time with a residual: y_t = x_t + sum_j w_j * x_{t-j}.  (B, T, D) -> same.
+
+    With `segments` (B, T) it uses only tokens of the same segment.
 
     It is a sum of shifted products. On a CPU, `conv1d` with one group per channel made a step of the quickstart's model slower
     (25.8 against 23.2 ms and 38 against 27 ms, in two runs on a busy machine).
@@ -45,7 +48,11 @@ class CausalConvolution(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention over all earlier positions or a window of them, rotary or not.  (B, T, D) -> (B, T, D)."""
+    """Multi-head causal attention over all earlier positions or a window of them.  (B, T, D) -> (B, T, D).
+
+    `angles` are the cosines and sines for `rotate`; None for learned positions. With `segments` (B, T) a token attends only to
+    its own segment.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -70,19 +77,19 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): pairs (i, i + half) are rotated by an angle that grows with the position.
+def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): the numbers i and i + E/2 of a vector are rotated by an angle, as a point in the plane.
 
-    x (B, T, ..., E), cos and sin (T, E/2) or (B, T, E/2) -> same shape as x.
+    The angle grows with the position. vectors (B, T, ..., E), cos and sin (T, E/2) or (B, T, E/2) -> same shape as vectors.
     """
-    shape = (*cos.shape[:-1], *(1 for _ in x.shape[2:-1]), cos.shape[-1])
+    shape = (*cos.shape[:-1], *(1 for _ in vectors.shape[2:-1]), cos.shape[-1])
     cos, sin = cos.view(shape), sin.view(shape)
-    first, second = x.chunk(2, dim=-1)
+    first, second = vectors.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each with a residual connection. If the model asks for it, attention's input is convolved."""
+    """Attention, then an MLP, each with a residual connection. With `conv_kernel` the input of attention is convolved first."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -103,13 +110,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, T) int64 -> logits (B, T, vocab_size) fp32. With a mask `at` (B, T), only logits where it is set: (n, vocab_size).
+    """Tokens (B, T) int64 -> logits of the next token (B, T, vocab_size) fp32.
+
+    With a mask `at` (B, T) it returns only the logits of its n set positions: (n, vocab_size).
 
     With `numbers`: tokens (B, T, width) float -> predictions (B, T, 1) of the first number of the next token. The embedding
     then has a bias. Without it, the norm of the first block would keep only the sign of a token with a single number.
 
     Several sequences may share a row. `segments` (B, T) is the number of each token's sequence, and attention stays within a
-    sequence. `positions` (B, T) count from 0 in each sequence and stay below T. Left out, a row is one sequence.
+    sequence. `positions` (B, T) count from 0 in each sequence and stay below `seq_len`. Left out, a row is one sequence.
     """
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Objectives: each turns (trunk, step, model) into a loss. `train.py` passes one to the engine."""
+"""Objectives: each gives a trunk's batches and the loss of a model on them. `train.py` passes one to the engine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainers.spec import TrunkSpec
 
 
 def objective_of(trunk: TrunkSpec) -> Objective:
-    """The objective of a trunk's arm: `Supervised`, or the class that its family names for the arm.
+    """The objective of a trunk's arm: the class that `Family.objectives` names for the arm, else `Supervised`.
 
-    Raises ImportError or AttributeError for a wrong name.
+    Raises ImportError if the named module, and AttributeError if the class in it, does not exist.
     """
     family: Any = trunk.family
     if trunk.arm not in family.objectives:

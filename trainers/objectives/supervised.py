@@ -18,10 +18,10 @@ from trainers.tasks import Batch
 
 
 class Supervised:
-    """Log loss in nats.
+    """Log loss of the next token, in nats.
 
-    For tokens that are numbers it is minus the log density of a normal distribution around the prediction, with the family's
-    variance. That is the squared error up to a factor and a constant.
+    For tokens that are numbers it is minus the log density of a normal distribution around the prediction, with the variance
+    `family.numbers.noise_variance`. That is the squared error up to a factor and a constant.
     """
 
     def __init__(self, trunk: TrunkSpec) -> None:
@@ -34,7 +34,7 @@ class Supervised:
         return batch
 
     def n_targets(self, batch: Batch, begin: int = 0, end: int | None = None) -> int:
-        """Number of targets in these rows: the loss is the mean over them."""
+        """Number of targets, positions with the loss mask set, in the rows begin ... end - 1 of the batch."""
         return int(np.count_nonzero(batch.loss_mask[begin:end]))
 
     def loss(self, model: Network, rows: Rows) -> Tensor:

@@ -1,6 +1,6 @@
 """Families of tasks, with their batches, evaluations and skills. Most have exact references.
 
-There is one file per family. A family is a frozen record of its parameters, with the methods for its tasks, evaluation and
+There is one file per family. A family is a frozen record of its parameters, with methods for its tasks, evaluation and
 exact references. To add one: subclass `Family`, decorate it with `register`, import it here. numpy only: the orchestrator asks
 families for their names and sizes without importing torch.
 """
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def _load_others() -> None:
-    """Load the families of other packages: their entry points of the group `emergence.families`.
+    """Load the families of other installed packages. They declare them as entry points of the group `emergence.families`.
 
     A family that cannot be loaded is skipped, and the reason is kept in LEFT_OUT. Only a study that asks for it is refused.
     """

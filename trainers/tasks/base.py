@@ -22,44 +22,47 @@ class Family(Record):
     version: ClassVar[int]
     """Part of every fingerprint. Raise it when tasks, batches or evaluation sets change."""
     arms: ClassVar[tuple[str, ...]]
+    """Names of the ways to present the tasks."""
     skills: ClassVar[dict[str, str]]
-    """Skill -> one line on what it measures, shown in the report."""
+    """Skill -> one line for the report on its items."""
     headline: ClassVar[str]
     """The skill whose surface is shown while a study runs."""
     has_distances: ClassVar[bool] = False
-    """Do its probes hold full predictions, from which the relative distance d_rel is computed?"""
+    """Do its probes hold the full predictions of generaliser and memoriser (`Probe.distributions`)? The relative distance of a
+    model to these two is computed from them."""
     memorizer_max_tasks: ClassVar[int | None] = 0
-    """Most training tasks for which there is a memoriser, and so a memory. None: no limit. 0: this family has no memoriser."""
+    """Most training tasks for which the memoriser is computed. With more, memory is undefined. None: no limit. 0: this family
+    has no memoriser."""
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "nll"
-    """The measure behind ability.
+    """The measure from which ability is computed.
 
-    `nll`: log losses, (U - h) / (U - G). `accuracy`: exact matches, compared with the memoriser's on the same items,
-    (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9. `accuracy` is for families whose sequences hold one answer and whose
-    generaliser never errs."""
+    `nll`: log losses in nats, (U - h) / (U - G). `accuracy`: shares of exact matches, acc of the model and acc_M of the
+    memoriser on the same items, (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9. `accuracy` is for families whose
+    sequences hold one answer and whose generaliser never errs."""
     objectives: ClassVar[dict[str, str]] = {}
-    """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out learn from targets.
+    """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out use `Supervised`.
 
     The objective is given by name, so that loading a family loads no torch."""
     mixture: ClassVar[str]
-    """Skill name of the probe that scores the training mixture. Memory is read on its seen split."""
+    """Name of the skill that scores all answers, on tasks as frequent as in training. Memory is read on its seen split."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Token ids the model reads and predicts."""
+        """Number of token ids that the model reads and predicts."""
 
     @property
     @abstractmethod
     def seq_len(self) -> int:
-        """Positions the model reads, T, in the longest arm."""
+        """Positions that the model reads in the longest arm, T."""
 
     @property
     def numbers(self) -> Numbers | None:
-        """Set if tokens are vectors of numbers instead of ids. `vocab_size` is then 1, the predicted number."""
+        """Set if tokens are vectors of numbers instead of ids. `vocab_size` is then 1: the model predicts one number."""
         return None
 
     def length(self, arm: str) -> int:
-        """Positions the model reads in an arm, T."""
+        """Positions that the model reads in an arm, T."""
         return self.seq_len
 
     @abstractmethod
@@ -68,26 +71,29 @@ class Family(Record):
 
     @abstractmethod
     def suite(self, request: Request) -> list[ItemSet]:
-        """The evaluation of a trunk: the same sequences at every evaluation."""
+        """The item sets of a trunk's evaluations. Every evaluation of the trunk reads these same sequences."""
 
     @abstractmethod
     def suite_size(self, request: Request) -> int:
-        """Cost of an evaluation in forward passes of one sequence: sequences times their readings. It builds no suite."""
+        """Cost of an evaluation in forward passes over one sequence: the number of sequences times the passes over each.
+
+        It must equal the cost of `suite`, without building it: plans call it for every trial.
+        """
 
     def chance(self, skill: str) -> float | None:
-        """Accuracy of a uniform guess on a skill; None if that has no meaning."""
+        """Expected accuracy of a uniform guess on a skill; None if such a guess has no meaning."""
         return None
 
     def objection(self, task_exponent: float) -> str | None:
-        """Why this family cannot be trained with this exponent, as one sentence; None if it can."""
+        """Message with the reason why this family cannot be trained with `training.task_exponent`; None if it can."""
         return None
 
     def n_distinct(self, n_tasks: int) -> int:
-        """Distinct tasks that a stream of `n_tasks` draws from: `n_tasks`, or `n_tasks` of each domain."""
+        """Number of distinct training tasks: `n_tasks`, or with domains `n_tasks` of each trained domain."""
         return n_tasks
 
     def draws_alike(self, task_exponent: float) -> bool:
-        """Are all training tasks drawn equally often?"""
+        """Are all training tasks equally likely in a batch, with this `training.task_exponent`?"""
         return not task_exponent
 
     @property
@@ -96,25 +102,28 @@ class Family(Record):
         """Largest allowed `n_tasks`."""
 
     @abstractmethod
-    def contents(self, request: Request, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
-        """The content of the first `n` training tasks ("seen") or held-out tasks.
+    def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
+        """The content of each of the first `n_first` training tasks ("seen") or held-out tasks, as bytes to compare.
 
         Tasks with equal content are the same task, even if their ids differ. No held-out task may equal a training task.
         """
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Skills that are each measured on one of the trained domains. Empty for a family without domains."""
+        """Names of skills, one for each trained domain: it is measured on that domain alone. Empty without domains."""
         return ()
 
     @property
     def whole(self) -> Family:
-        """The generalist that a specialist is compared with: the same family with all of its domains."""
+        """The generalist that a specialist is compared with: the same family trained on all domains. Without domains: itself."""
         return self
 
 
 class SkillsOfParameters:
-    """`skills` of a family whose parameters decide them (`_skills()`). On the class: those of the default parameters."""
+    """A descriptor for `skills` in families whose parameters decide them: it calls the family's `_skills()`.
+
+    On the class instead of a family it gives the skills of the default parameters.
+    """
 
     def __get__(self, family: Any, owner: Any) -> dict[str, str]:
         skills: dict[str, str] = (owner() if family is None else family)._skills()
@@ -122,6 +131,7 @@ class SkillsOfParameters:
 
 
 FAMILIES: dict[str, type[Family]] = {}
+"""All registered families by name."""
 
 LEFT_OUT: dict[str, str] = {}
 """Families of other packages that could not be loaded: name of the entry point -> reason."""
@@ -130,7 +140,7 @@ _F = TypeVar("_F", bound=type[Family])
 
 
 class FamilyError(ValueError):
-    """A family that is unknown, incomplete or broken."""
+    """A family is unknown, lacks a part of the contract, or fails in the code of another package."""
 
 
 def register(family: _F) -> _F:
@@ -153,9 +163,10 @@ def register(family: _F) -> _F:
 
 
 def family_from(value: Any) -> Any:
-    """A family from its record, or from a mapping with `name` and parameters.
+    """A family from a mapping with `name` and parameters. A value that is a family already is returned as it is.
 
-    Raises FamilyError for an unknown name, and pydantic's ValidationError for wrong parameters. Both are ValueErrors.
+    Raises FamilyError for an unknown name or if the code of another package's family fails. Raises pydantic's ValidationError
+    for wrong parameters. Both are ValueErrors.
     """
     if isinstance(value, Family):
         return value
@@ -171,7 +182,10 @@ def family_from(value: Any) -> Any:
 
 
 def failure_of(kind: type[Family], problem: Exception) -> str | None:
-    """The message if the code of another package's family fails; None for our own families and for refused parameters."""
+    """A message for users if `problem`, an error of family `kind`, is a fault in the code of another package.
+
+    None for errors of the families here, which are our own faults, and for refused parameters.
+    """
     package = kind.__module__.partition(".")[0]
     if package == __name__.partition(".")[0] or isinstance(problem, ValidationError):
         return None
@@ -180,9 +194,9 @@ def failure_of(kind: type[Family], problem: Exception) -> str | None:
 
 
 def family_named(name: Any) -> type[Family]:
-    """The class of the family of that name.
+    """The class of the family with this name.
 
-    Raises FamilyError with the known names, or with the reason why it could not be loaded.
+    Raises FamilyError for an unknown name, with the known ones, and for a family that could not be loaded, with the reason.
     """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]

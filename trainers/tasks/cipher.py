@@ -27,9 +27,10 @@ from trainers.tasks.request import Request
 EPSILON = 1e-3
 """ε: the memoriser assumes that an answer follows the task with 1 - ε and is uniform over all V with ε. No loss is infinite."""
 MEMORIZER_MAX_TASKS = 4096
-"""Longer lists have no memoriser: it is missing, not guessed. 1,024 tasks cost 0.1 s per trunk, so 4,096 about 0.4 s (assumed)."""
+"""With more training tasks no memoriser is computed, and memory is undefined. 1,024 tasks cost 0.1 s per trunk, so 4,096 about
+0.4 s (assumed)."""
 Trained = tuple[np.ndarray, np.ndarray | None]
-"""The training permutations (K, V), and the log of each one's share in training (K,), or None for equal shares."""
+"""The training permutations (K, V), and the natural log of each one's share in training (K,), or None for equal shares."""
 
 
 @register
@@ -40,7 +41,7 @@ class Cipher(ExactFamily):
     n_symbols: Annotated[Count, Field(ge=4, le=20)] = 16
     """V: symbols per side; the universe has V! tasks (20! is the last below 2^62)."""
     n_pairs: Annotated[Count, Field(ge=4), Limit(10_000)] = 24
-    """Pairs per sequence."""
+    """P: pairs per sequence."""
     answers: Literal["permutation", "noise"] = "permutation"
     """`noise` trains on answers that are drawn independently of all else. It is a null: no skill can be learned."""
 
@@ -51,10 +52,10 @@ class Cipher(ExactFamily):
     memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
     skills: ClassVar[dict[str, str]] = {
         "recall": "the question occurred earlier in the sequence: copy its answer",
-        "elimination": "the question is new to the sequence: any answer not yet used",
+        "elimination": "the question is new to the sequence: choose among the answers not yet used",
         "recall_novel_pair": "recall of a question-answer pair that no training task contains",
-        "override": "two answers of a training task are swapped in the context: does the context's answer win?",
-        "override_memory": "the same items, scored for the answer that the training task would give",
+        "override": "two answers of a training task are swapped in the context: is the answer that of the context?",
+        "override_memory": "the same items as in override, scored for the answer that the training task would give",
         "recall_function": "recall in random many-to-one maps, a kind of task that is never trained",
     }
 
@@ -88,7 +89,10 @@ class Cipher(ExactFamily):
         return self.permutations(ids)
 
     def permutations(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x). A keyed permutation of the ids, decoded as Lehmer codes."""
+        """Tasks as rows: ids (n,) -> (n, V), row[x] = π(x).
+
+        A keyed permutation shuffles the ids 0 ... V! - 1. Each result is decoded as the Lehmer code of a permutation.
+        """
         v = self.n_symbols
         rank = keyed_permutation(self.universe_size, "cipher", "unrank", v)(ids)
         out = np.zeros((len(rank), v), dtype=np.int64)
@@ -100,13 +104,13 @@ class Cipher(ExactFamily):
         return out
 
     def _sequences(self, arm: str, maps: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Interleaved questions and answers, after the table in `task_id`: maps (N, V), x (N, P) -> (N, T+1)."""
+        """Tokens (N, T+1): questions x (N, P) and their answers by maps (N, V), interleaved. In `task_id` the map comes first."""
         y = np.take_along_axis(maps, x, axis=1) + self.n_symbols
         pairs = np.stack([x, y], axis=2).reshape(len(x), -1)
         return np.concatenate([maps + self.n_symbols, pairs], axis=1) if arm == "task_id" else pairs
 
     def _lift(self, arm: str, pairs: np.ndarray) -> np.ndarray:
-        """From pairs (N, P) to positions (N, T). An answer is predicted at the position of its question."""
+        """Move values of pairs (N, P) to positions (N, T), zeros elsewhere. An answer is predicted where its question stands."""
         positions = np.zeros((len(pairs), self.length(arm)), dtype=pairs.dtype)
         positions[:, self._first(arm) :: 2] = pairs
         return positions
@@ -148,7 +152,7 @@ class Cipher(ExactFamily):
         ]
 
     def _novel_pairs(self, request: Request) -> np.ndarray:
-        """(V, V) bool: pairs (x, y) that no training task contains. It stops once every pair has occurred."""
+        """Is the pair (question, answer) in no training task? (V, V) bool."""
         novel = np.ones((self.n_symbols, self.n_symbols), dtype=bool)
         for start in range(0, request.n_tasks, 1024):
             chunk = self.train_ids(request.replicate, np.arange(start, min(start + 1024, request.n_tasks)))
@@ -160,6 +164,7 @@ class Cipher(ExactFamily):
     def _plain_set(
         self, arm: str, split: str, maps: np.ndarray, x: np.ndarray, train: Trained | None, novel: np.ndarray | None
     ) -> ItemSet:
+        """The item set of questions x (N, P) on maps (N, V). `novel` is the array of `_novel_pairs`, or None."""
         y = np.take_along_axis(maps, x, axis=1)
         in_context = _occurred_before(x)
         references = self._references(arm, maps, x, train)
@@ -172,7 +177,10 @@ class Cipher(ExactFamily):
         )
 
     def _override_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
-        """Two questions with swapped answers. Each is shown early, and both are asked again at the end."""
+        """The item set of `override`, from training tasks `maps` (N, V) and questions x (N, P).
+
+        The answers of two questions are swapped. Each is shown in the first half, and both are asked again at the end.
+        """
         n, p = x.shape
         draw = stream("cipher", "override")
         pair = np.stack([draw.choice(self.n_symbols, 2, replace=False) for _ in range(n)])  # (n, 2)
@@ -194,6 +202,7 @@ class Cipher(ExactFamily):
         return ItemSet(tokens=self._sequences(arm, swapped, x), probes=probes)
 
     def _function_set(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> ItemSet:
+        """The item set of `recall_function`: questions x (N, P) on many-to-one maps (N, V)."""
         y = np.take_along_axis(maps, x, axis=1)
         references = self._references(arm, maps, x, train)
         probe = self._probe(arm, "recall_function", "held_out", _occurred_before(x), y, references)
@@ -202,7 +211,7 @@ class Cipher(ExactFamily):
     def _probe(
         self, arm: str, skill: str, split: str, mask: np.ndarray, y: np.ndarray, references: dict[str, np.ndarray]
     ) -> Probe:
-        """A probe from arrays over pairs (N, P), lifted to positions (N, T)."""
+        """A probe from a mask and right answers y over pairs (N, P), and each reference's probabilities (N, P, V)."""
 
         def reference(probs: np.ndarray) -> Reference:  # (N, P, V) predictions
             nll, right = graded(probs, y)
@@ -220,9 +229,10 @@ class Cipher(ExactFamily):
     # References ------------------------------------------------------------------------------------------------
 
     def _references(self, arm: str, maps: np.ndarray, x: np.ndarray, train: Trained | None) -> dict[str, np.ndarray]:
-        """Predictions (N, P, V) of each reference over the V answers. If `train` is None there is no memoriser.
+        """Each reference's probabilities (N, P, V) for the answers to questions x (N, P) on maps (N, V).
 
-        In `task_id` the generaliser looks answers up in the table. For the memoriser the table is V more pairs.
+        If `train` is None there is no memoriser. In `task_id` the generaliser looks answers up in the table. For the memoriser
+        the table is V more pairs.
         """
         y = np.take_along_axis(maps, x, axis=1)
         shown = maps if arm == "task_id" else None
@@ -234,43 +244,43 @@ class Cipher(ExactFamily):
             references["memorizer"] = self.memorizer(x, y, *train, shown=shown)
         return references
 
-    def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Right for any permutation: copy if the question occurred, else uniform over the answers not yet used.
+    def generalizer(self, questions: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Right for any permutation: it copies the answer if the question occurred, else guesses among the answers not yet used.
 
-        x, y (N, P) -> (N, P, V). Each prediction uses only earlier tokens.
+        questions, answers (N, P) -> probabilities (N, P, V). Each prediction uses only its question and earlier pairs.
         """
-        n, p = x.shape
+        n, p = questions.shape
         v = self.n_symbols
         known = np.full((n, v), -1)  # answer of each question so far
         used = np.zeros((n, v), dtype=bool)
         out = np.zeros((n, p, v))
         rows = np.arange(n)
         for i in range(p):
-            answer = known[rows, x[:, i]]
+            answer = known[rows, questions[:, i]]
             free = np.where(used.all(1, keepdims=True), True, ~used)
             copy = np.eye(v)[np.maximum(answer, 0)]
             out[:, i] = np.where((answer >= 0)[:, None], copy, free / free.sum(1, keepdims=True))
-            known[rows, x[:, i]] = y[:, i]
-            used[rows, y[:, i]] = True
+            known[rows, questions[:, i]] = answers[:, i]
+            used[rows, answers[:, i]] = True
         return out
 
     def memorizer(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
+        questions: np.ndarray,
+        answers: np.ndarray,
         train: np.ndarray,
         log_shares: np.ndarray | None = None,
         shown: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bayes over exactly the training permutations, answers believed with 1 - ε.
+        """Bayes over exactly the training permutations; it expects an answer to follow the permutation with probability 1 - ε.
 
-        x, y (N, P), train (K, V), prior `log_shares` (K,) or None for uniform, shown (N, V) -> (N, P, V). The entries of the
-        shown table count as answers.
+        questions, answers (N, P), train (K, V), prior `log_shares` (K,) or None for uniform -> probabilities (N, P, V). The
+        entries of `shown` (N, V), the table of `task_id` or None, count as answers.
         """
-        v, (n, p) = self.n_symbols, x.shape
+        v, (n, p) = self.n_symbols, questions.shape
         surprise = np.log1p(-EPSILON + EPSILON / v) - np.log(EPSILON / v)  # log odds of a match
         table = np.ascontiguousarray(train.T.astype(np.uint8))  # (V, K); bytes, because this is the costly array
-        matches = table[x] == y.astype(np.uint8)[:, :, None]  # (N, P, K)
+        matches = table[questions] == answers.astype(np.uint8)[:, :, None]  # (N, P, K)
         byte = np.min_scalar_type(p + v)  # two bytes if p + v is 256 or more
         before = np.cumsum(matches, axis=1, dtype=byte)  # agreements in the context, this pair included
         before -= matches
@@ -284,13 +294,13 @@ class Cipher(ExactFamily):
             weight = np.exp(weight - weight.max(axis=2, keepdims=True))
         out = np.empty((n, p, v))
         for question in range(v):  # one matmul per question: posterior (m, K) @ one-hot answers (K, V)
-            at = x == question
+            at = questions == question
             out[at] = weight[at] @ np.eye(v)[train[:, question]]
         out /= out.sum(axis=2, keepdims=True)
         return (1 - EPSILON) * out + EPSILON / v
 
 
 def _occurred_before(x: np.ndarray) -> np.ndarray:
-    """(N, P) -> bool: did this row's symbol occur at an earlier position?"""
+    """Did the same symbol occur earlier in its row? (N, P) -> (N, P) bool."""
     same = x[:, :, None] == x[:, None, :]  # (N, P, P)
     return np.tril(same, k=-1).any(axis=2)

@@ -32,10 +32,11 @@ from trainers.tasks.request import Request
 EPSILON = 1e-3
 """ε: the references give 1 - ε to their letter and spread ε over the alphabet. So no loss is infinite."""
 MEMORIZER_MAX_TASKS = 2**16
-"""Longer lists of training tasks are not enumerated. They have a memoriser only if they are dense enough to look up neighbours of
-every composition in the evaluation (`_looked_up`). 65,536 tasks of 14 functions cost a trunk 0.4 s of one core, 1,024 cost
-0.03 s."""
+"""Longer lists of training tasks are not enumerated. They have a memoriser only if every composition in the evaluation has a
+training task that differs in at most two slots, so that it can be looked up (`_looked_up`). 65,536 tasks of 14 functions cost a
+trunk 0.4 s of one core, 1,024 cost 0.03 s."""
 _MAX_LOOKED_UP = 2**20
+"""Most compositions that `_looked_up` tries at once. With more there is no memoriser."""
 _CANDIDATES = 64
 """Compositions drawn for each unseen one that is needed. One in eight is held out in a small universe, one in two in a large."""
 
@@ -57,9 +58,9 @@ class Compose(ExactFamily):
     kind: Literal["letters", "positions"] = "letters"
     """Kind of function: `letters` maps each letter to another, `positions` permutes the positions."""
     n_input: Annotated[Count, Field(le=6)] = 1
-    """S: letters of the input and of every step, up to 6."""
+    """S: number of letters of the input and of every step, up to 6."""
     n_letters: Annotated[Count, Field(ge=4, le=26)] = 8
-    """Letters of the alphabet, from 4 to 26."""
+    """A: number of letters of the alphabet, from 4 to 26."""
     n_domains: Annotated[Index, Limit(100)] = 0
     """Number of domains. A domain holds the compositions that begin with one function. 0: no domains."""
     domain: Index | None = None
@@ -104,14 +105,14 @@ class Compose(ExactFamily):
 
     def _skills(self) -> dict[str, str]:
         several = range(2, self.n_slots + 1)
-        strata = {f"compose_{k}": f"those compositions in which {k} functions change something" for k in several}
+        strata = {f"compose_{k}": f"those compositions in which {k} functions are not the identity" for k in several}
         domains = {f"domain_{d}": f"unseen compositions of domain {d}" for d in range(self.n_domains)}
         return {
-            "compose": "unseen compositions of functions that were all trained where they stand",
+            "compose": "unseen compositions of functions that were all trained in their slots",
             **strata,
-            "single_step": "unseen compositions in which only one function changes something",
-            "out_of_order": "control: the functions stand in slots where they were never trained",
-            "novel_function": "control: unseen compositions with a function that was never trained where it stands",
+            "single_step": "unseen compositions in which only one function is not the identity",
+            "out_of_order": "control: the functions stand in slots in which they were never trained",
+            "novel_function": "control: unseen compositions with a function that was never trained in its slot",
             **domains,
         }
 
@@ -124,12 +125,12 @@ class Compose(ExactFamily):
 
     @property
     def _width(self) -> int:
-        """Function tokens of a slot: F, or F per domain if domains share none."""
+        """Number of function tokens of a slot: F, or F for each domain if the domains share no functions."""
         return self.n_functions if self.share else self.n_functions * self.n_domains
 
     @property
     def _n_bijections(self) -> int:
-        """Different functions of a slot. The identity counts once."""
+        """Number of different functions that a slot needs. The identity counts once."""
         return 1 + (self._width // self.n_functions) * (self.n_functions - 1)
 
     @property
@@ -139,7 +140,10 @@ class Compose(ExactFamily):
 
     @property
     def _lists(self) -> int:
-        """Number of domains that train. Ids run through them in turn: id = place in the domain * lists + domain."""
+        """Number of domains that train, each with its own list of tasks; 1 without domains.
+
+        Ids run through the domains in turn: id = place in the domain * _lists + domain.
+        """
         return self.n_domains if self.n_domains and self.domain is None else 1
 
     @property
@@ -156,7 +160,7 @@ class Compose(ExactFamily):
         return self.universe_size - self.n_held_out
 
     def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
-        """As in every family. With domains, the n tasks of each domain are the n tasks of its specialist."""
+        """As in `ExactFamily`. With domains, a generalist trains on the same tasks of a domain as the domain's specialist."""
         place, domain = np.divmod(np.asarray(indices, dtype=np.int64), self._lists)
         order = keyed_permutation(self.n_train_ids // self._lists, "compose", "training tasks", replicate)
         return order(place) * self._lists + domain
@@ -181,7 +185,7 @@ class Compose(ExactFamily):
         return self.model_copy(update={"domain": None})
 
     def draw_tasks(self, request: Request, draw: np.random.Generator, size: int) -> np.ndarray:
-        """As in every family within a domain. The domain itself is drawn separately."""
+        """As in `ExactFamily` within a domain. The domain of each sequence is drawn separately, by `domain_shares`."""
         place = super().draw_tasks(request, draw, size)
         if self._lists == 1:
             return place
@@ -189,10 +193,10 @@ class Compose(ExactFamily):
         edges = np.cumsum(shares / shares.sum())[:-1]
         return place * self._lists + np.searchsorted(edges, draw.random(size), side="right")
 
-    def seen_tasks(self, request: Request, n: int) -> np.ndarray:
+    def seen_tasks(self, request: Request, n_sequences: int) -> np.ndarray:
         if not self.domain_shares or self._lists == 1:
-            return super().seen_tasks(request, n)
-        return self.draw_tasks(request, stream("compose", "seen tasks", request.replicate), n)
+            return super().seen_tasks(request, n_sequences)
+        return self.draw_tasks(request, stream("compose", "seen tasks", request.replicate), n_sequences)
 
     @property
     def vocab_size(self) -> int:
@@ -212,7 +216,10 @@ class Compose(ExactFamily):
         return self.compositions(ids)
 
     def compositions(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, L), the function of each slot. Its number is slot * width + function."""
+        """Tasks as rows: ids (n,) -> (n, L), the function of each slot.
+
+        Functions are numbered over all slots: slot * _width + number in the slot. Number 0 in each slot is the identity.
+        """
         place, domain = np.divmod(np.asarray(ids, dtype=np.int64), self._lists)
         domain += self.domain or 0
         rank = np.empty_like(place)
@@ -228,7 +235,7 @@ class Compose(ExactFamily):
         return out
 
     def ids(self, compositions: np.ndarray) -> np.ndarray:
-        """The inverse of `compositions`: (n, L) -> (n,). They must be tasks of this family."""
+        """The inverse of `compositions`: rows (n, L) -> ids (n,). The rows must be tasks of this family."""
         functions = compositions - np.arange(self.n_slots) * self._width
         domain = functions[:, 0] - 1 if self.n_domains else np.zeros(len(functions), dtype=np.int64)
         rank = np.zeros(len(functions), dtype=np.int64)
@@ -243,12 +250,15 @@ class Compose(ExactFamily):
         return keyed_permutation(self._per_domain, "compose", "unrank", self.n_functions, self.n_slots, domain)
 
     def functions(self) -> np.ndarray:
-        """The table of all functions, numbered as in `compositions`: (L * width, n), over letters or positions."""
+        """The table of all functions, numbered as in `compositions`: (L * _width, A) for letters, (L * _width, S) for positions.
+
+        Row f has the letter to which f maps each letter, or the position from which it takes each position's letter.
+        """
         return _bijections(self.kind, self._n_points, self.n_slots, self._width, self.n_functions)
 
-    def steps(self, compositions: np.ndarray, x: np.ndarray) -> Iterator[np.ndarray]:
-        """The results of the functions, one after another: (N, L), (N, S) -> y1, ..., yL, each (N, S)."""
-        functions, y = self.functions(), x
+    def steps(self, compositions: np.ndarray, inputs: np.ndarray) -> Iterator[np.ndarray]:
+        """Apply the functions one after another: compositions (N, L), inputs (N, S). Yields y1, ..., yL, each (N, S)."""
+        functions, y = self.functions(), inputs
         for slot in range(self.n_slots):
             function = functions[compositions[:, slot]]  # (N, n)
             table, at = (function, y) if self.kind == "letters" else (y, function)
@@ -256,14 +266,14 @@ class Compose(ExactFamily):
             yield y
 
     def maps(self, compositions: np.ndarray) -> np.ndarray:
-        """Each composition as one function: (N, L) -> (N, n)."""
+        """Each composition as one function, in the form of a row of `functions`: (N, L) -> (N, A) or (N, S)."""
         *_, last = self.steps(compositions, np.tile(np.arange(self._n_points), (len(compositions), 1)))
         return last
 
     # Sequences -------------------------------------------------------------------------------------------------
 
     def _inputs(self, draw: np.random.Generator, n: int) -> np.ndarray:
-        """Inputs (n, S). For `positions` the letters are different, because a wrong permutation of equal ones could be right."""
+        """Random inputs (n, S). For `positions` all letters differ, because a wrong permutation of equal ones could be right."""
         if self.kind == "letters":
             return draw.integers(0, self.n_letters, (n, self.n_input))
         return draw.random((n, self.n_letters)).argsort(axis=1)[:, : self.n_input]
@@ -279,7 +289,7 @@ class Compose(ExactFamily):
         return np.concatenate([self.n_letters + compositions, colon, x, *before, answer], axis=1)
 
     def _loss_from(self, arm: str) -> int:
-        """First position in the loss mask. The last S positions predict the answer, the last L * S the steps."""
+        """First position in the loss mask, which has all later ones. The last S positions predict the answer, L * S the steps."""
         if arm == "next_token":
             return 0
         return self.n_slots + self.n_input if arm == "steps" else self.length(arm) - self.n_input
@@ -296,10 +306,10 @@ class Compose(ExactFamily):
     # Evaluation ------------------------------------------------------------------------------------------------
 
     def _written(self, arm: str) -> tuple[int, ...]:
-        """Positions at which the model writes y1 ... y(L-1) itself.
+        """Positions at which the model writes the steps y1 ... y(L-1) itself in an evaluation. Empty for arms without steps.
 
-        Each letter of yL is scored after the right letters before it. Greedy exact match is the same as if the model wrote yL
-        too. The probabilities multiply to that of the whole answer.
+        The model reads the right letters of the answer yL. So the probabilities of its letters multiply to that of the whole
+        answer. Greedy exact match is the same as if the model wrote yL too.
         """
         if arm not in ("steps", "next_token"):
             return ()
@@ -340,7 +350,7 @@ class Compose(ExactFamily):
         return sets
 
     def _trained(self, request: Request) -> np.ndarray:
-        """Does any training task contain the function? (L * width,) bool, numbered as in `compositions`."""
+        """Is the function in any training task, in its slot? (L * _width,) bool, numbered as in `compositions`."""
         first = self._lists if self.n_domains else self.n_functions
         possible = first + (self.n_slots - 1) * self.n_functions * (1 if self.share else self._lists)
         trained = np.zeros(self.n_slots * self._width, dtype=bool)
@@ -353,7 +363,10 @@ class Compose(ExactFamily):
         return trained
 
     def _recombined(self, trained: np.ndarray, n: int) -> np.ndarray:
-        """Compositions (n, L), drawn from the trained functions of each slot. Trials that trained all functions have the same."""
+        """Random compositions (n, L) of functions that were all trained in their slots.
+
+        `trained` is the array of `_trained`. Trials that trained all functions have the same compositions.
+        """
         uniforms = stream("compose", "recombined").random((n, self.n_slots))
         by_slot = trained.reshape(self.n_slots, -1, self.n_functions)  # (L, blocks, F)
         first = np.flatnonzero(by_slot[0])
@@ -368,7 +381,7 @@ class Compose(ExactFamily):
         return out
 
     def _single_steps(self) -> np.ndarray:
-        """All tasks with one function and otherwise identities, (n, L), shuffled. With domains, that function comes first."""
+        """All tasks in which one function is not the identity, (n, L), shuffled. With domains, that is the first function."""
         identity = np.arange(self.n_slots) * self._width
         if self.n_domains:
             domain = np.arange(self.n_domains) if self.domain is None else np.array([self.domain])
@@ -382,10 +395,10 @@ class Compose(ExactFamily):
     def _unseen(
         self, candidates: np.ndarray, trained: np.ndarray, fallback: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The first distinct candidates that are held out and have only trained functions. They repeat if there are too few.
+        """Choose the first distinct candidates that are held out and have only trained functions.
 
-        Returns as many rows as `fallback` has, and (n,) bool: all True, or all False if there is none and the rows are
-        `fallback`.
+        candidates (m, L), `trained` of `_trained`, fallback (n, L) -> compositions (n, L) and whether they were found, (n,)
+        bool. Too few candidates repeat. If there is none, the rows are `fallback`, and all are marked False.
         """
         n = len(fallback)
         ids = self.ids(candidates)
@@ -403,7 +416,11 @@ class Compose(ExactFamily):
         train: tuple[np.ndarray, np.ndarray] | None,
         split: str = "held_out",
     ) -> ItemSet:
-        """The item set of compositions (n, L), scored on their answers. `skills` maps each skill to its rows (n,)."""
+        """The item set of compositions (n, L), scored on their answers.
+
+        `purpose` names the random stream of the inputs. `skills` maps each skill to the rows that it scores, (n,) bool. `train`
+        has the training tasks (K, L) and their `maps`. If it is None, the memoriser looks tasks up, or is missing.
+        """
         x = self._inputs(stream("compose", "questions", purpose), len(compositions))
         tokens = self._sequences(request.arm, compositions, x)
         answer = tokens[:, -self.n_input :]
@@ -429,7 +446,10 @@ class Compose(ExactFamily):
         answer: np.ndarray,
         train: tuple[np.ndarray, np.ndarray] | None,
     ) -> dict[str, np.ndarray]:
-        """Predictions of each letter of the answer, after the right letters before it, by each reference: (N, S, A)."""
+        """Each reference's probabilities (N, S, A) for each letter of the answer, given the right letters before it.
+
+        compositions (N, L), inputs x and answer (N, S). `train` has the training tasks and their `maps`; None: no memoriser.
+        """
         predictions = {
             "uniform": np.full((*answer.shape, self.n_letters), 1 / self.n_letters),
             "generalizer": self._smooth(np.eye(self.n_letters)[answer]),
@@ -439,13 +459,15 @@ class Compose(ExactFamily):
         return predictions
 
     def _smooth(self, probs: np.ndarray) -> np.ndarray:
+        """Probabilities (..., A) mixed with a share ε of the uniform distribution over letters."""
         return (1 - EPSILON) * probs + EPSILON / self.n_letters
 
     def _looked_up(self, request: Request, asked: np.ndarray) -> np.ndarray | None:
-        """The training tasks nearest to the compositions `asked` (N, L), found by looking up their neighbours.
+        """The training tasks nearest to the compositions `asked` (N, L): (K, L), distinct, without a list of all tasks.
 
-        None if one composition has no training task within two slots, if one is no task of this family, or if there are too
-        many neighbours.
+        It tries all compositions that differ in no slot, then in one, then in two. It inverts the permutations to see which of
+        them train. Returns None with domains, if a composition is no task of this family or has no training task within two
+        slots, or if more than _MAX_LOOKED_UP compositions had to be tried at once.
         """
         rest = asked - np.arange(self.n_slots) * self._width  # functions of compositions without a neighbour so far
         if self.n_domains or rest.min() < 0 or rest.max() >= self.n_functions:
@@ -468,12 +490,13 @@ class Compose(ExactFamily):
         return None
 
     def memorizer(
-        self, compositions: np.ndarray, x: np.ndarray, answer: np.ndarray, train: np.ndarray, maps: np.ndarray
+        self, compositions: np.ndarray, inputs: np.ndarray, answer: np.ndarray, train: np.ndarray, maps: np.ndarray
     ) -> np.ndarray:
-        """Answers as a training task would that shares most functions with the one asked; one of them, drawn uniformly.
+        """Answers like a training task that shares most functions with the one asked, drawn uniformly from all such tasks.
 
-        It is exact for training tasks. Letter by letter it is Bayes over the nearest tasks, each of their letters believed with
-        1 - ε. compositions (N, L), x and answer (N, S), train (K, L) and its `maps` -> (N, S, A).
+        So it is exact for training tasks. Each letter is predicted by Bayes over these tasks from the letters before it. A task
+        gives its letter the probability 1 - ε. compositions (N, L), inputs and answer (N, S), train (K, L) and its `maps` (K, A)
+        or (K, S) -> probabilities (N, S, A).
         """
         byte = np.min_scalar_type(self.n_slots * self._width)  # small type, because this array is the costly one
         slots = np.ascontiguousarray(train.T.astype(byte))  # (L, K)
@@ -483,7 +506,7 @@ class Compose(ExactFamily):
             for slot, function in zip(slots, asked, strict=True):
                 shared += slot == function
             near = maps[shared == shared.max()]
-            given = near[:, x[i]] if self.kind == "letters" else x[i][near]  # (nearest, S)
+            given = near[:, inputs[i]] if self.kind == "letters" else inputs[i][near]  # (nearest, S)
             weight = np.ones(len(near))
             for s, letter in enumerate(answer[i]):
                 out[i, s] = np.bincount(given[:, s], weight, self.n_letters) / weight.sum()
@@ -491,14 +514,17 @@ class Compose(ExactFamily):
         return self._smooth(out)
 
     def _reference(self, arm: str, probs: np.ndarray, answer: np.ndarray) -> Reference:
-        """Scores on the letters of the answer (N, S), at their positions (N, T)."""
+        """Scores of probabilities (N, S, A) on the letters of the answer (N, S), moved to their positions: (N, T) each."""
         before = np.zeros((len(answer), self.length(arm) - self.n_input))
         return Reference(*(np.concatenate([before, scores], axis=1) for scores in graded(probs, answer)))
 
 
 @lru_cache(maxsize=16)
 def _bijections(kind: str, n_points: int, n_slots: int, width: int, n_functions: int) -> np.ndarray:
-    """The functions of a family, (L * width, n). In a slot they are different, but each block of F begins with the identity."""
+    """Random functions for `Compose.functions`: (n_slots * width, n_points). Each block of n_functions begins with the identity.
+
+    All other functions of a slot differ from each other and from the identity.
+    """
     rows: list[tuple[int, ...]] = []
     for slot in range(n_slots):
         draw = stream("compose", "functions", kind, n_points, slot)
@@ -516,7 +542,7 @@ def _bijections(kind: str, n_points: int, n_slots: int, width: int, n_functions:
 
 @lru_cache(maxsize=16)
 def _changes(n_slots: int, n_functions: int, radius: int) -> np.ndarray:
-    """Shifts of functions, modulo F, that lead to all compositions which differ in exactly `radius` slots: (C, L)."""
+    """All changes of exactly `radius` slots, as (C, L): a row is added to a composition's functions, modulo n_functions."""
     rows = []
     for slots in combinations(range(n_slots), radius):
         shifts = np.array(list(product(range(1, n_functions), repeat=radius)), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Decomposition of a model's predictions: the nearest mixture of known predictors."""
+"""Decomposition of a model's predictions: the shares of known predictors in the mixture that is nearest to the model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 PREDICTORS = ("generalizer", "memorizer", "unigram_generalizer", "unigram_memorizer", "uniform", "backward")
 """Predictors that a probe must all have for weights to be recorded. If one were missing, the others would share its part.
 
-They use counted or remembered pairs of states, single states, or nothing. `backward` is a control that should get no weight
-(`Markov.predictors`)."""
+`Markov.predictors` computes them. Generalisers count in the context, memorisers weight the training chains, each by pairs of
+states or (`unigram_...`) by single states. `backward` is a control that should get no weight."""
 INTERIOR_STEPS = 24
-"""Steps of `decompose`. Each is about three times nearer: a model equal to one predictor has weight .96, .996, .9996 after
-12, 16, 20 steps."""
+"""Number of steps of `decompose`. Each divides the error by about three: a model equal to one predictor has weight .96, .996,
+.9996 after 12, 16, 20 steps."""
 
 
 class Decomposition(NamedTuple):
@@ -23,24 +23,24 @@ class Decomposition(NamedTuple):
     weights: dict[str, float]
     """Name of a predictor -> its share. The shares sum to 1."""
     residual_nats: float
-    """KL(model || mixture) per position: no mixture of the predictors is nearer."""
+    """KL(model || mixture) per position, in nats. No mixture of the predictors has a smaller one."""
 
 
 def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> Decomposition | None:
-    """The non-negative weights, summing to 1, whose mixture of predictors is nearest to a model.
+    """Find the non-negative weights, summing to 1, whose mixture of predictors has the smallest divergence from a model.
 
-    log_probs (N, T, V), natural log; predictors (N, T, V) each. Returns None if there is nothing to decompose, if a
-    log-probability of the model is not finite, or if all predictors give 0 to a token.
+    log_probs (..., V) are the model's, natural log. Each of `predictors`, by name, has probabilities (..., V). Returns None
+    without positions or predictors, if a log-probability of the model is not finite, or if all predictors give 0 to a token.
 
     It minimises KL(model || mixture), which is convex. Adding the sum of the weights to it leaves the minimum at the same
     place and makes the constraint on the sum redundant. The constraint w >= 0 is kept by a primal-dual interior point method
     (Nocedal and Wright 2006, chapter 19). Expectation-maximisation is too slow: a model equal to one predictor had a weight
     of .65 to .95 after 400 steps. Equal predictors share their weight.
     """
-    logs = log_probs.astype(np.float64).reshape(-1)  # (N T V,)
+    logs = log_probs.astype(np.float64).reshape(-1)  # all positions and tokens in one axis, (n V,)
     if not len(predictors) or not logs.size or not np.isfinite(logs).all():
         return None
-    known = np.stack([p.reshape(-1) for p in predictors.values()])  # (P, N T V)
+    known = np.stack([p.reshape(-1) for p in predictors.values()])  # (P, n V)
     if not (known.max(axis=0) > 0).all():  # every mixture has an infinite divergence
         return None
     n_positions = logs.size / log_probs.shape[-1]
@@ -61,5 +61,5 @@ def decompose(log_probs: np.ndarray, predictors: Mapping[str, np.ndarray]) -> De
 
 
 def _stay_positive(values: np.ndarray, move: np.ndarray) -> float:
-    """The largest share of a move, at most 1, that moves no value more than 95 % of the way to zero."""
+    """Factor for `move`, at most 1, with which no value goes more than 95 % of its way to zero."""
     return float(min(1.0, 0.95 / max((-move / values).max(), 1e-9)))

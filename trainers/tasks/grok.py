@@ -37,7 +37,7 @@ EPSILON = 1e-3
 
 @register
 class Grok(ExactFamily):
-    """Addition of pairs of numbers below `modulus`."""
+    """Addition of two numbers modulo `modulus`."""
 
     name: Literal["grok"] = "grok"
     modulus: Annotated[Count, Field(ge=5, le=1000)] = 47
@@ -52,7 +52,7 @@ class Grok(ExactFamily):
     skills: ClassVar[dict[str, str]] = {
         "add": "pairs that were trained in neither order",
         "commuted": "untrained pairs (a, b) whose mirror image (b, a) was trained: knowing that order does not matter is enough",
-        "add_any": "all untrained pairs, as published: both kinds together",
+        "add_any": "all untrained pairs, as in the papers: the items of add and commuted together",
     }
 
     @property
@@ -80,18 +80,19 @@ class Grok(ExactFamily):
         return self.pairs(ids)
 
     def pairs(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, 2), a and b, through a keyed permutation. Neighbouring ids are unrelated."""
+        """Tasks as rows (a, b): ids (n,) -> (n, 2). A keyed permutation shuffles the ids, so neighbouring ids are unrelated."""
         return np.stack(np.divmod(self._order()(ids), self.modulus), axis=1)
 
     def ids(self, pairs: np.ndarray) -> np.ndarray:
-        """The inverse of `pairs`: (n, 2) -> (n,)."""
+        """The inverse of `pairs`: rows (n, 2) -> ids (n,)."""
         return self._order().inverse(pairs @ np.array([self.modulus, 1]))
 
     def _order(self) -> KeyedPermutation:
+        """The permutation from ids to pairs numbered as a * p + b."""
         return keyed_permutation(self.universe_size, "grok", "unrank", self.modulus)
 
     def trained(self, request: Request, pairs: np.ndarray) -> np.ndarray:
-        """Are pairs (n, 2) training tasks? (n,) bool. It inverts the permutations, and needs no list of the tasks."""
+        """Which of the pairs (n, 2) are training tasks? (n,) bool. It inverts the permutations, and needs no list of tasks."""
         ids = self.ids(pairs)
         listed = ids < self.n_train_ids
         order = keyed_permutation(self.n_train_ids, "grok", "training tasks", request.replicate)
@@ -99,12 +100,12 @@ class Grok(ExactFamily):
         return listed
 
     def _sequences(self, pairs: np.ndarray) -> np.ndarray:
-        """Tokens (N, 4). Numbers are 0 ... p - 1, and the equals sign is p."""
+        """Tokens a b = c for pairs (N, 2): (N, 4). Numbers are 0 ... p - 1, and the equals sign is p."""
         equals = np.full(len(pairs), self.modulus)
         return np.column_stack([pairs, equals, pairs.sum(axis=1) % self.modulus])
 
     def _scored(self, rows: np.ndarray) -> np.ndarray:
-        """The mask of rows (N,) -> (N, 3). Only the answer is scored."""
+        """A mask over positions (N, 3) from a mask over sequences (N,). Only the answer is scored."""
         return rows[:, None] & (np.arange(3) == 2)
 
     def batch(self, request: Request, step: int) -> Batch:
@@ -131,7 +132,7 @@ class Grok(ExactFamily):
         ]
 
     def _item_set(self, request: Request, split: str, pairs: np.ndarray, skills: dict[str, np.ndarray]) -> ItemSet:
-        """The item set of pairs (N, 2). `skills` maps each skill to its rows (N,)."""
+        """The item set of pairs (N, 2). `skills` maps each skill to the rows that it scores, (N,) bool."""
         tokens = self._sequences(pairs)
         references = {
             name: Reference(*(np.pad(scores[:, None], ((0, 0), (2, 0))) for scores in graded(probs, tokens[:, -1])))
@@ -144,7 +145,7 @@ class Grok(ExactFamily):
         return ItemSet(tokens=tokens, probes=probes)
 
     def predictions(self, pairs: np.ndarray, trained: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of the sum by each reference: pairs (N, 2) and `trained` (N,) -> (N, p) each.
+        """Each reference's probabilities (N, p) for the sum of each pair (N, 2). `trained` (N,) marks the training tasks.
 
         The generaliser knows all sums. The memoriser knows the trained pairs, however many, and guesses all others. On trained
         pairs the two agree, so memory and ability cannot be distinguished there.

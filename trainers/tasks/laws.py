@@ -1,4 +1,5 @@
-"""Families in which a task is a probability law. A sequence is drawn from one law, and predictions are scored against it.
+"""Families in which a task is a probability distribution (a law). A sequence is drawn from one law. Predictions are scored
+against the law itself, not against the drawn tokens.
 
 The universe has 2^62 tasks, and half of them train. The evaluation has fresh sequences of held-out tasks, the same for all
 trials, and fresh sequences of training tasks.
@@ -17,11 +18,11 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.request import Request
 
 Listed = tuple[np.ndarray, np.ndarray | None]
-"""The training tasks (K, ...), and the log of each one's share in training (K,), or None for equal shares."""
+"""The training tasks (K, ...), and the natural log of each one's share in training (K,), or None for equal shares."""
 
 
 class LawFamily(ExactFamily):
-    """A family whose tasks are laws from which sequences are drawn."""
+    """A family whose tasks are laws from which sequences are drawn. Subclasses define `tasks`, `sequences` and `item_set`."""
 
     memorizer_max_tasks: ClassVar[int | None] = 4096
     has_distances: ClassVar[bool] = True
@@ -42,15 +43,18 @@ class LawFamily(ExactFamily):
     def item_set(
         self, split: Literal["seen", "held_out"], tasks: np.ndarray, tokens: np.ndarray, train: Listed | None
     ) -> ItemSet:
-        """The item set of these sequences. Without a list of training tasks it has no memoriser."""
+        """The item set of sequences `tokens` (N, T+1) or (N, T+1, W), drawn from the laws `tasks` (N, ...).
+
+        `train` lists the training tasks for the memoriser. None: the item set has no memoriser.
+        """
 
     def scored(self) -> np.ndarray:
         """Positions at which the next token is predicted: (T,) bool."""
         return np.ones(self.seq_len, dtype=bool)
 
-    def shown_tasks(self, request: Request, draw: np.random.Generator, n: int) -> np.ndarray:
-        """Numbers of the training tasks of the `n` sequences in the seen split: (n,)."""
-        return self.seen_tasks(request, n)
+    def shown_tasks(self, request: Request, draw: np.random.Generator, n_sequences: int) -> np.ndarray:
+        """The training task of each sequence in the seen split, as in `seen_tasks`. Subclasses may draw them with `draw`."""
+        return self.seen_tasks(request, n_sequences)
 
     def batch(self, request: Request, step: int) -> Batch:
         name: Any = self

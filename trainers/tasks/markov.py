@@ -1,8 +1,9 @@
 """markov: induction (Park et al. 2025, arXiv 2412.01003). A task is a Markov chain over k states with rows Dirichlet(1).
 
 A sequence is T states of one chain. The first is drawn from the stationary distribution, and every next state is predicted.
-Four predictors compete: they memorise the training chains or count in the context, each with pairs of states or single states.
-`decompose` estimates the share of each in a model's predictions, and `Probe.score` records it.
+Four predictors compete. Memorisers weight the training chains, generalisers count in the context. There is one of each kind for
+pairs of states, and one for single states. `decompose` estimates the share of each in a model's predictions. `Probe.score`
+records the shares.
 
 A recipe that learns it, at 0.1 s per step on one core: two layers of width 64, 4 heads, batch 32, rate 3e-3 after 100 steps of
 warm-up, decayed over the last fifth. One run each:
@@ -48,7 +49,7 @@ class Markov(LawFamily):
     headline: ClassVar[str] = "induct"
     mixture: ClassVar[str] = "induct"
     skills: ClassVar[dict[str, str]] = {
-        "induct": "predict the next state from what followed the same state before, scored against the chain itself"
+        "induct": "predict the next state from the states that followed the same state before, scored against the chain itself"
     }
 
     @property
@@ -73,18 +74,18 @@ class Markov(LawFamily):
     # Chains ----------------------------------------------------------------------------------------------------
 
     def tasks(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as matrices: ids (n,) -> (n, k, k), [i, j] = P(j follows i). Rows are Dirichlet(1), from exponentials."""
+        """Tasks as matrices: ids (n,) -> (n, k, k), [i, j] = P(j follows i). Rows are Dirichlet(1): normalised exponentials."""
         k = self.n_states
         exponentials = -np.log(hashed_uniforms(ids, k * k, "markov", k)).reshape(-1, k, k)
         return exponentials / exponentials.sum(axis=2, keepdims=True)
 
     def ranks(self, draw: np.random.Generator, n_tasks: int, size: int) -> np.ndarray:
-        """Numbers of the training chains, 0 ... n_tasks - 1, of `size` sequences. It takes two draws each and no table.
+        """Draw a training chain for each of `size` sequences by the `prior`: its place in the list, 0 ... n_tasks - 1, (size,).
 
         `ranked` draws i uniform in 1 ... n, then r uniform in 1 ... i. So the share of r is (1/n) Σ_{i=r..n} 1/i, the mean of
         the r-th largest of n Dirichlet(1) weights (the broken stick, MacArthur 1957). This is our choice, because we do not
-        know the paper's. The sum of squared shares tends to 2/n, so n chains count like n/2 equal ones for every n. Under a
-        Zipf law, more chains would add less and less.
+        know the paper's. It needs two draws per sequence and no table. The sum of squared shares tends to 2/n, so n chains count
+        like n/2 equal ones for every n. Under a Zipf law, more chains would add less and less.
         """
         if self.prior == "uniform":
             return draw.integers(0, n_tasks, size)
@@ -96,20 +97,20 @@ class Markov(LawFamily):
         return self.ranks(draw, request.n_tasks, size)
 
     def shares(self, n_tasks: int) -> np.ndarray:
-        """Share of each training chain: (n_tasks,), summing to 1."""
+        """Share of each training chain under the `prior`: (n_tasks,), summing to 1."""
         if self.prior == "uniform":
             return np.full(n_tasks, 1 / n_tasks)
         return np.cumsum(1 / np.arange(n_tasks, 0, -1))[::-1] / n_tasks
 
-    def shown_tasks(self, request: Request, draw: np.random.Generator, n: int) -> np.ndarray:
-        """Drawn from the training mixture."""
-        return self.draw_tasks(request, draw, n)
+    def shown_tasks(self, request: Request, draw: np.random.Generator, n_sequences: int) -> np.ndarray:
+        """The training task of each sequence in the seen split, drawn as in training."""
+        return self.draw_tasks(request, draw, n_sequences)
 
     def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return self._walk(tasks, draw.random((len(tasks), self.n_tokens)))
 
     def _walk(self, chains: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Inverse-CDF draws: chains (N, k, k), uniforms (N, T) -> tokens (N, T).
+        """One walk on each chain by inverse CDF: chains (N, k, k), uniforms (N, T) -> tokens (N, T).
 
         The next state after every state is computed for all draws at once, and the walk is one look-up per step. This takes
         half the time of drawing step by step. Comparing in single precision is twice as fast, and moves probabilities by at
@@ -154,15 +155,15 @@ class Markov(LawFamily):
     def predictors(
         self, tokens: np.ndarray, train: np.ndarray | None, shares: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """All predictors on tokens (N, T): name -> (N, T-1, k). Each prediction uses only earlier tokens.
+        """Each predictor's probabilities for the next states of tokens (N, T): name -> (N, T-1, k), from earlier tokens alone.
 
         `generalizer` and `memorizer` use pairs of states, `unigram_...` single states. `backward` is a control: it counts the
         states that came before the present one. A model that predicts forward should give it no weight. Trained models gave
         it .01 or less, but up to .04 while the skill emerged, and .08 with five states.
 
         The generaliser is exact, except that it ignores the information of the first state on the stationary distribution. The
-        memorisers need training chains (K, k, k) and are missing without them. `shares` (K,) are the chains' shares; left out,
-        those of the prior.
+        memorisers need the training chains `train` (K, k, k). If that is None, they are left out. `shares` (K,) are the chains'
+        shares in training; left out, those of the prior.
         """
         before = self.transitions(tokens)  # (N, T-1, k, k)
         at = (*np.ogrid[: len(tokens), : tokens.shape[1] - 1], tokens[:, :-1])
@@ -181,7 +182,7 @@ class Markov(LawFamily):
         return predictors
 
     def transitions(self, tokens: np.ndarray) -> np.ndarray:
-        """Counts of transitions i -> j before each prediction: tokens (N, T) -> (N, T-1, k, k). The first counts are 0."""
+        """Number of transitions i -> j before each prediction, [..., i, j]: tokens (N, T) -> (N, T-1, k, k). The first are 0."""
         k = self.n_states
         steps = np.zeros((len(tokens), tokens.shape[1] - 1, k * k))
         np.put_along_axis(steps[:, 1:], (k * tokens[:, :-2] + tokens[:, 1:-1])[:, :, None], 1.0, axis=2)
@@ -190,10 +191,11 @@ class Markov(LawFamily):
     def memorizer(
         self, tokens: np.ndarray, train: np.ndarray, laws: np.ndarray, shares: np.ndarray | None = None
     ) -> np.ndarray:
-        """Bayes over exactly the training chains, each with the prior of its share: tokens (N, T) -> (N, T-1, k).
+        """Bayes over exactly the training chains, with their shares in training as prior: tokens (N, T) -> (N, T-1, k).
 
-        train (K, k, k), laws (K, k) of the first state, shares (K,) or those of the prior. Each posterior is the last one
-        times a look-up, so no logarithm or exponential is needed. A chain's weight stays at least 1e-300, so it can recover.
+        train (K, k, k). `laws` (K, k) are the distributions of the first state. `shares` (K,); left out, those of `prior`. Each
+        posterior is the last one times a look-up, so no logarithm or exponential is needed. A chain's weight stays at least
+        1e-300, so it can grow again.
         """
         k, (n, length) = self.n_states, tokens.shape
         likelihood = np.ascontiguousarray(train.reshape(-1, k * k).T)  # (k*k, K)
@@ -223,12 +225,13 @@ def stationary(chains: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(counts: np.ndarray) -> np.ndarray:
-    """Posterior mean under Dirichlet(1): counts (..., k) -> (n_j + 1) / (n + k)."""
+    """The posterior mean under Dirichlet(1): counts n_j (..., k) with sum n -> probabilities (n_j + 1) / (n + k)."""
     return (counts + 1) / (counts.sum(axis=-1, keepdims=True) + counts.shape[-1])
 
 
 def _reference(truth: np.ndarray, probs: np.ndarray) -> Reference:
-    """Expected log loss against the true row, and greedy agreement with its likeliest state, ties shared. Both (N, T, k)."""
+    """Scores of `probs` against the true distributions `truth`, both (N, T, k): expected log loss, and a hit if the likeliest
+    states agree. If m predicted states tie, a hit counts 1/m."""
     nll = -(truth * np.log(np.maximum(probs, 1e-300))).sum(axis=2)
     best = probs >= probs.max(axis=2, keepdims=True) - 1e-12
     hit = np.take_along_axis(best, truth.argmax(axis=2)[:, :, None], axis=2)[:, :, 0]

@@ -34,14 +34,14 @@ from trainers.tasks.request import Request
 EPSILON = 1e-3
 """ε: the memoriser assumes that a number follows the task with 1 - ε and is uniform over all p with ε. No loss is infinite."""
 MEMORIZER_MAX_TASKS = 4096
-"""Longer lists of training tasks have no memoriser."""
+"""With more training tasks no memoriser is computed, and memory is undefined."""
 
 
 class Solved(NamedTuple):
-    """The result of each x that follows from the examples before it, without knowing the coefficients."""
+    """The results that follow from the earlier examples of a sequence, without knowing the coefficients."""
 
-    known: np.ndarray  # (N, P) bool: x is a linear combination of earlier ones
-    result: np.ndarray  # (N, P): its result, if known
+    known: np.ndarray  # (N, P) bool: x is a linear combination of earlier ones, so its result follows
+    result: np.ndarray  # (N, P): the result of x, if known
 
 
 @register
@@ -62,7 +62,7 @@ class Modular(ExactFamily):
     mixture: ClassVar[str] = "mixture"
     memorizer_max_tasks: ClassVar[int | None] = MEMORIZER_MAX_TASKS
     skills: ClassVar[dict[str, str]] = {
-        "solve_new": "an x that is a combination of several earlier ones, but a multiple of none: solve for its result",
+        "solve_new": "an x that is a linear combination of earlier ones, but a multiple of none: solve for its result",
         "scale": "an x that did not occur, but is a multiple of one that did",
         "recall": "an x that occurred earlier in the sequence: copy its result",
         "undecided": "an x that the examples so far do not determine: chance, unless the coefficients are shown",
@@ -109,27 +109,27 @@ class Modular(ExactFamily):
         return self.coefficients(ids)
 
     def coefficients(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, D), through a keyed permutation. Neighbouring ids are unrelated."""
+        """Tasks as rows: ids (n,) -> (n, D). A keyed permutation shuffles the ids, so neighbouring ids are unrelated."""
         size = self.universe_size
         return self._digits(keyed_permutation(size, "modular", "unrank", self.modulus, self.n_inputs)(ids))
 
     def _digits(self, ranks: np.ndarray) -> np.ndarray:
-        """Digits to base p: (...,) -> (..., D)."""
+        """The D digits of numbers in base p, lowest first: (...,) -> (..., D)."""
         return ranks[..., None] // self.modulus ** np.arange(self.n_inputs) % self.modulus
 
     def _inputs(self, draw: np.random.Generator, n: int) -> np.ndarray:
-        """Inputs (n, P, D), uniform over all but D zeros. D zeros have the result 0 in every task."""
+        """Random inputs (n, P, D), none of them all zeros: those have the result 0 in every task."""
         return self._digits(draw.integers(1, self.universe_size, (n, self.n_examples)))
 
     def _sequences(self, arm: str, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Tokens: tasks (N, D), x (N, P, D) -> (N, T+1)."""
+        """Tokens of the examples x (N, P, D) with their results for tasks (N, D): (N, T+1). In `task_id` the task comes first."""
         examples = np.concatenate([x, self.modulus + self.results(tasks, x)[:, :, None]], axis=2)
         shown = tasks if arm == "task_id" else tasks[:, :0]
         return np.concatenate([shown, examples.reshape(len(x), -1)], axis=1)
 
-    def results(self, tasks: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """c · x mod p: tasks (N, D), x (N, P, D) -> (N, P)."""
-        return (x * tasks[:, None]).sum(axis=2) % self.modulus
+    def results(self, tasks: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """The results c · x mod p: tasks (N, D), inputs (N, P, D) -> (N, P)."""
+        return (inputs * tasks[:, None]).sum(axis=2) % self.modulus
 
     def batch(self, request: Request, step: int) -> Batch:
         draw = stream("modular", "batch", request.replicate, step)
@@ -141,7 +141,7 @@ class Modular(ExactFamily):
         return Batch(tokens, self._lift(request.arm, np.ones((size, self.n_examples), dtype=bool)))
 
     def _lift(self, arm: str, examples: np.ndarray) -> np.ndarray:
-        """From examples (N, P) to positions (N, T). A result is predicted at the position of the last number of its x."""
+        """Move values of examples (N, P) to positions (N, T), zeros elsewhere. A result is predicted at the last number of x."""
         positions = np.zeros((len(examples), self.length(arm)), dtype=examples.dtype)
         positions[:, self._first(arm) + self.n_inputs - 1 :: self.n_inputs + 1] = examples
         return positions
@@ -161,6 +161,7 @@ class Modular(ExactFamily):
         ]
 
     def _item_set(self, request: Request, split: str, tasks: np.ndarray, x: np.ndarray) -> ItemSet:
+        """The item set of tasks (N, D) with inputs x (N, P, D)."""
         arm, z = request.arm, self.results(tasks, x)
         solved = self.solve(x, z)
         occurred, multiple = _occurred_before(x), _occurred_before(self._directions(x))
@@ -184,77 +185,83 @@ class Modular(ExactFamily):
 
     # References ------------------------------------------------------------------------------------------------
 
-    def predictions(self, request: Request, tasks: np.ndarray, x: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of every result by each reference: tasks (N, D), x (N, P, D), z (N, P) -> (N, P, p) each.
+    def predictions(
+        self, request: Request, tasks: np.ndarray, inputs: np.ndarray, results: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Each reference's probabilities (N, P, p) for every result: tasks (N, D), inputs (N, P, D), results (N, P).
 
         In `task_id` the generaliser computes with the shown coefficients. The memoriser looks them up in its list, so the two
         agree on training tasks.
         """
         shown = tasks if request.arm == "task_id" else None
         predictions = {
-            "uniform": np.full((*z.shape, self.modulus), 1 / self.modulus),
-            "generalizer": np.eye(self.modulus)[z] if shown is not None else self.generalizer(x, z),
+            "uniform": np.full((*results.shape, self.modulus), 1 / self.modulus),
+            "generalizer": np.eye(self.modulus)[results] if shown is not None else self.generalizer(inputs, results),
         }
         if request.n_tasks <= MEMORIZER_MAX_TASKS:
             train = self.coefficients(self.train_ids(request.replicate, np.arange(request.n_tasks)))
-            predictions["memorizer"] = self.memorizer(x, z, train, shown, self.log_shares(request))
+            predictions["memorizer"] = self.memorizer(inputs, results, train, shown, self.log_shares(request))
         return predictions
 
-    def generalizer(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Bayes over all p^D functions, equally likely: the result that the examples decide, else uniform.
+    def generalizer(self, inputs: np.ndarray, results: np.ndarray) -> np.ndarray:
+        """Bayes over all p^D functions, equally likely: the result that follows from the earlier examples, else a uniform guess.
 
-        x (N, P, D), z (N, P) -> (N, P, p). No other case exists: the functions that fit the examples give a new x either one
-        result, or all results equally often.
+        inputs (N, P, D), results (N, P) -> probabilities (N, P, p). No other case exists: the functions that fit the examples
+        give a new x either one result, or all results equally often.
         """
-        known, result = self.solve(x, z)
+        known, result = self.solve(inputs, results)
         return np.where(known[:, :, None], np.eye(self.modulus)[result], 1 / self.modulus)
 
     def _inverses(self) -> np.ndarray:
-        """Inverses modulo p: a -> 1/a, and 0 -> 0. (p,)."""
+        """Table (p,) of the inverses of 0 ... p - 1 modulo p, with 0 for 0."""
         return np.array([pow(a, -1, self.modulus) if a else 0 for a in range(self.modulus)])
 
     def _directions(self, x: np.ndarray) -> np.ndarray:
-        """The multiple of each x whose first nonzero number is 1: (N, P, D) -> (N, P, D)."""
+        """The multiple of each x whose first nonzero number is 1: (N, P, D) -> (N, P, D). Multiples of one x share it."""
         first = np.take_along_axis(x, (x > 0).argmax(axis=2)[:, :, None], axis=2)
         return x * self._inverses()[first] % self.modulus
 
-    def solve(self, x: np.ndarray, z: np.ndarray) -> Solved:
-        """Elimination modulo p, example by example: x (N, P, D), z (N, P), with one function per sequence."""
-        p, (n, n_examples, d) = self.modulus, x.shape
+    def solve(self, inputs: np.ndarray, results: np.ndarray) -> Solved:
+        """Which results follow from the earlier examples? inputs (N, P, D), results (N, P), with one function per sequence.
+
+        It is Gaussian elimination modulo p, one example after another.
+        """
+        p, (n, n_examples, d) = self.modulus, inputs.shape
         inverse = self._inverses()
         basis = np.zeros((n, d, d), dtype=np.int64)  # row i, if present, has its first nonzero number, a 1, at i
-        results = np.zeros((n, d), dtype=np.int64)
+        basis_results = np.zeros((n, d), dtype=np.int64)
         known = np.zeros((n, n_examples), dtype=bool)
         result = np.zeros((n, n_examples), dtype=np.int64)
         for e in range(n_examples):
-            rest, due = x[:, e].copy(), 0 * z[:, e]
+            rest, due = inputs[:, e].copy(), 0 * results[:, e]
             new = np.zeros(n, dtype=bool)  # does this example add a row?
             for i in range(d):
                 there = basis[:, i, i] == 1
                 times = np.where(there & ~new, rest[:, i], 0)
                 rest = (rest - times[:, None] * basis[:, i]) % p
-                due = (due + times * results[:, i]) % p
+                due = (due + times * basis_results[:, i]) % p
                 brings = ~there & ~new & (rest[:, i] != 0)
                 scale = inverse[rest[brings, i]]
                 basis[brings, i] = rest[brings] * scale[:, None] % p
-                results[brings, i] = (z[brings, e] - due[brings]) * scale % p
+                basis_results[brings, i] = (results[brings, e] - due[brings]) * scale % p
                 new |= brings
             known[:, e], result[:, e] = ~new, due
         return Solved(known, result)
 
     def memorizer(
         self,
-        x: np.ndarray,
-        z: np.ndarray,
+        inputs: np.ndarray,
+        results: np.ndarray,
         train: np.ndarray,
         shown: np.ndarray | None = None,
         log_shares: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bayes over exactly the training functions, results and shown coefficients believed with 1 - ε.
+        """Bayes over exactly the training functions; it expects a number to follow the function with probability 1 - ε.
 
-        x (N, P, D), z (N, P), train (K, D), shown (N, D) or None, prior `log_shares` (K,) or None for uniform -> (N, P, p).
+        inputs (N, P, D), results (N, P), train (K, D), prior `log_shares` (K,) or None for uniform -> probabilities (N, P, p).
+        `shown` (N, D) are the coefficients that the arm `task_id` shows, or None.
         """
-        p, (n, n_examples) = self.modulus, z.shape
+        p, (n, n_examples) = self.modulus, results.shape
         surprise = np.log1p(-EPSILON + EPSILON / p) - np.log(EPSILON / p)  # log odds of a match
         prior = np.zeros((n, len(train))) if log_shares is None else np.tile(log_shares, (n, 1))
         if shown is not None:
@@ -262,8 +269,8 @@ class Modular(ExactFamily):
         out = np.empty((n, n_examples, p))
         columns = train.T.astype(np.float32)  # (D, K); exact: numbers stay below 2^24, and matmuls of floats are fast
         for i in range(n):  # one sequence at a time stays in the cache
-            given = (x[i].astype(np.float32) @ columns).astype(np.int64) % p  # (P, K)
-            matches = given == z[i][:, None]
+            given = (inputs[i].astype(np.float32) @ columns).astype(np.int64) % p  # (P, K)
+            matches = given == results[i][:, None]
             logs = surprise * (np.cumsum(matches, axis=0) - matches) + prior[i]
             weight = np.exp(logs - logs.max(axis=1, keepdims=True))
             cells = given + p * np.arange(n_examples)[:, None]
@@ -273,6 +280,6 @@ class Modular(ExactFamily):
 
 
 def _occurred_before(x: np.ndarray) -> np.ndarray:
-    """(N, P, D) -> (N, P) bool: did the same x occur earlier in its sequence?"""
+    """Did the same x occur earlier in its sequence? (N, P, D) -> (N, P) bool."""
     same = (x[:, :, None] == x[:, None, :]).all(axis=3)
     return np.tril(same, k=-1).any(axis=2)

@@ -5,7 +5,7 @@ answer. Only the answer is predicted. One subset of bits gives no information on
 `training.task_exponent` = α + 1, tasks are shown in proportion to rank^-(α + 1). They should then be learned one after another,
 each suddenly, while the mean loss falls smoothly.
 
-Generalisation here means new data. An untrained control has no meaning, so a model cannot be asked an unseen task. The
+Generalisation here means new data. An untrained control token has no meaning, so a model cannot be asked an unseen task. The
 held-out split asks trained tasks on bit strings that no batch contains. Ability is R_k / S of the second paper, the
 correlation of answer and truth. It is 2 accuracy - 1, because a table of the training data can only guess on new data. (A
 table that looked up the nearest trained string, if all others trained, would be right in a share of 1 - k/n.) Memory of tasks
@@ -42,11 +42,11 @@ class Parity(ExactFamily):
 
     name: Literal["parity"] = "parity"
     n_bits: Annotated[Count, Field(ge=8, le=60)] = 16
-    """n: bits of the data, from 8 to 60."""
+    """n: number of bits in a sequence, from 8 to 60."""
     n_summed: Count = 3
-    """k: bits in the parity of a task."""
+    """k: number of bits whose parity a task asks for; below n_bits."""
     n_controls: Annotated[Count, Limit(100_000)] = 64
-    """Control tokens, and so the most tasks. The model has a token for each, even if it is not used."""
+    """Number of control tokens, and so the largest n_tasks. The model has a token for each, even if it is not used."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("answer",)
@@ -73,7 +73,7 @@ class Parity(ExactFamily):
 
     @property
     def ranks(self) -> list[int]:
-        """Ranks of the tasks that are their own skills: 1, 2, 4, ... up to n_controls."""
+        """Ranks of the tasks that have a skill of their own: 1, 2, 4, ... up to n_controls. Rank 1 is drawn most often."""
         return [2**i for i in range(self.n_controls.bit_length())]
 
     @property
@@ -103,10 +103,10 @@ class Parity(ExactFamily):
         return self.subsets(ids)
 
     def subsets(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, k), the summed bits, descending.
+        """Tasks as rows: ids (n,) -> (n, k), the positions of the summed bits, descending.
 
-        A keyed permutation of the ids is decoded in the combinatorial number system: rank = Σ C(c_j, j) over the chosen
-        c_k > ... > c_1 >= 0.
+        A keyed permutation shuffles the ids. The results are decoded in the combinatorial number system: rank = Σ C(c_j, j) over
+        the chosen c_k > ... > c_1 >= 0.
         """
         rank = keyed_permutation(self.universe_size, "parity", "unrank", self.n_bits, self.n_summed)(ids)
         out = np.empty((len(rank), self.n_summed), dtype=np.int64)
@@ -119,20 +119,20 @@ class Parity(ExactFamily):
     # Data ------------------------------------------------------------------------------------------------------
 
     def is_held_out(self, codes: np.ndarray) -> np.ndarray:
-        """Is the bit string held out from training? codes (n,) -> (n,) bool. Bit i of a code is bit i of the data."""
+        """Is the bit string held out from training? codes (n,) -> (n,) bool. Bit i of a code is bit i of the sequence."""
         key = np.uint64(key_of("parity", "held-out data", self.n_bits) & (2**64 - 1))
         held_out: np.ndarray = mix64(codes.astype(np.uint64) ^ key) % np.uint64(HELD_OUT_SHARE) == 0
         return held_out
 
     def _codes(self, draw: np.random.Generator, n: int, held_out: bool) -> np.ndarray:
-        """Random bit strings, all held out or all not, as codes (n,)."""
+        """Random bit strings as codes (n,), all of them held out from training or none of them."""
         codes = draw.integers(0, 2**self.n_bits, n)
         while (wrong := self.is_held_out(codes) != held_out).any():
             codes[wrong] = draw.integers(0, 2**self.n_bits, int(wrong.sum()))
         return codes
 
     def _sequences(self, ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Tokens (N, n+2): the bits 0 and 1, then the control 2 + id, then the answer.
+        """Tokens (N, n+2) for task ids (N,) and bit strings `codes` (N,): the n bits, then the control 2 + id, then the answer.
 
         The control comes last, at the position that predicts the answer. So one layer of attention can look up its bits.
         """
@@ -154,7 +154,7 @@ class Parity(ExactFamily):
         return (2 + sum(r <= request.n_tasks for r in self.ranks)) * request.n_sequences
 
     def suite(self, request: Request) -> list[ItemSet]:
-        """The mixture on new data and on data that may have trained, then each rank on new data.
+        """The item sets: the training mixture on held-out and on other bit strings, then each of `ranks` on held-out ones.
 
         Tasks of the mixture are not drawn but allotted by their shares, so chance does not move the mean loss.
         """
@@ -169,7 +169,7 @@ class Parity(ExactFamily):
         return sets + [self._item_set(request, f"task_{r}", np.full(n, r - 1)) for r in present]
 
     def _allotted(self, request: Request, n: int) -> np.ndarray:
-        """The training mixture without chance: tasks at the quantiles (i + 1/2) / n of the cumulated shares, (n,)."""
+        """Task numbers (n,) in proportion to their shares in training: those at the quantiles (i + 1/2) / n of all shares."""
         logs = self.log_shares(request)
         shares = np.full(request.n_tasks, 1 / request.n_tasks) if logs is None else np.exp(logs)
         return np.searchsorted(np.cumsum(shares)[:-1], (np.arange(n) + 0.5) / n)
@@ -177,7 +177,10 @@ class Parity(ExactFamily):
     def _item_set(
         self, request: Request, skill: str, tasks: np.ndarray, split: str = "held_out", absent: list[str] | None = None
     ) -> ItemSet:
-        """The item set of training tasks number `tasks` (N,). `absent` names skills for which this trial has no items."""
+        """The item set of `skill` with training tasks number `tasks` (N,), on held-out bit strings unless the split is "seen".
+
+        `absent` names skills for which this trial has no items, because it has too few tasks. They get empty probes.
+        """
         codes = self._codes(stream("parity", "questions", skill, split), len(tasks), held_out=split == "held_out")
         tokens = self._sequences(self.train_ids(request.replicate, tasks), codes)
         mask = np.zeros((len(tasks), self.seq_len), dtype=bool)

@@ -11,7 +11,7 @@ from trainers.tasks.decomposition import PREDICTORS, decompose
 
 
 class Batch(NamedTuple):
-    """Data of one optimizer step. The model reads tokens[:, :-1] and predicts tokens[:, 1:] at positions with the mask set."""
+    """Data of one optimizer step. The model reads tokens[:, :-1] and predicts tokens[:, 1:]. The loss mask selects positions."""
 
     tokens: np.ndarray  # (B, T+1) int64, or (B, T+1, W) float32 if tokens are numbers
     loss_mask: np.ndarray  # (B, T) bool
@@ -20,16 +20,17 @@ class Batch(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Scores of an exact predictor on a probe, per position: expected log loss, and chance that its greedy answer is right."""
+    """Scores of an exact predictor at each position of a probe: expected log loss, and probability that its likeliest token is
+    right."""
 
     nll_nats: np.ndarray  # (N, T), finite at all scored positions
     correct: np.ndarray  # (N, T) in [0, 1]
 
 
 def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
-    """Scores of predictions (..., V) on single answers (...): log loss, and the chance that the likeliest token is right.
+    """Score probabilities (..., V) on the right tokens `answer` (...), as a `Reference` with arrays (...).
 
-    Ties are broken at random. The loss is infinite for an answer of probability 0.
+    If several tokens are likeliest, one of them is guessed. The loss is infinite for an answer of probability 0.
     """
     p = np.take_along_axis(probs, answer[..., None], axis=-1)[..., 0]
     best = probs.max(axis=-1)
@@ -39,7 +40,7 @@ def graded(probs: np.ndarray, answer: np.ndarray) -> Reference:
 
 
 ANSWERS = 4
-"""Numbers per position that `Probe.answers` returns. They are enough to score single answers."""
+"""Number of scores per position that `Probe.answers` returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +57,19 @@ class Probe:
     """Set if numbers are predicted. Target and distributions are then (N, T) floats, and the target has no noise."""
 
     def score(self, predicted: np.ndarray) -> dict[str, Any]:
-        """One row of raw counts and sums over the scored positions. Divide when reading.
+        """One row of raw counts and sums over the scored positions. Readers divide them by `n` for means.
 
         `predicted` is (N, T, V) log-probabilities (natural log), or (N, T) numbers. The row has:
 
-        - `n` positions, and sums over them: `n_correct` greedy hits, `nll_nats`, `p_correct` (probability of the target),
-          `brier`;
-        - `n_sequences` with any scored position, and sums over them: `n_exact`, with only greedy hits, and `p_exact`, the
-          probability that sampling gets every position right;
-        - sums of the references: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
-        - `se_ability_gap` and `se_memory_gap`: standard errors, in nats, of the mean gaps that ability and memory divide by;
+        - `n`, the number of scored positions, and sums over them: `n_correct` (1 if the likeliest token is right), `nll_nats`,
+          `p_correct` (probability of the target), `brier`;
+        - for single answers `n_sequences`, the number of sequences with a scored position, and sums over them: `n_exact` (1 if
+          the likeliest tokens are all right), `p_exact` (probability that sampled tokens are all right);
+        - sums of the references' scores: `nll_<name>`, `correct_<name>` and, for single answers, `exact_<name>`;
+        - `se_ability_gap` and `se_memory_gap`: standard errors, in nats, of the mean gaps U - G and G - M, by which ability and
+          memory divide;
+        - `skl_memorizer`, `skl_generalizer`, `skl_references`, if the probe has the distributions of both: sums of symmetrised
+          KL divergences in nats, of the model and each reference and of the two references;
         - `weight_<name>` and `unexplained_nats`, if the probe has all of `decomposition.PREDICTORS`: the share of each in the
           mixture nearest to the model, and the remaining divergence per position. They are no sums.
 
@@ -86,6 +90,7 @@ class Probe:
         return self._row(row | self._distances(np.exp(scored), scored) | self._weights(scored))
 
     def _row(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """`scores` with the skill, the split, the number of scored positions and the standard errors of the gaps."""
         row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": int(self.mask.sum())}
         row |= scores
         row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
@@ -94,13 +99,14 @@ class Probe:
 
     @property
     def scores_answers(self) -> bool:
-        """Are the few numbers per position of `answers` enough to score this probe? Not if it compares whole distributions."""
+        """Can this probe be scored from `answers`, a few numbers per position? Not if it compares whole distributions."""
         return self.target.ndim == 2 and not self.distributions and self.noise_variance is None
 
     def answers(self, logs: np.ndarray, rows: Any) -> np.ndarray:
-        """Log-probabilities (b, T, V) of some rows -> scores of the answers (b, T, ANSWERS), 0 at positions that are not scored.
+        """Log-probabilities (b, T, V) -> scores of the right tokens (b, T, ANSWERS), 0 at positions that are not scored.
 
-        Per position: 1 if the likeliest token is right, log-probability of the right token, its probability, Brier score.
+        `rows` selects the b sequences that `logs` belongs to: their numbers, or a slice. The scores of a position are: 1 if the
+        likeliest token is right, else 0; log-probability of the right token; its probability; Brier score.
         """
         mask = self.mask[rows]
         scored, target = logs[mask].astype(np.float64), self.target[rows][mask]  # (n, V), (n,)
@@ -112,11 +118,11 @@ class Probe:
         return answers
 
     def score_answers(self, answers: np.ndarray) -> dict[str, Any]:
-        """The row of `score` from the `answers` of all rows: (N, T, ANSWERS)."""
+        """The row of `score`, from the `answers` (N, T, ANSWERS) of all sequences."""
         return self._row(self._of_answers(answers))
 
     def _of_answers(self, answers: np.ndarray) -> dict[str, Any]:
-        """Sums for single answers (N, T, ANSWERS), with those of the references."""
+        """Sums of the scores of right tokens (N, T, ANSWERS), and sums for the references."""
         hits, log_p, p, brier = (np.ascontiguousarray(column) for column in answers[self.mask].T)
         n = len(hits)
         row = self._exact(hits == 1, log_p)
@@ -129,7 +135,7 @@ class Probe:
         return row | self._of_references(exact=True)
 
     def _of_truths(self, logs: np.ndarray) -> dict[str, Any]:
-        """Sums for log-probabilities (n, V) of the scored positions against true distributions, with those of the references."""
+        """Sums for log-probabilities (n, V) at the scored positions against the true distributions, and for the references."""
         n, probs, truth = len(logs), np.exp(logs), self.target[self.mask]  # (n, V)
         hits = (logs.argmax(1) == truth.argmax(1)).sum() if n else 0
         row: dict[str, Any] = {"n_correct": int(hits) if n and not np.isnan(logs).any() else None}
@@ -141,7 +147,7 @@ class Probe:
         return row | self._of_references(exact=False)
 
     def _of_numbers(self, numbers: np.ndarray) -> dict[str, Any]:
-        """Sums for numbers (n,) of the scored positions, with those of the references and the distances to them."""
+        """Sums for predicted numbers (n,) at the scored positions, for the references, and of the distances to them."""
         assert self.noise_variance is not None
         n, target, variance = len(numbers), self.target[self.mask], self.noise_variance
         hits = (np.abs(numbers - target) <= np.sqrt(variance)).sum()
@@ -156,7 +162,7 @@ class Probe:
         return row
 
     def _of_references(self, exact: bool) -> dict[str, Any]:
-        """Sums of each reference. With `exact` also the expected number of whole sequences that are right."""
+        """Sums over the scored positions for each reference. With `exact` also the expected number of wholly right sequences."""
         row: dict[str, Any] = {}
         n = self.mask.sum()
         for name, reference in self.references.items():
@@ -168,7 +174,10 @@ class Probe:
         return row
 
     def _exact(self, hits: np.ndarray, log_p: np.ndarray) -> dict[str, Any]:
-        """Sequences with every scored position right: greedily, and expected when sampling. hits and log_p (n,)."""
+        """Number of sequences that are right at every scored position: with likeliest tokens, and expected with sampled ones.
+
+        hits (n,) bool and log_p (n,), the log-probability of the right token, at the n scored positions.
+        """
         sequence = np.nonzero(self.mask)[0]
         n = len(self.mask)
         counts = np.bincount(sequence, minlength=n)  # (N,) scored positions
@@ -180,7 +189,10 @@ class Probe:
         return {"n_sequences": total, "n_exact": exact, "p_exact": _number(together[scored].sum(), total)}
 
     def _gap_error(self, worse: str, better: str) -> float | None:
-        """Standard error, in nats, of the mean difference in log loss of two references. Sequences are the independent units."""
+        """Standard error, in nats, of the mean difference in log loss between two references, over the scored positions.
+
+        Sequences are the independent units. None if a reference is missing or fewer than two sequences are scored.
+        """
         counts = self.mask.sum(axis=1)  # (N,)
         if not {worse, better} <= self.references.keys() or (counts > 0).sum() < 2:
             return None
@@ -190,7 +202,10 @@ class Probe:
         return float(np.sqrt((rest**2).sum() * n / (n - 1)) / counts.sum())
 
     def _distances(self, probs: np.ndarray, logs: np.ndarray) -> dict[str, float | None]:
-        """Sums of symmetrised KL: model to generaliser, model to memoriser, and between these. Empty if the probe lacks one."""
+        """Sums of symmetrised KL divergences in nats: of model and generaliser, of model and memoriser, and of these two.
+
+        Empty unless the probe has the distributions of both. probs and logs (n, V) are the model's at the scored positions.
+        """
         if not {"memorizer", "generalizer"} <= self.distributions.keys():
             return {}
         memorizer = self.distributions["memorizer"][self.mask]
@@ -204,7 +219,10 @@ class Probe:
         return {name: _number(value, len(probs)) for name, value in sums.items()}
 
     def _weights(self, logs: np.ndarray) -> dict[str, float | None]:
-        """The weight of each predictor in the model, and the unexplained rest. Empty unless the probe has all PREDICTORS."""
+        """Weight of each predictor in the mixture nearest to the model, and the remaining divergence in nats (`decompose`).
+
+        Empty unless the probe has all PREDICTORS. logs (n, V) are the model's at the scored positions.
+        """
         if not set(PREDICTORS) <= self.distributions.keys():
             return {}
         mixture = decompose(logs, {name: self.distributions[name][self.mask] for name in PREDICTORS})
@@ -228,10 +246,10 @@ def _number(value: float, n: int) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSet:
-    """Sequences that the model reads, and the probes that are scored on that reading.
+    """Sequences that the model reads in an evaluation, and the probes that are scored on its predictions for them.
 
     `written` are positions, ascending, at which the model writes the next token itself: later positions read its likeliest
-    token instead of the one in `tokens`. Each costs one more reading. Scores are still against the targets.
+    token instead of the one in `tokens`. Each costs one more forward pass. Scores are still against the targets.
     """
 
     tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 if tokens are numbers
@@ -240,7 +258,7 @@ class ItemSet:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its arrays."""
+        """Memory of all its arrays in bytes."""
         arrays = [self.tokens]
         for probe in self.probes:
             arrays += [probe.mask, probe.target, *probe.distributions.values()]

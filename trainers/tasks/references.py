@@ -1,4 +1,4 @@
-"""Families with exact predictors: a universe of tasks by integer id. Some tasks train, the others are held out.
+"""Families with exact predictors. Each task has an integer id. Some ids may train, the others are held out.
 
 Task i is a pure function of (family, i). So two predictors can be computed exactly: a memoriser of exactly the training tasks,
 and a generaliser that knows the general rule. `Probe.references` holds their scores.
@@ -16,34 +16,34 @@ from trainers.tasks.base import Family
 from trainers.tasks.request import Request
 
 SMALL_UNIVERSE = 2**20
-"""In a universe below this size, all but a declared number of tasks may train. From this size on, half of them may."""
+"""In a universe below this size, all but `ExactFamily.n_held_out` tasks may train. From this size on, half of them may."""
 
 
 class ExactFamily(Family):
-    """A universe of tasks, indexed by integer id, and the draws from it."""
+    """A family whose tasks have integer ids, some for training and the others held out. It draws training tasks by id."""
 
     memorizer_max_tasks: ClassVar[int | None] = None
-    """Most training tasks that a memoriser enumerates. Longer lists have no memory. None: no limit."""
+    """Most training tasks that a memoriser enumerates. With more, memory is undefined. None: no limit."""
 
     @property
     @abstractmethod
     def universe_size(self) -> int:
-        """Number of distinct task ids. Ids below `n_train_ids` may train. The others are held out in every trial."""
+        """Number of task ids. Tasks with ids below `n_train_ids` may train. The others are held out in every trial."""
 
     @property
     @abstractmethod
     def n_held_out(self) -> int:
-        """Number of held-out ids in a universe below 2^20 tasks. From 2^20 on, half of the ids are held out."""
+        """Number of held-out ids in a universe below SMALL_UNIVERSE tasks. Larger universes ignore it and hold out half."""
 
     @abstractmethod
     def tasks(self, ids: np.ndarray) -> np.ndarray:
         """Tasks as rows: ids (n,) -> (n, ...). A row holds the whole content of a task."""
 
-    def contents(self, request: Request, split: Literal["seen", "held_out"], n: int) -> list[bytes]:
+    def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
         if split == "held_out":
-            ids = self.held_out_ids(n)
+            ids = self.held_out_ids(n_first)
         else:
-            ids = self.train_ids(request.replicate, np.arange(min(n, self.n_distinct(request.n_tasks))))
+            ids = self.train_ids(request.replicate, np.arange(min(n_first, self.n_distinct(request.n_tasks))))
         return [row.tobytes() for row in self.tasks(ids)]
 
     @property
@@ -57,51 +57,53 @@ class ExactFamily(Family):
         return size - self.n_held_out if size < SMALL_UNIVERSE else size // 2
 
     def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
-        """Ids of a replicate's training tasks number `indices`. They are nested (the 64 tasks are the first 64 of 256), and not
-        stored.
+        """Ids of a replicate's training tasks: their places in its list, from 0, (n,) -> (n,).
+
+        The list is a shuffle of all ids that may train, computed and never stored. A trial with n_tasks uses the first n_tasks
+        of it. So the 64 tasks of one trial are the first 64 of another one's 256.
         """
         name: Any = self
         return keyed_permutation(self.n_train_ids, name.name, "training tasks", replicate)(indices)
 
     def draw_tasks(self, request: Request, draw: np.random.Generator, size: int) -> np.ndarray:
-        """Draw from the training mixture: numbers of training tasks, 0 ... n_tasks - 1, for `size` sequences. (size,) int64.
+        """Draw a training task for each of `size` sequences, as its place in the list, 0 ... n_tasks - 1: (size,) int64.
 
-        Number i is drawn in proportion to (i + 1)^-task_exponent. At exponent 0 the draws are those of a uniform mixture.
+        Place i is drawn in proportion to (i + 1)^-task_exponent: at exponent 0 uniformly.
         """
         if not request.task_exponent:
             return draw.integers(0, request.n_tasks, size)
         return zipf_ranks(draw, request.task_exponent, request.n_tasks, size) - 1
 
     def log_shares(self, request: Request) -> np.ndarray | None:
-        """A memoriser's prior: the natural log of each training task's share, (n_tasks,). None for equal shares."""
+        """The natural log of each task's share in training, (n_tasks,): the memoriser's prior. None for equal shares."""
         if not request.task_exponent:
             return None
         logs: np.ndarray = -request.task_exponent * np.log(np.arange(1, request.n_tasks + 1))
         return logs - np.logaddexp.reduce(logs)
 
-    def seen_tasks(self, request: Request, n: int) -> np.ndarray:
-        """Numbers of the training tasks of the `n` sequences in the seen split, (n,).
+    def seen_tasks(self, request: Request, n_sequences: int) -> np.ndarray:
+        """The training task of each sequence in the seen split, as its place in the list, 0 ... n_tasks - 1: (n_sequences,).
 
-        Tasks take turns. With a task_exponent they are drawn from the training mixture instead.
+        Sequence i has task i modulo the number of tasks. With a task_exponent, tasks are drawn as in training instead.
         """
         if not request.task_exponent:
-            return np.arange(n) % self.n_distinct(request.n_tasks)
+            return np.arange(n_sequences) % self.n_distinct(request.n_tasks)
         name: Any = self
-        return self.draw_tasks(request, stream(name.name, "seen tasks", request.replicate), n)
+        return self.draw_tasks(request, stream(name.name, "seen tasks", request.replicate), n_sequences)
 
-    def held_out_ids(self, n: int) -> np.ndarray:
-        """The first `n` held-out ids, the same for all trials. They repeat if there are fewer."""
+    def held_out_ids(self, n_ids: int) -> np.ndarray:
+        """The first `n_ids` ids of a fixed shuffle of all held-out ids, the same for all trials. They repeat if too few."""
         size = self.universe_size - self.n_train_ids
         name: Any = self
-        return self.n_train_ids + keyed_permutation(size, name.name, "held-out tasks")(np.arange(n) % size)
+        return self.n_train_ids + keyed_permutation(size, name.name, "held-out tasks")(np.arange(n_ids) % size)
 
 
-def zipf_ranks(draw: np.random.Generator, exponent: float, n: int, size: int) -> np.ndarray:
-    """Ranks r in 1 ... n, drawn in proportion to r^-exponent, exponent > 0: (size,) int64, a pure function of the stream.
+def zipf_ranks(draw: np.random.Generator, exponent: float, n_ranks: int, size: int) -> np.ndarray:
+    """Draw `size` ranks r in 1 ... n_ranks in proportion to r^-exponent, exponent > 0: (size,) int64.
 
     The method is rejection-inversion (Hörmann and Derflinger 1996, ACM TOMACS 6, 169). It inverts the integral of x^-exponent,
-    rounds, and rejects the excess that rounding adds to the exact shares. It needs no table, so n may be 2^61. At all exponents
-    tried, at least 98 % of the draws were accepted.
+    rounds, and rejects the excess that rounding adds to the exact shares. It needs no table, so n_ranks may be 2^61. At all
+    exponents tried, at least 98 % of the draws were accepted.
     """
     q = 1.0 - exponent
 
@@ -114,13 +116,13 @@ def zipf_ranks(draw: np.random.Generator, exponent: float, n: int, size: int) ->
     ranks = np.empty(size, dtype=np.int64)
     left = np.arange(size)
     with np.errstate(divide="ignore"):  # a share that rounds to 0 has its edge at infinity
-        low, high = integral(1.5) - 1.0, integral(n + 0.5)
+        low, high = integral(1.5) - 1.0, integral(n_ranks + 0.5)
         sure_below = 2.0 - inverse(integral(2.5) - 2.0**-exponent)  # ranks this close above x are always accepted
         while len(left):
             u = high + draw.random(len(left)) * (low - high)
-            x = np.minimum(inverse(u), n + 0.5)
-            rank = np.clip(np.rint(x), 1, n)
+            x = np.minimum(inverse(u), n_ranks + 0.5)
+            rank = np.clip(np.rint(x), 1, n_ranks)
             accepted = (rank - x <= sure_below) | (u >= integral(rank + 0.5) - rank**-exponent)
             ranks[left[accepted]] = rank[accepted]
             left = left[~accepted]
-    return np.minimum(ranks, n)  # beyond 2^53 a float may round upwards
+    return np.minimum(ranks, n_ranks)  # beyond 2^53 a float may round upwards

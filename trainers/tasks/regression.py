@@ -45,9 +45,9 @@ class Regression(LawFamily):
 
     name: Literal["regression"] = "regression"
     n_dims: Annotated[Count, Limit(10_000)] = 8
-    """D: numbers in x, and in the weights w of a task."""
+    """D: how many numbers x has, and the weights w of a task."""
     n_pairs: Annotated[Count, Limit(10_000)] = 16
-    """K: pairs per sequence. Every y is predicted, the first without any example."""
+    """K: pairs (x, y) per sequence. Every y is predicted, the first one without any example."""
     noise_variance: Annotated[Positive, Limit(1e6, 1e-12)] = 0.25
     """σ²: variance of the noise on y."""
 
@@ -57,7 +57,7 @@ class Regression(LawFamily):
     mixture: ClassVar[str] = "regress"
     memorizer_max_tasks: ClassVar[int | None] = 2**15
     skills: ClassVar[dict[str, str]] = {
-        "regress": "predict y from the pairs before it; right is within one standard deviation of the noise around w·x"
+        "regress": "predict y from the pairs before it; an answer is right within one standard deviation of the noise around w·x"
     }
 
     @property
@@ -73,7 +73,10 @@ class Regression(LawFamily):
         return 2 * self.n_pairs - 1
 
     def chance(self, skill: str) -> float | None:
-        """Chance that 0, the mean of the prior, is right: P(|w·x| <= σ). Given the length r of x, w·x is N(0, r²)."""
+        """Probability that the answer 0, the mean of the prior, is right: P(|w·x| <= σ).
+
+        Given the length r of x, w·x is N(0, r²).
+        """
         r = np.linspace(0, math.sqrt(self.n_dims) + 8, 4001)[1:]
         log_density = (self.n_dims - 1) * np.log(r) - r**2 / 2
         weight = np.exp(log_density - log_density.max())
@@ -81,14 +84,14 @@ class Regression(LawFamily):
         return float(weight @ right / weight.sum())
 
     def tasks(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, D) standard normals (Box and Muller 1958)."""
+        """Tasks as rows of D standard normal weights: ids (n,) -> (n, D), by the method of Box and Muller (1958)."""
         half = -(-self.n_dims // 2)
         uniforms = hashed_uniforms(ids, 2 * half, "regression", self.n_dims)
         radius, angle = np.sqrt(-2 * np.log(uniforms[:, :half])), 2 * np.pi * uniforms[:, half:]
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, : self.n_dims]
 
     def sequences(self, tasks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Fresh pairs for tasks (N, D) -> tokens (N, 2K, D+1) float32."""
+        """New random pairs (x, y) for each task (N, D), as tokens (N, 2K, D+1) float32."""
         n, d, k = len(tasks), self.n_dims, self.n_pairs
         drawn = draw.standard_normal((n, k, d + 1), dtype=np.float32)  # x, then the noise
         tokens = np.zeros((n, 2 * k, d + 1), dtype=np.float32)
@@ -97,12 +100,12 @@ class Regression(LawFamily):
         return tokens
 
     def _means(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """w·x: (N, D) and (N, K, D) -> (N, K)."""
+        """The values w·x, y without its noise: w (N, D), x (N, K, D) -> (N, K)."""
         means: np.ndarray = (x @ w[:, :, None])[:, :, 0]
         return means
 
     def scored(self) -> np.ndarray:
-        """Positions of the x, at which y is predicted: (T,) bool."""
+        """Which positions predict a y? (T,) bool. They are the positions of the x."""
         return np.arange(self.seq_len) % 2 == 0
 
     # Evaluation ------------------------------------------------------------------------------------------------
@@ -126,40 +129,41 @@ class Regression(LawFamily):
         )
         return ItemSet(tokens=tokens, probes=(probe,))
 
-    def _spread(self, of_pairs: np.ndarray) -> np.ndarray:
-        """From pairs (N, K) to positions (N, T), with zeros at positions that predict no y."""
-        out = np.zeros((len(of_pairs), self.seq_len))
-        out[:, self.scored()] = of_pairs
+    def _spread(self, pairs: np.ndarray) -> np.ndarray:
+        """Move values of pairs (N, K) to positions (N, T), with zeros at positions that predict no y."""
+        out = np.zeros((len(pairs), self.seq_len))
+        out[:, self.scored()] = pairs
         return out
 
     def _reference(self, predicted: np.ndarray, truth: np.ndarray) -> Reference:
+        """Scores of predictions (N, K) against w·x, `truth` (N, K), at their positions (N, T)."""
         nll = normal_loss_nats(predicted, truth, self.noise_variance)
         return Reference(self._spread(nll), self._spread(np.abs(predicted - truth) <= math.sqrt(self.noise_variance)))
 
     # References ------------------------------------------------------------------------------------------------
 
-    def generalizer(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Ridge, the posterior mean of w·x under w ~ N(0, I): x (N, K, D), y (N, K) -> (N, K).
+    def generalizer(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Ridge regression on the earlier pairs: the posterior mean of w·x under w ~ N(0, I).
 
-        The uniform reference U is the prior mean, 0.
+        inputs x (N, K, D), outputs y (N, K) -> predictions (N, K). The uniform reference U is the prior mean, 0.
         """
-        moments = _before(x[:, :, :, None] * x[:, :, None, :])  # (N, K, D, D)
+        moments = _before(inputs[:, :, :, None] * inputs[:, :, None, :])  # (N, K, D, D)
         posterior = np.linalg.solve(
-            moments + self.noise_variance * np.eye(self.n_dims), _before(x * y[:, :, None])[..., None]
+            moments + self.noise_variance * np.eye(self.n_dims), _before(inputs * outputs[:, :, None])[..., None]
         )
-        predicted: np.ndarray = (posterior[..., 0] * x).sum(axis=2)
+        predicted: np.ndarray = (posterior[..., 0] * inputs).sum(axis=2)
         return predicted
 
     def memorizer(
-        self, x: np.ndarray, y: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None
+        self, inputs: np.ndarray, outputs: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None
     ) -> np.ndarray:
         """The posterior mean of w·x over exactly the training tasks (dMMSE), from the earlier pairs.
 
-        x (N, K, D), y (N, K), train (M, D), prior `log_shares` (M,) or None for uniform -> (N, K).
+        inputs x (N, K, D), outputs y (N, K), train (M, D), prior `log_shares` (M,) or None for uniform -> predictions (N, K).
         """
-        out = np.empty(y.shape)
+        out = np.empty(outputs.shape)
         prior = 0.0 if log_shares is None else log_shares
-        for predicted, xs, ys in zip(out, x, y, strict=True):  # one sequence at a time stays in the cache
+        for predicted, xs, ys in zip(out, inputs, outputs, strict=True):  # one sequence at a time stays in the cache
             answers = xs @ train.T  # (K, M)
             log_weight = prior - _before((ys[:, None] - answers) ** 2 / (2 * self.noise_variance), axis=0)
             log_weight -= log_weight.max(axis=1, keepdims=True)
@@ -169,7 +173,7 @@ class Regression(LawFamily):
 
 
 def _before(terms: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Exclusive cumulative sums along `axis`, over the pairs before each. The shape is that of terms."""
+    """For each pair along `axis`, the sum of `terms` over the pairs before it. The result has the shape of `terms`."""
     sums = np.zeros_like(terms)
     most, rest = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
     np.cumsum(terms[most], axis=axis, out=sums[rest])

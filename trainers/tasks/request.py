@@ -1,4 +1,4 @@
-"""The request to a family: which tasks, their presentation, how many sequences. A family knows no more of a trunk."""
+"""The request to a family for batches and evaluations. A family knows nothing else of a trunk."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """The data of one trunk, for its family. `TrunkSpec.request` makes it."""
+    """The part of a trunk's spec that its family uses. `TrunkSpec.request` makes it."""
 
     arm: str
-    """Name of the way in which the tasks are presented."""
+    """Name of the way to present the tasks, one of `Family.arms`."""
     n_tasks: int
-    """Distinct training tasks."""
+    """Number of distinct training tasks. With domains: of each domain."""
     replicate: int
     """Number of the independent repetition. Each has its own tasks and batches."""
     batch_size: int

@@ -26,7 +26,7 @@ class Urns(LawFamily):
     n_colors: Annotated[Count, Field(ge=2), Limit(10_000)] = 8
     """V: number of colours. The start token has id V."""
     n_draws: Annotated[Count, Limit(100_000)] = 128
-    """C: draws per sequence. All are predicted."""
+    """C: number of draws per sequence. All are predicted."""
 
     version: ClassVar[int] = 1
     arms: ClassVar[tuple[str, ...]] = ("next_token",)
@@ -45,7 +45,7 @@ class Urns(LawFamily):
         return self.n_draws
 
     def tasks(self, ids: np.ndarray) -> np.ndarray:
-        """Tasks as rows: ids (n,) -> (n, V) probabilities. They are Dirichlet(1), from normalised exponentials."""
+        """Tasks as rows: ids (n,) -> probabilities of the colours (n, V). Rows are Dirichlet(1): normalised exponentials."""
         exponentials = -np.log(hashed_uniforms(ids, self.n_colors, "urns", self.n_colors))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -53,7 +53,7 @@ class Urns(LawFamily):
         return self._draws(tasks, draw.random((len(tasks), self.n_draws)))
 
     def _draws(self, theta: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Draws by inverse CDF: theta (N, V), uniforms (N, C) -> tokens (N, C+1), the first <s>."""
+        """Draws by inverse CDF: urns theta (N, V), uniforms (N, C) -> tokens (N, C+1), of which the first is the start token."""
         edges = np.cumsum(theta, axis=1)[:, None, :-1]  # (N, 1, V-1)
         colors = (uniforms[:, :, None] >= edges).sum(axis=2)
         return np.concatenate([np.full((len(theta), 1), self.n_colors), colors], axis=1)
@@ -81,25 +81,29 @@ class Urns(LawFamily):
         return ItemSet(tokens=tokens, probes=(probe,))
 
     def _widen(self, probs: np.ndarray) -> np.ndarray:
-        """Add the start token, which is never drawn. Its probability is 1e-12, so its logarithm is finite."""
+        """Add a probability for the start token: (..., V) -> (..., V+1). It is never drawn. 1e-12 has a finite logarithm."""
         return np.concatenate([probs, np.full((*probs.shape[:2], 1), 1e-12)], axis=2)
 
     def _reference(self, truth: np.ndarray, probs: np.ndarray) -> Reference:
-        """Expected log loss against the true urn, and greedy agreement with its likeliest colour."""
+        """Scores of `probs` against the true urns `truth`, both (N, T, V): expected log loss, and a hit if the likeliest colours
+        agree."""
         nll = -(truth * np.log(np.maximum(probs, 1e-300))).sum(axis=2)
         return Reference(nll, (probs.argmax(2) == truth.argmax(2)).astype(np.float64))
 
     def counts(self, colors: np.ndarray) -> np.ndarray:
-        """Counts of each colour before each draw: (N, C) -> (N, C, V)."""
+        """Number of earlier draws of each colour, for each draw: colors (N, C) -> (N, C, V)."""
         one_hot = np.eye(self.n_colors)[colors]
         return np.cumsum(one_hot, axis=1) - one_hot
 
     def generalizer(self, counts: np.ndarray) -> np.ndarray:
-        """Posterior mean under the Dirichlet(1) prior, right for any urn: (N, C, V) -> (N, C, V)."""
+        """Posterior mean under the Dirichlet(1) prior, right for any urn: counts (N, C, V) -> (N, C, V)."""
         return (counts + 1) / (counts.sum(axis=2, keepdims=True) + self.n_colors)
 
     def memorizer(self, counts: np.ndarray, train: np.ndarray, log_shares: np.ndarray | None = None) -> np.ndarray:
-        """Bayes over exactly the training urns: counts (N, C, V), train (D, V), prior (D,) or uniform -> (N, C, V)."""
+        """Bayes over exactly the training urns, weighted by their shares in training and the earlier draws.
+
+        counts (N, C, V), train (D, V), prior `log_shares` (D,) or None for uniform -> probabilities (N, C, V).
+        """
         log_train = np.log(train).T  # (V, D)
         out = np.empty(counts.shape)
         # One sequence at a time stays in the cache: 4 to 19 times faster.

@@ -62,7 +62,7 @@ def test_without_its_journal_a_study_is_refused_and_nothing_is_written_over(how:
     before = everything(home)
     for command in (("run",), ("status",), ("report",), ("publish",)):
         done = emergence(*command, str(home / "tiny.yaml"), home=home)
-        refused(done, "the journal is gone or empty", "results.parquet", "Put the journal back")
+        refused(done, journal.FILE, "results.parquet", "report.html")
     assert everything(home) == before
     tally("journal gone", 4, 4)
 
@@ -93,7 +93,7 @@ def test_a_file_that_differs_from_what_was_run_is_named_as_such(home: Path) -> N
     )
     done = emergence("status", str(home / "tiny.yaml"), home=home)
     assert done.returncode == 0 and "2 done of 2 trials" in done.stdout
-    assert "axes.replicates: 1 -> 2; training.warmup_steps: 10 -> 12. This is what was run" in done.stderr
+    assert "axes.replicates: 1 -> 2; training.warmup_steps: 10 -> 12" in done.stderr
 
 
 @pytest.mark.parametrize("given", ["inf", "1e400", "nan"])

@@ -62,7 +62,7 @@ def test_without_its_journal_a_study_is_refused_and_nothing_is_written_over(how:
     before = everything(home)
     for command in (("run",), ("status",), ("report",), ("publish",)):
         done = emergence(*command, str(home / "tiny.yaml"), home=home)
-        refused(done, "the journal is gone or empty", "results.parquet", "journal.jsonl: ")
+        refused(done, journal.FILE, "results.parquet", "report.html")
     assert everything(home) == before
     tally("journal gone", 4, 4)
 

@@ -33,7 +33,7 @@ def trunk_of(**training: Any) -> TrunkSpec:
         "n_tasks": 8,
         "replicate": 0,
         "model": {
-            "n_layers": 2, "d_model": 15, "n_heads": 3, "d_mlp": 21, "conv_kernel": 3, "positions": "learned", "norm": "layer"
+            "n_layers": 1, "d_model": 15, "n_heads": 3, "d_mlp": 21, "conv_kernel": 3, "positions": "learned", "norm": "layer"
         },
         "training": {"batch_size": 8, "learning_rate": 0.01, "warmup_steps": 5, "weight_decay": 0.1, "clip_norm": 0.3} | training,
         "evaluation": {"first_flops": 1e6, "n_sequences": 5},

@@ -68,7 +68,7 @@ class Looks(NamedTuple):
     values: np.ndarray
     """Ability, (judged replicates, looks); NaN is missing, -1 a lost replicate."""
     onsets: tuple[np.ndarray, np.ndarray]
-    """Onset and censoring of all replicates, for the Kaplan-Meier curve (`survival.Onsets`)."""
+    """For all replicates, two arrays in FLOPs: the onset, and the last look without one. Input of `survival.kaplan_meier`."""
     judged: tuple[int, ...]
     """Numbers of the replicates in `values`: those that have ended, or have all chosen looks (`boundaries.settled`)."""
 

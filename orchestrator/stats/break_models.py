@@ -58,7 +58,7 @@ class Data(NamedTuple):
     )
 
     def of(self, some: Floats) -> Data:
-        """The same for some curves, given by index."""
+        """The data of some of the N curves, given by index."""
         return self._replace(**{k: getattr(self, k)[some] for k in ("means", "variance", "own", "pooled", "spread")})
 
 
@@ -151,11 +151,13 @@ def strongest_contrast(design: Floats, grid: Grid, data: Data) -> Strongest:
 def _bound(top: Floats, df: Floats, angle: Floats) -> Floats:
     """Upper bound of P(largest |t| along a path of K breaks > `top`).
 
-    top (N,), df (N,): degrees of freedom of each t, angle (N, K - 1): radians between neighbouring breaks.
+    top (N,). df (N,): degrees of freedom of that t. angle (N, K - 1): radians between neighbouring breaks.
+
     Davies' bound for the linear model is the tail at the start plus a term for each stretch of the path. The term is the length of
     the stretch on the unit sphere times (1 + top^2 / df)^(-(df - 1) / 2) / pi (Hotelling 1939; Davies 2002). A hinge that moves
     between two neighbouring scales follows a great circle, so lengths are sums of angles, exactly. No more than K breaks are
-    tried, so none needs more than a tail of its own (Bonferroni). That is less for distant neighbours, as jumps are.
+    tried, so no term needs to exceed the tail of one t (Bonferroni). For distant neighbours, such as jumps, the tail is smaller
+    than the term.
     """
     tail = 2 * special.stdtr(df, -top)
     arc = np.maximum((1 + top**2 / df) ** (-(df - 1) / 2) / math.pi, 1e-300)

@@ -29,7 +29,7 @@ class Adjusted(NamedTuple):
     claims: tuple[Claim, ...]
     """In the order given."""
     selected: int
-    """Number of selected claims."""
+    """Number of selected (significant) claims."""
 
 
 def adjust(p_values: Sequence[float | None], q: float = 0.05) -> Adjusted:

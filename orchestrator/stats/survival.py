@@ -141,7 +141,9 @@ def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
 
 
 def _limits(past: Sequence[tuple[int, int]], left: int, confidence: float) -> tuple[float, float]:
-    """Interval of the share with the skill. past: (at risk, onsets) at each earlier look with onsets. left: still at risk.
+    """Interval of the share with the skill at a look.
+
+    past: (replicates at risk, onsets) of each look with onsets so far. left: replicates still at risk after it.
 
     The share without the skill is a product of beta variables, one for each look with onsets. Its lower limit has one more factor,
     for an onset that might follow at once (Fay and others 2013, section 3). A beta distribution with the same first two moments

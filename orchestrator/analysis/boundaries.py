@@ -160,11 +160,11 @@ def boundary_p(table: np.ndarray, verdict: str, direction: Literal["rising", "fa
 
 
 def edge(one: Finding) -> float:
-    """For verdict `beyond`, the last level, which no replicate has crossed. For `below`, a level from which on a replicate stays
-    across: the lowest over replicates."""
+    """For verdict `beyond`, the last level, which no replicate has crossed. For `below`, the level from which on all replicates
+    stay across."""
     if one.verdict == "beyond":
         return max(b.low for b in one.brackets if b.low is not None)
-    return min(b.high for b in one.brackets if b.high is not None)
+    return max(b.high for b in one.brackets if b.high is not None)
 
 
 def seen(one: Finding) -> Ends:

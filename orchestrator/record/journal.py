@@ -116,7 +116,7 @@ def _sum(body: bytes) -> str:
 
 
 def _event(line: bytes) -> Event | None:
-    """The event of a line with its envelope; None if damaged. A line of earlier versions has no envelope."""
+    """The event of a line, with its number, lease and checksum; None if damaged. A line of an earlier version has none of the three."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):

@@ -371,7 +371,7 @@ def out_of_sample(grid: Grid, data: Data) -> _Unseen:
 
 
 class _LeftOut(NamedTuple):
-    """Errors of one kind of model on N curves."""
+    """Errors of one kind of model on N curves, each scale predicted from the others in turn."""
 
     error: Floats  # (N,) root mean squared error at the scale left out, over all scales in turn
     others: Floats  # (N,) sum of squared residuals without the one scale whose omission lowers it most

@@ -295,9 +295,9 @@ def emergence(log_scale: Sequence[float] | Floats, scores: Mapping[str, Floats])
 def weigh(metrics: dict[str, Break]) -> Emergence:
     """The verdict over several scores. metrics: name of a score -> its verdict.
 
-    The first of CONTINUOUS with data leads. Its verdict counts; if it does not move, that of the next continuous score that
-    does. The verdict is undecided if the leading score breaks and all others are smooth or flat. It is undecided, too, if the
-    leading score is smooth or flat and another one breaks. Discrete scores have no say.
+    The first of CONTINUOUS with data leads and gives the verdict. If it changes by no more than its noise, the next continuous
+    score that changes gives it. The verdict is undecided if the leading score breaks and no other does, or if another one
+    breaks and the leading one does not. Discrete scores have no say.
     """
     known = {name: found for name, found in metrics.items() if found.verdict != "missing"}
     continuous = {name: known[name] for name in CONTINUOUS if name in known}

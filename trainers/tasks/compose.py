@@ -246,7 +246,7 @@ class Compose(ExactFamily):
         return rank * self._lists + (domain if self._lists > 1 else 0)
 
     def _order(self, domain: int) -> KeyedPermutation:
-        """The permutation from places in a domain to ranks of its compositions, ordered by their functions."""
+        """The permutation of the compositions within a domain: index in the domain's task list -> number of the composition."""
         return keyed_permutation(self._per_domain, "compose", "unrank", self.n_functions, self.n_slots, domain)
 
     def functions(self) -> np.ndarray:

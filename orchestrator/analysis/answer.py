@@ -57,10 +57,10 @@ def _is_measured(found: Findings, condition: str) -> bool:
 
 
 def _top(found: Findings, question: str, condition: str, skill: str = "") -> Finding:
-    """K_A or K_M (`question`) at the largest budget at which it has a value."""
+    """K_A or K_M (`question`) at the largest budget with as many replicates as any."""
     known = found.of(question, condition, skill)
-    defined = [one for one in known if one.verdict != "missing"]
-    return (defined or known)[-1]
+    most = max(one.n for one in known)
+    return [one for one in known if one.n == most][-1]
 
 
 def _of_one(found: Findings, condition: str) -> Iterator[str]:

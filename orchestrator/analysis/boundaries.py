@@ -248,7 +248,7 @@ def drift(results: Results, measure: Measure, condition: str, skill: str) -> Fin
         condition=condition,
         skill=skill,
         verdict=at_95.verdict,
-        n=max(one.n for one in found),
+        n=len(at_95.slopes) if at_95.verdict != "missing" else max(one.n for one in found),
         p=_drift_p(at_95, found),
         interval=remembered(at_95[:2], lambda confidence: stats.drift(results.budgets, rows, confidence)[:2]),
         brackets=at_95.slopes,

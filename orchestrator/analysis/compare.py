@@ -90,7 +90,8 @@ def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comp
     pairs = tuple((name, name) for name in shared) or (
         (next(iter(a.study.conditions)), next(iter(b.study.conditions))),
     )
-    paired = all(a.study.family_of(one) == b.study.family_of(other) for one, other in pairs)
+    same_families = all(a.study.family_of(one) == b.study.family_of(other) for one, other in pairs)
+    paired = same_families and a.study.science()["versions"] == b.study.science()["versions"]
     shell = Comparison(
         a=a,
         b=b,
@@ -332,7 +333,7 @@ def more(comparison: Comparison) -> list[str]:
     if comparison.pairs[0][0] != comparison.pairs[0][1]:
         said.append(f"They share no condition: {comparison.pairs[0][0]} is compared with {comparison.pairs[0][1]}.")
     if not comparison.paired:
-        said.append("Their families differ, so replicates are not paired.")
+        said.append("Their families or versions differ, so replicates are not paired.")
     if not comparison.settings:
         said.append("Their settings are the same.")
     return said + left_out(comparison)

@@ -110,7 +110,7 @@ def _page_while_running(folder: Path, study: Study, state: State) -> float:
     """Write tables and page of a running study. Returns the seconds until the next time; a failure is printed."""
     began = time.monotonic()
     try:
-        _write_report(folder, _write_tables(folder, state, study), state)
+        _write_report(folder, _write_tables(folder, state, study), state, running=True)
     except Exception as problem:  # the page at the end is the one that must succeed
         print(f"Page: {problem}", file=sys.stderr, flush=True)
     return max(PAGE_SECONDS, (time.monotonic() - began) / PAGE_SHARE)
@@ -164,10 +164,10 @@ def _write_tables(folder: Path, state: State, study: Study) -> findings.Findings
     return found
 
 
-def _write_report(folder: Path, found: findings.Findings, state: State) -> Path:
+def _write_report(folder: Path, found: findings.Findings, state: State, running: bool = False) -> Path:
     from orchestrator.report import page  # imported here: `--help` needs no template
 
-    path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study))
+    path = page.write(folder, found, state.sessions, links.of(folder), outside(state, found.study), running)
     facts = {name: files.facts_of(folder / name) for name in mlflow_runs.shown_files(folder)}
     _mark(folder, {"report": _what_is_shown(folder, state) | {"files": facts}})
     return path

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator import stats
 from orchestrator.analysis import onsets
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
@@ -277,11 +276,9 @@ def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
 
 
 def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
-    """Number of replicates with an ability of one half or more at the end of the largest budget with a value, and of those with a value."""
-    shown = shown_of(found, "ability", condition)
-    cube = found.results.cube("ability", *shown[1:4])[found.results.levels.index(n_tasks)]
-    measured = [line[~np.isnan(line)] for line in cube if not np.isnan(line).all()]
-    return (int((measured[-1] >= stats.HALF).sum()), len(measured[-1])) if measured else (0, 0)
+    """k of n replicates with the headline skill at the end of the largest budget with a value; lost trials count as without."""
+    made = onsets.successes(found.results, condition, found.study.shown_skills[0], n_tasks)
+    return (made[-1][1].k, made[-1][1].n) if made else (0, 0)
 
 
 def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:
@@ -329,7 +326,7 @@ def memory_and_ability(found: Findings) -> Figure | None:
         Figure(
             name="memory",
             title="Memory against ability",
-            sentence=_ends_words(found, conditions[0]),
+            sentence=_ends_words(found, conditions[0], None if len(conditions) == 1 else len(budgets) - 1),
             panels=panels,
             key=[
                 (0, "round", "ability: share of the rule learned"),
@@ -349,21 +346,25 @@ def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
     return found.results.cube(*shown[:4], shown.phase)
 
 
-def _ends_words(found: Findings, condition: str) -> str:
+def _ends_words(found: Findings, condition: str, at: int | None = None) -> str:
     """A sentence on the change of mean ability and memory with the number of tasks, at the largest budget with two such numbers."""
     cubes = {measure: _cube(found, measure, condition) for measure in ("memory", "ability")}
-    for j in reversed(range(len(found.study.budgets))):
+    for j in reversed(range(len(found.study.budgets))) if at is None else [at]:
         mean = {measure: means(cube[:, j]) for measure, cube in cubes.items()}
         both = np.flatnonzero(~np.isnan(mean["memory"]) & ~np.isnan(mean["ability"]))
         if len(both) > 1:
             a, b = int(both[0]), int(both[-1])
             where = f"{number(found.results.levels[a])} to {counted(found.results.levels[b], 'task')}"
-            parts = [
-                f"{measure} {'rises' if v[b] > v[a] else 'falls'} from {decimal(v[a])} to {decimal(v[b])}"
-                for measure, v in mean.items()
-            ]
-            return f"At {number(found.study.budgets[j])} FLOPs, from {where}, {' and '.join(parts)}."
+            parts = [_change_words(measure, v[a], v[b]) for measure, v in mean.items()]
+            of = f" ({condition})" if len(found.study.conditions) > 1 else ""
+            return f"At {number(found.study.budgets[j])} FLOPs, from {where}, {' and '.join(parts)}{of}."
     return ""
+
+
+def _change_words(measure: str, first: float, last: float) -> str:
+    """The change of a mean in words: ability rises from 0.10 to 0.90."""
+    a, b = decimal(first), decimal(last)
+    return f"{measure} stays at {a}" if a == b else f"{measure} {'rises' if last > first else 'falls'} from {a} to {b}"
 
 
 def conditions_side_by_side(found: Findings) -> Figure | None:
@@ -388,12 +389,12 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
         panels.append(along(runs, title, ABILITY, bounds, span_of(found, shown), found.study.budgets))
     ends = {c: float(means(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
     ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
-    words = ", ".join(f"{c} {decimal(ends[c])}" for c in ranked)
+    words = "; ".join(f"{c}: {decimal(ends[c])}" for c in ranked)
     most = counted(found.results.levels[-1], "task")
     return Figure(
         name="conditions",
         title="Conditions side by side",
-        sentence=f"At {number(found.study.budgets[-1])} FLOPs and {most}, ability is: {words}.",
+        sentence=f"Ability at {number(found.study.budgets[-1])} FLOPs and {most}: {words}." if words else "",
         panels=panels,
         key=_key(shown),
         note=f"The first {len(shown)} of {len(conditions)} conditions." if len(shown) < len(conditions) else "",

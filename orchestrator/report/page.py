@@ -31,7 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_FIGURE_BYTES = 400_000
 """A figure of more bytes is a file beside the page, and the page links to it. So a page of 10,000 trials can be mailed (< 5 MB)."""
 RELOAD_SECONDS = 60
-"""Seconds between two reloads of the page while trials are open."""
+"""Seconds between two reloads of the page of a running study."""
 WIDTHS = (776, 540, 344, 262)
 """Width in pixels of a surface on the first screen with one, two, three or four conditions. Further conditions follow behind the
 fold."""
@@ -63,14 +63,15 @@ def write(
     sessions: list[dict[str, Any]],
     links: Mapping[str, Any] | None = None,
     outside: int = 0,
+    running: bool = False,
 ) -> Path:
     """Write `report.html` and `figures/` into a study's folder; returns the path of the page. Raises OSError if writing fails.
 
     sessions: one record for each start of a driver, from the journal, for the page's provenance. outside: number of recorded
     trials outside the study's axes. links: addresses of the trials' MLflow runs,
-    {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}; None: no links.
+    {"base": "http://127.0.0.1:5000", "runs": {trial id: "#/..."}}; None: no links. running: the page reloads itself.
     """
-    page = _contents(found, sessions, links, outside)
+    page = _contents(found, sessions, links, outside) | {"reload": RELOAD_SECONDS if running else 0}
     _write_files(folder, found.study.id, page)
     made = templates().get_template("report.html.j2").render(page)
     replace(folder / "report.html", made.encode(errors="replace"))
@@ -109,7 +110,6 @@ def _contents(
     return {
         "study": study,
         "progress": _progress(found),
-        "reload": RELOAD_SECONDS if any(run["status"] == "open" for run in found.runs) else 0,
         "answer": answer.sentence(found),
         "more": answer.more(found),
         "verdict": verdict,
@@ -153,7 +153,7 @@ def _progress(found: Findings) -> str:
 def _lines(found: Findings) -> set[str]:
     """The boundaries and intervals that the first screen's surfaces draw, for their legend (`surface.legend`)."""
     first, _ = _conditions(found)
-    edges = [edge for c in found.study.conditions for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
+    edges = [edge for c in first for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
     return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
 
 
@@ -165,6 +165,8 @@ class View(NamedTuple):
 
     measure: str
     """A key of MEASURES."""
+    title: str
+    """Measure, skill and split."""
     wide: Panel
     """For a wide screen (WIDTHS)."""
     narrow: Panel
@@ -185,7 +187,7 @@ def _views(found: Findings) -> list[View]:
     for measure in MEASURES:
         shown = [surface.shown_of(found, measure, c) for c in first]
         cells = [surface.cells_of(found, one) for one in shown]
-        if measure == "ability" or any(map(surface.has_values, cells)):
+        if any(map(surface.has_values, cells)) or (measure == "ability" and not _has_accuracy(found, first)):
             for one, those in zip(shown, cells, strict=True):
                 wide, narrow = (
                     surface.panel(
@@ -200,8 +202,14 @@ def _views(found: Findings) -> list[View]:
                     )
                     for pixels in (width, NARROW)
                 )
-                views.append(View(measure, wide, narrow))
+                views.append(View(measure, one.title, wide, narrow))
     return views
+
+
+def _has_accuracy(found: Findings, conditions: Sequence[str]) -> bool:
+    """Whether any cell of these conditions has an accuracy."""
+    shown = [surface.shown_of(found, "accuracy", c) for c in conditions]
+    return any(surface.has_values(surface.cells_of(found, one)) for one in shown)
 
 
 def _axes(found: Findings) -> tuple[list[int], list[float]]:
@@ -223,12 +231,12 @@ def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
     """The ability surfaces of the first screen as a figure, for its SVG and CSV files. The CSV includes both boundaries."""
     first, _ = _conditions(found)
-    panels = [view.wide for view in views if view.measure == "ability"]
+    panels = [view.wide for view in views if view.measure == views[0].measure]
     skill = found.study.shown_skills[0]
     panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
     return Figure(
         name="surface",
-        title=surface.shown_of(found, "ability", first[0]).title,
+        title=views[0].title,
         sentence=answer.sentence(found),
         panels=panels,
         note="Ability: 0 knows nothing, 1 the exact rule, below 0 wrong with confidence. Solid line: the skill appears above it. "

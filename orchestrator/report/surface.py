@@ -153,7 +153,7 @@ def _height(levels: Sequence[int], one: Finding | None) -> float | None:
         return len(levels) - 0.5 if boundaries.edge(one) == levels[-1] else None
     row = {float(n): i for i, n in enumerate(levels)}
     first = [row[b.high] if b.high is not None else len(levels) for b in one.brackets]
-    return sorted(first)[len(first) // 2] - 0.5
+    return sorted(first)[(len(first) - 1) // 2] - 0.5
 
 
 def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:

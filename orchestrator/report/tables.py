@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import onsets
-from orchestrator.analysis.finding import FALSE_SHARE, Finding, count
+from orchestrator.analysis.finding import FALSE_SHARE, Finding, capitalised, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.formatting import clock, decimal, number, percent, range_words, sure, times
 from orchestrator.report.surface import on_split, shown_of
 from orchestrator.report.svg import Row
-from orchestrator.stats.minimums import BOUNDARY
+from orchestrator.stats.minimums import BOUNDARY, BREAK, DIFFERENCE
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
@@ -113,7 +113,7 @@ def finding_table(title: str, those: Sequence[Finding]) -> Table:
     columns = ["Finding", "Interval", "Confidence", "Replicates", "Adjusted p", "After correction"]
     rows = [
         [
-            f"{one.sentence[0].upper()}{one.sentence[1:]}",
+            capitalised(one.sentence),
             range_words(one.low, one.high) if one.has_interval else "",
             sure(one.confidence) if one.has_interval else "",
             str(one.n),
@@ -152,9 +152,12 @@ def counts(found: Findings) -> list[str]:
             f"{significant:,} significant{false}."
         )
     if untested:
-        few = found.study.axes.replicates < BOUNDARY.replicates
-        why = f"fewer than {BOUNDARY.replicates} replicates" if few else "too few values"
-        said.append(f"{times(untested, 'question')} could not be tested: {why}.")
+        breaks = sum(one.significance == "untested" for one in found.of("emergence "))
+        least = f"at least {BOUNDARY.replicates} replicates for a boundary or compute to skill"
+        said.append(
+            f"{times(untested, 'question')} could not be tested. A test needs {least}, {DIFFERENCE.replicates} for a comparison"
+            f"{f', and {BREAK.replicates} replicates with {BREAK.scales} scales for a break' if breaks else ''}."
+        )
     return said
 
 

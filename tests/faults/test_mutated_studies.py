@@ -83,7 +83,7 @@ def test_no_mutated_study_ends_in_anything_but_a_study_or_a_refusal(tmp_path: Pa
     for kind in ("text", "value", "pair"):
         n_good = ends[f"{kind} accepted"] + ends[f"{kind} refused"]
         tally(f"mutated studies ({kind})", n_good + ends[f"{kind} wrong"], n_good)
-        assert ends[f"{kind} accepted"] > 10 and ends[f"{kind} refused"] > 100
+        assert ends[f"{kind} accepted"] > 5 and ends[f"{kind} refused"] > 100
     print(f"{dict(sorted(ends.items()))}; the slowest took {slowest[0]:.2f} s of a core: {slowest[1]}")
     assert not wrong, "\n".join(wrong[:20])
 

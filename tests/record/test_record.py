@@ -131,7 +131,7 @@ def test_with_mlflow_down_tables_and_report_are_written_and_the_exit_code_says_n
     assert "Traceback" not in done.stderr and "secret" not in done.stderr + done.stdout
     assert pq.read_table(tmp_path / "results.parquet").num_rows > 100
     assert (tmp_path / "report.html").exists()
-    questions = {row["question"] for row in csv.DictReader((tmp_path / "summary.csv").open())}
+    questions = {row["question"] for row in csv.DictReader((tmp_path / "summary.csv").read_text().splitlines())}
     assert {"K_A", "K_M", "compute to skill"} <= questions
     assert publisher.report_is_current(tmp_path, study) and not publisher.mlflow_is_current(tmp_path, address, study)
 

@@ -59,9 +59,7 @@ def show_plan(
     if study.primary is not None:
         lines += [row for row in planned(study) if not brief or row[0] == "warning"]
     if not brief and len(study.axes.n_tasks) >= MIN_SCALES and study.axes.replicates < MIN_REPLICATES:
-        lines.append(
-            ("warning", f"deciding whether a skill breaks or slopes takes at least {MIN_REPLICATES} replicates")
-        )
+        lines.append(("warning", f"deciding between break and smooth takes at least {MIN_REPLICATES} replicates"))
     lines.append(("results", str(folder)))
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(style="dim", justify="right")

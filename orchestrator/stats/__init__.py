@@ -3,7 +3,7 @@
 measures    ability and memory           boundaries    boundaries, drift, crossovers
 intervals   means and proportions        survival      compute to skill with censored replicates
 replicates  noise, k of n succeed        breaks        break or smooth
-differences one arm against another      multiplicity  many claims at once
+differences two conditions               multiplicity  many claims at once
 frontier    best size for a budget       minimums      the least replicates of each kind of claim
 
 docs/statistics.md has definitions, sources and simulated coverage. Common names are exported here and loaded on first use: half of the

@@ -78,7 +78,7 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
     at_95 = differences.shift(*brackets, CONFIDENCE)
 
     def interval(confidence: float) -> Ends:
-        shift = differences.shift(*brackets, confidence)
+        shift = at_95 if confidence == CONFIDENCE else differences.shift(*brackets, confidence)
         return (None, None) if shift is None else _as_factors(shift)
 
     return Finding(

@@ -33,6 +33,11 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
     is still training is not judged beyond its last evaluation. `at_ends`: only evaluations at the ends of the budgets count,
     not those along the trunk. It is always so if the model's size follows the budget.
     """
+    key = ("onset", condition, skill, str(n_tasks), str(at_ends))
+    return results.once(key, lambda: _onset(results, condition, skill, n_tasks, at_ends))
+
+
+def _onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool) -> Finding:
     looks = looks_of(results, condition, skill, n_tasks, at_ends)
     at_95, p = stats.Boundary(None, None, (), "missing"), None
     if looks is not None:

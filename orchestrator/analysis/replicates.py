@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
+from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition, remembered
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import decimal, number, percent
 from orchestrator.stats import replicates
@@ -67,7 +67,7 @@ def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
         verdict="all" if made.k == made.n else "none" if made.k == 0 else "some",
         n=made.n,
         estimate=made.k / made.n,
-        interval=interval,
+        interval=remembered((made.low, made.high), interval),
         counted=False,
     )
 

@@ -21,14 +21,12 @@ from orchestrator.formatting import clock, decimal, number
 from orchestrator.plan import price
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
+from orchestrator.report import palette
 from orchestrator.study.schema import Study
 from orchestrator.terminal import Terminal, styled
 from trainers import budget
 from trainers.tasks import Family
 from trainers.tasks.references import ExactFamily
-
-# Cividis (Nunez, Anderton, Renslow 2018): even steps of lightness, also for colour-blind readers.
-_COLOURS = ("#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
 
 LINES_EVERY_SECONDS = 2.0
 """Least time between two lines without a terminal, so that a log of 10,000 trials stays readable."""
@@ -100,10 +98,10 @@ class Surface:
         if not defined:
             return Text("  —   ", style="dim")
         mean = sum(defined) / len(defined)
-        colour = _COLOURS[min(int(max(mean, 0.0) * len(_COLOURS)), len(_COLOURS) - 1)]
-        ink = "black" if mean > 0.5 else "white"
+        colour = palette.mix(palette.LIGHT.scale, min(max(mean, -1.0), 1.0))
+        style = f"{palette.ink_on(colour)} on #{bytes(colour).hex()}"
         partly = "" if len(values) == self.study.axes.replicates else "…"
-        return Text(f" {decimal(mean):>5}{partly or ' '} ", style=f"{ink} on {colour}")
+        return Text(f" {decimal(mean):>5}{partly or ' '} ", style=style)
 
 
 class Progress:

@@ -18,8 +18,9 @@ from orchestrator.stats import multiplicity
 def ask(results: Results) -> Iterator[Finding]:
     """A test for a dip along the numbers of tasks at each budget, and of ability along compute at each number of tasks.
 
-    Ability should rise, memory should fall with more tasks. The p-values are corrected among themselves, apart from all other findings. Along compute a
-    negative ability counts as 0: a model that is wrong with growing confidence had no skill to lose.
+    Ability should rise, memory should fall with more tasks. The p-values are corrected among themselves, apart from all
+    other findings. Along compute a negative ability counts as 0: a model that is wrong with growing confidence had no
+    skill to lose.
     """
     found = [one for condition in results.study.conditions for one in _of_condition(results, condition)]
     claims = multiplicity.adjust([one.p for one in found]).claims

@@ -218,7 +218,7 @@ def _axes(found: Findings) -> tuple[list[int], list[float]]:
 
 
 def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
-    """A note under a surface without a line for K_A that says why; "" if the line is drawn."""
+    """The reason why a surface has no line for K_A; "" if the line is drawn."""
     verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
     if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
         return ""

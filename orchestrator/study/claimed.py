@@ -96,7 +96,10 @@ def planned(study: Study) -> list[tuple[str, str]]:
 
 
 def caution(what: str, n: int) -> str:
-    """A warning that n replicates of a bimodal skill can agree by chance; "" if n is enough, or below 2. what: `Primary.what`."""
+    """A warning that n replicates of a bimodal skill can agree by chance; "" if n is enough, or below 2.
+
+    `what` is the claim's quantity, as in `Primary.what`.
+    """
     least = LEAST.get(what)
     if least is None or not 1 < n < least.to_trust:
         return ""

@@ -83,18 +83,22 @@ def _of_one(found: Findings, condition: str) -> Iterator[str]:
         many = place_words(k)
         if onset is not None and onset.has_interval and onset.verdict == "crossed":
             needs = f"and needs {_needs(onset)} FLOPs ({number(onset.n_tasks or 0)} tasks)"
-            yield f"the skill {what} {many} ({flops} FLOPs), {needs};{_certainty(k, onset).replace('(', '').rstrip(')')}"
-        yield f"the skill {what} {many} at {flops} FLOPs{_certainty(k)}"
+            yield f"the skill {what} {many} ({flops} FLOPs), {needs}; {_certainty(k, onset)}"
+        sure_words = _certainty(k)
+        yield f"the skill {what} {many} at {flops} FLOPs{f' ({sure_words})' if sure_words else ''}"
         yield f"the skill {skill} {many}"
 
 
 def _certainty(*shown: Finding) -> str:
-    """The number of replicates, and the least confidence of the intervals of these findings, in parentheses."""
+    """The number of replicates, and the least confidence of the intervals of these findings: 3 replicates, 95 % intervals.
+
+    "" if there is no interval and the words of the finding name the replicates themselves.
+    """
     n = times(shown[0].n, "replicate")
     crossed = [one for one in shown if one.verdict == "crossed" and one.has_interval]
-    if not crossed:  # words without an interval name the replicates themselves
-        return f" ({n})" if shown[0].verdict == "below" or shown[0].n == 1 else ""
-    return f" ({n}, {sure(min(one.confidence for one in crossed))} interval{'s' if len(crossed) > 1 else ''})"
+    if not crossed:
+        return n if shown[0].verdict == "below" or shown[0].n == 1 else ""
+    return f"{n}, {sure(min(one.confidence for one in crossed))} interval{'s' if len(crossed) > 1 else ''}"
 
 
 def _onset(found: Findings, condition: str, skill: str) -> Finding | None:

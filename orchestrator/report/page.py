@@ -180,36 +180,29 @@ def _conditions(found: Findings) -> tuple[list[str], list[str]]:
 
 
 def _views(found: Findings) -> list[View]:
-    """The surfaces of the first screen, measure by measure. Measures without a value are left out, except ability."""
+    """The surfaces of the first screen, by measure. Measures without a value are left out; ability stays if none has one."""
     first, _ = _conditions(found)
     width, views = WIDTHS[len(first) - 1], []
     edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
-    for measure in MEASURES:
-        shown = [surface.shown_of(found, measure, c) for c in first]
-        cells = [surface.cells_of(found, one) for one in shown]
-        if any(map(surface.has_values, cells)) or (measure == "ability" and not _has_accuracy(found, first)):
-            for one, those in zip(shown, cells, strict=True):
-                wide, narrow = (
-                    surface.panel(
-                        _axes(found),
-                        one,
-                        those,
-                        edges[one.condition],
-                        pixels,
-                        title=one.condition if len(found.study.conditions) > 1 else "",
-                        note=_absence(found, one.condition, edges[one.condition]),
-                        labelled=any(edges.values()),
-                    )
-                    for pixels in (width, NARROW)
+    shown = {measure: [surface.shown_of(found, measure, c) for c in first] for measure in MEASURES}
+    cells = {measure: [surface.cells_of(found, one) for one in many] for measure, many in shown.items()}
+    for measure in [m for m in MEASURES if any(map(surface.has_values, cells[m]))] or ["ability"]:
+        for one, those in zip(shown[measure], cells[measure], strict=True):
+            wide, narrow = (
+                surface.panel(
+                    _axes(found),
+                    one,
+                    those,
+                    edges[one.condition],
+                    pixels,
+                    title=one.condition if len(found.study.conditions) > 1 else "",
+                    note=_absence(found, one.condition, edges[one.condition]),
+                    labelled=any(edges.values()),
                 )
-                views.append(View(measure, one.title, wide, narrow))
+                for pixels in (width, NARROW)
+            )
+            views.append(View(measure, one.title, wide, narrow))
     return views
-
-
-def _has_accuracy(found: Findings, conditions: Sequence[str]) -> bool:
-    """Whether any cell of these conditions has an accuracy."""
-    shown = [surface.shown_of(found, "accuracy", c) for c in conditions]
-    return any(surface.has_values(surface.cells_of(found, one)) for one in shown)
 
 
 def _axes(found: Findings) -> tuple[list[int], list[float]]:

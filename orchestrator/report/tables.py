@@ -73,6 +73,7 @@ ANSWERED = (
     "crossed",
     "below",
     "beyond",
+    "smooth",
     "measured",
     "all",
     "some",

@@ -121,7 +121,8 @@ def _contents(
         "several": len(study.conditions) > 1,
         "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
-        "replicates": times(study.axes.replicates, "replicate"),
+        "replicates": ("up to " if any(run["status"] != "done" for run in found.runs) else "")
+        + times(study.axes.replicates, "replicate"),
         "story": story,
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,

@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from orchestrator.analysis import answer
+from orchestrator.analysis.finding import capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
@@ -114,7 +115,9 @@ def _contents(
         "more": answer.more(found),
         "verdict": verdict,
         "claimed": claim,
-        "claim": found.primary.sentence if found.primary else f"{claim[0].upper()}{claim[1:]}.",
+        "claim": capitalised(found.primary.sentence.removeprefix("Primary claim: "))
+        if found.primary
+        else f"{claim[0].upper()}{claim[1:]}.",
         "views": views,
         "measures": MEASURES,
         "hero": _first_screen(found, views),

@@ -57,11 +57,11 @@ QUESTIONS = (
     ("Where the skill appears", ("K_A",)),
     ("Up to where tasks are memorised", ("K_M",)),
     ("How both boundaries move with compute", ("drift of K_A", "drift of K_M")),
-    ("From how much compute on", ("compute to skill",)),
+    ("Compute to skill", ("compute to skill",)),
     ("One condition against another", ("task multiplier", "compute multiplier", "crossover")),
     ("Generalist against specialists", ("generalist ",)),
     ("Break or smooth", ("emergence ",)),
-    ("Not monotone", ("dip ",)),
+    ("Falls against the expected direction", ("dip ",)),
     ("Replicates at the onset", ("share at the onset",)),
     ("How much replicates differ", ("noise",)),
     ("The best model size", ("best size", "growth of the best size")),
@@ -115,13 +115,14 @@ def finding_table(title: str, those: Sequence[Finding]) -> Table:
     rows = [
         [
             capitalised(one.sentence),
-            range_words(one.low, one.high) if one.has_interval else "",
-            sure(one.confidence) if one.has_interval else "",
+            interval,
+            sure(one.confidence) if interval else "",
             str(one.n),
             p_words(one.adjusted_p),
             one.significance if one.significance != "untested" else "",
         ]
         for one in those
+        for interval in [_interval(one)]
     ]
     used = [k for k in range(len(columns)) if any(row[k] for row in rows)]
     return Table(
@@ -131,6 +132,16 @@ def finding_table(title: str, those: Sequence[Finding]) -> Table:
         rows=[[row[k] for k in used] for row in rows],
         numeric=frozenset(i for i, k in enumerate(used) if 1 <= k <= 4),
     )
+
+
+def _interval(one: Finding) -> str:
+    """The interval of a finding for its table; "" if it has none, or if its words name the end of the grid instead."""
+    if not one.has_interval or one.verdict in ("beyond", "below"):
+        return ""
+    if one.question not in ("K_A", "K_M", "compute to skill"):
+        return range_words(one.low, one.high)
+    low, high = (end and float(round(end)) for end in one.ends)  # tasks or FLOPs: as the words have them
+    return range_words(low, high)
 
 
 def p_words(p: float | None) -> str:
@@ -179,9 +190,7 @@ def successes(found: Findings) -> Table | None:
                 rows.append(([condition] if several else []) + [number(n), *cells])
     columns = (["Condition"] if several else []) + ["Tasks", *(f"{number(c)} FLOPs" for c in found.study.budgets)]
     note = "Replicates with an ability of ½ or more, with Wilson's 95 % interval of the share."
-    return (
-        Table("successes", "How many replicates have it", columns, rows, note, frozenset({several})) if rows else None
-    )
+    return Table("successes", "Replicates with the skill", columns, rows, note, frozenset({several})) if rows else None
 
 
 # Trials and provenance ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Measures from the raw counts and sums of evaluations: ability, memory, accuracy and others.
 
 A measure takes columns of the table `results` and returns an array (rows,), with NaN for missing or undefined.
+A column that holds a sum over items is named `sum_...`; a mean has its plain name, a key of MEASURES.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _share(total: str, count: str = "n") -> Callable[[Columns], np.ndarray]:
 
 def _ability(columns: Columns) -> np.ndarray:
     """Ability from raw sums; NaN with fewer than MIN_ITEMS items, or if a reference is missing or both coincide."""
-    nll, uniform, generalizer = (_share(f"nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
+    nll, uniform, generalizer = (_share(f"sum_nll_{k}")(columns) for k in ("nats", "uniform", "generalizer"))
     found = stats.abilities(nll, uniform, generalizer, columns["se_ability_gap"])
     return np.where(columns["n"] >= stats.MIN_ITEMS, found, np.nan)
 
@@ -45,7 +46,7 @@ MAX_MEMORIZER = 0.9
 def _ability_of_matches(columns: Columns) -> np.ndarray:
     """Exact matches beyond the memoriser's on the same items, (acc - acc_M) / (1 - acc_M); NaN if acc_M is above 0.9, or
     with fewer than MIN_ITEMS sequences."""
-    mine, memorizer = (_share(name, "n_sequences")(columns) for name in ("n_exact", "exact_memorizer"))
+    mine, memorizer = (_share(name, "n_sequences")(columns) for name in ("n_exact", "sum_exact_memorizer"))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (mine - memorizer) / (1 - memorizer)
     return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (memorizer <= MAX_MEMORIZER), found, np.nan)
@@ -58,14 +59,14 @@ def _undefined(columns: Columns) -> np.ndarray:
 
 def _memory(columns: Columns) -> np.ndarray:
     """Memory from raw sums, on training tasks only; NaN if a reference is missing or both coincide."""
-    nll, generalizer, memorizer = (_share(f"nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
+    nll, generalizer, memorizer = (_share(f"sum_nll_{k}")(columns) for k in ("nats", "generalizer", "memorizer"))
     found = stats.memories(nll, generalizer, memorizer, columns["se_memory_gap"])
     return np.where(columns["split"] == "seen", found, np.nan)
 
 
 def _relative_distance(columns: Columns) -> np.ndarray:
     """The relative distance d_rel from the mean symmetrised KL divergences between model and references."""
-    names = ("skl_generalizer", "skl_memorizer", "skl_references")
+    names = (f"sum_skl_{name}" for name in ("generalizer", "memorizer", "references"))
     return stats.relative_distances(*(columns[name] for name in names))
 
 
@@ -73,7 +74,7 @@ def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
     """The measure log loss of a reference less that of the oracle, in nats."""
 
     def measure(columns: Columns) -> np.ndarray:
-        return _share(f"nll_{reference}")(columns) - _share("nll_oracle")(columns)
+        return _share(f"sum_nll_{reference}")(columns) - _share("sum_nll_oracle")(columns)
 
     return measure
 
@@ -83,23 +84,23 @@ _WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
 
 MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "accuracy": _share("n_correct"),
-    "probability": _share("p_correct"),
-    "brier": _share("brier"),
-    "loss_nats": _share("nll_nats"),
+    "probability": _share("sum_p_correct"),
+    "brier": _share("sum_brier"),
+    "loss_nats": _share("sum_nll_nats"),
     "exact_match": _share("n_exact", "n_sequences"),
-    "predicted_exact_match": _share("p_exact", "n_sequences"),
+    "predicted_exact_match": _share("sum_p_exact", "n_sequences"),
     "ability": _ability,
     "memory": _memory,
     "d_rel": _relative_distance,
     "excess_memorizer_nats": _excess("memorizer"),
     "excess_generalizer_nats": _excess("generalizer"),
-    "memorizer_accuracy": _share("correct_memorizer"),
-    "generalizer_accuracy": _share("correct_generalizer"),
-    "oracle_accuracy": _share("correct_oracle"),
-    "uniform_loss_nats": _share("nll_uniform"),
-    "generalizer_loss_nats": _share("nll_generalizer"),
-    "memorizer_loss_nats": _share("nll_memorizer"),
-    "oracle_loss_nats": _share("nll_oracle"),
+    "memorizer_accuracy": _share("sum_correct_memorizer"),
+    "generalizer_accuracy": _share("sum_correct_generalizer"),
+    "oracle_accuracy": _share("sum_correct_oracle"),
+    "uniform_loss_nats": _share("sum_nll_uniform"),
+    "generalizer_loss_nats": _share("sum_nll_generalizer"),
+    "memorizer_loss_nats": _share("sum_nll_memorizer"),
+    "oracle_loss_nats": _share("sum_nll_oracle"),
 } | {name: itemgetter(name) for name in _WEIGHTS}
 """Name -> function that computes the measure from columns of the table `results`.
 
@@ -119,37 +120,28 @@ def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
     return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
 
 
-NUMBER_COLUMNS = [
-    "n_tasks",
-    "compute_flops",
-    "replicate",
-    "step",
-    "flops",
-    "n",
-    "n_correct",
-    "nll_nats",
-    "p_correct",
-    "brier",
-    "n_sequences",
-    "n_exact",
-    "p_exact",
-    "nll_uniform",
-    "nll_generalizer",
-    "nll_memorizer",
-    "nll_oracle",
-    "correct_generalizer",
-    "correct_memorizer",
-    "correct_oracle",
-    "exact_memorizer",
-    "skl_memorizer",
-    "skl_generalizer",
-    "skl_references",
-    *_WEIGHTS,
-    "se_ability_gap",
-    "se_memory_gap",
-]
+REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 
-"""Columns of the table `results` with numbers: place, counts, and sums over items (`nll_*` in nats)."""
+SUMS = (
+    *("nll_nats", "p_correct", "brier", "p_exact"),
+    *(f"nll_{name}" for name in REFERENCES),
+    *(f"correct_{name}" for name in REFERENCES),
+    "exact_memorizer",
+    *(f"skl_{name}" for name in ("memorizer", "generalizer", "references")),
+)
+"""Sums over items in the rows of an evaluation event (`trainers.tasks.probes`), by their names there."""
+
+RAW = {f"sum_{name}": name for name in SUMS} | {"mean_train_loss_nats": "train_loss_nats"}
+"""Column of the table `results` -> key in an evaluation event, for all columns whose names differ."""
+
+_AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
+
+_COUNTS, _ERRORS = ("n", "n_correct", "n_sequences", "n_exact"), ("se_ability_gap", "se_memory_gap")
+_OF_ROWS = (*_COUNTS, *(f"sum_{name}" for name in SUMS), *_WEIGHTS, *_ERRORS)
+
+NUMBER_COLUMNS = (*_AXES, *_OF_ROWS)
+"""Columns of the table `results` with numbers: place, counts, sums over items (`sum_nll_*` in nats), mixture weights and
+standard errors."""
 
 WORD_COLUMNS = ("arm", "skill", "split", "phase")
 """Columns of the table `results` with strings."""
@@ -163,13 +155,10 @@ def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[
     if not rows:
         return []
     columns: dict[str, np.ndarray] = {
-        name: np.array([row.get(name) for row in rows], float) for name in NUMBER_COLUMNS if name not in _AXES
+        name: np.array([row.get(RAW.get(name, name)) for row in rows], float) for name in _OF_ROWS
     }
     columns["split"] = np.array([row.get("split") for row in rows], object)
     return [_or_none(value) for value in measure_of(measure, ability_of)(columns)]
-
-
-_AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
 
 
 def _or_none(value: float) -> float | None:

@@ -26,7 +26,7 @@ from orchestrator.record import links, mlflow_runs, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
 from orchestrator.record.mlflow_runs import MlflowRecord, Say
-from orchestrator.record.tables import outside, write_parquet, write_summary
+from orchestrator.record.tables import RESULTS, outside, write_parquet, write_summary
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 
@@ -182,7 +182,7 @@ def _mark(folder: Path, facts: dict[str, Any]) -> None:
 
 def _what_is_shown(folder: Path, state: State) -> dict[str, Any]:
     digest = _journal_hash(folder, state.n_bytes)
-    return {"journal_bytes": state.n_bytes, "journal_sha256": digest, "study": state.study}
+    return {"journal_bytes": state.n_bytes, "journal_sha256": digest, "study": state.study, "columns": RESULTS.names}
 
 
 def _journal_hash(folder: Path, n_bytes: int) -> str:
@@ -348,9 +348,11 @@ def _marker(folder: Path, part: str) -> dict[str, Any]:
 
 
 def _shows_all(marker: dict[str, Any], folder: Path, study: Study) -> bool:
-    """Whether the notes match the journal, byte for byte, and the study. A torn last line is no event."""
+    """Whether the notes match the journal, byte for byte, the study, and today's columns. A torn last line is no event."""
     journal, position = folder / "journal.jsonl", marker.get("journal_bytes")
     if not isinstance(position, int) or marker.get("study") != study.model_dump(mode="json"):
+        return False
+    if marker.get("columns") != RESULTS.names:  # an earlier version wrote the tables
         return False
     try:
         with open(journal, "rb") as file:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files
 from orchestrator.analysis import findings, summary
+from orchestrator.analysis.measures import RAW, REFERENCES
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.study.schema import Study
@@ -20,29 +21,30 @@ from trainers.spec import TrialSpec
 from trainers.tasks import Family
 from trainers.tasks.decomposition import PREDICTORS
 
-REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
-
 RESULTS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]
     + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
     + [("step", pa.int64()), ("flops", pa.float64())]
     + [(name, pa.string()) for name in ("phase", "skill", "split")]
     + [("n", pa.int64()), ("n_correct", pa.int64())]
-    + [(name, pa.float64()) for name in ("nll_nats", "p_correct", "brier")]
-    + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("p_exact", pa.float64())]
-    + [(f"nll_{name}", pa.float64()) for name in REFERENCES]
-    + [(f"correct_{name}", pa.float64()) for name in REFERENCES]
-    + [("exact_memorizer", pa.float64())]
+    + [(f"sum_{name}", pa.float64()) for name in ("nll_nats", "p_correct", "brier")]
+    + [("n_sequences", pa.int64()), ("n_exact", pa.int64()), ("sum_p_exact", pa.float64())]
+    + [(f"sum_nll_{name}", pa.float64()) for name in REFERENCES]
+    + [(f"sum_correct_{name}", pa.float64()) for name in REFERENCES]
+    + [("sum_exact_memorizer", pa.float64())]
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
-    + [(f"skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
-    + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "train_loss_nats")]
+    + [(f"sum_skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
+    + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "mean_train_loss_nats")]
 )
-"""One row per (trial, step, skill, split): raw counts and sums, to be divided by the reader.
+"""One row per (trial, step, skill, split): counts `n...` and sums `sum_...`, to be divided by the reader.
 
-Three kinds of columns are no sums: `weight_<predictor>` and `unexplained_nats` (the decomposition of the model's
-predictions), and the standard errors. `phase` is `trunk`, `pre_decay` (the branch point) or `final` (the end of the
-budget).
+Four kinds of columns are neither: `weight_<predictor>` and `unexplained_nats` (the decomposition of the model's
+predictions), the standard errors, and `mean_train_loss_nats` (mean training loss since the last evaluation of the trunk).
+`phase` is `trunk`, `pre_decay` (the branch point) or `final` (the end of the budget).
 """
+
+_RAW = pa.schema([(RAW.get(field.name, field.name), field.type) for field in RESULTS])
+"""RESULTS with the names of the journal's rows."""
 
 _PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
 _PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
@@ -73,7 +75,7 @@ def results_table(state: State, study: Study) -> pa.Table:
                 shared = {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
                 rows += [_axes(trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
-    return pa.Table.from_pylist(rows, schema=RESULTS)
+    return pa.Table.from_pylist(rows, schema=_RAW).rename_columns(RESULTS.names)
 
 
 def outside(state: State, study: Study) -> int:

@@ -16,12 +16,12 @@ EVERY = (None, None, None, None)
 TWO: dict[str, Any] = {"arm": ("answer", "next_token")}
 COMMA: dict[str, Any] = TWO | {"variant": {"one": {}, "two": {"model": {"n_layers": 3}}}}
 REFERENCES = (
-    "nll_memorizer",
-    "nll_generalizer",
-    "nll_uniform",
-    "nll_oracle",
-    "correct_memorizer",
-    "correct_generalizer",
+    "sum_nll_memorizer",
+    "sum_nll_generalizer",
+    "sum_nll_uniform",
+    "sum_nll_oracle",
+    "sum_correct_memorizer",
+    "sum_correct_generalizer",
 )
 URNS: dict[str, Any] = {"family": {"name": "urns"}, "arm": ("next_token",)}
 GROKS: dict[str, Any] = {"family": {"name": "grok"}, "n_tasks": (4, 64)}
@@ -40,9 +40,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[tuple[Any, ...], str], tuple[str, ..
     "a number of tasks to come": ({}, {(None, 1024, None, None): "open"}, ()),
     "a budget to come": ({}, {(None, None, 8e11, None): "open"}, ()),
     "replicates to come": ({}, {(None, 1024, None, 1): "open", (None, None, None, 2): "open"}, ()),
-    "memory is undefined": ({}, {}, ("nll_memorizer",)),
+    "memory is undefined": ({}, {}, ("sum_nll_memorizer",)),
     "no references": (CLAIM, {}, REFERENCES),
-    "no losses": ({}, {}, ("nll_nats",)),
+    "no losses": ({}, {}, ("sum_nll_nats",)),
     "two conditions, one to come": (TWO | CROSSOVER, {("next_token", None, None, None): "open"}, ()),
     "two conditions, the first diverged": (TWO | CROSSOVER, {("answer", None, None, None): "diverged"}, ()),
     "two conditions at different budgets": (TWO, {("next_token", None, 8e11, None): "open"}, ()),

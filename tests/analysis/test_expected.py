@@ -17,7 +17,13 @@ from orchestrator.study.schema import Study
 def row(replicate: int, skill: str = "recall", split: str = "held_out", **sums: Any) -> dict[str, Any]:
     """A row at 64 tasks and 8e11 FLOPs."""
     place = {"arm": "answer", "n_tasks": 64, "compute_flops": 8e11, "replicate": replicate, "phase": "final"}
-    references = {"nll_uniform": 200.0, "nll_generalizer": 100.0, "nll_memorizer": 0.0, "n": 100, "n_correct": 50}
+    references = {
+        "sum_nll_uniform": 200.0,
+        "sum_nll_generalizer": 100.0,
+        "sum_nll_memorizer": 0.0,
+        "n": 100,
+        "n_correct": 50,
+    }
     return place | {"step": 100, "flops": 8e11, "skill": skill, "split": split} | references | sums
 
 
@@ -38,7 +44,12 @@ def curve_rows(crossing: float, replicate: int) -> list[dict[str, Any]]:
     rows = []
     for step in (round(10 ** (k / 8)) for k in range(8, 25)):
         d_rel = 1 / (1 + (crossing / step) ** 2)
-        sums = {"skl_generalizer": 2 * d_rel - 1, "skl_memorizer": 0.0, "skl_references": 1.0, "nll_nats": 1.0}
+        sums = {
+            "sum_skl_generalizer": 2 * d_rel - 1,
+            "sum_skl_memorizer": 0.0,
+            "sum_skl_references": 1.0,
+            "sum_nll_nats": 1.0,
+        }
         rows.append(row(replicate, "mixture", "seen", **sums) | {"step": step, "phase": "trunk"})
     return rows
 
@@ -64,7 +75,7 @@ def test_an_expected_crossing_gets_its_verdict(crossings: tuple[float, float], v
     [(0.8, 0.002, "consistent"), (0.97, 0.002, "inconsistent"), (0.89, 0.2, "inconclusive")],
 )
 def test_an_expected_mean_gets_its_verdict(lo: float, spread: float, verdict: str) -> None:
-    rows = [row(r, nll_nats=200 - 100 * (0.9 + spread * (r - 1) / 2)) for r in range(3)]
+    rows = [row(r, sum_nll_nats=200 - 100 * (0.9 + spread * (r - 1) / 2)) for r in range(3)]
     one = expected({"what": "ability", "value": 0.98, "lo": lo, "hi": 0.99}, rows, 3)
     assert (one.verdict, one.n, one.estimate) == (verdict, 3, pytest.approx(0.9))
 

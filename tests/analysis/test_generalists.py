@@ -52,8 +52,8 @@ def results_of(
         for d in range(3):
             level = ability[condition][study.budgets.index(trial.compute_flops)] + spread * rng.standard_normal()
             row = {"step": 100, "flops": trial.compute_flops, "phase": "final", "skill": f"domain_{d}"}
-            row |= {"split": "held_out", "n": 100_000, "n_correct": round(1e5 * level), "nll_nats": 1.0}
-            row |= {"n_sequences": 100_000, "n_exact": round(1e5 * level), "exact_memorizer": 0.0}
+            row |= {"split": "held_out", "n": 100_000, "n_correct": round(1e5 * level), "sum_nll_nats": 1.0}
+            row |= {"n_sequences": 100_000, "n_exact": round(1e5 * level), "sum_exact_memorizer": 0.0}
             results.append(place | row)
     made = (pa.Table.from_pylist(rows, schema=schema) for rows, schema in ((results, RESULTS), (runs, RUNS)))
     return Results.of_tables(study, *made)

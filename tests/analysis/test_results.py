@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator.analysis.measures import MEASURES, of_rows
+from orchestrator.analysis.measures import MEASURES, RAW, of_rows
 from orchestrator.analysis.results import Results
 from orchestrator.record.tables import RESULTS
 
@@ -42,7 +42,7 @@ def test_a_cube_holds_the_measures_of_single_rows(
                     results.budgets.index(row["compute_flops"]),
                     row["replicate"],
                 )
-                (value,) = of_rows(measure, [row])
+                (value,) = of_rows(measure, [{RAW.get(k, k): v for k, v in row.items()}])
                 wanted[place] = math.nan if value is None else value
         np.testing.assert_array_equal(cube, wanted)
 
@@ -77,7 +77,7 @@ def test_where_nothing_decays_the_end_is_a_point_like_any_other(tables: tuple[pa
 
 def test_values_outside_the_axes_and_older_tables_do_no_harm(tables: tuple[pa.Table, pa.Table]) -> None:
     smaller = synthetic.made_up(n_tasks=(4, 64), compute_flops=(1e11, 8e11), replicates=2)
-    older = tables[0].drop_columns(["n_exact", "p_exact", "n_sequences"])
+    older = tables[0].drop_columns(["n_exact", "sum_p_exact", "n_sequences"])
     results = Results.of_tables(smaller, older, tables[1])
     assert results.cube("ability", "answer", "recall", "held_out").shape == (2, 2, 2)
     assert np.isfinite(results.cube("ability", "answer", "recall", "held_out")).all()

@@ -57,11 +57,18 @@ def falling(n_tasks: int, budget: float, replicate: int) -> float | None:
 
 def row_of(skill: str, split: str, nll: float | None, hits: float | None, **references: Any) -> dict[str, Any]:
     """A row of raw sums from means a position."""
-    row = {"skill": skill, "split": split, "n": N, "brier": 1.0 * N, "se_ability_gap": 0.001, "se_memory_gap": 0.001}
-    row |= {"nll_nats": None if nll is None else nll * N, "n_correct": None if hits is None else round(hits * N)}
-    row |= {"p_correct": None if hits is None else hits * N}
+    row = {
+        "skill": skill,
+        "split": split,
+        "n": N,
+        "sum_brier": 1.0 * N,
+        "se_ability_gap": 0.001,
+        "se_memory_gap": 0.001,
+    }
+    row |= {"sum_nll_nats": None if nll is None else nll * N, "n_correct": None if hits is None else round(hits * N)}
+    row |= {"sum_p_correct": None if hits is None else hits * N}
     for name, (loss, right) in references.items():
-        row |= {f"nll_{name}": loss * N, f"correct_{name}": right * N}
+        row |= {f"sum_nll_{name}": loss * N, f"sum_correct_{name}": right * N}
     return row
 
 
@@ -98,7 +105,7 @@ def found_of(
         became, steps = status(n, c, r), round(c / 1e9)
         phases = [("trunk", 0.2), ("trunk", 0.5), ("pre_decay", 0.8), ("final", 1.0)]
         for phase, share in {"done": phases, "diverged": phases[:2]}.get(became, []):
-            along = {"step": round(share * steps), "flops": share * c, "phase": phase, "train_loss_nats": 2.0}
+            along = {"step": round(share * steps), "flops": share * c, "phase": phase, "mean_train_loss_nats": 2.0}
             rows += [axes | along | row for row in rows_at(ability(n, c, r), memory(n, c, r))]
         run: dict[str, Any] = {"status": became, "fingerprint": "f" * 20}
         if became in ("done", "diverged"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
@@ -55,28 +56,46 @@ def boundaries(results: Results, measure: Measure, condition: str, skill: str) -
 def _boundary(
     results: Results, measure: Measure, condition: str, skill: str, flops: float, table: np.ndarray, rows: np.ndarray
 ) -> Finding:
-    levels, direction = [float(n) for n in results.levels], DIRECTION[measure]
-    found = stats.boundary(levels, table, direction, CONFIDENCE)
     name = f"{skill or 'memory of the training tasks'}{in_condition(results, condition)}"
-
-    def interval(confidence: float) -> Ends:
-        return stats.boundary(levels, table, direction, confidence)[:2]
-
-    return Finding(
+    return of_median(
+        [float(n) for n in results.levels],
+        table,
+        DIRECTION[measure],
+        rows.tolist(),
         name=claim_of("k", measure, condition, skill, flops),
         question=f"K_{LETTER[measure]}",
         words=lambda one: f"{name} {place_words(one)} at {number(flops)} FLOPs",
         condition=condition,
         skill=skill,
         compute_flops=flops,
+    )
+
+
+def of_median(
+    levels: Sequence[float],
+    table: np.ndarray,
+    direction: Literal["rising", "falling"],
+    replicates: Sequence[int],
+    **fields: Any,
+) -> Finding:
+    """The finding on the level at which the median replicate crosses one half; table (replicates, levels).
+
+    replicates: their numbers. fields: name, question, words and place of the finding. `crossed` is an answer if the finding
+    has an interval or one replicate.
+    """
+    found = stats.boundary(levels, table, direction, CONFIDENCE)
+    one = Finding(
+        **fields,
         verdict=found.verdict,
         n=len(found.brackets),
         p=boundary_p(table, found.verdict, direction),
-        interval=remembered(found[:2], interval),
+        interval=remembered(found[:2], lambda confidence: stats.boundary(levels, table, direction, confidence)[:2]),
         reach=tried(levels, table),
         brackets=found.brackets,
-        replicates=tuple(rows.tolist()),
+        replicates=tuple(replicates),
     )
+    whole = one.verdict == "crossed" and (one.n == 1 or one.has_interval)
+    return replace(one, answered=whole or one.verdict in ("below", "beyond"))
 
 
 def tried(levels: Sequence[float], table: np.ndarray) -> tuple[float, float] | None:

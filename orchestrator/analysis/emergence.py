@@ -92,6 +92,7 @@ def _finding(
         n_tasks=int(fixed) if axis == "compute_flops" else None,
         compute_flops=fixed if axis == "n_tasks" else None,
         verdict=found.verdict,
+        answered=found.verdict == "smooth",
         n=max((one.n_replicates for one in found.metrics.values()), default=0),
         p=_break_p(found),
         interval=interval,

@@ -45,6 +45,7 @@ def _beside(results: Results, expected: Expected, i: int) -> Finding:
         n_tasks=cell.n_tasks,
         compute_flops=cell.compute_flops,
         verdict=stats.agreement(stats.t_interval(complete, CONFIDENCE), expected.lo, expected.hi),
+        answered=bool(known),
         n=len(known),
         estimate=float(np.mean(known)) if known else None,
         interval=lambda confidence: t_ends(complete, confidence),

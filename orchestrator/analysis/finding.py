@@ -57,6 +57,8 @@ class Finding:
     """The condition, or the state of a specialist, on the other side of a comparison."""
     verdict: str
     """The answer in a word or a few, such as `crossed` or `undecided`; each question has its own. `missing`: no value."""
+    answered: bool = False
+    """Whether the verdict is an answer even if the finding is not significant, so that tables have a row for it."""
     n: int
     """Replicates, or pairs of replicates, with a value."""
     p: float | None = None

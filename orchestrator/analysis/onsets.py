@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.boundaries import boundary_p, counted, edge, seen, settled, tried
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, between, claim_of, in_condition, remembered
+from orchestrator.analysis.boundaries import counted, edge, of_median, seen, settled
+from orchestrator.analysis.finding import CONFIDENCE, Finding, between, claim_of, in_condition
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import number
 from orchestrator.stats import replicates, survival
@@ -39,29 +39,18 @@ def onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: b
 
 def _onset(results: Results, condition: str, skill: str, n_tasks: int, at_ends: bool) -> Finding:
     looks = looks_of(results, condition, skill, n_tasks, at_ends)
-    at_95, p = stats.Boundary(None, None, (), "missing"), None
-    if looks is not None:
-        at_95 = stats.boundary(looks.flops, looks.values, "rising", CONFIDENCE)
-        p = boundary_p(looks.values, at_95.verdict, "rising")
-
-    def interval(confidence: float) -> Ends:
-        return stats.boundary(looks.flops, looks.values, "rising", confidence)[:2] if looks else (None, None)
-
     what = f"{skill}{in_condition(results, condition)}"
-    return Finding(
+    return of_median(
+        looks.flops if looks else [1.0],
+        looks.values if looks else np.empty((0, 1)),
+        "rising",
+        looks.judged if looks else (),
         name=claim_of("to", "skill", condition, skill, float(n_tasks)),
         question="compute to skill",
         words=lambda one: f"{what} {onset_words(one)} at {number(n_tasks)} tasks",
         condition=condition,
         skill=skill,
         n_tasks=n_tasks,
-        verdict=at_95.verdict,
-        n=len(at_95.brackets),
-        p=p,
-        interval=remembered(at_95[:2], interval),
-        reach=tried(looks.flops, looks.values) if looks else None,
-        brackets=at_95.brackets,
-        replicates=looks.judged if looks else (),
     )
 
 

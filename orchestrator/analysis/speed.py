@@ -68,6 +68,7 @@ def _speed(condition: str, base: str, workers: int, base_workers: int, ratios: l
         condition=condition,
         against=base,
         verdict="measured" if ratios else "missing",
+        answered=bool(ratios),
         n=len(ratios),
         estimate=math.exp(sum(ratios) / len(ratios)) if ratios else None,
         interval=interval,

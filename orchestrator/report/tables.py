@@ -69,21 +69,6 @@ QUESTIONS = (
     ("Expected values", ("expected ",)),
 )
 """(title of a table, its questions as in `Finding.question`). A question that ends in a space is a prefix."""
-ANSWERED = (
-    "crossed",
-    "below",
-    "beyond",
-    "smooth",
-    "measured",
-    "all",
-    "some",
-    "none",
-    "minimum",
-    "consistent",
-    "inconsistent",
-    "inconclusive",
-)
-"""Verdicts that are an answer even if the finding is not significant."""
 
 
 def finding_tables(found: Findings) -> list[Table]:
@@ -93,20 +78,9 @@ def finding_tables(found: Findings) -> list[Table]:
     made = []
     for title, questions in QUESTIONS:
         those = [one for question in questions for one in found.of(question) if one.skill in headline]
-        if rows := [one for one in those if _answers(one)]:
+        if rows := [one for one in those if one.answered or one.significance in ("significant", "primary")]:
             made.append(finding_table(title, rows))
     return made
-
-
-def _answers(one: Finding) -> bool:
-    """Whether a finding gets a row: it is significant or primary, or its verdict is in ANSWERED.
-
-    A boundary that is `crossed` must have an interval, too, unless there is one replicate.
-    """
-    if one.significance in ("significant", "primary"):
-        return True
-    whole = one.verdict != "crossed" or one.n == 1 or one.has_interval
-    return one.n > 0 and one.verdict in ANSWERED and whole
 
 
 def finding_table(title: str, those: Sequence[Finding]) -> Table:

@@ -48,6 +48,7 @@ class Commands(TyperGroup):
     """The commands. Ctrl-C and errors of files, disks and networks end each of them with one line."""
 
     def invoke(self, ctx: Any) -> Any:
+        given = [*getattr(ctx, "_protected_args", []), *ctx.args]
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -58,8 +59,12 @@ class Commands(TyperGroup):
         except OSError as problem:
             _let_go_of_full_output()
             say(checks.trouble_words(problem), err=True)
-            given = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
-            raise typer.Exit(2 if given else 1) from None
+            wrong = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
+            raise typer.Exit(2 if wrong else 1) from None
+        except Exception as problem:
+            if hint := checks.hint_for(problem, given):
+                raise UsageProblem(hint) from None
+            raise
 
 
 def _let_go_of_full_output() -> None:

@@ -20,7 +20,7 @@ from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import Recorded
-from orchestrator.study import reader
+from orchestrator.study import guesses, reader
 from orchestrator.study import schema as studies
 from orchestrator.study.schema import Study
 from orchestrator.terminal import say
@@ -51,6 +51,33 @@ def trouble_words(problem: OSError) -> str:
 
 class UsageProblem(Exception):
     """An error that the user can correct; one message, exit code 2."""
+
+
+COMMANDS = {
+    "run": ("train", "sweep", "fit", "optimize", "tune", "start", "launch", "resume", "submit", "continue"),
+    "plan": ("check", "validate", "dry-run", "show", "describe", "estimate", "price"),
+    "status": ("list", "ls", "ps", "progress", "watch", "studies"),
+    "report": ("results", "plot", "analyze", "analyse", "summary", "html"),
+    "ui": ("mlflow", "dashboard", "serve"),
+    "compare": ("diff",),
+    "stop": ("kill", "cancel", "pause"),
+    "clean": ("rm", "remove", "delete"),
+}
+"""Command -> the names that other tools give it."""
+
+
+def hint_for(problem: Exception, given: list[str]) -> str | None:
+    """The line for an option, argument or command that only other tools have; None if `problem` is anything else.
+
+    problem: the command line's own refusal. given: the words of the command line.
+    """
+    text = str(getattr(problem, "message", ""))
+    if option := getattr(problem, "option_name", None):
+        return guesses.wrong_option(str(option), given)
+    if "unexpected extra argument" in text:
+        return next((hint for word in given if word in text and (hint := guesses.wrong_option(word, given))), None)
+    meant = next((name for name, others in COMMANDS.items() if given and given[0] in others), None)
+    return f"{given[0]}: no such command; did you mean 'emergence {meant}'?" if meant and given[0] in text else None
 
 
 def study_folders() -> list[Path]:

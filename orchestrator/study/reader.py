@@ -6,6 +6,7 @@ A bad file is refused in under two seconds, before anything starts.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.study import yaml_file
+from orchestrator.study.guesses import stands_for, unknown_key, wrong_value
 from orchestrator.study.refusals import closest, hint_of, problems_of
 from orchestrator.study.schema import PART_MODELS, PARTS, Axes, Expected, Study, StudyError, with_changes
 from trainers.records import Record, beyond_limits
@@ -54,10 +56,24 @@ def find(name: str) -> Path:
         return shipped()[name]
     if is_folder:
         raise StudyError(f"{name}: that is a folder; give a study file, or a study that ships: {', '.join(shipped())}")
-    name = _one_line(name)
-    near = difflib.get_close_matches(path.stem, shipped(), 1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    raise StudyError(f"{name}: no such study file{hint} Give a path, or one that ships: {', '.join(shipped())}")
+    raise StudyError(f"{_one_line(name)}: no such study file{_near(path)}")
+
+
+def _near(path: Path) -> str:
+    """What a missing study file may have been: similar names there and here, where it was looked for, and the shipped studies."""
+    folder = path.parent.absolute()
+    files = {
+        str(file)
+        for place in dict.fromkeys([path.parent, Path(), Path("sweeps")])
+        for pattern in ("*.yaml", "*.yml")
+        for file in (place.glob(pattern) if os.access(place, os.R_OK) else ())
+    }
+    names = {name: Path(name).stem for name in sorted(files)} | {name: name for name in shipped()}
+    close = difflib.get_close_matches(path.stem, names.values(), 2)
+    near = [name for name, stem in names.items() if stem in close][:2]
+    hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
+    there = "" if folder.is_dir() else ", which is no folder"
+    return f"{hint} Looked in {folder}{there}; give a path, or one that ships: {', '.join(shipped())}"
 
 
 def load(name: str) -> Study:
@@ -171,7 +187,8 @@ class _Reader:
     def _family(self, given: Any) -> Family | None:
         """The family from its settings in the file; None, with the problem reported, if they are invalid."""
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            self._say(("family",), f"a mapping with 'name' is needed; families are {', '.join(FAMILIES)}")
+            hint = f" (write family: {{name: {given}}})" if given in [*FAMILIES] else ""
+            self._say(("family",), f"a mapping with 'name' is needed{hint}; families are {', '.join(FAMILIES)}")
             return None
         try:
             return cast(Family, family_from(given))
@@ -236,19 +253,15 @@ class _Reader:
         if kind == "too_short" and given:
             return  # its items are reported one by one
         if kind == "extra_forbidden":
-            parent = _model_at(model, loc[:-1])
+            parent, key = _model_at(model, loc[:-1]), str(loc[-1])
             allowed = _keys(parent) if parent else []
-            where = f"{'.'.join(map(str, prefix + loc[:-1]))}: " if prefix + loc[:-1] else ""
-            text = f"{where}unknown key '{loc[-1]}'{hint_of(str(loc[-1]), allowed)}; keys are {', '.join(allowed)}"
-            of = next((part for part, record in PART_MODELS.items() if loc[-1] in _keys(record)), None)
-            if not prefix + loc[:-1] and loc[-1] in Axes.model_fields:
-                text = f"'{loc[-1]}' is a key of axes: write it there"
-            if prefix + loc[:-1] == ("axes",) and of is not None:
-                text = f"axes: '{loc[-1]}' is a key of {of}: vary it by name, as in axes.variant: {{one: {{{of}: {{{loc[-1]}: ...}}}}}}"
+            text = unknown_key(prefix + loc[:-1], key, given, allowed, _keys, hint_of(key, allowed))
             self._say(prefix + loc, text, named=False)
-            self._suggested |= {(*prefix, *loc[:-1], near) for near in closest(str(loc[-1]), allowed)}
-        elif kind == "missing" and prefix + loc in self._suggested:
-            return  # it is present but misspelt
+            self._suggested |= {(*prefix, *loc[:-1], near) for near in closest(key, allowed)}
+        elif kind == "missing" and (
+            prefix + loc in self._suggested or any(stands_for(text, prefix + loc) for _, text in self.problems)
+        ):
+            return  # it is present but misspelt, or by another tool's name
         elif kind == "value_error" and any(place[: len(prefix + loc)] == prefix + loc for place in self._broken):
             return  # keys that exclude each other, one of them beyond its limit
         elif kind == "missing":
@@ -274,7 +287,8 @@ class _Reader:
             if isinstance(given, str) and kind in ("int_type", "float_type"):
                 wanted += ", without unit or quotes"
             shown = repr(given) if len(repr(given)) <= MAX_GIVEN else f"{repr(given)[:MAX_GIVEN]} ..."
-            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}")
+            hint = wrong_value(prefix + loc, given)
+            self._say(prefix + loc, wanted if kind == "value_error" else f"{wanted}; given {shown}{hint}")
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
         """Note a problem at a place. named: put the place before the message. A place without a line gets that of its parent."""

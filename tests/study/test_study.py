@@ -85,7 +85,7 @@ REFUSALS = [
     ("an unknown preset", ("d_model: 64", "preset: 125m"), 13, ["model.preset", "'125m'; did you mean '124m'?", "0.1m, "]),
     ("a preset and a depth", ("d_model: 64", "preset: 124m\n  depth: 6"), 12, ["'124m'", "depth 6", "keep one"]),
     ("half a block", ("d_model: 64", "depth: 2.5"), 13, ["model.depth", "whole number", "2.5"]),
-    ("a depth for an axis", ("n_tasks:", "depth: [2, 4]\n  n_tasks:"), 9, ["'depth' is a key of model", "axes.variant"]),
+    ("a depth for an axis", ("n_tasks:", "depth: [2, 4]\n  n_tasks:"), 9, ["'depth' is a key of model", "variant: {depth_2: "]),
     ("a number with a unit", ("8e11", "8e11 FLOPs"), 10, ["axes.compute_flops[1]", "without unit"]),
     ("a fraction of a task", ("[4,", "[4.5,"), 9, ["axes.n_tasks[0]", "whole number", "4.5"]),
     ("a negative count", ("[4,", "[-4,"), 9, ["axes.n_tasks[0]", "greater than 0", "-4"]),
@@ -107,7 +107,7 @@ REFUSALS = [
     ("a long slip of the exponent", ("8e11]", "1.7e308]"), 10, ["axes.compute_flops[1]: at most 1e30", "1.7e308"]),
     ("a warm-up that never ends", ("model:", "training: {warmup_steps: 99999}\nmodel:"), 12, ["99999 steps", "largest"]),
     ("an arm to come", ("[answer]", "[reward]"), 8, ["has no arm 'reward'", "task_id"]),
-    ("a setting for an axis", ("n_tasks:", "d_model: [64, 128]\n  n_tasks:"), 9, ["'d_model' is a key of model", "axes.variant: {one: {model: {d_model: ...}}}"]),
+    ("a setting for an axis", ("n_tasks:", "d_model: [64, 128]\n  n_tasks:"), 9, ["'d_model' is a key of model", "variant: {d_model_64: {model: {d_model: 64}}, d_model_128: {model: {d_model: 128}}}"]),
     ("a rate for no arm", ("n_tasks:", "training_of_arm: {anser: {learning_rate: 1e-3}}\n  n_tasks:"), 9, ["axes.training_of_arm.anser: no arm of this study", "did you mean 'answer'"]),
     ("no key of training", ("n_tasks:", "training_of_arm: {answer: {learning_rat: 1e-3}}\n  n_tasks:"), 9, ["unknown key 'learning_rat'", "did you mean 'learning_rate'"]),
     ("a key of axes elsewhere", ("model:", "training_of_arm: {}\nmodel:"), 12, ["'training_of_arm' is a key of axes"]),
@@ -249,8 +249,18 @@ def test_several_problems_are_told_together_in_the_order_of_the_file(tmp_path: P
 
 
 def test_a_study_that_does_not_exist_is_refused_with_the_ones_that_ship() -> None:
-    with pytest.raises(StudyError, match=r"quikstart: no such study file; did you mean 'quickstart'\?.*control_null"):
+    with pytest.raises(StudyError, match=r"quikstart: no such study file; did you mean .*'quickstart'\?.*control_null"):
         load("quikstart")
+
+
+def test_a_missing_file_is_refused_with_where_it_was_looked_for_and_what_comes_near(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    for given in (path.replace("x.yaml", "x.yml"), path.removesuffix(".yaml"), str(tmp_path / "xx.yaml")):
+        with pytest.raises(StudyError) as refusal:
+            load(given)
+        assert str(tmp_path) in str(refusal.value) and f"'{path}'" in str(refusal.value), refusal.value
+    with pytest.raises(StudyError, match=f"Looked in {tmp_path / 'no'}, which is no folder"):
+        load(str(tmp_path / "no" / "x.yaml"))
 
 
 def test_a_name_that_can_be_no_file_is_refused_in_one_line() -> None:

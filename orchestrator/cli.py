@@ -32,7 +32,7 @@ from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
-from orchestrator.plan import jobs, price
+from orchestrator.plan import caps, jobs, price
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
 from orchestrator.record.journal import State
@@ -118,6 +118,14 @@ Storage = Annotated[
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder.")
 ]
+MaxHours = Annotated[
+    float | None,
+    typer.Option(help="End the study after so many wall-clock hours, over all its runs; default: the study's."),
+]
+MaxFlops = Annotated[
+    float | None,
+    typer.Option(help="End the study after so many training FLOPs, over all its runs; default: the study's."),
+]
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 
 
@@ -147,6 +155,8 @@ def plan_command(
     slots_per_gpu: SlotsPerGpu = 1,
     gpu_memory_gb: GpuMemory = None,
     storage: Storage = None,
+    max_hours: MaxHours = None,
+    max_flops: MaxFlops = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the speed with one short trial first.")
     ] = False,
@@ -159,6 +169,7 @@ def plan_command(
     state = recorded.of_study(everything, study)
     checks.show_damage(state, folder, f"{program()} run {study_name} trains them again")
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    options = checks.with_caps(options, study, max_hours, max_flops)
     checks.check_room(study, options, absent_is_fine=not address)
     n_slots, known = checks.slots_for(options)
     speed = price.calibrate(study, device) if calibrate else None
@@ -175,6 +186,8 @@ def run(
     slots_per_gpu: SlotsPerGpu = 1,
     gpu_memory_gb: GpuMemory = None,
     storage: Storage = None,
+    max_hours: MaxHours = None,
+    max_flops: MaxFlops = None,
     keep_weights: Annotated[
         bool, typer.Option("--keep-weights", help="Save the final weights of each trial as safetensors.")
     ] = False,
@@ -196,6 +209,7 @@ def run(
     uri = checks.tracking_uri_of(tracking_uri)
     folder = checks.make_results_folder(journal.study_folder(study.id))
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
+    options = checks.with_caps(options, study, max_hours, max_flops)
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
@@ -217,6 +231,8 @@ def run(
             files.replace(kept, source.read_bytes())
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
+    if outcome == "capped":
+        console.print(f"\nEnded by its cap; to go on, raise it: {this_again()}", soft_wrap=True)
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
         raise typer.Exit(130)
@@ -247,6 +263,10 @@ def _run_missing(
         console.print(f"{study.id}: all {todo.n_trials} trials have ended; nothing to run.")
         _publish_if_needed(study, state, folder, lock, uri)
         return "complete"
+    if reason := caps.reached(caps.Meter(state), options):
+        console.print(f"{study.id}: {reason}; nothing is run, and {todo.n_open} of {todo.n_trials} trials stay open.")
+        _publish_if_needed(study, state, folder, lock, uri)
+        return "capped"
     show_plan(todo, folder, known, console, brief=True)
     source = provenance.source()
     if unknown := source.get("commit_unknown"):
@@ -262,10 +282,12 @@ def _run_missing(
     with progress.Progress(study, state, todo, console) as watcher:
         try:
             with machines.started(options, max(slots_of(job.placement, options) for job in todo.jobs)) as offered:
-                watcher.on_slots(offered)
+                watcher.on_slots(offered)  # which may change the order of work
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
-                return driver.run(study, todo.jobs, folder, lock, options, uri, watcher.take, watcher.say, stop_request)
+                return driver.run(
+                    study, watcher.plan.jobs, folder, lock, options, uri, watcher.take, watcher.say, stop_request
+                )
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None
 

@@ -5,7 +5,8 @@ The report, the terminal and MLflow print these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from orchestrator.analysis.boundaries import edge, place_words
 from orchestrator.analysis.finding import Finding, capitalised, in_condition
@@ -156,6 +157,36 @@ def _at_one_budget(found: Findings, conditions: list[str], skill: str) -> tuple[
     return [], [], 0.0
 
 
+def _missing_words(found: Findings) -> str:
+    """The numbers of tasks, replicates and conditions without any ended trial, for a sentence; "" if each has one.
+
+    Example: `, among them all at 16 and 64 tasks and all of replicate 2`.
+    """
+    ended = [run for run in found.runs if run["status"] != "open"]
+    axes = found.study.axes
+
+    def lacking(key: str, values: Iterable[Any]) -> list[Any]:
+        there = {run[key] for run in ended}
+        return [value for value in values if value not in there]
+
+    def names(values: list[str], several: str) -> str:
+        return listed(values) if len(values) <= MAX_LISTED else f"{len(values)} {several}"
+
+    parts = []
+    if tasks := lacking("n_tasks", sorted(axes.n_tasks)):
+        parts.append(f"all at {names([number(n) for n in tasks], 'numbers of')} tasks")
+    if replicates := lacking("replicate", range(axes.replicates)):
+        plural = "s" if 1 < len(replicates) <= MAX_LISTED else ""
+        numbered = f"replicate{plural} " if len(replicates) <= MAX_LISTED else ""
+        parts.append(f"all of {numbered}{names([str(r) for r in replicates], 'replicates')}")
+    if conditions := lacking("arm", found.study.conditions):
+        parts.append(f"all of {names(conditions, 'conditions')}")
+    return f", among them {' and '.join(parts)}" if parts else ""
+
+
+MAX_LISTED = 4
+"""Most numbers of tasks or conditions that a sentence lists by name."""
+
 SHOWN = ("rises", "falls", "crosses", "a ahead throughout", "b ahead throughout")
 """Verdicts on two conditions that favour one of them."""
 
@@ -177,8 +208,8 @@ def _of_comparison(found: Findings) -> Iterator[str]:
 
 
 def listed(names: list[str]) -> str:
-    """a, b and c. Names that hold a comma stand in quotes."""
-    names = [f"'{name}'" if any("," in one for one in names) else name for name in names]
+    """a, b and c. Names that hold a comma and a space stand in quotes."""
+    names = [f"'{name}'" if any(", " in one for one in names) else name for name in names]
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -200,7 +231,8 @@ def _further(found: Findings) -> Iterator[str]:
     """Further sentences without their full stop."""
     n = {status: sum(r["status"] == status for r in found.runs) for status in ("open", "diverged", "failed")}
     if 0 < n["open"] < len(found.runs):
-        yield f"{n['open']:,} of {times(len(found.runs), 'trial')} {'has' if n['open'] == 1 else 'have'} not ended"
+        has = "has" if n["open"] == 1 else "have"
+        yield f"{n['open']:,} of {times(len(found.runs), 'trial')} {has} not ended{_missing_words(found)}"
     if n["diverged"]:
         yield f"{times(n['diverged'], 'trial')} diverged: try a lower learning rate"
     if n["failed"]:

@@ -279,6 +279,16 @@ def options_of(
     )
 
 
+def with_caps(options: Options, study: Study, max_hours: float | None, max_flops: float | None) -> Options:
+    """The options with the given caps, or those of the study. Raises UsageProblem for a cap that is not above 0."""
+    for name, cap in (("--max-hours", max_hours), ("--max-flops", max_flops)):
+        if cap is not None and not 0 < cap < float("inf"):
+            raise UsageProblem(
+                f"{name} {cap:g}: a number above 0 is needed, such as {'8' if 'hours' in name else '1e18'}"
+            )
+    return options._replace(max_hours=max_hours or study.stop.max_hours, max_flops=max_flops or study.stop.max_flops)
+
+
 def storage_of(given: str) -> str:
     """A folder or URI for checkpoints, with an absolute path. Raises UsageProblem if it is malformed or does not answer."""
     advice, shown = "give a folder, or a URI such as s3://bucket/prefix", links.without_password(given)

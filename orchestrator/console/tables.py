@@ -42,6 +42,7 @@ def show_plan(
         ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks{kept}), "
                     f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
         ("time", _time_words(todo, slots_known)),
+        *_caps(todo),
     ]  # fmt: skip
     if not brief:
         speed = f"{todo.flops_per_second:.3g} FLOPs/s a slot" if todo.flops_per_second else "unknown"
@@ -67,6 +68,14 @@ def show_plan(
     for name, text in lines:
         table.add_row(name, text)
     console.print(table)
+
+
+def _caps(todo: price.Plan) -> list[tuple[str, str]]:
+    """The caps of a run, if there are any."""
+    hours, flops = todo.options.max_hours, todo.options.max_flops
+    words = [f"{hours:g} hours"] if hours is not None else []
+    words += [f"{flops:g} training FLOPs"] if flops is not None else []
+    return [("cap", f"ends after {' or '.join(words)}, all runs together")] if words else []
 
 
 def _time_words(todo: price.Plan, slots_known: str) -> str:

@@ -42,10 +42,10 @@ def placements_of(study: Study, options: Options) -> dict[tuple[str, str], Place
 
 
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
-    """The open jobs, those of most workers first, then largest first.
+    """The open jobs; `order.py` puts them into the order of work.
 
-    This order is within 0-3 % of the makespan bound; arrival order lost up to 36 %. A trial that is done or diverged is
-    not repeated. A failed one is tried again. With the study's `folder`, a trunk is priced from its checkpoint on.
+    A trial that is done or diverged is not repeated. A failed one is tried again. With the study's `folder`, a trunk is
+    priced from its checkpoint on.
     Raises StudyError if a trial cannot be placed on the workers.
     """
     placements = placements_of(study, options)
@@ -57,7 +57,7 @@ def jobs_of(study: Study, state: State, folder: Path | None = None, options: Opt
             at = _standing(trunk, owed, folder, options.storage) if folder else budget.START
             where = placements[study.condition_of(trunk.arm, trunk.variant), trunk.size]
             found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where))
-    return sorted(found, key=lambda job: (-job.placement.workers, -(job.price.train_flops + job.price.eval_flops)))
+    return found
 
 
 def _ended(state: State) -> set[str]:

@@ -28,6 +28,10 @@ class Options(NamedTuple):
     """Memory of one GPU (`cuda` only). None: unknown, and nothing is fitted."""
     n_gpus: int | None = None
     """Number of GPUs (`cuda` only). None: unknown before the cluster is asked."""
+    max_hours: float | None = None
+    """Wall-clock hours of all runs after which the study ends (`caps.py`). None: no cap."""
+    max_flops: float | None = None
+    """Training FLOPs of all runs after which the study ends. None: no cap."""
     keep_weights: bool = False
     """Save the final weights of each trial, beside its checkpoints."""
 

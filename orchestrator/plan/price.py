@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from orchestrator.plan.jobs import Job, jobs_of
 from orchestrator.plan.options import Options, slots_of
+from orchestrator.plan.order import coarse_to_fine, makespan
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -58,7 +58,7 @@ def make(
 
     With the study's `folder`, its checkpoints count. Raises StudyError if a trial cannot be placed on the workers.
     """
-    todo = jobs_of(study, state, folder, options)
+    todo = coarse_to_fine(study, jobs_of(study, state, folder, options), slots, options)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
         speed, source = recorded_throughput(state, device), "recorded in this study"
@@ -88,7 +88,8 @@ def _tokens(job: Job) -> int:
 
 def on_slots(plan: Plan, slots: int) -> Plan:
     """The same plan on another number of slots."""
-    return plan._replace(slots=slots, seconds=_seconds(plan.jobs, slots, plan.flops_per_second, plan.options))
+    jobs = coarse_to_fine(plan.study, plan.jobs, slots, plan.options)
+    return plan._replace(slots=slots, jobs=jobs, seconds=_seconds(jobs, slots, plan.flops_per_second, plan.options))
 
 
 def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, options: Options) -> float | None:
@@ -101,16 +102,6 @@ def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, op
     each = [s / j.placement.workers for s, j in zip(each, todo, strict=True)]  # assumed: no time for communication
     each = [s + (GROUP_SECONDS if j.placement.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
     return START_SECONDS + makespan(each, slots, [slots_of(j.placement, options) for j in todo])
-
-
-def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:
-    """End of the last job, if jobs start in order on the first free slots, one slot for each worker."""
-    free = [0.0] * max(1, slots)
-    for job, n in zip(seconds, workers or [1] * len(seconds), strict=True):
-        taken = [heapq.heappop(free) for _ in range(min(n, len(free)))]
-        for _ in taken:
-            heapq.heappush(free, taken[-1] + job)
-    return max(free)
 
 
 def recorded_throughput(state: State, device: str) -> float | None:

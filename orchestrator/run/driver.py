@@ -24,7 +24,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan import jobs
+from orchestrator.plan import caps, jobs
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
 from orchestrator.record.journal import Event, Journal, State
@@ -37,7 +37,7 @@ from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
 
-Outcome = Literal["complete", "stopped", "failed", "broken"]
+Outcome = Literal["complete", "capped", "stopped", "failed", "broken"]
 
 
 def run(
@@ -64,11 +64,22 @@ def run(
     with machines.on_signals(stop_request.on_signal):
         session = session_event(study, options._asdict(), State.of(folder).record)
         journal, writing = Journal(folder, lock), threading.Lock()
+        meter = caps.Meter(recorded.read(folder, study))
         journal.append([session])
         publishing = publisher.start_publisher(folder, tracking_uri, follow=True)
-        ray_ends = threading.Event()
+        ray_ends, capped = threading.Event(), threading.Event()
         lifeline = machines.Lifeline.of(options)
         threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
+
+        def stop_at_a_cap() -> None:
+            while not ray_ends.wait(0.1):
+                if reason := caps.reached(meter, options):
+                    capped.set()
+                    say(f"{reason}.")
+                    stop_request.ask_this_driver()
+                    return
+
+        threading.Thread(target=stop_at_a_cap, daemon=True).start()
 
         unwritten: list[OSError | LeaseLostError] = []
 
@@ -83,6 +94,7 @@ def run(
                 unwritten.append(problem)
                 stop_request.ask_this_driver()
                 return
+            meter.take(events)
             take(events)
 
         try:
@@ -124,7 +136,9 @@ def run(
         return "broken"
     if failures:
         return "failed"
-    return "stopped" if jobs.owes(study, recorded.read(folder, study)) else "complete"
+    if not jobs.owes(study, recorded.read(folder, study)):
+        return "complete"
+    return "capped" if capped.is_set() else "stopped"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:

@@ -184,6 +184,15 @@ def with_changes(record: Record, changes: dict[str, Any]) -> Record:
     return type(record).model_validate(stated | changes)
 
 
+class Stop(Record):
+    """Caps over all runs of a study. They change no result, and may change from run to run."""
+
+    max_hours: Annotated[Positive | None, Limit(1e6)] = None
+    """Wall-clock hours after which the study ends; `--max-hours` overrides it."""
+    max_flops: Annotated[Positive | None, Limit(1e30)] = None
+    """Training FLOPs after which the study ends; `--max-flops` overrides it."""
+
+
 class Study(Record):
     """One YAML file in sweeps/: the question, the axes, the expectation."""
 
@@ -207,6 +216,8 @@ class Study(Record):
     """The measurements during training."""
     place: Fitting = Fitting()
     """Placement of the trials on workers. It changes no result, may change from run to run, and is mostly left out."""
+    stop: Stop = Stop()
+    """Caps after which the study ends with open trials; left out: none."""
     skills: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Skills in the report, the headline first; left out: all of the family's."""
     primary: Primary | None = None

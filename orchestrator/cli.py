@@ -232,7 +232,7 @@ def run(
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "capped":
-        console.print(f"\nEnded by its cap; to go on, raise it: {this_again()}", soft_wrap=True)
+        console.print("\nEnded by its cap; everything so far is kept. To go on, give the command with a higher cap.")
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
         raise typer.Exit(130)

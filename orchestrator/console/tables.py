@@ -74,7 +74,7 @@ def _caps(todo: price.Plan) -> list[tuple[str, str]]:
     """The caps of a run, if there are any."""
     hours, flops = todo.options.max_hours, todo.options.max_flops
     words = [f"{hours:g} hours"] if hours is not None else []
-    words += [f"{flops:g} training FLOPs"] if flops is not None else []
+    words += [f"{number(flops)} training FLOPs"] if flops is not None else []
     return [("cap", f"ends after {' or '.join(words)}, all runs together")] if words else []
 
 

@@ -52,7 +52,7 @@ class Meter:
 def reached(meter: Meter, options: Options) -> str:
     """The first cap that is reached, in words: `--max-flops 1e12 is reached (1.02e12 used)`; "" if none is."""
     if options.max_flops is not None and meter.flops >= options.max_flops:
-        return f"--max-flops {options.max_flops:g} is reached ({number(meter.flops)} training FLOPs in all runs)"
+        return f"--max-flops {number(options.max_flops)} is reached ({number(meter.flops)} training FLOPs in all runs)"
     if options.max_hours is not None and meter.hours >= options.max_hours:
         return f"--max-hours {options.max_hours:g} is reached ({clock(3600 * meter.hours)} in all runs)"
     return ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import shutil
 from pathlib import Path
 
@@ -49,12 +47,6 @@ def test_done_and_diverged_trials_are_left_out_and_failed_ones_tried_again(study
     assert [(job.trunk.trial(b).id) for job in one for b in job.budgets] == ids[:1]
 
 
-def test_larger_jobs_come_first(study: Study) -> None:
-    state = ended(study, [t.id for t in study.trials() if t.compute_flops == 6.4e11 and t.n_tasks == 4])
-    sizes = [job.price.train_flops + job.price.eval_flops for job in jobs.jobs_of(study, state)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
-
-
 def test_a_plan_adds_up(study: Study) -> None:
     made = price.make(study, State(), slots=2, device="cpu", flops_per_second=4e10)
     assert made.n_trials == made.n_open == 72
@@ -87,17 +79,6 @@ def test_a_study_with_a_larger_budget_is_priced_from_where_its_trunks_stand(tmp_
     assert price.make(smaller, state, 1, "cpu", 1e9, tmp_path).kept_flops == 0  # the trunk has passed it
     shutil.rmtree(tmp_path / "checkpoints")
     assert price.make(wider, state, 1, "cpu", 1e9, tmp_path) == from_start
-
-
-def test_a_makespan_is_within_the_known_bound_of_the_best_possible_schedule() -> None:
-    draw = random.Random(3)
-    for _ in range(200):
-        seconds = sorted((draw.uniform(1, 9) for _ in range(6)), reverse=True)
-        best = min(
-            max(sum(j for j, s in zip(seconds, at, strict=True) if s == slot) for slot in range(2))
-            for at in itertools.product(range(2), repeat=6)
-        )
-        assert best - 1e-9 <= price.makespan(seconds, 2) <= (4 / 3 - 1 / 6) * best + 1e-9  # Graham 1969, largest first
 
 
 def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> None:

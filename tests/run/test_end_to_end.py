@@ -24,10 +24,12 @@ from alone import go_on
 from conftest import PATIENCE_SECONDS
 from test_run import descendants
 
-from orchestrator.record import links, publisher, tables
+from orchestrator.plan import caps
+from orchestrator.record import links, publisher, recorded, tables
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import lock_holder
 from orchestrator.study.reader import load
+from orchestrator.study.schema import Study
 
 pytestmark = pytest.mark.end_to_end
 
@@ -245,7 +247,12 @@ def test_ctrl_c_while_publishing_says_what_is_the_case_and_the_publisher_goes_on
     assert code == 0 and f"Report:    {home.study / 'report.html'}\n" in out and "behind" not in out
 
 
-def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(tmp_path: Path) -> None:
+def used(home: Home, study: Study) -> float:
+    """Training FLOPs that count against a cap so far."""
+    return caps.Meter(recorded.read(home.study, study)).flops
+
+
+def test_a_study_stopped_killed_capped_and_run_again_equals_one_left_alone_to_the_bit(tmp_path: Path) -> None:
     home, alone = Home(tmp_path / "interrupted"), tmp_path / "left_alone"
     # No trunk is near its end when it is interrupted. `make faults` has the other signals.
     home.file.write_text(TINY.replace("1e9]", "5e9]").replace("replicates: 2", "replicates: 1"))
@@ -269,6 +276,14 @@ def test_a_study_stopped_killed_and_run_again_equals_one_left_alone_to_the_bit(t
     out, _ = driver.communicate(timeout=PATIENCE_SECONDS)
     assert driver.returncode == 1 and out.count("The driver ended unexpectedly (signal 9") == 1
     assert len(State.of(home.study).trials) < N_TRIALS // 2
+
+    cap = f"{used(home, study) + 5e8:g}"
+    code, out = home.run("--max-flops", cap)
+    assert code == 0 and "--max-flops" in out and "Ended by its cap" in out and "Traceback" not in out, out
+    assert used(home, study) >= float(cap) and len(State.of(home.study).trials) < N_TRIALS // 2
+    n_events = len(read(home.study)[0])
+    code, out = home.run("--max-flops", cap)
+    assert code == 0 and "nothing is run" in out and len(read(home.study)[0]) == n_events
 
     code, out = home.run()
     assert code == 0, out

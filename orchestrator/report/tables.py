@@ -261,6 +261,9 @@ def provenance(found: Findings, sessions: list[dict[str, Any]]) -> list[tuple[st
     if begun is not None and ended is not None:
         facts.append(("Wall time", clock(max(ended - begun, 0.0)) + ", from the first session to the last trial's end"))
     facts.append(("Sessions", str(len(sessions))))
+    options = sessions[-1].get("options") or {} if sessions else {}
+    if caps := [f"{option}: {number(options[option])}" for option in ("max_hours", "max_flops") if options.get(option)]:
+        facts.append(("Cap of the last session", ", ".join(caps)))
     return facts
 
 

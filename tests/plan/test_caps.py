@@ -51,7 +51,7 @@ def test_hours_are_those_of_all_runs_and_the_gaps_between_them_do_not_count() ->
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({}, ""), ({"max_flops": 1e30}, ""), ({"max_flops": 1e-9}, "--max-flops"), ({"max_hours": 1e-9}, "--max-hours")],
+    [({}, ""), ({"max_flops": 1e30}, ""), ({"max_flops": 1e-9}, "--max-flops"), ({"max_hours": 1e-12}, "--max-hours")],
 )
 def test_a_cap_that_is_reached_is_named(given: dict[str, float], word: str) -> None:
     study, state = Study.from_record(SMALL), State()

@@ -170,8 +170,7 @@ def _refuse_too_wide(options: Options, there: dict[str, float], limits: dict[str
 def refuse_early(options: Options, widest: int, absent_is_fine: bool = False) -> None:
     """Refuse too wide a trial before joining the cluster, because joining takes seconds. Raises ClusterProblem.
 
-    With `absent_is_fine` a cluster that does not answer is accepted. A client's address (ray://) is checked only when
-    joined.
+    With `absent_is_fine` a cluster that does not answer is accepted.
     """
     _set_environment()
     try:
@@ -216,8 +215,7 @@ class Lifeline:
     def of(cls, options: Options) -> Lifeline:
         """The lifeline of the Ray that was started or joined."""
         node = ray._private.worker._global_node
-        if node is None:  # a client (ray://): Ray itself reports a loss
-            return cls({}, {})
+        assert node is not None
         if options.address == "local":
             names = {"gcs_server": "Ray's GCS", "raylet": "Ray's raylet"}
             ours = {name: node.all_processes[kind][0].process for kind, name in names.items()}
@@ -269,9 +267,7 @@ def _ask_for_an_answer(address: str) -> str:
     import grpc  # type: ignore[import-untyped]  # the protocol of Ray's head and client server; part of ray[default]
 
     named, target = _named(address), address
-    advice = (
-        "give the address of a cluster's head, host:6379 or ray://host:10001, or '--address local' for this machine"
-    )
+    advice = "give the address of a cluster's head, such as host:6379, or '--address local' for this machine"
     if address == "auto":
         own = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # the same rule as in Ray
         temporary = os.environ.get("RAY_TMPDIR") or own or "/tmp"
@@ -284,8 +280,12 @@ def _ask_for_an_answer(address: str) -> str:
         named = f"{named} ({target})"
     if target.startswith(("http://", "https://")):
         raise ClusterProblem(f"{named}: this is an address for 'ray job submit'; {advice}")
-    place = target.removeprefix("ray://")
-    host, _, port = place.rpartition(":")
+    if target.startswith("ray://"):  # Ray's client would run Tune on the head, and its callbacks there
+        raise ClusterProblem(
+            f"{named}: a client's address, and the driver must run on a machine of the cluster; give host:6379 there, or "
+            "submit a job from here: docs/cluster.md, 'A study, and three changed lines'"
+        )
+    host, _, port = target.rpartition(":")
     if not (host and port.isdigit()):
         return ""  # Ray itself reports at once that it is malformed
     try:
@@ -294,17 +294,15 @@ def _ask_for_an_answer(address: str) -> str:
         raise ClusterProblem(f"{named}: nothing answers there ({problem}); {advice}") from None
     if os.environ.get("RAY_USE_TLS") == "1":
         return ""  # only Ray has the certificates
-    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError:
             raise ClusterProblem(
                 f"{named}: the server there gave no answer of Ray's protocol within {ANSWER_SECONDS:g} s; {advice}"
             ) from None
-        if target.startswith("ray://"):
-            return ""
         _check_token(named, channel)
-    return place
+    return target
 
 
 def _check_token(named: str, channel: Any) -> None:
@@ -328,8 +326,9 @@ def _check_token(named: str, channel: Any) -> None:
     copy = "copy ~/.ray/auth_token of the head here"
     if everybody and mode == "token":
         wrong = (
-            "asks for no token, so everybody who reaches it can run code on it. Start it with RAY_AUTH_MODE=token in its "
-            "environment, or set RAY_AUTH_MODE=disabled here to use it anyway"
+            "asks for no token, so everybody who reaches it can run code on it. Start it again with one: 'ray stop; ray "
+            "get-auth-token --generate; RAY_AUTH_MODE=token ray start --head'; or set RAY_AUTH_MODE=disabled here to use it "
+            "anyway"
         )
     elif everybody:
         return

@@ -11,7 +11,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,6 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE_SECONDS, tally
-from test_cli import SMALL
 from test_end_to_end import N_TRIALS, TINY, Home
 
 from orchestrator.record import lease, publisher
@@ -375,31 +373,3 @@ def test_after_all_of_that_the_results_are_those_of_the_golden_run_to_the_bit(go
     assert (going.study / "results.parquet").read_bytes() == (golden.study / "results.parquet").read_bytes()
     assert len({event["key"] for event in going.events("trial")}) == N_TRIALS
     assert set(going.mlflow_runs().values()) == {1} and len(going.mlflow_runs()) == N_TRIALS + 1
-
-
-# A cluster and its token ----------------------------------------------------------------------------------------------
-
-
-def test_a_plain_cluster_without_tokens_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Fails without `_check_token`."""
-    home, file = tmp_path / "runs", tmp_path / "small.yaml"
-    file.write_text(SMALL)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mine = {"HOME": str(tmp_path), "EMERGENCE_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH") and k != "RAY_ADDRESS"} | mine
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port", str(port)]
-    ray += ["--node-ip-address", "127.0.0.1", "--include-dashboard", "false", "--num-cpus", "1"]
-    marker = f"EMERGENCE_HOME={home}".encode()
-    try:
-        subprocess.run(ray, env=environment, check=True, capture_output=True)
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(file), "--address", f"127.0.0.1:{port}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "this cluster asks for no token" in done.stderr
-        tally("cluster without tokens", 1, 1)
-    finally:
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if marker in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)

@@ -5,9 +5,13 @@ So every trial of two workers spans two machines, and only one such fits at a ti
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from test_cli import SMALL
 
 from orchestrator.record.journal import read
 
@@ -40,6 +45,7 @@ evaluation: {n_sequences: 4, first_flops: 2e7, points_per_decade: 10}
 """
 
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of this cluster alone"}
 RAYLETS = """
 import sys
@@ -81,6 +87,44 @@ def emergence(folder: Path, *arguments: str, **more: str) -> subprocess.Complete
         (folder / package / "__init__.py").write_text("raise RuntimeError('code of another checkout was loaded')")
     command = [sys.executable, "-P", "-m", "orchestrator.cli", arguments[0], str(file), *arguments[1:]]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+
+
+@contextlib.contextmanager
+def plain_head(environment: dict[str, str], **more: str) -> Iterator[None]:
+    """What `ray start --head` starts. At the end its processes are killed, which have this HOME: `ray stop` ends others' too."""
+    command = [*RAY, "start", "--head", "--port", "0", "--num-cpus", "1", "--object-store-memory", "80000000"]
+    command += ["--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    marker = f"HOME={environment['HOME']}".encode()
+    try:
+        subprocess.run(command, env=environment | more, check=True, capture_output=True)
+        yield
+    finally:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if int(process.name) != os.getpid() and marker in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+
+def test_a_plain_ray_start_is_refused_in_one_line_and_what_the_line_says_to_do_works(tmp_path: Path) -> None:
+    """Fails with advice that leaves out the token: `RAY_AUTH_MODE=token ray start` without one is twenty lines of Ray's own."""
+    with tempfile.TemporaryDirectory(prefix="el", dir="/tmp") as short:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH") and k != "RAY_ADDRESS"}
+        mine = {"HOME": str(tmp_path), "RAY_TMPDIR": short, "EMERGENCE_HOME": str(tmp_path / "runs"), "COLUMNS": "200"}
+        environment = clean | mine | {"RAY_USAGE_STATS_ENABLED": "0"}
+        (tmp_path / "small.yaml").write_text(SMALL)
+        command = [sys.executable, "-m", "orchestrator.cli", "run", str(tmp_path / "small.yaml"), "--address", "auto"]
+        with plain_head(environment):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == "", done
+            assert not (tmp_path / "runs" / "small@1" / "journal.jsonl").exists()
+        (advice,) = re.findall(r"'(ray stop; .*?)'", done.stderr)
+        stop, generate, start = advice.split("; ")
+        assert (stop, start) == ("ray stop", "RAY_AUTH_MODE=token ray start --head")
+        subprocess.run([*RAY, *generate.split()[1:]], env=environment, check=True, capture_output=True)
+        with plain_head(environment, RAY_AUTH_MODE="token"):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert len([e for e in read(tmp_path / "runs" / "small@1")[0] if e["kind"] == "trial"]) == 1
 
 
 def curve(events: list[dict[str, Any]], variant: str) -> dict[tuple[str, int], float]:

@@ -48,13 +48,18 @@ def test_a_cluster_that_does_not_answer_is_one_refusal_and_nothing_is_run(tmp_pa
     assert not (tmp_path / "home" / "small@1" / "journal.jsonl").exists()
 
 
-@pytest.mark.parametrize("how", ["{}", "ray://{}"])
 def test_what_listens_but_does_not_speak_as_ray_does_is_refused_in_time(
-    how: str, silent: str, monkeypatch: pytest.MonkeyPatch
+    silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machines, "ANSWER_SECONDS", 0.3)
     with pytest.raises(machines.ClusterProblem, match=r"within 0\.3 s"):
-        machines._ask_for_an_answer(how.format(silent))
+        machines._ask_for_an_answer(silent)
+
+
+def test_an_address_of_rays_client_is_refused_with_the_way_to_submit() -> None:
+    """Fails with such an address joined: Tune then runs on the head, and the driver here ends in a traceback."""
+    with pytest.raises(machines.ClusterProblem, match=r"ray://127\.0\.0\.1:10001: .*submit a job.*docs/cluster\.md"):
+        machines._ask_for_an_answer("ray://127.0.0.1:10001")
 
 
 class Guarded(grpc.GenericRpcHandler):
@@ -76,7 +81,12 @@ class Guarded(grpc.GenericRpcHandler):
 @pytest.mark.parametrize(
     ("cluster", "mode", "here", "refused"),
     [
-        ("", "", "", r"asks for no token.*RAY_AUTH_MODE=token in its environment.*RAY_AUTH_MODE=disabled here"),
+        (
+            "",
+            "",
+            "",
+            r"asks for no token.*get-auth-token --generate; RAY_AUTH_MODE=token ray start.*RAY_AUTH_MODE=disabled",
+        ),
         ("", "token", "secret", r"asks for no token"),
         ("", "disabled", "", None),
         ("secret", "", "", r"asks for a token, and this machine has none; copy ~/.ray/auth_token of the head"),

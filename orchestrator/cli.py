@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.run import supervise
 
-if Path(sys.argv[0]).stem in ("emergence", "cli"):  # this is the program, and the imports below take a second
+if __name__ == "__main__" or Path(sys.argv[0]).name == "emergence":  # the program, and the imports below take a second
     supervise.begin()
 
 import typer

@@ -159,7 +159,7 @@ class Results:
         """
         key = (measure, condition, skill, split, phase)
         if key not in self._cubes:
-            cube = self._scattered(self._measured(measure), condition, skill, split, phase)
+            cube = self._scattered(self.measured(measure), condition, skill, split, phase)
             if phase == "pre_decay":
                 undecayed = ~self.present(condition, skill, split, "pre_decay", strictly=True)
                 cube = np.where(undecayed, self.cube(measure, condition, skill, split, "final"), cube)
@@ -189,6 +189,10 @@ class Results:
                 cube[level[run["n_tasks"]], budget[run["compute_flops"]], run["replicate"]] = True
         return np.logical_or.reduce([none, *(self._ended.get((condition, status), none) for status in how)])
 
+    def place_of(self, run: Row) -> tuple[int, int, int]:
+        """The indices of a trial in the cubes of its condition: (n_tasks, budget, replicate)."""
+        return self.levels.index(run["n_tasks"]), self.budgets.index(run["compute_flops"]), run["replicate"]
+
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
         """The result of `make()`, cached under `key`: several questions share costly tables."""
         if key not in self._made:
@@ -201,8 +205,13 @@ class Results:
         flops = flops[flops > 0]
         return (float(flops.min()), float(flops.max())) if len(flops) else None
 
-    def _measured(self, measure: str) -> np.ndarray:
-        """A measure in every row of `results`, (rows,); NaN is missing, undefined or infinite."""
+    @property
+    def conditions(self) -> np.ndarray:
+        """The name of the condition in every row of the table `results`, (rows,)."""
+        return self._columns["arm"]
+
+    def measured(self, measure: str) -> np.ndarray:
+        """A measure in every row of the table `results`, (rows,); NaN is missing, undefined or infinite."""
         if measure not in self._values:
             of_family = measure_of(measure, cast(Family, self.study.family).ability_of)
             values = np.asarray(of_family(self._columns), float)
@@ -223,7 +232,7 @@ class Results:
         place = self.levels.index(n_tasks) * self.n_replicates + replicate
         rows = self.rows_of(condition, skill, split)[starts[place] : starts[place + 1]]
         columns = self._columns
-        values, phases = self._measured(measure)[rows], columns["phase"][rows]
+        values, phases = self.measured(measure)[rows], columns["phase"][rows]
         return Track(columns["step"][rows], columns["flops"][rows], values, columns["compute_flops"][rows], phases)
 
     def _starts_of(self, condition: str, skill: str, split: str) -> np.ndarray:
@@ -259,7 +268,7 @@ class Results:
         starts, n = self._starts_of(condition, skill, split), self.n_replicates
         first = self.levels.index(n_tasks) * n
         rows = self.rows_of(condition, skill, split)[starts[first] : starts[first + n]]
-        values, phases, replicate = self._measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
+        values, phases, replicate = self.measured(measure)[rows], self._columns["phase"][rows], self._replicate[rows]
         kept = ~np.isnan(values)
         if self.study.grows(condition):
             kept &= phases != "trunk"

@@ -103,9 +103,7 @@ def _contents(
     """The variables of the template report.html.j2."""
     study = found.study
     views = _views(found)
-    story = [figure for make in curves.STORY if (figure := make(found))]
-    folded = [*(figure for make in (curves.compute_to_skill, *curves.FOLDED) if (figure := make(found)))]
-    folded += [figure for figure in (_more_conditions(found), _skills(found)) if figure]
+    story, folded = _story(found), _folded(found)
     addresses, linked = _links(links)
     verdict, claim = answer.badge(found)
     return {
@@ -144,6 +142,20 @@ def _contents(
         "style": style(),
         "script": script(),
     }
+
+
+def figures(found: Findings) -> list[Figure]:
+    """All figures of the page, in its order: the first screen, those that follow, and those behind the fold."""
+    return [_first_screen(found, _views(found)), *_story(found), *_folded(found)]
+
+
+def _story(found: Findings) -> list[Figure]:
+    return [figure for make in curves.STORY if (figure := make(found))]
+
+
+def _folded(found: Findings) -> list[Figure]:
+    made = (make(found) for make in (curves.compute_to_skill, *curves.FOLDED, _more_conditions, _skills))
+    return [figure for figure in made if figure]
 
 
 def _progress(found: Findings) -> str:

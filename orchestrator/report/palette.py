@@ -6,6 +6,7 @@ cell shows its number, so that a print in grey loses nothing.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 STEPS = 20
@@ -127,3 +128,23 @@ def page_css() -> str:
 def file_css() -> str:
     """All CSS of an SVG file: light colours only."""
     return GEOMETRY + css(LIGHT)
+
+
+NOTEBOOK = "emergence-figure"
+"""CSS class of a figure in a notebook."""
+
+
+def notebook_css() -> str:
+    """All CSS of a figure in a notebook, light and dark. The rules apply inside the figure alone: a notebook may put it in its page."""
+    dark = _inside(css(DARK))
+    return f"{_inside(GEOMETRY + css(LIGHT))}@media screen and (prefers-color-scheme: dark){{{dark}}}"
+
+
+def _inside(rules: str) -> str:
+    """CSS rules with every selector limited to figures of class NOTEBOOK."""
+
+    def limited(found: re.Match[str]) -> str:
+        selectors = [re.sub(r"^svg\b", "", part.strip()).strip() for part in found[1].split(",")]
+        return ",".join(f".{NOTEBOOK} {part}".strip() for part in selectors) + "{"
+
+    return re.sub(r"([^{}]+)\{", limited, rules)

@@ -20,7 +20,7 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.formatting import number
-from orchestrator.report.palette import file_css
+from orchestrator.report.palette import NOTEBOOK, file_css, notebook_css
 from orchestrator.terminal import printable
 
 Point = tuple[float, float]
@@ -164,8 +164,11 @@ def _swatch(colour: int, mark: str) -> Markup:
     return Markup(f'<svg aria-hidden="true" width="28" height="12" viewBox="0 0 28 12">{"".join(drawing.parts)}</svg>')
 
 
-def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
-    """All panels of a figure on one sheet, as a self-contained SVG file. study: its id, for the title. columns: panels in a row."""
+def sheet(figure: Figure, study: str, columns: int = 3, in_notebook: bool = False) -> bytes:
+    """All panels of a figure on one sheet, as a self-contained SVG file. study: its id, for the title. columns: panels in a row.
+
+    in_notebook: its style leaves the page around it alone, and has dark colours too.
+    """
     columns = min(columns, len(figure.panels))
     cell_w = max(panel.drawing.width for panel in figure.panels) + 20
     notes = [textwrap.wrap(panel.note, int(cell_w / 6.4)) for panel in figure.panels]
@@ -195,9 +198,10 @@ def sheet(figure: Figure, study: str, columns: int = 3) -> bytes:
             f'<svg x="{_n(left)}" y="{_n(up + titled)}" {size} overflow="visible">{"".join(panel.drawing.parts)}</svg>'
         )
     height = top + math.ceil(len(figure.panels) / columns) * cell_h
+    kind, style = (f' class="{NOTEBOOK}"', notebook_css()) if in_notebook else ("", file_css())
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(width)}" height="{_n(height)}" '
-        f'viewBox="0 0 {_n(width)} {_n(height)}"><style>{file_css()}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg"{kind} width="{_n(width)}" height="{_n(height)}" '
+        f'viewBox="0 0 {_n(width)} {_n(height)}"><style>{style}</style>'
         f'<rect class="paper" width="100%" height="100%"/>{"".join(head.parts)}{"".join(body)}</svg>\n'
     ).encode(errors="replace")
 

@@ -200,6 +200,7 @@ def test_statistics_know_arrays_only(path: Path) -> None:
 @pytest.mark.parametrize("path", files_of("orchestrator/report"), ids=lambda path: path.name)
 def test_the_report_computes_no_statistic_of_its_own(path):
     assert not imported_by(path) & {"scipy", "statsmodels", "torch", "ray", "mlflow"}
+    assert not [name for name, _ in imports_of(path) if name.startswith("orchestrator.stats")]
 
 
 def test_no_file_of_the_project_names_a_path_of_one_machine():

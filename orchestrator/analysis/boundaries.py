@@ -186,6 +186,15 @@ def edge(one: Finding) -> float:
     return max(b.high for b in one.brackets if b.high is not None)
 
 
+def median_level(one: Finding) -> float | None:
+    """The first level from which on the median replicate stays across; infinite above the last level, None without a value.
+
+    Of an even number of replicates, the lower of the two in the middle.
+    """
+    firsts = sorted(math.inf if b.high is None else b.high for b in one.brackets)
+    return firsts[(len(firsts) - 1) // 2] if firsts else None
+
+
 def seen(one: Finding) -> Ends:
     """The levels between which all replicates cross: lowest and highest bracket end. An end is open if a bracket's is."""
     lows, highs = ([b[i] for b in one.brackets] for i in (0, 1))

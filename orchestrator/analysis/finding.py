@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Literal
 
 from orchestrator.analysis.results import Results
-from orchestrator.formatting import factor, rounded
+from orchestrator.formatting import factor, percent, rounded, times
 from orchestrator.stats import multiplicity
 from orchestrator.stats.boundaries import Bracket
+from orchestrator.stats.minimums import BOUNDARY, BREAK, DIFFERENCE
 
 CONFIDENCE = 0.95
 """Confidence of an interval that no correction has changed."""
@@ -184,3 +185,29 @@ def _settled(one: Finding, claim: multiplicity.Claim | None, is_primary: bool) -
 def count(found: Sequence[Finding], significance: Significance) -> int:
     """Number of findings with this significance, among those that take part in the correction."""
     return sum(one.counted and one.significance == significance for one in found)
+
+
+def tested_words(found: Sequence[Finding]) -> list[str]:
+    """Sentences: how many findings were tested and are significant; how many could not be tested, and what a test needs."""
+    significant, untested = count(found, "significant"), count(found, "untested")
+    said = []
+    if tested := significant + count(found, "not significant"):
+        false = f", of which at most {percent(FALSE_SHARE)} are expected to be false" if significant else ""
+        said.append(
+            f"{times(tested, 'question')} tested and corrected together (Benjamini and Hochberg): "
+            f"{significant:,} significant{false}."
+        )
+    if untested:
+        asked = {one.question for one in found if one.counted and one.significance == "untested"}
+        breaks, crossings = (
+            {name for name in asked if name.startswith("emergence ")},
+            {"K_A", "K_M", "compute to skill"},
+        )
+        needs = {
+            f"{BOUNDARY.replicates} replicates for a boundary or compute to skill": asked & crossings,
+            f"{DIFFERENCE.replicates} replicates for a comparison": asked - crossings - breaks,
+            f"{BREAK.replicates} replicates with {BREAK.scales} scales for a break": breaks,
+        }
+        least = ", ".join(words for words, those in needs.items() if those)
+        said.append(f"{times(untested, 'question')} could not be tested. A test needs at least {least}.")
+    return said

@@ -27,7 +27,7 @@ from orchestrator.analysis import (
 )
 from orchestrator.analysis.finding import Finding, corrected
 from orchestrator.analysis.measures import Row
-from orchestrator.analysis.results import Phase, Results, split_of
+from orchestrator.analysis.results import Results
 from orchestrator.study.schema import Study
 
 QUESTIONS: tuple[Callable[[Results], Iterator[Finding]], ...] = (
@@ -100,23 +100,6 @@ class Findings:
     def runs(self) -> list[Row]:
         """One row for each trial, ended or not."""
         return self.results.runs
-
-    def skill_split(self, skill: str) -> str:
-        """The split on which a skill is compared: `held_out`, or `seen` for skills that are measured on seen tasks alone."""
-        return split_of(self.results, skill)
-
-    def values(
-        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
-    ) -> list[float | None]:
-        """A measure in one cell, a value for each replicate; None if missing or undefined. As `Results.values`."""
-        return self.results.values(measure, condition, skill, split, n_tasks, flops, phase)
-
-    def mean(
-        self, measure: str, condition: str, skill: str, split: str, n_tasks: int, flops: float, phase: Phase = "final"
-    ) -> float | None:
-        """Mean of a measure in one cell, over the replicates with a value; None if no replicate has one."""
-        known = [v for v in self.values(measure, condition, skill, split, n_tasks, flops, phase) if v is not None]
-        return sum(known) / len(known) if known else None
 
     def ended(self, condition: str) -> bool:
         """Whether a condition has an evaluation at the end of any trial."""

@@ -1,16 +1,58 @@
-"""A mean over replicates in one cell, or its change between two budgets; asked only if the primary claim is about it."""
+"""Means over replicates: of every cell, for figures; of one cell or a change between two, if the primary claim is about it."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
-from orchestrator.analysis.results import Results, split_of
+from orchestrator.analysis.results import Results, place_of, surface
 from orchestrator.formatting import figure, number, times
-from trainers.tasks import Family
+
+
+def over_replicates(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaN, (..., replicates) -> (...); NaN if all are NaN."""
+    known = ~np.isnan(values)
+    n = known.sum(-1)
+    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
+
+
+class Cell(NamedTuple):
+    """A measure in one cell."""
+
+    value: float | None
+    """Mean over the replicates that have a value; None if none has."""
+    known: int
+    """Number of replicates with a value."""
+    state: str
+    """`value`; `undefined` if trials were evaluated and the measure is undefined; else the most common status of its trials."""
+    replicates: tuple[float, ...] = ()
+    """The value of each replicate; NaN is missing."""
+    words: str = ""
+    """The text that a figure shows; "" shows the value."""
+
+
+def cells(results: Results, measure: str, condition: str, skill: str = "") -> list[list[Cell]]:
+    """A measure in every cell: rows by ascending number of tasks, columns by ascending budget. skill: as in `place_of`."""
+    values = surface(results, measure, condition, skill)
+    present = results.present(condition, *place_of(results, measure, skill))
+    statuses: dict[tuple[int, float], Counter[str]] = {}
+    for run in results.runs:
+        if run["arm"] == condition:
+            statuses.setdefault((run["n_tasks"], run["compute_flops"]), Counter())[run["status"]] += 1
+
+    def cell(i: int, j: int) -> Cell:
+        line = values[i, j]
+        if known := int((~np.isnan(line)).sum()):
+            return Cell(float(over_replicates(line)), known, "value", tuple(line.tolist()))
+        became = statuses.get((results.levels[i], results.budgets[j]), Counter({"open": 1}))
+        state = "undefined" if present[i, j].any() else became.most_common(1)[0][0]
+        return Cell(None, 0, state, tuple(line.tolist()))
+
+    return [[cell(i, j) for j in range(len(results.budgets))] for i in range(len(results.levels))]
 
 
 def mean(
@@ -28,7 +70,7 @@ def mean(
     a value.
     """
     level = results.levels.index(n_tasks)
-    cube = _cube(results, measure, condition, skill)
+    cube = surface(results, measure, condition, skill)
     values = cube[level, results.budgets.index(flops)]
     if from_flops is not None:
         values = values - cube[level, results.budgets.index(from_flops)]
@@ -52,13 +94,6 @@ def mean(
         interval=lambda confidence: t_ends([] if lost else known, confidence),
         counted=False,
     )
-
-
-def _cube(results: Results, measure: str, condition: str, skill: str) -> np.ndarray:
-    """A measure in every cell, (n_tasks, budgets, replicates). Memory is read before the decay, other measures after it."""
-    if measure == "memory":
-        return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
-    return results.cube(measure, condition, skill, split_of(results, skill))
 
 
 def t_ends(values: list[float], confidence: float) -> Ends:

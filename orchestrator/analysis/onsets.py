@@ -108,16 +108,22 @@ def curve(results: Results, condition: str, skill: str, n_tasks: int) -> surviva
     return None if looks is None else survival.kaplan_meier(*looks.onsets, looks.flops, CONFIDENCE)
 
 
-def successes(results: Results, condition: str, skill: str, n_tasks: int) -> list[tuple[float, replicates.Success]]:
-    """(budget, number of replicates with an ability of at least one half at its end), for each budget with a value."""
+def successes(results: Results, condition: str, skill: str, n_tasks: int) -> dict[float, replicates.Success]:
+    """Budget -> number of replicates with an ability of at least one half at its end, for each budget with a value."""
     level = results.levels.index(n_tasks)
     values = surface(results, "ability", condition, skill)[level]
     lost = results.ended(condition, ("diverged", "failed"))[level]
-    return [
-        (c, cast(replicates.Success, replicates.success(line, stats.HALF, gone)))
+    return {
+        c: cast(replicates.Success, replicates.success(line, stats.HALF, gone))
         for c, line, gone in zip(results.budgets, values, lost, strict=True)
         if not np.isnan(line).all()
-    ]
+    }
+
+
+def reached(results: Results, condition: str, n_tasks: int) -> tuple[int, int]:
+    """k of n replicates with the headline skill at the end of the largest budget with a value; lost trials count as without."""
+    made = [*successes(results, condition, results.study.shown_skills[0], n_tasks).values()]
+    return (made[-1].k, made[-1].n) if made else (0, 0)
 
 
 def onset_words(one: Finding) -> str:

@@ -28,20 +28,27 @@ def split_of(results: Results, skill: str) -> str:
     return "seen" if splits == {"seen"} else "held_out"
 
 
-def surface(results: Results, measure: Literal["ability", "memory"], condition: str, skill: str = "") -> np.ndarray:
-    """Ability of a skill after the decay, or memory of the training tasks before it. (n_tasks, budgets, replicates), NaN missing.
+Phase = Literal["pre_decay", "final"]
+"""The evaluation of a trial that is read: at its branch point, before the learning rate decays, or at its end."""
 
-    `skill` is used for ability alone.
+
+def place_of(results: Results, measure: str, skill: str = "") -> tuple[str, str, Phase]:
+    """(skill, split, phase) at which a measure is read: memory on the training tasks before the decay, any other after it.
+
+    skill: "" for the headline skill. Memory has no skill.
     """
     if measure == "memory":
-        return results.cube("memory", condition, cast(Family, results.study.family).mixture, "seen", "pre_decay")
-    return results.cube("ability", condition, skill, split_of(results, skill), "final")
+        return cast(Family, results.study.family).mixture, "seen", "pre_decay"
+    skill = skill or results.study.shown_skills[0]
+    return skill, split_of(results, skill), "final"
+
+
+def surface(results: Results, measure: str, condition: str, skill: str = "") -> np.ndarray:
+    """A measure in every cell, read at `place_of`; (n_tasks, budgets, replicates), NaN missing."""
+    return results.cube(measure, condition, *place_of(results, measure, skill))
 
 
 T = TypeVar("T")
-
-Phase = Literal["pre_decay", "final"]
-"""The evaluation of a trial that is read: at its branch point, before the learning rate decays, or at its end."""
 
 
 class Track(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Any
 
 from orchestrator.analysis.answer import badge, more, sentence
 from orchestrator.analysis.boundaries import interval_words
-from orchestrator.analysis.finding import FALSE_SHARE, Finding, count, in_condition
+from orchestrator.analysis.finding import Finding, in_condition, tested_words
 from orchestrator.analysis.findings import Findings
-from orchestrator.formatting import number, percent
+from orchestrator.formatting import number
 
 COLUMNS = (
     *("question", "condition", "skill", "n_tasks", "compute_flops", "against"),
@@ -72,17 +72,8 @@ def description(found: Findings) -> str:
         lines = [f"| {number(a.compute_flops or 0.0)} | {interval_words(a)} | {interval_words(m)} |" for a, m in pairs]
         parts.append("\n".join([head, *lines]))
     parts += [f"- {as_markdown(one.sentence)}" for one in found.of("expected ")]
-    parts.append(tested_words(found))
+    parts += tested_words(found.findings)
     page = "\n\n".join(parts)
     if len(page) <= MAX_DESCRIPTION:
         return page
     return page[: MAX_DESCRIPTION - len(REST)].rpartition("\n")[0] + REST  # a table ends with a whole row
-
-
-def tested_words(found: Findings) -> str:
-    """A sentence or two: how many findings were tested, are significant, or could not be tested."""
-    significant = count(found.findings, "significant")
-    tested, untested = significant + count(found.findings, "not significant"), count(found.findings, "untested")
-    few = f" {untested:,} could not be tested, for lack of replicates or values." if untested else ""
-    share = percent(FALSE_SHARE)
-    return f"{significant:,} of {tested:,} tested findings are significant (expected false ones: at most {share}).{few}"

@@ -10,18 +10,21 @@ from collections import Counter
 from types import TracebackType
 from typing import cast
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.analysis.means import over_replicates
 from orchestrator.analysis.measures import of_rows
 from orchestrator.formatting import clock, decimal, number
 from orchestrator.plan import price
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
 from orchestrator.report import palette
+from orchestrator.report.surface import on_split
 from orchestrator.study.schema import Study
 from orchestrator.terminal import Terminal, styled
 from trainers import budget
@@ -44,8 +47,7 @@ class Surface:
         self.skill = study.shown_skills[0]
         self.ability_of = family.ability_of
         self.measure = "ability" if isinstance(family, ExactFamily) else "accuracy"
-        scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
-        self.title = f"{self.skill}: {self.measure}{scale}"
+        self.split = ""
         self.cells: dict[tuple[str, int, float], dict[int, float | None]] = {}
         self._trunks = {trunk.id: trunk for trunk in study.trunks()}
         self.take([event for events in state.evaluations.values() for event in events])
@@ -60,8 +62,15 @@ class Surface:
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
             row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
             if row:
+                self.split = row["split"]
                 cell = self.cells.setdefault((condition, trunk.n_tasks, float(event["on"])), {})
                 cell[trunk.replicate] = of_rows(self.measure, [row], self.ability_of)[0]
+
+    @property
+    def title(self) -> str:
+        """Skill, measure and, after the first evaluation, its split."""
+        scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
+        return f"{self.skill}: {self.measure}{f' on {on_split(self.split)}' if self.split else ''}{scale}"
 
     def render(self) -> RenderableType:
         """Rows are numbers of tasks, columns are budgets; one block per condition."""
@@ -97,7 +106,7 @@ class Surface:
         defined = [value for value in values.values() if value is not None]
         if not defined:
             return Text("  —   ", style="dim")
-        mean = sum(defined) / len(defined)
+        mean = float(over_replicates(np.array(defined)))
         colour = palette.mix(palette.LIGHT.scale, min(max(mean, -1.0), 1.0))
         style = f"{palette.ink_on(colour)} on #{bytes(colour).hex()}"
         partly = "" if len(values) == self.study.axes.replicates else "…"

@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis import answer, compare
+from orchestrator.analysis import answer, compare, means
 from orchestrator.analysis.compare import Comparison, Pair
-from orchestrator.analysis.finding import FALSE_SHARE, count
+from orchestrator.analysis.finding import tested_words
 from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.means import Cell
 from orchestrator.files import replace
-from orchestrator.formatting import percent, signed, times
+from orchestrator.formatting import signed
 from orchestrator.report import page, surface, tables
-from orchestrator.report.surface import Cell, Shown
+from orchestrator.report.surface import Shown
 from orchestrator.report.svg import Panel
 
 PAIRS = 4
@@ -34,7 +35,6 @@ def write(home: Path, found: Comparison) -> Path:
 def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
     """The variables of the template compare.html.j2. ids: the ids of both studies."""
     shown = found.significant()
-    tested = len(shown) + count(found.findings, "not significant")
     sides = [side for pair in found.pairs for side in zip((found.a, found.b), pair, strict=True)]
     edges = [edge for of, condition in sides for edge in surface.edges_of(of, condition, found.skill)]
     n_budgets = max(len(of.study.budgets) for of in (found.a, found.b))
@@ -48,9 +48,7 @@ def _contents(found: Comparison, ids: list[str]) -> dict[str, Any]:
         "lines": surface.legend(edges, n_budgets, (page.NARROW,)),
         "replicates": "all replicates",
         "table": tables.finding_table("Significant differences", shown) if shown else None,
-        "counts": f"{times(tested, 'difference')} tested: {len(shown):,} significant after correction "
-        f"(expected false ones: at most {percent(FALSE_SHARE)}). "
-        f"{times(count(found.findings, 'untested'), 'difference')} could not be tested.",
+        "counts": " ".join(tested_words(found.findings)),
         "settings": found.settings,
         "alone": [{"id": f.study.id, "answer": answer.sentence(f)} for f in (found.a, found.b)][: len(set(ids))],
         "style": page.style(),
@@ -67,7 +65,8 @@ def _surfaces(found: Comparison, pair: Pair) -> list[Panel]:
 def _side(found: Comparison, of: Findings, condition: str) -> Panel:
     """The ability surface of one study of the comparison."""
     shown = surface.shown_of(of, "ability", condition, found.skill)
-    cells, edges = surface.cells_of(of, shown), surface.edges_of(of, condition, found.skill)
+    cells = means.cells(of.results, "ability", condition, found.skill)
+    edges = surface.edges_of(of, condition, found.skill)
     title = of.study.id + (f", {condition}" if len(found.pairs) > 1 or len(of.study.conditions) > 1 else "")
     return surface.panel(
         (of.results.levels, of.study.budgets), shown, cells, edges, page.NARROW, title=title, labelled=True

@@ -12,10 +12,11 @@ import numpy as np
 from orchestrator.analysis import onsets
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
+from orchestrator.analysis.means import over_replicates
+from orchestrator.analysis.results import surface
 from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.surface import shown_of
 from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
-from orchestrator.stats.survival import Step
 from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
 
@@ -103,7 +104,7 @@ def by_tasks(
     rows: list[Row] = []
     for k, one in enumerate(series):
         side = (k - (len(series) - 1) / 2) * min(0.2, 0.7 / len(series))
-        mean = means(one.values)
+        mean = over_replicates(one.values)
         for part in np.split(np.arange(len(levels)), cuts):
             line = [(axes.x(i + side), axes.y(mean[i])) for i in part.tolist() if not math.isnan(mean[i])]
             drawing.path([line], f"s{one.colour} mid{' dash' if one.mark == 'square' else ''}")
@@ -116,7 +117,9 @@ def by_tasks(
             tip = f"{one.name} {decimal(value, 3)}\n{counted(levels[i], 'task')}, replicate {r}" if n <= 10 else ""
             drawing.mark(x, axes.y(value), kind, shape, tip, 3.2 if n <= 10 else 1.8)
             rows.append({"panel": title, "series": one.name, "n_tasks": levels[i], "replicate": int(r), "value": value})
-    alt = "; ".join(f"{one.name}: {', '.join(decimal(v) for v in means(one.values).tolist())}" for one in series)
+    alt = "; ".join(
+        f"{one.name}: {', '.join(decimal(v) for v in over_replicates(one.values).tolist())}" for one in series
+    )
     return Panel(title=title, alt=f"{y_title} by number of tasks, means. {alt}.", drawing=drawing, rows=rows)
 
 
@@ -135,13 +138,6 @@ def _ticks(low: float, high: float, halves: bool) -> list[tuple[float, str]]:
     step *= next(m for m in (0.2, 0.5, 1, 2) if (high - low) / (m * step) <= 5)
     first = math.ceil(low / step) * step
     return [(v, f"{v:.3g}".replace("-", "−")) for v in np.arange(first, high + 1e-9, step).round(9).tolist()]
-
-
-def means(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN, (n_tasks, replicates) -> (n_tasks,); NaN if all are NaN."""
-    known = ~np.isnan(values)
-    n = known.sum(-1)
-    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
 
 
 # Along training -----------------------------------------------------------------------------------------------------
@@ -262,12 +258,12 @@ def emergence(found: Findings) -> Figure | None:
 
 
 def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
-    """Numbers of tasks that show the change: the first and last with a result, and neighbours that differ in `_reached`.
+    """Numbers of tasks that show the change: the first and last with a result, and neighbours that differ in `onsets.reached`.
 
     Filled up to PANELS with others, if there are fewer.
     """
     results = found.results
-    counts = {n: tuple(_reached(found, c, n) for c in conditions) for n in results.levels}
+    counts = {n: tuple(onsets.reached(found.results, c, n) for c in conditions) for n in results.levels}
     known = [n for n in results.levels if any(of for _, of in counts[n])]
     changes = {m for a, b in pairwise(known) if counts[a] != counts[b] for m in (a, b)}
     chosen = {*known[:1], *known[-1:], *changes}
@@ -275,19 +271,17 @@ def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
     return sorted(chosen | set(rest[: max(0, PANELS - len(chosen))]))
 
 
-def _reached(found: Findings, condition: str, n_tasks: int) -> tuple[int, int]:
-    """k of n replicates with the headline skill at the end of the largest budget with a value; lost trials count as without."""
-    made = onsets.successes(found.results, condition, found.study.shown_skills[0], n_tasks)
-    return (made[-1][1].k, made[-1][1].n) if made else (0, 0)
-
-
 def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:
     """A sentence with the number of replicates that have half of the rule, by condition or by number of tasks."""
     if len(conditions) > 1:
         n = levels[-1]
-        parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [_reached(found, c, n)]]
+        parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [onsets.reached(found.results, c, n)]]
         return f"At {counted(n, 'task')}, replicates with half of the rule: {', '.join(parts)}."
-    parts = [f"{k} of {of} at {counted(n, 'task')}" for n in levels for k, of in [_reached(found, conditions[0], n)]]
+    parts = [
+        f"{k} of {of} at {counted(n, 'task')}"
+        for n in levels
+        for k, of in [onsets.reached(found.results, conditions[0], n)]
+    ]
     return f"Replicates that end with half of the rule: {', '.join(parts)}."
 
 
@@ -301,7 +295,7 @@ def memory_and_ability(found: Findings) -> Figure | None:
 
     With one condition it has a panel for each of a few budgets. With several it has a panel for each, at the largest budget.
     """
-    conditions = [c for c in conditions_of(found) if np.isfinite(_cube(found, "memory", c)).any()]
+    conditions = [c for c in conditions_of(found) if np.isfinite(surface(found.results, "memory", c)).any()]
     if not conditions:
         return None
     budgets = found.study.budgets
@@ -310,7 +304,7 @@ def memory_and_ability(found: Findings) -> Figure | None:
         places = [(c, len(budgets) - 1) for c in conditions[:PANELS]]
     many = [
         [
-            Series(measure, k, "square" if k else "round", _cube(found, measure, condition)[:, j])
+            Series(measure, k, "square" if k else "round", surface(found.results, measure, condition)[:, j])
             for k, measure in enumerate(("ability", "memory"))
         ]
         for condition, j in places
@@ -340,17 +334,11 @@ def memory_and_ability(found: Findings) -> Figure | None:
     )
 
 
-def _cube(found: Findings, measure: str, condition: str) -> np.ndarray:
-    """A measure of the headline skill in every cell, (n_tasks, budgets, replicates)."""
-    shown = shown_of(found, measure, condition)
-    return found.results.cube(*shown[:4], shown.phase)
-
-
 def _ends_words(found: Findings, condition: str, at: int | None = None) -> str:
     """A sentence on the change of mean ability and memory with the number of tasks, at the largest budget with two such numbers."""
-    cubes = {measure: _cube(found, measure, condition) for measure in ("memory", "ability")}
+    cubes = {measure: surface(found.results, measure, condition) for measure in ("memory", "ability")}
     for j in reversed(range(len(found.study.budgets))) if at is None else [at]:
-        mean = {measure: means(cube[:, j]) for measure, cube in cubes.items()}
+        mean = {measure: over_replicates(cube[:, j]) for measure, cube in cubes.items()}
         both = np.flatnonzero(~np.isnan(mean["memory"]) & ~np.isnan(mean["ability"]))
         if len(both) > 1:
             a, b = int(both[0]), int(both[-1])
@@ -376,7 +364,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
     shown = conditions[:CONDITIONS]
     if len(conditions) < 2 or pairs_of(found.study):
         return None
-    series = [Series(c, k, "round", _cube(found, "ability", c)[:, -1]) for k, c in enumerate(shown)]
+    series = [Series(c, k, "round", surface(found.results, "ability", c)[:, -1]) for k, c in enumerate(shown)]
     bounds = _bounds([s.values for s in series])
     panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", ABILITY, bounds)]
     if len(found.study.budgets) > 1:
@@ -387,7 +375,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
         ]
         title = f"With {counted(n, 'task')}, mean"
         panels.append(along(runs, title, ABILITY, bounds, span_of(found, shown), found.study.budgets))
-    ends = {c: float(means(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
+    ends = {c: float(over_replicates(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
     ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
     words = "; ".join(f"{c}: {decimal(ends[c])}" for c in ranked)
     most = counted(found.results.levels[-1], "task")
@@ -403,7 +391,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
 
 def _mean_line(found: Findings, condition: str) -> list[Point]:
     """(budget, mean ability over replicates) at the largest number of tasks."""
-    mean = means(_cube(found, "ability", condition)[-1])
+    mean = over_replicates(surface(found.results, "ability", condition)[-1])
     return [(c, float(v)) for c, v in zip(found.study.budgets, mean.tolist(), strict=True) if not math.isnan(v)]
 
 
@@ -430,7 +418,7 @@ def generalists(found: Findings) -> Figure | None:
     parts = []
     for pair in list(titles)[:PANELS]:
         ends = [found.results.cube(measure, condition, pair.domain, "held_out")[-1, -1] for condition in pair[:2]]
-        of = [decimal(float(means(end))) for end in ends]
+        of = [decimal(float(over_replicates(end))) for end in ends]
         parts.append(f"{of[0]} against {of[1]} in {pair.domain}")
     return Figure(
         name="generalists",
@@ -460,14 +448,13 @@ def scores(found: Findings) -> Figure | None:
     for measure, title in SCORES:
         series = []
         for k, condition in enumerate(conditions):
-            shown = shown_of(found, "ability", condition)
-            series.append(Series(condition, k, "round", found.results.cube(measure, *shown[1:4])[:, -1]))
+            series.append(Series(condition, k, "round", surface(found.results, measure, condition)[:, -1]))
         known = [one.values for one in series if np.isfinite(one.values).any()]
         if not known:
             continue
         top = max(1.0, *(float(np.nanmax(values)) for values in known))
         panels.append(by_tasks(found, series, title, title, (-0.03 * top, 1.05 * top), halves=False))
-        mean = means(known[0])
+        mean = over_replicates(known[0])
         ends = mean[~np.isnan(mean)]
         parts.append(f"{title} goes from {decimal(ends[0])} to {decimal(ends[-1])}")
     if not panels:
@@ -504,8 +491,8 @@ def compute_to_skill(found: Findings) -> Figure | None:
     )
 
 
-def _share_panel(found: Findings, steps: Sequence[Step], title: str) -> Panel:
-    """A panel with a Kaplan-Meier curve as steps, and its pointwise interval as an area."""
+def _share_panel(found: Findings, steps: Sequence[Any], title: str) -> Panel:
+    """A panel with a Kaplan-Meier curve (`survival.Step`s) as steps, and its pointwise interval as an area."""
     drawing = Drawing(WIDTH + 22, 190)
     axes = Axes(drawing, (42, 24, WIDTH, 134), span_of(found, found.study.conditions), (-0.03, 1.03))
     axes.frame(HALVES, "share of replicates", "training compute (FLOPs)")

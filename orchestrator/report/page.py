@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup, escape
 
-from orchestrator.analysis import answer
-from orchestrator.analysis.finding import capitalised
+from orchestrator.analysis import answer, means
+from orchestrator.analysis.finding import capitalised, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
@@ -127,7 +127,7 @@ def _contents(
         "story": story,
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,
-        "counts": tables.counts(found),
+        "counts": tested_words(found.findings),
         "tables": [
             *tables.finding_tables(found),
             *filter(None, [tables.successes(found)]),
@@ -201,7 +201,7 @@ def _views(found: Findings) -> list[View]:
     width, views = WIDTHS[len(first) - 1], []
     edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
     shown = {measure: [surface.shown_of(found, measure, c) for c in first] for measure in MEASURES}
-    cells = {measure: [surface.cells_of(found, one) for one in many] for measure, many in shown.items()}
+    cells = {measure: [means.cells(found.results, measure, c) for c in first] for measure in MEASURES}
     for measure in [m for m in MEASURES if any(map(surface.has_values, cells[m]))] or ["ability"]:
         for one, those in zip(shown[measure], cells[measure], strict=True):
             wide, narrow = (
@@ -258,7 +258,7 @@ def _more_conditions(found: Findings) -> Figure | None:
     skill, panels = found.study.shown_skills[0], []
     for condition in _conditions(found)[1]:
         shown = surface.shown_of(found, "ability", condition)
-        cells, edges = surface.cells_of(found, shown), surface.edges_of(found, condition, skill)
+        cells, edges = means.cells(found.results, "ability", condition), surface.edges_of(found, condition, skill)
         panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, title=condition, labelled=True))
     title = f"Ability in {skill}: the other conditions"
     return Figure(name="conditions_more", title=title, sentence="", panels=panels) if panels else None
@@ -270,7 +270,7 @@ def _skills(found: Findings) -> Figure | None:
     for condition in curves.conditions_of(found):
         for skill in found.study.shown_skills[1:]:
             shown = surface.shown_of(found, "ability", condition, skill)
-            cells = surface.cells_of(found, shown)
+            cells = means.cells(found.results, "ability", condition, skill)
             if surface.has_values(cells):
                 edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
                 title = skill + (f", {condition}" if len(found.study.conditions) > 1 else "")

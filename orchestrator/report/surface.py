@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from orchestrator.analysis import boundaries
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.results import Phase
+from orchestrator.analysis.means import Cell
+from orchestrator.analysis.results import Phase, place_of
 from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
-from trainers.tasks import Family
 
 TITLED_CELLS = 250
 """Most cells of a surface with tooltips: in larger surfaces they would take most of the page's bytes."""
@@ -40,7 +39,6 @@ class Shown(NamedTuple):
     skill: str
     split: str
     phase: Phase = "final"
-    """`pre_decay` for memory."""
 
     @property
     def title(self) -> str:
@@ -51,51 +49,8 @@ class Shown(NamedTuple):
 
 
 def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
-    """The content of a surface in one measure. skill: "" for the headline skill.
-
-    Memory has no skill; it is measured on the training tasks before the decay.
-    """
-    if measure == "memory":
-        return Shown("memory", condition, cast(Family, found.study.family).mixture, "seen", "pre_decay")
-    skill = skill or found.study.shown_skills[0]
-    return Shown(measure, condition, skill, found.skill_split(skill))
-
-
-class Cell(NamedTuple):
-    """One cell of a surface, as it is drawn."""
-
-    value: float | None
-    """Mean over the replicates that have a value; None if none has."""
-    known: int
-    """Number of replicates with a value."""
-    state: str
-    """`value`; `undefined` if trials were evaluated and the measure is undefined; else the most common status of its trials."""
-    replicates: tuple[float, ...] = ()
-    """The value of each replicate; NaN is missing."""
-    words: str = ""
-    """The text in the cell; "" shows the value."""
-
-
-def cells_of(found: Findings, shown: Shown) -> list[list[Cell]]:
-    """The cells of a surface: rows by ascending number of tasks, columns by ascending budget."""
-    results = found.results
-    values = results.cube(shown.measure, shown.condition, shown.skill, shown.split, shown.phase)
-    present = results.present(shown.condition, shown.skill, shown.split, shown.phase)
-    became: dict[tuple[int, float], Counter[str]] = {}
-    for run in found.runs:
-        if run["arm"] == shown.condition:
-            became.setdefault((run["n_tasks"], run["compute_flops"]), Counter())[run["status"]] += 1
-
-    def cell(i: int, j: int) -> Cell:
-        line = values[i, j]
-        known = line[~np.isnan(line)]
-        if len(known):
-            return Cell(float(known.mean()), len(known), "value", tuple(line.tolist()))
-        statuses = became.get((results.levels[i], results.budgets[j]), Counter({"open": 1}))
-        state = "undefined" if present[i, j].any() else statuses.most_common(1)[0][0]
-        return Cell(None, 0, state, tuple(line.tolist()))
-
-    return [[cell(i, j) for j in range(len(results.budgets))] for i in range(len(results.levels))]
+    """The content of a surface in one measure. skill: as in `place_of`."""
+    return Shown(measure, condition, *place_of(found.results, measure, skill))
 
 
 def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
@@ -147,13 +102,11 @@ def _height(levels: Sequence[int], one: Finding | None) -> float | None:
 
     None if the boundary is undefined. levels: the numbers of tasks, one row each.
     """
-    if one is None or not one.brackets:
+    if one is None or (level := boundaries.median_level(one)) is None:
         return None
     if one.verdict == "beyond":  # the cells above the last one seen are undefined: nothing is known there
         return len(levels) - 0.5 if boundaries.edge(one) == levels[-1] else None
-    row = {float(n): i for i, n in enumerate(levels)}
-    first = [row[b.high] if b.high is not None else len(levels) for b in one.brackets]
-    return sorted(first)[(len(first) - 1) // 2] - 0.5
+    return (levels.index(int(level)) if level < math.inf else len(levels)) - 0.5
 
 
 def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:

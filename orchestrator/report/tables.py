@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import onsets
-from orchestrator.analysis.finding import FALSE_SHARE, Finding, capitalised, count
+from orchestrator.analysis.finding import Finding, capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
-from orchestrator.formatting import clock, decimal, number, percent, range_words, sure, times
-from orchestrator.report.surface import on_split, shown_of
+from orchestrator.analysis.results import place_of, surface
+from orchestrator.formatting import clock, decimal, number, range_words, sure, times
+from orchestrator.report.surface import on_split
 from orchestrator.report.svg import Row
-from orchestrator.stats.minimums import BOUNDARY, BREAK, DIFFERENCE
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
 from trainers.tasks import Family
@@ -125,28 +125,6 @@ def p_words(p: float | None) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
-def counts(found: Findings) -> list[str]:
-    """Sentences: how many findings were tested and are significant, and how many could not be tested and why."""
-    significant, not_significant, untested = (
-        count(found.findings, of) for of in ("significant", "not significant", "untested")
-    )
-    said = []
-    if tested := significant + not_significant:
-        false = f", of which at most {percent(FALSE_SHARE)} are expected to be false" if significant else ""
-        said.append(
-            f"{times(tested, 'question')} tested and corrected together (Benjamini and Hochberg): "
-            f"{significant:,} significant{false}."
-        )
-    if untested:
-        breaks = sum(one.significance == "untested" for one in found.of("emergence "))
-        least = f"at least {BOUNDARY.replicates} replicates for a boundary or compute to skill"
-        said.append(
-            f"{times(untested, 'question')} could not be tested. A test needs {least}, {DIFFERENCE.replicates} for a comparison"
-            f"{f', and {BREAK.replicates} replicates with {BREAK.scales} scales for a break' if breaks else ''}."
-        )
-    return said
-
-
 def successes(found: Findings) -> Table | None:
     """Table of the replicates with an ability of one half or more, by number of tasks and budget; None if there is no value.
 
@@ -156,7 +134,7 @@ def successes(found: Findings) -> Table | None:
     skill = found.study.shown_skills[0]
     for condition in found.study.conditions:
         for n in found.results.levels:
-            if made := dict(onsets.successes(found.results, condition, skill, n)):
+            if made := onsets.successes(found.results, condition, skill, n):
                 cells = [
                     f"{s.k} of {s.n} ({decimal(s.low)} to {decimal(s.high)})" if (s := made.get(c)) else "—"
                     for c in found.study.budgets
@@ -187,8 +165,7 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
         for measure in ("accuracy", "ability", "memory"):
             key = measure, run["arm"]
             if key not in cubes:
-                shown = shown_of(found, *key)
-                cubes[key] = results.cube(*shown[:4], shown.phase)
+                cubes[key] = surface(results, *key)
             values.append(decimal(float(cubes[key][place]), 3))
         drawn, sequences = run.get("distinct_tasks"), run.get("sequences")
         seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
@@ -371,7 +348,7 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
     """(term, definition) of the terms on the page, as this study's family defines them."""
     study = found.study
     family = cast(Family, study.family)
-    on = on_split(found.skill_split(study.shown_skills[0]))
+    on = on_split(place_of(found.results, "ability")[1])
     decays = study.training.schedule == "wsd" and study.training.decay_share > 0
     if family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."

@@ -105,7 +105,7 @@ def test_every_value_of_the_metrics_is_finite() -> None:
 
 def test_a_curve_gives_the_share_of_replicates_with_the_skill() -> None:
     found = found_of({(None, 256, None, 3): "diverged"})
-    assert [(s.k, s.n) for _, s in onsets.successes(found.results, "answer", "recall", 256)] == [(3, 4), (3, 4)]
+    assert [(s.k, s.n) for s in onsets.successes(found.results, "answer", "recall", 256).values()] == [(3, 4), (3, 4)]
     curve = onsets.curve(found.results, "answer", "recall", 256)
     assert curve is not None and curve.steps[-1].reached == 0.75
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import synthetic
 
-from orchestrator.analysis import answer, findings
+from orchestrator.analysis import answer, findings, means
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
 from orchestrator.record import publisher
@@ -449,7 +449,7 @@ def test_the_numbers_of_the_surface_are_its_cells_and_boundaries(written: Report
 
 def test_an_undefined_cell_is_not_a_zero(written: Reports) -> None:
     found = written("predictions are not finite").found
-    cells = surface.cells_of(found, surface.shown_of(found, "ability", "answer"))
+    cells = means.cells(found.results, "ability", "answer")
     assert [cell.state for cell in cells[0]] == ["undefined"] * 2 and cells[0][0].value is None
     assert [cell.state for cell in cells[1]] == ["value"] * 2
 

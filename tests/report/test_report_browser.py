@@ -186,7 +186,9 @@ def test_pointing_at_a_cell_shows_its_replicates(real: Written, open_page: Open)
     cell = opened.locator("#surface .ability .wide g[data-tip]").nth(3)
     cell.hover()
     lines = opened.locator("#tip").inner_text().splitlines()
-    values = [v for v in real.found.values("ability", "answer", "recall", "held_out", 4, 6.4e11) if v is not None]
+    values = [
+        v for v in real.found.results.values("ability", "answer", "recall", "held_out", 4, 6.4e11) if v is not None
+    ]
     assert lines[1] == "4 tasks, 6.4e11 FLOPs"
     assert lines[2].replace("−", "-").split(": ")[1] == ", ".join(["—", *(f"{v:.2f}" for v in values)])
     opened.mouse.move(2, 2)

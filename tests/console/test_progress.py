@@ -129,6 +129,7 @@ def test_the_surface_shows_the_mean_of_the_replicates_that_have_ended(study: Stu
     screen.print(progress.surface.render())
     line = next(x for x in screen.file.getvalue().splitlines() if x.strip().startswith("64"))  # type: ignore[attr-defined]
     assert line.split() == ["64"] + ["0.50"] * 4
+    assert "recall: ability on held-out tasks" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_failure_is_told_at_once_with_its_reason(study: Study) -> None:

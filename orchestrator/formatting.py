@@ -86,3 +86,8 @@ def decimal(value: float | None, digits: int = 2) -> str:
 def counted(n: float, word: str) -> str:
     """A count and its noun: 1 task, 1,024 tasks."""
     return f"{number(n)} {word}{'' if n == 1 else 's'}"
+
+
+def on_split(split: str) -> str:
+    """The name of a split in sentences: `held-out tasks` or `training tasks`."""
+    return "held-out tasks" if split == "held_out" else "training tasks"

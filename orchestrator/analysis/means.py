@@ -9,15 +9,9 @@ import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
+from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import Results, place_of, surface
 from orchestrator.formatting import figure, number, times
-
-
-def over_replicates(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN, (..., replicates) -> (...); NaN if all are NaN."""
-    known = ~np.isnan(values)
-    n = known.sum(-1)
-    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
 
 
 class Cell(NamedTuple):

@@ -163,3 +163,10 @@ def of_rows(measure: str, rows: Sequence[Row], ability_of: str = "nll") -> list[
 
 def _or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def over_replicates(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaN, (..., replicates) -> (...); NaN if all are NaN."""
+    known = ~np.isnan(values)
+    n = known.sum(-1)
+    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)

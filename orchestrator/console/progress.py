@@ -17,14 +17,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.means import over_replicates
-from orchestrator.analysis.measures import of_rows
-from orchestrator.formatting import clock, decimal, number
+from orchestrator.analysis.measures import of_rows, over_replicates
+from orchestrator.formatting import clock, decimal, number, on_split
 from orchestrator.plan import price
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
 from orchestrator.report import palette
-from orchestrator.report.surface import on_split
 from orchestrator.study.schema import Study
 from orchestrator.terminal import Terminal, styled
 from trainers import budget

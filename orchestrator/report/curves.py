@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.analysis import onsets
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
-from orchestrator.analysis.means import over_replicates
+from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import counted, decimal, number
 from orchestrator.report.surface import shown_of

@@ -13,17 +13,12 @@ from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.means import Cell
 from orchestrator.analysis.results import Phase, place_of
-from orchestrator.formatting import counted, decimal, number
+from orchestrator.formatting import counted, decimal, number, on_split
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
 
 TITLED_CELLS = 250
 """Most cells of a surface with tooltips: in larger surfaces they would take most of the page's bytes."""
-
-
-def on_split(split: str) -> str:
-    """The name of a split in sentences: `held-out tasks` or `training tasks`."""
-    return "held-out tasks" if split == "held_out" else "training tasks"
 
 
 WHISKERS = 70

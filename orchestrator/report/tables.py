@@ -15,8 +15,7 @@ from orchestrator.analysis.finding import Finding, capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.analysis.results import place_of, surface
-from orchestrator.formatting import clock, decimal, number, range_words, sure, times
-from orchestrator.report.surface import on_split
+from orchestrator.formatting import clock, decimal, number, on_split, range_words, sure, times
 from orchestrator.report.svg import Row
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words

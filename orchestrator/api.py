@@ -254,18 +254,14 @@ class _Snapshot:
         """The table `runs`, with condition and the headline measures."""
         import pyarrow as pa
 
-        from orchestrator.report import surface
+        from orchestrator.analysis.results import surface
 
         arrays, table = self.unasked.results, self.tables[1]
         rows = arrays.runs
         columns: dict[str, Any] = {"condition": pa.array([run["arm"] for run in rows], pa.string())}
         columns |= {name: table[name] for name in (*PLACE, "status")}
         for measure in HEADLINE:
-            cubes = {
-                c: arrays.cube(shown.measure, c, shown.skill, shown.split, shown.phase)
-                for c in self.study.conditions
-                for shown in [surface.shown_of(self.unasked, measure, c)]
-            }
+            cubes = {condition: surface(arrays, measure, condition) for condition in self.study.conditions}
             values = [cubes[run["arm"]][arrays.place_of(run)] for run in rows]
             columns[measure] = pa.array(values, pa.float64(), from_pandas=True)
         return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
@@ -397,11 +393,10 @@ class OpenStudy:
         measure: a column of `results`. It is read as on the page: memory on the training tasks before the decay, any other on
         held-out tasks at the end. skill: default, the headline skill. With several conditions, columns are (condition, budget).
         """
-        import numpy as np
         import pandas as pd
 
-        from orchestrator.analysis.measures import MEASURES
-        from orchestrator.report import surface
+        from orchestrator.analysis.measures import MEASURES, over_replicates
+        from orchestrator.analysis.results import surface
 
         found = self._now().unasked
         skills = self.definition.family.skills  # type: ignore[attr-defined]
@@ -412,8 +407,7 @@ class OpenStudy:
                 raise UsageProblem(f"no {what} '{value}'{hint} There are {', '.join(filter(None, known))}")
         parts = {}
         for condition in found.study.conditions:
-            cells = surface.cells_of(found, surface.shown_of(found, measure, condition, skill))
-            values = [[np.nan if cell.value is None else cell.value for cell in row] for row in cells]
+            values = over_replicates(surface(found.results, measure, condition, skill))
             index = pd.Index(found.results.levels, name="n_tasks")
             parts[condition] = pd.DataFrame(
                 values, index, pd.Index(found.study.budgets, name="compute_flops"), dtype=float

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator import stats
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
 from orchestrator.analysis.measures import over_replicates
-from orchestrator.analysis.results import Results, place_of, surface
+from orchestrator.analysis.results import Results, scope_of, surface
 from orchestrator.formatting import figure, number, times
 
 
@@ -30,9 +30,9 @@ class Cell(NamedTuple):
 
 
 def cells(results: Results, measure: str, condition: str, skill: str = "") -> list[list[Cell]]:
-    """A measure in every cell: rows by ascending number of tasks, columns by ascending budget. skill: as in `place_of`."""
+    """A measure in every cell: rows by ascending number of tasks, columns by ascending budget. skill: as in `scope_of`."""
     values = surface(results, measure, condition, skill)
-    present = results.present(condition, *place_of(results, measure, skill))
+    present = results.present(condition, *scope_of(results, measure, skill))
     statuses: dict[tuple[int, float], Counter[str]] = {}
     for run in results.runs:
         if run["arm"] == condition:

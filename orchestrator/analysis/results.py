@@ -32,7 +32,7 @@ Phase = Literal["pre_decay", "final"]
 """The evaluation of a trial that is read: at its branch point, before the learning rate decays, or at its end."""
 
 
-def place_of(results: Results, measure: str, skill: str = "") -> tuple[str, str, Phase]:
+def scope_of(results: Results, measure: str, skill: str = "") -> tuple[str, str, Phase]:
     """(skill, split, phase) at which a measure is read: memory on the training tasks before the decay, any other after it.
 
     skill: "" for the headline skill. Memory has no skill.
@@ -44,8 +44,8 @@ def place_of(results: Results, measure: str, skill: str = "") -> tuple[str, str,
 
 
 def surface(results: Results, measure: str, condition: str, skill: str = "") -> np.ndarray:
-    """A measure in every cell, read at `place_of`; (n_tasks, budgets, replicates), NaN missing."""
-    return results.cube(measure, condition, *place_of(results, measure, skill))
+    """A measure in every cell, read at `scope_of`; (n_tasks, budgets, replicates), NaN missing."""
+    return results.cube(measure, condition, *scope_of(results, measure, skill))
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from orchestrator.analysis import answer
+from orchestrator.analysis import answer, means
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import decimal, number
@@ -61,7 +61,7 @@ def answer_html(found: Findings) -> str:
 
 def _table(found: Findings, shown: surface.Shown, title: str) -> str:
     """A surface as an HTML table. It needs no style sheet: a viewer that drops styles shows its numbers."""
-    cells = surface.cells_of(found, shown)
+    cells = means.cells(found.results, shown.measure, shown.condition, shown.skill)
     head = "".join(f"<th>{number(budget)}</th>" for budget in found.study.budgets)
     lines = []
     for n_tasks, row in reversed(list(zip(found.results.levels, cells, strict=True))):

@@ -12,7 +12,7 @@ from orchestrator.analysis import boundaries
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.means import Cell
-from orchestrator.analysis.results import Phase, place_of
+from orchestrator.analysis.results import Phase, scope_of
 from orchestrator.formatting import counted, decimal, number, on_split
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
@@ -44,8 +44,8 @@ class Shown(NamedTuple):
 
 
 def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
-    """The content of a surface in one measure. skill: as in `place_of`."""
-    return Shown(measure, condition, *place_of(found.results, measure, skill))
+    """The content of a surface in one measure. skill: as in `scope_of`."""
+    return Shown(measure, condition, *scope_of(found.results, measure, skill))
 
 
 def has_values(cells: Sequence[Sequence[Cell]]) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.analysis import onsets
 from orchestrator.analysis.finding import Finding, capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
-from orchestrator.analysis.results import place_of, surface
+from orchestrator.analysis.results import scope_of, surface
 from orchestrator.formatting import clock, decimal, number, on_split, range_words, sure, times
 from orchestrator.report.svg import Row
 from orchestrator.study.pairs import pairs_of
@@ -347,7 +347,7 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
     """(term, definition) of the terms on the page, as this study's family defines them."""
     study = found.study
     family = cast(Family, study.family)
-    on = on_split(place_of(found.results, "ability")[1])
+    on = on_split(scope_of(found.results, "ability")[1])
     decays = study.training.schedule == "wsd" and study.training.decay_share > 0
     if family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."

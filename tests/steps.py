@@ -17,11 +17,11 @@ _step = Engine.step
 
 
 @wraps(_step)
-def _counted(self: Engine, *given: Any) -> float:
+def _counted(self: Engine, *given: Any) -> Any:
     global made
-    loss = _step(self, *given)
+    outcome = _step(self, *given)
     made += 1
-    return loss
+    return outcome
 
 
 Engine.step = _counted  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ ORDER = {
         ("files", "formatting", "terminal"),
     ),
     "trainers": (
-        ("__main__",), ("train",), ("objectives",), ("engine",), ("models", "checkpoint"), ("fit",), ("budget",), ("spec",),
+        ("__main__",), ("train",), ("objectives", "telemetry"), ("engine",), ("models", "checkpoint"), ("fit",), ("budget",), ("spec",),
         ("tasks",), ("shapes",), ("records", "streams", "durable"),
     ),
 }  # fmt: skip
@@ -40,6 +40,7 @@ ALLOWED = {
         "trainers/objectives",
         "trainers/checkpoint.py",
         "trainers/train.py",
+        "trainers/telemetry.py",
     },
     "typer": {"orchestrator/cli.py", "orchestrator/api.py"},
 }

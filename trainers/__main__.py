@@ -301,7 +301,7 @@ def results_of(events: list[dict[str, Any]], trunk: TrunkSpec, flops: float) -> 
     """
     branch = budget.steps_of(trunk, flops).branch
     results = []
-    for event in events:
+    for event in (event for event in events if event["kind"] != "telemetry"):
         mine = event.get("on") == repr(flops) or event.get("trial") == trunk.trial(flops).id
         on_the_way = event.get("on") == "trunk" and (
             (event["grid"] and event["step"] < branch) or event["step"] == branch

@@ -53,6 +53,9 @@ Loaded = tuple[Meta, dict[str, Tensors]]
 
 The part `live` is the state that trains. During a branch, `left` is the state of the trunk at the branch point."""
 
+POINT = ("steps", "times", "loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
+"""Lists of a telemetry event, one entry per point. Here, the order of a point's numbers."""
+
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -87,7 +90,7 @@ class Emitted(Record, extra="ignore"):
     """An event that was emitted before the save. Only these two of its keys are checked."""
 
     kind: str
-    """`evaluation`, `trial` or `trunk`."""
+    """`evaluation`, `telemetry`, `trial` or `trunk`."""
     key: str
     """Identity of the event: a resumed run emits it with the same key."""
 
@@ -118,6 +121,10 @@ class Now(Left, extra="ignore"):
     """How often the run was resumed from a checkpoint."""
     saves: Whole
     """Number of the last checkpoint."""
+    points: list[Annotated[list[Finite | None], Field(min_length=len(POINT), max_length=len(POINT))]] = Field(
+        default=[]
+    )
+    """Telemetry of the trunk or branch that is not emitted yet (`POINT`). Older versions have none."""
     steps_charged: Whole
     """Optimizer steps since the last trial ended. The next trial is charged with them, as with the next three numbers."""
     exams_charged: Whole

@@ -23,9 +23,10 @@ from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
+from trainers.telemetry import Telemetry, Watch, on_of
 
 Event = dict[str, Any]
-"""One result as a JSON object. `kind` is "evaluation", "trial" or "trunk". `key` is the same if a resumed run emits it again."""
+"""A JSON object. `kind` is "evaluation", "trial", "trunk" or "telemetry". `key` is the same if a resumed run emits it again."""
 Status = Literal["finished", "stopped"]
 """`finished`: every budget has ended. `stopped`: `should_stop` ended the run early."""
 
@@ -51,6 +52,7 @@ def run_trunk(
     emit: Callable[[list[Event]], None],
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = _to_stderr,
+    watch: Watch = lambda live: None,
 ) -> Status:
     """Train `trunk` and emit the results of its trials at `budgets` (training FLOPs each, in any order).
 
@@ -58,12 +60,14 @@ def run_trunk(
     `should_stop` is called between any two micro-batches, evaluation chunks and steps. If it returns True, the run returns
     "stopped". A checkpoint then holds all progress, and the same call continues from it. Without a checkpoint folder all
     progress is lost. Budgets that ended in an earlier call are skipped. `note` receives messages for people, such as a damaged
-    checkpoint or a failed save. No result needs them.
+    checkpoint or a failed save. No result needs them. `watch` receives live values (`Telemetry.after_step`), at most twice a
+    second.
 
     Raises BudgetTooSmall for a budget of fewer than `budget.MIN_STEPS` steps; ValueError if the workers cannot share the batch;
     OSError, in one line, if checkpoints cannot be read or written.
 
-    In a process group every rank makes this call and does the same work. Only rank 0 emits, saves and calls `should_stop`.
+    In a process group every rank makes this call and does the same work. Only rank 0 emits, saves and calls `should_stop` and
+    `watch`.
     """
     # 1. The plan: the steps of branches and evaluations. The spec alone decides them.
     started = time.time()
@@ -71,7 +75,7 @@ def run_trunk(
     family: Any = trunk.family
     fingerprint, cost = trunk.fingerprint(), budget.flops_per_step(trunk)
     steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}
-    last = max(s.branch for s in steps.values())
+    last, ends = (max(part) for part in zip(*steps.values(), strict=True))  # of the trunk, and of the largest budget
     grid = set(budget.evaluation_steps(trunk, last))
 
     # 2. The objective, then the engine (model, optimiser, DeepSpeed), then the evaluation suite, the same for the whole run.
@@ -83,7 +87,7 @@ def run_trunk(
 
     # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON (`checkpoint.Now` explains the keys).
     now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
-    now |= {"ended": [], "exams": [], "events": [], "resumed": 0, "saves": 0}
+    now |= {"ended": [], "exams": [], "events": [], "points": [], "resumed": 0, "saves": 0}
     # Since the last trial ended:
     now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
     left: dict[str, Any] = {}  # during a branch: step and loss of the trunk at the branch point
@@ -94,12 +98,14 @@ def run_trunk(
         now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
         engine.restore(loaded[1]["live"])
         now["resumed"] += 1
+        now.setdefault("points", [])  # older versions had none
         for event in now["events"]:
             event.setdefault("fingerprint", fingerprint)  # older versions named it only in trial events
         if now["events"] and leads:
             emit(now["events"])
     elif loaded and folder and leads:
         checkpoint.discard(folder)  # the trunk has passed a budget of this call: train again from the start
+    telemetry = Telemetry(trunk, place, engine.world, now, watch if leads else lambda live: None)
     saved_at, save_seconds = time.monotonic(), 0.0
     saves_worked, noted = loaded is not None, False
 
@@ -109,6 +115,14 @@ def run_trunk(
         now["events"].append(event)
         if leads:
             emit([event])
+
+    def emit_telemetry() -> None:
+        """Emit the pending points of the trunk or branch, if there are any. Every rank must call it."""
+        if now["points"]:
+            on, step = on_of(now), now["points"][-1][0]
+            emit_event(
+                "telemetry", f"telemetry/{on}/{step}", on=on, **telemetry.take(engine.gathered(telemetry.system()))
+            )
 
     def save(needed: bool = False) -> None:
         """Save a checkpoint. A failed save is noted, and the next one is tried when it is due: a full disk may pass.
@@ -148,6 +162,7 @@ def run_trunk(
         key = f"{on}/{now['step']}"
         if key in now["exams"]:
             return True
+        emit_telemetry()
         with _timed(now, "eval_seconds"):
             rows = evaluate(engine, suite, stop_if_asked)
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
@@ -161,6 +176,7 @@ def run_trunk(
 
     def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
         """Emit the end of a trial. `status` is "done" or "diverged". The costs since the last trial's end are charged to it."""
+        emit_telemetry()
         facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
         facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
         facts |= {"eval_flops": now["exams_charged"] * suite_flops, "attempt": now["resumed"] + 1}
@@ -176,6 +192,7 @@ def run_trunk(
         """End the branch: restore weights, moments, step and loss of the trunk at the branch point."""
         engine.restore(left_state)
         now.update(left, branch=None)
+        now["points"].clear()
         left.clear()
         left_state.clear()
 
@@ -187,12 +204,15 @@ def run_trunk(
         while now["branch"] is not None or any(b not in now["ended"] for b in steps):
             step, branch = now["step"], now["branch"]
 
-            # 4. Before each step or evaluation: are we asked to stop? Is a save due?
+            # 4. Before each step or evaluation: are we asked to stop? Is a save or telemetry due?
             every = place.checkpoint_every_seconds
             interval = max(every, SAVES_SHARE * save_seconds) if every else 0.0
-            stopping, due = engine.agreed(leads and should_stop(), time.monotonic() - saved_at > interval)
+            is_due = time.monotonic() - saved_at > interval
+            stopping, due, waiting = engine.agreed(leads and should_stop(), is_due, telemetry.is_due())
             if stopping:
                 raise _Stopped
+            if waiting:
+                emit_telemetry()
             if due:
                 save()
 
@@ -214,6 +234,7 @@ def run_trunk(
                 loss = {"loss_sum": 0.0, "loss_n": 0} if decays else {k: now[k] for k in ("loss_sum", "loss_n")}
                 if step in grid or decays:  # without a decay, the evaluation at the branch's end is at this same step
                     evaluate_once("trunk", grid=step in grid)
+                emit_telemetry()
                 left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
                 left_state |= engine.snapshot()
                 now.update(loss, branch=here[0])
@@ -223,11 +244,11 @@ def run_trunk(
                 continue
 
             # 7. One optimizer step. A loss or gradient that is not finite ends the branch, or all trials of the trunk.
-            decay_from, end = steps[branch] if branch is not None else (None, last)
-            rate = budget.learning_rate_at(trunk.training, step, decay_from, end)
+            decay_from, end = steps[branch] if branch is not None else (None, ends)
+            rate, before = budget.learning_rate_at(trunk.training, step, decay_from, end), now["train_seconds"]
             try:
                 with _timed(now, "train_seconds"):
-                    loss_nats = engine.step(objective, step, rate, stop_if_asked)
+                    loss_nats, grad_norm = engine.step(objective, step, rate, stop_if_asked)
             except Diverged as reason:
                 for diverged in [branch] if branch is not None else [b for b in steps if b not in now["ended"]]:
                     end_trial(diverged, "diverged", reason=str(reason))
@@ -236,6 +257,7 @@ def run_trunk(
                 continue
             now.update(step=step + 1, steps_charged=now["steps_charged"] + 1)
             now.update(loss_sum=now["loss_sum"] + loss_nats, loss_n=now["loss_n"] + 1)
+            telemetry.after_step(loss_nats, rate, grad_norm, now["train_seconds"] - before, end)
 
         # 8. Every budget has ended. Save the trunk's last constant-rate state for larger budgets in a later call.
         save(needed=True)

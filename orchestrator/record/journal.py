@@ -253,6 +253,7 @@ class State:
         self.study: dict[str, Any] | None = None  # the resolved study of the last session
         self.sessions: list[Event] = []
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
+        self.telemetry: dict[str, list[Event]] = {}  # by trunk id; events may share points (`recorded.trial_telemetry`)
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
         self.ends: list[Event] = []  # ends of trials in order, of all settings
         self.last_time = 0.0  # of the newest event
@@ -292,6 +293,8 @@ class State:
                 self.study = event["study"]
             elif kind == "evaluation":
                 self.evaluations.setdefault(event["trunk"], []).append(event)
+            elif kind == "telemetry":
+                self.telemetry.setdefault(event["trunk"], []).append(event)
             elif kind == "trial":
                 self.ends.append(event)
                 ended = self.trials.get(event["trial"])

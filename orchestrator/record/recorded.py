@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from orchestrator.record.journal import Event, State
 from orchestrator.study.schema import Study, differences
 from trainers import budget
+from trainers.checkpoint import POINT
 from trainers.spec import TrialSpec, TrunkSpec
 
 
@@ -39,7 +40,9 @@ def of_study(state: State, study: Study) -> Recorded:
         setattr(found, name, getattr(state, name))
     trunks = {trunk.id: trunk for trunk in study.trunks()}
     for name, trunk in trunks.items():
-        fingerprint = trunk.fingerprint() if name in state.evaluations else ""
+        fingerprint = trunk.fingerprint() if name in state.evaluations or name in state.telemetry else ""
+        if telemetry := [e for e in state.telemetry.get(name, []) if made_by(e) == fingerprint]:
+            found.telemetry[name] = telemetry
         mine = {e["key"]: e for e in reversed(state.evaluations.get(name, [])) if made_by(e) == fingerprint}
         if mine:
             found.evaluations[name] = list(reversed(mine.values()))
@@ -87,6 +90,23 @@ def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]
         elif event["on"] == "trunk" and event["step"] < branch and event["grid"]:
             found.append(("trunk", event))
     return sorted(found, key=lambda pair: pair[1]["step"])
+
+
+def trial_telemetry(state: State, trial: TrialSpec) -> list[Event]:
+    """A trial's telemetry in order of steps: of its trunk up to its branch, then of its branch. Each step comes once.
+
+    The lists of an event may be shorter than in the journal. A resumed run emits some points again, and the first one counts.
+    """
+    branch = budget.steps_of(trial, trial.compute_flops).branch
+    found: list[Event] = []
+    for on in ("trunk", repr(trial.compute_flops)):
+        known: set[int] = set()
+        for event in (e for e in state.telemetry.get(trial.trunk.id, []) if e["on"] == on):
+            fresh = [i for i, s in enumerate(event["steps"]) if s not in known and (on != "trunk" or s <= branch)]
+            known.update(event["steps"])
+            if fresh:
+                found.append(event | {field: [event[field][i] for i in fresh] for field in POINT})
+    return sorted(found, key=lambda event: event["steps"][0])
 
 
 def missing(state: State, trial: TrialSpec, end: Event) -> list[tuple[str, int]]:

@@ -32,7 +32,7 @@ from orchestrator.record.lease import LeaseLostError, StudyLock
 from orchestrator.record.provenance import session_event
 from orchestrator.run import machines, supervise, worker
 from orchestrator.run.admission import Admission, Ask
-from orchestrator.run.relay import Relay, hand_on_stop
+from orchestrator.run.relay import Relay, hand_on_live, hand_on_stop
 from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
@@ -50,11 +50,13 @@ def run(
     take: Callable[[list[Event]], None],
     say: Callable[[str], None],
     stop_request: StopRequest,
+    watch: Callable[[dict[str, Event]], None] = lambda live: None,
 ) -> Outcome:
     """Run the jobs of a study and publish it.
 
     The caller holds the `lock`, has shown the plan, and has started Ray (`machines.py`). Ray is shut down here. `take`
     receives events that are in the journal, and must return at once: their trunk is waiting. `say` shows a line.
+    `watch` receives live values by trunk id each second, in a thread; they are in no journal.
     "broken" means that Ray or Tune ended the run. The journal then holds everything that was reported. Raises OSError
     if the journal cannot be written. Raises LeaseLostError if another driver took over. Every trunk has saved by then.
     If Ray dies, the process ends with exit code 1. This function then does not return.
@@ -99,7 +101,7 @@ def run(
 
         try:
             if not stop_request.is_asked():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request)
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request, watch)
             failures = undelivered(failures, recorded.read(folder, study))
             if stop_request.is_asked():
                 failures = []  # the next run tries them again
@@ -214,6 +216,7 @@ def _run_on_ray(
     sink: Callable[[list[Event]], None],
     say: Callable[[str], None],
     stop_request: StopRequest,
+    watch: Callable[[dict[str, Event]], None],
 ) -> list[Event]:
     """Execute the jobs through Ray Tune. Returns a "failed" event for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
@@ -225,6 +228,7 @@ def _run_on_ray(
     relay = Relay.options(name=f"relay-{session}", scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
     stopping = threading.Thread(target=hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
+    watching = threading.Thread(target=hand_on_live, args=(relay, done, watch), daemon=True)
     asks = [
         Ask({"job": _config(job, folder, options, session)}, slots_of(job.placement, options), job.trunk.id)
         for job in todo
@@ -235,6 +239,7 @@ def _run_on_ray(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200"  # Tune would start one by one; admission lets in no more than fit
     try:
         stopping.start()
+        watching.start()
         tuner = tune.Tuner(
             tune.with_resources(worker.execute, partial(_resources_of, options)),
             tune_config=tune.TuneConfig(reuse_actors=True, search_alg=admission, num_samples=len(asks)),
@@ -253,6 +258,7 @@ def _run_on_ray(
     finally:
         done.set()
         stopping.join(5.0)
+        watching.join(5.0)
         with contextlib.suppress(Exception):  # the cluster may be lost, and an error here would hide the reason
             machines.want(options, 0)
         del _RECEIVERS[session]

@@ -1,4 +1,4 @@
-"""The event relay: a Ray actor beside the driver. Workers leave events there and ask whether to stop."""
+"""The event relay: a Ray actor beside the driver. Workers leave events and live values there and ask whether to stop."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Relay:
         self.taken: dict[str, int] = {}
         self.met: set[str] = set()
         self.stopping = asyncio.Event()
+        self.live: dict[str, Event] = {}
 
     async def meet(self, group: str) -> None:
         """Record that the workers of this group have found each other."""
@@ -67,6 +68,16 @@ class Relay:
         self.held.pop(group, None)
         self.taken.pop(group, None)
         self.met.discard(group)
+
+    @ray.method(max_task_retries=0)
+    async def show(self, trunk: str, live: Event) -> None:
+        """Keep the newest live values of a trunk, until `take_live`."""
+        self.live[trunk] = live
+
+    async def take_live(self) -> dict[str, Event]:
+        """The live values since the last call, by trunk id."""
+        live, self.live = self.live, {}
+        return live
 
     async def stop(self) -> None:
         """Answer every question with "stop" from now on."""
@@ -107,6 +118,24 @@ def asking(relay: str) -> Callable[[], bool]:
         return answer
 
     return ask
+
+
+def showing(relay: str, trunk: str) -> Callable[[Event], None]:
+    """Return a function that sends a trunk's live values to the event relay. It waits for nothing; values may be lost."""
+    actor = ray.get_actor(relay)
+
+    def show(live: Event) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the relay restarts
+            actor.show.remote(trunk, live)
+
+    return show
+
+
+def hand_on_live(relay: Any, done: threading.Event, watch: Callable[[dict[str, Event]], None]) -> None:
+    """Run in a driver thread until `done`. Pass the live values of all trunks on to `watch`, each second."""
+    while not done.wait(1.0):
+        with contextlib.suppress(ray.exceptions.RayError):  # the relay restarts
+            watch(ray.get(relay.take_live.remote(), timeout=5))
 
 
 def hand_on_stop(request: StopRequest, relay: Any, done: threading.Event, say: Callable[[str], None]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.record.journal import Event
-from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking
+from orchestrator.run.relay import RELAY_SECONDS, ask_relay, asking, showing
 
 REPORT_EVERY_SECONDS = 3.0
 """Events are collected for this long. A report costs a trunk some milliseconds, and a short trunk emits twenty events."""
@@ -171,6 +171,7 @@ def _train(job: dict[str, Any], deliver: Callable[[list[Event]], None], device: 
     trunk = TrunkSpec.model_validate_json(job["trunk"])
     place = Place(**job["place"] | {"device": device})
     try:
-        run_trunk(trunk, job["budgets"], place, emit, asking(job["relay"]), note)
+        relay = job["relay"]
+        run_trunk(trunk, job["budgets"], place, emit, asking(relay), note, showing(relay, trunk.id))
     finally:
         hand_in()

@@ -343,7 +343,8 @@ class Runner:
         for _ in range(steps):
             number = len(self.losses)
             rate = budget.learning_rate_at(self.trunk.training, number, None, 10**9)
-            self.losses.append(self.stepper.step(self.learning, number, rate))
+            outcome = self.stepper.step(self.learning, number, rate)
+            self.losses.append(outcome[0] if isinstance(outcome, tuple) else outcome)  # an engine's norm is beside it
         _settle(self.stepper.place.device)
         return time.perf_counter() - begin
 
@@ -458,7 +459,7 @@ def curves(size: Size, device: str) -> Figures:
         )  # fmt: skip
         engine, learning = Engine(spec, Place(device=device, micro_batch=micro_batch)), Supervised(spec)
         rates = [budget.learning_rate_at(spec.training, i, None, 10**9) for i in range(size.curve_steps)]
-        found[name] = [engine.step(learning, i, rate) for i, rate in enumerate(rates)]
+        found[name] = [engine.step(learning, i, rate)[0] for i, rate in enumerate(rates)]
         engine.destroy()
     return found
 
@@ -474,7 +475,7 @@ def out_of_memory(size: Size, device: str) -> Figures:
     def first_steps(place: Place) -> float:
         engine = Engine(spec, place)
         try:
-            first = engine.step(learning, 0, 1e-4)
+            first, _ = engine.step(learning, 0, 1e-4)
             engine.step(learning, 1, 1e-4)
             return first
         finally:

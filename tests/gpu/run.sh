@@ -4,7 +4,7 @@
 #     tests/gpu/run.sh                      # from the root of the repository, or of a copy of trainers/ and tests/gpu/
 #     tests/gpu/run.sh --out figures.json --preset 350m
 #
-# Needs torch, DeepSpeed, numpy, pydantic and safetensors there, and nothing else: no Ray, no MLflow, no installation. Without
+# Needs torch, DeepSpeed, numpy, psutil, pydantic and safetensors there, and nothing else: no Ray, no MLflow, no installation. Without
 # a GPU the same code runs in small on the CPU, about a minute, and says what it could not measure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

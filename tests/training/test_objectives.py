@@ -49,7 +49,7 @@ def after_steps(micro_batch: int | None, kept: slice, n: int = 3) -> tuple[list[
     """Losses of some steps, and the weights after them."""
     trunk = TrunkSpec.model_validate(TRUNK)
     engine, learning = Engine(trunk, Place(micro_batch=micro_batch)), Masked(trunk, kept)
-    losses = [engine.step(learning, i, 1e-2) for i in range(n)]
+    losses = [engine.step(learning, i, 1e-2)[0] for i in range(n)]
     weights = engine.snapshot(moments=False)
     engine.destroy()
     return losses, weights

@@ -31,7 +31,12 @@ from trainers.tasks import ItemSet
 from trainers.train import run_trunk
 
 Events = list[dict[str, Any]]
-TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
+TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"} | {
+    "times",
+    "tokens_per_second",
+    "mfu",
+    "system",
+}
 
 
 TINY: dict[str, Any] = {
@@ -157,6 +162,13 @@ def test_the_loop_equals_a_plain_pytorch_loop_to_the_bit(schedule, tmp_path):
     assert reported == {step: losses[step - 1] for step in range(1, last + 1)}
     final = found[f"{trunk.id}/{budgets[0]!r}/60"]
     assert final["rows"] == evaluate(alone(net), trunk.family.suite(trunk.request))
+    points = [
+        point
+        for event in found.values()
+        if event["kind"] == "telemetry"
+        for point in zip(*(event[key] for key in ("steps", "loss_nats", "learning_rate", "grad_norm")), strict=True)
+    ]
+    assert points == [(n, losses[n - 1], rate_of(n - 1), norms[n - 1]) for n in (*range(1, 51), 55)]
     if schedule == "wsd":
         total = 0.0
         for loss in losses[48:]:

@@ -6,6 +6,7 @@ Two processes are started once for all cases; what they told is compared with on
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from steps import Counter, Within
 
-from trainers import checkpoint
+from trainers import checkpoint, telemetry
 from trainers.budget import flops_per_step
 from trainers.engine.workers import together
 from trainers.fit.place import Place, shares
@@ -78,6 +79,9 @@ def play(rank: int, folder: Path) -> None:
         else:
             (folder / f"{name}.json").write_text(json.dumps(events))
 
+    telemetry.PENDING_SECONDS = math.inf if rank else 0.0  # rank 0 alone decides; the others would wait for ever
+    told("impatient", {})
+    telemetry.PENDING_SECONDS = math.inf
     for name, place in CASES.items():
         kept = {"weights_folder": f"{folder}/weights"} if name == "ZeRO 3" else {}
         told(name, {}, **place, **kept)
@@ -147,6 +151,28 @@ def compare(these: Events, those: Events, tolerance: float) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_come_to_what_one_comes_to(folder, reference, case):
     compare(told(folder, case), reference, 1e-5)
+
+
+def points(events: Events) -> dict[tuple[str, int], tuple[float, float]]:
+    """Loss and gradient norm of every point of the telemetry, by trunk or budget and step. None comes twice."""
+    found: dict[tuple[str, int], tuple[float, float]] = {}
+    for event in (event for event in events if event["kind"] == "telemetry"):
+        for step, *numbers in zip(event["steps"], event["loss_nats"], event["grad_norm"], strict=True):
+            assert found.setdefault((event["on"], step), (numbers[0], numbers[1])) == tuple(numbers)
+    return found
+
+
+@pytest.mark.parametrize("case", [*CASES, "impatient"])
+def test_two_workers_have_the_gradient_norms_of_one_and_each_has_its_load(folder, reference, case):
+    """Also where the clocks of the workers disagree about the time to emit: the points are then in single events."""
+    events, expected = told(folder, case), points(reference)
+    found = points(events)
+    assert list(found) == list(expected) and len(found) > 50
+    for key, numbers in expected.items():
+        assert found[key] == pytest.approx(numbers, rel=1e-3)
+    telemetry = [event for event in events if event["kind"] == "telemetry"]
+    assert all(len(e["system"]) == 2 and e["system"][1]["memory_mb"] > 50 for e in telemetry)
+    assert len(telemetry) == len(expected) if case == "impatient" else len(telemetry) < 20
 
 
 def test_turns_and_recomputation_change_nothing_for_one_worker_either(reference):

@@ -90,11 +90,15 @@ class Engine:
             },
         }
 
-    def step(self, objective: Objective, number: int, rate: float, between: Callable[[], None] = lambda: None) -> float:
+    def step(
+        self, objective: Objective, number: int, rate: float, between: Callable[[], None] = lambda: None
+    ) -> tuple[float, float | torch.Tensor]:
         """One optimizer step on the objective's batch of step `number` (from 0), at the learning rate `rate`.
 
-        Returns the loss in nats: the mean over the targets of the global batch, equal on every rank. Raises Diverged if loss or
-        gradient norm is not finite, NoTargetsError for a batch without targets; both on every rank and before any update.
+        Returns loss and gradient norm, equal on every rank. The loss, in nats, is the mean over the targets of the global batch.
+        The norm is taken over all parameters, before clipping. With ZeRO it may be a tensor without dimensions, because reading
+        it would wait for the device. Raises Diverged if loss or norm is not finite, NoTargetsError for a batch without targets;
+        both on every rank and before any update.
 
         `between` is called between two micro-batches. If it raises an exception on every rank, the step is abandoned. Weights
         and moments are then as before the step, and `snapshot` is still valid. A further step needs a new engine.
@@ -121,7 +125,7 @@ class Engine:
             total += loss.detach() / pieces
         if self.world > 1:
             dist.all_reduce(total)
-        grad_norm = 0.0
+        grad_norm: float | torch.Tensor = 0.0
         if not self.place.zero_stage:  # with ZeRO each rank has only its part, and DeepSpeed measures and clips
             grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm).item()
         loss_nats = total.item()
@@ -131,12 +135,13 @@ class Engine:
         if finite or self.place.zero_stage:
             self.deepspeed.step()  # with ZeRO it skips the update if a gradient is not finite, and clears the gradients
             finite = finite and self.deepspeed.was_step_applied()
-            grad_norm = grad_norm if finite else math.nan
+            if self.place.zero_stage or not finite:
+                grad_norm = self.deepspeed.get_global_grad_norm() if finite else math.nan
         else:
             self.adamw.zero_grad(set_to_none=True)
         if not finite:
             raise Diverged(f"step {number}: loss {loss_nats:g} nats, gradient norm {grad_norm:g}")
-        return loss_nats
+        return loss_nats, grad_norm
 
     def autocast(self) -> Any:
         """A context manager in which matmuls have the precision of training. Evaluations use it."""

@@ -286,7 +286,16 @@ def _run_missing(
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 
                 return driver.run(
-                    study, watcher.plan.jobs, folder, lock, options, uri, watcher.take, watcher.say, stop_request
+                    study,
+                    watcher.plan.jobs,
+                    folder,
+                    lock,
+                    options,
+                    uri,
+                    watcher.take,
+                    watcher.say,
+                    stop_request,
+                    watcher.watch,
                 )
         except machines.ClusterProblem as problem:
             raise UsageProblem(str(problem)) from None

@@ -1,6 +1,6 @@
-"""The display of a running study: trials, FLOPs, time left, failures, and the tasks x compute surface.
+"""The display of a running study: trials, FLOPs, time left, failures, running trunks, and the tasks x compute surface.
 
-A live panel on a terminal; plain lines elsewhere, for logs. Reads events, computes no statistic.
+A live panel on a terminal; plain lines elsewhere, for logs. Reads events and live values, computes no statistic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.measures import of_rows, over_replicates
-from orchestrator.formatting import clock, decimal, number, on_split
+from orchestrator.formatting import clock, decimal, figure, number, on_split, rounded
 from orchestrator.plan import price
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
@@ -28,6 +28,15 @@ from orchestrator.terminal import Terminal, styled
 from trainers import budget
 from trainers.tasks import Family
 from trainers.tasks.references import ExactFamily
+
+MOST_TRUNKS = 8
+"""Most running trunks that the panel shows, one line each."""
+
+ID_WIDTH = 30
+"""Most characters of an id in such a line: with the longest numbers it then fits in 80 columns."""
+
+QUIET_SECONDS = 300.0
+"""A trunk without live values for so long is no longer shown: its worker may be lost."""
 
 LINES_EVERY_SECONDS = 2.0
 """Least time between two lines without a terminal, so that a log of 10,000 trials stays readable."""
@@ -130,6 +139,9 @@ class Progress:
         self.before = {  # the FLOPs reported for a trunk's first trial include those of an earlier run
             job.trunk.id: float(job.at.charged_steps * budget.flops_per_step(job.trunk)) for job in plan.jobs
         }
+        self.live: dict[str, tuple[float, Event]] = {}  # the last live values of each running trunk, and when they came
+        self._trunks = {job.trunk.id: job.trunk for job in plan.jobs}
+        self._ended_at: dict[str, float] = {}  # a trunk's clock when its last trial ended
         self.keys = set(state.keys)
         self.started = time.monotonic()
         self.first_event: tuple[float, float] | None = None
@@ -167,28 +179,51 @@ class Progress:
         self.surface.take(fresh)
         for event in fresh:
             if event["kind"] == "evaluation":
-                self.running[event["trunk"]] = max(0.0, event["flops_run"] - self.before.get(event["trunk"], 0.0))
+                self._ran(event["trunk"], event["flops_run"])
+            elif event["kind"] == "trunk":
+                self.live.pop(event["trunk"], None)
+                self._ended_at[event["trunk"]] = event["time"]
             elif event["kind"] == "trial":
                 self.running.pop(event["trunk"], None)
+                self._ended_at[event["trunk"]] = event["time"]
+                if event["status"] == "failed":
+                    self.live.pop(event["trunk"], None)
                 if cost := self.planned.get(event["trial"], 0.0):  # zero: it had ended before and is only repeated
                     self.before.pop(event["trunk"], None)
                 self.ended_flops += cost
                 self.status[event["status"]] += 1
                 self._trial_line(event)
-        if self.first_event is None and fresh:
+        self._begin(bool(fresh))
+
+    def watch(self, live: dict[str, Event]) -> None:
+        """Take live values (`telemetry.Telemetry.after_step`) by trunk id. They may be older than events of the trunk."""
+        for trunk, values in live.items():
+            if trunk in self._trunks and values["time"] > self._ended_at.get(trunk, 0.0):
+                self._ran(trunk, values["flops_run"])
+                self.live[trunk] = (time.monotonic(), values)
+        self._begin(bool(live))
+
+    def _ran(self, trunk: str, flops_run: float) -> None:
+        """Take a trunk's FLOPs since its last trial ended. Reports come late, so the largest number counts."""
+        here = flops_run - self.before.get(trunk, 0.0)
+        self.running[trunk] = max(0.0, here, self.running.get(trunk, 0.0))
+
+    def _begin(self, has_news: bool) -> None:
+        if self.first_event is None and has_news:
             self.first_event = (time.monotonic(), self.flops)
 
     @property
     def flops(self) -> float:
         """Training FLOPs done in this run, at most `plan.train_flops`."""
-        return min(self.ended_flops + sum(self.running.values()), float(self.plan.train_flops))
+        return min(self.ended_flops + sum(list(self.running.values())), float(self.plan.train_flops))
 
     def seconds_left(self) -> float | None:
-        """Time left by the speed since the first report, or by the plan before there is one; None if unknown."""
+        """Time left by the speed since the first report, or by the plan before 2 % are done; None if unknown."""
         if self.first_event is not None:
             begun, flops = self.first_event
             seconds, done = time.monotonic() - begun, self.flops - flops
-            if done > 0.02 * self.plan.train_flops and seconds > 2:
+            enough = 0.02 * self.plan.train_flops if self.plan.seconds is not None else 0.0
+            if done > enough and seconds > 2:
                 return max(0.0, (self.plan.train_flops - self.flops) * seconds / done)
         if self.plan.seconds is None:
             return None
@@ -201,18 +236,39 @@ class Progress:
         left = self.seconds_left()
         parts = [
             f"{ended} of {self.n_todo} trials",
-            f"{share:.0%} of {number(float(self.plan.train_flops))} FLOPs",
-            f"{clock(time.monotonic() - self.started)} gone, {f'about {clock(left)} left' if left is not None else 'time left unknown'}",
-            f"{self.status['failed']} failed",
+            f"{share:{'.1%' if 0 < share < 0.1 else '.0%'}} of {number(float(self.plan.train_flops))} FLOPs",
+            f"{clock(time.monotonic() - self.started)} gone, {'time left unknown' if left is None else f'about {clock(left)} left'}",
         ]
-        if self.status["diverged"]:
-            parts.append(f"{self.status['diverged']} diverged")
+        parts += [f"{self.status[name]} {name}" for name in ("failed", "diverged") if self.status[name]]
         return " · ".join(parts)
 
     def render(self) -> RenderableType:
         """The live panel."""
         bar = ProgressBar(total=max(self.plan.train_flops, 1), completed=self.flops, width=60)
-        return Group(Text(self.summary()), bar, Text(""), self.surface.render())
+        return Group(Text(self.summary()), bar, Text(""), self._running_trunks(), Text(""), self.surface.render())
+
+    def _running_trunks(self) -> RenderableType:
+        """One line for each running trunk, up to MOST_TRUNKS. During a branch it has the id of the branch's trial."""
+        heard = time.monotonic() - QUIET_SECONDS
+        shown = [(trunk, values) for trunk, (at, values) in list(self.live.items()) if at > heard]
+        if not shown:
+            return styled(("Workers are starting.", "dim")) if self.first_event is None else Text("")
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("running", no_wrap=True)
+        for name in ("step", "loss", "tokens/s", "MFU"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for trunk, values in shown[:MOST_TRUNKS]:
+            on, speed, mfu = values["on"], values["tokens_per_second"], values["mfu"]
+            name = trunk if on == "trunk" else self._trunks[trunk].trial(float(on)).id
+            table.add_row(
+                _shortened(name),
+                f"{number(values['step'])} of {number(values['last_step'])}",
+                decimal(values["loss_nats"], 3),
+                "—" if speed is None else rounded(speed),
+                "—" if mfu is None else f"{figure(float(f'{100 * mfu:.2g}'))} %",
+            )
+        more = len(shown) - MOST_TRUNKS
+        return Group(table, styled((f"and {more:,} more", "dim"))) if more > 0 else table
 
     def _trial_line(self, event: Event) -> None:
         if self._live is not None:
@@ -224,3 +280,12 @@ class Progress:
             self._last_line = time.monotonic()
             reason = f": {event['reason']}" if event.get("reason") else ""
             self.say(f"{self.summary()} · {event['trial']} {event['status']}{reason}")
+
+
+def _shortened(name: str) -> str:
+    """An id of at most ID_WIDTH characters. Its longest parts are cut, so that replicates keep different ids."""
+    parts = name.split("/")
+    while sum(map(len, parts)) + len(parts) - 1 > ID_WIDTH:
+        longest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        parts[longest] = parts[longest].rstrip("…")[:-1] + "…"
+    return "/".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,3 +145,88 @@ def test_a_failure_is_told_at_once_with_its_reason(study: Study) -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+# Live values ---------------------------------------------------------------------------------------------------------
+
+
+def live_of(step: int, flops: float, when: float = 1.0, **others: Any) -> dict[str, Any]:
+    values = {"on": "trunk", "step": step, "last_step": 771, "loss_nats": 2.345678, "tokens_per_second": 45678.9}
+    return values | {"mfu": 0.0321, "flops_run": flops, "time": when} | others
+
+
+def lines_of(progress: Progress, width: int = 80) -> list[str]:
+    screen = Console(file=io.StringIO(), width=width)
+    screen.print(progress.render())
+    return screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_steps_that_are_under_way_count_and_give_a_time_before_any_trial_has_ended(study: Study, monkeypatch) -> None:
+    progress, out = watch(study)
+    clock = progress.started
+    monkeypatch.setattr("orchestrator.console.progress.time", SimpleNamespace(monotonic=lambda: clock))
+    trunk, cost = study.trunks()[0], budget.flops_per_step(study.trunks()[0])
+    progress.watch({trunk.id: live_of(1, cost)})
+    assert progress.seconds_left() is None
+    clock += 10.0
+    progress.watch({trunk.id: live_of(101, 101 * cost)})
+    assert progress.flops == 101 * cost
+    assert progress.seconds_left() == pytest.approx((progress.plan.train_flops / cost - 101) / 10)
+    assert out.getvalue() == ""  # nothing to print where there is no terminal
+
+
+def test_late_values_and_late_events_neither_count_twice_nor_bring_back_a_trunk(study: Study) -> None:
+    progress, _ = watch(study)
+    trunk = study.trunks()[0]
+    events = [event | {"time": 5.0} for event in events_of(study, trunk, 0.5)]
+    first, second = list(budget.marginal_flops(trunk, study.budgets).values())[:2]
+    progress.watch({trunk.id: live_of(96, first, 4.0)})
+    progress.watch({trunk.id: live_of(97, 1.0, 6.0)})  # of the second trial, before the end of the first is known
+    assert progress.flops == first
+    progress.take(events[:2])
+    progress.watch({trunk.id: live_of(96, first, 4.5)})  # of the first, too late
+    assert progress.flops == first
+    progress.watch({trunk.id: live_of(190, second, 7.0)})
+    progress.take([events[2] | {"flops_run": second / 2}])  # an evaluation that was reported late
+    assert progress.flops == first + second
+    progress.take([*events[3:], {"kind": "trunk", "key": "end", "trunk": trunk.id, "time": 9.0}])
+    progress.watch({trunk.id: live_of(771, first, 8.9)})
+    assert progress.flops == sum(budget.marginal_flops(trunk, study.budgets).values())
+    assert not any(trunk.id in line for line in lines_of(progress))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_running_trunk_is_one_line_however_large_its_numbers_and_only_eight_are_shown(width: int) -> None:
+    study = Study.from_record(
+        {
+            "study": "wide",
+            "version": 1,
+            "question": "Does it fit?",
+            "family": {"name": "cipher"},
+            "axes": {
+                "arm": ["answer", "next_token"],
+                "variant": {"an_unusually_long_name_of_a_variant": {}, "short": {"training": {"batch_size": 16}}},
+                "n_tasks": [123456789],
+                "compute_flops": [1.234e12],
+                "replicates": 3,
+            },
+        }
+    )
+    progress = Progress(study, State(), price.make(study, State(), 2, "cpu"), Console(file=io.StringIO(), width=width))
+    large = {"last_step": 999_999, "tokens_per_second": 1.234567e9, "mfu": 0.999, "loss_nats": 12.5}
+    live = {trunk.id: live_of(987_654, 1.0, **large) for trunk in study.trunks()}
+    assert len(live) == 12
+    progress.watch(live)
+    lines = [line.rstrip() for line in lines_of(progress, width)]
+    mine = [line for line in lines if "987,654 of 999,999" in line]
+    assert len(mine) == 8 and len(set(mine)) == 8
+    assert all(line.split()[-4:] == ["12.500", "1.23e9", "100", "%"] for line in mine)
+    assert "and 4 more" in lines and max(map(len, lines)) <= width
+
+
+def test_a_branch_has_the_name_of_its_trial(study: Study) -> None:
+    progress, _ = watch(study)
+    trunk = study.trunks()[0]
+    progress.watch({trunk.id: live_of(90, 1.0, on=repr(study.budgets[0]), last_step=96)})
+    (line,) = [line for line in lines_of(progress) if " of 96 " in line]
+    assert line.split() == [trunk.trial(study.budgets[0]).id, "90", "of", "96", "2.346", "45,700", "3.2", "%"]

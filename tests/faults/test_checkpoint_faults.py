@@ -448,7 +448,7 @@ def test_every_event_names_its_setting_also_those_of_the_version_before(left: Pa
     edit_meta(strip)(max(folder.iterdir()))
     events: list[dict[str, Any]] = []
     run_trunk(TRUNK, BUDGETS, place_of(folder), events.extend)
-    assert {e["kind"] for e in events} == {"evaluation", "trial", "trunk"}
+    assert {e["kind"] for e in events} == {"evaluation", "telemetry", "trial", "trunk"}
     for event in events:
         own = TRUNK.trial(event["compute_flops"]).fingerprint() if event["kind"] == "trial" else mine
         assert event["fingerprint"] == own

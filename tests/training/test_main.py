@@ -61,7 +61,7 @@ def test_a_trunk_is_trained_proved_and_resumed(tmp_path, capsys):
     for trial, n in zip(ids, (50, 80), strict=True):
         assert f"{trial}: done after {n} steps, {n * STEP:.4g} FLOPs" in lines
     told = results(events.read_text())
-    assert {e["kind"] for e in told.values()} == {"evaluation", "trial", "trunk"}
+    assert {e["kind"] for e in told.values()} == {"evaluation", "telemetry", "trial", "trunk"}
     assert any("recall(held_out)" in line and line.startswith("step     50") for line in lines)
 
     events.unlink()

@@ -200,8 +200,6 @@ def crossover(
     primary claim names the direction.
     """
     first, second = (_along(side, skill, n_tasks, budgets) for side in (a, b))
-    n = min(len(first), len(second))
-    first, second = first[:n], second[:n]
     there = stats.crossover(budgets, first, second, CONFIDENCE)
     if not in_this_order and there.verdict != "crosses":
         back = stats.crossover(budgets, second, first, CONFIDENCE)

@@ -2,9 +2,11 @@
 
     emergence compare quickstart@1 quickstart@2
 
-Only cells, budgets and skills that both have are compared. Replicates are paired if both studies have the same family: they
-then draw the same training tasks for a replicate. The mean difference over all cells is tested without correction; all
-other findings are corrected together.
+Only cells, budgets and skills that both have are compared. Replicates are paired if both studies have the same family, versions
+and number of replicates: a replicate then has the same training tasks in both. Only paired studies are asked for ratios of
+boundaries and for crossovers. Their estimators follow each replicate from one side to the other (`stats.drift`,
+`stats.crossover`), and an interval for unpaired replicates would need others. The mean difference over all cells is tested
+without correction; all other findings are corrected together.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Comparison(NamedTuple):
     budgets: list[float]
     """Budgets that both have, in FLOPs."""
     paired: bool
-    """Whether replicates of the same number have the same training tasks, so that tests are paired."""
+    """Whether both studies have the same replicates with the same training tasks, so that tests are paired."""
     settings: tuple[str, ...]
     """Fields that differ, as `model.d_model: 64 -> 128`."""
     outside: tuple[int, int]
@@ -91,7 +93,8 @@ def compare(a: Findings, b: Findings, outside: tuple[int, int] = (0, 0)) -> Comp
         (next(iter(a.study.conditions)), next(iter(b.study.conditions))),
     )
     same_families = all(a.study.family_of(one) == b.study.family_of(other) for one, other in pairs)
-    paired = same_families and a.study.science()["versions"] == b.study.science()["versions"]
+    same_versions = a.study.science()["versions"] == b.study.science()["versions"]
+    paired = same_families and same_versions and a.study.axes.replicates == b.study.axes.replicates
     shell = Comparison(
         a=a,
         b=b,
@@ -209,9 +212,6 @@ def _cell(
 
     x and y are (replicates,), NaN for missing.
     """
-    if comparison.paired:
-        both = min(len(x), len(y))
-        x, y = x[:both], y[:both]
     first, second = x.tolist(), y.tolist()
 
     def at(confidence: float) -> differences.Difference | None:
@@ -255,9 +255,7 @@ def _overall(comparison: Comparison) -> Finding:
     x, y = (np.concatenate(column) for column in columns)  # (cells, replicates)
     used_x, used_y = (~np.isnan(side).all(axis=0) for side in (x, y))
     if comparison.paired:
-        n = min(len(used_x), len(used_y))
-        used_x = used_y = used_x[:n] & used_y[:n]
-        x, y = x[:, :n], y[:, :n]
+        used_x = used_y = used_x & used_y
     x, y = x[:, used_x], y[:, used_y]
     whole = ~np.isnan(x).any(axis=1) & ~np.isnan(y).any(axis=1)
     usable = bool(whole.any() and x.size and y.size)
@@ -333,7 +331,7 @@ def more(comparison: Comparison) -> list[str]:
     if comparison.pairs[0][0] != comparison.pairs[0][1]:
         said.append(f"They share no condition: {comparison.pairs[0][0]} is compared with {comparison.pairs[0][1]}.")
     if not comparison.paired:
-        said.append("Their families or versions differ, so replicates are not paired.")
+        said.append("Their families, versions or numbers of replicates differ, so replicates are not paired.")
     if not comparison.settings:
         said.append("Their settings are the same.")
     return said + left_out(comparison)
@@ -348,10 +346,8 @@ def left_out(comparison: Comparison) -> list[str]:
         skills = [skill for skill in own.shown_skills if skill not in comparison.skills]
         levels = [number(n) for n in mine.results.levels if n not in other.results.levels]
         budgets = [number(c) for c in mine.results.budgets if c not in other.results.budgets]
-        extra = own.axes.replicates - other.study.axes.replicates if comparison.paired else 0
         parts = _part("condition", conditions) + _part("skill", skills)
         parts += _part("number of tasks", levels, "numbers of tasks") + _part("budget", budgets)
-        parts += [times(extra, "more replicate")] if extra > 0 else []
         if parts:
             said.append(f"Only {own.id} has {'; '.join(parts)}.")
         if comparison.outside[side]:

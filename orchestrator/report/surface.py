@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,20 +185,22 @@ def panel(
     """
     levels, budgets = axes
     grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
+    leaving = _leaving(edges, grid.n_rows)
     bottom = grid.y(-0.5)
-    drawing = Drawing(width, bottom + 42)
+    below = bottom + (15 if -0.5 in leaving else 0)  # room for the name of a boundary
+    drawing = Drawing(width, below + 42)
     drawing.text(2, 13, "training tasks", "g")
     for i, n in enumerate(levels):
         drawing.text(grid.left - 6, grid.y(i) + 4, number(n), "e")
     centres = [grid.x(j) + grid.cell_w / 2 for j in range(len(budgets))]
     for x, name in spaced(centres, [number(c) for c in budgets]):
-        drawing.text(x, bottom + 17, name, "m")
-    drawing.text(grid.left + grid.n_columns * grid.cell_w / 2, bottom + 35, "training compute (FLOPs)", "g m")
+        drawing.text(x, below + 17, name, "m")
+    drawing.text(grid.left + grid.n_columns * grid.cell_w / 2, below + 35, "training compute (FLOPs)", "g m")
     words = _formatted(cells, grid.cell_w - 3)
     for i, line in enumerate(cells):
         for j, cell in enumerate(line):
             _draw_cell(drawing, grid, i, j, cell, words[i][j], _tip(axes, shown, i, j, cell))
-    _draw_edges(drawing, grid, edges)
+    _draw_edges(drawing, grid, edges, leaving)
     said = " ".join(
         f"{counted(n, 'task')}: {', '.join(decimal(c.value) for c in line)}."
         for n, line in zip(levels, cells, strict=True)
@@ -247,23 +249,53 @@ def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: i
     return f"{value}\n{where}\nreplicates: {each}{more}"
 
 
-def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
-    """Draw every boundary as a step line with its name at the right, and its intervals as thin bars in the columns."""
-    last = [[h for h in edge.heights if h is not None][-1] for edge in edges]
-    places = apart([-grid.y(h) for h in last], 30 if drawing.width <= 500 else 16)
+def _leaving(edges: Sequence[Edge], n_rows: int) -> dict[float, tuple[Edge, int]]:
+    """Boundaries whose line ends at the lower or upper side of a surface: height of the side -> boundary, column behind its line.
+
+    Of two that end at one side, the first.
+    """
+    sides, found = (-0.5, n_rows - 0.5), {}
+    for edge in reversed(edges):
+        known = [(j, h) for j, h in enumerate(edge.heights) if h is not None]
+        inside = [j for j, h in known if h not in sides]
+        if inside and known[-1][1] in sides:
+            found[known[-1][1]] = edge, inside[-1] + 1
+    return found
+
+
+def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge], leaving: Mapping[float, tuple[Edge, int]]) -> None:
+    """Draw every boundary as a step line with its intervals as thin bars in the columns, and its name at the end of the line.
+
+    leaving: the boundaries with their name above or below the surface (`_leaving`). Other names stand at its right.
+    """
     right = grid.x(grid.n_columns)
-    for k, (edge, height, place) in enumerate(zip(edges, last, places, strict=True)):
+    for height, (edge, column) in leaving.items():
+        half = width_of(edge.words) / 2
+        x = min(grid.x(column), right + 8 - half)
+        if height < 0:
+            drawing.text(x, grid.y(height) + 14, edge.words, "b m")
+        else:
+            drawing.text(max(x, half + 10 + width_of("training tasks")), 14, edge.words, "b m")
+    _name_at_the_right(drawing, grid, [edge for edge in edges if not any(edge is one for one, _ in leaving.values())])
+    for k, edge in enumerate(edges):
         strokes = _steps(grid, edge, edges[:k])
         for kind in ("case", edge.kind):
             drawing.path(strokes, kind)
-        known = max(j for j, h in enumerate(edge.heights) if h is not None)
-        style = f"{edge.kind} mid" if known == grid.n_columns - 1 else "axis"
-        drawing.path([[(grid.x(known + 1), grid.y(height)), (right + 8, -place)]], style)
         inset = 0.13 * grid.cell_w
         for j, interval in enumerate(edge.intervals if grid.cell_w >= WHISKERS else ()):
             if interval is not None:
                 x = grid.x(j) + (inset if edge.kind == "edge" else grid.cell_w - inset)
                 _draw_interval(drawing, x, grid.y(interval[0]), grid.y(interval[1]), edge.kind)
+
+
+def _name_at_the_right(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> None:
+    """Write the names of boundaries beside a surface. A line leads from the last budget with a value to each."""
+    right = grid.x(grid.n_columns)
+    last = [[(j, h) for j, h in enumerate(edge.heights) if h is not None][-1] for edge in edges]
+    places = apart([-grid.y(height) for _, height in last], 30 if drawing.width <= 500 else 16)
+    for edge, (column, height), place in zip(edges, last, places, strict=True):
+        style = f"{edge.kind} mid" if column == grid.n_columns - 1 else "axis"
+        drawing.path([[(grid.x(column + 1), grid.y(height)), (right + 8, -place)]], style)
         words = [edge.words] if drawing.width > 500 else edge.words.split()
         for m, word in enumerate(words):
             drawing.text(right + 12, -place + 4 + 13 * (m - (len(words) - 1) / 2), word, "b")

@@ -462,6 +462,24 @@ def test_boundaries_run_between_the_rows_that_they_lie_between(written: Reports)
     assert surface.edges_of(written("nothing is learned").found, "answer", "recall") == []
 
 
+def test_the_name_of_a_boundary_that_leaves_the_surface_stands_at_the_end_of_its_line() -> None:
+    """By hand: from 2e11 FLOPs on, the skill is there at all numbers of tasks, and memory never ends."""
+    there = lambda n, c, r: 0.9 if n >= 64 or c > 2e11 else -0.2  # noqa: E731
+    remembered = lambda n, c, r: 0.9 if n < 64 or c > 2e11 else -0.3  # noqa: E731
+    found = found_of(study_of(n_tasks=(4, 64, 256), compute_flops=(1e11, 4e11, 8e11)), there, remembered)
+    edges = surface.edges_of(found, "answer", "recall")
+    assert [edge.heights for edge in edges] == [(0.5, -0.5, -0.5), (0.5, 2.5, 2.5)]
+    shown, cells = surface.shown_of(found, "ability", "answer"), means.cells(found.results, "ability", "answer")
+    panel = surface.panel((found.results.levels, found.study.budgets), shown, cells, edges, 776)
+    grid = surface.grid_of(found.results.levels, 3, 776, 44, True)
+    names = [
+        re.search(r'x="([\d.]+)" y="([\d.]+)">(.*)<', p) for p in panel.drawing.parts if p.startswith('<text class="b')
+    ]
+    places = {name[3]: (float(name[1]), float(name[2])) for name in names if name}
+    assert places["skill appears"][0] == places["memory ends"][0] == pytest.approx(grid.x(1), abs=0.1)
+    assert places["memory ends"][1] < grid.y(2.5) and places["skill appears"][1] > grid.y(-0.5)
+
+
 def test_where_more_conditions_than_surfaces_fit_the_others_follow_below(tmp_path: Path) -> None:
     variants = {f"v{k}": {"training": {"learning_rate": 1e-3 * (k + 1)}} for k in range(6)}
     study = synthetic.made_up(variant=variants)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.analysis.findings import Findings
+    from orchestrator.analysis.results import Results
     from orchestrator.report.notebook import Picture
 
 P = ParamSpec("P")
@@ -222,19 +223,18 @@ class _Snapshot:
         return tables.results_table(self.state, self.study), tables.runs_table(self.state, self.study)
 
     @cached_property
-    def unasked(self) -> Findings:
-        """The results as arrays, and no findings: these take seconds in a large study."""
-        from orchestrator.analysis.findings import Findings
+    def arrays(self) -> Results:
+        """Both tables as arrays."""
         from orchestrator.analysis.results import Results
 
-        return Findings(study=self.study, results=Results.of_tables(self.study, *self.tables))
+        return Results.of_tables(self.study, *self.tables)
 
     @cached_property
     def found(self) -> Findings:
-        """All findings."""
+        """All findings; they take seconds in a large study."""
         from orchestrator.analysis.findings import judge
 
-        return judge(self.unasked.results)
+        return judge(self.arrays)
 
     @cached_property
     def results(self) -> pa.Table:
@@ -243,7 +243,7 @@ class _Snapshot:
 
         from orchestrator.analysis.measures import MEASURES
 
-        table, arrays = self.tables[0], self.unasked.results
+        table, arrays = self.tables[0], self.arrays
         columns: dict[str, Any] = {"condition": pa.array(arrays.conditions, pa.string())}
         columns |= {name: table[name] for name in (*PLACE, *EVALUATION)}
         columns |= {name: pa.array(arrays.measured(name), pa.float64(), from_pandas=True) for name in MEASURES}
@@ -256,7 +256,7 @@ class _Snapshot:
 
         from orchestrator.analysis.results import surface
 
-        arrays, table = self.unasked.results, self.tables[1]
+        arrays, table = self.arrays, self.tables[1]
         rows = arrays.runs
         columns: dict[str, Any] = {"condition": pa.array([run["arm"] for run in rows], pa.string())}
         columns |= {name: table[name] for name in (*PLACE, "status")}
@@ -265,6 +265,13 @@ class _Snapshot:
             values = [cubes[run["arm"]][arrays.place_of(run)] for run in rows]
             columns[measure] = pa.array(values, pa.float64(), from_pandas=True)
         return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
+
+    @cached_property
+    def telemetry(self) -> pa.Table:
+        """The points of telemetry."""
+        from orchestrator.record import tables
+
+        return tables.telemetry_table(self.state, self.study)
 
 
 PLACE = ("n_tasks", "compute_flops", "replicate")
@@ -356,6 +363,17 @@ class OpenStudy:
 
     @property
     @_plainly
+    def telemetry_arrow(self) -> pa.Table:
+        """A row for each point along a training run: loss, learning rate, gradient norm, speed, and load of the workers."""
+        return self._now().telemetry
+
+    @property
+    def telemetry(self) -> pd.DataFrame:
+        """`telemetry_arrow` as a pandas frame."""
+        return self.telemetry_arrow.to_pandas()
+
+    @property
+    @_plainly
     def findings(self) -> pd.DataFrame:
         """A row for each finding, the primary claim first: the columns of summary.csv."""
         import pandas as pd
@@ -398,7 +416,7 @@ class OpenStudy:
         from orchestrator.analysis.measures import MEASURES, over_replicates
         from orchestrator.analysis.results import surface
 
-        found = self._now().unasked
+        results = self._now().arrays
         skills = self.definition.family.skills  # type: ignore[attr-defined]
         for what, value, known in (("measure", measure, MEASURES), ("skill", skill, {"": "", **skills})):
             if value not in known:
@@ -406,12 +424,10 @@ class OpenStudy:
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise UsageProblem(f"no {what} '{value}'{hint} There are {', '.join(filter(None, known))}")
         parts = {}
-        for condition in found.study.conditions:
-            values = over_replicates(surface(found.results, measure, condition, skill))
-            index = pd.Index(found.results.levels, name="n_tasks")
-            parts[condition] = pd.DataFrame(
-                values, index, pd.Index(found.study.budgets, name="compute_flops"), dtype=float
-            )
+        for condition in results.study.conditions:
+            values = over_replicates(surface(results, measure, condition, skill))
+            index = pd.Index(results.levels, name="n_tasks")
+            parts[condition] = pd.DataFrame(values, index, pd.Index(results.budgets, name="compute_flops"), dtype=float)
         return pd.concat(parts, axis=1, names=["condition"]) if len(parts) > 1 else next(iter(parts.values()))
 
     def _repr_html_(self) -> str:
@@ -420,4 +436,4 @@ class OpenStudy:
         return notebook.answer_html(self._now().found)
 
     def __repr__(self) -> str:
-        return f"<study {self.id} in {self.folder}>"
+        return f"<study {self.id}>"

@@ -24,7 +24,7 @@ from orchestrator import OpenStudy, StudyFailed, api, open_study, run_study
 from orchestrator.analysis.measures import MEASURES, of_rows
 from orchestrator.console.checks import UsageProblem
 from orchestrator.record import lease, publisher, tables
-from orchestrator.record.journal import State
+from orchestrator.record.journal import Journal, State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.report import palette
 
@@ -103,7 +103,7 @@ def test_frames_begin_with_the_place_and_have_every_column_of_the_files(study: O
 
 def test_every_column_is_documented(study: OpenStudy) -> None:
     text = (ROOT / "docs" / "python.md").read_text()
-    for frame in (study.results, study.runs, study.findings):
+    for frame in (study.results, study.runs, study.findings, study.telemetry):
         assert [name for name in frame.columns if f"`{name}`" not in text] == []
 
 
@@ -171,6 +171,35 @@ def test_a_growing_journal_shows_without_any_call(tmp_path: Path) -> None:
     frame = study.results
     frame["ability"] = 0.0
     assert (study.results["ability"] != 0.0).any()
+
+
+def reported(trunk: Any, on: str, steps: list[int], loss: float, system: list[dict[str, Any]]) -> dict[str, Any]:
+    """An event of telemetry, as a worker emits it."""
+    n = len(steps)
+    event = {"kind": "telemetry", "key": f"{trunk.id}/telemetry/{on}/{steps[-1]}", "trunk": trunk.id, "on": on}
+    event |= {"time": 9.0, "fingerprint": trunk.fingerprint(), "steps": steps, "times": [1.5 + s for s in steps]}
+    numbers = {"loss_nats": [loss] * n, "learning_rate": [0.1] * n, "grad_norm": [None] * n}
+    return event | numbers | {"tokens_per_second": [7.0] * n, "mfu": [0.5] * n, "system": system}
+
+
+def test_telemetry_has_each_point_once_and_the_mean_load_of_the_workers(tmp_path: Path) -> None:
+    folder = laid_out(tmp_path, "quickstart_cut")
+    study = open_study("quickstart_cut@1", tmp_path)
+    assert len(study.telemetry) == 0 and "loss_nats" in study.telemetry
+    trunk = study.definition.trunks()[0]
+    loads = [
+        {"cpu_percent": cpu, "memory_mb": 10.0, "gpu_percent": None, "gpu_memory_mb": None} for cpu in (50.0, 100.0)
+    ]
+    log = Journal(folder)
+    log.append([reported(trunk, "trunk", [1, 2], 3.0, loads), reported(trunk, repr(1.2e10), [3], 1.0, loads[:1])])
+    log.append([reported(trunk, "trunk", [2, 3], 4.0, loads)])  # resumed: step 2 comes again
+    log.close()
+    points = study.telemetry
+    assert points["step"].tolist() == [1, 2, 3, 3] and points["loss_nats"].tolist() == [3.0, 3.0, 4.0, 1.0]
+    assert points["compute_flops"].isna().tolist() == [True, True, True, False] and points["grad_norm"].isna().all()
+    np.testing.assert_equal(points["cpu_percent"].to_numpy(), [np.nan, 75.0, 75.0, 50.0])
+    assert points["gpu_percent"].isna().all() and points["time"][0] == pd.Timestamp(2.5, unit="s", tz="UTC")
+    assert set(points["trunk"]) == {trunk.id} and set(points["condition"]) == {"answer"}
 
 
 def test_a_study_that_has_not_run_has_a_plan_and_empty_frames(tmp_path: Path) -> None:

@@ -117,6 +117,37 @@ def runs_table(state: State, study: Study) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
+_POINT = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
+_LOAD = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
+
+TELEMETRY = pa.schema(
+    [("condition", pa.string()), ("n_tasks", pa.int64()), ("replicate", pa.int64()), ("trunk", pa.string())]
+    + [("compute_flops", pa.float64()), ("step", pa.int64()), ("time", pa.timestamp("ms", tz="UTC"))]
+    + [(name, pa.float64()) for name in (*_POINT, *_LOAD)]
+)
+"""One row per point of telemetry. `compute_flops` is the budget of a branch, and missing on the trunk. The load of the
+workers, their mean, is that of the time up to the last point of an event, and missing at its other points."""
+
+
+def telemetry_table(state: State, study: Study) -> pa.Table:
+    """The telemetry of a study's trunks, sorted by trunk, branch and step. Of a point that was emitted twice, the first counts."""
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for trunk in study.trunks():
+        place = {"n_tasks": trunk.n_tasks, "replicate": trunk.replicate, "trunk": trunk.id}
+        place |= {"condition": study.condition_of(trunk.arm, trunk.variant)}
+        for event in (e for e in state.telemetry.get(trunk.id, []) if e["steps"]):
+            budget = None if event["on"] == "trunk" else float(event["on"])
+            for i, step in enumerate(event["steps"]):
+                row = place | {"compute_flops": budget, "step": step, "time": round(event["times"][i] * 1000)}
+                rows.setdefault((trunk.id, event["on"], step), row | {name: event[name][i] for name in _POINT})
+            last = rows[trunk.id, event["on"], event["steps"][-1]]
+            loads = {name: [rank[name] for rank in event["system"] if rank[name] is not None] for name in _LOAD}
+            for name, known in loads.items():
+                last.setdefault(name, sum(known) / len(known) if known else None)
+    order = sorted(rows.values(), key=lambda r: (r["trunk"], r["compute_flops"] or 0.0, r["step"]))
+    return pa.Table.from_pylist(order, schema=TELEMETRY)
+
+
 def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
     """Expected number of distinct tasks among uniform draws: n (1 - (1 - 1/n)^sequences)."""
     if sequences is None:

@@ -68,8 +68,8 @@ def _table(found: Findings, shown: surface.Shown, title: str) -> str:
         drawn = "".join(f"<td>{_safe(cell.state)}</td>" if cell.value is None else _shaded(cell.value) for cell in row)
         lines.append(f"<tr><th>{number(n_tasks)}</th>{drawn}</tr>")
     return (
-        f"<table><caption>{_safe(title)}; rows: tasks, columns: training FLOPs</caption>"
-        f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f"<p>{_safe(title)}; rows: tasks, columns: training FLOPs</p>"
+        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
 
 

@@ -6,6 +6,7 @@ weather on them.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -34,18 +35,24 @@ from trainers.objectives.supervised import Supervised
 from trainers.shapes import Model, Shape
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
+from trainers.telemetry import Telemetry
 
 ROUNDS = 15
 
 
-def alternate(first: Callable[[], Any], second: Callable[[], Any], rounds: int = ROUNDS) -> tuple[float, float, float]:
+def alternate(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, float, float]:
     """Median seconds of both, taking turns (and turns at going first), and the median of the paired ratios first / second."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
-            begin = time.perf_counter()
+            begin = clock()
             (first, second)[which]()
-            seconds[which].append(time.perf_counter() - begin)
+            seconds[which].append(clock() - begin)
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
@@ -70,6 +77,33 @@ def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     _, plain_seconds, ratio = alternate(run_theirs, run_ours)
     engine.destroy()
     return ratio, plain_seconds / steps_per_round * 1e3
+
+
+def telemetry_share(trunk: TrunkSpec, steps_per_round: int = 50, rounds: int = 61) -> tuple[float, float]:
+    """(share of training time that telemetry takes, milliseconds of a step without it), in the hardest case.
+
+    Every step is a point of the grid, and each round ends with an event: as often as an evaluation every 50 steps. In processor
+    seconds, because 1 % is less than what other processes do to the time of a step.
+    """
+    engine, learning = Engine(trunk, Place()), Supervised(trunk)
+    now: dict[str, Any] = {"step": 0, "branch": None, "points": [], "steps_charged": 0}
+    telemetry = Telemetry(trunk, Place(), 1, now, json.dumps)
+
+    def train(is_on: bool) -> None:
+        for step in range(steps_per_round):
+            begin = time.perf_counter()
+            loss_nats, grad_norm = engine.step(learning, step, 1e-3)
+            now["step"] = step + 1
+            if is_on:
+                telemetry.after_step(loss_nats, 1e-3, grad_norm, time.perf_counter() - begin, steps_per_round)
+                telemetry.is_due()
+        if is_on:
+            json.dumps(telemetry.take(engine.gathered(telemetry.system())))
+
+    train(True)
+    _, seconds, ratio = alternate(partial(train, True), partial(train, False), rounds, time.process_time)
+    engine.destroy()
+    return ratio - 1, seconds / steps_per_round * 1e3
 
 
 STUDY = """
@@ -172,6 +206,11 @@ def main() -> int:
     row(f"speed of our loop / plain loop, quickstart's model ({ms:.0f} ms a step)", ratio, 0.93, True)
     ratio, ms = loop_speed(wide, 10)
     row(f"speed of our loop / plain loop, larger model ({ms:.0f} ms a step)", ratio, 0.98, True)
+    small = trunk.model_copy(
+        update={"model": Model(n_layers=1, d_model=16, d_mlp=32, n_heads=2), "training": Training(batch_size=8)}
+    )
+    share, ms = telemetry_share(small)
+    row(f"telemetry, every step a point: share of time, small model ({ms:.1f} ms a step)", share, 0.01, False)
     row("seconds of a trunk beyond training and evaluation (not a ratio)", overhead_of_a_trunk(), 0.1, False)
     batch, evaluation = shares(trunk, quick.budgets)
     row(f"batch making ({batch:.3f}) and evaluation / training, the quickstart", batch + evaluation, 0.10, False)

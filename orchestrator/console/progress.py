@@ -20,6 +20,8 @@ from rich.text import Text
 from orchestrator.analysis.measures import of_rows, over_replicates
 from orchestrator.formatting import clock, decimal, figure, number, on_split, rounded
 from orchestrator.plan import price
+from orchestrator.plan.options import slots_of
+from orchestrator.plan.order import makespan
 from orchestrator.plan.price import Plan
 from orchestrator.record.journal import Event, State
 from orchestrator.report import palette
@@ -136,6 +138,9 @@ class Progress:
             for job in plan.jobs
             for flops, cost in budget.marginal_flops(job.trunk, job.budgets, job.at).items()
         }
+        self.ahead = {
+            job.trunk.id: float(job.price.train_flops) for job in plan.jobs
+        }  # FLOPs of trials that have not ended
         self.before = {  # the FLOPs reported for a trunk's first trial include those of an earlier run
             job.trunk.id: float(job.at.charged_steps * budget.flops_per_step(job.trunk)) for job in plan.jobs
         }
@@ -191,6 +196,7 @@ class Progress:
                 if cost := self.planned.get(event["trial"], 0.0):  # zero: it had ended before and is only repeated
                     self.before.pop(event["trunk"], None)
                 self.ended_flops += cost
+                self.ahead[event["trunk"]] = self.ahead.get(event["trunk"], 0.0) - cost
                 self.status[event["status"]] += 1
                 self._trial_line(event)
         self._begin(bool(fresh))
@@ -218,13 +224,23 @@ class Progress:
         return min(self.ended_flops + sum(list(self.running.values())), float(self.plan.train_flops))
 
     def seconds_left(self) -> float | None:
-        """Time left by the speed since the first report, or by the plan before 2 % are done; None if unknown."""
+        """Time until the last trunk ends, by the speed since the first report; by the plan before 2 % are done.
+
+        None if unknown. Each slot is taken to have the same speed.
+        """
         if self.first_event is not None:
             begun, flops = self.first_event
             seconds, done = time.monotonic() - begun, self.flops - flops
             enough = 0.02 * self.plan.train_flops if self.plan.seconds is not None else 0.0
             if done > enough and seconds > 2:
-                return max(0.0, (self.plan.train_flops - self.flops) * seconds / done)
+                workers = [slots_of(job.placement, self.plan.options) for job in self.plan.jobs]
+                slots = min(self.plan.slots, sum(workers))
+                ahead = [self.ahead[job.trunk.id] - self.running.get(job.trunk.id, 0.0) for job in self.plan.jobs]
+                each = [
+                    max(0.0, n / job_workers) * slots * seconds / done
+                    for n, job_workers in zip(ahead, workers, strict=True)
+                ]
+                return makespan(each, slots, workers)
         if self.plan.seconds is None:
             return None
         return max(0.0, self.plan.seconds - (time.monotonic() - self.started))
@@ -245,18 +261,23 @@ class Progress:
     def render(self) -> RenderableType:
         """The live panel."""
         bar = ProgressBar(total=max(self.plan.train_flops, 1), completed=self.flops, width=60)
-        return Group(Text(self.summary()), bar, Text(""), self._running_trunks(), Text(""), self.surface.render())
+        return Group(Text(self.summary()), bar, *self._running_trunks(), Text(""), self.surface.render())
 
-    def _running_trunks(self) -> RenderableType:
+    def _running_trunks(self) -> list[RenderableType]:
         """One line for each running trunk, up to MOST_TRUNKS. During a branch it has the id of the branch's trial."""
         heard = time.monotonic() - QUIET_SECONDS
         shown = [(trunk, values) for trunk, (at, values) in list(self.live.items()) if at > heard]
         if not shown:
-            return styled(("Workers are starting.", "dim")) if self.first_event is None else Text("")
+            return [Text(""), Text("Workers are starting.", "dim")] if self.first_event is None else []
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("running", no_wrap=True)
-        for name in ("step", "loss", "tokens/s", "MFU"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("running", no_wrap=True, min_width=max(len(_shortened(trial)) for trial in self.planned))
+        for name, width in (
+            ("step", 0),
+            ("loss", 6),
+            ("tokens/s", 7),
+            ("MFU", 6),
+        ):  # so that columns stay where they are
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
         for trunk, values in shown[:MOST_TRUNKS]:
             on, speed, mfu = values["on"], values["tokens_per_second"], values["mfu"]
             name = trunk if on == "trunk" else self._trunks[trunk].trial(float(on)).id
@@ -268,7 +289,7 @@ class Progress:
                 "—" if mfu is None else f"{figure(float(f'{100 * mfu:.2g}'))} %",
             )
         more = len(shown) - MOST_TRUNKS
-        return Group(table, styled((f"and {more:,} more", "dim"))) if more > 0 else table
+        return [Text(""), table, *([Text(f"and {more:,} more", "dim")] if more > 0 else [])]
 
     def _trial_line(self, event: Event) -> None:
         if self._live is not None:

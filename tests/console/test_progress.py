@@ -171,8 +171,14 @@ def test_steps_that_are_under_way_count_and_give_a_time_before_any_trial_has_end
     clock += 10.0
     progress.watch({trunk.id: live_of(101, 101 * cost)})
     assert progress.flops == 101 * cost
-    assert progress.seconds_left() == pytest.approx((progress.plan.train_flops / cost - 101) / 10)
+    steps = progress.plan.train_flops / cost / 18
+    assert progress.seconds_left() == pytest.approx(9 * steps / 5)  # 18 trunks on two slots, of 5 steps a second each
     assert out.getvalue() == ""  # nothing to print where there is no terminal
+    clock += 90.0
+    for other in study.trunks()[1:]:
+        progress.take(events_of(study, other, 0.5))
+    speed = (17 * steps + 100) / 100
+    assert progress.seconds_left() == pytest.approx((steps - 101) / (speed / 2))  # the last trunk has one slot
 
 
 def test_late_values_and_late_events_neither_count_twice_nor_bring_back_a_trunk(study: Study) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,33 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE_SECONDS, tally
 
+from trainers.budget import flops_per_step
+from trainers.spec import TrunkSpec
+
 pytestmark = pytest.mark.end_to_end
 
+JOB = {
+    "trunk": json.dumps(
+        {
+            "family": {"name": "cipher", "n_symbols": 4, "n_pairs": 5},
+            "arm": "answer",
+            "n_tasks": 4,
+            "replicate": 0,
+            "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24},
+            "training": {"batch_size": 8},
+            "evaluation": {"first_flops": 1e6, "n_sequences": 4},
+        }
+    ),
+    "trunk_id": "answer/n4/r0",
+    "session": "s",
+    "relay": "relay",
+    "place": {},
+}
+"""What the driver gives a worker, without the budgets."""
+
 SCRIPT = """
+import json
+import sys
 import threading
 import time
 
@@ -73,15 +98,48 @@ late = relays.asking("relay")
 print("again", until(late, 60.0)[1])
 done.set()
 thread.join()
+
+done, seen = threading.Event(), []
+thread = threading.Thread(target=relays.hand_on_live, args=(relay, done, seen.append))
+thread.start()
+show = relays.showing("relay", "t")
+for step in range(1000):
+    show({"step": step})
+print("live", until(lambda: {"t": {"step": 999}} in seen, 60.0)[1], len(seen) < 100)
+kill(relay)
+print("again", until(lambda: show({"step": 1000}) or {"t": {"step": 1000}} in seen, 60.0)[1], thread.is_alive())
+
+
+@ray.remote(num_cpus=1)
+def train(job):
+    from orchestrator.run import worker
+
+    events = []
+    worker._train(job, events.extend, "cpu")
+    return events
+
+
+seen.clear()
+events = ray.get(train.remote(json.loads(sys.argv[1])))
+until(lambda: "answer/n4/r0" in {name for live in seen for name in live}, 60.0)
+done.set()
+thread.join()
+print("kinds", sorted({event["kind"] for event in events}))
+print("last step", {live["last_step"] for of_all in seen for name, live in of_all.items() if name == "answer/n4/r0"} == {60})
 ray.shutdown()
 """
 """In a process of its own: Ray leaves sockets open."""
 
 
-def test_a_stop_is_heard_nobody_waits_for_it_and_a_relay_that_dies_loses_nothing() -> None:
-    """Fails without `max_restarts` of the relay, without the second sending of what is lost, and if a stop is told once only."""
+def test_stops_and_live_values_pass_nobody_waits_for_them_and_a_relay_that_dies_loses_no_event() -> None:
+    """Fails without `max_restarts` of the relay, without the second sending of what is lost, and if a stop is told once only.
+
+    Live values are the newest of a trunk, reach the driver's thread, and are not among the events that a worker delivers.
+    """
+    cost = flops_per_step(TrunkSpec.model_validate_json(JOB["trunk"]))
+    job = JOB | {"budgets": [60.0 * cost], "place": {"device": "cpu"}}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, json.dumps(job)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -102,5 +160,9 @@ def test_a_stop_is_heard_nobody_waits_for_it_and_a_relay_that_dies_loses_nothing
         "Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.",
         "True",
         "again True",
+        "live True True",
+        "again True True",
+        "kinds ['evaluation', 'telemetry', 'trial', 'trunk']",
+        "last step True",
     ]
-    tally("killed: event relay", 3, 3)
+    tally("killed: event relay", 4, 4)

@@ -123,7 +123,10 @@ BROKEN = {
         "echo_family could not be loaded: ModuleNotFoundError: No module",
     ),
     "leaves the program": ("raise SystemExit(3)\n", "echo_family could not be loaded: SystemExit: 3"),
-    "lacks a method": (FAMILY.replace("def suite_size", "def size"), "FamilyError: Echo lacks suite_size;"),
+    "lacks a method": (
+        FAMILY.replace("def suite_size", "def size"),
+        "FamilyError: Echo lacks suite_size(request: Request) -> int: ",
+    ),
     "has no name": (FAMILY.replace("    name:", "    title:"), "FamilyError: Echo has no `name: Literal[...]`"),
     "fails in a property": (
         FAMILY.replace("lambda self: self.n_symbols)\n    n_held", "lambda self: 1 // 0)\n    n_held"),

@@ -56,7 +56,7 @@ def _load_others() -> None:
         try:
             point.load()
         except (Exception, SystemExit) as problem:
-            text = " ".join(str(problem).split())[:300]
+            text = " ".join(str(problem).split())[:800]
             LEFT_OUT[point.name] = f"{point.value} could not be loaded: {type(problem).__name__}: {text}"
 
 

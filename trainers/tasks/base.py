@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -154,12 +155,34 @@ def register(family: _F) -> _F:
         raise FamilyError(f"{family.__qualname__} has no `name: Literal[...]` with that name as its default")
     if FAMILIES.get(name, family) is not family:
         raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")
-    known = {part for kind in family.__mro__ for part in vars(kind)}  # only names: skills may be computed
-    needed = ("version", "arms", "skills", "headline", "mixture")
-    if lacking := sorted(family.__abstractmethods__) + [part for part in needed if part not in known]:
-        raise FamilyError(f"{family.__qualname__} lacks {', '.join(lacking)}")
+    if lacks := lacking(family):
+        raise FamilyError(lacks)
     FAMILIES[name] = family
     return family
+
+
+_DECLARED = {
+    "version": "version: ClassVar[int], a whole number from 1",
+    "arms": "arms: ClassVar[tuple[str, ...]], at least one name",
+    "skills": "skills: ClassVar[dict[str, str]], skill -> one line of text",
+    "headline": "headline: ClassVar[str], one of skills",
+    "mixture": "mixture: ClassVar[str], the skill that scores all answers",
+}
+
+
+def lacking(kind: type[Family]) -> str | None:
+    """A line with the parts of the contract that a class lacks, each with its signature and meaning; None if it has all."""
+    known = {part for of in kind.__mro__ for part in vars(of)}  # only names: skills may be computed
+    parts = [words for part, words in _DECLARED.items() if part not in known]
+    for name in sorted(kind.__abstractmethods__):
+        part = getattr(kind, name)
+        function = part.fget if isinstance(part, property) else part
+        signature = inspect.signature(function)
+        given = ", ".join(f"{p.name}: {p.annotation}" for p in signature.parameters.values() if p.name != "self")
+        shown = f"@property {name}" if isinstance(part, property) else f"{name}({given})"
+        meaning = (inspect.getdoc(function) or "").splitlines()[0].rstrip(".")
+        parts.append(f"{shown} -> {signature.return_annotation}: {meaning}")
+    return f"{kind.__qualname__} lacks {'; and '.join(parts)} (docs/families.md)" if parts else None
 
 
 def family_from(value: Any) -> Any:

@@ -1,0 +1,490 @@
+"""The checks that every family passes, ours and those of other packages.
+
+    python -m trainers.tasks.conformance line                    # a registered family, by its name
+    python -m trainers.tasks.conformance line_family:Line p=13   # a class in a file of the current folder, with parameters
+
+Each breach is one line: the family, the method, what is expected, what was given. Exit code 0 without a breach, else 2. In tests of
+your own: `conforms(family)` raises the first `Breach`. docs/families.md explains how to write a family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from trainers.tasks import FAMILIES, ExactFamily, Family, FamilyError, family_from, family_named
+from trainers.tasks.base import lacking
+from trainers.tasks.parity import Parity
+from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
+from trainers.tasks.request import Request
+
+SPLITS = ("seen", "held_out")
+
+
+class Breach(AssertionError):
+    """A family does not keep its contract. Its text is one line: family, method, what is expected, what was given."""
+
+
+def request_of(family: Family, arm: str, replicate: int = 0, n_tasks: int | None = None) -> Request:
+    """A small request: 12 tasks or as many as there are, 6 sequences per batch, 16 per item set."""
+    n = min(family.n_tasks_max, 12) if n_tasks is None else n_tasks
+    return Request(arm=arm, n_tasks=n, replicate=replicate, batch_size=6, n_sequences=16)
+
+
+def conforms(family: Family) -> None:
+    """Check the whole contract. Raises the first `Breach`."""
+    for problem in breaches(family):
+        raise problem
+
+
+def breaches(family: Family) -> Iterator[Breach]:
+    """Check the whole contract. Yields at most one breach per check and arm; what a breach makes meaningless is not checked."""
+    exact = [tasks_are_as_declared] if isinstance(family, ExactFamily) else []
+    for declared in (*exact, declarations):
+        if problem := _tried(family, declared):
+            yield problem
+            return
+    requests = [request_of(family, arm) for arm in family.arms]
+    shapes = [p for request in requests for check in SHAPES if (p := _tried(family, check, request))]
+    yield from {str(problem): problem for problem in shapes}.values()
+    if shapes:
+        return
+    for request in requests:
+        for check in (batches_depend_on_the_step_alone, suites_are_repeatable, references_are_sound):
+            if problem := _tried(family, check, request):
+                yield problem
+    checks: list[Callable[..., None]] = [contents_are_as_declared, held_out_is_not_trained]
+    if isinstance(family, ExactFamily):
+        checks += [tasks_are_nested, tasks_depend_on_their_id_alone, the_universe_holds_each_task_once]
+    if not isinstance(family, Parity):  # it asks each trial's own tasks, of new data
+        checks.append(held_out_sequences_are_the_same_for_all_trials)
+    yield from (problem for each in checks if (problem := _tried(family, each)))
+
+
+def first_shape(family: Family, request: Request) -> Breach | None:
+    """The first breach in the declarations, or in the shapes of one batch and one suite; None if all are as declared."""
+    checks = ((declarations, ()), *((check, (request,)) for check in SHAPES))
+    return next((p for check, given in checks if (p := _tried(family, check, *given))), None)
+
+
+def _tried(family: Family, check: Callable[..., None], *given: Any) -> Breach | None:
+    """The breach that a check finds; an error in the family's own code is one, too."""
+    try:
+        check(family, *given)
+    except Breach as problem:
+        return problem
+    except Exception as problem:
+        frames = traceback.extract_tb(problem.__traceback__)
+        ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
+        inner = frames[ours[-1] + 1] if ours[-1] + 1 < len(frames) else frames[-1]
+        last = frames[-1]
+        text = " ".join(str(problem).split())[:300]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        return _breach(family, f"{inner.name}()", f"no error; given {type(problem).__name__}: {text} ({where})")
+    return None
+
+
+def _breach(family: Family, part: str, expected: str) -> Breach:
+    return Breach(f"family '{_name(family)}', {part}: expected {expected}")
+
+
+def _name(family: Any) -> str:
+    return str(getattr(family, "name", type(family).__name__))
+
+
+def _require(ok: Any, family: Family, part: str, expected: str, given: Any = None) -> None:
+    """Raises Breach unless `ok`. given: what the family has in place of what is expected; None: it is plain from `expected`."""
+    if not ok:
+        shown = "" if given is None else f"; given {' '.join(str(given).split())[:200]}"
+        raise _breach(family, part, f"{expected}{shown}")
+
+
+def _kind(array: Any) -> str:
+    """A value as a breach shows it: type and shape of an array, else the value."""
+    if isinstance(array, np.ndarray):
+        return f"{array.dtype} {array.shape}"
+    return f"{type(array).__name__} {array!r}"
+
+
+def _is_array(array: Any, shape: tuple[int, ...], dtype: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+# Declarations and shapes -------------------------------------------------------------------------------------------------
+
+
+def declarations(family: Family) -> None:
+    """Names and sizes have the types of the contract, and fit each other."""
+    arms, skills = family.arms, family.skills
+    _require(_is_count(family.version), family, "version", "a whole number from 1", family.version)
+    named = isinstance(arms, tuple) and arms and all(isinstance(arm, str) for arm in arms)
+    _require(named, family, "arms", "a tuple of at least one name", repr(arms))
+    in_words = isinstance(skills, dict) and skills and all(isinstance(x, str) for kv in skills.items() for x in kv)
+    _require(in_words, family, "skills", "a dict of skill -> one line of text, with at least one", repr(skills))
+    _require(
+        family.headline in skills, family, "headline", f"one of skills ({', '.join(skills)})", repr(family.headline)
+    )
+    _require(isinstance(family.mixture, str), family, "mixture", "the name of a skill", repr(family.mixture))
+    for part in ("vocab_size", "seq_len", "n_tasks_max"):
+        value = getattr(family, part)
+        shown = "a method; @property is missing" if callable(value) else repr(value)
+        _require(_is_count(value), family, part, "a whole number from 1", shown)
+    lengths = [family.length(arm) for arm in arms]
+    _require(all(map(_is_count, lengths)), family, "length(arm)", "a whole number from 1 for each arm", lengths)
+    _require(
+        max(lengths) == family.seq_len, family, "seq_len", f"the longest arm's length, {max(lengths)}", family.seq_len
+    )
+    _require(family.ability_of in ("nll", "accuracy"), family, "ability_of", "nll or accuracy", family.ability_of)
+    unknown = [arm for arm, place in family.objectives.items() if arm not in arms or place.count(":") != 1]
+    _require(not unknown, family, "objectives", "arm -> 'package.module:Class', for arms of this family", unknown)
+    if family.numbers is not None:
+        _require(family.vocab_size == 1, family, "vocab_size", "1, as tokens are numbers", family.vocab_size)
+    for skill in skills:
+        chance = family.chance(skill)
+        sound = chance is None or (isinstance(chance, float | int) and 0 <= chance <= 1)
+        _require(sound, family, "chance(skill)", "None or a probability", f"{chance!r} for {skill}")
+    for exponent in (0.0, 1.0):
+        why = family.objection(exponent)
+        words = why is None or (isinstance(why, str) and exponent)
+        _require(
+            words, family, "objection(task_exponent)", "None at 0, and None or a reason in words elsewhere", repr(why)
+        )
+    n = family.n_distinct(family.n_tasks_max)
+    _require(_is_count(n), family, "n_distinct(n_tasks)", "a whole number from 1", repr(n))
+
+
+def batches_are_as_declared(family: Family, request: Request) -> None:
+    """A batch has a row for each sequence, of the arm's length, with ids below vocab_size and a target to learn from."""
+    batch, part = family.batch(request, 3), "batch(request, step)"
+    n, length = request.batch_size, family.length(request.arm)
+    _require(isinstance(batch, Batch), family, part, "a Batch(tokens, loss_mask)", _kind(batch))
+    _tokens_are_sound(family, part, batch.tokens, n, length)
+    shape = f"bool ({n}, {length}), (batch_size, length(arm))"
+    mask = batch.loss_mask
+    _require(_is_array(mask, (n, length), np.bool_), family, part, f"loss_mask {shape}", _kind(mask))
+    _require(mask.any(), family, part, "a loss_mask with a target", "none")
+    for name in ("positions", "segments"):
+        packed = getattr(batch, name)
+        good = packed is None or _is_array(packed, (n, length), np.int64)
+        _require(good, family, part, f"{name} None or int64 ({n}, {length})", None if good else _kind(packed))
+
+
+def _tokens_are_sound(family: Family, part: str, tokens: Any, n: int, length: int) -> None:
+    if family.numbers is None:
+        shape = f"tokens int64 ({n}, {length + 1}), (sequences, length(arm) + 1)"
+        _require(_is_array(tokens, (n, length + 1), np.int64), family, part, shape, _kind(tokens))
+        inside = tokens.min() >= 0 and tokens.max() < family.vocab_size
+        among = f"{tokens.min()} ... {tokens.max()}"
+        _require(inside, family, part, f"token ids from 0 to vocab_size - 1 = {family.vocab_size - 1}", among)
+    else:
+        shape = (n, length + 1, family.numbers.width)
+        known = f"tokens float32 {shape}, (sequences, length(arm) + 1, numbers.width)"
+        _require(_is_array(tokens, shape, np.float32), family, part, known, _kind(tokens))
+        _require(np.isfinite(tokens).all(), family, part, "finite tokens", "some that are not")
+
+
+def suites_are_as_declared(family: Family, request: Request) -> None:
+    """A list of item sets whose probes have the shapes of their sequences, for each declared skill."""
+    suite, part, length = family.suite(request), "suite(request)", family.length(request.arm)
+    listed = isinstance(suite, list | tuple) and suite and all(isinstance(items, ItemSet) for items in suite)
+    _require(listed, family, part, "a list of ItemSet", _kind(suite))
+    probed = []
+    for items in suite:
+        _require(len(items.tokens), family, part, "at least one sequence in each item set", "none")
+        _tokens_are_sound(family, part, items.tokens, len(items.tokens), length)
+        written = list(items.written)
+        places = written == sorted(set(written)) and all(0 <= j < length for j in written)
+        _require(places, family, part, f"written positions ascending in 0 ... {length - 1}", written)
+        for probe in items.probes:
+            _require(isinstance(probe, Probe), family, part, "Probe in ItemSet.probes", _kind(probe))
+            _probe_is_sound(family, f"{part}, probe '{probe.skill}' on {probe.split}", probe, len(items.tokens), length)
+            probed.append((probe.skill, probe.split))
+    twice = sorted({pair for pair in probed if probed.count(pair) > 1})
+    _require(not twice, family, part, "one probe for a skill on a split", twice)
+    declared, found = set(family.skills) | {family.mixture}, {skill for skill, _ in probed}
+    gaps = [*sorted(declared - found), *(f"{skill} (undeclared)" for skill in sorted(found - declared))]
+    _require(
+        not gaps, family, part, "a probe for each of skills and for mixture, and no other", f"without {', '.join(gaps)}"
+    )
+    for skill, split in ((family.mixture, "seen"), (family.headline, "held_out")):
+        _require((skill, split) in probed, family, part, f"a probe of '{skill}' on {split}", f"{len(probed)} others")
+
+
+def _probe_is_sound(family: Family, part: str, probe: Probe, n: int, length: int) -> None:
+    _require(probe.split in SPLITS, family, part, "split 'seen' or 'held_out'", repr(probe.split))
+    where = f"({n}, {length}), (sequences, length(arm))"
+    _require(_is_array(probe.mask, (n, length), np.bool_), family, part, f"mask bool {where}", _kind(probe.mask))
+    target, kinds = probe.target, f"target int64 {where}, or floats with a last axis of vocab_size"
+    wide = (n, length, family.vocab_size) if family.numbers is None else (n, length)
+    whole = _is_array(target, (n, length), np.int64) and family.numbers is None
+    floats = isinstance(target, np.ndarray) and target.dtype.kind == "f" and target.shape == wide
+    _require(whole or floats, family, part, kinds, _kind(target))
+    if whole and probe.mask.any():
+        scored = target[probe.mask]
+        inside = scored.min() >= 0 and scored.max() < family.vocab_size
+        _require(inside, family, part, f"targets from 0 to vocab_size - 1 = {family.vocab_size - 1}", scored.max())
+    for name, reference in probe.references.items():
+        _require(isinstance(reference, Reference), family, part, f"Reference as references['{name}']", _kind(reference))
+        for field, array in zip(reference._fields, reference, strict=True):
+            good = isinstance(array, np.ndarray) and array.shape == (n, length)
+            _require(good, family, part, f"references['{name}'].{field} of floats {where}", _kind(array))
+    for name, array in probe.distributions.items():
+        good = isinstance(array, np.ndarray) and array.shape == wide
+        _require(good, family, part, f"distributions['{name}'] of floats {wide}", _kind(array))
+
+
+def suites_cost_what_is_said(family: Family, request: Request) -> None:
+    """`suite_size` is the number of sequences, times one reading and one for each written position."""
+    size = family.suite_size(request)
+    _require(_is_count(size), family, "suite_size(request)", "a whole number from 1", repr(size))
+    counted = sum(len(items.tokens) * (1 + len(items.written)) for items in family.suite(request))
+    _require(size == counted, family, "suite_size(request)", f"{counted}, as suite(request) has", size)
+
+
+SHAPES = (batches_are_as_declared, suites_are_as_declared, suites_cost_what_is_said)
+"""Checks of one arm's request: types and shapes only."""
+
+
+# What batches and suites depend on ------------------------------------------------------------------------------------
+
+
+def batches_depend_on_the_step_alone(family: Family, request: Request) -> None:
+    """A resumed run gets the same batches. Steps and replicates differ."""
+    part = "batch(request, step)"
+    first = family.batch(request, 5)
+    family.batch(request, 0)
+    again = family.batch(request_of(family, request.arm), 5)
+    same = all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
+    _require(
+        same,
+        family,
+        part,
+        "the same batch for the same step; draw from stream(name, 'batch', replicate, step)",
+        "another",
+    )
+    others = [family.batch(request_of(family, request.arm, r), s).tokens.tobytes() for r in (0, 1) for s in range(8)]
+    _require(len(set(others)) == len(others), family, part, "other batches for other steps and replicates", "the same")
+
+
+def suites_are_repeatable(family: Family, request: Request) -> None:
+    """Every evaluation reads the same sequences."""
+    for items, same in zip(family.suite(request), family.suite(request), strict=True):
+        equal = np.array_equal(items.tokens, same.tokens)
+        _require(equal, family, "suite(request)", "the same sequences at each call; draw from stream(...)", "others")
+
+
+def references_are_sound(family: Family, request: Request) -> None:
+    """Log losses are finite and chances are chances at scored positions. Knowing the rule is no worse than knowing nothing."""
+    for items in family.suite(request):
+        for probe in items.probes:
+            part = f"suite(request), probe '{probe.skill}' on {probe.split}"
+            for name, reference in probe.references.items():
+                loss, right = reference.nll_nats[probe.mask], reference.correct[probe.mask]
+                _require(
+                    np.isfinite(loss).all(), family, part, f"finite nll_nats of '{name}' where it is scored", "others"
+                )
+                chances = ((right >= 0) & (right <= 1)).all()
+                _require(chances, family, part, f"correct of '{name}' in 0 ... 1 where it is scored", "others")
+            known = probe.references
+            if {"uniform", "generalizer"} <= known.keys() and probe.skill == family.mixture and probe.mask.any():
+                rule, nothing = (known[name].nll_nats[probe.mask].mean() for name in ("generalizer", "uniform"))
+                sound = rule <= nothing + 1e-9 or getattr(family, "answers", "") == "noise"
+                _require(sound, family, part, f"a generalizer no worse than uniform, {nothing:.4g} nats", f"{rule:.4g}")
+
+
+# Tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def contents_are_as_declared(family: Family) -> None:
+    """Lists of bytes: of as many training tasks as there are, and of at least one held-out task."""
+    request, part = request_of(family, family.arms[0]), "contents(request, split, n_first)"
+    for split, least in (("seen", min(5, request.n_tasks)), ("held_out", 1)):
+        given = family.contents(request, split, 5)  # type: ignore[arg-type]
+        good = isinstance(given, list) and len(given) >= least and all(isinstance(one, bytes) for one in given)
+        _require(good, family, part, f"a list of bytes for the first 5 tasks of '{split}'", _kind(given)[:80])
+
+
+def held_out_is_not_trained(family: Family) -> None:
+    """Counted over contents, not ids: of thousands of training tasks none is held out, and none is there twice."""
+    n, part = min(family.n_tasks_max, 5000), "contents(request, split, n_first)"
+    request = request_of(family, family.arms[0], n_tasks=n)
+    trained, held_out = set(family.contents(request, "seen", 5000)), set(family.contents(request, "held_out", 500))
+    both = len(trained & held_out)
+    _require(not both, family, part, "no held-out task among the training tasks", f"{both} of {len(held_out)}")
+    distinct = min(5000, family.n_distinct(n))
+    _require(len(trained) == distinct, family, part, f"{distinct} different training tasks", len(trained))
+
+
+def tasks_are_as_declared(family: ExactFamily) -> None:
+    """A row for each id, and a universe that holds training and held-out ids."""
+    size = family.universe_size
+    _require(_is_count(size) and size <= 2**62, family, "universe_size", "a whole number from 1 to 2^62", repr(size))
+    held = family.n_held_out
+    _require(_is_count(held) and held < size, family, "n_held_out", f"a whole number from 1 to {size - 1}", repr(held))
+    ids = np.array([0, size - 1, size // 2])
+    rows = family.tasks(ids)
+    good = isinstance(rows, np.ndarray) and rows.shape[:1] == (3,)
+    _require(good, family, "tasks(ids)", "an array with a row for each id: (3,) -> (3, ...)", _kind(rows))
+
+
+def tasks_are_nested(family: ExactFamily) -> None:
+    """Within a replicate the first tasks of a longer list are the shorter list. Between replicates the lists differ."""
+    n, part = family.n_train_ids, "train_ids(replicate, indices)"
+    whole = family.train_ids(0, np.arange(n if n < 4000 else 4000))
+    few = min(7, len(whole))
+    nested = np.array_equal(family.train_ids(0, np.arange(few)), whole[:few])
+    _require(nested, family, part, "the same first ids in a longer list", "others")
+    inside = len(set(whole.tolist())) == len(whole) and (whole < n).all() and (whole >= 0).all()
+    _require(inside, family, part, f"different ids below n_train_ids = {n}", "others")
+    differ = n < 4 or not np.array_equal(family.train_ids(1, np.arange(len(whole))), whole)
+    _require(differ, family, part, "another order in another replicate", "the same")
+    held_out, part = family.held_out_ids(50), "held_out_ids(n_ids)"
+    _require(
+        np.array_equal(held_out[:7], family.held_out_ids(7)),
+        family,
+        part,
+        "the same first ids in a longer list",
+        "others",
+    )
+    outside = (held_out >= n).all() and (held_out < family.universe_size).all()
+    _require(outside, family, part, f"ids from n_train_ids = {n} to universe_size - 1", "others")
+
+
+def tasks_depend_on_their_id_alone(family: ExactFamily) -> None:
+    """Also across the whole universe; and neighbouring ids share no more than distant ones."""
+    size, part = family.universe_size, "tasks(ids)"
+    ids = np.array([size - 1, 0, size // 3, size - 1, size // 2])
+    for task, row in zip(ids, family.tasks(ids), strict=True):
+        _require(
+            np.array_equal(family.tasks(np.array([task]))[0], row),
+            family,
+            part,
+            "a row that depends on its id alone",
+            "another",
+        )
+    n = min(size, 20_000)
+    if n < 1000:
+        return
+    rows = family.tasks(np.arange(n))
+    near, far = ((rows[1:] == np.roll(rows[1:], by, axis=0)).mean() for by in (1, n // 2))
+    alike = abs(near - far) < 6 * np.sqrt(2 * max(far, 1 / n) / rows.size)
+    hint = "as much in common between neighbouring ids as between distant ones; shuffle the ids with keyed_permutation"
+    _require(alike, family, part, hint, f"{near:.3g} against {far:.3g}")
+
+
+def the_universe_holds_each_task_once(family: ExactFamily) -> None:
+    """Counted by content: a small universe whole; of a large one 20,000 training tasks of two replicates, and held-out ones."""
+    size, n = family.universe_size, 20_000
+    if size <= n:
+        ids = np.arange(size)
+    else:
+        trained = [family.train_ids(r, np.arange(min(n, family.n_train_ids))) for r in (0, 1)]
+        ids = np.unique(np.concatenate([*trained, family.held_out_ids(n)]))
+    rows = family.tasks(ids)
+    found = len(np.unique(rows.reshape(len(rows), -1), axis=0))
+    _require(found == len(ids), family, "tasks(ids)", f"{len(ids)} different tasks for as many ids", found)
+
+
+def held_out_sequences_are_the_same_for_all_trials(family: Family) -> None:
+    """The same for every number of tasks and replicate. Seen sequences differ."""
+    most, part = family.n_tasks_max, "suite(request)"
+    if most < 2:
+        return
+    suites = [family.suite(request_of(family, family.arms[0], r, n)) for r, n in ((0, most // 2), (1, most))]
+    for one, other in zip(*suites, strict=True):
+        splits = {probe.split for probe in one.probes}
+        _require(len(splits) == 1, family, part, "probes of one split in an item set", sorted(splits))
+        same = np.array_equal(one.tokens, other.tokens)
+        if splits == {"held_out"}:
+            _require(same, family, part, "the same held-out sequences for every n_tasks and replicate", "others")
+        else:
+            _require(
+                not same, family, part, "seen sequences of the replicate's own tasks", "the same in two replicates"
+            )
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> int:
+    """The command: prints a line for each breach, or that there is none. Returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__.split("\n\n")[1])
+        return 0 if arguments else 2
+    try:
+        kind = _class_of(arguments[0])
+        family = family_from({"name": kind.model_fields["name"].default} | dict(map(_parameter, arguments[1:])))
+    except ValidationError as problem:
+        wrong = problem.errors()[0]
+        place, allowed = ".".join(map(str, wrong["loc"])), ", ".join(kind.model_fields)
+        print(f"{arguments[0]}: parameter '{place}': {wrong['msg']}; parameters are {allowed}", file=sys.stderr)
+        return 2
+    except Exception as problem:
+        text = " ".join(str(problem).split())[:800] or type(problem).__name__
+        print(
+            text if isinstance(problem, ValueError) else f"{arguments[0]}: {type(problem).__name__}: {text}",
+            file=sys.stderr,
+        )
+        return 2
+    found = 0
+    for problem in breaches(family):
+        print(problem, file=sys.stderr)
+        found += 1
+    if found:
+        return 2
+    print(
+        f"family '{_name(family)}' conforms: {len(family.arms)} arms, {len(family.skills)} skills, up to {family.n_tasks_max:,} tasks"
+    )
+    known = {point.value.partition(":")[0] for point in entry_points(group="emergence.families")}
+    if kind.__module__ not in known and not kind.__module__.startswith("trainers."):
+        print(f"Studies do not know it yet: name {kind.__module__} as an entry point of the group emergence.families")
+    return 0
+
+
+def _class_of(given: str) -> type[Family]:
+    """The class for `name` or `module:Class`. Raises FamilyError in one line if there is none, or it lacks a part."""
+    module, colon, name = given.partition(":")
+    if not colon:
+        return family_named(given)
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as problem:
+        text = " ".join(str(problem).split())[:800]
+        raise FamilyError(
+            f"{given}: {text if isinstance(problem, FamilyError) else f'{type(problem).__name__}: {text}'}"
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, Family)):
+        raise FamilyError(
+            f"{given}: expected a class that derives from Family or ExactFamily; given {_kind(kind)[:80]}"
+        )
+    if lacks := lacking(kind):
+        raise FamilyError(f"{given}: {lacks}")
+    if kind not in FAMILIES.values():
+        raise FamilyError(f"{given}: expected the decorator @register on the class")
+    return kind
+
+
+def _parameter(given: str) -> tuple[str, Any]:
+    name, _, value = given.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, "")
+    sys.exit(main(sys.argv[1:]))

@@ -176,7 +176,7 @@ def lacking(kind: type[Family]) -> str | None:
     parts = [words for part, words in _DECLARED.items() if part not in known]
     for name in sorted(kind.__abstractmethods__):
         part = getattr(kind, name)
-        function = part.fget if isinstance(part, property) else part
+        function: Any = part.fget if isinstance(part, property) else part
         signature = inspect.signature(function)
         given = ", ".join(f"{p.name}: {p.annotation}" for p in signature.parameters.values() if p.name != "self")
         shown = f"@property {name}" if isinstance(part, property) else f"{name}({given})"

@@ -48,8 +48,8 @@ def conforms(family: Family) -> None:
 
 def breaches(family: Family) -> Iterator[Breach]:
     """Check the whole contract. Yields at most one breach per check and arm; what a breach makes meaningless is not checked."""
-    exact = [tasks_are_as_declared] if isinstance(family, ExactFamily) else []
-    for declared in (*exact, declarations):
+    first: list[Callable[..., None]] = [tasks_are_as_declared] if isinstance(family, ExactFamily) else []
+    for declared in (*first, declarations):
         if problem := _tried(family, declared):
             yield problem
             return
@@ -120,7 +120,7 @@ def _is_array(array: Any, shape: tuple[int, ...], dtype: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 # Declarations and shapes -------------------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ def _tokens_are_sound(family: Family, part: str, tokens: Any, n: int, length: in
         among = f"{tokens.min()} ... {tokens.max()}"
         _require(inside, family, part, f"token ids from 0 to vocab_size - 1 = {family.vocab_size - 1}", among)
     else:
-        shape = (n, length + 1, family.numbers.width)
-        known = f"tokens float32 {shape}, (sequences, length(arm) + 1, numbers.width)"
-        _require(_is_array(tokens, shape, np.float32), family, part, known, _kind(tokens))
+        wide = (n, length + 1, family.numbers.width)
+        known = f"tokens float32 {wide}, (sequences, length(arm) + 1, numbers.width)"
+        _require(_is_array(tokens, wide, np.float32), family, part, known, _kind(tokens))
         _require(np.isfinite(tokens).all(), family, part, "finite tokens", "some that are not")
 
 
@@ -439,11 +439,9 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    found = 0
-    for problem in breaches(family):
-        print(problem, file=sys.stderr)
-        found += 1
+    found = [str(breach) for breach in breaches(family)]
     if found:
+        print("\n".join(found), file=sys.stderr)
         return 2
     print(
         f"family '{_name(family)}' conforms: {len(family.arms)} arms, {len(family.skills)} skills, up to {family.n_tasks_max:,} tasks"

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from orchestrator.study import schema as studies
 from orchestrator.study.schema import Study
 from orchestrator.terminal import say
 from trainers import checkpoint
+from trainers.tasks import Family, conformance
 
 GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
 """Errors of a given path: exit code 2. All other errors may come from a command that has begun: exit code 1."""
@@ -122,12 +123,22 @@ def _why(problem: Exception) -> str:
 
 
 def load_study(name: str) -> Study:
-    """A study to plan or run. Raises StudyError, and UsageProblem if the name is that of a recorded study."""
+    """A study to plan or run. Raises StudyError, and UsageProblem if the name is that of a recorded study.
+
+    A family of another package is asked for a batch and a suite first: a wrong type or shape is a UsageProblem.
+    """
     if studies.is_id(name) and not Path(name).exists() and (kept := journal.study_folder(name) / "study.yaml").exists():
         raise UsageProblem(
             f"{name}: a study file is needed; a copy of the one that ran is here: {program()} run {kept}"
         )
-    return reader.load(name)
+    study = reader.load(name)
+    for condition in study.conditions:
+        trunk = study.trunk_of(condition)
+        if type(trunk.family).__module__.startswith("trainers."):
+            continue
+        if breach := conformance.first_shape(cast(Family, trunk.family), trunk.request):
+            raise UsageProblem(f"{name}: {breach}; docs/families.md has the contract")
+    return study
 
 
 def source_of(name: str, folder: Path) -> str:

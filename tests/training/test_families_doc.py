@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from orchestrator.console.checks import UsageProblem, load_study
 from trainers.tasks import FAMILIES
 from trainers.tasks.conformance import main
 
@@ -134,6 +135,19 @@ def test_a_wrong_part_is_one_line_a_breach_and_never_a_traceback(
     lines = said.splitlines()
     assert all(line.startswith(f"family '{'line' if source == LINE else 'exact_line'}', ") for line in lines), said
     assert any(part in line for line in lines) and all(": expected " in line for line in lines), said
+
+
+def test_a_study_with_a_wrong_shape_is_refused_in_one_line_before_anything_starts(folder: Path) -> None:
+    """Fails without the check of `load_study`: the trial then fails in a worker, after Ray has started."""
+    source = LINE.replace("at >= 2 * first_pair), (n, 1))", "at >= 2 * first_pair), (n, 1)).astype(int)")
+    (folder / "line_family.py").write_text(source)
+    (folder / "lines.yaml").write_text(FILES["lines.yaml"])
+    importlib.import_module("line_family")
+    with pytest.raises(
+        UsageProblem, match=r"^lines\.yaml: family 'line', batch\(request, step\): .*int64 \(32, 7\)"
+    ) as refusal:
+        load_study("lines.yaml")
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_the_exact_predictors_of_the_page_are_what_brute_force_gives(folder: Path) -> None:

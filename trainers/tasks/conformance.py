@@ -72,8 +72,9 @@ def breaches(family: Family) -> Iterator[Breach]:
 
 def first_shape(family: Family, request: Request) -> Breach | None:
     """The first breach in the declarations, or in the shapes of one batch and one suite; None if all are as declared."""
-    checks = ((declarations, ()), *((check, (request,)) for check in SHAPES))
-    return next((p for check, given in checks if (p := _tried(family, check, *given))), None)
+    if (problem := _tried(family, declarations)) is not None:
+        return problem
+    return next((p for check in SHAPES if (p := _tried(family, check, request)) is not None), None)
 
 
 def _tried(family: Family, check: Callable[..., None], *given: Any) -> Breach | None:

@@ -282,6 +282,7 @@ def _run_missing(
     with progress.Progress(study, state, todo, console) as watcher:
         try:
             with machines.started(options, max(slots_of(job.placement, options) for job in todo.jobs)) as offered:
+                machines.check_families([study.family_of(condition) for condition in study.conditions], options)
                 watcher.on_slots(offered)  # which may change the order of work
                 from orchestrator.run import driver  # imported here: the cluster's refusals do not need Ray Tune
 

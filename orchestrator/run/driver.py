@@ -322,6 +322,6 @@ def _failures(job: jobs.Job, reason: str, session: str) -> list[Event]:
 
 
 def _reason(text: str) -> str:
-    """The last non-empty line of an error text, without passwords, at most 500 characters."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    """The last line of an error text that says something, without passwords, at most 500 characters."""
+    lines = [line for line in text.strip().splitlines() if line.strip() and "errors.pydantic.dev" not in line]
     return links.without_password(lines[-1].strip())[:500] if lines else "no reason given"

@@ -6,6 +6,8 @@ Loads Ray but not Tune, so that a refusal comes quickly.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import logging
 import os
 import secrets
@@ -22,11 +24,13 @@ import psutil  # type: ignore[import-untyped]
 import ray
 from ray._private.state import GlobalState
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClientOptions  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.plan.options import Options
 from orchestrator.record.provenance import cores
 from orchestrator.run import supervise
+from trainers.tasks import Family, family_from
 
 HERE = Path(__file__).resolve().parents[2]
 """The folder that holds this code: the project's folder, or where it is installed."""
@@ -36,6 +40,10 @@ ANSWER_SECONDS = 10.0
 
 REFUSED_SECONDS = 10.0
 """A server of a running cluster that refuses calls for this long counts as dead."""
+
+
+FAMILY_SECONDS = 60.0
+"""Longest wait for the machines' answer on the families of other packages. A busy machine starts a process in some ten seconds."""
 
 
 class ClusterProblem(Exception):
@@ -201,6 +209,52 @@ def slots_there(options: Options) -> int:
 def _count(there: dict[str, float], options: Options) -> int:
     slots = min(int(there.get(name, 0) / share + 1e-9) for name, share in slot(options).items())
     return min(slots, options.slots or slots)
+
+
+def check_families(families: list[Family], options: Options) -> None:
+    """Ask every machine for the families of other packages that a study trains. Raises ClusterProblem if one lacks them.
+
+    A machine that joins later is not asked: a trial that starts there without its family fails with the reason.
+    """
+    others = {
+        type(family).__module__: family for family in families if not type(family).__module__.startswith("trainers.")
+    }
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked: dict[Any, tuple[str, Family]] = {}
+    for family in others.values():
+        for node, place in nodes.items():
+            here = NodeAffinitySchedulingStrategy(node, soft=False)
+            ask = ray.remote(num_cpus=0, max_retries=0)(_lacks).options(scheduling_strategy=here)
+            asked[ask.remote(family.model_dump(mode="json"), *_code_of(family))] = place, family
+    ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=FAMILY_SECONDS) if asked else ([], [])
+    for answer in ready:
+        place, family = asked[answer]
+        reason = ""
+        with contextlib.suppress(RayError):  # the machine went, or is too busy to answer
+            reason = ray.get(answer)
+        if reason:
+            raise ClusterProblem(
+                f"{_named(options.address)}: the machine {place} {reason}; install the package of {type(family).__module__} "
+                "in the environment of every machine: docs/families.md, 'Make it known'"
+            )
+
+
+def _code_of(family: Family) -> tuple[int, str]:
+    """Version of a family, and a hash of the file that defines it."""
+    file = inspect.getsourcefile(type(family))
+    return family.version, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _lacks(family: dict[str, Any], version: int, code: str) -> str:
+    """Run on a machine: why it cannot train a family of this version and code; "" if it can."""
+    name = family["name"]
+    try:
+        found = _code_of(family_from(family))
+    except Exception as problem:  # whatever the code of another package raises
+        return f"cannot load the family '{name}': {' '.join(str(problem).split())[:300]}"
+    if found[0] != version:
+        return f"has version {found[0]} of the family '{name}', and the driver has {version}"
+    return "" if found[1] == code else f"has other code for the family '{name}' than the driver"
 
 
 class Lifeline:

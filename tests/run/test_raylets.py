@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from test_cli import SMALL
+from test_families_doc import FILES
 
 from orchestrator.record.journal import read
 
@@ -77,9 +78,9 @@ def address() -> Iterator[str]:
         cluster.communicate("")  # closes its input, on which it ends
 
 
-def emergence(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+def emergence(folder: Path, *arguments: str, study: str = STUDY, **more: str) -> subprocess.CompletedProcess[str]:
     file = folder / "shared.yaml"
-    file.write_text(STUDY)
+    file.write_text(study)
     environment = os.environ | TOKEN | {"EMERGENCE_HOME": str(folder / "runs"), "COLUMNS": "200"} | more
     environment.pop("RAY_ADDRESS", None)
     for package in ("trainers", "orchestrator"):  # as if another checkout lay in the current folder
@@ -157,6 +158,24 @@ def test_trials_of_one_and_two_workers_end_once_each_and_agree(address: str, tmp
 
     again = emergence(tmp_path, "run", "--address", "local", "--workers", "4", "--storage", storage)
     assert again.returncode == 0 and "nothing to run" in again.stdout  # and so nothing is refused for want of machines
+
+
+def test_a_family_that_a_machine_lacks_is_refused_in_one_line_that_names_machine_and_family(
+    address: str, tmp_path: Path
+) -> None:
+    """Fails without `check_families`: every try of every trial then fails in a worker."""
+    module, project = tmp_path / "mine" / "line_family.py", str(Path(__file__).parents[2])
+    info = tmp_path / "mine" / "line_family-1.0.dist-info"
+    info.mkdir(parents=True)
+    module.write_text(FILES["line_family.py"])
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: line-family\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[emergence.families]\nline = line_family\n")
+    paths = os.pathsep.join([str(tmp_path / "mine"), project])
+    done = emergence(tmp_path, "run", "--address", address, study=FILES["lines.yaml"], PYTHONPATH=paths)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "cannot load the family 'line': unknown family 'line'" in line and "docs/families.md" in line, line
+    assert not (tmp_path / "runs" / "lines@1" / "journal.jsonl").exists()
 
 
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_with_the_arithmetic(address: str, tmp_path: Path) -> None:

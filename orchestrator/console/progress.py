@@ -34,7 +34,7 @@ from trainers.tasks.references import ExactFamily
 MOST_TRUNKS = 8
 """Most running trunks that the panel shows, one line each."""
 
-ID_WIDTH = 30
+ID_WIDTH = 34
 """Most characters of an id in such a line: with the longest numbers it then fits in 80 columns."""
 
 QUIET_SECONDS = 300.0
@@ -168,7 +168,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print one line, above the live panel if there is one."""
-        self.console.print(styled(line), soft_wrap=True)
+        self.console.print(styled(line), soft_wrap=self._live is None)  # it would hold for the panel too
 
     def on_slots(self, slots: int) -> None:
         """Take the number of slots from Ray, and recompute the time if it differs from the plan."""
@@ -250,10 +250,11 @@ class Progress:
         ended = self.status["done"] + self.status["diverged"] + self.status["failed"]
         share = self.flops / self.plan.train_flops if self.plan.train_flops else 1.0
         left = self.seconds_left()
+        ahead = "time left unknown" if left is None else f"about {clock(left)} left"
         parts = [
             f"{ended} of {self.n_todo} trials",
             f"{share:{'.1%' if 0 < share < 0.1 else '.0%'}} of {number(float(self.plan.train_flops))} FLOPs",
-            f"{clock(time.monotonic() - self.started)} gone, {'time left unknown' if left is None else f'about {clock(left)} left'}",
+            f"{clock(time.monotonic() - self.started)} gone" + ("" if ended == self.n_todo else f", {ahead}"),
         ]
         parts += [f"{self.status[name]} {name}" for name in ("failed", "diverged") if self.status[name]]
         return " · ".join(parts)
@@ -269,7 +270,7 @@ class Progress:
         shown = [(trunk, values) for trunk, (at, values) in list(self.live.items()) if at > heard]
         if not shown:
             return [Text(""), Text("Workers are starting.", "dim")] if self.first_event is None else []
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("running", no_wrap=True, min_width=max(len(_shortened(trial)) for trial in self.planned))
         for name, width in (
             ("step", 0),
@@ -304,9 +305,9 @@ class Progress:
 
 
 def _shortened(name: str) -> str:
-    """An id of at most ID_WIDTH characters. Its longest parts are cut, so that replicates keep different ids."""
+    """An id of at most ID_WIDTH characters. Its longest names are cut; numbers stay, so that replicates keep different ids."""
     parts = name.split("/")
-    while sum(map(len, parts)) + len(parts) - 1 > ID_WIDTH:
-        longest = max(range(len(parts)), key=lambda i: len(parts[i]))
+    names = [i for i, part in enumerate(parts) if not part[1:2].isdigit()]
+    while len("/".join(parts)) > ID_WIDTH and len(parts[longest := max(names, key=lambda i: len(parts[i]))]) > 2:
         parts[longest] = parts[longest].rstrip("…")[:-1] + "…"
     return "/".join(parts)

@@ -211,7 +211,7 @@ def test_a_running_trunk_is_one_line_however_large_its_numbers_and_only_eight_ar
             "family": {"name": "cipher"},
             "axes": {
                 "arm": ["answer", "next_token"],
-                "variant": {"an_unusually_long_name_of_a_variant": {}, "short": {"training": {"batch_size": 16}}},
+                "variant": {"an_unusually_long_name_of_a_variant": {}, "another": {"training": {"batch_size": 16}}},
                 "n_tasks": [123456789],
                 "compute_flops": [1.234e12],
                 "replicates": 3,
@@ -227,6 +227,7 @@ def test_a_running_trunk_is_one_line_however_large_its_numbers_and_only_eight_ar
     mine = [line for line in lines if "987,654 of 999,999" in line]
     assert len(mine) == 8 and len(set(mine)) == 8
     assert all(line.split()[-4:] == ["12.500", "1.23e9", "100", "%"] for line in mine)
+    assert all("/n123456789/" in line and f"/r{i % 3}" in line for i, line in enumerate(mine))
     assert "and 4 more" in lines and max(map(len, lines)) <= width
 
 

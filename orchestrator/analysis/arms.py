@@ -76,11 +76,6 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
     """
     brackets = _brackets_of_both(a, b, measure, skill, flops)
     at_95 = differences.shift(*brackets, CONFIDENCE)
-
-    def interval(confidence: float) -> Ends:
-        shift = at_95 if confidence == CONFIDENCE else differences.shift(*brackets, confidence)
-        return (None, None) if shift is None else _as_factors(shift)
-
     return Finding(
         name=claim_of_pair("fewer", a.name, b.name, skill, flops),
         question="task multiplier",
@@ -92,7 +87,7 @@ def fewer_tasks(a: Side, b: Side, measure: Measure, skill: str, flops: float) ->
         verdict="missing" if at_95 is None else _shown(at_95),
         n=len(brackets[0]),
         p=_pair_p(at_95),
-        interval=interval,
+        interval=remembered(_as_factors(at_95), lambda c: _as_factors(differences.shift(*brackets, c))),
         brackets=at_95.slopes if at_95 else (),
     )
 
@@ -163,9 +158,9 @@ def _pair_p(ratio: stats.Drift | None) -> float | None:
     return 1.0 if ratio.p_value is None else ratio.p_value
 
 
-def _as_factors(ratio: stats.Drift) -> Ends:
-    """The ends of an interval in doublings, as factors."""
-    low, high = (None if end is None else float(2**end) for end in (ratio.low, ratio.high))
+def _as_factors(ratio: stats.Drift | None) -> Ends:
+    """The ends of an interval in doublings, as factors; open without a ratio."""
+    low, high = (None if end is None else float(2**end) for end in (ratio[:2] if ratio else (None, None)))
     return low, high
 
 

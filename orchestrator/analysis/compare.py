@@ -214,14 +214,10 @@ def _cell(
     """
     first, second = x.tolist(), y.tolist()
 
-    def at(confidence: float) -> differences.Difference | None:
-        return differences.guarded_difference(second, first, comparison.paired, confidence)
-
     def interval(confidence: float) -> Ends:
-        found = at(confidence)
+        found = differences.guarded_difference(second, first, comparison.paired, confidence)
         return (None, None) if found is None else (found.low, found.high)
 
-    found = at(1 - FALSE_SHARE)
     what = f"{measure}{f' of {skill}' if skill else ''}"
     return Finding(
         name=claim_of("cell", measure, f"{a.name} {b.name}", skill, f"{n}/{c!r}"),
@@ -234,12 +230,17 @@ def _cell(
         n_tasks=n,
         compute_flops=c,
         against=a.name,
-        verdict="missing" if found is None else "differs" if found.mean else "equal",
-        n=min(found.n_a, found.n_b) if found else 0,
-        p=found.p if found else None,
-        estimate=found.mean if found else None,
+        **_measured(differences.guarded_difference(second, first, comparison.paired)),
         interval=interval,
     )
+
+
+def _measured(found: differences.Difference | None) -> dict[str, Any]:
+    """The fields of a finding on a difference of means."""
+    if found is None:
+        return {"verdict": "missing", "n": 0}
+    verdict = "differs" if found.mean else "equal"
+    return {"verdict": verdict, "n": min(found.n_a, found.n_b), "p": found.p, "estimate": found.mean}
 
 
 def _overall(comparison: Comparison) -> Finding:
@@ -272,10 +273,7 @@ def _overall(comparison: Comparison) -> Finding:
         skill=comparison.skill,
         n_tasks=int(whole.sum()) if usable else 0,
         against=comparison.a.study.id,
-        verdict="missing" if found is None else "differs" if found.mean else "equal",
-        n=min(found.n_a, found.n_b) if found else 0,
-        p=found.p if found else None,
-        estimate=found.mean if found else None,
+        **_measured(found),
         interval=lambda confidence: (found.low, found.high) if found else (None, None),
         significance="significant" if shown else "not significant" if found and found.p is not None else "untested",
         confidence=1 - OVERALL_SHARE,

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from orchestrator.analysis.finding import Ends, Finding, between, claim_of, in_condition
+from orchestrator.analysis.finding import Finding, between, claim_of, in_condition
 from orchestrator.analysis.results import Axis, Results, split_of
 from orchestrator.formatting import number
 from orchestrator.stats import breaks
@@ -73,9 +73,6 @@ def _finding(
     low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
     what, where = f"{skill}{in_condition(results, condition)}", f"at {number(fixed)} {at}"
 
-    def interval(confidence: float) -> Ends:
-        return (low, high) if found.verdict == "break" else (None, None)
-
     def words(one: Finding) -> str:
         if one.verdict == "break":
             return f"{what} changes abruptly along {along}, {between(*one.ends, unit=unit)}, {where}"
@@ -95,7 +92,7 @@ def _finding(
         answered=found.verdict == "smooth",
         n=max((one.n_replicates for one in found.metrics.values()), default=0),
         p=_break_p(found),
-        interval=interval,
+        interval=lambda confidence: (low, high) if found.verdict == "break" else (None, None),
     )
 
 

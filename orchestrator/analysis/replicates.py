@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator import stats
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition, remembered
+from orchestrator.analysis.finding import Ends, Finding, claim_of, in_condition, no_interval, remembered
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import decimal, number, percent
 from orchestrator.stats import replicates
@@ -105,7 +105,7 @@ def _noise(results: Results, condition: str, skill: str) -> Finding | None:
         answered=True,
         n=noise.n,
         estimate=noise.cv,
-        interval=lambda confidence: (noise.cv_low, noise.cv_high) if confidence == CONFIDENCE else (None, None),
+        interval=remembered((noise.cv_low, noise.cv_high), no_interval),
         counted=False,
     )
 

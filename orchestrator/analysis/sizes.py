@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, no_interval
+from orchestrator.analysis.finding import Finding, claim_of, no_interval, remembered
 from orchestrator.analysis.results import Results, split_of
 from orchestrator.formatting import decimal, number, rounded
 from orchestrator.stats import frontier
@@ -75,7 +75,7 @@ def _best(arm: str, one: frontier.Isoflop) -> Finding:
         answered=one.verdict in ("minimum", "beyond", "below"),
         n=len(one.sizes),
         estimate=one.n_optimal,
-        interval=_only_at_95(one.low, one.high) if one.verdict == "minimum" else no_interval,
+        interval=remembered((one.low, one.high), no_interval),
         counted=False,
     )
 
@@ -96,15 +96,6 @@ def _growth(arm: str, found: frontier.Isoflops) -> Finding:
         answered=True,
         n=sum(one.verdict == "minimum" for one in found.budgets),
         estimate=found.exponent,
-        interval=_only_at_95(found.low, found.high),
+        interval=remembered((found.low, found.high), no_interval),
         counted=False,
     )
-
-
-def _only_at_95(low: float | None, high: float | None):  # type: ignore[no-untyped-def]
-    """A `Finding.interval` that is known at 95 % alone, and open at other confidences."""
-
-    def interval(confidence: float) -> Ends:
-        return (low, high) if confidence == CONFIDENCE else (None, None)
-
-    return interval

@@ -1,4 +1,4 @@
-"""Differences of means between two conditions over replicates, with t-intervals and reasons to doubt them.
+"""Differences of means between two conditions over replicates, with t-intervals.
 
 A rare mode of a bimodal measure goes unseen, and no warning from the values can save the interval. Report k of n for a measure
 that is known to be bimodal. Tests of many cells use `guarded_difference`. Coverage: docs/statistics.md, "Differences".
@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
 from orchestrator.stats.boundaries import Bracket, Crossover, Drift, drift
 from orchestrator.stats.intervals import by_chance
-from orchestrator.stats.minimums import NORMAL
-
-FEW = NORMAL.replicates
-"""With fewer replicates a t-interval assumes a normality that nobody can check."""
-
-Doubt = Literal["few", "two levels", "no spread"]
-"""A reason to doubt a t-interval. `few`: fewer than FEW replicates in a condition. `two levels`: the values of a condition are
-bimodal (`two_levels`), so report k of n rather than a mean. `no spread`: a condition's values, or the differences of pairs, are
-the same in every replicate."""
 
 
 class Difference(NamedTuple):
@@ -40,7 +31,6 @@ class Difference(NamedTuple):
     n_a: int
     n_b: int
     """Replicates used of a and of b. If paired, both are the number of pairs."""
-    doubts: tuple[Doubt, ...]
 
 
 def paired_difference(
@@ -49,7 +39,7 @@ def paired_difference(
     """Mean of a - b over the replicates with both values, with its t-interval. None if no replicate has both.
 
     `a`, `b`: (R,), the same replicates in the same order; None or NaN for missing. The interval is right for normal differences.
-    Bimodal values add a doubt and change no number. Raises ValueError for unequal lengths.
+    Raises ValueError for unequal lengths.
     """
     pairs = paired(a, b)
     if not len(pairs):
@@ -58,11 +48,10 @@ def paired_difference(
     differences = pairs[:, 0] - pairs[:, 1]
     scale = float(np.abs(pairs).max())
     still = bool(np.ptp(differences) <= 1e-12 * scale)  # rounding is no spread
-    doubts = _doubts((pairs[:, 0], pairs[:, 1]), still)
     mean = _exactly(float(differences.mean()), scale)
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n, n, doubts)
+        return Difference(mean, low, high, p, df, n, n)
 
     if n < 2:
         return result(None, None, None, None)
@@ -77,18 +66,17 @@ def welch_difference(
     """Mean of a less mean of b for unpaired conditions, with Welch's t-interval (Satterthwaite's degrees of freedom).
 
     `a` (R_a,), `b` (R_b,); missing values (None, NaN) are left out. None if a condition has no value. A condition without spread
-    adds no variance, and the doubt `no spread`. If neither has spread, there is no interval.
+    adds no variance. If neither has spread, there is no interval.
     """
     x, y = present(a), present(b)
     n_a, n_b = len(x), len(y)
     if not n_a or not n_b:
         return None
     still = is_constant(x), is_constant(y)
-    doubts = _doubts((x, y), any(still))
     mean = _exactly(float(x.mean() - y.mean()), float(max(np.abs(x).max(), np.abs(y).max())))
 
     def result(low: float | None, high: float | None, p: float | None, df: float | None) -> Difference:
-        return Difference(mean, low, high, p, df, n_a, n_b, doubts)
+        return Difference(mean, low, high, p, df, n_a, n_b)
 
     if n_a < 2 or n_b < 2:
         return result(None, None, None, None)
@@ -157,20 +145,6 @@ def is_constant(values: np.ndarray) -> bool:
     return bool(values.size == 0 or np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
-def two_levels(values: np.ndarray) -> bool:
-    """True if finite `values` (n,) look bimodal: n uniform values have as wide a gap with a probability of at most 5 %.
-
-    For n uniform values, P(widest gap > x of the range) = (n - 1) (1 - x)^(n - 2), x >= 1/2. Gaps below half of the range never
-    count. Always False for fewer than FEW values. A hint to doubt a t-interval, not a finding.
-    """
-    n = len(values)
-    if n < FEW or is_constant(values):
-        return False
-    ordered = np.sort(values)
-    wide = max(0.5, 1 - (0.05 / (n - 1)) ** (1 / (n - 2)))
-    return bool(np.diff(ordered).max() > wide * (ordered[-1] - ordered[0]))
-
-
 # Places, not means --------------------------------------------------------------------------------------------------
 
 
@@ -202,18 +176,6 @@ def _as_floats(values: Sequence[float | None]) -> np.ndarray:
 def _exactly(mean: float, scale: float) -> float:
     """The mean, or exactly 0 if it is no larger than the rounding of values of size `scale`."""
     return 0.0 if abs(mean) <= 1e-12 * scale else mean
-
-
-def _doubts(arms: tuple[np.ndarray, np.ndarray], no_spread: bool) -> tuple[Doubt, ...]:
-    """The doubts about a difference. arms: the values of both conditions. no_spread: whether that doubt applies."""
-    found: list[Doubt] = []
-    if min(len(arm) for arm in arms) < FEW:
-        found.append("few")
-    if any(two_levels(arm) for arm in arms):
-        found.append("two levels")
-    if no_spread:
-        found.append("no spread")
-    return tuple(found)
 
 
 def _t_test(mean: float, error: float, df: float, confidence: float) -> tuple[float, float, float]:

@@ -49,13 +49,6 @@ class Isoflop(NamedTuple):
     degree of freedom for the variance of the loss."""
     tokens_per_parameter: float | None = None
     """Training tokens per parameter at `n_optimal`. Tokens are interpolated between the sizes of the trials."""
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    """Tokens per parameter at `high` and at `low`. None if that end is open."""
-    at_least: float | None = None
-    at_most: float | None = None
-    """Bounds without a minimum, if the loss has a single minimum in size. `beyond`: the optimum is at least the last size but one.
-    `below`: it is at most the second size."""
     sizes: tuple[float, ...] = ()
     """Sizes of the trials with a loss, in parameters, ascending."""
     log_error: float | None = None
@@ -65,7 +58,7 @@ class Isoflop(NamedTuple):
 
 
 class Isoflops(NamedTuple):
-    """The best size at each budget, and its growth N_opt = coefficient * C^exponent with N in parameters and C in FLOPs."""
+    """The best size at each budget, and its growth N_opt ~ C^exponent with N in parameters and C in FLOPs."""
 
     budgets: tuple[Isoflop, ...]
     """One for each budget, ascending."""
@@ -74,9 +67,6 @@ class Isoflops(NamedTuple):
     low: float | None
     high: float | None
     """Interval of the exponent."""
-    coefficient: float | None
-    reason: str | None
-    """Why there is no exponent; None if there is one."""
 
 
 class _Parabola(NamedTuple):
@@ -208,9 +198,9 @@ def _judge(
         variance = pooled * fit.mean_loss**2
     best = int(means.argmin())
     if best == len(sizes) - 1:
-        return seen._replace(verdict="beyond", at_least=float(sizes[-2]))
+        return seen._replace(verdict="beyond")
     if best == 0:
-        return seen._replace(verdict="below", at_most=float(sizes[1]))
+        return seen._replace(verdict="below")
     x = fit.vertex
     if fit.b[2] <= 0 or not math.log(sizes[0]) <= x + fit.centre <= math.log(sizes[-1]):
         return seen._replace(verdict="unclear")
@@ -218,11 +208,7 @@ def _judge(
     low = low if low is not None and low >= sizes[0] else None
     high = high if high is not None and high <= sizes[-1] else None
     optimal = math.exp(x + fit.centre)
-    log_sizes, log_tokens = _means(np.log(N[there]), np.log(D[there]))
-
-    def tokens(size: float) -> float:
-        return math.exp(float(np.interp(math.log(size), log_sizes, log_tokens)))
-
+    tokens = math.exp(float(np.interp(x + fit.centre, *_means(np.log(N[there]), np.log(D[there])))))
     gradient = np.array([0.0, 1.0, 2 * x])
     error = None if variance is None else math.sqrt(variance * float(gradient @ fit.V @ gradient)) / (2 * fit.b[2])
     return seen._replace(
@@ -230,9 +216,7 @@ def _judge(
         n_optimal=optimal,
         low=low,
         high=high,
-        tokens_per_parameter=tokens(optimal) / optimal,
-        ratio_low=tokens(high) / high if high is not None else None,
-        ratio_high=tokens(low) / low if low is not None else None,
+        tokens_per_parameter=tokens / optimal,
         log_error=error,
         shape_error=_shape_error(fit),
     )
@@ -263,8 +247,7 @@ def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isof
     """Weighted slope of log N_opt on log C, over the budgets with a minimum. `dof`: degrees of freedom of all parabolas."""
     used = [b for b in budgets if b.n_optimal is not None]
     if len(used) < 2:
-        reason = f"{len(used)} of {len(budgets)} budgets bracket a minimum, 2 needed"
-        return Isoflops(budgets, None, None, None, None, reason)
+        return Isoflops(budgets, None, None, None)
     x = np.log([b.compute for b in used])
     y = np.log([b.n_optimal for b in used if b.n_optimal is not None])
     errors = np.array([b.log_error if b.log_error is not None else 1.0 for b in used])
@@ -281,4 +264,4 @@ def _exponent(budgets: tuple[Isoflop, ...], dof: int, confidence: float) -> Isof
         own = 0.5 * float(np.mean([b.shape_error for b in used])) / float(np.ptp(x))
         half = float(special.stdtrit(total, 0.5 + confidence / 2)) * error + own
         low, high = slope - half, slope + half
-    return Isoflops(budgets, slope, low, high, math.exp(level - slope * centre), None)
+    return Isoflops(budgets, slope, low, high)

@@ -57,17 +57,3 @@ def relative_distances(to_generalizer: Values, to_memorizer: Values, between: Va
     between = np.asarray(between, float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(between > 0, ((to_generalizer - to_memorizer) / between + 1) / 2, np.nan)
-
-
-def ability(nll: float, uniform: float, generalizer: float, gap_error: float | None = None) -> float | None:
-    """`abilities` of one cell; None for NaN."""
-    return _single(abilities(nll, uniform, generalizer, math.nan if gap_error is None else gap_error))
-
-
-def memory(nll: float, generalizer: float, memorizer: float, gap_error: float | None = None) -> float | None:
-    """`memories` of one cell; None for NaN."""
-    return _single(memories(nll, generalizer, memorizer, math.nan if gap_error is None else gap_error))
-
-
-def _single(value: np.ndarray) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -31,9 +31,6 @@ and low at the next by chance (1 in 16 for each pair of levels). False alarms th
 MODEL_SIZE = Minimum(replicates=1, scales=3)
 """A best model size at one budget: a parabola has three parameters."""
 
-NORMAL = Minimum(replicates=5)
-"""A t-interval whose normality can be doubted: fewer values cannot show that they are bimodal (`differences.two_levels`)."""
-
 MIN_REPLICATES, MIN_SCALES = BREAK
 """Least replicates and scales of a break."""
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # not scipy.stats: it takes a second to import
 
-from orchestrator.stats.boundaries import HALF, Bracket
+from orchestrator.stats.boundaries import HALF
 
 
 class Step(NamedTuple):
@@ -37,8 +37,6 @@ class KaplanMeier(NamedTuple):
 
     steps: tuple[Step, ...]
     """The first at 0, before any look. Then one for each look, up to the last with a replicate at risk."""
-    median: Bracket | None
-    """The two neighbouring looks between which the share reaches one half. None: it never does."""
     n: int
     """Replicates in the curve: all that had an evaluation, or diverged or failed."""
 
@@ -124,7 +122,7 @@ def kaplan_meier(
             past.append((risk, onsets))
         reached = 1 - share[t] if t in share else steps[-1].reached
         steps.append(Step(t, reached, *_limits(past, risk - onsets, confidence), risk, onsets))
-    return KaplanMeier(tuple(steps), _median(steps), len(times))
+    return KaplanMeier(tuple(steps), len(times))
 
 
 def _survival(times: np.ndarray, event: np.ndarray) -> dict[float, float]:
@@ -163,9 +161,3 @@ def _beta_quantile(factors: Sequence[tuple[int, int]], probability: float) -> fl
     square = math.prod(a * (a + 1) / ((a + b) * (a + b + 1)) for a, b in factors)
     size = (mean - square) / (square - mean * mean)  # a + b of the matching beta
     return float(special.betaincinv(mean * size, (1 - mean) * size, probability))
-
-
-def _median(steps: Sequence[Step]) -> Bracket | None:
-    """The two neighbouring looks between which the curve reaches one half; None if it never does."""
-    passes = next((k for k, s in enumerate(steps) if s.reached >= 0.5 - 1e-12), None)
-    return None if passes is None else Bracket(steps[passes - 1].at or None, steps[passes].at)

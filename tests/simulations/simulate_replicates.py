@@ -285,29 +285,6 @@ def difference_covered(
     return run
 
 
-def missed_undoubted(a: Draw, b: Draw, truth: float, n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """Share of intervals that miss without a doubt."""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        missed = 0
-        for _ in range(n_runs):
-            found = differences.welch_difference(a(draw, n).tolist(), b(draw, n).tolist())
-            assert found is not None and found.low is not None and found.high is not None
-            missed += not found.doubts and not found.low <= truth <= found.high
-        return Outcome(missed / n_runs, n_runs)
-
-    return run
-
-
-def doubted(a: Draw, n: int) -> Callable[[int, np.random.Generator], Outcome]:
-    """Share of arms that pass for two levels."""
-
-    def run(n_runs: int, draw: np.random.Generator) -> Outcome:
-        return Outcome(sum(differences.two_levels(a(draw, n)) for _ in range(n_runs)) / n_runs, n_runs)
-
-    return run
-
-
 COMPARE = (
     *(
         Scenario(
@@ -355,21 +332,6 @@ COMPARE = (
         for n in (3, 5, 10, 20)
         for p in (0.5, 0.9)
     ),
-    *(
-        Scenario(
-            f"compare: interval misses undoubted, {n} bimodal of {p_a} and {p_b} (measured)",
-            "power",
-            0.0,
-            missed_undoubted(bimodal(1 - p_a, 0.05), bimodal(1 - p_b, 0.05), 0.85 * (p_a - p_b), n),
-        )
-        for n in (3, 5, 10)
-        for p_a, p_b in ((0.2, 0.8), (0.9, 0.99))
-    ),
-    *(
-        Scenario(f"compare: {n} normal values pass for two levels", "false claims", 0.07, doubted(normal(0, 1), n))
-        for n in (5, 10, 20)
-    ),
-    Scenario("compare: 10 bimodal values are doubted", "power", 0.95, doubted(bimodal(0.5, 0.05), 10)),
 )
 
 SCENARIOS: tuple[Scenario, ...] = (*NOISE, *SUCCESS, *MULTIPLICITY, *COMPARE)

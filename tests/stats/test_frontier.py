@@ -32,13 +32,10 @@ def test_a_parabola_gives_back_its_vertex_tokens_and_exponent() -> None:
             rows.append((N, C / 7 / N, 2 + math.log(factor) ** 2 / 100, C))
     found = isoflop(*np.array(rows).T)
     assert found.exponent == pytest.approx(0.6)
-    assert found.coefficient == pytest.approx(1e7 / 1e17**0.6)
     for budget, C in zip(found.budgets, (1e17, 1e18, 1e19), strict=True):
         assert budget.verdict == "minimum" and budget.n_optimal == pytest.approx(1e7 * (C / 1e17) ** 0.6)
         assert budget.compute == C
         assert budget.tokens_per_parameter == pytest.approx(C / 7 / budget.n_optimal**2, rel=1e-6)
-        assert budget.ratio_low is not None and budget.ratio_high is not None
-        assert budget.ratio_low <= budget.tokens_per_parameter <= budget.ratio_high
 
 
 def test_fiellers_interval_is_the_hand_computed_one() -> None:
@@ -56,12 +53,10 @@ def test_fiellers_interval_is_the_hand_computed_one() -> None:
 @pytest.mark.parametrize(
     ("shift", "verdict"), [(0.0, "minimum"), (-3.0, "below"), (3.0, "beyond"), (-20.0, "below"), (20.0, "beyond")]
 )
-def test_an_optimum_outside_the_sizes_is_a_bound_and_no_minimum(shift: float, verdict: str) -> None:
+def test_an_optimum_outside_the_sizes_is_no_minimum(shift: float, verdict: str) -> None:
     z = np.array([-2.0, -1, 0, 1, 2]) * math.log(2)
     found = isoflop(np.exp(z), np.exp(-z), 2 + 0.01 * (z - shift) ** 2, np.ones(5)).budgets[0]
     assert found.verdict == verdict
-    assert found.at_least == (pytest.approx(2) if verdict == "beyond" else None)
-    assert found.at_most == (pytest.approx(0.5) if verdict == "below" else None)
     assert (found.n_optimal is None) == (verdict != "minimum") and (found.low is None) == (verdict != "minimum")
 
 
@@ -104,7 +99,7 @@ def test_sizes_far_from_the_best_one_do_not_bend_the_parabola() -> None:
 def test_fewer_than_three_sizes_give_nothing(n_sizes: int) -> None:
     data = study([1e19, 1e20], [0.5, 1.0, 2.0][:n_sizes], 3)
     found = isoflop(*(data[:4] if n_sizes else np.empty((4, 0))))
-    assert found.exponent is None and found.reason is not None
+    assert found.exponent is None
     assert all(b.verdict == "missing" and b.n_optimal is None for b in found.budgets)
 
 
@@ -118,7 +113,7 @@ def test_one_budget_has_no_exponent() -> None:
     data = study([1e19], [0.25, 0.5, 1, 2, 4], 2)
     loss = np.where(np.arange(10) == 3, np.nan, data[2])
     found = isoflop(data[0], data[1], loss, data[3], data[4].tolist())
-    assert found.exponent is None and "1 of 1" in (found.reason or "")
+    assert found.exponent is None
     assert found.budgets[0].verdict == "minimum"
     nothing = isoflop(data[0], data[1], np.full(10, np.nan), data[3])
     assert nothing.budgets[0].verdict == "missing"

@@ -12,22 +12,22 @@ from orchestrator import stats
 
 
 def test_ability_is_zero_for_ignorance_one_for_the_rule_and_negative_for_confident_error() -> None:
-    assert stats.ability(nll=2.0, uniform=2.0, generalizer=0.5) == 0
-    assert stats.ability(nll=0.5, uniform=2.0, generalizer=0.5) == 1
-    assert stats.ability(nll=5.0, uniform=2.0, generalizer=0.5) == pytest.approx(-2)
+    assert stats.abilities(nll=2.0, uniform=2.0, generalizer=0.5) == 0
+    assert stats.abilities(nll=0.5, uniform=2.0, generalizer=0.5) == 1
+    assert stats.abilities(nll=5.0, uniform=2.0, generalizer=0.5) == pytest.approx(-2)
 
 
 def test_memory_is_zero_for_the_rule_one_for_the_memoriser_and_negative_when_under_trained() -> None:
-    assert stats.memory(nll=0.9, generalizer=0.9, memorizer=0.1) == 0
-    assert stats.memory(nll=0.1, generalizer=0.9, memorizer=0.1) == 1
-    assert stats.memory(nll=1.7, generalizer=0.9, memorizer=0.1) == pytest.approx(-1)
+    assert stats.memories(nll=0.9, generalizer=0.9, memorizer=0.1) == 0
+    assert stats.memories(nll=0.1, generalizer=0.9, memorizer=0.1) == 1
+    assert stats.memories(nll=1.7, generalizer=0.9, memorizer=0.1) == pytest.approx(-1)
 
 
 def test_references_that_coincide_give_no_ratio() -> None:
-    assert stats.ability(1.0, 2.0, 1.91) is None  # 0.09 nats apart
-    assert stats.ability(1.0, 2.0, 1.0, gap_error=0.11) is None  # 1 nat apart, 9 standard errors
-    assert stats.ability(1.0, 2.0, 1.0, gap_error=0.09) == 1
-    assert stats.memory(1.0, 1.0, 1.2) is None  # the "memoriser" is worse than the rule
+    assert np.isnan(stats.abilities(1.0, 2.0, 1.91))  # 0.09 nats apart
+    assert np.isnan(stats.abilities(1.0, 2.0, 1.0, gap_error=0.11))  # 1 nat apart, 9 standard errors
+    assert stats.abilities(1.0, 2.0, 1.0, gap_error=0.09) == 1
+    assert np.isnan(stats.memories(1.0, 1.0, 1.2))  # the "memoriser" is worse than the rule
 
 
 def test_relative_distance_is_one_at_the_memoriser_and_zero_at_the_generaliser() -> None:

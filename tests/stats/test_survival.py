@@ -12,13 +12,13 @@ from scipy import stats as reference
 from simulate_boundaries import SURVIVAL
 from simulation import RUNS_IN_TESTS, Scenario
 
-from orchestrator.stats import Bracket, survival
+from orchestrator.stats import survival
 
 LOOKS = [1.0, 2.0, 4.0, 8.0, 16.0]
 
 
 @pytest.mark.parametrize("scenario", SURVIVAL, ids=lambda scenario: scenario.name)
-def test_simulated_shares_and_medians_are_covered(scenario: Scenario) -> None:
+def test_simulated_shares_are_covered(scenario: Scenario) -> None:
     outcome = scenario.play(RUNS_IN_TESTS)
     assert scenario.holds(outcome), outcome
 
@@ -36,7 +36,7 @@ def test_the_curve_is_the_product_limit() -> None:
     assert [s.reached for s in curve.steps] == pytest.approx([0, *(1 - reference.ecdf(data).sf.evaluate(LOOKS))])
     assert [s.reached for s in curve.steps] == pytest.approx([0, 0, 1 / 6, 1 / 2, 1 / 2, 3 / 4])
     assert [(s.at_risk, s.onsets) for s in curve.steps[1:]] == [(6, 0), (6, 1), (5, 2), (3, 0), (2, 1)]
-    assert curve.median == Bracket(2, 4) and curve.n == 6
+    assert curve.n == 6
 
 
 def test_without_censoring_before_the_last_look_the_intervals_are_clopper_and_pearsons() -> None:
@@ -64,12 +64,6 @@ def test_coarser_looks_show_the_same_shares_where_they_look() -> None:
     assert [at[s.at] for s in coarse.steps] == pytest.approx([s.reached for s in coarse.steps])
 
 
-def test_a_median_that_is_not_reached_is_none() -> None:
-    assert found([2, None, None], 16, LOOKS).median is None
-    assert found([2, 2, 4], 16, LOOKS).median == Bracket(1, 2)
-    assert found([1, 1, 1], 16, LOOKS).median == Bracket(None, 1)
-
-
 def test_replicates_that_were_never_looked_at_do_not_count() -> None:
     assert survival.kaplan_meier([], 16) is None
     assert survival.kaplan_meier([None, None], None) is None
@@ -79,7 +73,6 @@ def test_replicates_that_were_never_looked_at_do_not_count() -> None:
 
 def test_left_out_looks_are_the_times_that_occur() -> None:
     assert [s.at for s in found([4, 8, None], 16).steps] == [0, 4, 8, 16]
-    assert found([4, 8, None], 16).median == Bracket(4, 8)
 
 
 def test_times_that_cannot_be_are_refused() -> None:

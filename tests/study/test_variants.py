@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import synthetic
 
-from orchestrator.analysis import sizes
 from orchestrator.analysis.findings import find
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
@@ -147,9 +146,8 @@ def test_variants_of_several_sizes_give_a_frontier() -> None:
     assert [one.verdict for one in found.of("best size")] == ["minimum", "minimum"]
     (growth,) = found.of("growth of the best size")
     assert growth.estimate == pytest.approx(0.5, abs=0.05)
-    best = sizes.isoflops(found.results, "answer", "recall")
-    assert best.coefficient is not None
-    assert best.coefficient * 8e12**growth.estimate == pytest.approx(parameters["d64"], rel=0.1)
+    for one in found.of("best size"):
+        assert one.estimate == pytest.approx(parameters["d64"] * (one.compute_flops / 8e12) ** 0.5, rel=0.1)
 
 
 def _size(study: Study, condition: str) -> int:

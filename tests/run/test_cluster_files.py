@@ -6,11 +6,15 @@ commands then do, `make test-cluster` sees on machines.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +174,104 @@ def test_the_commands_in_the_head_of_the_file_name_that_file_and_what_is_there(n
     assert all(name in c.split() for c in commands)
     for path in re.findall(r"(?:orchestrator|sweeps)/\S+\.(?:py|yaml)", comment):
         assert (ROOT / path).exists(), path
+
+
+# Slurm ----------------------------------------------------------------------------------------------------------------
+
+STANDINS = {
+    "ray": """[ "$1" = status ] && printf ' 1 node_a\\n 1 node_b\\n 1 node_c\\n'
+[ "$2" = --head ] && mkdir -p "$RAY_TMPDIR/ray" && echo 10.0.0.1:6379 > "$RAY_TMPDIR/ray/ray_current_cluster"
+true""",
+    "srun": "true",
+    "scontrol": "true",
+    "emergence": """cp "$RAY_AUTH_TOKEN_PATH" token && ls -l "$RAY_AUTH_TOKEN_PATH" > mode
+trap 'exit 130' TERM
+echo ready > ready
+[ "$2" = short.yaml ] && exit 0
+while true; do sleep 0.1; done""",
+}
+"""Commands that write down what they were given, and do what the script waits for."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """The folder that the script gives to Ray is removed."""
+    yield
+    shutil.rmtree(f"/tmp/ray-9{os.getpid()}", ignore_errors=True)
+
+
+def slurm_job(folder: Path, study: str) -> subprocess.Popen[bytes]:
+    """The script of a job of three nodes, with stand-ins for its commands; `said` in the folder gets a line for each."""
+    (folder / "bin").mkdir()
+    for name, body in STANDINS.items():
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/bash\necho "{name} $RAY_AUTH_MODE $*" >> {folder}/said\n{body}\n')
+        path.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": f"9{os.getpid()}", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NUM_NODES": "3"}
+    environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "EMERGENCE_HOME": str(folder / "home")} | slurm
+    command = ["bash", str(ROOT / "clusters" / "slurm.sh"), study, "--slots-per-gpu", "4"]
+    return subprocess.Popen(command, env=environment, cwd=folder)
+
+
+def test_a_slurm_job_starts_a_cluster_with_a_token_of_its_own_and_ends_with_its_study(tmp_path: Path) -> None:
+    job = slurm_job(tmp_path, "short.yaml")
+    assert job.wait(60) == 0
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[0].startswith("ray token start --head --port=0 --num-cpus=7 ")
+    (workers,) = [line for line in said if line.startswith("srun")]
+    assert {"--nodes=2", "--ntasks=2", "10.0.0.1:6379"} <= set(workers.split())
+    assert said[-1] == "emergence token run short.yaml --address auto --slots-per-gpu 4"
+    assert len((tmp_path / "token").read_text()) == 64 and (tmp_path / "mode").read_text().startswith("-rw-------")
+    assert list((tmp_path / "home").iterdir()) == []  # the token is gone
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_slurm_job_that_is_signalled_stops_its_study_and_only_at_the_time_limit_asks_to_be_queued_again(
+    number: int, requeued: bool, tmp_path: Path
+) -> None:
+    """Fails with SIGINT handed on: a shell without job control starts what it puts in the background with SIGINT ignored."""
+    job = slurm_job(tmp_path, "long.yaml")
+    while not (tmp_path / "ready").exists():
+        assert job.poll() is None
+    job.send_signal(number)
+    assert job.wait(60) == 130
+    assert (f"scontrol token requeue 9{os.getpid()}" in (tmp_path / "said").read_text().splitlines()) == requeued
+
+
+# KubeRay --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_manifests_of_kuberay_hold_the_same_cluster_with_a_token_and_what_every_pod_shares() -> None:
+    """Their fields were checked against the schemas of KubeRay 1.5.1, 1.6.2 and 1.7.0 by hand: docs/cluster.md."""
+    folder = ROOT / "clusters"
+    cluster, job, volume = (
+        yaml.safe_load((folder / f"kuberay-{n}.yaml").read_text()) for n in ("cluster", "job", "volume")
+    )
+    spec = cluster["spec"]
+    assert (cluster["kind"], job["kind"]) == ("RayCluster", "RayJob") and job["spec"]["rayClusterSpec"] == spec
+    (pinned,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert spec["rayVersion"] == pinned and spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    for pod in pods:
+        (container,) = pod["containers"]
+        claims = {
+            v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+        }
+        home = next(e["value"] for e in container["env"] if e["name"] == "EMERGENCE_HOME")
+        assert [claims.get(m["name"]) for m in container["volumeMounts"] if m["mountPath"] == home] == [
+            volume["metadata"]["name"]
+        ]
+    assert len({pod["containers"][0]["image"] for pod in pods}) == 1
+    assert job["spec"]["entrypoint"].startswith("emergence run quickstart --address auto")
+
+
+def test_the_image_copies_what_the_machines_of_a_cluster_are_given() -> None:
+    lines = re.findall(r"^COPY (.*) \S+$", (ROOT / "clusters" / "Containerfile").read_text(), flags=re.MULTILINE)
+    mounts = yaml.safe_load((ROOT / "cluster.yaml").read_text())["file_mounts"]
+    needed = {source for target, source in mounts.items() if target.startswith("~/emergence-lab/")} - {"Makefile"}
+    assert {name for line in lines for name in line.split()} == needed
+
+
+def test_the_slurm_script_may_be_executed() -> None:
+    assert (ROOT / "clusters" / "slurm.sh").stat().st_mode & stat.S_IXUSR

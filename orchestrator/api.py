@@ -113,6 +113,8 @@ def run_study(study: str | os.PathLike[str], home: str | os.PathLike[str] | None
     command = [sys.executable, "-P", "-m", "orchestrator.cli", "run", opened.source, *_words("run", options)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
     surroundings = os.environ | {"PYTHONPATH": path, "EMERGENCE_HOME": str(opened.folder.parent)}
+    surroundings |= {"TTY_COMPATIBLE": "0"}
+    surroundings.pop("FORCE_COLOR", None)  # a notebook's kernel sets it, and a pipe would be taken for a terminal
     code, last = _followed(command, surroundings)
     if code in (1, 2):
         raise StudyFailed(last, code)
@@ -161,7 +163,9 @@ def _followed(command: list[str], surroundings: dict[str, str]) -> tuple[int, st
     if interrupted or code in (0, 130):
         print(message, file=sys.stderr, end="\n" if message else "", flush=True)
     if interrupted:
-        raise KeyboardInterrupt
+        stopped = KeyboardInterrupt("the run has stopped; everything so far is kept, and a further run resumes it")
+        stopped._render_traceback_ = lambda: [f"KeyboardInterrupt: {stopped}"]  # type: ignore[attr-defined]  # for a notebook
+        raise stopped
     return code, message or last
 
 

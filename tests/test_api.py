@@ -305,7 +305,7 @@ def test_an_interrupt_stops_the_run_cleanly_and_a_further_call_resumes_it(tmp_pa
         time.sleep(0.05)
     driver.send_signal(signal.SIGINT)  # to this process alone, as a notebook may
     out, err = driver.communicate(timeout=PATIENCE_SECONDS)
-    assert driver.returncode == -signal.SIGINT and "KeyboardInterrupt" in err and "tiny@1" in out
+    assert driver.returncode == -signal.SIGINT and "KeyboardInterrupt: the run has stopped" in err and "tiny@1" in out
     assert not lease.is_held(folder)
     study = open_study(file, tmp_path / "home")
     left = study.plan(slots=2).n_open

@@ -11,7 +11,7 @@ import simulate_claims
 import synthetic
 from simulation import Scenario
 
-from orchestrator.analysis import answer, findings, summary
+from orchestrator.analysis import findings, summary
 from orchestrator.analysis.finding import CONFIDENCE, FALSE_SHARE, Finding, claim_of, claim_of_pair, corrected, count
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import Results
@@ -135,37 +135,6 @@ def test_the_verdicts_that_nulls_must_not_have_are_found_where_they_are_true() -
     found = found_of(truth, truth, **simulate_claims.LOTTERY_AXES, replicates=10)
     shown = {one.question for one in simulate_claims.significant(found)}
     assert shown >= {"K_A", "compute to skill", "drift of K_A", "emergence along n_tasks"}
-
-
-@pytest.mark.parametrize("replicates", [2, 6])
-def test_one_of_several_arms_drawn_alike_wins_only_where_the_correction_lets_it(replicates: int) -> None:
-    favoured, significant = [], 0
-    for k in range(4):
-        found = simulate_claims.arms_drawn_alike(stream("test", "alike", replicates, k), replicates)
-        winners = [one for one in found.findings if simulate_claims.of_arms(one) and one.verdict in answer.SHOWN]
-        assert all((one.significance == "significant") == (one.adjusted_p <= FALSE_SHARE) for one in winners)  # type: ignore[operator]
-        favoured += winners
-        significant += any(one.significance == "significant" for one in winners)
-    assert bool(favoured) == (replicates > 2) and significant <= 1  # two replicates favour nobody
-
-
-def test_arms_that_differ_by_chance_are_hardly_ever_distinguishable_where_onsets_are_bimodal() -> None:
-    """An onset early or late in tasks and in compute, by chance, for each of three replicates of either arm."""
-    study = synthetic.made_up(**(AXES | {"arm": ("answer", "next_token"), "replicates": 3, "skills": ("recall",)}))
-
-    def bimodal(draw: np.random.Generator) -> synthetic.Truth:
-        tasks, compute = (spread * draw.choice([-1, 1], 6) for spread in (3, 1.5))
-        there = lambda n, c, r: (np.log2(n / 64) > tasks[r]) & (np.log2(c / 1.5e11) > compute[r])  # noqa: E731
-        return lambda n, c, r: 0.02 + 0.96 * there(n, c, r)
-
-    significant = 0
-    for k in range(12):
-        truth = bimodal(stream("test", "two kinds", k))
-        found = findings.find(study, *synthetic.tables(study, truth, noise=0.02, draw=k, arms_alike=False))
-        multipliers = found.of("compute multiplier")
-        assert multipliers and all(one.p is None or one.p >= 2 / 4**3 for one in multipliers)
-        significant += any(map(simulate_claims.of_arms, simulate_claims.significant(found)))
-    assert significant <= 1
 
 
 # Breaks -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from orchestrator.analysis import findings, primary, summary
 from orchestrator.analysis.primary import PrimaryFinding, examine
 from orchestrator.analysis.results import Results
 from orchestrator.stats.minimums import LEAST
-from orchestrator.study.claimed import claim_words, planned
+from orchestrator.study.claimed import planned
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study
 from trainers.streams import stream
@@ -126,13 +126,6 @@ def test_one_replicate_decides_nothing_no_record_is_not_measured_and_no_skill_is
     assert empty.verdict == "not measured" and empty.finding.ends == (None, None)
     unlearned = judged(claim, TWO_ARMS, ability=synthetic.flat(0.0), memory=synthetic.flat(0.0))
     assert unlearned.verdict != "not measured" and "nan" not in unlearned.sentence
-
-
-@kinds
-def test_the_words_of_a_claim_name_its_condition_where_there_are_several(claim: dict[str, Any]) -> None:
-    for axes, named in ((TWO_ARMS, True), (AXES, claim["what"] == "crossover")):
-        study = synthetic.made_up(**axes, primary=claim)
-        assert ("answer" in claim_words(study, study.primary)) == named  # type: ignore[arg-type]
 
 
 def test_a_boundary_that_is_not_there_has_no_drift_to_measure() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import optimize
 from scipy import stats as reference
-from simulate_boundaries import BOUNDARIES, GRIDS, replicated, thinned
+from simulate_boundaries import BOUNDARIES
 from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator import stats
@@ -97,18 +97,6 @@ def test_unequal_brackets_of_few_replicates_give_the_hand_computed_t_interval() 
     assert mixed.high == pytest.approx(math.exp(inner.mean() + t * inner.std(ddof=1) / math.sqrt(3)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("n", "t", "brackets"), [(3, 4.302653, 0.95), (5, 2.776445, 1.2)])
-@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
-def test_reading_thresholds_from_brackets_costs_an_interval_about_one_bracket(n, t, brackets, spread) -> None:
-    rng = np.random.default_rng(11)
-    thresholds = rng.uniform(14, 15, (400, 1)) + spread * rng.standard_normal((400, n))
-    at = np.arange(1, 31)
-    found = [stats.boundary(2.0**at, (at >= row[:, None]).astype(float), "rising") for row in thresholds]
-    widths = np.array([math.log2((b.high or math.inf) / (b.low or 1e-9)) for b in found])
-    exact = np.maximum(2 * t * thresholds.std(axis=1, ddof=1) / math.sqrt(n), np.ptp(thresholds, axis=1))
-    assert 0 < (widths - exact).mean() < brackets
-
-
 @given(some.lists(some.integers(0, 6), min_size=1, max_size=7), some.integers(0, 2**42 - 1))
 def test_missing_cells_widen_the_brackets_of_monotone_replicates_and_never_move_them(crossings, mask) -> None:
     whole = stats.boundary(GRID, crossing_at(*crossings), "rising").brackets
@@ -118,18 +106,6 @@ def test_missing_cells_widen_the_brackets_of_monotone_replicates_and_never_move_
     ]
     for full, part in zip(whole, stats.boundary(GRID, cells, "rising").brackets, strict=False):
         assert (part.low or 0.0) <= (full.low or 0.0) and (part.high or math.inf) >= (full.high or math.inf)
-
-
-def test_cells_missing_at_random_bias_an_interval_to_neither_side() -> None:
-    rng = np.random.default_rng(12)
-    grid = GRIDS["factor 2"]
-    for n in (3, 5, 10):
-        values, truth = thinned(rng, replicated(rng, grid, n, 1000, "within a bracket", None))
-        found = [stats.boundary(2.0**grid, table[~np.isnan(table).all(1)], "rising") for table in values]
-        lows, highs = (np.array([b[k] or math.nan for b in found]) for k in (0, 1))
-        assert (lows > 2.0**truth).sum() + (highs < 2.0**truth).sum() < 50
-        middle = np.nanmean(np.log2(lows * highs) / 2 - truth)  # in steps of the grid
-        assert abs(middle) < 0.12, n
 
 
 def test_enough_replicates_give_order_statistics_of_the_ends() -> None:

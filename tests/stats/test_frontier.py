@@ -10,7 +10,6 @@ from simulate_frontier import EXPONENT, SCENARIOS, best_size, study
 from simulation import RUNS_IN_TESTS, Scenario
 
 from orchestrator.stats.frontier import isoflop
-from trainers.streams import stream
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
@@ -66,21 +65,6 @@ def test_a_hill_and_a_zigzag_are_no_minimum() -> None:
     assert hill.n_optimal is None
     zigzag = isoflop(np.exp(z), np.exp(-z), np.array([2, 2.2, 1.99, 2.2, 2]), np.ones(5)).budgets[0]
     assert zigzag.verdict == "unclear" and zigzag.n_optimal is None
-
-
-def test_resampling_the_trials_of_a_budget_would_cover_too_seldom() -> None:
-    """The reason for Fieller's interval: the percentile bootstrap on the same data."""
-    draw, hits, tried = stream("bootstrap"), 0, 200
-    for _ in range(tried):
-        data = study([1e19], (2.0 ** (np.arange(5) - 2 + draw.uniform(-0.5, 0.5))).tolist())
-        z, y = np.log(data[0] / best_size(1e19)), data[2] * np.exp(0.003 * draw.standard_normal(5))
-        rows = draw.integers(5, size=(60, 5))
-        rows = rows[[len(set(row)) > 2 for row in rows.tolist()]]
-        X = z[rows][..., None] ** np.arange(3)  # (resamples, 5, 3)
-        b = np.linalg.solve(X.swapaxes(1, 2) @ X, X.swapaxes(1, 2) @ y[rows][..., None])[..., 0]
-        low, high = np.quantile((-b[:, 1] / (2 * b[:, 2]))[b[:, 2] > 0], [0.025, 0.975])
-        hits += low <= 0 <= high
-    assert hits / tried < 0.92
 
 
 def test_sizes_far_from_the_best_one_do_not_bend_the_parabola() -> None:

@@ -98,7 +98,7 @@ def as_variants(part: str, key: str, values: list[Any]) -> str:
 def unknown_key(
     place: tuple[Any, ...], key: str, given: Any, allowed: list[str], keys_of: Callable[[Any], list[str]], near: str
 ) -> str:
-    """What to say about a key that its section does not have.
+    """The refusal of a key that its section does not have.
 
     place: the section. given: the key's value. allowed: the keys of the section. keys_of: the keys of a record. near: the hint
     for the nearest of them, from `hint_of`.
@@ -125,7 +125,7 @@ def unknown_key(
 
 
 def stands_for(text: str, place: tuple[Any, ...]) -> bool:
-    """Whether a refusal tells to write the key at `place`, so that its absence is no further problem."""
+    """Whether a refusal already asks for the key at `place`. Its absence is then no further problem."""
     name = ".".join(map(str, place))
     return f"write {name}" in text or (len(place) > 1 and name in text)
 

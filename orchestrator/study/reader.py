@@ -60,7 +60,7 @@ def find(name: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    """What a missing study file may have been: similar names there and here, where it was looked for, and the shipped studies."""
+    """The end of the refusal of a missing study file: similar names, the folder that was searched, the shipped studies."""
     folder = path.parent.absolute()
     files = {
         str(file)

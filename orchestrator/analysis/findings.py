@@ -114,23 +114,6 @@ class Findings:
         own, run = total("flops_own"), total("flops_run")
         return Costs(run, total("eval_flops"), own - run, total("train_seconds") + total("eval_seconds"))
 
-    def metrics(self) -> dict[str, list[tuple[int, float]]]:
-        """Metrics for the study's MLflow run: name -> (step, value) points.
-
-        The ends of K_A and K_M if their verdict is `crossed`; the step counts the budgets from the smallest, from 0. And the
-        number of trials by status, at step 0.
-        """
-        series: dict[str, list[tuple[int, float]]] = {}
-        for one in (*self.of("K_A"), *self.of("K_M")):
-            name = f"{'k_ability' if one.skill else 'k_memory'}/{one.condition}{f'/{one.skill}' if one.skill else ''}"
-            for end, value in (("low", one.low), ("high", one.high)):
-                if value is not None and one.verdict == "crossed":
-                    at = self.study.budgets.index(one.compute_flops or 0.0)
-                    series.setdefault(f"{name}/{end}", []).append((at, value))
-        for status in ("done", "diverged", "failed", "open"):
-            series[f"trials/{status}"] = [(0, float(sum(r["status"] == status for r in self.runs)))]
-        return series
-
 
 def find(study: Study, results: Any, runs: Any) -> Findings:
     """Findings of a study from its Arrow tables `results` and `runs` (`record/tables.py`). Missing values raise nothing."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.analysis.answer import badge, more, sentence
 from orchestrator.analysis.boundaries import interval_words
-from orchestrator.analysis.finding import Finding, in_condition, tested_words
+from orchestrator.analysis.finding import Finding, capitalised, in_condition, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
 
@@ -40,6 +41,8 @@ MAX_QUESTION, MAX_DESCRIPTION = 600, 5000
 """Most characters of the study's question, and of the whole description, in MLflow's notes. The report has the full text."""
 REST = "\n\n... The report among the artifacts has the rest."
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>[]()!*_`#|~\\:@"}
+_OF_OURS = {ord(c): f"&#{ord(c)};" for c in "&<>*_"}
+"""Markup that a name in a sentence of ours may hold. MLflow's list of experiments shows the sentence with its entities."""
 
 
 def as_markdown(text: str) -> str:
@@ -56,13 +59,20 @@ def _cut(text: str, limit: int, rest: str) -> str:
     return text if len(text) <= limit else text[: limit - len(rest)] + rest
 
 
-def description(found: Findings) -> str:
-    """The answer, the primary claim and both boundaries in Markdown: the description of the study's MLflow run."""
-    question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
-    parts = [f"**{as_markdown(question)}**", f"**{as_markdown(sentence(found))}**"]
+def description(found: Findings, picture: str = "", links: Sequence[str] = ()) -> str:
+    """The answer of a study in Markdown, for MLflow: the sentence, the primary claim, the surface, both boundaries.
+
+    picture: address of the surface as an image. links: lines of Markdown to show below it. MLflow shows a line or two
+    until the reader unfolds the description, so the sentence comes first.
+    """
+    parts = [sentence(found).translate(_OF_OURS)]
     if found.primary is not None:
         verdict, words = badge(found)
-        parts.append(f"Primary claim, {verdict}: {as_markdown(words)}.")
+        parts.append(f"**Primary claim: {verdict}.** {as_markdown(capitalised(words))}.")
+    parts += [f"![{ALTERNATIVE}]({picture})"] if picture else []
+    parts += links
+    question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
+    parts.append(f"**Question.** {as_markdown(question)}")
     parts += [as_markdown(one) for one in more(found)]
     skill = found.study.shown_skills[0]
     for condition in found.study.conditions:
@@ -77,3 +87,23 @@ def description(found: Findings) -> str:
     if len(page) <= MAX_DESCRIPTION:
         return page
     return page[: MAX_DESCRIPTION - len(REST)].rpartition("\n")[0] + REST  # a table ends with a whole row
+
+
+ALTERNATIVE = "Ability by number of tasks and compute"
+"""Text in place of the picture in `description`."""
+
+
+def metrics(found: Findings) -> dict[str, float]:
+    """Metrics of the study's MLflow run: the ends of K_A (headline skill) and K_M at the largest budget, in tasks.
+
+    Names are `K_A/low_tasks`, `K_M/high_tasks`, ...; with several conditions `K_A/<condition>/low_tasks`. An open end has
+    no metric.
+    """
+    values: dict[str, float] = {}
+    for condition in found.study.conditions:
+        of = f"/{condition}" if len(found.study.conditions) > 1 else ""
+        for question, skill in (("K_A", found.study.shown_skills[0]), ("K_M", None)):
+            for one in found.of(question, condition, skill, compute_flops=found.study.budgets[-1]):
+                ends = {"low": one.low, "high": one.high} if one.verdict == "crossed" else {}
+                values |= {f"{question}{of}/{end}_tasks": v for end, v in ends.items() if v is not None}
+    return values

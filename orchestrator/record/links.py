@@ -18,7 +18,8 @@ from orchestrator import files
 from orchestrator.record.journal import home_folder
 
 LINKS_FILE = "mlflow.json"
-"""In a study's folder: {"base": address, "study": path, "runs": {trial id: path}, "store": hash of the store}."""
+"""In a study's folder: {"base": address, "view": path of the runs table, "study": path of the parent run, "runs": {trial id:
+path}, "store": hash of the store}."""
 MARKER_FILE = "published.json"
 """In a study's folder: the published state of tables, report and MLflow, with hashes of the files (`publisher.py`)."""
 UI_FILE = "mlflow_ui.json"
@@ -34,6 +35,23 @@ def run_path(experiment: str, run: str) -> str:
     experiment's kind tag does not help.
     """
     return f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+
+
+VIEW_KEY = "emergence"
+"""Key of the experiment's shared view (`mlflow_view.py`)."""
+
+
+def view_path(experiment: str, mode: str = "TABLE") -> str:
+    """The path of an experiment's runs in MLflow's UI, in our view of them. mode: `TABLE` or `CHART`."""
+    view = f"viewStateShareKey={VIEW_KEY}&compareRunsMode={mode}"
+    return f"#/experiments/{experiment}/runs?{view}&workflowType=machine_learning"
+
+
+def markdown(experiment: str, parent: str) -> str:
+    """A line of Markdown with links from a description to the runs table, its charts, and the files of the parent run."""
+    table, charts = view_path(experiment), view_path(experiment, "CHART")
+    files_path = run_path(experiment, parent).replace("?", "/artifacts?")
+    return f"[Table of all runs]({table}) · [charts]({charts}) · [report and tables]({files_path})"
 
 
 def ui_address(tracking_uri: str) -> str:
@@ -88,11 +106,11 @@ def of(folder: Path) -> dict[str, Any] | None:
 
 
 def study_link(folder: Path, tracking_uri: str) -> str | None:
-    """The address of a study's parent run; None if it was not published in this store, or the store has no address."""
+    """The address of a study's runs; None if it was not published in this store, or the store has no address."""
     found = of(folder)
     if not found or found.get("store") != store_of(tracking_uri) or not found["base"] or not found["study"]:
         return None
-    return f"{found['base']}/{found['study']}"
+    return f"{found['base']}/{found.get('view') or found['study']}"
 
 
 def store_of(tracking_uri: str) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import logging
-import math
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
-from orchestrator.analysis import measures, summary
+from orchestrator.analysis import summary
+from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
-from orchestrator.record import links
+from orchestrator.record import links, mlflow_values, mlflow_view
 from orchestrator.record.journal import Event, State, home_folder
+from orchestrator.record.mlflow_values import Point
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.record.tables import SUMMARY_FILE, TABLES
 from orchestrator.record.trouble import RecordProblem
@@ -30,9 +33,11 @@ Say = Callable[[str], None]
 
 REPORT_FILE = "report.html"
 
-METRICS = {"accuracy": "accuracy", "loss_nats": "nll_nats", "probability": "p_correct", "exact_match": "exact_match"}
-METRICS |= {"ability": "ability", "memory": "memory"}
-"""Measure -> its name in MLflow."""
+PICTURE = "figures/surface.svg"
+"""The surface, shown in MLflow's description."""
+
+RUN_TYPE = "evaluation"
+"""`mlflow.runType` of trials: the UI unfolds the parent of such runs on a browser's first visit."""
 
 SAY_EVERY_SECONDS = 5.0
 """Interval between two progress lines."""
@@ -48,6 +53,9 @@ PARENT = "study"
 
 MAX_TAG, MAX_PARAM, MAX_NAME, MAX_METRICS = 5000, 6000, 250, 900
 """MLflow's limits: characters of a tag, a param and a name; metrics in one request."""
+
+LAYOUT = "2"
+"""Tag `emergence.layout` of a trial's final run. Runs of an earlier version lack it and are completed once."""
 
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -153,7 +161,7 @@ class MlflowRecord:
         import mlflow.entities
 
         self._entities = mlflow.entities
-        self.study, self.record_id = study, record_id
+        self.study, self.record_id, self.tracking_uri = study, record_id, tracking_uri
         found = first_contact(self.client, study.id)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -163,11 +171,13 @@ class MlflowRecord:
                 "copied or moved. Remove the .db file, which is rebuilt, and publish again"
             )
         self.experiment = found.experiment_id if found else self._create_experiment(tracking_uri)
+        self._experiment_tags: dict[str, str] = dict(found.tags) if found else {}
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
         self._parents: dict[str, str] = {}  # trial id -> parent of its run
-        self._described: set[str] = set()  # keys whose run has its params
+        self._names: dict[str, str] = {}  # trial id -> name of its run
+        self._params: dict[str, set[str]] = {}  # key -> names of the params of its run
         self._settled: set[str] = set()  # trials whose run is final
-        self._logged: dict[str, int] = {}  # trial id -> evaluations already sent
+        self._logged: dict[str, tuple[int, int]] = {}  # trial id -> evaluations and telemetry points already sent
         self._counts: dict[str, int] = {}  # numbers of trials, as last sent
         self.find()
 
@@ -186,13 +196,12 @@ class MlflowRecord:
                 self.client.delete_run(other.info.run_id)
             if self.runs.get(key, run.info.run_id) != run.info.run_id:  # our points went to the deleted run
                 self._logged.pop(key, None)
-                self._described.discard(key)
             self.runs[key] = run.info.run_id
+            self._names[key] = run.info.run_name
+            self._params[key] = set(run.data.params)
             self._parents[key] = run.data.tags.get("mlflow.parentRunId", "")
             if _is_settled(run):
                 self._settled.add(key)
-            if run.data.params:
-                self._described.add(key)
 
     def _artifacts(self) -> str:
         return (home_folder() / "mlartifacts" / self.study.id).as_uri()
@@ -241,6 +250,7 @@ class MlflowRecord:
         if not state.sessions:
             return
         parent = self._parent(state)
+        self._tag_experiment({mlflow_view.TAG: mlflow_view.tag(self.study, state.sessions[0]["time"])})
         for key in self._settled - {PARENT}:
             self._set_parent(key, self.runs[key], parent)
         unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
@@ -258,7 +268,7 @@ class MlflowRecord:
         self._parents[key] = parent
 
     def _parent(self, state: State) -> str:
-        tags = {"emergence.kind": "study", "emergence.study": self.study.id}
+        tags = {"emergence.kind": "study", "emergence.study": self.study.id} | _source_tags(state.sessions[-1])
         return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
 
     def begin(self, state: State) -> None:
@@ -279,93 +289,134 @@ class MlflowRecord:
             self._counts = counts
 
     def _log_axes(self, parent: str, known: dict[str, str]) -> None:
-        """Log the family and the axes as params, which the UI shows in columns.
-
-        MLflow never changes a param, and axes may grow. A grown axis becomes a new param beside the first, and the tags
-        hold the current axes.
-        """
-        axes = axes_words(self.study)
-        params, fresh = {"family": cast(Any, self.study.family).name} | axes, []
-        for name, words in params.items():
-            words = _tag(words, MAX_PARAM)
-            logged = [key for key in known if key == name or key.startswith(f"{name}/extended")]
-            if not logged or known[max(logged, key=len)] != words:
-                key = name if not logged else f"{name}/extended{'_again' * (len(logged) - 1)}"
-                if len(key) <= MAX_NAME:  # else it was extended dozens of times, and only the tags are current
-                    fresh.append(self._entities.Param(key, words))
-        tags = [self._entities.RunTag(f"emergence.axes.{axis}", _tag(words)) for axis, words in axes.items()]
-        self._log(parent, params=fresh, tags=tags)
+        """Log the family as a param, and the axes as tags: axes may grow, and MLflow never changes a param."""
+        family = {"family": cast(Any, self.study.family).name}
+        tags = {f"emergence.axes.{axis}": words for axis, words in axes_words(self.study).items()}
+        tags |= {"emergence.order": "0"}  # before the trials (`mlflow_values.order`)
+        self._log(parent, params=self._as_params(family if "family" not in known else {}), tags=self._as_tags(tags))
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
         evaluations = trial_evaluations(state, trial)
         end = state.trials.get(trial.id)
         if not evaluations and end is None:
             return
-        known = self._logged.get(trial.id, 0)
         started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
         session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
-        tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
-        tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.parentRunId": parent}
-        tags |= {"mlflow.source.git.commit": session.get("commit") or "unknown", "mlflow.source.name": "emergence run"}
-        if changes := session.get("changes"):
-            tags["emergence.changes"] = ", ".join(changes)
-        run = self._run(trial.id, trial.id, started, tags)
-        metric, param = self._entities.Metric, self._entities.Param
-        is_new = trial.id not in self._described
-        params = [param(k, _tag(v, MAX_PARAM)) for k, v in trial_params(trial).items()] if is_new else []
-        points = [
-            metric(key, value, round(event["time"] * 1000), event["step"])
-            for _, event in evaluations[known:]
-            for key, value in trial_metrics(event, cast(Family, trial.family).ability_of).items()
-        ]
+        is_new = trial.id not in self.runs
+        run = self._run(trial.id, name := mlflow_values.run_name(self.study, trial), started, {"mlflow.parentRunId": parent})
+        tags = self._tags_of(trial, session) if trial.id not in self._logged else {}
+        if not is_new and self._names.get(trial.id, name) != name:
+            self.client.update_run(run, name=name)
+        self._names[trial.id] = name
         self._set_parent(trial.id, run, parent)
-        if points or params:
-            self._log(run, points, params)
-        self._described.add(trial.id)
-        self._logged[trial.id] = len(evaluations)
+        known = self._params.setdefault(trial.id, set())
+        params = {k: v for k, v in mlflow_values.params(self.study, trial).items() if k not in known}
+        n_evaluations, n_curves = self._logged.get(trial.id, (0, 0))
+        curves = self._curves(state, trial)
+        points = [*self._evaluation_points(trial, evaluations[n_evaluations:]), *curves[n_curves:]]
         if end is not None:
-            when = round(end["time"] * 1000)
-            costs = {k: end.get(k) for k in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")}
-            totals = [
-                metric(f"trial_cost/{k}", v, when, end.get("step") or 0) for k, v in costs.items() if v is not None
-            ]
-            ended = [self._entities.RunTag("emergence.ended", end["status"])]
-            if end.get("reason"):
-                ended.append(self._entities.RunTag("emergence.reason", _tag(end["reason"], 500)))
-            self._log(run, totals, tags=ended if end["status"] != "failed" else ended[1:])
+            points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in mlflow_values.of_end(end).items()]
+            tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
+            if end["status"] != "failed":
+                tags |= {"emergence.ended": end["status"], "emergence.layout": LAYOUT}
+        if points or params or tags:
+            self._log(run, self._metrics(points), self._as_params(params), self._as_tags(tags))
+        known |= params.keys()
+        self._logged[trial.id] = len(evaluations), len(curves)
+        if end is not None:
             good = end["status"] in ("done", "diverged")
-            self.client.set_terminated(run, "FINISHED" if good else "FAILED", when)
+            self.client.set_terminated(run, "FINISHED" if good else "FAILED", round(end["time"] * 1000))
             if good:
                 self._settled.add(trial.id)
 
-    def links(self, tracking_uri: str) -> dict[str, Any]:
-        """Addresses of the runs in the UI: {"base": address, "study": path, "runs": {trial id: path}, "store": hash}."""
-        runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
-        study, store = runs.pop(PARENT, None), links.store_of(tracking_uri)
-        return {"base": links.ui_address(tracking_uri), "study": study, "runs": runs, "store": store}
+    def _tags_of(self, trial: TrialSpec, session: Event) -> dict[str, str]:
+        tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
+        tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.runType": RUN_TYPE}
+        tags |= _source_tags(session)
+        if changes := session.get("changes"):
+            tags["emergence.changes"] = ", ".join(changes)
+        return tags | mlflow_values.tags(self.study, trial)
 
-    def publish_study(
-        self, folder: Path, description: str, metrics: dict[str, list[tuple[int, float]]], when_seconds: float
-    ) -> None:
+    def _evaluation_points(self, trial: TrialSpec, evaluations: list[tuple[str, Event]]) -> Iterator[Point]:
+        ability_of = cast(Family, trial.family).ability_of
+        steps = budget.steps_of(trial, trial.compute_flops)
+        for phase, event in evaluations:
+            named = mlflow_values.of_evaluation(event, ability_of)
+            named |= mlflow_values.results_of(self.study, phase, steps.branch < steps.end, named)
+            yield from (Point(name, value, event["time"], event["step"]) for name, value in named.items())
+
+    def _curves(self, state: State, trial: TrialSpec) -> list[Point]:
+        events = getattr(state, "telemetry", {}).get(trial.trunk.id, [])
+        branch = budget.steps_of(trial, trial.compute_flops).branch
+        return list(mlflow_values.of_telemetry(events, repr(trial.compute_flops), branch))
+
+    def _metrics(self, points: Sequence[Point]) -> list[Any]:
+        return [self._entities.Metric(p.name, p.value, round(p.time * 1000), p.step) for p in points]
+
+    def _as_params(self, params: dict[str, Any]) -> list[Any]:
+        return [self._entities.Param(key, _tag(value, MAX_PARAM)) for key, value in params.items()]
+
+    def _as_tags(self, tags: dict[str, Any]) -> list[Any]:
+        return [self._entities.RunTag(key, _tag(value)) for key, value in tags.items()]
+
+    def links(self) -> dict[str, Any]:
+        """Addresses of the runs in the UI, as in `links.LINKS_FILE`."""
+        runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
+        study, store = runs.pop(PARENT, None), links.store_of(self.tracking_uri)
+        addresses = {"base": links.ui_address(self.tracking_uri), "view": links.view_path(self.experiment), "study": study}
+        return addresses | {"runs": runs, "store": store}
+
+    def publish_study(self, folder: Path, found: Findings, when_seconds: float) -> None:
         """Log the study's results on the parent run: the answer as its description, figures, tables, report.
 
         `when_seconds` is the journal's time, so that publishing again adds no points.
         """
         parent = self.runs[PARENT]
-        now = round(when_seconds * 1000)
-        points = [
-            self._entities.Metric(key, value, now, step) for key, series in metrics.items() for step, value in series
-        ]
-        self._log(parent, points, tags=[self._entities.RunTag("mlflow.note.content", description)])
+        points = [Point(name, value, when_seconds, 0) for name, value in summary.metrics(found).items()]
+        self._log(parent, self._metrics(points))
         self._log_axes(parent, self.client.get_run(parent).data.params)
         for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
-        self.client.set_terminated(parent, "FINISHED", now)
+        self._describe(found)
+        self.client.set_terminated(parent, "FINISHED", round(when_seconds * 1000))
+
+    def show_so_far(self, folder: Path, found: Findings) -> None:
+        """Show the answer of a running study: its description, with the surface as it is now."""
+        if (folder / PICTURE).exists():
+            self.client.log_artifact(self.runs[PARENT], str(folder / PICTURE), str(Path(PICTURE).parent))
+        self._describe(found)
+
+    def _describe(self, found: Findings) -> None:
+        """Make the answer the description of the experiment and of the parent run.
+
+        The picture's address is relative to the UI, whatever its host. Markdown in MLflow loads images from there.
+        """
+        parent = self.runs[PARENT]
+        picture = f"get-artifact?path={quote(PICTURE, safe='')}&run_uuid={parent}"
+        note = summary.description(found, picture, [links.markdown(self.experiment, parent)])
+        self.client.set_tag(parent, "mlflow.note.content", note)
+        self._tag_experiment({"mlflow.note.content": note})
+
+    def _tag_experiment(self, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            if self._experiment_tags.get(key) != value:
+                self.client.set_experiment_tag(self.experiment, key, value)
+                self._experiment_tags[key] = value
+
+
+def _source_tags(session: Event) -> dict[str, str]:
+    """MLflow's own tags on the origin of a run."""
+    tags = {"mlflow.source.name": "emergence run", "mlflow.source.type": "LOCAL"}
+    tags["mlflow.source.git.commit"] = session.get("commit") or "unknown"
+    with contextlib.suppress(KeyError, OSError):  # a user id without a name
+        tags["mlflow.user"] = session.get("user") or getpass.getuser()
+    return tags
 
 
 def _is_settled(run: Any) -> bool:
-    """Whether a trial's run is final. Its status is set last."""
-    return bool(run.data.tags.get("emergence.ended")) and run.info.status == "FINISHED"
+    """Whether a trial's run is final, and complete by this version's layout. Its status is set last."""
+    tags = run.data.tags
+    return bool(tags.get("emergence.ended")) and run.info.status == "FINISHED" and tags.get("emergence.layout") == LAYOUT
 
 
 def shown_files(folder: Path) -> list[str]:
@@ -382,34 +433,3 @@ def axes_words(study: Study) -> dict[str, str]:
         "replicates": str(study.axes.replicates),
         "arms": ", ".join(study.conditions),
     }
-
-
-def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """MLflow params of a trial: axes, model, training, family. Axes are logged as logarithms too: the UI's axes are linear."""
-    params: dict[str, Any] = {
-        "n_tasks": trial.n_tasks,
-        "n_tasks_log10": round(math.log10(trial.n_tasks), 4),
-        "compute_flops": trial.compute_flops,
-        "compute_flops_log10": round(math.log10(trial.compute_flops), 4),
-        "arm": trial.arm,
-        "variant": trial.variant,
-        "replicate": trial.replicate,
-    }
-    params["model.n_parameters"] = budget.shape_of(trial).n_parameters
-    for part in ("family", "model", "training"):
-        params |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
-    return params
-
-
-def trial_metrics(event: Event, ability_of: str = "nll") -> dict[str, float]:
-    """MLflow metrics of one evaluation: `flops` and `<split>/<skill>/accuracy | nll_nats | p_correct | exact_match |
-    ability | memory`."""
-    metrics = {"flops": float(event["flops"])}
-    if event["train_loss_nats"] is not None and math.isfinite(event["train_loss_nats"]):
-        metrics["train/loss_nats"] = event["train_loss_nats"]
-    rows = [row for row in event["rows"] if row["n"]]
-    for measure, name in METRICS.items():
-        for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
-            if value is not None:
-                metrics[f"{row['split']}/{row['skill']}/{name}"] = value
-    return metrics

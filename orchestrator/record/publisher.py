@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from orchestrator import files, terminal
-from orchestrator.analysis import findings, summary
+from orchestrator.analysis import findings
 from orchestrator.record import links, mlflow_runs, recorded, trouble
 from orchestrator.record.journal import State, read
 from orchestrator.record.lease import flock
@@ -73,7 +73,8 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
                     print(f"MLflow: {what}", file=sys.stderr, flush=True)
                 reported, target = what, None
             if time.monotonic() >= page_due and len(state.trials) > n_shown:
-                page_due, n_shown = time.monotonic() + _page_while_running(folder, study, state), len(state.trials)
+                seconds = _page_while_running(folder, study, state, target)
+                page_due, n_shown = time.monotonic() + seconds, len(state.trials)
             pause = max(FOLLOW_SECONDS, 10 * (time.monotonic() - began))  # uses at most a tenth of a core
         for place in (folder, folder / "figures"):
             files.remove_stale(place)
@@ -84,7 +85,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
         say("MLflow runs ...")
         try:
             target = publish_runs(tracking_uri, study, state, say)
-            links.write_json(folder / links.LINKS_FILE, target.links(tracking_uri))
+            links.write_json(folder / links.LINKS_FILE, target.links())
         except Exception as problem:  # raised after the report, which needs no MLflow
             unpublished = problem
         say("Report and figures ...")
@@ -93,9 +94,8 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
             raise unpublished
         assert target is not None
         say("Report, figures and tables to MLflow ...")
-        described, metrics = summary.description(found), found.metrics()
         last = target
-        after_outages(lambda: last.publish_study(folder, described, metrics, state.last_time))
+        after_outages(lambda: last.publish_study(folder, found, state.last_time))
         if (store := links.sqlite_file(tracking_uri)) is not None and not store.exists():
             raise RecordProblem(f"{store} was removed while it was written; publish again")
         shown = _what_is_shown(folder, state)
@@ -103,14 +103,23 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
 
 
 PAGE_SECONDS, PAGE_SHARE = 60.0, 0.05
-"""While a study runs, its page is written at most this often, after another trial has ended, and in this share of the time."""
+"""While a study runs, its page is written at its start, then at most this often, after another trial has ended, and in this
+share of the time."""
 
 
-def _page_while_running(folder: Path, study: Study, state: State) -> float:
-    """Write tables and page of a running study. Returns the seconds until the next time; a failure is printed."""
+def _page_while_running(folder: Path, study: Study, state: State, target: MlflowRecord | None) -> float:
+    """Write tables and page of a running study, and its answer so far in MLflow (None: MLflow is away).
+
+    Returns the seconds until the next time; a failure is printed.
+    """
     began = time.monotonic()
     try:
-        _write_report(folder, _write_tables(folder, state, study), state, running=True)
+        found = _write_tables(folder, state, study)
+        if target is not None:
+            links.write_json(folder / links.LINKS_FILE, target.links())
+        _write_report(folder, found, state, running=True)
+        if target is not None:
+            target.show_so_far(folder, found)
     except Exception as problem:  # the page at the end is the one that must succeed
         print(f"Page: {problem}", file=sys.stderr, flush=True)
     return max(PAGE_SECONDS, (time.monotonic() - began) / PAGE_SHARE)

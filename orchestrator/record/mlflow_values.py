@@ -1,0 +1,196 @@
+"""The values of a trial as MLflow shows them: name, colour, params, tags, metrics, training tasks. Imports no MLflow.
+
+Means have the names of `analysis/measures.py`, sums and costs those of the tables, so that one name is one quantity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+from orchestrator.analysis import measures
+from orchestrator.formatting import counted, number
+from orchestrator.record.journal import Event
+from orchestrator.study.schema import Study
+from trainers import budget
+from trainers.records import short_number
+from trainers.spec import TrialSpec
+from trainers.tasks import Family
+
+MEASURES = ("ability", "accuracy", "memory", "loss_nats", "probability", "brier", "exact_match")
+"""Measures of each skill and split, by their names in `measures.MEASURES`."""
+
+RESULTS = ("ability", "accuracy", "memory")
+"""Metrics without a prefix: the trial's results, as the page shows them."""
+
+COSTS = ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
+"""Fields of a trial's end that become `cost/...`."""
+
+CURVES = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
+"""Series of a telemetry event that become `train/...`."""
+
+SYSTEM = {
+    "cpu_percent": "cpu_utilization_percentage",
+    "memory_mb": "process_memory_usage_megabytes",
+    "gpu_percent": "gpu_utilization_percentage",
+    "gpu_memory_mb": "gpu_memory_usage_megabytes",
+}
+"""Field of a worker's sample in a telemetry event -> its name under `system/`."""
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    name: str
+    value: float
+    time: float
+    """Unix seconds."""
+    step: int
+
+
+def run_name(study: Study, trial: TrialSpec) -> str:
+    """The name of a trial's run: `answer · 64 tasks · 3.2e11 FLOPs · r0`."""
+    condition = study.condition_of(trial.arm, trial.variant)
+    place = f"{counted(trial.n_tasks, 'task')} · {number(trial.compute_flops)} FLOPs"
+    return f"{condition} · {place} · r{trial.replicate}"
+
+
+BLUES = ("#9ecae1", "#6baed6", "#3f8fc5", "#2171b5", "#08519c", "#08306b")
+
+
+def colour(study: Study, trial: TrialSpec) -> str:
+    """The colour of a trial's run in charts: the darker, the larger its budget."""
+    budgets = study.budgets
+    place = budgets.index(trial.compute_flops) / (len(budgets) - 1) if len(budgets) > 1 else 1.0
+    return BLUES[round(place * (len(BLUES) - 1))]
+
+
+def order(study: Study, trial: TrialSpec) -> str:
+    """Text by which runs sort as a whole surface for each replicate: replicate, condition, number of tasks, budget.
+
+    It does not depend on the axes, which may grow.
+    """
+    condition = study.condition_of(trial.arm, trial.variant)
+    place = f"{math.log2(trial.n_tasks):08.4f} {math.log10(trial.compute_flops):08.4f}"
+    return f"r{trial.replicate:05d} {condition} {place}"
+
+
+def params(study: Study, trial: TrialSpec) -> dict[str, Any]:
+    """Params of a trial: its place in the study, then its settings.
+
+    Number of tasks and budget are logarithms, because the UI's axes are linear. Their plain values are tags (`tags`).
+    """
+    found: dict[str, Any] = {
+        "condition": study.condition_of(trial.arm, trial.variant),
+        "log2_n_tasks": f"{math.log2(trial.n_tasks):.6g}",
+        "log10_compute_flops": f"{math.log10(trial.compute_flops):.6g}",
+        "replicate": trial.replicate,
+        "arm": trial.arm,
+    }
+    if trial.variant:
+        found["variant"] = trial.variant
+    found["model.n_parameters"] = budget.shape_of(trial).n_parameters
+    for part in ("family", "model", "training", "evaluation"):
+        found |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
+    return found
+
+
+def tags(study: Study, trial: TrialSpec) -> dict[str, str]:
+    """Tags of a trial that people read: number of tasks and budget as plain numbers, and how the UI orders and draws it."""
+    place = {"n_tasks": short_number(trial.n_tasks), "compute_flops": short_number(trial.compute_flops)}
+    return place | {"emergence.order": order(study, trial), "mlflow.runColor": colour(study, trial)}
+
+
+class Tasks(NamedTuple):
+    """The training tasks of a trial as a dataset."""
+
+    name: str
+    digest: str
+    profile: dict[str, Any]
+    source: dict[str, Any]
+
+
+def training_tasks(trial: TrialSpec) -> Tasks:
+    """The training tasks of a trial: the same digest means the same tasks, drawn with the same frequencies.
+
+    A task depends on the family and its number alone, and a replicate draws its own numbers.
+    """
+    family = cast(Family, trial.family)
+    source: dict[str, Any] = {"family": family.model_dump(mode="json"), "version": family.version, "n_tasks": trial.n_tasks}
+    source |= {"replicate": trial.replicate, "task_exponent": trial.training.task_exponent}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
+    profile = {"n_tasks": family.n_distinct(trial.n_tasks), "sequence_length": family.length(trial.arm)}
+    return Tasks(source["family"]["name"], digest, profile, source)
+
+
+# Metrics ------------------------------------------------------------------------------------------------------------
+
+
+def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
+    """Metrics of one evaluation: `<split>/<skill>/<measure>`, `train/flops` and `train/mean_train_loss_nats`."""
+    found = {"train/flops": float(event["flops"])}
+    if (loss := event["train_loss_nats"]) is not None and math.isfinite(loss):
+        found["train/mean_train_loss_nats"] = loss
+    rows = [row for row in event["rows"] if row["n"]]
+    for measure in MEASURES:
+        for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
+            if value is not None:
+                found[f"{row['split']}/{row['skill']}/{measure}"] = value
+    return found
+
+
+def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
+    """The trial's results among the metrics of one evaluation (`of_evaluation`), without a prefix.
+
+    `ability` and `accuracy`: of the headline skill on held-out tasks, at the end of the budget; on seen tasks if the
+    skill is measured there alone. `memory`: of all answers on training tasks, before the learning rate decays.
+    """
+    found = {}
+    if phase == "final":
+        skill = study.shown_skills[0]
+        on = "held_out" if any(name.startswith(f"held_out/{skill}/") for name in named) else "seen"
+        found = {name: named.get(f"{on}/{skill}/{name}") for name in ("ability", "accuracy")}
+    if phase == ("pre_decay" if has_decay else "final"):
+        found["memory"] = named.get(f"seen/{cast(Family, study.family).mixture}/memory")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def of_telemetry(events: list[Event], on: str, branch: int) -> Iterator[Point]:
+    """Training curves and system metrics of a trial, in the order of the journal.
+
+    The points of its trunk up to its branch at step `branch`, then those of its branch, which has the name `on`. A point
+    is known by (on, step), and the first one counts.
+    """
+    known: set[tuple[str, int]] = set()
+    for event in events:
+        if event["on"] not in ("trunk", on):
+            continue
+        last = branch if event["on"] == "trunk" else math.inf
+        for i, step in enumerate(event["steps"]):
+            if step > last or (event["on"], step) in known:
+                continue
+            known.add((event["on"], step))
+            for name in CURVES:
+                value = event[name][i] if event.get(name) else None
+                if value is not None and math.isfinite(value):
+                    yield Point(f"train/{name}", float(value), event["times"][i], step)
+        if event["steps"] and event["steps"][-1] <= last:
+            yield from _system(event)
+
+
+def _system(event: Event) -> Iterator[Point]:
+    """The samples of a trial's workers in one telemetry event, one a rank."""
+    workers = event.get("system") or []
+    for rank, sample in enumerate(workers):
+        prefix = f"system/rank_{rank}/" if len(workers) > 1 else "system/"
+        for field, name in SYSTEM.items():
+            if (value := sample.get(field)) is not None and math.isfinite(value):
+                yield Point(prefix + name, float(value), event["times"][-1], event["steps"][-1])
+
+
+def of_end(event: Event) -> dict[str, float]:
+    """Costs of a trial that has ended."""
+    return {f"cost/{name}": float(event[name]) for name in COSTS if event.get(name) is not None}

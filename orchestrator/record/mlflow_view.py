@@ -1,0 +1,89 @@
+"""The view of a study's experiment in MLflow's UI: columns, order of rows, charts. Imports no MLflow.
+
+MLflow keeps a shared view in a tag of the experiment, and an address with its key opens it. The UI also lists it under
+"Views". The format is that of MLflow 3.17; an earlier 3.x reads the fields beside `state`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any, cast
+
+from orchestrator.record.links import VIEW_KEY
+from orchestrator.record.mlflow_values import RESULTS
+from orchestrator.study.schema import Study
+from trainers.tasks import Family
+
+TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+"""The experiment's tag that holds the view."""
+
+NAME = "Results by tasks and compute"
+
+_COLUMNS = {
+    **{"attributes.`Run Name`": 250, "runDateAndNestInfo": 112},  # always shown, and always first
+    **{"params.`condition`": 80, "tags.`n_tasks`": 75, "tags.`compute_flops`": 115, "params.`replicate`": 78},
+    **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 76),
+}
+"""Columns of the runs table, in order -> width in pixels."""
+
+
+def tag(study: Study, created_seconds: float) -> str:
+    """The value of the tag."""
+    view = _table() | _charts(study)
+    packed = base64.b64encode(zlib.compress(json.dumps(view).encode(), 9)).decode()
+    named = {"name": NAME, "createdAt": round(created_seconds * 1000), "state": f"deflate;{packed}"}
+    return json.dumps(named | _table(), separators=(",", ":"))
+
+
+def _table() -> dict[str, Any]:
+    return {
+        "selectedColumns": [name for name in _COLUMNS if "." in name],
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
+        "orderByKey": "tags.`emergence.order`",
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "runListHidden": True,  # beside charts
+    }
+
+
+def _charts(study: Study) -> dict[str, Any]:
+    """Charts of the results against the axes, then training curves. All others follow in sections that are closed."""
+    skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
+    tasks, compute = ({"key": name, "type": "PARAM"} for name in ("log2_n_tasks", "log10_compute_flops"))
+    ability, memory = ({"key": name, "type": "METRIC"} for name in ("ability", "memory"))
+    axes = {"selectedParams": ["log2_n_tasks", "log10_compute_flops"], "selectedMetrics": ["ability", "memory"]}
+    charts = [
+        _chart("answer", "SCATTER", "ability", xaxis=tasks, yaxis=ability),
+        _chart("answer", "SCATTER", "memory", xaxis=tasks, yaxis=memory),
+        _chart("answer", "CONTOUR", "surface", xaxis=tasks, yaxis=compute, zaxis=ability),
+        _chart("answer", "PARALLEL", "axes", showAllRuns=True, **axes),
+        _line(f"held_out/{skill}/ability"),
+        _line(f"seen/{mixture}/memory"),
+        _line("train/loss_nats"),
+        _line("train/learning_rate"),
+    ]
+    named = {"answer": f"Ability ({skill}) and memory. Darker: more compute", "training": "Training"}
+    opened = [_section(uuid, name, True) for uuid, name in named.items()]
+    skills = cast(Family, study.family).skills
+    others = [*(f"{split}/{name}" for name in skills for split in ("held_out", "seen")), "train", "cost", "trials"]
+    closed = [_section(name, name, False) for name in (*others, "K_A", "K_M", "Model metrics", "System metrics")]
+    sections = {"compareRunSections": opened + closed, "isAccordionReordered": True}
+    return sections | {"compareRunCharts": charts}
+
+
+def _section(uuid: str, name: str, is_open: bool) -> dict[str, Any]:
+    layout = {"columns": 2, "cardHeight": 360}
+    return layout | {"uuid": uuid, "name": name, "display": is_open, "isReordered": True, "deleted": False}
+
+
+def _chart(section: str, kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    common = {"uuid": name, "type": kind, "metricSectionId": section, "runsCountToCompare": 100}
+    return common | {"deleted": False, "isGenerated": False} | settings
+
+
+def _line(metric: str) -> dict[str, Any]:
+    settings = {"metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step", "lineSmoothness": 0}
+    return _chart("training", "LINE", metric, **settings, scaleType="linear", xAxisScaleType="linear")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
+import json
 import logging
 import os
 import sqlite3
@@ -17,14 +18,14 @@ from urllib.parse import quote
 from orchestrator.analysis import summary
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
-from orchestrator.record import links, mlflow_values, mlflow_view
+from orchestrator.record import links, mlflow_models, mlflow_values, mlflow_view
 from orchestrator.record.journal import Event, State, home_folder
 from orchestrator.record.mlflow_values import Point
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.record.tables import SUMMARY_FILE, TABLES
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
-from trainers import budget
+from trainers import budget, checkpoint
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
 
@@ -35,6 +36,9 @@ REPORT_FILE = "report.html"
 
 PICTURE = "figures/surface.svg"
 """The surface, shown in MLflow's description."""
+
+EVALUATIONS = "evaluations.json"
+"""A trial's last evaluation as a table that MLflow compares between runs (`mlflow_values.table_of`)."""
 
 RUN_TYPE = "evaluation"
 """`mlflow.runType` of trials: the UI unfolds the parent of such runs on a browser's first visit."""
@@ -303,7 +307,9 @@ class MlflowRecord:
         started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
         session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
         is_new = trial.id not in self.runs
-        run = self._run(trial.id, name := mlflow_values.run_name(self.study, trial), started, {"mlflow.parentRunId": parent})
+        run = self._run(
+            trial.id, name := mlflow_values.run_name(self.study, trial), started, {"mlflow.parentRunId": parent}
+        )
         tags = self._tags_of(trial, session) if trial.id not in self._logged else {}
         if not is_new and self._names.get(trial.id, name) != name:
             self.client.update_run(run, name=name)
@@ -317,8 +323,12 @@ class MlflowRecord:
         if end is not None:
             points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in mlflow_values.of_end(end).items()]
             tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
+            if evaluations:
+                tags |= self._log_table(run, trial, evaluations[-1][1])
             if end["status"] != "failed":
                 tags |= {"emergence.ended": end["status"], "emergence.layout": LAYOUT}
+        if trial.id not in self._logged:
+            self._log_tasks(run, trial)
         if points or params or tags:
             self._log(run, self._metrics(points), self._as_params(params), self._as_tags(tags))
         known |= params.keys()
@@ -329,12 +339,29 @@ class MlflowRecord:
             if good:
                 self._settled.add(trial.id)
 
+    def _log_tasks(self, run: str, trial: TrialSpec) -> None:
+        """Log the training tasks as the run's dataset. MLflow ignores one that is there."""
+        tasks, of = mlflow_values.training_tasks(trial), self._entities
+        source, profile = json.dumps(tasks.source), json.dumps(tasks.profile)
+        dataset = of.Dataset(tasks.name, tasks.digest, "emergence", source, profile=profile)
+        context = of.InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(run, [of.DatasetInput(dataset, [context])])
+
+    def _log_table(self, run: str, trial: TrialSpec, event: Event) -> dict[str, str]:
+        """Log the table of an evaluation. Returns the tag by which the UI finds it."""
+        table = mlflow_values.table_of(mlflow_values.of_evaluation(event, cast(Family, trial.family).ability_of))
+        self.client.log_text(run, json.dumps(table), EVALUATIONS)
+        return {"mlflow.loggedArtifacts": json.dumps([{"path": EVALUATIONS, "type": "table"}])}
+
     def _tags_of(self, trial: TrialSpec, session: Event) -> dict[str, str]:
         tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
         tags |= {"emergence.fingerprint": trial.fingerprint(), "mlflow.runType": RUN_TYPE}
         tags |= _source_tags(session)
         if changes := session.get("changes"):
             tags["emergence.changes"] = ", ".join(changes)
+        options = session.get("options") or {}
+        if options.get("keep_weights") and (storage := options.get("storage")):  # not copied from there
+            tags["emergence.weights"] = checkpoint.under(storage, self.study.id, "weights", f"{trial.id}.safetensors")
         return tags | mlflow_values.tags(self.study, trial)
 
     def _evaluation_points(self, trial: TrialSpec, evaluations: list[tuple[str, Event]]) -> Iterator[Point]:
@@ -342,8 +369,8 @@ class MlflowRecord:
         steps = budget.steps_of(trial, trial.compute_flops)
         for phase, event in evaluations:
             named = mlflow_values.of_evaluation(event, ability_of)
-            named |= mlflow_values.results_of(self.study, phase, steps.branch < steps.end, named)
-            yield from (Point(name, value, event["time"], event["step"]) for name, value in named.items())
+            first = mlflow_values.results_of(self.study, phase, steps.branch < steps.end, named)
+            yield from (Point(name, value, event["time"], event["step"]) for name, value in (first | named).items())
 
     def _curves(self, state: State, trial: TrialSpec) -> list[Point]:
         events = getattr(state, "telemetry", {}).get(trial.trunk.id, [])
@@ -363,7 +390,11 @@ class MlflowRecord:
         """Addresses of the runs in the UI, as in `links.LINKS_FILE`."""
         runs = {key: links.run_path(self.experiment, run) for key, run in self.runs.items()}
         study, store = runs.pop(PARENT, None), links.store_of(self.tracking_uri)
-        addresses = {"base": links.ui_address(self.tracking_uri), "view": links.view_path(self.experiment), "study": study}
+        addresses = {
+            "base": links.ui_address(self.tracking_uri),
+            "view": links.view_path(self.experiment),
+            "study": study,
+        }
         return addresses | {"runs": runs, "store": store}
 
     def publish_study(self, folder: Path, found: Findings, when_seconds: float) -> None:
@@ -378,6 +409,7 @@ class MlflowRecord:
         for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self._describe(found)
+        mlflow_models.log_models(self.client, self.experiment, self.runs, self.record_id, folder, found)
         self.client.set_terminated(parent, "FINISHED", round(when_seconds * 1000))
 
     def show_so_far(self, folder: Path, found: Findings) -> None:
@@ -416,7 +448,9 @@ def _source_tags(session: Event) -> dict[str, str]:
 def _is_settled(run: Any) -> bool:
     """Whether a trial's run is final, and complete by this version's layout. Its status is set last."""
     tags = run.data.tags
-    return bool(tags.get("emergence.ended")) and run.info.status == "FINISHED" and tags.get("emergence.layout") == LAYOUT
+    return (
+        bool(tags.get("emergence.ended")) and run.info.status == "FINISHED" and tags.get("emergence.layout") == LAYOUT
+    )
 
 
 def shown_files(folder: Path) -> list[str]:

@@ -24,10 +24,10 @@ MEASURES = ("ability", "accuracy", "memory", "loss_nats", "probability", "brier"
 """Measures of each skill and split, by their names in `measures.MEASURES`."""
 
 RESULTS = ("ability", "accuracy", "memory")
-"""Metrics without a prefix: the trial's results, as the page shows them."""
+"""Metrics without a prefix: their last values are the trial's results, as the page shows them."""
 
 COSTS = ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
-"""Fields of a trial's end that become `cost/...`."""
+"""Fields of a trial's end that become `trial_cost/...`. The UI sorts groups by name, and charts of one point belong last."""
 
 CURVES = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
 """Series of a telemetry event that become `train/...`."""
@@ -119,7 +119,11 @@ def training_tasks(trial: TrialSpec) -> Tasks:
     A task depends on the family and its number alone, and a replicate draws its own numbers.
     """
     family = cast(Family, trial.family)
-    source: dict[str, Any] = {"family": family.model_dump(mode="json"), "version": family.version, "n_tasks": trial.n_tasks}
+    source: dict[str, Any] = {
+        "family": family.model_dump(mode="json"),
+        "version": family.version,
+        "n_tasks": trial.n_tasks,
+    }
     source |= {"replicate": trial.replicate, "task_exponent": trial.training.task_exponent}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
     profile = {"n_tasks": family.n_distinct(trial.n_tasks), "sequence_length": family.length(trial.arm)}
@@ -142,19 +146,29 @@ def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
     return found
 
 
-def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
-    """The trial's results among the metrics of one evaluation (`of_evaluation`), without a prefix.
+def table_of(named: dict[str, float]) -> dict[str, Any]:
+    """The metrics of one evaluation (`of_evaluation`) as a table that MLflow compares between runs: a row for each skill and split."""
+    by_skill: dict[str, dict[str, float]] = {}
+    for name, value in named.items():
+        split, _, rest = name.partition("/")
+        skill, _, measure = rest.rpartition("/")
+        if skill:
+            by_skill.setdefault(f"{skill} ({split})", {})[measure] = round(value, 4)
+    data = [[skill, *(values.get(measure) for measure in MEASURES)] for skill, values in by_skill.items()]
+    return {"columns": ["skill", *MEASURES], "data": data}
 
-    `ability` and `accuracy`: of the headline skill on held-out tasks, at the end of the budget; on seen tasks if the
-    skill is measured there alone. `memory`: of all answers on training tasks, before the learning rate decays.
+
+def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
+    """The metrics without a prefix among those of one evaluation (`of_evaluation`). Their last values are the trial's results.
+
+    `ability` and `accuracy`: of the headline skill on held-out tasks; on seen tasks if the skill is measured there alone.
+    `memory`: of all answers on training tasks, up to the end of the constant learning rate.
     """
-    found = {}
-    if phase == "final":
-        skill = study.shown_skills[0]
-        on = "held_out" if any(name.startswith(f"held_out/{skill}/") for name in named) else "seen"
-        found = {name: named.get(f"{on}/{skill}/{name}") for name in ("ability", "accuracy")}
-    if phase == ("pre_decay" if has_decay else "final"):
-        found["memory"] = named.get(f"seen/{cast(Family, study.family).mixture}/memory")
+    skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
+    on = "held_out" if any(name.startswith(f"held_out/{skill}/") for name in named) else "seen"
+    found = {name: named.get(f"{on}/{skill}/{name}") for name in ("ability", "accuracy")}
+    if phase != "final" or not has_decay:
+        found["memory"] = named.get(f"seen/{mixture}/memory")
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -192,5 +206,6 @@ def _system(event: Event) -> Iterator[Point]:
 
 
 def of_end(event: Event) -> dict[str, float]:
-    """Costs of a trial that has ended."""
-    return {f"cost/{name}": float(event[name]) for name in COSTS if event.get(name) is not None}
+    """Costs of a trial that has ended. A diverged trial has no results: NaN follows the values on its way."""
+    found = {f"trial_cost/{name}": float(event[name]) for name in COSTS if event.get(name) is not None}
+    return found | (dict.fromkeys(("ability", "accuracy"), math.nan) if event["status"] == "diverged" else {})

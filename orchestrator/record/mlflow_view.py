@@ -22,7 +22,7 @@ TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 NAME = "Results by tasks and compute"
 
 _COLUMNS = {
-    **{"attributes.`Run Name`": 250, "runDateAndNestInfo": 112},  # always shown, and always first
+    **{"attributes.`Run Name`": 242, "runDateAndNestInfo": 120},  # always shown, and always first
     **{"params.`condition`": 80, "tags.`n_tasks`": 75, "tags.`compute_flops`": 115, "params.`replicate`": 78},
     **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 76),
 }
@@ -68,7 +68,12 @@ def _charts(study: Study) -> dict[str, Any]:
     named = {"answer": f"Ability ({skill}) and memory. Darker: more compute", "training": "Training"}
     opened = [_section(uuid, name, True) for uuid, name in named.items()]
     skills = cast(Family, study.family).skills
-    others = [*(f"{split}/{name}" for name in skills for split in ("held_out", "seen")), "train", "cost", "trials"]
+    others = [
+        *(f"{split}/{name}" for name in skills for split in ("held_out", "seen")),
+        "train",
+        "trial_cost",
+        "trials",
+    ]
     closed = [_section(name, name, False) for name in (*others, "K_A", "K_M", "Model metrics", "System metrics")]
     sections = {"compareRunSections": opened + closed, "isAccordionReordered": True}
     return sections | {"compareRunCharts": charts}

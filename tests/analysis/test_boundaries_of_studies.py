@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import synthetic
 
 from orchestrator import stats
-from orchestrator.analysis import boundaries, onsets
+from orchestrator.analysis import boundaries, onsets, summary
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.results import surface
 
@@ -57,7 +56,7 @@ def test_where_nothing_is_learned_nothing_is_claimed() -> None:
     verdicts = {one.question: one.verdict for one in found.findings}
     assert verdicts["K_A"] == verdicts["compute to skill"] == "beyond" and verdicts["K_M"] == "below"
     assert verdicts["drift of K_A"] == verdicts["drift of K_M"] == "missing"
-    assert not any(name.startswith(("k_ability", "k_memory")) for name in found.metrics())
+    assert summary.metrics(found) == {}
 
 
 def test_one_replicate_gives_a_bracket_and_no_interval() -> None:
@@ -96,11 +95,12 @@ def test_ability_is_read_after_the_decay_and_memory_before_it() -> None:
     )
 
 
-def test_every_value_of_the_metrics_is_finite() -> None:
-    series = found_of().metrics()
-    assert all(math.isfinite(value) for points in series.values() for _, value in points)
-    assert [at for at, _ in series["k_ability/answer/recall/low"]] == [0, 1]
-    assert series["trials/done"] == [(0, 32.0)]
+def test_mlflow_gets_the_ends_of_both_boundaries_at_the_largest_budget() -> None:
+    found = found_of()
+    top = found.study.budgets[-1]
+    (k_a,), (k_m,) = found.of("K_A", skill="recall", compute_flops=top), found.of("K_M", compute_flops=top)
+    ends = {"K_A/low_tasks": k_a.low, "K_A/high_tasks": k_a.high, "K_M/low_tasks": k_m.low, "K_M/high_tasks": k_m.high}
+    assert summary.metrics(found) == {name: value for name, value in ends.items() if value is not None} and k_a.low
 
 
 def test_a_curve_gives_the_share_of_replicates_with_the_skill() -> None:

@@ -66,7 +66,7 @@ def check(study: Study, tables: Any) -> None:
     assert len(answer.more(found)) <= answer.MAX_MORE and answer.badge(found)
     assert len(summary.rows(found)) == len(found.findings) + (study.primary is not None)
     assert len(summary.description(found)) <= summary.MAX_DESCRIPTION
-    assert all(math.isfinite(value) for points in found.metrics().values() for _, value in points)
+    assert all(map(math.isfinite, summary.metrics(found).values()))
     assert found.costs().train_flops >= 0
     for one in found.findings:
         assert one.sentence and "None" not in one.sentence and "nan" not in one.sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from typing import Any
 
@@ -42,6 +43,9 @@ def mlflow_facts(tracking_uri: str, study_id: str, record_id: str = "") -> Facts
             continue
         above = run["tags"].get("mlflow.parentRunId")
         kept = {name: text for name, text in run["tags"].items() if name not in _OF_TIME_AND_PLACE}
+        if (note := kept.get("mlflow.note.content")) is not None:  # it links to its run and experiment
+            note = note.replace(str(run["id"]), keys[run["id"]])
+            kept["mlflow.note.content"] = re.sub(r"experiments/\d+/", "experiments/0/", note)
         facts.setdefault(keys[run.pop("id")], []).append(run | {"tags": kept, "parent": keys.get(above, above)})
     return facts
 

@@ -102,8 +102,7 @@ class World:
         state = State()
         state.feed([self.events[0] | {"session": record_id, "record": record_id}, *self.events[1:]])
         target = publisher.publish_runs(uri, study, state)
-        described, metrics = summary.description(self.found), self.found.metrics()
-        publisher.after_outages(lambda: target.publish_study(self.place, described, metrics, state.last_time))
+        publisher.after_outages(lambda: target.publish_study(self.place, self.found, state.last_time))
         return self.facts(record_id, study.id)
 
     def facts(self, record_id: str, study_id: str = "") -> Facts:
@@ -197,7 +196,7 @@ def test_runs_that_were_made_twice_become_one_and_none_stays_running(world: Worl
     first = mlflow_runs.MlflowRecord(address, world.study, "twice")
     first.publish(state)
     second = mlflow_runs.MlflowRecord(address, world.study, "twice")
-    for known in (second.runs, second._parents, second._settled, second._described):
+    for known in (second.runs, second._parents, second._settled, second._params):
         known.clear()
     second.begin(state)
     for trial in world.study.trials():
@@ -327,9 +326,8 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
 
     def published() -> mlflow_runs.MlflowRecord:
         target = publisher.publish_runs(uri, world.study, world.state)
-        links.write_json(folder / links.LINKS_FILE, target.links(uri))
-        described, metrics = summary.description(world.found), world.found.metrics()
-        target.publish_study(folder, described, metrics, world.state.last_time)
+        links.write_json(folder / links.LINKS_FILE, target.links())
+        target.publish_study(folder, world.found, world.state.last_time)
         return target
 
     def artifacts(target: mlflow_runs.MlflowRecord) -> Path:
@@ -429,7 +427,7 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     uri = mlflow_runs.default_tracking_uri()
     shutil.copytree(world.place, folder, dirs_exist_ok=True)
     target = publisher.publish_runs(uri, world.study, world.state)
-    target.publish_study(folder, summary.description(world.found), world.found.metrics(), world.state.last_time)
+    target.publish_study(folder, world.found, world.state.last_time)
     assert sorted(path.name for path in tmp_path.iterdir()) == [home.name]
     assert {"mlflow.db", "mlartifacts"} <= {path.name for path in home.iterdir()}
     assert len(list((home / "mlartifacts").rglob("report.html"))) == 1

@@ -133,9 +133,9 @@ class Home:
         return Counter(r.data.tags["emergence.key"] for r in self.stored_runs())
 
     def parent_link(self, port: int = 5000) -> str:
-        """Where the UI shows the parent run."""
+        """Where the UI shows the runs."""
         run = next(r for r in self.stored_runs() if r.data.tags["emergence.key"] == "study")
-        return f"http://127.0.0.1:{port}/{links.run_path(run.info.experiment_id, run.info.run_id)}"
+        return f"http://127.0.0.1:{port}/{links.view_path(run.info.experiment_id)}"
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +170,14 @@ def test_mlflow_runs_carry_params_for_its_charts_and_histories_in_optimizer_step
     every = {r.data.tags["emergence.key"]: r for r in quiet.stored_runs()}
     run, parent = every["answer/n1024/c1e9/r1"], every["study"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert run.data.params["n_tasks"] == "1024" and float(run.data.params["n_tasks_log10"]) == pytest.approx(3.0103)
-    assert float(run.data.params["compute_flops_log10"]) == pytest.approx(9.0, abs=1e-4)
+    assert run.data.tags["n_tasks"] == "1024" and float(run.data.params["log2_n_tasks"]) == 10
+    assert float(run.data.params["log10_compute_flops"]) == pytest.approx(9.0, abs=1e-4)
     assert run.data.tags["emergence.fingerprint"] and run.data.tags["mlflow.source.git.commit"]
     table = pq.read_table(quiet.study / "results.parquet").to_pylist()
     mine = [r for r in table if (r["trial"], r["skill"], r["split"]) == ("answer/n1024/c1e9/r1", "recall", "held_out")]
     history = client.get_metric_history(run.info.run_id, "held_out/recall/accuracy")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["n_correct"] / r["n"]) for r in mine]
-    flops = client.get_metric_history(run.info.run_id, "flops")
+    flops = client.get_metric_history(run.info.run_id, "train/flops")
     assert [m.value for m in flops] == [r["flops"] for r in mine]
     assert parent.data.tags["mlflow.note.content"]
     names = {a.path for a in client.list_artifacts(parent.info.run_id)}
@@ -188,7 +188,7 @@ def test_publishing_again_changes_nothing_in_mlflow_and_rebuilds_lost_tables_to_
     client = quiet.client()
 
     def everything() -> dict:
-        keys = ("held_out/recall/accuracy", "flops")
+        keys = ("held_out/recall/accuracy", "train/flops")
         return {
             r.data.tags["emergence.key"]: [
                 [(m.step, m.value, m.timestamp) for m in client.get_metric_history(r.info.run_id, k)] for k in keys

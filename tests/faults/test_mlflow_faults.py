@@ -436,6 +436,9 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     assert checks.tracking_uri_of(None) == uri
 
 
+QUESTION = "**Question.** "
+
+
 def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(world: World) -> None:
     """Fails where a tag is longer than MLflow takes, or foreign text reaches its note as Markdown."""
     foreign = (
@@ -446,7 +449,10 @@ def test_a_question_of_any_length_and_content_is_published_and_stays_a_text(worl
     client = mlflow_runs.connect(world.proxy.address)
     experiment = client.get_experiment_by_name(study.id)
     found = replace(world.found, study=study)
-    for note in (experiment.tags["mlflow.note.content"], summary.description(found).splitlines()[0].strip("*")):
+    lines = [*experiment.tags["mlflow.note.content"].splitlines(), *summary.description(found).splitlines()]
+    quoted = [line.removeprefix(QUESTION) for line in lines if line.startswith(QUESTION)]
+    assert len(quoted) == 2
+    for note in quoted:
         assert not set("<>[]()!`|~@*_\x1b\0\n") & set(note), note
         assert "://" not in note and "www." not in note and len(note) <= 8000
     assert world.publish("foreign", study=study)[mlflow_runs.PARENT][0]["status"] == "FINISHED"

@@ -34,6 +34,10 @@ class Predictor:
             out: torch.Tensor = self.net(given.float() if self.net.numbers else given.long())
         return (out if self.net.numbers else out.softmax(dim=-1)).numpy()
 
+    def get_raw_model(self) -> Predictor:
+        """This object, with its `spec` and its `net`, through MLflow's wrapper of the same method."""
+        return self
+
 
 def load(path: str | os.PathLike[str]) -> Predictor:
     """The model in a file of kept weights, on the CPU. Raises OSError, and ValueError if it is no such file."""

@@ -21,7 +21,7 @@ from orchestrator.formatting import number
 from orchestrator.record import links, mlflow_models, mlflow_values, mlflow_view
 from orchestrator.record.journal import Event, State, home_folder
 from orchestrator.record.mlflow_values import Point
-from orchestrator.record.recorded import trial_evaluations
+from orchestrator.record.recorded import trial_evaluations, trial_telemetry
 from orchestrator.record.tables import SUMMARY_FILE, TABLES
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
@@ -181,7 +181,10 @@ class MlflowRecord:
         self._names: dict[str, str] = {}  # trial id -> name of its run
         self._params: dict[str, set[str]] = {}  # key -> names of the params of its run
         self._settled: set[str] = set()  # trials whose run is final
-        self._logged: dict[str, tuple[int, int]] = {}  # trial id -> evaluations and telemetry points already sent
+        self._shown: dict[
+            str, tuple[int, int, float]
+        ] = {}  # trial id -> evaluations, telemetry events, time of the end
+        self._sent: dict[str, set[tuple[str, int]]] = {}  # trial id -> metric and step of points of unsettled runs
         self._counts: dict[str, int] = {}  # numbers of trials, as last sent
         self.find()
 
@@ -199,7 +202,8 @@ class MlflowRecord:
                     self.client.set_terminated(other.info.run_id, "KILLED")
                 self.client.delete_run(other.info.run_id)
             if self.runs.get(key, run.info.run_id) != run.info.run_id:  # our points went to the deleted run
-                self._logged.pop(key, None)
+                self._shown.pop(key, None)
+                self._sent.pop(key, None)
             self.runs[key] = run.info.run_id
             self._names[key] = run.info.run_name
             self._params[key] = set(run.data.params)
@@ -300,44 +304,52 @@ class MlflowRecord:
         self._log(parent, params=self._as_params(family if "family" not in known else {}), tags=self._as_tags(tags))
 
     def _publish_trial(self, state: State, trial: TrialSpec, parent: str) -> None:
-        evaluations = trial_evaluations(state, trial)
-        end = state.trials.get(trial.id)
-        if not evaluations and end is None:
+        evaluations, end = trial_evaluations(state, trial), state.trials.get(trial.id)
+        telemetry = state.telemetry.get(trial.trunk.id, [])
+        shown = len(evaluations), len(telemetry), cast(float, end["time"]) if end else 0.0
+        before = self._shown.get(trial.id)
+        if shown in ((0, 0, 0.0), before):
             return
-        started = evaluations[0][1]["time"] if evaluations else cast(Event, end)["time"]
-        session = next((s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1])
-        is_new = trial.id not in self.runs
-        run = self._run(
-            trial.id, name := mlflow_values.run_name(self.study, trial), started, {"mlflow.parentRunId": parent}
-        )
-        tags = self._tags_of(trial, session) if trial.id not in self._logged else {}
-        if not is_new and self._names.get(trial.id, name) != name:
-            self.client.update_run(run, name=name)
-        self._names[trial.id] = name
+        times = [*(event["times"][0] for event in telemetry[:1]), *(event["time"] for _, event in evaluations[:1])]
+        run = self._run(trial.id, self._name_of(trial), min(times or [shown[2]]), {"mlflow.parentRunId": parent})
         self._set_parent(trial.id, run, parent)
+        points = [*self._evaluation_points(trial, evaluations[before[0] if before else 0 :])]
+        if not before or before[1] != len(telemetry):
+            curves = mlflow_values.of_telemetry(trial_telemetry(state, trial))
+            points += [point for point in curves if (point.name, point.step) not in self._sent.get(trial.id, ())]
+        tags: dict[str, Any] = {}
+        if before is None:
+            session = next(
+                (s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1]
+            )
+            tags = self._tags_of(trial, session)
+            self._log_tasks(run, trial)
         known = self._params.setdefault(trial.id, set())
         params = {k: v for k, v in mlflow_values.params(self.study, trial).items() if k not in known}
-        n_evaluations, n_curves = self._logged.get(trial.id, (0, 0))
-        curves = self._curves(state, trial)
-        points = [*self._evaluation_points(trial, evaluations[n_evaluations:]), *curves[n_curves:]]
         if end is not None:
             points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in mlflow_values.of_end(end).items()]
             tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
-            if evaluations:
-                tags |= self._log_table(run, trial, evaluations[-1][1])
+            tags |= self._log_table(run, trial, evaluations[-1][1]) if evaluations else {}
             if end["status"] != "failed":
                 tags |= {"emergence.ended": end["status"], "emergence.layout": LAYOUT}
-        if trial.id not in self._logged:
-            self._log_tasks(run, trial)
-        if points or params or tags:
-            self._log(run, self._metrics(points), self._as_params(params), self._as_tags(tags))
+        self._log(run, self._metrics(points), self._as_params(params), self._as_tags(tags))
         known |= params.keys()
-        self._logged[trial.id] = len(evaluations), len(curves)
+        self._shown[trial.id] = shown
+        self._sent.setdefault(trial.id, set()).update((point.name, point.step) for point in points)
         if end is not None:
             good = end["status"] in ("done", "diverged")
             self.client.set_terminated(run, "FINISHED" if good else "FAILED", round(end["time"] * 1000))
             if good:
                 self._settled.add(trial.id)
+                del self._sent[trial.id]
+
+    def _name_of(self, trial: TrialSpec) -> str:
+        """The name of a trial's run. A run that has another one, of an earlier version, is renamed."""
+        name = mlflow_values.run_name(self.study, trial)
+        if self._names.get(trial.id, name) != name:
+            self.client.update_run(self.runs[trial.id], name=name)
+        self._names[trial.id] = name
+        return name
 
     def _log_tasks(self, run: str, trial: TrialSpec) -> None:
         """Log the training tasks as the run's dataset. MLflow ignores one that is there."""
@@ -371,11 +383,6 @@ class MlflowRecord:
             named = mlflow_values.of_evaluation(event, ability_of)
             first = mlflow_values.results_of(self.study, phase, steps.branch < steps.end, named)
             yield from (Point(name, value, event["time"], event["step"]) for name, value in (first | named).items())
-
-    def _curves(self, state: State, trial: TrialSpec) -> list[Point]:
-        events = getattr(state, "telemetry", {}).get(trial.trunk.id, [])
-        branch = budget.steps_of(trial, trial.compute_flops).branch
-        return list(mlflow_values.of_telemetry(events, repr(trial.compute_flops), branch))
 
     def _metrics(self, points: Sequence[Point]) -> list[Any]:
         return [self._entities.Metric(p.name, p.value, round(p.time * 1000), p.step) for p in points]

@@ -172,27 +172,14 @@ def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float
     return {name: value for name, value in found.items() if value is not None}
 
 
-def of_telemetry(events: list[Event], on: str, branch: int) -> Iterator[Point]:
-    """Training curves and system metrics of a trial, in the order of the journal.
-
-    The points of its trunk up to its branch at step `branch`, then those of its branch, which has the name `on`. A point
-    is known by (on, step), and the first one counts.
-    """
-    known: set[tuple[str, int]] = set()
+def of_telemetry(events: list[Event]) -> Iterator[Point]:
+    """Training curves and system metrics of a trial's telemetry (`recorded.trial_telemetry`)."""
     for event in events:
-        if event["on"] not in ("trunk", on):
-            continue
-        last = branch if event["on"] == "trunk" else math.inf
-        for i, step in enumerate(event["steps"]):
-            if step > last or (event["on"], step) in known:
-                continue
-            known.add((event["on"], step))
-            for name in CURVES:
-                value = event[name][i] if event.get(name) else None
+        for name in CURVES:
+            for step, at, value in zip(event["steps"], event["times"], event.get(name) or (), strict=False):
                 if value is not None and math.isfinite(value):
-                    yield Point(f"train/{name}", float(value), event["times"][i], step)
-        if event["steps"] and event["steps"][-1] <= last:
-            yield from _system(event)
+                    yield Point(f"train/{name}", float(value), at, step)
+        yield from _system(event)
 
 
 def _system(event: Event) -> Iterator[Point]:

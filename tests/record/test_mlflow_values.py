@@ -19,7 +19,7 @@ from orchestrator.analysis import findings
 from orchestrator.record import links, mlflow_runs, mlflow_values, publisher
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
-from orchestrator.record.recorded import trial_evaluations
+from orchestrator.record.recorded import trial_evaluations, trial_telemetry
 from orchestrator.study.schema import Study
 from trainers import budget
 from trainers.fit.place import Place
@@ -113,23 +113,28 @@ def telemetry(trunk: str, on: str, steps: list[int], at: float, n_ranks: int = 1
     return place | curves | {"steps": steps, "times": [at + step for step in steps], "system": [sample] * n_ranks}
 
 
-def test_a_trial_has_the_curves_of_its_trunk_up_to_its_branch_and_then_of_its_branch() -> None:
-    events = [
-        telemetry("t", "trunk", [1, 2, 3], 0.0),
-        telemetry("t", "trunk", [3, 4, 5], 100.0),  # repeated after a kill: step 3 counts as it was first
-        telemetry("t", "6e8", [6, 7], 200.0, n_ranks=2),
-        telemetry("t", "9e8", [9], 300.0),
+def test_curves_and_samples_of_workers_become_points(world: World) -> None:
+    """Fails if a trial gets the trunk's points beyond its branch, a point twice, or a value that is missing."""
+    trial = world.study.trials()[0]
+    name, branch = repr(trial.compute_flops), budget.steps_of(trial, trial.compute_flops).branch
+    trunk = trial.trunk.id
+    state = State()
+    state.telemetry[trunk] = [
+        telemetry(trunk, "trunk", [1, 2], 0.0),
+        telemetry(trunk, "trunk", [2, branch, branch + 1], 100.0),  # step 2 is repeated after a kill
+        telemetry(trunk, name, [branch + 1], 200.0, n_ranks=2),
+        telemetry(trunk, "9e8", [branch + 2], 300.0),
     ]
-    points = list(mlflow_values.of_telemetry(events, "6e8", 4))
+    points = list(mlflow_values.of_telemetry(trial_telemetry(state, trial)))
     losses = [(p.step, p.time) for p in points if p.name == "train/loss_nats"]
-    assert losses == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 104.0), (6, 206.0), (7, 207.0)]
+    assert losses == [(1, 1.0), (2, 2.0), (branch, 100.0 + branch), (branch + 1, 201.0 + branch)]
     assert {p.name for p in points if p.name.startswith("train/")} == {
         *("train/loss_nats", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")  # no mfu: None
     }
     system = [(p.name, p.step) for p in points if "cpu" in p.name]
     assert system == [
-        ("system/cpu_utilization_percentage", 3),
-        *((f"system/rank_{rank}/cpu_utilization_percentage", 7) for rank in (0, 1)),
+        *(("system/cpu_utilization_percentage", step) for step in (2, branch)),
+        *((f"system/rank_{rank}/cpu_utilization_percentage", branch + 1) for rank in (0, 1)),
     ]
 
 
@@ -143,7 +148,7 @@ def test_curves_are_published_in_portions_and_again_without_a_change(world: Worl
     def state_of(events: list[dict[str, Any]], n_curves: int) -> State:
         state = State()
         state.feed(events)
-        state.telemetry = {trial.trunk.id: curves[:n_curves]}  # type: ignore[attr-defined, unused-ignore]
+        state.telemetry = {trial.trunk.id: curves[:n_curves]}
         return state
 
     target = mlflow_runs.MlflowRecord(uri, world.study, record)

@@ -22,7 +22,7 @@ TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 NAME = "Results by tasks and compute"
 
 _COLUMNS = {
-    **{"attributes.`Run Name`": 242, "runDateAndNestInfo": 120},  # always shown, and always first
+    **{"attributes.`Run Name`": 234, "runDateAndNestInfo": 128},  # always shown, and always first
     **{"params.`condition`": 80, "tags.`n_tasks`": 75, "tags.`compute_flops`": 115, "params.`replicate`": 78},
     **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 76),
 }

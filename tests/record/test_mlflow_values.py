@@ -27,6 +27,7 @@ from trainers.train import run_trunk
 
 WIDE: dict[str, Any] = SMALL | {
     "study": "wide",
+    "evaluation": SMALL["evaluation"] | {"n_sequences": 24},  # enough items for an ability
     "axes": {"arm": ["answer", "next_token"], "n_tasks": [4, 64], "compute_flops": [3e8, 6e8], "replicates": 1},
 }
 

@@ -60,7 +60,7 @@ def run_trunk(
     `should_stop` is called between any two micro-batches, evaluation chunks and steps. If it returns True, the run returns
     "stopped". A checkpoint then holds all progress, and the same call continues from it. Without a checkpoint folder all
     progress is lost. Budgets that ended in an earlier call are skipped. `note` receives messages for people, such as a damaged
-    checkpoint or a failed save. No result needs them. `watch` receives live values (`Telemetry.after_step`), at most twice a
+    checkpoint or a failed save. No result needs them. `watch` receives live values (`Telemetry.after_step`), at most once a
     second.
 
     Raises BudgetTooSmall for a budget of fewer than `budget.MIN_STEPS` steps; ValueError if the workers cannot share the batch;

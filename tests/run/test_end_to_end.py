@@ -6,7 +6,6 @@ One tiny study, interrupted in every way a study can be, against the same study 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -321,9 +320,8 @@ def test_more_tasks_more_replicates_and_a_larger_budget_run_only_the_new_trials(
     rows = pq.read_table(home.study / "results.parquet").to_pylist()
     kept = {r["trial"] for r in old_rows}
     assert [r for r in rows if r["trial"] in kept] == old_rows
-    cost = json.loads((quiet.study / "journal.jsonl").read_text().splitlines()[1])["flops_run"]
     resumed = next(e for e in new if e["trial"] == "answer/n4/c1.25e9/r0")
-    assert cost >= 0 and resumed["flops_run"] < 0.6 * resumed["flops_own"]  # went on from the trunk, not from the start
+    assert resumed["flops_run"] < 0.6 * resumed["flops_own"]  # went on from the trunk, not from the start
 
 
 def test_a_changed_setting_under_the_same_version_is_refused_by_name(quiet: Home, tmp_path: Path) -> None:

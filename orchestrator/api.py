@@ -105,8 +105,8 @@ def run_study(study: str | os.PathLike[str], home: str | os.PathLike[str] | None
 
     study, home: as for `open_study`. options: those of `emergence run`, as in `slots=2, device="cuda", keep_weights=True`.
     Raises StudyFailed, with exit_code 2 for bad input and 1 for a run that failed. KeyboardInterrupt (a notebook's stop button)
-    stops the run cleanly, waits for it, and is raised again; a further call resumes. A run that `emergence stop` ended is
-    returned with what it has.
+    stops the run cleanly, waits for it, and is raised again; a further call resumes. If `emergence stop` ends the run, the
+    study is returned with open trials.
     """
     opened = open_study(study, home)
     # `-P` and PYTHONPATH: run this code, not a copy in the current folder.
@@ -130,8 +130,9 @@ def _followed(command: list[str], surroundings: dict[str, str]) -> tuple[int, st
     An interrupt is handed on, and raised again after the end.
     """
     lines: queue.SimpleQueue[tuple[IO[str], str]] = queue.SimpleQueue()
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     child = subprocess.Popen(
-        command, env=surroundings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=surroundings, stdin=null, stdout=pipe, stderr=pipe, text=True, errors="replace"
     )
     assert child.stdout is not None and child.stderr is not None
 
@@ -214,7 +215,7 @@ def _parameters(command: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """A study's record at one moment, and what follows from it, each computed at its first use."""
+    """A study's record at one moment. Each table is computed at its first use."""
 
     study: Study
     state: Recorded
@@ -285,7 +286,7 @@ HEADLINE = ("ability", "accuracy", "memory")
 
 
 class OpenStudy:
-    """A study: its plan, its runs, and what its record holds.
+    """A study with its plan and its record.
 
     Every attribute is read from the journal anew if that has grown, so a notebook beside a running study is up to date without
     any call. Frames are copies: changing one changes nothing else. Every attribute raises StudyFailed if the record cannot be
@@ -320,7 +321,7 @@ class OpenStudy:
 
     @_plainly
     def plan(self, **options: Any) -> pd.Series[Any]:
-        """The derived numbers of what is still to run: trials, FLOPs, tokens, and seconds if the speed is known.
+        """Numbers of the trials that are still to run: FLOPs, tokens, and seconds if the speed is known.
 
         options: those of `emergence plan`, as in `slots=2, calibrate=True`. Raises StudyFailed.
         """

@@ -130,7 +130,7 @@ workers, their mean, is that of the time up to the last point of an event, and m
 
 
 def telemetry_table(state: State, study: Study) -> pa.Table:
-    """The telemetry of a study's trunks, sorted by trunk, branch and step. Of a point that was emitted twice, the first counts."""
+    """The telemetry of a study's trunks, sorted by trunk, branch and step. A point may come twice, and the first one counts."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for trunk in study.trunks():
         place = {"n_tasks": trunk.n_tasks, "replicate": trunk.replicate, "trunk": trunk.id}

@@ -99,7 +99,6 @@ def test_the_pages_files_hold_the_frames_figures(study: OpenStudy) -> None:
         np.testing.assert_allclose(study.findings[column].astype(float), kept[column], rtol=1e-12)
 
 
-@pytest.mark.xfail(reason="MLflow still has names of its own")
 def test_mlflow_has_the_headline_measures_of_each_trial_without_prefix(
     study: OpenStudy, trials: dict[str, Any]
 ) -> None:
@@ -111,7 +110,6 @@ def test_mlflow_has_the_headline_measures_of_each_trial_without_prefix(
             assert not known or metrics[measure] == pytest.approx(run[measure], rel=1e-12)
 
 
-@pytest.mark.xfail(reason="MLflow still has names of its own")
 def test_mlflow_has_the_means_of_each_skill_and_split_by_their_names(study: OpenStudy, trials: dict[str, Any]) -> None:
     ends = study.results[study.results["phase"] == "final"]
     compared = 0

@@ -332,12 +332,14 @@ class OpenStudy:
         jobs.check_against_record(self.definition, everything, self.source)
         state = recorded.of_study(everything, self.definition)
         placed = checks.options_of(**{name: given[name] for name in inspect.signature(checks.options_of).parameters})
-        checks.check_room(self.definition, placed, absent_is_fine=not placed.address)
+        placed = checks.with_caps(placed, self.definition, given["max_hours"], given["max_flops"])
+        checks.check_room(self.definition, placed, absent_is_fine=not given["address"])
         slots, _ = checks.slots_for(placed)
         speed = price.calibrate(self.definition, placed.device) if given["calibrate"] else None
         made = price.make(self.definition, state, slots, placed.device, speed, self.folder, placed)
         numbers = {k: v for k, v in made._asdict().items() if v is None or isinstance(v, int | float | str)}
-        return pd.Series(numbers | {"n_trunks": len(made.jobs)}, dtype=object, name=self.id)
+        numbers |= {"n_trunks": len(made.jobs), "max_hours": placed.max_hours, "max_flops": placed.max_flops}
+        return pd.Series(numbers, dtype=object, name=self.id)
 
     def run(self, **options: Any) -> OpenStudy:
         """Run the study, or resume it; returns it. As `run_study`."""

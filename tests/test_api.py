@@ -252,6 +252,24 @@ def test_every_option_of_a_command_is_an_option_here_by_the_same_name(command: s
         assert read_again(command, name, default) == default
 
 
+def test_a_plan_reads_every_option_that_the_command_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the command gets an option that a plan from Python takes and ignores."""
+    read = set()
+
+    class Given(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getitem__(name)
+
+    parsed = api._parsed
+    monkeypatch.setattr(api, "_parsed", lambda command, words: Given(parsed(command, words)))
+    open_study("quickstart", tmp_path).plan(slots=2)
+    assert read == {p.name for p in api._parameters("plan")} - {"study_name"}
+    assert open_study("quickstart", tmp_path).plan(slots=2, max_flops=1e12).max_flops == 1e12
+    with pytest.raises(StudyFailed, match="max-flops"):
+        open_study("quickstart", tmp_path).plan(max_flops=-1.0)
+
+
 def read_again(command: str, name: str, value: Any) -> Any:
     """An option as the command reads it; None if it refuses the value."""
     try:

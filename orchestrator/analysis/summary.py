@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.analysis.answer import badge, more, sentence
 from orchestrator.analysis.boundaries import interval_words
-from orchestrator.analysis.finding import Finding, capitalised, in_condition, tested_words
+from orchestrator.analysis.finding import Finding, in_condition
 from orchestrator.analysis.findings import Findings
 from orchestrator.formatting import number
 
@@ -68,7 +68,10 @@ def description(found: Findings, picture: str = "", links: Sequence[str] = ()) -
     parts = [sentence(found).translate(_OF_OURS)]
     if found.primary is not None:
         verdict, words = badge(found)
-        parts.append(f"**Primary claim: {verdict}.** {as_markdown(capitalised(words))}.")
+        found_words = as_markdown(found.primary.finding.sentence)
+        parts.append(
+            f"**Primary claim: {verdict}.** Claimed before the run: {as_markdown(words)}. Found: {found_words}."
+        )
     parts += [f"![{ALTERNATIVE}]({picture})"] if picture else []
     parts += links
     question = _cut(found.study.question.strip(), MAX_QUESTION, " ...")
@@ -77,12 +80,13 @@ def description(found: Findings, picture: str = "", links: Sequence[str] = ()) -
     skill = found.study.shown_skills[0]
     for condition in found.study.conditions:
         of = in_condition(found.results, condition)
-        head = f"| training FLOPs{of} | {skill} appears (K_A, tasks) | memory ends (K_M, tasks) |\n|---|---|---|"
+        head = (
+            f"| training FLOPs{of}&emsp; | {skill} appears at (tasks)&emsp; | memory ends at (tasks) |\n|---|---|---|"
+        )
         pairs = zip(found.of("K_A", condition, skill), found.of("K_M", condition), strict=True)
         lines = [f"| {number(a.compute_flops or 0.0)} | {interval_words(a)} | {interval_words(m)} |" for a, m in pairs]
         parts.append("\n".join([head, *lines]))
     parts += [f"- {as_markdown(one.sentence)}" for one in found.of("expected ")]
-    parts += tested_words(found.findings)
     page = "\n\n".join(parts)
     if len(page) <= MAX_DESCRIPTION:
         return page

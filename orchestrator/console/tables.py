@@ -133,7 +133,7 @@ def show_result(
     if found is not None:
         if found.primary is not None:
             verdict, claim = answer.badge(found)
-            console.print(styled(("\nPrimary claim, ", ""), (verdict, "bold"), f": {claim}."))
+            console.print(styled(("\nPrimary claim: ", ""), (verdict, "bold"), f". Claimed before the run: {claim}."))
         console.print("\n".join(answer.more(found)))
         place = str(page)
     elif publisher.is_publishing(folder):

@@ -52,10 +52,10 @@ class Point(NamedTuple):
 
 
 def run_name(study: Study, trial: TrialSpec) -> str:
-    """The name of a trial's run: `answer · 64 tasks · 3.2e11 FLOPs · r0`."""
-    condition = study.condition_of(trial.arm, trial.variant)
+    """The name of a trial's run: `64 tasks · 3.2e11 FLOPs · r0`, after its condition if the study has several."""
+    condition = f"{study.condition_of(trial.arm, trial.variant)} · " if len(study.conditions) > 1 else ""
     place = f"{counted(trial.n_tasks, 'task')} · {number(trial.compute_flops)} FLOPs"
-    return f"{condition} · {place} · r{trial.replicate}"
+    return f"{condition}{place} · r{trial.replicate}"
 
 
 BLUES = ("#9ecae1", "#6baed6", "#3f8fc5", "#2171b5", "#08519c", "#08306b")

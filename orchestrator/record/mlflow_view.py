@@ -11,6 +11,7 @@ import json
 import zlib
 from typing import Any, cast
 
+from orchestrator.formatting import number
 from orchestrator.record.links import VIEW_KEY
 from orchestrator.record.mlflow_values import RESULTS
 from orchestrator.study.schema import Study
@@ -22,9 +23,9 @@ TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 NAME = "Results by tasks and compute"
 
 _COLUMNS = {
-    **{"attributes.`Run Name`": 234, "runDateAndNestInfo": 128},  # always shown, and always first
-    **{"params.`condition`": 80, "tags.`n_tasks`": 75, "tags.`compute_flops`": 115, "params.`replicate`": 78},
-    **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 76),
+    **{"attributes.`Run Name`": 205, "runDateAndNestInfo": 112},  # always shown, and always first
+    **{"params.`condition`": 80, "tags.`n_tasks`": 70, "tags.`compute_flops`": 110, "params.`replicate`": 74},
+    **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 82),
 }
 """Columns of the runs table, in order -> width in pixels."""
 
@@ -54,18 +55,18 @@ def _charts(study: Study) -> dict[str, Any]:
     skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
     tasks, compute = ({"key": name, "type": "PARAM"} for name in ("log2_n_tasks", "log10_compute_flops"))
     ability, memory = ({"key": name, "type": "METRIC"} for name in ("ability", "memory"))
-    axes = {"selectedParams": ["log2_n_tasks", "log10_compute_flops"], "selectedMetrics": ["ability", "memory"]}
     charts = [
-        _chart("answer", "SCATTER", "ability", xaxis=tasks, yaxis=ability),
-        _chart("answer", "SCATTER", "memory", xaxis=tasks, yaxis=memory),
-        _chart("answer", "CONTOUR", "surface", xaxis=tasks, yaxis=compute, zaxis=ability),
-        _chart("answer", "PARALLEL", "axes", showAllRuns=True, **axes),
+        _chart("answer", "SCATTER", "ability by tasks", xaxis=tasks, yaxis=ability),
+        _chart("answer", "SCATTER", "ability by compute", xaxis=compute, yaxis=ability),
+        _chart("answer", "SCATTER", "memory by tasks", xaxis=tasks, yaxis=memory),
+        _chart("answer", "SCATTER", "memory by compute", xaxis=compute, yaxis=memory),
         _line(f"held_out/{skill}/ability"),
         _line(f"seen/{mixture}/memory"),
         _line("train/loss_nats"),
         _line("train/learning_rate"),
     ]
-    named = {"answer": f"Ability ({skill}) and memory. Darker: more compute", "training": "Training"}
+    colours = f"From light to dark: {number(study.budgets[0])} to {number(study.budgets[-1])} FLOPs"
+    named = {"answer": f"Ability ({skill}) and memory. {colours}", "training": "Training"}
     opened = [_section(uuid, name, True) for uuid, name in named.items()]
     skills = cast(Family, study.family).skills
     others = [

@@ -45,7 +45,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
     with open(folder / LOCK_FILE, "w") as lock:
         _wait_for(lock, folder)
         everything, position, target, reported, pause = State(), 0, None, "", FOLLOW_SECONDS
-        page_due, n_shown = time.monotonic() + PAGE_SECONDS, 0
+        page_due, n_shown = 0.0, -1  # the first page at once
         while True:
             ending = not follow or _stdin_closed(pause)
             began = time.monotonic()

@@ -6,6 +6,7 @@ import csv
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,27 @@ def test_a_folder_is_being_published_while_a_publisher_holds_it(tmp_path: Path) 
     said: list[str] = []
     assert publisher.finish_publishing(process, tmp_path, said.append)  # an empty journal: nothing to do
     assert not publisher.is_publishing(tmp_path) and said == []
+
+
+def test_a_study_has_its_page_and_its_answer_in_mlflow_before_any_trial_has_ended(
+    study, events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if the first page waits for a trial, or for a minute."""
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    folder, uri = tmp_path / study.id, f"sqlite:///{tmp_path / 'm.db'}"
+    log = Journal(folder)
+    log.append(events[:1])
+    process = publisher.start_publisher(folder, uri, follow=True)
+    try:
+        while not publisher._marker(folder, "report"):
+            assert process.poll() is None, (folder / publisher.LOG_FILE).read_text()
+            time.sleep(0.05)
+        assert (folder / "report.html").exists() and not pq.read_table(folder / "results.parquet").num_rows
+    finally:
+        log.close()
+        assert publisher.finish_publishing(process, folder, print)
+    note = mlflow_runs.connect(uri).get_experiment_by_name(study.id).tags["mlflow.note.content"]
+    assert note.startswith("Nothing can be said") and "get-artifact" in note
 
 
 def test_what_the_publisher_is_at_is_said_while_it_works_and_what_an_earlier_one_said_is_not(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ driver='' again=''
 save() { [ -z "$driver" ] || kill -TERM "$driver" 2> /dev/null || true; }   # the driver stops every trunk, which saves
 trap 'again=yes; save' USR1
 trap save TERM INT
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+trap 'rm -rf "$RAY_AUTH_TOKEN_PATH" "$RAY_TMPDIR" || true' EXIT
 
 # The head is this node: one core for the driver, the others train. Ray writes the head's address to a file.
 cores=$((SLURM_CPUS_PER_TASK > 1 ? SLURM_CPUS_PER_TASK - 1 : 1))
@@ -41,8 +41,8 @@ address=$(cat "$RAY_TMPDIR/ray/ray_current_cluster")
 others=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$others" -gt 0 ]; then
     # shellcheck disable=SC2016  # each node expands it
-    srun --overlap --nodes="$others" --ntasks="$others" --exclude="$(hostname)" bash -c \
-        'mkdir -p "$RAY_TMPDIR" && exec ray start --address="$0" --num-cpus="$SLURM_CPUS_PER_TASK" --block' "$address" &
+    srun --overlap --nodes="$others" --ntasks="$others" --exclude="${SLURMD_NODENAME:-$(hostname -s)}" bash -c \
+        'trap "rm -rf $RAY_TMPDIR" EXIT; mkdir -p "$RAY_TMPDIR"; ray start --address="$0" --num-cpus="$SLURM_CPUS_PER_TASK" --block' "$address" &
     for _ in $(seq 60); do                          # a trial of several workers is refused if its nodes are not there yet
         [ "$(ray status --address "$address" 2> /dev/null | grep -c '^ 1 node_')" -gt "$others" ] && break
         sleep 5

@@ -5,6 +5,8 @@ A live panel on a terminal; plain lines elsewhere, for logs. Reads events and li
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections import Counter
 from types import TracebackType
@@ -78,7 +80,7 @@ class Surface:
     @property
     def title(self) -> str:
         """Skill, measure and, after the first evaluation, its split."""
-        scale = " (0 knows nothing, 1 has the rule)" if self.measure == "ability" else ""
+        scale = " (0 nothing, 1 the rule)" if self.measure == "ability" else ""
         return f"{self.skill}: {self.measure}{f' on {on_split(self.split)}' if self.split else ''}{scale}"
 
     def render(self) -> RenderableType:
@@ -86,7 +88,7 @@ class Surface:
         blocks: list[RenderableType] = []
         for condition in self.study.conditions:
             which = f", {condition}" if len(self.study.conditions) > 1 else ""
-            blocks.append(styled((f"{self.title}{which}; columns: training FLOPs", "bold")))
+            blocks.append(styled((f"{self.title}{which}, by FLOPs", "bold")))
             table = Table(box=None, padding=(0, 1))
             table.add_column("tasks", justify="right")
             for flops in self.study.budgets:
@@ -146,6 +148,7 @@ class Progress:
         }
         self.live: dict[str, tuple[float, Event]] = {}  # the last live values of each running trunk, and when they came
         self._trunks = {job.trunk.id: job.trunk for job in plan.jobs}
+        self._lock = threading.Lock()  # `take` and `watch` have threads of their own
         self._ended_at: dict[str, float] = {}  # a trunk's clock when its last trial ended
         self.keys = set(state.keys)
         self.started = time.monotonic()
@@ -179,35 +182,37 @@ class Progress:
 
     def take(self, events: list[Event]) -> None:
         """Take new events from the driver."""
-        fresh = [event for event in events if event["key"] not in self.keys]
-        self.keys |= {event["key"] for event in fresh}
-        self.surface.take(fresh)
-        for event in fresh:
-            if event["kind"] == "evaluation":
-                self._ran(event["trunk"], event["flops_run"])
-            elif event["kind"] == "trunk":
-                self.live.pop(event["trunk"], None)
-                self._ended_at[event["trunk"]] = event["time"]
-            elif event["kind"] == "trial":
-                self.running.pop(event["trunk"], None)
-                self._ended_at[event["trunk"]] = event["time"]
-                if event["status"] == "failed":
+        with self._lock:
+            fresh = [event for event in events if event["key"] not in self.keys]
+            self.keys |= {event["key"] for event in fresh}
+            self.surface.take(fresh)
+            for event in fresh:
+                if event["kind"] == "evaluation":
+                    self._ran(event["trunk"], event["flops_run"])
+                elif event["kind"] == "trunk":
                     self.live.pop(event["trunk"], None)
-                if cost := self.planned.get(event["trial"], 0.0):  # zero: it had ended before and is only repeated
-                    self.before.pop(event["trunk"], None)
-                self.ended_flops += cost
-                self.ahead[event["trunk"]] = self.ahead.get(event["trunk"], 0.0) - cost
-                self.status[event["status"]] += 1
-                self._trial_line(event)
-        self._begin(bool(fresh))
+                    self._ended_at[event["trunk"]] = event["time"]
+                elif event["kind"] == "trial":
+                    self.running.pop(event["trunk"], None)
+                    self._ended_at[event["trunk"]] = event["time"]
+                    if event["status"] == "failed":
+                        self.live.pop(event["trunk"], None)
+                    if cost := self.planned.get(event["trial"], 0.0):  # zero: it had ended before and is only repeated
+                        self.before.pop(event["trunk"], None)
+                    self.ended_flops += cost
+                    self.ahead[event["trunk"]] = self.ahead.get(event["trunk"], 0.0) - cost
+                    self.status[event["status"]] += 1
+                    self._trial_line(event)
+            self._begin(bool(fresh))
 
     def watch(self, live: dict[str, Event]) -> None:
         """Take live values (`telemetry.Telemetry.after_step`) by trunk id. They may be older than events of the trunk."""
-        for trunk, values in live.items():
-            if trunk in self._trunks and values["time"] > self._ended_at.get(trunk, 0.0):
-                self._ran(trunk, values["flops_run"])
-                self.live[trunk] = (time.monotonic(), values)
-        self._begin(bool(live))
+        with self._lock:
+            for trunk, values in live.items():
+                if trunk in self._trunks and values["time"] > self._ended_at.get(trunk, 0.0):
+                    self._ran(trunk, values["flops_run"])
+                    self.live[trunk] = (time.monotonic(), values)
+            self._begin(bool(live))
 
     def _ran(self, trunk: str, flops_run: float) -> None:
         """Take a trunk's FLOPs since its last trial ended. Reports come late, so the largest number counts."""
@@ -307,7 +312,7 @@ class Progress:
 def _shortened(name: str) -> str:
     """An id of at most ID_WIDTH characters. Its longest names are cut; numbers stay, so that replicates keep different ids."""
     parts = name.split("/")
-    names = [i for i, part in enumerate(parts) if not part[1:2].isdigit()]
+    names = [i for i, part in enumerate(parts) if i == 0 or not re.fullmatch(r"[ncr]\d[\d.e]*", part)]
     while len("/".join(parts)) > ID_WIDTH and len(parts[longest := max(names, key=lambda i: len(parts[i]))]) > 2:
         parts[longest] = parts[longest].rstrip("…")[:-1] + "…"
     return "/".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from steps import Counter
 
-from orchestrator.console.progress import Progress
+from orchestrator.console.progress import ID_WIDTH, Progress, _shortened
 from orchestrator.formatting import clock
 from orchestrator.plan import jobs, price
 from orchestrator.record.journal import State
@@ -126,11 +127,12 @@ def test_the_surface_shows_the_mean_of_the_replicates_that_have_ended(study: Stu
     trunks = [t for t in study.trunks() if t.n_tasks == 64]
     for trunk, accuracy in zip(trunks, (0.2, 0.4, 0.9), strict=True):
         progress.take(events_of(study, trunk, accuracy))
-    screen = Console(file=io.StringIO(), width=120)
+    screen = Console(file=io.StringIO(), width=80)
     screen.print(progress.surface.render())
     line = next(x for x in screen.file.getvalue().splitlines() if x.strip().startswith("64"))  # type: ignore[attr-defined]
     assert line.split() == ["64"] + ["0.50"] * 4
-    assert "recall: ability on held-out tasks" in screen.file.getvalue()  # type: ignore[attr-defined]
+    (title,) = [x for x in screen.file.getvalue().splitlines() if "recall" in x]  # type: ignore[attr-defined]
+    assert "ability on held-out tasks" in title and title.endswith("FLOPs")
 
 
 def test_a_failure_is_told_at_once_with_its_reason(study: Study) -> None:
@@ -199,6 +201,32 @@ def test_late_values_and_late_events_neither_count_twice_nor_bring_back_a_trunk(
     progress.watch({trunk.id: live_of(771, first, 8.9)})
     assert progress.flops == sum(budget.marginal_flops(trunk, study.budgets).values())
     assert not any(trunk.id in line for line in lines_of(progress))
+
+
+def test_a_trunk_that_ends_while_its_last_values_come_is_not_shown_again(study: Study, monkeypatch: Any) -> None:
+    """Fails without a lock: `take` of the driver's thread falls between two lines of `watch`."""
+    progress, _ = watch(study)
+    trunk, ran = study.trunks()[0].id, progress._ran
+    end = {"kind": "trunk", "key": "end", "trunk": trunk, "time": 9.0}
+    ending = threading.Thread(target=progress.take, args=([end],))
+
+    def slowly(*given: Any) -> None:
+        ending.start()
+        ending.join(0.3)
+        ran(*given)
+
+    monkeypatch.setattr(progress, "_ran", slowly)
+    progress.watch({trunk: live_of(96, 1.0, 8.0)})
+    ending.join()
+    assert not any(trunk in line for line in lines_of(progress))
+
+
+@pytest.mark.parametrize(
+    "name", ["s1/n123456789012/c1.234e12/r0/v2long_name_of_a_variant", "r2/n64/c123456789012345/r0/n1"]
+)
+def test_an_id_whose_names_have_digits_is_shortened_too(name: str) -> None:
+    short = _shortened(name)
+    assert len(short) <= ID_WIDTH and short.split("/")[1:4] == name.split("/")[1:4]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -16,7 +16,17 @@ from orchestrator.study.reader import load
 
 
 def test_levels_are_refined_from_the_ends_to_the_middle() -> None:
-    assert [order.refinement(n) for n in (1, 2, 3, 4)] == [[0], [1, 0], [1, 2, 0], [1, 2, 3, 0]]
+    levels = {n: sorted(range(n), key=order.refinement(n).__getitem__) for n in range(1, 9)}
+    assert levels == {
+        1: [0],
+        2: [1, 0],
+        3: [2, 0, 1],
+        4: [3, 0, 1, 2],
+        5: [4, 0, 2, 1, 3],
+        6: [5, 0, 2, 1, 3, 4],
+        7: [6, 0, 3, 1, 4, 2, 5],
+        8: [7, 0, 3, 1, 5, 2, 4, 6],
+    }
     for n in range(1, 40):
         ranks = order.refinement(n)
         assert sorted(ranks) == list(range(n))

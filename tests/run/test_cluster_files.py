@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +192,6 @@ while true; do sleep 0.1; done""",
 """Commands that write down what they were given, and do what the script waits for."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """The folder that the script gives to Ray is removed."""
-    yield
-    shutil.rmtree(f"/tmp/ray-9{os.getpid()}", ignore_errors=True)
-
-
 def slurm_job(folder: Path, study: str) -> subprocess.Popen[bytes]:
     """The script of a job of three nodes, with stand-ins for its commands; `said` in the folder gets a line for each."""
     (folder / "bin").mkdir()
@@ -208,6 +200,7 @@ def slurm_job(folder: Path, study: str) -> subprocess.Popen[bytes]:
         path.write_text(f'#!/bin/bash\necho "{name} $RAY_AUTH_MODE $*" >> {folder}/said\n{body}\n')
         path.chmod(0o755)
     slurm = {"SLURM_JOB_ID": f"9{os.getpid()}", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NUM_NODES": "3"}
+    slurm["SLURMD_NODENAME"] = "node_a"  # as Slurm names this node; `hostname` may have a domain
     environment = {"PATH": f"{folder}/bin:/usr/bin:/bin", "EMERGENCE_HOME": str(folder / "home")} | slurm
     command = ["bash", str(ROOT / "clusters" / "slurm.sh"), study, "--slots-per-gpu", "4"]
     return subprocess.Popen(command, env=environment, cwd=folder)
@@ -219,10 +212,11 @@ def test_a_slurm_job_starts_a_cluster_with_a_token_of_its_own_and_ends_with_its_
     said = (tmp_path / "said").read_text().splitlines()
     assert said[0].startswith("ray token start --head --port=0 --num-cpus=7 ")
     (workers,) = [line for line in said if line.startswith("srun")]
-    assert {"--nodes=2", "--ntasks=2", "10.0.0.1:6379"} <= set(workers.split())
+    assert {"--nodes=2", "--ntasks=2", "--exclude=node_a", "10.0.0.1:6379"} <= set(workers.split())
     assert said[-1] == "emergence token run short.yaml --address auto --slots-per-gpu 4"
     assert len((tmp_path / "token").read_text()) == 64 and (tmp_path / "mode").read_text().startswith("-rw-------")
     assert list((tmp_path / "home").iterdir()) == []  # the token is gone
+    assert not Path(f"/tmp/ray-9{os.getpid()}").exists()
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

@@ -100,7 +100,14 @@ done.set()
 thread.join()
 
 done, seen = threading.Event(), []
-thread = threading.Thread(target=relays.hand_on_live, args=(relay, done, seen.append))
+
+
+def watch(live):
+    seen.append(live)
+    assert len(seen) > 1, "the thread must live on"
+
+
+thread = threading.Thread(target=relays.hand_on_live, args=(relay, done, watch))
 thread.start()
 show = relays.showing("relay", "t")
 for step in range(1000):

@@ -122,7 +122,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
             trunk.training.batch_size,
             options.workers,
         )
-    except (OSError, WorkerLost, NoTargetsError) as problem:
+    except (OSError, WorkerLost, NoTargetsError, FamilyError) as problem:
         if not stop.value or not isinstance(problem, WorkerLost):  # a signal ends a worker that is just starting
             print(f"{options.spec}: {_one_line(problem)}", file=sys.stderr)
             return 1

@@ -32,7 +32,7 @@ def show_plan(
     question = shortened(study.question.strip())
     console.print(styled((study.id, "bold"), f": {question}"), soft_wrap=not console.is_terminal)
     done = todo.n_trials - todo.n_open
-    work = f"{todo.n_open} trials on {len(todo.jobs)} trunks to run" + (
+    work = f"{times(todo.n_open, 'trial')} on {times(len(todo.jobs), 'trunk')} to run" + (
         f", {done} of {todo.n_trials} have ended" if done else ""
     )
     saved = 1 - (todo.train_flops + todo.kept_flops) / todo.separate_flops if todo.separate_flops else 0

@@ -121,7 +121,7 @@ def unknown_key(
             return f"{where}unknown key '{key}': {meant}"
         if place and key in Study.model_fields:
             return f"{where}'{key}' is a key of the study: write it at the left margin"
-    return f"{where}unknown key '{key}'{near}; keys are {', '.join(allowed)}"
+    return f"{where}unknown key '{key}'{near or ';'} {'Keys' if near else 'keys'} are {', '.join(allowed)}"
 
 
 def stands_for(text: str, place: tuple[Any, ...]) -> bool:

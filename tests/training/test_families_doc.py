@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def checked(folder: Path, source: str, given: str, capsys: pytest.CaptureFixture
 
 
 def test_the_page_has_the_files_of_which_it_speaks() -> None:
-    assert FILES.keys() == {"line_family.py", "exact_family.py", "pyproject.toml", "lines.yaml"}
+    assert FILES.keys() == {"line_family.py", "exact_family.py", "pyproject.toml", "lines.yaml", "test_exact.py"}
 
 
 def test_its_package_installs_and_both_families_conform_plan_and_train(tmp_path: Path) -> None:
@@ -65,8 +66,16 @@ def test_its_package_installs_and_both_families_conform_plan_and_train(tmp_path:
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
 
+    commands = re.findall(r"python -m (trainers\.tasks\.conformance \S+(?: \w+=\S+)*)", PAGE.replace("`", " "))
+    assert len(commands) == 4
+    for command in commands:
+        assert "conforms: 1 arm, 1 skill" in call(*command.split())
+    (tested,) = re.findall(r"`(conforms\(.*?\))`", PAGE)
+    imports = "from line_family import Line; from trainers.tasks.conformance import conforms"
+    (tmp_path / "site" / "own_test.py").write_text(f"{imports}\n{tested}\n")
+    call("own_test")
     for family in ("line", "exact_line"):
-        assert len(call("trainers.tasks.conformance", family).splitlines()) == 1  # and so it is known
+        assert "Studies do not know it" not in call("trainers.tasks.conformance", family)
         (tmp_path / "lines.yaml").write_text(FILES["lines.yaml"].replace("name: line", f"name: {family}"))
         assert "2, 8, 24 of 3" in call("orchestrator.cli", "plan", "lines.yaml")
         study = YAML(typ="safe").load(FILES["lines.yaml"])
@@ -75,6 +84,9 @@ def test_its_package_installs_and_both_families_conform_plan_and_train(tmp_path:
         (tmp_path / "trial.json").write_text(json.dumps(trial | {"evaluation": {"first_flops": 1e9, "n_sequences": 8}}))
         shown = call("trainers", "trial.json")
         assert "solve" in shown and "all_answers" in shown
+    small = FILES["lines.yaml"].replace("[2e10, 1e11]", "[1e10]").replace("[2, 8, 24]", "[8]")
+    (tmp_path / "lines.yaml").write_text(small.replace("replicates: 2", "replicates: 1"))
+    call("orchestrator.cli", "run", "lines.yaml")
 
 
 NAMES = ("version", "arms", "skills", "headline", "mixture")
@@ -111,7 +123,7 @@ WRONG = [  # (file, what is replaced, by what, the part that the line must name)
     (LINE, "ItemSet(tokens=tokens, probes", "dict(tokens=tokens, probes", "suite(request)"),
     (LINE, 'stream("line", "held out")', 'stream("line", "held out", request.replicate)', "suite(request)"),
     (LINE, "self.n_tasks_max + np.arange(n) %", "np.arange(n) %", "contents(request, split, n_first)"),
-    (LINE, "[line.tobytes() for line", "[tuple(line) for line", "contents(request, split, n_first)"),
+    (LINE, "[task.tobytes() for task", "[tuple(task) for task", "contents(request, split, n_first)"),
     (LINE, "    @property\n    def vocab_size", "    def vocab_size", "vocab_size"),
     (LINE, 'headline: ClassVar[str] = "solve"', 'headline: ClassVar[str] = "solv"', "headline"),
     (LINE, '("answer",)', '("answer")', "arms"),
@@ -119,6 +131,16 @@ WRONG = [  # (file, what is replaced, by what, the part that the line must name)
     (EXACT, "codes // self.p + 1, codes % self.p], axis=1)", "codes // self.p + 1, codes % self.p])", "tasks(ids)"),
     (EXACT, "codes // self.p + 1, codes", "codes // self.p // 2 + 1, codes", "tasks(ids)"),
     (EXACT, "np.full(target.shape, np.log(self.p))", "np.full(target.shape, np.inf)", "uniform"),
+    (EXACT, "np.full(target.shape, np.log(self.p))", "np.full(target.shape, 0.3)", "'uniform', 0.3"),
+    (EXACT, "return Reference(nll, correct)", "return Reference(nll - 1, correct)", "nll_nats of 'generalizer'"),
+    (EXACT, "return Reference(nll, correct)", "return Reference(nll, 2 * correct)", "correct of 'generalizer'"),
+    (EXACT, "return Reference(nll, correct)", "return Reference(nll, correct[:, ::-1])", "its correct is 0"),
+    (EXACT, "return Reference(nll, correct)", "return Reference(nll / (nll > 0), correct)", "'generalizer']: nan at "),
+    (EXACT, 'replicate, np.arange(request.n_tasks)))', 'replicate, np.arange(request.n_tasks) + 1))', "memorizer"),
+    (EXACT, "self.train_ids(request.replicate, self", "(lambda r, ids: ids)(request.replicate, self", "batch(request, step)"),
+    (LINE, '"training tasks", replicate)', '"training tasks", replicate, len(places))', "contents(request, 'seen', n_first)"),
+    (LINE, "self.train_ids(request.replicate, places), draw", "self.n_lines - 1 - places, draw", "held out"),
+    (LINE, "at >= 2 * first_pair), (n, 1))", "at >= 2 * self.first_pear), (n, 1))", "(line_family.py:"),
     (EXACT, "return self.universe_size // 4", "return self.universe_size", "n_held_out"),
     (EXACT, "return Reference(nll, correct)", "return Reference(nll[:, 1:], correct)", "nll_nats"),
 ]  # fmt: skip
@@ -150,16 +172,31 @@ def test_a_study_with_a_wrong_shape_is_refused_in_one_line_before_anything_start
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_the_exact_predictors_of_the_page_are_what_brute_force_gives(folder: Path) -> None:
+def test_the_test_of_the_page_passes_and_can_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "exact_family.py").write_text(EXACT)
-    family = importlib.import_module("exact_family").ExactLine(p=5, n_pairs=3)
-    lines = family.tasks(np.arange(family.universe_size)).tolist()
-    assert sorted(map(tuple, lines)) == [(a, b) for a in range(1, 5) for b in range(5)]
-    tokens = family.sequences(np.array([0, 7, 19]), np.random.default_rng(0))
-    found = family.predictor(tokens, family.tasks(np.arange(family.universe_size)))
-    for n, sequence in enumerate(tokens.tolist()):
-        pairs = list(zip(sequence[::2], sequence[1::2], strict=True))
-        for i, (x, y) in enumerate(pairs):
-            left = [(a, b) for a, b in lines if all((a * u + b) % 5 == v for u, v in pairs[:i])]
-            right = sum((a * x + b) % 5 == y for a, b in left)
-            assert found.nll_nats[n, 2 * i] == pytest.approx(-np.log(right / len(left)))
+    names: dict[str, Any] = {}
+    exec(FILES["test_exact.py"], names)
+    names["test_the_generalizer_by_counting"]()
+    right = names["ExactLine"].predictor
+    twice = lambda self, tokens, lines: right(self, tokens, np.concatenate([lines, lines[:1]]))  # noqa: E731
+    monkeypatch.setattr(names["ExactLine"], "predictor", twice)
+    with pytest.raises(AssertionError):
+        names["test_the_generalizer_by_counting"]()
+
+
+@pytest.mark.parametrize(("given", "part"), [([], "PARAMETER"), (["line_family:Lin"], "Line"), (["line_family:np"], "Line"),
+                                             (["line_family:Line", "p=5"], "n_pairs 6"), (["line_family:Line", "q=5"], "'q'")])  # fmt: skip
+def test_a_wrong_command_is_one_line(
+    given: list[str], part: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "line_family.py").write_text(LINE)
+    assert main(given) == 2
+    shown = "".join(capsys.readouterr())
+    assert part in shown and len(shown.splitlines()) == 1, shown
+
+
+def test_what_cannot_be_measured_or_checked_is_a_note(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "exact_family.py").write_text(EXACT.replace('references["uniform"]', 'references["other"]'))
+    assert main(["exact_family:ExactLine"]) == 0
+    shown = capsys.readouterr().out
+    assert "ability is undefined" in shown and "memory is undefined" not in shown and "trusted" not in shown

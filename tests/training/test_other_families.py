@@ -222,3 +222,35 @@ def test_the_list_of_studies_survives_those_whose_families_are_gone(broken: tupl
     mine = call(environment, "orchestrator.cli", "status", "gone@1")
     assert (mine.returncode, mine.stdout) == (2, "") and mine.stderr.count("\n") == 1, mine.stderr
     assert "unknown family 'gone'" in mine.stderr
+
+
+def test_an_entry_point_of_another_name_is_named_with_its_fault(tmp_path: Path) -> None:
+    environment = installed(tmp_path, FAMILY.replace("def suite_size", "def size"))
+    (tmp_path / "echo_family-1.0.dist-info" / "entry_points.txt").write_text("[emergence.families]\nx = echo_family\n")
+    study = str(tmp_path / "echoes.yaml")
+    commands = ("orchestrator.cli plan", "orchestrator.cli run", "trainers.tasks.conformance")
+    for command, given in zip(commands, (study, study, "echo"), strict=True):
+        asked = call(environment, *command.split(), given)
+        assert (asked.returncode, asked.stdout, asked.stderr.count("\n")) == (2, "", 1), asked
+        assert "entry point x = echo_family" in asked.stderr and "Echo lacks suite_size" in asked.stderr, asked
+
+
+def test_a_second_family_of_a_name_is_refused_with_the_first(tmp_path: Path) -> None:
+    environment = installed(tmp_path, FAMILY)
+    (tmp_path / "another.py").write_text(FAMILY)
+    asked = call(environment, "trainers.tasks.conformance", "another:Echo")
+    assert (asked.returncode, asked.stderr.count("\n")) == (2, 1), asked
+    assert "installed entry point" in asked.stderr and "module echo_family" in asked.stderr, asked
+
+
+def test_a_reference_that_is_not_finite_is_refused_before_a_run_and_by_the_trainer(tmp_path: Path) -> None:
+    """Fails without `Probe.not_finite`: the sums of the first evaluation are then no JSON."""
+    environment = installed(tmp_path, FAMILY.replace("np.full(target.shape, TINY)", "np.full(target.shape, np.nan)"))
+    planned = call(environment, "orchestrator.cli", "plan", str(tmp_path / "echoes.yaml"))
+    (tmp_path / "trial.json").write_text(json.dumps(TRIAL))
+    trained = call(environment, "trainers", str(tmp_path / "trial.json"))
+    assert (planned.returncode, trained.returncode) == (2, 1)
+    for line in (planned.stderr, trained.stderr):
+        assert line.count("\n") == 1 and all(
+            part in line for part in ("'echo'", "'again'", "held_out", "generalizer", "nan")
+        )

@@ -12,7 +12,7 @@ from trainers.engine.engine import Engine
 from trainers.fit.memory import EVALUATION_SEQUENCES
 from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
-from trainers.tasks import ItemSet
+from trainers.tasks import FamilyError, ItemSet
 from trainers.tasks.probes import ANSWERS, Probe
 
 SUITES_BYTES = 64 * 2**20
@@ -22,11 +22,17 @@ _SUITES: dict[str, list[ItemSet]] = {}  # by all that a suite depends on; the la
 
 
 def suite_of(trunk: TrunkSpec) -> list[ItemSet]:
-    """A trunk's evaluation suite, cached. Trunks share a suite if their requests to the family differ in batch size alone."""
+    """A trunk's evaluation suite, cached. Trunks share a suite if their requests to the family differ in batch size alone.
+
+    Raises FamilyError if a reference is not finite where it is scored.
+    """
     family: Any = trunk.family
     request = trunk.request._replace(batch_size=0)  # no suite depends on it
     key = repr((family, request))
     suite = _SUITES.pop(key) if key in _SUITES else family.suite(request)
+    for probe in (probe for items in suite for probe in items.probes):
+        if wrong := probe.not_finite():
+            raise FamilyError(f"{trunk.id}: family '{family.name}', skill '{probe.skill}' on {probe.split}: {wrong}")
     _SUITES[key] = suite
     while sum(items.n_bytes for cached in _SUITES.values() for items in cached) > SUITES_BYTES:
         del _SUITES[next(iter(_SUITES))]

@@ -20,6 +20,7 @@ from trainers.tasks.parity import Parity
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.references import ExactFamily
 from trainers.tasks.regression import Regression
+from trainers.tasks.request import Request
 from trainers.tasks.urns import Urns
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Probe",
     "Reference",
     "Regression",
+    "Request",
     "Urns",
     "failure_of",
     "family_from",
@@ -57,7 +59,9 @@ def _load_others() -> None:
             point.load()
         except (Exception, SystemExit) as problem:
             text = " ".join(str(problem).split())[:800]
-            LEFT_OUT[point.name] = f"{point.value} could not be loaded: {type(problem).__name__}: {text}"
+            LEFT_OUT[point.name] = (
+                f"entry point {point.name} = {point.value} could not be loaded: {type(problem).__name__}: {text}"
+            )
 
 
 _load_others()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import abstractmethod
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -147,14 +148,22 @@ class FamilyError(ValueError):
 def register(family: _F) -> _F:
     """Class decorator: register a family under its `name`.
 
-    Raises ValueError if the name is taken, and FamilyError if the family lacks a part of the contract.
+    Raises FamilyError if the name is taken, or if the family lacks a part of the contract.
     """
     fields: Any = family.__pydantic_fields__
     name = fields["name"].default if "name" in fields else None
     if not isinstance(name, str):
-        raise FamilyError(f"{family.__qualname__} has no `name: Literal[...]` with that name as its default")
+        raise FamilyError(
+            f"{family.__qualname__} has no `name: Literal[...]` field; give the name that studies write twice, as in "
+            '`name: Literal["line"] = "line"`'
+        )
     if FAMILIES.get(name, family) is not family:
-        raise ValueError(f"family '{name}' is already registered by {FAMILIES[name].__module__}")
+        other = FAMILIES[name].__module__
+        if any(point.value.partition(":")[0] == other for point in entry_points(group="emergence.families")):
+            by = f"an installed entry point, module {other}; check that one by its name, uninstall its package, or"
+        else:
+            by = f"the module {other};"
+        raise FamilyError(f"family '{name}' is already registered by {by} give this one another name")
     if lacks := lacking(family):
         raise FamilyError(lacks)
     FAMILIES[name] = family
@@ -219,7 +228,7 @@ def failure_of(kind: type[Family], problem: Exception) -> str | None:
 def family_named(name: Any) -> type[Family]:
     """The class of the family with this name.
 
-    Raises FamilyError for an unknown name, with the known ones, and for a family that could not be loaded, with the reason.
+    Raises FamilyError for an unknown name, with the known ones and the reason of each entry point that could not be loaded.
     """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
@@ -228,5 +237,5 @@ def family_named(name: Any) -> type[Family]:
     given = str(name)[:100]
     near = difflib.get_close_matches(given, FAMILIES, 1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    broken = f". Could not be loaded: {', '.join(LEFT_OUT)}" if LEFT_OUT else ""
+    broken = f". It may be in a package to mend or update: {'; '.join(LEFT_OUT.values())}" if LEFT_OUT else ""
     raise FamilyError(f"unknown family '{given}'{hint} Families: {', '.join(FAMILIES)}{broken}")

@@ -5,6 +5,8 @@
 
 Each breach is one line: the family, the method, what is expected, what was given. Exit code 0 without a breach, else 2. In tests of
 your own: `conforms(family)` raises the first `Breach`. docs/families.md explains how to write a family.
+
+A batch's tasks are known only if `batch` reads them from a method `tasks(ids)`. A note names a family that is trusted there.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import importlib
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,8 @@ def breaches(family: Family) -> Iterator[Breach]:
         for check in (batches_depend_on_the_step_alone, suites_are_repeatable, references_are_sound):
             if problem := _tried(family, check, request):
                 yield problem
-    checks: list[Callable[..., None]] = [contents_are_as_declared, held_out_is_not_trained]
+    checks: list[Callable[..., None]] = [contents_are_as_declared, contents_are_nested, held_out_is_not_trained]
+    checks.append(batches_hold_training_tasks)
     if isinstance(family, ExactFamily):
         checks += [tasks_are_nested, tasks_depend_on_their_id_alone, the_universe_holds_each_task_once]
     if not isinstance(family, Parity):  # it asks each trial's own tasks, of new data
@@ -80,14 +85,17 @@ def first_shape(family: Family, request: Request) -> Breach | None:
 def _tried(family: Family, check: Callable[..., None], *given: Any) -> Breach | None:
     """The breach that a check finds; an error in the family's own code is one, too."""
     try:
-        check(family, *given)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a check names what is not finite
+            check(family, *given)
     except Breach as problem:
         return problem
     except Exception as problem:
         frames = traceback.extract_tb(problem.__traceback__)
         ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
         inner = frames[ours[-1] + 1] if ours[-1] + 1 < len(frames) else frames[-1]
-        last = frames[-1]
+        own = sys.modules[type(family).__module__].__file__
+        last = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
         text = " ".join(str(problem).split())[:300]
         where = f"{Path(last.filename).name}:{last.lineno}"
         return _breach(family, f"{inner.name}()", f"no error; given {type(problem).__name__}: {text} ({where})")
@@ -242,6 +250,8 @@ def _probe_is_sound(family: Family, part: str, probe: Probe, n: int, length: int
         for field, array in zip(reference._fields, reference, strict=True):
             good = isinstance(array, np.ndarray) and array.shape == (n, length)
             _require(good, family, part, f"references['{name}'].{field} of floats {where}", _kind(array))
+    wrong = probe.not_finite()
+    _require(not wrong, family, part, "finite references where they are scored", wrong)
     for name, array in probe.distributions.items():
         good = isinstance(array, np.ndarray) and array.shape == wide
         _require(good, family, part, f"distributions['{name}'] of floats {wide}", _kind(array))
@@ -288,22 +298,31 @@ def suites_are_repeatable(family: Family, request: Request) -> None:
 
 
 def references_are_sound(family: Family, request: Request) -> None:
-    """Log losses are finite and chances are chances at scored positions. Knowing the rule is no worse than knowing nothing."""
-    for items in family.suite(request):
-        for probe in items.probes:
-            part = f"suite(request), probe '{probe.skill}' on {probe.split}"
-            for name, reference in probe.references.items():
-                loss, right = reference.nll_nats[probe.mask], reference.correct[probe.mask]
-                _require(
-                    np.isfinite(loss).all(), family, part, f"finite nll_nats of '{name}' where it is scored", "others"
-                )
-                chances = ((right >= 0) & (right <= 1)).all()
-                _require(chances, family, part, f"correct of '{name}' in 0 ... 1 where it is scored", "others")
-            known = probe.references
-            if {"uniform", "generalizer"} <= known.keys() and probe.skill == family.mixture and probe.mask.any():
-                rule, nothing = (known[name].nll_nats[probe.mask].mean() for name in ("generalizer", "uniform"))
-                sound = rule <= nothing + 1e-9 or getattr(family, "answers", "") == "noise"
-                _require(sound, family, part, f"a generalizer no worse than uniform, {nothing:.4g} nats", f"{rule:.4g}")
+    """At scored positions log losses of tokens are not negative and chances are chances. On the mean, knowing more is no worse.
+
+    The order holds for expected losses. It is checked to four standard errors and 0.01 nats, for predictors that are smoothed.
+    """
+    for probe in (probe for items in family.suite(request) for probe in items.probes if probe.mask.any()):
+        part = f"suite(request), probe '{probe.skill}' on {probe.split}"
+        for name, reference in probe.references.items():
+            loss, right = reference.nll_nats[probe.mask], reference.correct[probe.mask]
+            sound = loss.min() >= -1e-9 or family.numbers is not None  # a density may be above 1
+            _require(sound, family, part, f"nll_nats of '{name}' from 0 where it is scored", f"{loss.min():.4g}")
+            wrong = right[(right < -1e-9) | (right > 1 + 1e-9)]
+            _require(not len(wrong), family, part, f"correct of '{name}' in 0 ... 1 where it is scored", wrong[:1])
+            sure = loss[(right == 0) & (loss < np.log(2) - 1e-6)]  # with such a loss its likeliest token is right
+            known = f"nll_nats of '{name}' from ln 2 where its correct is 0"
+            _require(not len(sure) or family.numbers is not None, family, part, known, sure[:1])
+        if probe.skill != family.mixture:
+            continue  # the skill may be the very items at which the memoriser errs
+        ranks = ("oracle", "memorizer", "generalizer", "uniform")[0 if probe.split == "seen" else 2 :]
+        means = {name: probe.references[name].nll_nats[probe.mask].mean() for name in ranks if name in probe.references}
+        for better, worse in pairwise(means):
+            if worse == "uniform" and getattr(family, "answers", "") == "noise":
+                continue
+            most = means[worse] + 4 * (probe.gap_error(worse, better) or 0) + 0.01
+            known = f"a mean nll_nats of '{better}' no worse than that of '{worse}', {means[worse]:.4g}"
+            _require(means[better] <= most, family, part, known, f"{means[better]:.4g}")
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
@@ -316,6 +335,55 @@ def contents_are_as_declared(family: Family) -> None:
         given = family.contents(request, split, 5)  # type: ignore[arg-type]
         good = isinstance(given, list) and len(given) >= least and all(isinstance(one, bytes) for one in given)
         _require(good, family, part, f"a list of bytes for the first 5 tasks of '{split}'", _kind(given)[:80])
+
+
+def contents_are_nested(family: Family) -> None:
+    """Within a replicate, the training tasks of a smaller trial are the first ones of a larger trial."""
+    most, part = min(family.n_tasks_max, 12), "contents(request, 'seen', n_first)"
+    few = (most + 1) // 2
+    small, large = (request_of(family, family.arms[0], n_tasks=n) for n in (few, most))
+    first = family.contents(small, "seen", few)
+    for request, n in ((large, few), (large, most), (small, most)):
+        given = family.contents(request, "seen", n)
+        same = given[: len(first)] == first
+        words = f"the first {few} tasks of n_tasks={few} also with n_tasks={request.n_tasks} and n_first={n}"
+        _require(same, family, part, words, "others")
+
+
+def batches_hold_training_tasks(family: Family) -> None:
+    """The tasks that `batch` reads from `tasks(ids)` are training tasks, by their contents. See `rows_of_batches`."""
+    for arm in family.arms:
+        request = request_of(family, arm)
+        rows = rows_of_batches(family, request)
+        trained = set(family.contents(request, "seen", family.n_distinct(request.n_tasks)))
+        wrong, known = rows - trained, f"tasks of contents(request, 'seen', n_first) alone, of arm {arm}"
+        held_out = len(wrong & set(family.contents(request, "held_out", 5000)))
+        given = f"{len(wrong)} others among {len(rows)} tasks, {held_out} of them held out"
+        _require(not wrong, family, "batch(request, step)", known, given)
+
+
+def rows_of_batches(family: Any, request: Request) -> set[bytes]:
+    """Rows that eight batches read from the family's method `tasks(ids)`, as bytes. Empty if it has none or they read none.
+
+    Rows of another length than the contents are left out, as are those of a table: ids 0, 1, 2 ... beyond the batch size.
+    """
+    kind: Any = type(family)
+    rows: set[bytes] = set()
+    if not callable(getattr(kind, "tasks", None)):
+        return set()
+
+    class Watched(kind):
+        def tasks(self, *given: Any) -> Any:
+            found = super().tasks(*given)
+            table = len(found) > request.batch_size and np.array_equal(given[-1], np.arange(len(found)))
+            rows.update(() if table else (row.tobytes() for row in found))
+            return found
+
+    watched = Watched.model_construct(**dict(family))
+    for step in range(8):
+        watched.batch(request, step)
+    length = len(family.contents(request, "seen", 1)[0])
+    return {row for row in rows if len(row) == length}
 
 
 def held_out_is_not_trained(family: Family) -> None:
@@ -423,15 +491,22 @@ def held_out_sequences_are_the_same_for_all_trials(family: Family) -> None:
 def main(arguments: list[str]) -> int:
     """The command: prints a line for each breach, or that there is none. Returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__.split("\n\n")[1])
+        print(
+            "Usage: python -m trainers.tasks.conformance NAME, or MODULE:CLASS, and then any parameters as PARAMETER=VALUE."
+        )
         return 0 if arguments else 2
     try:
         kind = _class_of(arguments[0])
         family = family_from({"name": kind.model_fields["name"].default} | dict(map(_parameter, arguments[1:])))
     except ValidationError as problem:
         wrong = problem.errors()[0]
-        place, allowed = ".".join(map(str, wrong["loc"])), ", ".join(kind.model_fields)
-        print(f"{arguments[0]}: parameter '{place}': {wrong['msg']}; parameters are {allowed}", file=sys.stderr)
+        place, allowed = (
+            ".".join(map(str, wrong["loc"])),
+            ", ".join(each for each in kind.model_fields if each != "name"),
+        )
+        why = "unknown" if wrong["type"] == "extra_forbidden" else wrong["msg"].removeprefix("Value error, ")
+        where = f"parameter '{place}': " if place else ""
+        print(f"{arguments[0]}: {where}{why}; parameters are {allowed or 'none'}", file=sys.stderr)
         return 2
     except Exception as problem:
         text = " ".join(str(problem).split())[:800] or type(problem).__name__
@@ -444,13 +519,32 @@ def main(arguments: list[str]) -> int:
     if found:
         print("\n".join(found), file=sys.stderr)
         return 2
-    print(
-        f"family '{_name(family)}' conforms: {len(family.arms)} arms, {len(family.skills)} skills, up to {family.n_tasks_max:,} tasks"
-    )
+    counts = ((len(family.arms), "arm"), (len(family.skills), "skill"), (family.n_tasks_max, "task"))
+    arms, skills, tasks = (f"{n:,} {what}{'' if n == 1 else 's'}" for n, what in counts)
+    print(f"family '{_name(family)}' conforms: {arms}, {skills}, up to {tasks}")
+    with np.errstate(all="ignore"):
+        print("".join(f"Note: {note}\n" for note in notes(family)), end="")
     known = {point.value.partition(":")[0] for point in entry_points(group="emergence.families")}
     if kind.__module__ not in known and not kind.__module__.startswith("trainers."):
         print(f"Studies do not know it yet: name {kind.__module__} as an entry point of the group emergence.families")
     return 0
+
+
+def notes(family: Family) -> Iterator[str]:
+    """Notes that are no breaches: measures without their references, and a batch whose tasks cannot be read."""
+    request = request_of(family, family.arms[0])
+    probes = {(probe.skill, probe.split): probe for items in family.suite(request) for probe in items.probes}
+    needed: dict[str, tuple[str, str, tuple[str, ...]]]
+    needed = {"ability": (family.headline, "held_out", ("uniform", "generalizer"))}
+    if family.ability_of == "accuracy":
+        needed["ability"] = (family.headline, "held_out", ("memorizer",))
+    else:
+        needed["memory"] = (family.mixture, "seen", ("generalizer", "memorizer"))
+    for measure, (skill, split, names) in needed.items():
+        if lacks := [name for name in names if name not in probes[skill, split].references]:
+            yield f"{measure} is undefined: probe '{skill}' on {split} has no reference {' and no '.join(lacks)}."
+    if not rows_of_batches(family, request):
+        yield "batch is trusted to hold training tasks: it reads none from a method tasks(ids)."
 
 
 def _class_of(given: str) -> type[Family]:
@@ -466,9 +560,9 @@ def _class_of(given: str) -> type[Family]:
             f"{given}: {text if isinstance(problem, FamilyError) else f'{type(problem).__name__}: {text}'}"
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Family)):
-        raise FamilyError(
-            f"{given}: expected a class that derives from Family or ExactFamily; given {_kind(kind)[:80]}"
-        )
+        own = [k for k, v in vars(sys.modules[module]).items() if isinstance(v, type) and v in FAMILIES.values()]
+        what = f"'{name}' in module {module} is no Family" if kind is not None else f"module {module} has no '{name}'"
+        raise FamilyError(f"{given}: {what}; its families: {', '.join(own) or 'none'}")
     if lacks := lacking(kind):
         raise FamilyError(f"{given}: {lacks}")
     if kind not in FAMILIES.values():

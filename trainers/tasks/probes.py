@@ -89,12 +89,22 @@ class Probe:
             row = self._of_truths(scored)
         return self._row(row | self._distances(np.exp(scored), scored) | self._weights(scored))
 
+    def not_finite(self) -> str | None:
+        """The first reference with a score that is not finite at a scored position, in words; None if all are finite."""
+        for name, reference in self.references.items():
+            for part, scores in reference._asdict().items():
+                given = scores[self.mask]
+                if (wrong := ~np.isfinite(given)).any():
+                    places = f"{wrong.sum()} of {given.size} scored positions"
+                    return f"{part} of references['{name}']: {given[wrong][0]} at {places}"
+        return None
+
     def _row(self, scores: dict[str, Any]) -> dict[str, Any]:
         """`scores` with the skill, the split, the number of scored positions and the standard errors of the gaps."""
         row: dict[str, Any] = {"skill": self.skill, "split": self.split, "n": int(self.mask.sum())}
         row |= scores
-        row["se_ability_gap"] = self._gap_error("uniform", "generalizer")
-        row["se_memory_gap"] = self._gap_error("generalizer", "memorizer")
+        row["se_ability_gap"] = self.gap_error("uniform", "generalizer")
+        row["se_memory_gap"] = self.gap_error("generalizer", "memorizer")
         return row
 
     @property
@@ -188,7 +198,7 @@ class Probe:
         exact = int((right[scored] == counts[scored]).sum()) if total and not np.isnan(log_p).any() else None
         return {"n_sequences": total, "n_exact": exact, "p_exact": _number(together[scored].sum(), total)}
 
-    def _gap_error(self, worse: str, better: str) -> float | None:
+    def gap_error(self, worse: str, better: str) -> float | None:
         """Standard error, in nats, of the mean difference in log loss between two references, over the scored positions.
 
         Sequences are the independent units. None if a reference is missing or fewer than two sequences are scored.

@@ -309,10 +309,11 @@ def references_are_sound(family: Family, request: Request) -> None:
             sound = loss.min() >= -1e-9 or family.numbers is not None  # a density may be above 1
             _require(sound, family, part, f"nll_nats of '{name}' from 0 where it is scored", f"{loss.min():.4g}")
             wrong = right[(right < -1e-9) | (right > 1 + 1e-9)]
-            _require(not len(wrong), family, part, f"correct of '{name}' in 0 ... 1 where it is scored", wrong[:1])
+            known, worst = f"correct of '{name}' in 0 ... 1 where it is scored", f"{wrong.max(initial=-1):.4g}"
+            _require(not len(wrong), family, part, known, worst)
             sure = loss[(right == 0) & (loss < np.log(2) - 1e-6)]  # with such a loss its likeliest token is right
             known = f"nll_nats of '{name}' from ln 2 where its correct is 0"
-            _require(not len(sure) or family.numbers is not None, family, part, known, sure[:1])
+            _require(not len(sure) or family.numbers is not None, family, part, known, f"{sure.min(initial=1):.4g}")
         if probe.skill != family.mixture:
             continue  # the skill may be the very items at which the memoriser errs
         ranks = ("oracle", "memorizer", "generalizer", "uniform")[0 if probe.split == "seen" else 2 :]

@@ -5,7 +5,8 @@
     study.answer, study.results, study.runs, study.findings, study.figures["surface"]
 
 Runs are child processes: `emergence run` with the same options. Everything else is read from the journal. pandas is loaded by
-the frames alone, Ray, MLflow and torch never. docs/python.md describes every column.
+the frames alone, torch by `plan(calibrate=True)`, and Ray by the plan of a cluster. A study file that changed is read again by `run`
+and by `open_study`, not by an open study. docs/python.md describes every column.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _words(command: str, options: dict[str, Any]) -> list[str]:
     for name, value in options.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise UsageProblem(f"{command}: no option '{name}'{hint} Options are {', '.join(known)}")
         if getattr(known[name], "is_flag", False):
             if not isinstance(value, bool):
@@ -428,7 +429,7 @@ class OpenStudy:
         for what, value, known in (("measure", measure, MEASURES), ("skill", skill, {"": "", **skills})):
             if value not in known:
                 near = difflib.get_close_matches(value, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
+                hint = f"; did you mean '{near[0]}'?" if near else "."
                 raise UsageProblem(f"no {what} '{value}'{hint} There are {', '.join(filter(None, known))}")
         parts = {}
         for condition in results.study.conditions:

@@ -232,7 +232,9 @@ def run(
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "capped":
-        console.print("\nEnded by its cap; everything so far is kept. To go on, give the command with a higher cap.")
+        console.print(
+            "\nEnded by its cap; everything so far is kept. To go on, raise the cap: --max-hours and --max-flops go before the study's."
+        )
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
         raise typer.Exit(130)
@@ -342,6 +344,8 @@ def status(
     running = "running" if lease.is_held(folder) else "not running"
     numbers = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")
     console.print(f"{study.id}: {running}; {numbers} of {len(study.trials())} trials")
+    if not lease.is_held(folder) and (end := state.session_ends.get(state.sessions[-1]["session"])):
+        console.print(f"The last run ended: {end['outcome']}")
     if lease.is_held(folder) and (holder := lease.lock_holder(folder)):
         console.print(f"Driver: process {holder['pid']} on {holder['host']}, since {holder['since']}")
     for trial, kind in ended.items():

@@ -158,7 +158,7 @@ def _at_one_budget(found: Findings, conditions: list[str], skill: str) -> tuple[
 
 
 def _missing_words(found: Findings) -> str:
-    """The numbers of tasks, replicates and conditions without any ended trial, for a sentence; "" if each has one.
+    """The numbers of tasks, replicates, budgets and conditions without any ended trial, for a sentence; "" if each has one.
 
     Example: `, among them all at 16 and 64 tasks and all of replicate 2`.
     """
@@ -179,9 +179,11 @@ def _missing_words(found: Findings) -> str:
         plural = "s" if 1 < len(replicates) <= MAX_LISTED else ""
         numbered = f"replicate{plural} " if len(replicates) <= MAX_LISTED else ""
         parts.append(f"all of {numbered}{names([str(r) for r in replicates], 'replicates')}")
+    if budgets := lacking("compute_flops", found.study.budgets):
+        parts.append(f"all at {names([number(c) for c in budgets], 'budgets of')} FLOPs")
     if conditions := lacking("arm", found.study.conditions):
         parts.append(f"all of {names(conditions, 'conditions')}")
-    return f", among them {' and '.join(parts)}" if parts else ""
+    return f", among them {(' and ' if len(parts) < 3 else '; ').join(parts)}" if parts else ""
 
 
 MAX_LISTED = 4

@@ -252,6 +252,7 @@ class State:
         self.keys: set[str] = set()
         self.study: dict[str, Any] | None = None  # the resolved study of the last session
         self.sessions: list[Event] = []
+        self.session_ends: dict[str, Event] = {}  # by session; a killed one has none
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
         self.telemetry: dict[str, list[Event]] = {}  # by trunk id; events may share points (`recorded.trial_telemetry`)
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
@@ -291,6 +292,8 @@ class State:
             if kind == "session":
                 self.sessions.append(event)
                 self.study = event["study"]
+            elif kind == "session_end":
+                self.session_ends[event["session"]] = event
             elif kind == "evaluation":
                 self.evaluations.setdefault(event["trunk"], []).append(event)
             elif kind == "telemetry":

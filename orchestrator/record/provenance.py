@@ -40,6 +40,21 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
     } | source()
 
 
+def session_end(session: str, outcome: str, running_flops: dict[str, float]) -> dict[str, Any]:
+    """The last event of a driver that was not killed: the time, and how its run ended (`run.driver.Outcome`).
+
+    running_flops: FLOPs of open trunks since their last trial ended, for caps.
+    """
+    return {
+        "kind": "session_end",
+        "key": f"session_end/{session}",
+        "session": session,
+        "time": time.time(),
+        "outcome": outcome,
+        "running_flops": running_flops,
+    }
+
+
 PACKAGES = ("orchestrator", "trainers")
 CODE = (".py", ".j2", ".css", ".js")
 """An untracked file in a package counts as code, and so as a change, only with one of these suffixes."""

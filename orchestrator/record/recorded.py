@@ -36,7 +36,7 @@ def of_study(state: State, study: Study) -> Recorded:
     """The counting part of a journal for a study."""
     made_by = maker(state)
     found = Recorded()
-    for name in ("study", "sessions", "last_time", "record", "lease", "n_bytes", "damage"):
+    for name in ("study", "sessions", "session_ends", "last_time", "record", "lease", "n_bytes", "damage"):
         setattr(found, name, getattr(state, name))
     trunks = {trunk.id: trunk for trunk in study.trunks()}
     for name, trunk in trunks.items():

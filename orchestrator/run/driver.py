@@ -29,7 +29,7 @@ from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
 from orchestrator.record.journal import Event, Journal, State
 from orchestrator.record.lease import LeaseLostError, StudyLock
-from orchestrator.record.provenance import session_event
+from orchestrator.record.provenance import session_end, session_event
 from orchestrator.run import machines, supervise, worker
 from orchestrator.run.admission import Admission, Ask
 from orchestrator.run.relay import Relay, hand_on_live, hand_on_stop
@@ -63,6 +63,7 @@ def run(
     """
     failures: list[Event] = []
     broken = False
+    outcome: Outcome = "broken"
     with machines.on_signals(stop_request.on_signal):
         session = session_event(study, options._asdict(), State.of(folder).record)
         journal, writing = Journal(folder, lock), threading.Lock()
@@ -75,10 +76,12 @@ def run(
 
         def stop_at_a_cap() -> None:
             while not ray_ends.wait(0.1):
+                if stop_request.is_asked():
+                    return
                 if reason := caps.reached(meter, options):
                     capped.set()
-                    say(f"{reason}.")
                     stop_request.ask_this_driver()
+                    say(f"{study.id}: {reason}.")
                     return
 
         threading.Thread(target=stop_at_a_cap, daemon=True).start()
@@ -99,12 +102,14 @@ def run(
             meter.take(events)
             take(events)
 
+        def watch_all(live: dict[str, Event]) -> None:
+            meter.watch(live)
+            watch(live)
+
         try:
             if not stop_request.is_asked():
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request, watch)
+                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request, watch_all)
             failures = undelivered(failures, recorded.read(folder, study))
-            if stop_request.is_asked():
-                failures = []  # the next run tries them again
             if failures:
                 _leave_if_lost(lifeline, writing)  # if Ray died, the trials did not fail
                 sink(failures)
@@ -124,6 +129,10 @@ def run(
         finally:
             ray_ends.set()
             machines.shutdown()
+            with contextlib.suppress(OSError, LeaseLostError):  # then this run counts up to its last event
+                outcome = _outcome(study, folder, broken, failures, capped.is_set(), stop_request)
+                if not unwritten:
+                    journal.append([session_end(session["session"], outcome, meter.running_flops)])
             journal.close()
             if not any(isinstance(problem, LeaseLostError) for problem in unwritten):
                 stop_request.clear()  # after a lost lease the file belongs to the new holder
@@ -134,13 +143,20 @@ def run(
     publisher.finish_publishing(
         publishing, folder, say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
+    return outcome
+
+
+def _outcome(
+    study: Study, folder: Path, broken: bool, failures: list[Event], capped: bool, stop_request: StopRequest
+) -> Outcome:
+    """How a run ended. Failures come before a cap, and a stop by the user before failures."""
     if broken:
         return "broken"
-    if failures:
+    if failures and (capped or not stop_request.is_asked()):
         return "failed"
     if not jobs.owes(study, recorded.read(folder, study)):
         return "complete"
-    return "capped" if capped.is_set() else "stopped"
+    return "capped" if capped else "stopped"
 
 
 def undelivered(failures: list[Event], state: State) -> list[Event]:
@@ -168,8 +184,8 @@ def _leave_if_lost(lifeline: machines.Lifeline, writing: threading.Lock) -> None
 class _Receiver(NamedTuple):
     take: Callable[[list[Event]], None]
     say: Callable[[str], None]
-    reasons: dict[str, str]
-    """Trunk id -> reason why it failed for good."""
+    failed: Callable[[str, str], None]
+    """Takes the id of a trunk that failed for good, and the reason."""
 
 
 _RECEIVERS: dict[str, _Receiver] = {}
@@ -198,7 +214,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Tune calls this when a trunk has failed for good."""
-        _RECEIVERS[self.session].reasons[trial.config["job"]["trunk_id"]] = self._why(trial)
+        _RECEIVERS[self.session].failed(trial.config["job"]["trunk_id"], self._why(trial))
 
     def _why(self, trial: Any) -> str:
         """The reason of a failure, from the error file on the driver's disk. Tune's reader looks elsewhere and too early."""
@@ -221,7 +237,12 @@ def _run_on_ray(
     """Execute the jobs through Ray Tune. Returns a "failed" event for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
     reasons: dict[str, str] = {}
-    _RECEIVERS[session] = _Receiver(sink, say, reasons)
+
+    def failed(trunk: str, reason: str) -> None:
+        if not stop_request.is_asked():  # else it may have failed because of the stop, and the next run tries it again
+            reasons[trunk] = reason
+
+    _RECEIVERS[session] = _Receiver(sink, say, failed)
     scratch = folder / ".tune"
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)  # beside the driver, not on a worker that may be lost

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.study.schema import PART_MODELS, Axes, Study
+from orchestrator.study.schema import PART_MODELS, Axes, Stop, Study
 from trainers.records import short_number
 from trainers.spec import Evaluation
 
@@ -63,7 +63,9 @@ _MEANT: dict[str, str] = {
     "num_workers n_workers world_size": "write place.workers, or give --workers to 'emergence run'",
     "zero deepspeed": "write place.zero_stage",
     "tasks task num_tasks task_count": "write axes.n_tasks, a list of numbers; their kind is the family's name",
-    "flops compute budget budgets max_flops": "write axes.compute_flops, a list of budgets in FLOPs",
+    "flops compute budget budgets": "write axes.compute_flops, a list of budgets in FLOPs",
+    "time_limit timeout time_budget_s time_budget walltime max_time max_wall_time": "write stop.max_hours, or give --max-hours to 'emergence run'",
+    "flop_limit max_compute compute_limit": "write stop.max_flops, or give --max-flops to 'emergence run'",
     "arms": "write axes.arm, a list of names",
     "name study_name experiment run_name": "write study",
     "description notes": "write question, or expectation",
@@ -75,7 +77,7 @@ _MEANT: dict[str, str] = {
 MEANT = {word: meaning for words, meaning in _MEANT.items() for word in words.split()}
 """A key or option that other tools have -> the line that helps."""
 
-_SECTIONS = {**PART_MODELS, "evaluation": Evaluation, "axes": Axes}
+_SECTIONS = {**PART_MODELS, "evaluation": Evaluation, "axes": Axes, "stop": Stop}
 """Section of a study -> the record of its keys."""
 
 

@@ -34,6 +34,21 @@ def test_a_meter_counts_what_a_trunk_ran_once_and_the_part_after_its_last_trial(
         at = meter.flops
     assert at == sum(event["flops_run"] for event in ends)
     assert caps.Meter(state).flops == at
+    meter.take(reversed(events))  # a resume from a checkpoint that is older than the journal
+    assert meter.flops == at
+
+
+def test_live_values_count_until_the_trial_ends_and_not_those_that_come_late() -> None:
+    meter = caps.Meter(State())
+    meter.watch({"t": {"time": 1.0, "flops_run": 50.0}})
+    assert meter.flops == 50
+    meter.take([{"kind": "evaluation", "key": "e", "trunk": "t", "time": 0.9, "flops_run": 40.0}])
+    assert meter.flops == 50
+    meter.take([{"kind": "trial", "key": "end", "trunk": "t", "trial": "t/1", "time": 2.0, "flops_run": 60.0}])
+    meter.watch({"t": {"time": 1.9, "flops_run": 59.0}})
+    assert meter.flops == 60
+    meter.watch({"t": {"time": 2.5, "flops_run": 7.0}})
+    assert meter.flops == 67
 
 
 def test_hours_are_those_of_all_runs_and_the_gaps_between_them_do_not_count() -> None:
@@ -46,18 +61,21 @@ def test_hours_are_those_of_all_runs_and_the_gaps_between_them_do_not_count() ->
     for trial, session, when in ((first, "a", 3600.0), (second, "b", 9e5 + 1800)):
         facts = {"kind": "trial", "key": trial.id, "trial": trial.id, "trunk": trial.trunk.id, "status": "failed"}
         state.feed([facts | {"session": session, "time": when}])
-    assert caps.Meter(state).hours == pytest.approx(1.5, abs=0.01)  # the third run has no event
+    assert caps.Meter(state).hours == pytest.approx(1.5, abs=0.01)  # the third run was killed before its first event
+    state.feed([{"kind": "session_end", "key": "b", "session": "b", "time": 9e5 + 7200, "running_flops": {"t": 5.0}}])
+    assert caps.Meter(state).hours == pytest.approx(3.0, abs=0.01)
+    assert caps.Meter(state).flops == 5  # what the checkpoints hold beyond the last evaluation
 
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({}, ""), ({"max_flops": 1e30}, ""), ({"max_flops": 1e-9}, "--max-flops"), ({"max_hours": 1e-12}, "--max-hours")],
+    [({}, ""), ({"max_flops": 1e30}, ""), ({"max_flops": 1e-9}, "training FLOPs"), ({"max_hours": 1e-12}, "hours")],
 )
 def test_a_cap_that_is_reached_is_named(given: dict[str, float], word: str) -> None:
     study, state = Study.from_record(SMALL), State()
     run_trunk(study.trunks()[0], study.budgets[:1], Place(), state.feed)
-    assert caps.reached(caps.Meter(state), Options(**given)).startswith(word)
-    assert bool(word) == bool(caps.reached(caps.Meter(state), Options(**given)))
+    reached = caps.reached(caps.Meter(state), Options(**given))
+    assert word in reached and bool(word) == bool(reached)
 
 
 def test_a_cap_of_the_study_holds_unless_the_command_gives_one_and_changes_no_identity(

@@ -6,7 +6,6 @@ weather on them.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -17,15 +16,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import ray
 import synthetic
 import torch
 from gpu.measure import Plain
 
 from orchestrator.analysis import findings
 from orchestrator.record.journal import read
+from orchestrator.run.relay import Relay, showing
 from orchestrator.study.reader import load
 from trainers import budget, checkpoint
 from trainers.engine.engine import Engine
@@ -36,6 +38,7 @@ from trainers.shapes import Model, Shape
 from trainers.spec import Training, TrunkSpec
 from trainers.tasks import FAMILIES
 from trainers.telemetry import Telemetry
+from trainers.train import run_trunk
 
 ROUNDS = 15
 
@@ -79,31 +82,34 @@ def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     return ratio, plain_seconds / steps_per_round * 1e3
 
 
-def telemetry_share(trunk: TrunkSpec, steps_per_round: int = 50, rounds: int = 61) -> tuple[float, float]:
-    """(share of training time that telemetry takes, milliseconds of a step without it), in the hardest case.
+def telemetry_share(trunk: TrunkSpec, n_steps: int = 4000) -> tuple[float, float]:
+    """(seconds inside telemetry's calls by seconds of training, milliseconds of a step), in one real training.
 
-    Every step is a point of the grid, and each round ends with an event: as often as an evaluation every 50 steps. In processor
-    seconds, because 1 % is less than what other processes do to the time of a step.
+    Live values go to a real event relay. The calls are summed, because 1 % is less than other processes do to the time of a step.
     """
-    engine, learning = Engine(trunk, Place()), Supervised(trunk)
-    now: dict[str, Any] = {"step": 0, "branch": None, "points": [], "steps_charged": 0}
-    telemetry = Telemetry(trunk, Place(), 1, now, json.dumps)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    relay = Relay.options(name="relay").remote()  # type: ignore[attr-defined]
+    ray.get(relay.is_stopping.remote())
+    events: list[dict[str, Any]] = []
+    inside = 0.0
 
-    def train(is_on: bool) -> None:
-        for step in range(steps_per_round):
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_call(*given: Any) -> Any:
+            nonlocal inside
             begin = time.perf_counter()
-            loss_nats, grad_norm = engine.step(learning, step, 1e-3)
-            now["step"] = step + 1
-            if is_on:
-                telemetry.after_step(loss_nats, 1e-3, grad_norm, time.perf_counter() - begin, steps_per_round)
-                telemetry.is_due()
-        if is_on:
-            json.dumps(telemetry.take(engine.gathered(telemetry.system())))
+            result = call(*given)
+            inside += time.perf_counter() - begin
+            return result
 
-    train(True)
-    _, seconds, ratio = alternate(partial(train, True), partial(train, False), rounds, time.process_time)
-    engine.destroy()
-    return ratio - 1, seconds / steps_per_round * 1e3
+        return timed_call
+
+    calls = {name: timed(getattr(Telemetry, name)) for name in ("after_step", "is_due", "system", "take")}
+    with patch.multiple(Telemetry, **calls):
+        flops = float(n_steps * budget.flops_per_step(trunk))
+        run_trunk(trunk, [flops], Place(), events.extend, watch=showing("relay", trunk.id))
+    ray.shutdown()
+    (end,) = [event for event in events if event["kind"] == "trial"]
+    return inside / end["train_seconds"], end["train_seconds"] / end["step"] * 1e3
 
 
 STUDY = """
@@ -210,7 +216,7 @@ def main() -> int:
         update={"model": Model(n_layers=1, d_model=16, d_mlp=32, n_heads=2), "training": Training(batch_size=8)}
     )
     share, ms = telemetry_share(small)
-    row(f"telemetry, every step a point: share of time, small model ({ms:.1f} ms a step)", share, 0.01, False)
+    row(f"telemetry: share of training time, small model ({ms:.1f} ms a step)", share, 0.01, False)
     row("seconds of a trunk beyond training and evaluation (not a ratio)", overhead_of_a_trunk(), 0.1, False)
     batch, evaluation = shares(trunk, quick.budgets)
     row(f"batch making ({batch:.3f}) and evaluation / training, the quickstart", batch + evaluation, 0.10, False)

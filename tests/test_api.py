@@ -27,6 +27,7 @@ from orchestrator.record import lease, publisher, tables
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.recorded import trial_evaluations
 from orchestrator.report import palette
+from trainers.checkpoint import POINT
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,22 +183,29 @@ def reported(trunk: Any, on: str, steps: list[int], loss: float, system: list[di
     return event | numbers | {"tokens_per_second": [7.0] * n, "mfu": [0.5] * n, "system": system}
 
 
-def test_telemetry_has_each_point_once_and_the_mean_load_of_the_workers(tmp_path: Path) -> None:
+def test_telemetry_has_each_point_once_and_the_load_of_the_workers(tmp_path: Path) -> None:
     folder = laid_out(tmp_path, "quickstart_cut")
     study = open_study("quickstart_cut@1", tmp_path)
     assert len(study.telemetry) == 0 and "loss_nats" in study.telemetry
     trunk = study.definition.trunks()[0]
     loads = [
-        {"cpu_percent": cpu, "memory_mb": 10.0, "gpu_percent": None, "gpu_memory_mb": None} for cpu in (50.0, 100.0)
+        {"cpu_percent": cpu, "memory_mb": cpu / 10, "gpu_percent": None, "gpu_memory_mb": None} for cpu in (50.0, 100.0)
     ]
     log = Journal(folder)
     log.append([reported(trunk, "trunk", [1, 2], 3.0, loads), reported(trunk, repr(1.2e10), [3], 1.0, loads[:1])])
     log.append([reported(trunk, "trunk", [2, 3], 4.0, loads)])  # resumed: step 2 comes again
+    late = reported(trunk, "trunk", [70], 0.0, loads) | {name: [] for name in POINT} | {"step": 70}
+    log.append([late])  # the load alone
     log.close()
     points = study.telemetry
+    row = points[points["step"] == 70].iloc[0]
+    assert (row["cpu_percent"], row["memory_mb"], row["time"]) == (75.0, 10.0, pd.Timestamp(9.0, unit="s", tz="UTC"))
+    assert pd.isna(row["loss_nats"])
+    points = points.dropna(subset="loss_nats").reset_index()
     assert points["step"].tolist() == [1, 2, 3, 3] and points["loss_nats"].tolist() == [3.0, 3.0, 4.0, 1.0]
     assert points["compute_flops"].isna().tolist() == [True, True, True, False] and points["grad_norm"].isna().all()
     np.testing.assert_equal(points["cpu_percent"].to_numpy(), [np.nan, 75.0, 75.0, 50.0])
+    np.testing.assert_equal(points["memory_mb"].to_numpy(), [np.nan, 10.0, 10.0, 5.0])
     assert points["gpu_percent"].isna().all() and points["time"][0] == pd.Timestamp(2.5, unit="s", tz="UTC")
     assert set(points["trunk"]) == {trunk.id} and set(points["condition"]) == {"answer"}
 

@@ -25,15 +25,20 @@ GRID_RATIO = 1.1
 """Ratio of neighbouring steps of the grid beyond DENSE_STEPS: 130 points up to step 100,000."""
 PENDING_SECONDS = 30.0
 """Points that have waited for longer are emitted before the next step."""
+LOAD_SECONDS = 300.0
+"""The load is emitted at least this often, also without points: late in a long run these are hours apart."""
 SAMPLE_SECONDS = 5.0
 """Time between two samples of the load of a process. A sample takes 0.05 ms."""
 WATCH_SECONDS = 1.0
 """Least time between two calls of `watch`. One through Ray takes 1.4 ms on two busy cores."""
-MATMUL_SECONDS = 2e-3
-"""A matmul that takes this long is large enough to measure the speed of a device."""
+MATMUL_SECONDS = 1e-3
+"""A matmul that takes this long is large enough to measure the speed of a device. One of twice the size takes 8 times as long."""
 
 SYSTEM_FIELDS = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
-"""Numbers of a sample. CPU: 100 is one busy core. Memory: resident, and reserved by torch, in 10^6 bytes."""
+"""Numbers of a sample. CPU: 100 is one busy core. Memory: resident, and reserved by torch, in 10^6 bytes.
+
+The use of the GPU comes from NVML (package nvidia-ml-py). It is unknown without that, and without the right to ask.
+"""
 
 Watch = Callable[[dict[str, Any]], None]
 """A function that receives live values (`Telemetry.after_step`). They are no results."""
@@ -48,24 +53,24 @@ def on_grid(step: int) -> bool:
 
 
 class Telemetry:
-    """The points and samples of one process that trains a trunk on `world` workers.
+    """The points and samples of one process that trains a trunk.
 
+    `peak` is the FLOPs per second of all workers at an MFU of 1 (`matmul_flops_per_second`).
     `now` is the progress of `train.run_trunk`. It keeps the pending points as `points`, so that checkpoints hold them.
     """
 
-    def __init__(self, trunk: TrunkSpec, place: Place, world: int, now: dict[str, Any], watch: Watch) -> None:
+    def __init__(self, trunk: TrunkSpec, place: Place, peak: float, now: dict[str, Any], watch: Watch) -> None:
         family: Any = trunk.family
-        self.now, self.watch, self.device = now, watch, place.device
+        self.now, self.watch, self.device, self.peak = now, watch, place.device, peak
         self.points: list[list[float | None]] = now["points"]
         self.tokens = trunk.training.batch_size * family.length(trunk.arm)
         self.flops = budget.flops_per_step(trunk)
-        self.peak = world * matmul_flops_per_second(place.device, trunk.training.precision, place.threads)
         self.total = self.at_point = self.at_watch = (0, 0.0)  # steps and seconds of training in this process
         self.process = psutil.Process()
         self.samples: list[list[float]] = []  # the last one before the last event, and those since
         self._sample()
         self.samples[0][0] = math.nan  # the first call only begins to count
-        self.watched_at = -math.inf
+        self.watched_at, self.emitted_at = -math.inf, time.monotonic()
         self.waiting_since = math.inf if not self.points else time.monotonic()
 
     def after_step(
@@ -94,23 +99,29 @@ class Telemetry:
             self.watch(live | {"flops_run": self.now["steps_charged"] * self.flops})
 
     def is_due(self) -> bool:
-        """Whether points have waited for PENDING_SECONDS. Each process has its own answer."""
-        return time.monotonic() - self.waiting_since > PENDING_SECONDS
+        """Whether points have waited for PENDING_SECONDS, or the load for LOAD_SECONDS. Each process has its own answer."""
+        clock = time.monotonic()
+        return clock - self.waiting_since > PENDING_SECONDS or clock - self.emitted_at > LOAD_SECONDS
 
     def system(self) -> torch.Tensor:
-        """The mean load since the last call: (1, 4) float64, in the order of SYSTEM_FIELDS. NaN is unknown."""
+        """The load since the last call: (1, 4) float64, in the order of SYSTEM_FIELDS. NaN is unknown.
+
+        Means of CPU and GPU, maxima of memory.
+        """
         if time.monotonic() - self.sampled_at > 0.1:  # the share of a CPU needs some time to be measured
             self._sample()
-        mean = torch.tensor([self.samples[1:] or self.samples], dtype=torch.float64, device=self.device).mean(1)
+        samples = torch.tensor([self.samples[1:] or self.samples], dtype=torch.float64, device=self.device)
         self.samples = self.samples[-1:]
-        return mean
+        load = samples.mean(1)
+        load[:, 1::2] = samples[:, :, 1::2].amax(1)
+        return load
 
     def take(self, system: torch.Tensor) -> dict[str, Any]:
-        """The pending points and the load of all ranks, (world, 4), as facts of an event. They are no longer pending."""
-        facts: dict[str, Any] = dict(zip(POINT, map(list, zip(*self.points, strict=True)), strict=True))
+        """The pending points, or none, and the load of all ranks, (world, 4), as facts of an event. They are no longer pending."""
+        facts: dict[str, Any] = {name: [point[i] for point in self.points] for i, name in enumerate(POINT)}
         loads = [[None if math.isnan(x) else round(x, 1) for x in row] for row in system.tolist()]
         self.points.clear()
-        self.waiting_since = math.inf
+        self.waiting_since, self.emitted_at = math.inf, time.monotonic()
         return facts | {"system": [dict(zip(SYSTEM_FIELDS, load, strict=True)) for load in loads]}
 
     def _speed(self, since: tuple[int, float]) -> list[float | None]:
@@ -145,7 +156,7 @@ def matmul_flops_per_second(device: str, precision: str, threads: int) -> float:
     """FLOPs per second of a large square matmul, measured once in a process: the speed that an MFU of 1 would have.
 
     The matrices grow until a product takes MATMUL_SECONDS, or to 4,096. The fastest of three counts, because other processes
-    may be busy. `threads` must be torch's present number. It takes some 20 ms on a CPU core.
+    may be busy. `threads` must be torch's present number. It takes some 20 ms of a CPU core, also in bf16.
     """
     on_gpu, best, size = device.startswith("cuda"), 0.0, 128
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -23,7 +23,7 @@ from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
-from trainers.telemetry import Telemetry, Watch, on_of
+from trainers.telemetry import Telemetry, Watch, matmul_flops_per_second, on_of
 
 Event = dict[str, Any]
 """A JSON object. `kind` is "evaluation", "trial", "trunk" or "telemetry". `key` is the same if a resumed run emits it again."""
@@ -80,6 +80,7 @@ def run_trunk(
 
     # 2. The objective, then the engine (model, optimiser, DeepSpeed), then the evaluation suite, the same for the whole run.
     objective = objective_of(trunk)
+    peak = matmul_flops_per_second(place.device, trunk.training.precision, place.threads)  # while memory is free
     engine = Engine(trunk, place)
     leads = engine.rank == 0
     suite = suite_of(trunk)
@@ -105,7 +106,7 @@ def run_trunk(
             emit(now["events"])
     elif loaded and folder and leads:
         checkpoint.discard(folder)  # the trunk has passed a budget of this call: train again from the start
-    telemetry = Telemetry(trunk, place, engine.world, now, watch if leads else lambda live: None)
+    telemetry = Telemetry(trunk, place, engine.world * peak, now, watch if leads else lambda live: None)
     saved_at, save_seconds = time.monotonic(), 0.0
     saves_worked, noted = loaded is not None, False
 
@@ -116,13 +117,12 @@ def run_trunk(
         if leads:
             emit([event])
 
-    def emit_telemetry() -> None:
-        """Emit the pending points of the trunk or branch, if there are any. Every rank must call it."""
-        if now["points"]:
-            on, step = on_of(now), now["points"][-1][0]
-            emit_event(
-                "telemetry", f"telemetry/{on}/{step}", on=on, **telemetry.take(engine.gathered(telemetry.system()))
-            )
+    def emit_telemetry(load: bool = False) -> None:
+        """Emit the pending points of the trunk or branch, or the `load` alone. Every rank must call it."""
+        if now["points"] or load:
+            on, step = on_of(now), now["points"][-1][0] if now["points"] else now["step"]
+            facts = telemetry.take(engine.gathered(telemetry.system()))
+            emit_event("telemetry", f"telemetry/{on}/{step}", on=on, step=step, **facts)
 
     def save(needed: bool = False) -> None:
         """Save a checkpoint. A failed save is noted, and the next one is tried when it is due: a full disk may pass.
@@ -212,7 +212,7 @@ def run_trunk(
             if stopping:
                 raise _Stopped
             if waiting:
-                emit_telemetry()
+                emit_telemetry(load=True)
             if due:
                 save()
 

@@ -310,7 +310,10 @@ class MlflowRecord:
         before = self._shown.get(trial.id)
         if shown in ((0, 0, 0.0), before):
             return
-        times = [*(event["times"][0] for event in telemetry[:1]), *(event["time"] for _, event in evaluations[:1])]
+        times = [
+            *(t for event in telemetry[:1] for t in event["times"][:1]),
+            *(event["time"] for _, event in evaluations[:1]),
+        ]
         run = self._run(trial.id, self._name_of(trial), min(times or [shown[2]]), {"mlflow.parentRunId": parent})
         self._set_parent(trial.id, run, parent)
         points = [*self._evaluation_points(trial, evaluations[before[0] if before else 0 :])]

@@ -185,11 +185,12 @@ def of_telemetry(events: list[Event]) -> Iterator[Point]:
 def _system(event: Event) -> Iterator[Point]:
     """The samples of a trial's workers in one telemetry event, one a rank."""
     workers = event.get("system") or []
+    at, step = (event["times"][-1], event["steps"][-1]) if event["steps"] else (event["time"], event["step"])
     for rank, sample in enumerate(workers):
         prefix = f"system/rank_{rank}/" if len(workers) > 1 else "system/"
         for field, name in SYSTEM.items():
             if (value := sample.get(field)) is not None and math.isfinite(value):
-                yield Point(prefix + name, float(value), event["times"][-1], event["steps"][-1])
+                yield Point(prefix + name, float(value), at, step)
 
 
 def of_end(event: Event) -> dict[str, float]:

@@ -96,6 +96,7 @@ def trial_telemetry(state: State, trial: TrialSpec) -> list[Event]:
     """A trial's telemetry in order of steps: of its trunk up to its branch, then of its branch. Each step comes once.
 
     The lists of an event may be shorter than in the journal. A resumed run emits some points again, and the first one counts.
+    They are empty if an event holds the load of the workers alone, at its `step` and `time`.
     """
     branch = budget.steps_of(trial, trial.compute_flops).branch
     found: list[Event] = []
@@ -104,9 +105,9 @@ def trial_telemetry(state: State, trial: TrialSpec) -> list[Event]:
         for event in (e for e in state.telemetry.get(trial.trunk.id, []) if e["on"] == on):
             fresh = [i for i, s in enumerate(event["steps"]) if s not in known and (on != "trunk" or s <= branch)]
             known.update(event["steps"])
-            if fresh:
+            if fresh or (not event["steps"] and (on != "trunk" or event["step"] <= branch)):
                 found.append(event | {field: [event[field][i] for i in fresh] for field in POINT})
-    return sorted(found, key=lambda event: event["steps"][0])
+    return sorted(found, key=lambda event: event["steps"][0] if event["steps"] else event["step"])
 
 
 def missing(state: State, trial: TrialSpec, end: Event) -> list[tuple[str, int]]:

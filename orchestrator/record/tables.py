@@ -126,7 +126,8 @@ TELEMETRY = pa.schema(
     + [(name, pa.float64()) for name in (*_POINT, *_LOAD)]
 )
 """One row per point of telemetry. `compute_flops` is the budget of a branch, and missing on the trunk. The load of the
-workers, their mean, is that of the time up to the last point of an event, and missing at its other points."""
+workers, their mean or the maximum of memory, is that of the time up to the last point of an event, and missing at its other
+points. An event without points is a row without the numbers of a point."""
 
 
 def telemetry_table(state: State, study: Study) -> pa.Table:
@@ -135,15 +136,24 @@ def telemetry_table(state: State, study: Study) -> pa.Table:
     for trunk in study.trunks():
         place = {"n_tasks": trunk.n_tasks, "replicate": trunk.replicate, "trunk": trunk.id}
         place |= {"condition": study.condition_of(trunk.arm, trunk.variant)}
-        for event in (e for e in state.telemetry.get(trunk.id, []) if e["steps"]):
+        for event in state.telemetry.get(trunk.id, []):
             budget = None if event["on"] == "trunk" else float(event["on"])
             for i, step in enumerate(event["steps"]):
                 row = place | {"compute_flops": budget, "step": step, "time": round(event["times"][i] * 1000)}
                 rows.setdefault((trunk.id, event["on"], step), row | {name: event[name][i] for name in _POINT})
-            last = rows[trunk.id, event["on"], event["steps"][-1]]
+            step = event["steps"][-1] if event["steps"] else event["step"]
+            here = place | {"compute_flops": budget, "step": step, "time": round(event["time"] * 1000)}
+            last = rows.setdefault((trunk.id, event["on"], step), here)
             loads = {name: [rank[name] for rank in event["system"] if rank[name] is not None] for name in _LOAD}
             for name, known in loads.items():
-                last.setdefault(name, sum(known) / len(known) if known else None)
+                value = (
+                    max(known, default=None)
+                    if name.endswith("memory_mb")
+                    else sum(known) / len(known)
+                    if known
+                    else None
+                )
+                last.setdefault(name, value)
     order = sorted(rows.values(), key=lambda r: (r["trunk"], r["compute_flops"] or 0.0, r["step"]))
     return pa.Table.from_pylist(order, schema=TELEMETRY)
 

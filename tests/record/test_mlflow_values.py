@@ -22,6 +22,7 @@ from orchestrator.record.provenance import session_event
 from orchestrator.record.recorded import trial_evaluations, trial_telemetry
 from orchestrator.study.schema import Study
 from trainers import budget
+from trainers.checkpoint import POINT
 from trainers.fit.place import Place
 from trainers.train import run_trunk
 
@@ -118,13 +119,15 @@ def test_curves_and_samples_of_workers_become_points(world: World) -> None:
     """Fails if a trial gets the trunk's points beyond its branch, a point twice, or a value that is missing."""
     trial = world.study.trials()[0]
     name, branch = repr(trial.compute_flops), budget.steps_of(trial, trial.compute_flops).branch
-    trunk = trial.trunk.id
+    trunk, alone = trial.trunk.id, {name: [] for name in POINT}  # the load without points
     state = State()
     state.telemetry[trunk] = [
         telemetry(trunk, "trunk", [1, 2], 0.0),
         telemetry(trunk, "trunk", [2, branch, branch + 1], 100.0),  # step 2 is repeated after a kill
         telemetry(trunk, name, [branch + 1], 200.0, n_ranks=2),
         telemetry(trunk, "9e8", [branch + 2], 300.0),
+        telemetry(trunk, "trunk", [branch - 1], 50.0) | alone | {"step": branch - 1},
+        telemetry(trunk, "trunk", [branch + 1], 60.0) | alone | {"step": branch + 1},
     ]
     points = list(mlflow_values.of_telemetry(trial_telemetry(state, trial)))
     losses = [(p.step, p.time) for p in points if p.name == "train/loss_nats"]
@@ -132,11 +135,13 @@ def test_curves_and_samples_of_workers_become_points(world: World) -> None:
     assert {p.name for p in points if p.name.startswith("train/")} == {
         *("train/loss_nats", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")  # no mfu: None
     }
-    system = [(p.name, p.step) for p in points if "cpu" in p.name]
-    assert system == [
-        *(("system/cpu_utilization_percentage", step) for step in (2, branch)),
-        *((f"system/rank_{rank}/cpu_utilization_percentage", branch + 1) for rank in (0, 1)),
-    ]
+    system = {(p.name, p.step): p.time for p in points if "cpu" in p.name}
+    assert system == {
+        ("system/cpu_utilization_percentage", 2): 2.0,
+        ("system/cpu_utilization_percentage", branch): 100.0 + branch,
+        ("system/cpu_utilization_percentage", branch - 1): 50.0,
+        **{(f"system/rank_{rank}/cpu_utilization_percentage", branch + 1): 201.0 + branch for rank in (0, 1)},
+    }
 
 
 def test_curves_are_published_in_portions_and_again_without_a_change(world: World, tmp_path: Path) -> None:

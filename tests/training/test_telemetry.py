@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from test_train import budgets_of, keyed, trunk_of
 
-from trainers import budget, telemetry
+from trainers import budget, telemetry, train
+from trainers.checkpoint import POINT
 from trainers.fit.place import Place
 from trainers.telemetry import matmul_flops_per_second, on_grid
 from trainers.train import run_trunk
@@ -73,11 +75,47 @@ def test_points_are_emitted_when_they_have_waited(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(telemetry, "time", clock)
             patch.setattr(telemetry, "PENDING_SECONDS", seconds)
-            patch.setattr(telemetry, "matmul_flops_per_second", lambda *_: 1.0)
+            patch.setattr(telemetry, "LOAD_SECONDS", math.inf)
+            patch.setattr(train, "matmul_flops_per_second", lambda *_: 1.0)
             run_trunk(trunk, budgets_of(trunk, 60), Place(), events.extend)
         found.append((points(events), sum(event["kind"] == "telemetry" for event in events)))
     (rarely, n_few), (often, n_many) = found
     assert rarely == often and n_few == 2 < 4 < n_many < 30
+
+
+def test_the_load_is_emitted_when_no_point_is_there_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = trunk_of()
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(telemetry, "LOAD_SECONDS", 0.0)
+    run_trunk(trunk, budgets_of(trunk, 100), Place(), events.extend)
+    alone = [event for event in events if event["kind"] == "telemetry" and not event["steps"]]
+    assert all(not event[name] for event in alone for name in POINT)
+    assert {("trunk", step) for step in range(51, 80) if not on_grid(step)} <= {(e["on"], e["step"]) for e in alone}
+    assert all(e["system"][0]["memory_mb"] > 50 for e in alone)
+
+
+def test_the_load_is_the_mean_but_of_memory_the_maximum() -> None:
+    now = {"step": 0, "branch": None, "points": [], "steps_charged": 0}
+    measured = telemetry.Telemetry(trunk_of(), Place(), 1.0, now, lambda live: None)
+    nan = math.nan
+    measured.samples = [
+        [90.0, 900.0, nan, nan],
+        [10.0, 100.0, 1.0, 5.0],
+        [20.0, 400.0, 2.0, 7.0],
+        [30.0, 100.0, 3.0, 6.0],
+    ]
+    measured.sampled_at = math.inf
+    assert measured.system().tolist() == [[20.0, 400.0, 2.0, 7.0]]
+
+
+def test_the_speed_of_a_matmul_is_measured_before_there_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a device without room for it would look as if the micro-batch were too large."""
+    order: list[str] = []
+    for name in ("matmul_flops_per_second", "Engine"):
+        real = getattr(train, name)
+        monkeypatch.setattr(train, name, lambda *given, name=name, real=real: order.append(name) or real(*given))
+    run_trunk(trunk_of(), budgets_of(trunk_of(), 50), Place(), lambda events: None)
+    assert order == ["matmul_flops_per_second", "Engine"]
 
 
 def test_live_values_come_after_some_time_each_and_never_among_the_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +163,12 @@ def test_the_speed_of_a_matmul_is_measured_once_and_touches_no_random_stream() -
 def test_what_a_process_uses_is_sampled_and_what_is_unknown_stays_unknown() -> None:
     trunk = trunk_of()
     events: list[dict[str, Any]] = []
-    run_trunk(trunk, budgets_of(trunk, 60), Place(), events.extend)
-    for event in (event for event in events if event["kind"] == "telemetry"):
+    run_trunk(
+        trunk, budgets_of(trunk, 60), Place(), events.extend, watch=lambda live: time.sleep(0.2)
+    )  # a share needs time
+    found = [event for event in events if event["kind"] == "telemetry"]
+    assert any((event["system"][0]["cpu_percent"] or 0) > 0 for event in found)
+    for event in found:
         ((cpu, memory, *gpu),) = ([*load.values()] for load in event["system"])
         assert list(event["system"][0]) == list(telemetry.SYSTEM_FIELDS)
-        assert (cpu is None or 0 <= cpu < 10_000) and memory > 50 and gpu == [None, None]
+        assert (cpu is None or cpu < 10_000) and memory > 50 and gpu == [None, None]

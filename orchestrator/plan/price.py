@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     flops_per_second: float | None
     seconds: float | None
     source: str
+    """Origin of `flops_per_second`; empty if that is unknown."""
     options: Options
 
 
@@ -77,7 +78,7 @@ def make(
         flops_per_second=speed,
         seconds=_seconds(todo, slots, speed, options),
         options=options,
-        source=source,
+        source=source if speed else "",
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import pyarrow as pa
@@ -146,14 +147,8 @@ def telemetry_table(state: State, study: Study) -> pa.Table:
             last = rows.setdefault((trunk.id, event["on"], step), here)
             loads = {name: [rank[name] for rank in event["system"] if rank[name] is not None] for name in _LOAD}
             for name, known in loads.items():
-                value = (
-                    max(known, default=None)
-                    if name.endswith("memory_mb")
-                    else sum(known) / len(known)
-                    if known
-                    else None
-                )
-                last.setdefault(name, value)
+                of_workers = max if "memory" in name else fmean
+                last.setdefault(name, of_workers(known) if known else None)
     order = sorted(rows.values(), key=lambda r: (r["trunk"], r["compute_flops"] or 0.0, r["step"]))
     return pa.Table.from_pylist(order, schema=TELEMETRY)
 

@@ -88,6 +88,10 @@ def test_a_throughput_is_read_from_the_trials_of_the_journal(study: Study) -> No
     state.feed([facts | {"key": "b", "trial": "b", "flops_run": 18e9, "train_seconds": 1.0}])
     assert price.recorded_throughput(state, "cpu") == pytest.approx(60e9 / 4)
     assert price.recorded_throughput(State(), "cpu") is None
+    assert (price.make(study, state, 2, "cpu").source, price.make(study, State(), 2, "cpu").source) == (
+        "recorded in this study",
+        "",
+    )
 
 
 def test_calibrating_measures_a_speed_that_training_really_has() -> None:

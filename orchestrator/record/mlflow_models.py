@@ -20,17 +20,16 @@ LOADER = "trainers.models.saved"
 
 
 def log_models(
-    client: Any, experiment: str, runs: Mapping[str, str], record: str, folder: Path, found: Findings
+    client: Any, experiment: str, runs: Mapping[str, str], record: str, weights: Mapping[str, str], found: Findings
 ) -> None:
-    """Log the weights in a study's folder, a model for each trial that is done. A model that is there is left alone.
+    """Log kept weights, a model for each trial that is done. A model that is there is left alone.
 
-    runs: trial id -> run id. Weights at a storage URI are not copied: the run's tag `emergence.weights` has their address.
+    runs: trial id -> run id. weights: trial id -> path or URI of its weights. Those at a URI are not copied: the run's tag
+    `emergence.weights` has their address.
     """
     steps = {run["trial"]: run["steps"] for run in found.runs if run["status"] == "done"}
-    files = {
-        trial: folder / "weights" / f"{trial.id}.safetensors" for trial in found.study.trials() if trial.id in steps
-    }
-    kept = {trial.id: (trial, path) for trial, path in files.items() if path.exists()}
+    places = {trial: weights[trial.id] for trial in found.study.trials() if trial.id in steps}
+    kept = {t.id: (t, Path(place)) for t, place in places.items() if "://" not in place and Path(place).exists()}
     if not kept:
         return
     there = set()

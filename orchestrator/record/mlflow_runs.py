@@ -1,4 +1,4 @@
-"""A study's runs in MLflow: one run a trial, found by its key before it is made. The only file that imports mlflow."""
+"""A study's runs in MLflow: one run a trial, found by its key before it is made."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ class MlflowRecord:
         self._experiment_tags: dict[str, str] = dict(found.tags) if found else {}
         self.runs: dict[str, str] = {}  # trial id, or PARENT -> run id
         self._parents: dict[str, str] = {}  # trial id -> parent of its run
-        self._names: dict[str, str] = {}  # trial id -> name of its run
+        self._looks: dict[str, str] = {}  # trial id -> name and colour that we gave to its run
+        self._running: set[str] = set()  # keys of runs whose status is RUNNING
         self._params: dict[str, set[str]] = {}  # key -> names of the params of its run
         self._settled: set[str] = set()  # trials whose run is final
         self._shown: dict[
@@ -205,7 +206,8 @@ class MlflowRecord:
                 self._shown.pop(key, None)
                 self._sent.pop(key, None)
             self.runs[key] = run.info.run_id
-            self._names[key] = run.info.run_name
+            self._looks[key] = run.data.tags.get("emergence.look", "")
+            (self._running.add if run.info.status == "RUNNING" else self._running.discard)(key)
             self._params[key] = set(run.data.params)
             self._parents[key] = run.data.tags.get("mlflow.parentRunId", "")
             if _is_settled(run):
@@ -239,6 +241,8 @@ class MlflowRecord:
             with _environment({_RETRIES: "0"}):
                 run = self.client.create_run(self.experiment, at, tags=tags, run_name=_tag(name, MAX_NAME))
             self.runs[key] = run.info.run_id
+            self._running.add(key)
+            self._looks[key] = tags.get("emergence.look", "")
         return self.runs[key]
 
     def _log(self, run: str, points: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()) -> None:
@@ -261,7 +265,10 @@ class MlflowRecord:
         self._tag_experiment({mlflow_view.TAG: mlflow_view.tag(self.study, state.sessions[0]["time"])})
         for key in self._settled - {PARENT}:
             self._set_parent(key, self.runs[key], parent)
-        unsettled = [trial for trial in self.study.trials() if trial.id not in self._settled]
+        trials = self.study.trials()
+        for trial in (one for one in trials if one.id in self._settled):
+            self._set_look(trial)
+        unsettled = [trial for trial in trials if trial.id not in self._settled]
         said_at = time.monotonic()
         for i, trial in enumerate(unsettled):
             self._publish_trial(state, trial, parent)
@@ -280,13 +287,17 @@ class MlflowRecord:
         return self._run(PARENT, self.study.id, state.sessions[0]["time"], tags)
 
     def begin(self, state: State) -> None:
-        """Mark the parent run as running and log its axes. An earlier answer stays in its description."""
+        """Mark the parent run, and those of trials without an end, as running, and log the axes of the study.
+
+        An earlier answer stays in its description.
+        """
         parent = self._parent(state)
-        run = self.client.get_run(parent)
-        self._log_axes(parent, run.data.params)
+        self._log_axes(parent, self.client.get_run(parent).data.params)
         self._log_counts(parent, state)
-        if run.info.status != "RUNNING":
-            self.client.update_run(parent, status="RUNNING")
+        open_trials = {trial.id for trial in self.study.trials()} - state.trials.keys()
+        for key in (self.runs.keys() & (open_trials | {PARENT})) - self._running:
+            self.client.update_run(self.runs[key], status="RUNNING")
+            self._running.add(key)
 
     def _log_counts(self, parent: str, state: State) -> None:
         ended = [state.trials.get(trial.id, {}).get("status", "open") for trial in self.study.trials()]
@@ -314,18 +325,18 @@ class MlflowRecord:
             *(t for event in telemetry[:1] for t in event["times"][:1]),
             *(event["time"] for _, event in evaluations[:1]),
         ]
-        run = self._run(trial.id, self._name_of(trial), min(times or [shown[2]]), {"mlflow.parentRunId": parent})
+        look = mlflow_values.look(self.study, trial)
+        name, tags = mlflow_values.run_name(self.study, trial), {"mlflow.parentRunId": parent} | look
+        run = self._run(trial.id, name, min(times or [shown[2]]), tags)
         self._set_parent(trial.id, run, parent)
+        self._set_look(trial)
         points = [*self._evaluation_points(trial, evaluations[before[0] if before else 0 :])]
         if not before or before[1] != len(telemetry):
             curves = mlflow_values.of_telemetry(trial_telemetry(state, trial))
             points += [point for point in curves if (point.name, point.step) not in self._sent.get(trial.id, ())]
-        tags: dict[str, Any] = {}
+        tags = {}
         if before is None:
-            session = next(
-                (s for s in state.sessions if end and s["session"] == end.get("session")), state.sessions[-1]
-            )
-            tags = self._tags_of(trial, session)
+            tags = self._tags_of(trial, _session_of(state, trial))
             self._log_tasks(run, trial)
         known = self._params.setdefault(trial.id, set())
         params = {k: v for k, v in mlflow_values.params(self.study, trial).items() if k not in known}
@@ -341,18 +352,23 @@ class MlflowRecord:
         self._sent.setdefault(trial.id, set()).update((point.name, point.step) for point in points)
         if end is not None:
             good = end["status"] in ("done", "diverged")
-            self.client.set_terminated(run, "FINISHED" if good else "FAILED", round(end["time"] * 1000))
+            self._end(trial.id, "FINISHED" if good else "FAILED", end["time"])
             if good:
                 self._settled.add(trial.id)
                 del self._sent[trial.id]
 
-    def _name_of(self, trial: TrialSpec) -> str:
-        """The name of a trial's run. A run that has another one, of an earlier version, is renamed."""
-        name = mlflow_values.run_name(self.study, trial)
-        if self._names.get(trial.id, name) != name:
+    def _end(self, key: str, status: str, when_seconds: float) -> None:
+        self.client.set_terminated(self.runs[key], status, round(when_seconds * 1000))
+        self._running.discard(key)
+
+    def _set_look(self, trial: TrialSpec) -> None:
+        """Give a trial's run its name and colour, which depend on the study's axes. A look that a user changed stays."""
+        look = mlflow_values.look(self.study, trial)
+        if self._looks.get(trial.id) != look["emergence.look"]:
+            name = _tag(mlflow_values.run_name(self.study, trial), MAX_NAME)
             self.client.update_run(self.runs[trial.id], name=name)
-        self._names[trial.id] = name
-        return name
+            self._log(self.runs[trial.id], tags=self._as_tags(look))
+            self._looks[trial.id] = look["emergence.look"]
 
     def _log_tasks(self, run: str, trial: TrialSpec) -> None:
         """Log the training tasks as the run's dataset. MLflow ignores one that is there."""
@@ -375,7 +391,7 @@ class MlflowRecord:
         if changes := session.get("changes"):
             tags["emergence.changes"] = ", ".join(changes)
         options = session.get("options") or {}
-        if options.get("keep_weights") and (storage := options.get("storage")):  # not copied from there
+        if options.get("keep_weights") and (storage := options.get("storage")):
             tags["emergence.weights"] = checkpoint.under(storage, self.study.id, "weights", f"{trial.id}.safetensors")
         return tags | mlflow_values.tags(self.study, trial)
 
@@ -407,20 +423,25 @@ class MlflowRecord:
         }
         return addresses | {"runs": runs, "store": store}
 
-    def publish_study(self, folder: Path, found: Findings, when_seconds: float) -> None:
+    def publish_study(self, folder: Path, found: Findings, state: State) -> None:
         """Log the study's results on the parent run: the answer as its description, figures, tables, report.
 
-        `when_seconds` is the journal's time, so that publishing again adds no points.
+        Runs of trials without an end, and the study's own while it has such trials, end as KILLED until `begin`. Points have
+        the journal's time, so that publishing again adds none.
         """
-        parent = self.runs[PARENT]
+        parent, when_seconds = self.runs[PARENT], state.last_time
         points = [Point(name, value, when_seconds, 0) for name, value in summary.metrics(found).items()]
         self._log(parent, self._metrics(points))
         self._log_axes(parent, self.client.get_run(parent).data.params)
         for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self._describe(found)
-        mlflow_models.log_models(self.client, self.experiment, self.runs, self.record_id, folder, found)
-        self.client.set_terminated(parent, "FINISHED", round(when_seconds * 1000))
+        weights = {trial.id: _weights_of(state, trial, folder) for trial in self.study.trials()}
+        mlflow_models.log_models(self.client, self.experiment, self.runs, self.record_id, weights, found)
+        for key in self._running - {PARENT}:
+            self._end(key, "KILLED", when_seconds)
+        is_open = any(run["status"] == "open" for run in found.runs)
+        self._end(PARENT, "KILLED" if is_open else "FINISHED", when_seconds)
 
     def show_so_far(self, folder: Path, found: Findings) -> None:
         """Show the answer of a running study: its description, with the surface as it is now."""
@@ -446,12 +467,24 @@ class MlflowRecord:
                 self._experiment_tags[key] = value
 
 
+def _session_of(state: State, trial: TrialSpec) -> Event:
+    """The session in which a trial ended; the last one if it has not."""
+    name = state.trials.get(trial.id, {}).get("session")
+    return next((session for session in state.sessions if session["session"] == name), state.sessions[-1])
+
+
+def _weights_of(state: State, trial: TrialSpec, folder: Path) -> str:
+    """The path or URI of a trial's weights, kept or not."""
+    storage = (_session_of(state, trial).get("options") or {}).get("storage")
+    return checkpoint.under(storage or folder.parent, folder.name, "weights", f"{trial.id}.safetensors")
+
+
 def _source_tags(session: Event) -> dict[str, str]:
     """MLflow's own tags on the origin of a run."""
     tags = {"mlflow.source.name": "emergence run", "mlflow.source.type": "LOCAL"}
     tags["mlflow.source.git.commit"] = session.get("commit") or "unknown"
     with contextlib.suppress(KeyError, OSError):  # a user id without a name
-        tags["mlflow.user"] = session.get("user") or getpass.getuser()
+        tags["mlflow.user"] = getpass.getuser()
     return tags
 
 

@@ -68,6 +68,12 @@ def colour(study: Study, trial: TrialSpec) -> str:
     return BLUES[round(place * (len(BLUES) - 1))]
 
 
+def look(study: Study, trial: TrialSpec) -> dict[str, str]:
+    """Tags of a trial's run that change when the axes grow: its colour, and the name and colour that we gave to it."""
+    shade = colour(study, trial)
+    return {"mlflow.runColor": shade, "emergence.look": f"{run_name(study, trial)} {shade}"}
+
+
 def order(study: Study, trial: TrialSpec) -> str:
     """Text by which runs sort as a whole surface for each replicate: replicate, condition, number of tasks, budget.
 
@@ -99,9 +105,9 @@ def params(study: Study, trial: TrialSpec) -> dict[str, Any]:
 
 
 def tags(study: Study, trial: TrialSpec) -> dict[str, str]:
-    """Tags of a trial that people read: number of tasks and budget as plain numbers, and how the UI orders and draws it."""
+    """Tags of a trial that people read: number of tasks and budget as plain numbers, and the order of runs in the UI."""
     place = {"n_tasks": short_number(trial.n_tasks), "compute_flops": short_number(trial.compute_flops)}
-    return place | {"emergence.order": order(study, trial), "mlflow.runColor": colour(study, trial)}
+    return place | {"emergence.order": order(study, trial)}
 
 
 class Tasks(NamedTuple):

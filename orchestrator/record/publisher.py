@@ -95,7 +95,7 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
         assert target is not None
         say("Report, figures and tables to MLflow ...")
         last = target
-        after_outages(lambda: last.publish_study(folder, found, state.last_time))
+        after_outages(lambda: last.publish_study(folder, found, state))
         if (store := links.sqlite_file(tracking_uri)) is not None and not store.exists():
             raise RecordProblem(f"{store} was removed while it was written; publish again")
         shown = _what_is_shown(folder, state)
@@ -103,8 +103,8 @@ def publish(folder: Path, tracking_uri: str, follow: bool = False, say: Say = la
 
 
 PAGE_SECONDS, PAGE_SHARE = 60.0, 0.05
-"""While a study runs, its page is written at its start, then at most this often, after another trial has ended, and in this
-share of the time."""
+"""While a study runs, its page is written at its start. After that it is written when another trial has ended, at most this
+often, and in this share of the time."""
 
 
 def _page_while_running(folder: Path, study: Study, state: State, target: MlflowRecord | None) -> float:

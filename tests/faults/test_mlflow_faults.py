@@ -102,7 +102,7 @@ class World:
         state = State()
         state.feed([self.events[0] | {"session": record_id, "record": record_id}, *self.events[1:]])
         target = publisher.publish_runs(uri, study, state)
-        publisher.after_outages(lambda: target.publish_study(self.place, self.found, state.last_time))
+        publisher.after_outages(lambda: target.publish_study(self.place, self.found, state))
         return self.facts(record_id, study.id)
 
     def facts(self, record_id: str, study_id: str = "") -> Facts:

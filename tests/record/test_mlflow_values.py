@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -167,6 +168,53 @@ def test_curves_are_published_in_portions_and_again_without_a_change(world: Worl
     assert mlflow_facts(uri, world.study.id) == before
 
 
+# Stops and growth ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_a_stop_left_open_are_killed_and_run_again_when_the_study_goes_on(
+    world: World, tmp_path: Path
+) -> None:
+    """Fails if a run shows RUNNING for ever after a cap or a stop, or KILLED while its trial trains."""
+    uri, folder = f"sqlite:///{tmp_path / 'm.db'}", tmp_path / world.study.id
+    log = Journal(folder)
+    first = next(event for event in world.events if event["kind"] == "evaluation")
+    log.append([world.events[0], first])
+
+    def statuses(target: mlflow_runs.MlflowRecord) -> dict[str, str]:
+        return {key: target.client.get_run(run).info.status for key, run in target.runs.items()}
+
+    publisher.publish(folder, uri)
+    state = State.of(folder)
+    target = mlflow_runs.MlflowRecord(uri, world.study, world.record)
+    assert len(target.runs) > 1 and set(statuses(target).values()) == {"KILLED"}
+    assert publisher.behind(folder, uri, world.study) == ""
+    target.begin(state)
+    assert set(statuses(target).values()) == {"RUNNING"}
+    log.append(world.events[1:])
+    log.close()
+    publisher.publish(folder, uri)
+    assert set(statuses(mlflow_runs.MlflowRecord(uri, world.study, world.record)).values()) == {"FINISHED"}
+
+
+def test_settled_runs_get_the_names_and_colours_of_grown_axes_and_keep_those_of_a_user(
+    world: World, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    narrow = Study.from_record(WIDE | {"axes": WIDE["axes"] | {"arm": ["answer"], "compute_flops": [3e8]}})
+    trials = narrow.trials()
+    publisher.publish_runs(uri, narrow, _state(world.events))
+    for study in (narrow, world.study):
+        target = publisher.publish_runs(uri, study, _state(world.events))
+        for trial in trials:
+            run = target.client.get_run(target.runs[trial.id])
+            assert run.info.run_name == mlflow_values.run_name(study, trial)
+            assert run.data.tags["mlflow.runColor"] == mlflow_values.colour(study, trial)
+    assert mlflow_values.look(narrow, trials[0]) != mlflow_values.look(world.study, trials[0])
+    target.client.update_run(target.runs[trials[0].id], name="mine")
+    again = publisher.publish_runs(uri, world.study, _state(world.events))
+    assert again.client.get_run(again.runs[trials[0].id]).info.run_name == "mine"
+
+
 # Earlier versions ---------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +281,24 @@ for items in spec.family.suite(spec.request):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(runs[trial.id].data.metrics["accuracy"])
+
+
+def test_weights_at_a_storage_path_are_logged_and_those_at_a_uri_are_named(world: World, tmp_path: Path) -> None:
+    session = world.events[0]
+    for name, storage in {"path": str(tmp_path / "storage"), "uri": "s3://bucket/place"}.items():
+        folder, uri = tmp_path / name / world.study.id, f"sqlite:///{tmp_path / name}.db"
+        options = {"keep_weights": True, "storage": storage}
+        log = Journal(folder)
+        log.append([session | {"options": options}, *world.events[1:]])
+        log.close()
+        if name == "path":
+            shutil.copytree(world.folder / "weights", tmp_path / "storage" / world.study.id / "weights")
+        publisher.publish(folder, uri)
+        target = mlflow_runs.MlflowRecord(uri, world.study, world.record)
+        for trial in world.study.trials():
+            run = target.client.get_run(target.runs[trial.id])
+            assert len(run.outputs.model_outputs if run.outputs else []) == (name == "path")
+            assert run.data.tags["emergence.weights"] == f"{storage}/{world.study.id}/weights/{trial.id}.safetensors"
 
 
 def test_weights_are_logged_once_and_again_if_a_publisher_died_on_the_way(world: World) -> None:

@@ -328,7 +328,7 @@ def test_what_mlflow_lost_is_noticed_and_written_again(world: World) -> None:
     def published() -> mlflow_runs.MlflowRecord:
         target = publisher.publish_runs(uri, world.study, world.state)
         links.write_json(folder / links.LINKS_FILE, target.links())
-        target.publish_study(folder, world.found, world.state.last_time)
+        target.publish_study(folder, world.found, world.state)
         return target
 
     def artifacts(target: mlflow_runs.MlflowRecord) -> Path:
@@ -428,7 +428,7 @@ def test_a_home_with_any_name_keeps_its_store_and_its_artifacts(
     uri = mlflow_runs.default_tracking_uri()
     shutil.copytree(world.place, folder, dirs_exist_ok=True)
     target = publisher.publish_runs(uri, world.study, world.state)
-    target.publish_study(folder, world.found, world.state.last_time)
+    target.publish_study(folder, world.found, world.state)
     assert sorted(path.name for path in tmp_path.iterdir()) == [home.name]
     assert {"mlflow.db", "mlartifacts"} <= {path.name for path in home.iterdir()}
     assert len(list((home / "mlartifacts").rglob("report.html"))) == 1

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PATIENCE_SECONDS
 
-from orchestrator.record import mlflow_runs, mlflow_values, publisher, tables
+from orchestrator.record import links, mlflow_runs, mlflow_values, publisher, tables
 from orchestrator.record.journal import Journal, State, read
 from orchestrator.record.provenance import session_event
 from orchestrator.record.recorded import trial_evaluations
@@ -180,7 +180,8 @@ def test_a_study_has_its_page_and_its_answer_in_mlflow_before_any_trial_has_ende
         while not publisher._marker(folder, "report"):
             assert process.poll() is None, (folder / publisher.LOG_FILE).read_text()
             time.sleep(0.05)
-        assert (folder / "report.html").exists() and not pq.read_table(folder / "results.parquet").num_rows
+        assert links.study_link(folder, uri) and "refresh" in (folder / "report.html").read_text()
+        assert not pq.read_table(folder / "results.parquet").num_rows
     finally:
         log.close()
         assert publisher.finish_publishing(process, folder, print)

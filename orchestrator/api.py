@@ -260,6 +260,7 @@ class _Snapshot:
         """The table `runs`, with condition and the headline measures."""
         import pyarrow as pa
 
+        from orchestrator.analysis.measures import HEADLINE
         from orchestrator.analysis.results import surface
 
         arrays, table = self.arrays, self.tables[1]
@@ -282,8 +283,6 @@ class _Snapshot:
 
 PLACE = ("n_tasks", "compute_flops", "replicate")
 EVALUATION = ("phase", "skill", "split", "step", "flops")
-HEADLINE = ("ability", "accuracy", "memory")
-"""Measures of a trial: ability and accuracy of the headline skill at its end, memory of the training tasks before the decay."""
 
 
 class OpenStudy:

@@ -186,7 +186,7 @@ def reported(trunk: Any, on: str, steps: list[int], loss: float, system: list[di
 def test_telemetry_has_each_point_once_and_the_load_of_the_workers(tmp_path: Path) -> None:
     folder = laid_out(tmp_path, "quickstart_cut")
     study = open_study("quickstart_cut@1", tmp_path)
-    assert len(study.telemetry) == 0 and "loss_nats" in study.telemetry
+    assert len(study.telemetry) == 0 and "train_loss_nats" in study.telemetry and "loss_nats" not in study.telemetry
     trunk = study.definition.trunks()[0]
     loads = [
         {"cpu_percent": cpu, "memory_mb": cpu / 10, "gpu_percent": None, "gpu_memory_mb": None} for cpu in (50.0, 100.0)
@@ -200,9 +200,9 @@ def test_telemetry_has_each_point_once_and_the_load_of_the_workers(tmp_path: Pat
     points = study.telemetry
     row = points[points["step"] == 70].iloc[0]
     assert (row["cpu_percent"], row["memory_mb"], row["time"]) == (75.0, 10.0, pd.Timestamp(9.0, unit="s", tz="UTC"))
-    assert pd.isna(row["loss_nats"])
-    points = points.dropna(subset="loss_nats").reset_index()
-    assert points["step"].tolist() == [1, 2, 3, 3] and points["loss_nats"].tolist() == [3.0, 3.0, 4.0, 1.0]
+    assert pd.isna(row["train_loss_nats"])
+    points = points.dropna(subset="train_loss_nats").reset_index()
+    assert points["step"].tolist() == [1, 2, 3, 3] and points["train_loss_nats"].tolist() == [3.0, 3.0, 4.0, 1.0]
     assert points["compute_flops"].isna().tolist() == [True, True, True, False] and points["grad_norm"].isna().all()
     np.testing.assert_equal(points["cpu_percent"].to_numpy(), [np.nan, 75.0, 75.0, 50.0])
     np.testing.assert_equal(points["memory_mb"].to_numpy(), [np.nan, 10.0, 10.0, 5.0])

@@ -53,8 +53,16 @@ Loaded = tuple[Meta, dict[str, Tensors]]
 
 The part `live` is the state that trains. During a branch, `left` is the state of the trunk at the branch point."""
 
-POINT = ("steps", "times", "loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
+CURVES = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
+"""Values of a point of telemetry."""
+POINT = ("steps", "times", *CURVES)
 """Lists of a telemetry event, one entry per point. Here, the order of a point's numbers."""
+SYSTEM_FIELDS = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
+"""Numbers of a worker's sample in a telemetry event. CPU: 100 is one busy core. Memory: resident, and reserved by torch, in
+10^6 bytes.
+
+The use of the GPU comes from NVML (package nvidia-ml-py). It is unknown without that, and without the right to ask.
+"""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

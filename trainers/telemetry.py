@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from trainers import budget
-from trainers.checkpoint import POINT
+from trainers.checkpoint import POINT, SYSTEM_FIELDS
 from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 
@@ -33,12 +33,6 @@ WATCH_SECONDS = 1.0
 """Least time between two calls of `watch`. One through Ray takes 1.4 ms on two busy cores."""
 MATMUL_SECONDS = 1e-3
 """A matmul that takes this long is large enough to measure the speed of a device. One of twice the size takes 8 times as long."""
-
-SYSTEM_FIELDS = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
-"""Numbers of a sample. CPU: 100 is one busy core. Memory: resident, and reserved by torch, in 10^6 bytes.
-
-The use of the GPU comes from NVML (package nvidia-ml-py). It is unknown without that, and without the right to ask.
-"""
 
 Watch = Callable[[dict[str, Any]], None]
 """A function that receives live values (`Telemetry.after_step`). They are no results."""

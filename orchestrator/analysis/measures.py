@@ -120,6 +120,9 @@ def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
     return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
 
 
+HEADLINE = ("ability", "accuracy", "memory")
+"""Measures of a trial: ability and accuracy of the headline skill at its end, memory of the training tasks before the decay."""
+
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 
 SUMS = (

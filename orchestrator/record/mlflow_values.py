@@ -12,33 +12,27 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import measures
+from orchestrator.analysis.measures import HEADLINE
 from orchestrator.formatting import counted, number
 from orchestrator.record.journal import Event
 from orchestrator.study.schema import Study
 from trainers import budget
+from trainers.checkpoint import CURVES, SYSTEM_FIELDS
 from trainers.records import short_number
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
 
-MEASURES = ("ability", "accuracy", "memory", "loss_nats", "probability", "brier", "exact_match")
+SHOWN = (*HEADLINE, "loss_nats", "probability", "brier", "exact_match")
 """Measures of each skill and split, by their names in `measures.MEASURES`."""
-
-RESULTS = ("ability", "accuracy", "memory")
-"""Metrics without a prefix: their last values are the trial's results, as the page shows them."""
 
 COSTS = ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
 """Fields of a trial's end that become `trial_cost/...`. The UI sorts groups by name, and charts of one point belong last."""
 
-CURVES = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
-"""Series of a telemetry event that become `train/...`."""
-
-SYSTEM = {
-    "cpu_percent": "cpu_utilization_percentage",
-    "memory_mb": "process_memory_usage_megabytes",
-    "gpu_percent": "gpu_utilization_percentage",
-    "gpu_memory_mb": "gpu_memory_usage_megabytes",
-}
-"""Field of a worker's sample in a telemetry event -> its name under `system/`."""
+_SYSTEM = (
+    *("process_cpu_percentage", "process_memory_usage_megabytes"),
+    *("gpu_utilization_percentage", "gpu_memory_usage_megabytes"),
+)
+"""Names under `system/` of SYSTEM_FIELDS. MLflow's own CPU percentage is a share of the machine; ours has 100 for one core."""
 
 
 class Point(NamedTuple):
@@ -145,7 +139,7 @@ def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
     if (loss := event["train_loss_nats"]) is not None and math.isfinite(loss):
         found["train/mean_train_loss_nats"] = loss
     rows = [row for row in event["rows"] if row["n"]]
-    for measure in MEASURES:
+    for measure in SHOWN:
         for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
             if value is not None:
                 found[f"{row['split']}/{row['skill']}/{measure}"] = value
@@ -160,8 +154,8 @@ def table_of(named: dict[str, float]) -> dict[str, Any]:
         skill, _, measure = rest.rpartition("/")
         if skill:
             by_skill.setdefault(f"{skill} ({split})", {})[measure] = round(value, 4)
-    data = [[skill, *(values.get(measure) for measure in MEASURES)] for skill, values in by_skill.items()]
-    return {"columns": ["skill", *MEASURES], "data": data}
+    data = [[skill, *(values.get(measure) for measure in SHOWN)] for skill, values in by_skill.items()]
+    return {"columns": ["skill", *SHOWN], "data": data}
 
 
 def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
@@ -194,7 +188,7 @@ def _system(event: Event) -> Iterator[Point]:
     at, step = (event["times"][-1], event["steps"][-1]) if event["steps"] else (event["time"], event["step"])
     for rank, sample in enumerate(workers):
         prefix = f"system/rank_{rank}/" if len(workers) > 1 else "system/"
-        for field, name in SYSTEM.items():
+        for field, name in zip(SYSTEM_FIELDS, _SYSTEM, strict=True):
             if (value := sample.get(field)) is not None and math.isfinite(value):
                 yield Point(prefix + name, float(value), at, step)
 

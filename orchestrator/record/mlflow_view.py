@@ -11,9 +11,9 @@ import json
 import zlib
 from typing import Any, cast
 
+from orchestrator.analysis.measures import HEADLINE
 from orchestrator.formatting import number
 from orchestrator.record.links import VIEW_KEY
-from orchestrator.record.mlflow_values import RESULTS
 from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
@@ -25,7 +25,7 @@ NAME = "Results by tasks and compute"
 _COLUMNS = {
     **{"attributes.`Run Name`": 205, "runDateAndNestInfo": 112},  # always shown, and always first
     **{"params.`condition`": 80, "tags.`n_tasks`": 70, "tags.`compute_flops`": 110, "params.`replicate`": 74},
-    **dict.fromkeys((f"metrics.`{name}`" for name in RESULTS), 82),
+    **dict.fromkeys((f"metrics.`{name}`" for name in HEADLINE), 82),
 }
 """Columns of the runs table, in order -> width in pixels."""
 

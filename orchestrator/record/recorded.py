@@ -99,15 +99,31 @@ def trial_telemetry(state: State, trial: TrialSpec) -> list[Event]:
     They are empty if an event holds the load of the workers alone, at its `step` and `time`.
     """
     branch = budget.steps_of(trial, trial.compute_flops).branch
+    found = []
+    for event in telemetry(state, trial.trunk.id):
+        if event["on"] == repr(trial.compute_flops):
+            found.append(event)
+        elif event["on"] == "trunk" and (event["steps"] or [event["step"]])[0] <= branch:
+            found.append(_with_points(event, [i for i, step in enumerate(event["steps"]) if step <= branch]))
+    return sorted(found, key=lambda event: (event["steps"] or [event["step"]])[0])
+
+
+def telemetry(state: State, trunk: str) -> list[Event]:
+    """The telemetry of a trunk and its branches, in the journal's order. Each step of the trunk or a branch comes once."""
+    known: set[tuple[str, int]] = set()
     found: list[Event] = []
-    for on in ("trunk", repr(trial.compute_flops)):
-        known: set[int] = set()
-        for event in (e for e in state.telemetry.get(trial.trunk.id, []) if e["on"] == on):
-            fresh = [i for i, s in enumerate(event["steps"]) if s not in known and (on != "trunk" or s <= branch)]
-            known.update(event["steps"])
-            if fresh or (not event["steps"] and (on != "trunk" or event["step"] <= branch)):
-                found.append(event | {field: [event[field][i] for i in fresh] for field in POINT})
-    return sorted(found, key=lambda event: event["steps"][0] if event["steps"] else event["step"])
+    for event in state.telemetry.get(trunk, []):
+        places = [(event["on"], step) for step in event["steps"]]
+        fresh = [i for i, place in enumerate(places) if place not in known]
+        known.update(places)
+        if fresh or not places:
+            found.append(_with_points(event, fresh))
+    return found
+
+
+def _with_points(event: Event, points: list[int]) -> Event:
+    """A telemetry event with these of its points only, by index."""
+    return event | {field: [event[field][i] for i in points] for field in POINT}
 
 
 def missing(state: State, trial: TrialSpec, end: Event) -> list[tuple[str, int]]:

@@ -16,8 +16,9 @@ from orchestrator import files
 from orchestrator.analysis import findings, summary
 from orchestrator.analysis.measures import RAW, REFERENCES
 from orchestrator.record.journal import State
-from orchestrator.record.recorded import trial_evaluations
+from orchestrator.record.recorded import telemetry, trial_evaluations
 from orchestrator.study.schema import Study
+from trainers.checkpoint import CURVES, SYSTEM_FIELDS
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
 from trainers.tasks.decomposition import PREDICTORS
@@ -118,13 +119,13 @@ def runs_table(state: State, study: Study) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-_POINT = ("loss_nats", "learning_rate", "grad_norm", "tokens_per_second", "mfu")
-_LOAD = ("cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb")
+_CURVES = {"train_loss_nats" if name == "loss_nats" else name: name for name in CURVES}
+"""Column -> value of a point in the journal. In all tables, `loss_nats` is the loss of evaluation items."""
 
 TELEMETRY = pa.schema(
     [("condition", pa.string()), ("n_tasks", pa.int64()), ("replicate", pa.int64()), ("trunk", pa.string())]
     + [("compute_flops", pa.float64()), ("step", pa.int64()), ("time", pa.timestamp("ms", tz="UTC"))]
-    + [(name, pa.float64()) for name in (*_POINT, *_LOAD)]
+    + [(name, pa.float64()) for name in (*_CURVES, *SYSTEM_FIELDS)]
 )
 """One row per point of telemetry. `compute_flops` is the budget of a branch, and missing on the trunk. The load of the
 workers, their mean or the maximum of memory, is that of the time up to the last point of an event, and missing at its other
@@ -132,21 +133,22 @@ points. An event without points is a row without the numbers of a point."""
 
 
 def telemetry_table(state: State, study: Study) -> pa.Table:
-    """The telemetry of a study's trunks, sorted by trunk, branch and step. A point may come twice, and the first one counts."""
+    """The telemetry of a study's trunks, sorted by trunk, branch and step."""
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for trunk in study.trunks():
         place = {"n_tasks": trunk.n_tasks, "replicate": trunk.replicate, "trunk": trunk.id}
         place |= {"condition": study.condition_of(trunk.arm, trunk.variant)}
-        for event in state.telemetry.get(trunk.id, []):
+        for event in telemetry(state, trunk.id):
             budget = None if event["on"] == "trunk" else float(event["on"])
             for i, step in enumerate(event["steps"]):
                 row = place | {"compute_flops": budget, "step": step, "time": round(event["times"][i] * 1000)}
-                rows.setdefault((trunk.id, event["on"], step), row | {name: event[name][i] for name in _POINT})
+                row |= {column: event[name][i] for column, name in _CURVES.items()}
+                rows.setdefault((trunk.id, event["on"], step), row)
             step = event["steps"][-1] if event["steps"] else event["step"]
             here = place | {"compute_flops": budget, "step": step, "time": round(event["time"] * 1000)}
             last = rows.setdefault((trunk.id, event["on"], step), here)
-            loads = {name: [rank[name] for rank in event["system"] if rank[name] is not None] for name in _LOAD}
-            for name, known in loads.items():
+            for name in SYSTEM_FIELDS:
+                known = [rank[name] for rank in event["system"] if rank[name] is not None]
                 of_workers = max if "memory" in name else fmean
                 last.setdefault(name, of_workers(known) if known else None)
     order = sorted(rows.values(), key=lambda r: (r["trunk"], r["compute_flops"] or 0.0, r["step"]))

@@ -138,10 +138,10 @@ def test_curves_and_samples_of_workers_become_points(world: World) -> None:
     }
     system = {(p.name, p.step): p.time for p in points if "cpu" in p.name}
     assert system == {
-        ("system/cpu_utilization_percentage", 2): 2.0,
-        ("system/cpu_utilization_percentage", branch): 100.0 + branch,
-        ("system/cpu_utilization_percentage", branch - 1): 50.0,
-        **{(f"system/rank_{rank}/cpu_utilization_percentage", branch + 1): 201.0 + branch for rank in (0, 1)},
+        ("system/process_cpu_percentage", 2): 2.0,
+        ("system/process_cpu_percentage", branch): 100.0 + branch,
+        ("system/process_cpu_percentage", branch - 1): 50.0,
+        **{(f"system/rank_{rank}/process_cpu_percentage", branch + 1): 201.0 + branch for rank in (0, 1)},
     }
 
 

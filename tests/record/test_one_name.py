@@ -13,11 +13,13 @@ import pytest
 from test_recorded import recorded
 
 from orchestrator import OpenStudy, open_study
-from orchestrator.analysis.measures import MEASURES, RAW
+from orchestrator.analysis.measures import HEADLINE, MEASURES, RAW
 from orchestrator.formatting import decimal
 from orchestrator.record import mlflow_runs, publisher
-
-HEADLINE = ("ability", "accuracy", "memory")
+from orchestrator.record.journal import Event, Journal, State
+from orchestrator.study.schema import Study
+from trainers.checkpoint import CURVES
+from trainers.spec import TrunkSpec
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,20 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     folder.mkdir()
     for name in ("journal.jsonl", "study.yaml"):
         (folder / name).write_bytes(recorded("quickstart_cut")[name])
+    log = Journal(folder)
+    for trunk in Study.from_record(State.of(folder).study or {}).trunks():
+        log.append([telemetry(trunk, "trunk", [1, 2], 3.0), telemetry(trunk, repr(1.2e10), [10**6], 1.0)])
+    log.close()
     publisher.publish(folder, uri_of(folder))
     return open_study("quickstart_cut@1", folder.parent)
+
+
+def telemetry(trunk: TrunkSpec, on: str, steps: list[int], first: float) -> Event:
+    """An event of telemetry, with a number of its own at each place."""
+    curves = {name: [first + k + step for step in steps] for k, name in enumerate(CURVES)}
+    event = {"kind": "telemetry", "key": f"{trunk.id}/telemetry/{on}/{steps[-1]}", "trunk": trunk.id, "on": on}
+    event |= {"time": 9.0, "fingerprint": trunk.fingerprint(), "steps": steps, "times": [1.5 + s for s in steps]}
+    return event | curves | {"system": []}
 
 
 def uri_of(folder: Path) -> str:
@@ -122,3 +136,20 @@ def test_mlflow_has_the_means_of_each_skill_and_split_by_their_names(study: Open
         grouped = {name.rpartition("/")[2] for name in metrics if name.startswith(("held_out/", "seen/"))}
         assert grouped <= MEASURES.keys() and {"accuracy", "ability", "loss_nats"} <= grouped
     assert compared > 1000
+
+
+def test_mlflows_training_curves_are_those_of_the_telemetry_frame(study: OpenStudy, trials: dict[str, Any]) -> None:
+    """`train/loss_nats` is `train_loss_nats` of the frame, whose plain `loss_nats` would be that of evaluation items."""
+    assert not set(study.telemetry.columns) & MEASURES.keys()
+    client, trial = (
+        mlflow_runs.connect(uri_of(study.folder)),
+        study.runs[study.runs["compute_flops"] == 1.2e10].iloc[-1],
+    )
+    frame = study.telemetry[study.telemetry["trunk"] == trial["trunk"]]
+    assert len(frame) == 3
+    for name in CURVES:
+        points = client.get_metric_history(trials[trial["trial"]].info.run_id, f"train/{name}")
+        column = frame["train_loss_nats" if name == "loss_nats" else name]
+        shown = frame["compute_flops"].isna() | (frame["compute_flops"] == trial["compute_flops"])
+        assert {p.step: p.value for p in points} == dict(zip(frame["step"][shown], column[shown], strict=True))
+        assert len(points) == 3

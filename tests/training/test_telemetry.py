@@ -13,7 +13,7 @@ import torch
 from test_train import budgets_of, keyed, trunk_of
 
 from trainers import budget, telemetry, train
-from trainers.checkpoint import POINT
+from trainers.checkpoint import POINT, SYSTEM_FIELDS
 from trainers.fit.place import Place
 from trainers.telemetry import matmul_flops_per_second, on_grid
 from trainers.train import run_trunk
@@ -170,5 +170,5 @@ def test_what_a_process_uses_is_sampled_and_what_is_unknown_stays_unknown() -> N
     assert any((event["system"][0]["cpu_percent"] or 0) > 0 for event in found)
     for event in found:
         ((cpu, memory, *gpu),) = ([*load.values()] for load in event["system"])
-        assert list(event["system"][0]) == list(telemetry.SYSTEM_FIELDS)
+        assert list(event["system"][0]) == list(SYSTEM_FIELDS)
         assert (cpu is None or cpu < 10_000) and memory > 50 and gpu == [None, None]

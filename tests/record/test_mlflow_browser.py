@@ -17,6 +17,7 @@ from browser import DESKTOP, chromium
 from conftest import PATIENCE_SECONDS
 from test_mlflow_values import World
 
+from orchestrator.analysis import answer, findings
 from orchestrator.record import links, mlflow_values
 
 __all__ = ["chromium"]  # a fixture
@@ -124,6 +125,26 @@ def test_the_answer_stands_above_the_runs_with_the_surface_as_a_picture(served: 
     )
     assert page.get_by_text("Nothing can be said").count() == 0
     page.wait_for_function("document.querySelector('img[src^=get-artifact]').naturalWidth > 300")
+    follows = page.evaluate(
+        """(words) => {
+          const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+          while (walk.nextNode() && !walk.currentNode.data.includes(words)) {}
+          const image = document.querySelector("img[src^=get-artifact]")
+          return walk.currentNode.data.includes(words) && walk.currentNode.compareDocumentPosition(image)
+        }""",
+        answer.sentence(findings.read(served.world.folder, served.world.study))[:40],
+    )
+    assert follows & 4, follows  # Node.DOCUMENT_POSITION_FOLLOWING: the sentence stands above the picture
+
+
+def test_the_links_of_the_description_open_table_and_charts(served: Served, page: Any) -> None:
+    page.goto(served.printed)
+    for name, mode in {"charts": "CHART", "Table of all runs": "TABLE"}.items():
+        link = page.get_by_role("link", name=name, exact=True)
+        link.first.wait_for(state="attached")
+        link.first.evaluate("(one) => { one.removeAttribute('target'); one.click() }")
+        page.wait_for_url(re.compile(f"compareRunsMode={mode}"))
+    assert "memory" in headers(page)
 
 
 def test_the_chart_view_opens_with_results_by_tasks(served: Served, page: Any) -> None:

@@ -149,9 +149,19 @@ def test_the_links_of_the_description_open_table_and_charts(served: Served, page
 
 def test_the_chart_view_opens_with_results_by_tasks(served: Served, page: Any) -> None:
     page.goto(served.printed.replace("compareRunsMode=TABLE", "compareRunsMode=CHART"))
-    for title in ("log2_n_tasks vs. ability", "log2_n_tasks vs. memory"):
+    for title in (f"{x} vs. {y}" for x in ("log2_n_tasks", "log10_compute_flops") for y in ("ability", "memory")):
         page.get_by_text(title).first.wait_for()
     page.wait_for_function("document.querySelectorAll('.scatterlayer .point').length >= 8")
+    n_labels, n_overlaps = page.evaluate(
+        """() => {
+          const rows = [...document.querySelectorAll(".xaxislayer-above")].map(
+            (axis) => [...axis.querySelectorAll(".xtick text")].map((one) => one.getBoundingClientRect()))
+          const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+          const pairs = rows.flatMap((row) => row.slice(1).map((box, i) => [row[i], box]))
+          return [rows.flat().length, pairs.filter(([a, b]) => meet(a, b)).length]
+        }"""
+    )
+    assert n_labels > 4 and n_overlaps == 0, (n_labels, n_overlaps)
 
 
 def test_a_link_of_the_report_opens_the_run_of_its_trial_on_the_first_click(served: Served, page: Any) -> None:

@@ -387,7 +387,8 @@ class OpenStudy:
 
         from orchestrator.analysis import summary
 
-        return pd.DataFrame(summary.rows(self._now().found), columns=summary.COLUMNS)
+        frame = pd.DataFrame(summary.rows(self._now().found), columns=summary.COLUMNS)
+        return frame.astype(dict.fromkeys(summary.NUMBERS, float))  # else a column without any value has no type
 
     @property
     @_plainly

@@ -32,6 +32,7 @@ from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
+from orchestrator.formatting import clock, number
 from orchestrator.plan import caps, jobs, price
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
@@ -207,9 +208,9 @@ def run(
         raise UsageProblem(f"--checkpoint-seconds {checkpoint_seconds}: a number of seconds is needed, such as 30")
     study = checks.load_study(study_name)
     uri = checks.tracking_uri_of(tracking_uri)
-    folder = checks.make_results_folder(journal.study_folder(study.id))
     options = checks.options_of(address, slots, device, workers, slots_per_gpu, gpu_memory_gb, storage)
     options = checks.with_caps(options, study, max_hours, max_flops)
+    folder = checks.make_results_folder(journal.study_folder(study.id))
     tries = (2 if options.address == "local" else 10) if retries is None else retries
     options = options._replace(checkpoint_seconds=checkpoint_seconds, keep_weights=keep_weights, retries=tries)
     console = Terminal()
@@ -232,8 +233,9 @@ def run(
         outcome = _run_missing(study, state, folder, lock, options, uri, console, stop_request)
     shown = show_result(study, folder, uri, console, tracking_uri, study_name)
     if outcome == "capped":
+        spent = caps.Meter(recorded.read(folder, study))
         console.print(
-            "\nEnded by its cap; everything so far is kept. To go on, raise the cap: --max-hours and --max-flops go before the study's."
+            f"\nEnded by its cap, with {number(spent.flops)} training FLOPs in {clock(3600 * spent.hours)} of all runs; everything so far is kept. To go on, raise the cap: --max-hours and --max-flops go before the study's."
         )
     if outcome == "stopped":
         console.print(f"\nStopped; everything so far is kept. Go on with: {this_again()}", soft_wrap=True)
@@ -442,9 +444,13 @@ def ui(
         say(f"MLflow runs elsewhere: open {links.ui_address(uri) or links.without_password(uri)}")
         return
     if (store := links.sqlite_file(uri)) is not None and not store.exists():
-        raise UsageProblem(
-            f"{links.without_password(uri)}: there is no MLflow store yet; run a study first, for example: {program()} run quickstart"
+        ran = [folder.name for folder in checks.study_folders()]
+        hint = (
+            f"rebuild it with: {program()} publish {ran[0]}"
+            if ran
+            else f"run a study first: {program()} run quickstart"
         )
+        raise UsageProblem(f"{links.without_password(uri)}: there is no MLflow store yet; {hint}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

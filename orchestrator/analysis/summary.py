@@ -17,6 +17,9 @@ COLUMNS = (
 )
 """Columns of summary.csv, as the fields of `Finding`. `low` and `high` are empty if open. `words`: the finding as a sentence."""
 
+NUMBERS = ("n_tasks", "compute_flops", "estimate", "low", "high", "confidence", "n", "p", "adjusted_p")
+"""The columns that hold numbers."""
+
 
 def rows(found: Findings) -> list[dict[str, Any]]:
     """The rows of summary.csv, column -> value: the primary claim, then every finding."""

@@ -237,7 +237,7 @@ def emergence(found: Findings) -> Figure | None:
     if not conditions or pairs_of(found.study):  # `generalists` shows the training of these
         return None
     shown = [shown_of(found, "ability", c) for c in conditions]
-    levels = some(_telling(found, conditions))
+    levels = _telling(found, conditions)
     runs = {
         n: [run for k, s in enumerate(shown) for run in runs_of(found, *s[:4], n, k, "round", s.condition)]
         for n in levels
@@ -258,17 +258,21 @@ def emergence(found: Findings) -> Figure | None:
 
 
 def _telling(found: Findings, conditions: Sequence[str]) -> list[int]:
-    """Numbers of tasks that show the change: the first and last with a result, and neighbours that differ in `onsets.reached`.
+    """At most PANELS numbers of tasks that show the change, ascending: the first and last with a result, and some between.
 
-    Filled up to PANELS with others, if there are fewer.
+    Those between differ from a neighbour in `onsets.reached`. The most divided come first: half of the replicates have the skill.
     """
     results = found.results
     counts = {n: tuple(onsets.reached(found.results, c, n) for c in conditions) for n in results.levels}
     known = [n for n in results.levels if any(of for _, of in counts[n])]
     changes = {m for a, b in pairwise(known) if counts[a] != counts[b] for m in (a, b)}
-    chosen = {*known[:1], *known[-1:], *changes}
-    rest = [n for n in known if n not in chosen]
-    return sorted(chosen | set(rest[: max(0, PANELS - len(chosen))]))
+    ends = {*known[:1], *known[-1:]}
+
+    def turn(n: int) -> tuple[bool, float]:
+        return n not in changes, min(abs(k / of - 0.5) if of else 1.0 for k, of in counts[n])
+
+    between = sorted((n for n in known if n not in ends), key=turn)
+    return sorted(ends | set(between[: PANELS - len(ends)]))
 
 
 def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[int]) -> str:

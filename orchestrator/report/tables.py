@@ -362,7 +362,8 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
         ("K_M", "The number of tasks at which memory falls below ½ in half of the replicates: memory ends."),
         (
             "Interval",
-            "Of the median replicate, from the tasks between which each one crosses. Nothing is interpolated.",
+            "Of the median replicate, from the tasks between which each one crosses; nothing is interpolated. With fewer than "
+            "six replicates it is a t-interval, which is wider than what the replicates span (docs/statistics.md).",
         ),
         ("—", "Missing, never zero: no result, or the references coincide (less than 0.1 nats or 10 standard errors)."),
         ("Replicates", "Differ in training tasks, weights and batches. Diverged and failed trials stay in the count."),

@@ -147,4 +147,5 @@ def hand_on_stop(request: StopRequest, relay: Any, done: threading.Event, say: C
                 ray.get(relay.stop.remote(), timeout=5)
             if not announced:
                 announced = True
-                say("Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.")
+                again = " Ctrl-C again leaves at once." if request.by_signal else ""
+                say(f"Stopping: every trunk saves after the step it is in.{again}")

@@ -98,7 +98,7 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.flag = folder / "stop"
-        self._here = False
+        self._here = self.by_signal = False
 
     def ask(self) -> None:
         """Ask for a stop. Inside the driver this works on a full disk too."""
@@ -127,6 +127,7 @@ class StopRequest:
         _asked = True
         if _forced:
             raise KeyboardInterrupt
+        self.by_signal = True
         self.ask()
 
 

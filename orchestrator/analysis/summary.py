@@ -68,7 +68,8 @@ def description(found: Findings, picture: str = "", links: Sequence[str] = ()) -
     picture: address of the surface as an image. links: lines of Markdown to show below it. MLflow shows a line or two
     until the reader unfolds the description, so the sentence comes first.
     """
-    parts = [sentence(found).translate(_OF_OURS)]
+    answer, _, certainty = sentence(found).partition("; ")  # MLflow shows one line until it is unfolded
+    parts = [part.translate(_OF_OURS) for part in (f"{answer.removesuffix('.')}.", certainty) if part]
     if found.primary is not None:
         verdict, words = badge(found)
         found_words = as_markdown(found.primary.finding.sentence)

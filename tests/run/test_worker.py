@@ -87,7 +87,7 @@ ray.get(relay.stop.remote())
 print("stopped", until(ask, 60.0)[1], until(late, 60.0)[1], tell("is_stopping"))
 kill(relay)
 print("going", tell("is_stopping"))
-request = type("Request", (), {"is_asked": lambda self: True})()
+request = type("Request", (), {"is_asked": lambda self: True, "by_signal": False})()
 done = threading.Event()
 thread = threading.Thread(target=relays.hand_on_stop, args=(request, relay, done, print))
 thread.start()
@@ -164,7 +164,7 @@ def test_stops_and_live_values_pass_nobody_waits_for_them_and_a_relay_that_dies_
         "taken []",
         "stopped True True True",
         "going False",
-        "Stopping: every trunk saves after the step it is in. Ctrl-C again leaves at once.",
+        "Stopping: every trunk saves after the step it is in.",
         "True",
         "again True",
         "live True True",

@@ -107,7 +107,8 @@ def test_a_damaged_result_without_a_checkpoint_is_trained_again_to_the_bit(
     study: Study, golden: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     lines = (golden / journal.FILE).read_bytes().splitlines(keepends=True)
-    final = next(i for i, line in enumerate(lines) if json.loads(line).get("on") == repr(study.budgets[0]))
+    wanted = ("evaluation", repr(study.budgets[0]))
+    final = next(i for i, e in enumerate(map(json.loads, lines)) if (e["kind"], e.get("on")) == wanted)
     folder = copy_of(golden, tmp_path)
     (folder / journal.FILE).write_bytes(b"".join(DAMAGE["a flipped bit"](lines, final)))
     shutil.rmtree(folder / "checkpoints")

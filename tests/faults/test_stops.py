@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from conftest import tally
 from steps import under_way
+from test_train import Events, keyed
 
 from trainers.budget import flops_per_step
 from trainers.fit.place import Place
 from trainers.spec import TrunkSpec
 from trainers.train import run_trunk
 
-Events = list[dict[str, Any]]
-TIMES = {"time", "train_seconds", "eval_seconds", "setup_seconds", "wall_seconds", "resumed", "attempt"}
 TRUNK = TrunkSpec.model_validate(
     {
         "family": {"name": "compose"},
@@ -30,15 +29,6 @@ TRUNK = TrunkSpec.model_validate(
 )
 BUDGETS = [float(end * flops_per_step(TRUNK)) for end in (50, 62)]
 """Branches at 40 and 50: 72 steps of four micro-batches each."""
-
-
-def keyed(events: Events) -> dict[str, dict[str, Any]]:
-    """Results by key, without times. A key that occurs again must carry the same result."""
-    found: dict[str, dict[str, Any]] = {}
-    for event in events:
-        facts = {name: value for name, value in event.items() if name not in TIMES}
-        assert found.setdefault(event["key"], facts) == facts
-    return found
 
 
 class After:

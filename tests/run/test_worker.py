@@ -112,7 +112,7 @@ thread.start()
 show = relays.showing("relay", "t")
 for step in range(1000):
     show({"step": step})
-print("live", until(lambda: {"t": {"step": 999}} in seen, 60.0)[1], len(seen) < 100)
+print("live", until(lambda: show({"step": 999}) or {"t": {"step": 999}} in seen, 60.0)[1], len(seen) < 100)
 kill(relay)
 print("again", until(lambda: show({"step": 1000}) or {"t": {"step": 1000}} in seen, 60.0)[1], thread.is_alive())
 

@@ -108,7 +108,7 @@ def test_of_memory_nothing_is_said_because_the_references_coincide():
     _, mixture = find(trunk, Grok.mixture, "seen")
     row = score(mixture, 47)
     per_item = [row[f"nll_{name}"] / row["n"] for name in ("nats", "generalizer", "memorizer")]
-    assert per_item[1] == per_item[2] and measures.memory(*per_item, row["se_memory_gap"]) is None
+    assert per_item[1] == per_item[2] and np.isnan(measures.memories(*per_item, row["se_memory_gap"]))
     assert of_rows("memory", [row], Grok.ability_of) == of_rows("memory", [row]) == [None]
 
 

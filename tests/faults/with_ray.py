@@ -29,7 +29,8 @@ from trainers import checkpoint
 
 pytestmark = pytest.mark.end_to_end
 
-STUDY = TINY.replace("2e9]", "2e10]")
+STUDY = TINY.replace("1e9]", "2e10]")
+assert STUDY != TINY, "the study must last through all faults"
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10**6))
 """Moments are drawn with it. It is printed, so that a failure can be repeated."""
 DRAWN = random.Random(SEED)

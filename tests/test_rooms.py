@@ -21,7 +21,7 @@ ORDER = {
     ),
     "trainers": (
         ("__main__",), ("train",), ("objectives", "telemetry"), ("engine",), ("models", "checkpoint"), ("fit",), ("budget",), ("spec",),
-        ("tasks",), ("shapes",), ("records", "streams", "durable"),
+        ("tasks",), ("data",), ("shapes",), ("records", "streams", "durable"),
     ),
 }  # fmt: skip
 """The rooms of each package, top to bottom. A room uses only rooms below its own, and none that stands beside it."""

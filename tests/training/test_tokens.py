@@ -1,0 +1,64 @@
+"""Tokens of text: every kind gives back the text, its marks lie behind the vocabulary, and a wrong file is refused in a line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from trainers.data import store
+from trainers.data.tokens import Tokens, TokensError, of_characters, of_file
+
+TEXTS = ["", "a", "Reverse: abc", "Ünïcode 🙂\nnew line", "12 + 7 = 19"]
+
+
+def word_file(folder, words):
+    """A tokenizer file of whole words, made with the library itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_and_characters_give_back_the_text(text):
+    for tokens in (Tokens(), of_characters(set("".join(TEXTS)))):
+        ids = tokens.encode(text)
+        assert ids.dtype == np.int64 and (ids < tokens.n_ids).all()
+        assert tokens.decode(np.append(ids, [tokens.answer, tokens.end])) == text
+        assert tokens.vocab_size == tokens.n_ids + 2
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(TokensError, match="'z'"):
+        of_characters(set("abc")).encode("abz")
+
+
+def test_a_tokenizer_file_is_known_by_its_content_and_found_by_its_digest(tmp_path):
+    folder = word_file(tmp_path / "mine", ["red", "blue"])
+    tokens = of_file(folder, tmp_path / "data")
+    assert tokens == of_file(folder / "tokenizer.json", tmp_path / "data")
+    assert tokens.encode("blue red").tolist() == [2, 1] and tokens.decode(np.array([2])) == "blue"
+    assert (store.folder_of(tokens.digest) / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert tokens.digest != of_file(word_file(tmp_path / "other", ["red", "green"]), tmp_path / "data").digest
+
+
+def test_ids_with_a_gap_stay_below_the_marks(tmp_path):
+    file = word_file(tmp_path / "gap", ["red"]) / "tokenizer.json"
+    made = json.loads(file.read_text())
+    made["model"]["vocab"]["red"] = 9
+    file.write_text(json.dumps(made))
+    tokens = of_file(file, tmp_path / "data")
+    assert tokens.encode("red").tolist() == [9] and tokens.answer == 10
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"[1, 2]"])
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokensError) as refused:
+        of_file(tmp_path, tmp_path / "data")
+    assert "\n" not in str(refused.value) and "tokenizer.json" in str(refused.value)

@@ -7,7 +7,7 @@ on the other parameters of the model.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,57 @@ from trainers.streams import stream
 
 ROTARY_BASE = 10_000.0
 """Pair i of a head with half the width h is rotated by position / ROTARY_BASE^(i / h) radians."""
+
+
+class BlockCache(NamedTuple):
+    """A block's part of a `Cache` in one forward pass over T tokens of each row."""
+
+    slots: dict[str, Tensor]
+    """`keys` and `values` (B, H, P, D/H), and with a convolution its `inputs` (B, 1, P, D), for P positions."""
+    positions: Tensor | None
+    """Positions (B, T) of the tokens in this pass. None: the first T of each row."""
+    seen: Tensor | None
+    """The slots (B, 1, T, S) that attention sees, of the S in use. None in a first pass: its tokens see each other alone."""
+
+    def put(self, name: str, new: Tensor) -> Tensor:
+        """Keep `new` (B, H, T, E) in the slots `name`. Returns all slots in use (B, H, S, E)."""
+        slots = self.slots[name]
+        if self.positions is None or self.seen is None:
+            slots[:, :, : new.shape[2]] = new
+            return new
+        rows = torch.arange(len(new), device=new.device)[:, None]
+        slots[rows, :, self.positions] = new.transpose(1, 2).to(slots.dtype)
+        return slots[:, :, : self.seen.shape[-1]]
+
+
+class Cache:
+    """All that a transformer needs of the tokens that each row has read, to go on without reading them again.
+
+    A token's slot is its position in its row, and a token sees only slots up to its own position. Prompts of different lengths
+    are therefore padded on the right. No token of the row sees the padding, and the row's later tokens overwrite it. So a row
+    keeps the positions that it has alone, whatever the lengths of its neighbours, and the first pass is that of training.
+    Padding on the left would need a mask in attention and in the convolution, in the first pass as well.
+    """
+
+    def __init__(self, blocks: list[dict[str, Tensor]]) -> None:
+        self.blocks, self.n_used = blocks, 0
+
+    def advance(self, shape: torch.Size, positions: Tensor | None, window: int) -> list[BlockCache]:
+        """The blocks' parts for a pass over tokens of this shape (B, T). Left out, positions go on where the last pass ended."""
+        B, T = shape
+        device = self.blocks[0]["keys"].device
+        seen = None
+        if self.n_used and positions is None:
+            positions = torch.arange(self.n_used, self.n_used + T, device=device).expand(B, T)
+        self.n_used += T
+        if positions is not None:
+            behind = positions[:, :, None] - torch.arange(self.n_used, device=device)  # (B, T, S)
+            seen = ((behind >= 0) & (behind < (window or self.n_used)))[:, None]
+        return [BlockCache(slots, positions, seen) for slots in self.blocks]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows (n,), in this order. A row may be named several times."""
+        self.blocks = [{name: kept[rows] for name, kept in slots.items()} for slots in self.blocks]
 
 
 class CausalConvolution(nn.Module):
@@ -35,7 +86,10 @@ class CausalConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(kernel, width))
 
-    def forward(self, x: Tensor, segments: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Tensor | None = None, cache: BlockCache | None = None) -> Tensor:
+        inputs = x if cache is None else cache.put("inputs", x[:, None])[:, 0]
+        if cache is not None and cache.positions is not None:
+            return self._of_slots(x, inputs, cache.positions)
         kernel, seq_len = self.weight.shape[0], x.shape[1]
         padded = F.pad(x, (0, 0, kernel - 1, 0))  # (B, T + k - 1, D)
         out = x
@@ -44,6 +98,14 @@ class CausalConvolution(nn.Module):
             if segments is not None:  # tokens of another segment count as padding
                 before = before * (F.pad(segments, (j, 0), value=-1)[:, :seq_len] == segments)[:, :, None]
             out = out + self.weight[j] * before
+        return out
+
+    def _of_slots(self, x: Tensor, inputs: Tensor, positions: Tensor) -> Tensor:
+        """The convolution at `positions` (B, T) of rows whose inputs (B, S, D) are known in slots by position."""
+        rows, out = torch.arange(len(x), device=x.device)[:, None], x
+        for j, weight in enumerate(self.weight):
+            place = positions - j
+            out = out + weight * inputs[rows, place.clamp(min=0)] * (place >= 0)[:, :, None]
         return out
 
 
@@ -60,13 +122,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(model.d_model, 3 * model.d_model, bias=False)
         self.out = nn.Linear(model.d_model, model.d_model, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, segments: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        segments: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
         B, T, D = x.shape
         q_k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).split((2, 1), dim=2)
         if angles is not None:
             q_k = rotate(q_k, *angles)  # (B, T, 2, H, D/H): both at once, half the operations
         q, k, v = (part.transpose(1, 2) for part in (*q_k.unbind(2), v.squeeze(2)))  # each (B, H, T, D/H)
-        if self.window or segments is not None:
+        if cache is not None:
+            k, v = cache.put("keys", k), cache.put("values", v)
+        if cache is not None and cache.seen is not None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
+        elif self.window or segments is not None:
             behind = torch.arange(T, device=x.device)[:, None] - torch.arange(T, device=x.device)  # (T, T)
             seen = (behind >= 0) & (behind < (self.window or T))
             if segments is not None:
@@ -101,11 +173,17 @@ class Block(nn.Module):
         self.up = nn.Linear(model.d_model, model.d_mlp, bias=False)
         self.down = nn.Linear(model.d_mlp, model.d_model, bias=False)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, segments: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        segments: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
         h = self.norm_attention(x)
         if self.conv is not None:
-            h = self.conv(h, segments)
-        x = x + self.attention(h, angles, segments)
+            h = self.conv(h, segments, cache)
+        x = x + self.attention(h, angles, segments, cache)
         return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
 
 
@@ -119,12 +197,16 @@ class Transformer(nn.Module):
 
     Several sequences may share a row. `segments` (B, T) is the number of each token's sequence, and attention stays within a
     sequence. `positions` (B, T) count from 0 in each sequence and stay below `seq_len`. Left out, a row is one sequence.
+
+    With a `cache` (`new_cache`) the tokens go on from those that earlier passes read, and are kept in it. `positions` are then
+    those in the row. A row may go on before the end of its earlier tokens, if those behind were padding.
     """
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:
         super().__init__()
         norm = nn.RMSNorm if model.norm == "rms" else nn.LayerNorm
         self.numbers = numbers
+        self.model, self.seq_len = model, seq_len
         self.recompute = False  # keep only each block's input for the backward pass; the engine sets it from the place
         self.embed = nn.Linear(numbers.width, model.d_model) if numbers else nn.Embedding(vocab_size, model.d_model)
         self.position = nn.Parameter(torch.empty(seq_len, model.d_model)) if model.positions == "learned" else None
@@ -140,19 +222,49 @@ class Transformer(nn.Module):
             self.register_buffer("cos", angles.cos(), persistent=False)
             self.register_buffer("sin", angles.sin(), persistent=False)
 
+    def new_cache(self, n_sequences: int, n_positions: int) -> Cache:
+        """An empty cache for rows of at most `n_positions` tokens, on the weights' device.
+
+        Keys and values have the precision in which attention reads them. So call it under the autocast of the passes to come.
+        Raises ValueError for more positions than the model has.
+        """
+        if n_positions > self.seq_len:
+            raise ValueError(f"{n_positions} positions are needed; the model has {self.seq_len}")
+        weight, width, n_heads = self.unembed.weight, self.model.d_model, self.model.n_heads
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        blocks = []
+        for _ in self.blocks:
+            shape = (n_sequences, n_heads, n_positions, width // n_heads)
+            slots = {name: weight.new_zeros(shape, dtype=dtype) for name in ("keys", "values")}
+            if self.model.conv_kernel:
+                slots["inputs"] = weight.new_zeros(n_sequences, 1, n_positions, width)
+            blocks.append(slots)
+        return Cache(blocks)
+
     def forward(
         self,
         tokens: Tensor,
         at: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
+        parts = None
+        if cache is not None:
+            if segments is not None:
+                raise ValueError("with a cache each row is one sequence; leave segments out")
+            parts = cache.advance(tokens.shape[:2], positions, self.model.attention_window)
+            positions = parts[0].positions
         where: Any = slice(tokens.shape[1]) if positions is None else positions
         x = self.embed(tokens)  # (B, T, D)
         if self.position is not None:
             x = x + self.position[where]
         angles = (self.cos[where], self.sin[where]) if self.position is None else None
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if parts is not None:  # not compiled: each pass has another shape
+                x = block.forward(x, angles, None, parts[i])
+                continue
             again = self.recompute and torch.is_grad_enabled()
             given = (x, angles, segments) if segments is not None else (x, angles)
             x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)

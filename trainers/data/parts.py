@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from trainers.data.leaks import Limits
+from trainers.data.leaks import Certificate, Limits
 from trainers.data.sources import TableError
 from trainers.records import Count, Index, Record
 
@@ -45,6 +45,40 @@ class Rules(Record):
     """If training holds held-out items: no study starts, or those training items are left out and counted."""
     leaks: Limits = Limits()
     """What counts as a leak."""
+
+
+class Facts(Record):
+    """What a table holds and what became of its rows: n_rows = n_items + n_repeats + n_too_long + n_leaking."""
+
+    table: str
+    """Digest of the rows' content."""
+    n_rows: Index
+    n_items: Index
+    """Items of all parts."""
+    n_repeats: Index
+    """Rows left out because their task has the same item already."""
+    n_too_long: Index
+    """Rows left out because they have more tokens than `Rules.max_tokens`."""
+    n_leaking: Index
+    """Training items left out because a held-out set has them (`Rules.on_leak`)."""
+    n_without_items: Index
+    """Tasks left out because no item of theirs was left."""
+    n_single: Index
+    """Training tasks with one item. They have no new items."""
+    n_tasks: dict[Part, Index]
+    n_clusters: dict[Part, Index]
+    """Clusters with at least one task of the part. Empty without a column for clusters."""
+    n_of_set: dict[str, Index]
+    """Items of the four sets: train_items, new_items, held_out, held_out_clusters."""
+    n_tokens: Index
+    """Tokens of all items, marks included."""
+    longest: Index
+    """Tokens of the longest item, marks included."""
+    lengths: tuple[tuple[Index, Index], ...]
+    """Histogram of the items' tokens: (largest length of the bin, number of items). Bins are 1/8 of a power of two wide."""
+    has_weights: bool
+    certificate: Certificate
+    """The leak certificate."""
 
 
 def choose(

@@ -147,7 +147,7 @@ def _parquet(system: Any, file: TableFile, columns: Columns) -> Read:
     import pyarrow.parquet as pq
 
     with system.open_input_file(file.path) as opened:
-        table = pq.ParquetFile(opened, buffer_size=2**20)
+        table = pq.ParquetFile(opened, buffer_size=2**20, pre_buffer=False)  # else it holds all that it has read
         fields = fields_of(file.label, table.schema_arrow.names, columns)
         _check_types(file.label, table.schema_arrow, fields)
         seen = 0

@@ -164,7 +164,7 @@ def run_trunk(
             return True
         emit_telemetry()
         with _timed(now, "eval_seconds"):
-            rows = evaluate(engine, suite, stop_if_asked)
+            rows = evaluate(engine, suite, stop_if_asked, detailed=on != "trunk")
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
         now["exams_charged"] += 1
         now["exams"].append(key)

@@ -52,6 +52,35 @@ def _ability_of_matches(columns: Columns) -> np.ndarray:
     return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (memorizer <= MAX_MEMORIZER), found, np.nan)
 
 
+MAX_FLOOR = 0.9
+"""Ability from right answers is undefined if a trivial predictor is right more often than this."""
+
+
+def _ability_of_answers(columns: Columns) -> np.ndarray:
+    """Right free answers beyond the best trivial predictor on the same items, (right - floor) / (1 - floor).
+
+    NaN if the floor is above MAX_FLOOR, or with fewer than MIN_ITEMS items."""
+    mine, floor = _share("n_right", "n_sequences")(columns), _floor(columns)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (mine - floor) / (1 - floor)
+    return np.where((columns["n_sequences"] >= stats.MIN_ITEMS) & (floor <= MAX_FLOOR), found, np.nan)
+
+
+def _floor(columns: Columns) -> np.ndarray:
+    """The share of items on which the best trivial predictor (FLOORS) is right; NaN without one."""
+    shares = np.stack([_share(f"sum_right_{name}", "n_sequences")(columns) for name in FLOORS])
+    return np.where(np.isnan(shares).all(axis=0), np.nan, np.nanmax(np.nan_to_num(shares, nan=-1.0), axis=0))
+
+
+def _memory_of_items(columns: Columns) -> np.ndarray:
+    """1 - loss on training items / loss on new items of the same tasks: 0 recalls no item, 1 all of them.
+
+    On the rows of new items only, which hold both losses."""
+    trained, new = _share("sum_nll_train_items", "n_train_items")(columns), _share("sum_nll_nats")(columns)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((columns["split"] == "seen") & (new > 0), 1 - trained / new, np.nan)
+
+
 def _undefined(columns: Columns) -> np.ndarray:
     """NaN in every row, for a measure that a family does not define."""
     return np.full(len(columns["n"]), np.nan)
@@ -79,6 +108,9 @@ def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
     return measure
 
 
+FLOORS = ("frequent", "copy", "nearest", "memorizer")
+"""Trivial predictors of text (`trainers/tasks/text.py`), and the memoriser of families that have one."""
+
 _WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
 
 
@@ -89,6 +121,9 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "loss_nats": _share("sum_nll_nats"),
     "exact_match": _share("n_exact", "n_sequences"),
     "predicted_exact_match": _share("sum_p_exact", "n_sequences"),
+    "answered": _share("n_answered", "n_sequences"),
+    "right": _share("n_right", "n_sequences"),
+    "floor": _floor,
     "ability": _ability,
     "memory": _memory,
     "d_rel": _relative_distance,
@@ -107,17 +142,22 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
 `accuracy`: share of items whose most probable answer is right. `probability`: mean probability of the right answer, which is
 the accuracy of sampled decoding. `loss_nats`: mean log loss. `exact_match`: share of sequences whose most probable answers are
 all right. `predicted_exact_match`: the same predicted for sampled decoding, the mean product of the probabilities.
+`answered`, `right`: shares of free answers to text that ended, and that the scorer accepts. `floor`: the share on which the best
+trivial predictor is right.
 `excess_*_nats`: a reference's mean log loss above the oracle's. `weight_<predictor>`: a predictor's share in the mixture of known
 predictors nearest to the model. `unexplained_nats`: the distance of the model from this mixture."""
 
 
-_OF_ACCURACY: dict[str, Callable[[Columns], np.ndarray]] = {"ability": _ability_of_matches, "memory": _undefined}
-"""Entries that replace those of MEASURES for families whose ability is read from accuracy (`Family.ability_of`)."""
+_OF_FAMILY: dict[str, dict[str, Callable[[Columns], np.ndarray]]] = {
+    "accuracy": {"ability": _ability_of_matches, "memory": _undefined},
+    "right": {"ability": _ability_of_answers, "memory": _memory_of_items},
+}
+"""`Family.ability_of` -> entries that replace those of MEASURES."""
 
 
 def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
     """The function of a measure by its name in MEASURES. ability_of: `Family.ability_of`, which selects the kind of ability."""
-    return _OF_ACCURACY.get(name, MEASURES[name]) if ability_of == "accuracy" else MEASURES[name]
+    return _OF_FAMILY.get(ability_of, {}).get(name, MEASURES[name])
 
 
 HEADLINE = ("ability", "accuracy", "memory")
@@ -130,6 +170,8 @@ SUMS = (
     *(f"nll_{name}" for name in REFERENCES),
     *(f"correct_{name}" for name in REFERENCES),
     "exact_memorizer",
+    *(f"right_{name}" for name in FLOORS),
+    "nll_train_items",
     *(f"skl_{name}" for name in ("memorizer", "generalizer", "references")),
 )
 """Sums over items in the rows of an evaluation event (`trainers.tasks.probes`), by their names there."""
@@ -139,7 +181,8 @@ RAW = {f"sum_{name}": name for name in SUMS} | {"mean_train_loss_nats": "train_l
 
 _AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
 
-_COUNTS, _ERRORS = ("n", "n_correct", "n_sequences", "n_exact"), ("se_ability_gap", "se_memory_gap")
+_COUNTS = ("n", "n_correct", "n_sequences", "n_exact", "n_answered", "n_right", "n_train_items")
+_ERRORS = ("se_ability_gap", "se_memory_gap")
 _OF_ROWS = (*_COUNTS, *(f"sum_{name}" for name in SUMS), *_WEIGHTS, *_ERRORS)
 
 NUMBER_COLUMNS = (*_AXES, *_OF_ROWS)

@@ -57,7 +57,7 @@ class Surface:
         family = cast(Family, study.family)
         self.skill = study.shown_skills[0]
         self.ability_of = family.ability_of
-        self.measure = "ability" if isinstance(family, ExactFamily) else "accuracy"
+        self.measure = "ability" if isinstance(family, ExactFamily) or family.ability_of == "right" else "accuracy"
         self.split = ""
         self.cells: dict[tuple[str, int, float], dict[int, float | None]] = {}
         self._trunks = {trunk.id: trunk for trunk in study.trunks()}

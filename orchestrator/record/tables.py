@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files
 from orchestrator.analysis import findings, summary
-from orchestrator.analysis.measures import RAW, REFERENCES
+from orchestrator.analysis.measures import FLOORS, RAW, REFERENCES
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import telemetry, trial_evaluations
 from orchestrator.study.schema import Study
@@ -34,6 +34,8 @@ RESULTS = pa.schema(
     + [(f"sum_nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"sum_correct_{name}", pa.float64()) for name in REFERENCES]
     + [("sum_exact_memorizer", pa.float64())]
+    + [(name, pa.int64()) for name in ("n_answered", "n_right", *(f"sum_right_{name}" for name in FLOORS))]
+    + [("n_train_items", pa.int64()), ("sum_nll_train_items", pa.float64())]
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
     + [(f"sum_skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
     + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "mean_train_loss_nats")]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers.engine.answers import read_and_answer, with_train_items
 from trainers.engine.engine import Engine
 from trainers.fit.memory import EVALUATION_SEQUENCES
 from trainers.fit.place import Place
@@ -49,20 +50,27 @@ def chunk_of(place: Place) -> int:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+def evaluate(
+    engine: Engine, suite: list[ItemSet], before: Callable[[], None] = lambda: None, detailed: bool = False
+) -> list[dict[str, Any]]:
     """One row of raw sums per probe of the suite (`Probe.score`), equal on every rank.
 
     Every rank reads and scores its part of the sequences, one chunk at a time. Only a few numbers per position leave the device
     (`Probe.answers`). They are summed at the end, so sums do not depend on ranks or chunks. Log-probabilities leave the device
     only for probes that compare distributions. `before` is called before each forward pass. If it raises an exception, the
     evaluation ends with that.
+
+    Item sets of text are read and answered by `engine/answers.py`. Their rows are `detailed` if a trial ends here.
     """
     chunk = chunk_of(engine.place)
     rows: list[dict[str, Any]] = []
     for items in suite:
         n = len(items.tokens)
-        n_here = -(-n // engine.world)
-        mine = (np.arange(n_here) + engine.rank * n_here) % n  # the last rank may wrap around; [:n] cuts that off
+        mine = share_of(engine, n)
+        n_here = len(mine)
+        if items.answers is not None:
+            rows.append(read_and_answer(engine, items, mine, chunk, before, detailed))
+            continue
         by_answers = all(probe.scores_answers for probe in items.probes)
         parts: list[list[torch.Tensor]] = []
         for here in np.split(mine, range(chunk, n_here, chunk)):
@@ -74,7 +82,13 @@ def evaluate(engine: Engine, suite: list[ItemSet], before: Callable[[], None] = 
             rows += [probe.score_answers(answers) for probe, answers in zip(items.probes, arrays, strict=True)]
         else:
             rows += [probe.score(arrays[0]) for probe in items.probes]  # (N, T, V), or (N, T) numbers
-    return rows
+    return with_train_items(rows)
+
+
+def share_of(engine: Engine, n: int) -> np.ndarray:
+    """The numbers of the sequences that this rank reads, of n in all. The last rank may wrap around; [:n] cuts that off."""
+    n_here = -(-n // engine.world)
+    return (np.arange(n_here) + engine.rank * n_here) % n
 
 
 def _answers(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:

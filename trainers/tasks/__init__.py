@@ -21,6 +21,7 @@ from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.references import ExactFamily
 from trainers.tasks.regression import Regression
 from trainers.tasks.request import Request
+from trainers.tasks.rewrite import Rewrite
 from trainers.tasks.urns import Urns
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Reference",
     "Regression",
     "Request",
+    "Rewrite",
     "Urns",
     "failure_of",
     "family_from",

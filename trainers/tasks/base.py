@@ -35,12 +35,13 @@ class Family(Record):
     memorizer_max_tasks: ClassVar[int | None] = 0
     """Most training tasks for which the memoriser is computed. With more, memory is undefined. None: no limit. 0: this family
     has no memoriser."""
-    ability_of: ClassVar[Literal["nll", "accuracy"]] = "nll"
+    ability_of: ClassVar[Literal["nll", "accuracy", "right"]] = "nll"
     """The measure from which ability is computed.
 
     `nll`: log losses in nats, (U - h) / (U - G). `accuracy`: shares of exact matches, acc of the model and acc_M of the
     memoriser on the same items, (acc - acc_M) / (1 - acc_M), undefined if acc_M > 0.9. `accuracy` is for families whose
-    sequences hold one answer and whose generaliser never errs."""
+    sequences hold one answer and whose generaliser never errs. `right`: shares of right free answers, (right - floor) /
+    (1 - floor), with the best of the trivial predictors as floor (`trainers/tasks/text.py`)."""
     objectives: ClassVar[dict[str, str]] = {}
     """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out use `Supervised`.
 

@@ -31,7 +31,7 @@ from trainers.tasks.parity import Parity
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.request import Request
 
-SPLITS = ("seen", "held_out")
+SPLITS = ("seen", "held_out", "train_items", "held_out_clusters")
 
 
 class Breach(AssertionError):
@@ -156,7 +156,7 @@ def declarations(family: Family) -> None:
     _require(
         max(lengths) == family.seq_len, family, "seq_len", f"the longest arm's length, {max(lengths)}", family.seq_len
     )
-    _require(family.ability_of in ("nll", "accuracy"), family, "ability_of", "nll or accuracy", family.ability_of)
+    _require(family.ability_of in ("nll", "accuracy", "right"), family, "ability_of", "nll, accuracy or right", family.ability_of)
     unknown = [arm for arm, place in family.objectives.items() if arm not in arms or place.count(":") != 1]
     _require(not unknown, family, "objectives", "arm -> 'package.module:Class', for arms of this family", unknown)
     if family.numbers is not None:
@@ -261,7 +261,12 @@ def suites_cost_what_is_said(family: Family, request: Request) -> None:
     """`suite_size` is the number of sequences, times one reading and one for each written position."""
     size = family.suite_size(request)
     _require(_is_count(size), family, "suite_size(request)", "a whole number from 1", repr(size))
-    counted = sum(len(items.tokens) * (1 + len(items.written)) for items in family.suite(request))
+    suite = family.suite(request)
+    if any(items.answers is not None for items in suite):  # text is read up to its end, not to the row's
+        most = 2 * sum(len(items.tokens) for items in suite)
+        _require(size <= most, family, "suite_size(request)", f"at most {most}, as suite(request) has", size)
+        return
+    counted = sum(len(items.tokens) * (1 + len(items.written)) for items in suite)
     _require(size == counted, family, "suite_size(request)", f"{counted}, as suite(request) has", size)
 
 
@@ -478,7 +483,7 @@ def held_out_sequences_are_the_same_for_all_trials(family: Family) -> None:
         splits = {probe.split for probe in one.probes}
         _require(len(splits) == 1, family, part, "probes of one split in an item set", sorted(splits))
         same = np.array_equal(one.tokens, other.tokens)
-        if splits == {"held_out"}:
+        if splits <= {"held_out", "held_out_clusters"}:
             _require(same, family, part, "the same held-out sequences for every n_tasks and replicate", "others")
         else:
             _require(

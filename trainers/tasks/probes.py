@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -255,6 +256,42 @@ def _number(value: float, n: int) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the model is asked in an item set of text, and how its answers are judged. All lists have an entry per item."""
+
+    prompts: list[np.ndarray]
+    """Token ids that the model reads before it answers."""
+    n_new: int
+    """Most tokens of an answer, the end included."""
+    end: int
+    """Id of the token that ends an answer."""
+    forbidden: tuple[int, ...]
+    """Ids that no answer holds: our other mark."""
+    tasks: list[str]
+    """Names of the tasks."""
+    texts: list[tuple[str, str]]
+    """(prompt, target) as text."""
+    floors: dict[str, np.ndarray]
+    """Trivial predictor -> whether it is right, (N,) bool."""
+    decode: Callable[[np.ndarray], str]
+    """Token ids -> text."""
+    scorer: Callable[[str, str, str], bool | None]
+    """(prompt, target, answer) -> whether the answer is right; None if it is no answer at all."""
+
+    def judged(self, written: list[np.ndarray], ended: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Judge the token ids that the model wrote, without the end: (texts, answered (N,) bool, right (N,) bool).
+
+        An answer that did not end is no answer, and so not right.
+        """
+        texts = [self.decode(ids) for ids in written]
+        verdicts = [
+            self.scorer(*given, text) if has_ended else None
+            for given, text, has_ended in zip(self.texts, texts, ended.tolist(), strict=True)
+        ]
+        return texts, np.array([v is not None for v in verdicts], bool), np.array([v is True for v in verdicts], bool)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ItemSet:
     """Sequences that the model reads in an evaluation, and the probes that are scored on its predictions for them.
 
@@ -265,6 +302,8 @@ class ItemSet:
     tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 if tokens are numbers
     probes: tuple[Probe, ...]
     written: tuple[int, ...] = ()  # in 0 ... T-1; position j predicts tokens[:, j + 1]
+    answers: Answers | None = None
+    """Set for text: the model also answers each prompt freely. It costs one more forward pass per sequence."""
 
     @property
     def n_bytes(self) -> int:

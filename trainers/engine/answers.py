@@ -1,0 +1,131 @@
+"""Evaluation of text: the model reads each item for its loss, and answers each prompt freely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainers.engine.engine import Engine
+from trainers.sampling import generate
+from trainers.tasks import ItemSet
+
+LOGITS_AT_ONCE = 2**26
+"""Most logits of one reading, 256 MB: 32 items of 40 target tokens with a vocabulary of 50,000."""
+EXAMPLES_PER_TASK, EXAMPLES, EXAMPLE_CHARACTERS = 3, 60, 400
+"""Items of a task that are kept with the model's answers, of an item set in all, and the characters of each text."""
+
+_SUMS = ("n_tokens", "n_hits", "log_p", "p", "brier")
+"""Columns of `_read`: sums over the target tokens of one item."""
+
+
+def read_and_answer(
+    engine: Engine, items: ItemSet, mine: np.ndarray, chunk: int, before: Callable[[], None], detailed: bool
+) -> dict[str, Any]:
+    """One row of raw counts and sums for an item set of text, equal on every rank.
+
+    `mine` are the items that this rank reads, `chunk` the items that it reads at once. Beside the sums of `Probe.score` the row
+    has `n_answered` and `n_right` of the free answers, and `right_<name>` for each trivial predictor. `detailed` adds
+    `tasks`, the same counts by task, and `examples`.
+    """
+    given, (probe,) = items.answers, items.probes
+    assert given is not None
+    n = len(items.tokens)
+    order = mine[np.argsort([len(given.prompts[i]) for i in mine], kind="stable")]  # neighbours are alike in length
+    sums = np.zeros((n, len(_SUMS)))
+    written, ended = np.full((n, given.n_new), given.end, np.int64), np.zeros(n, bool)
+    for here in np.split(order, range(chunk, len(order), chunk)):
+        with engine.autocast():
+            sums[here] = _read(engine, items, here, before)
+            answers = generate(engine.model, [given.prompts[i] for i in here], given.n_new, given.end, forbidden=given.forbidden, before=before)
+        written[here], ended[here] = answers.tokens, answers.ended
+    if engine.world > 1:
+        parts = [torch.from_numpy(part[mine]).to(engine.place.device) for part in (sums, written, ended)]
+        sums, written, ended = (engine.gathered(part)[:n].cpu().numpy() for part in parts)
+    n_written = np.where(ended, np.argmax(written == given.end, axis=1), given.n_new)
+    texts, answered, right = given.judged([row[:k] for row, k in zip(written, n_written, strict=True)], ended)
+    totals = dict(zip(_SUMS, sums.sum(axis=0).tolist(), strict=True))
+    finite = bool(np.isfinite(sums).all())
+    row: dict[str, Any] = {"skill": probe.skill, "split": probe.split, "n": int(totals["n_tokens"])}
+    row |= {"n_correct": int(totals["n_hits"]) if finite else None}
+    row |= {name: totals[of] if finite else None for name, of in (("p_correct", "p"), ("brier", "brier"))}
+    row |= {"nll_nats": -totals["log_p"] if finite else None, "n_sequences": n}
+    exact = sums[:, _SUMS.index("n_hits")] == sums[:, _SUMS.index("n_tokens")]
+    row |= {"n_exact": int(exact.sum()) if finite else None}
+    row |= {"p_exact": float(np.exp(sums[:, _SUMS.index("log_p")]).sum()) if finite else None}
+    row |= {"n_answered": int(answered.sum()), "n_right": int(right.sum())}
+    row |= {f"right_{name}": int(hits.sum()) for name, hits in given.floors.items()}
+    if detailed:
+        row |= {"tasks": _by_task(given.tasks, sums, answered, right)}
+        row |= {"examples": _examples(given.tasks, given.texts, texts, answered, right)}
+    return row
+
+
+def with_train_items(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, with the loss on training items beside that on new items: memory compares the two."""
+    of_split = {row["split"]: row for row in rows if "n_right" in row}
+    if {"train_items", "seen"} <= of_split.keys():
+        trained = of_split["train_items"]
+        of_split["seen"] |= {"n_train_items": trained["n"], "nll_train_items": trained["nll_nats"]}
+    return rows
+
+
+def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[], None]) -> np.ndarray:
+    """The sums of `_SUMS` of the items numbered `here`, (b, 5). Only logits of target tokens are computed."""
+    (probe,) = items.probes
+    vocab_size = int(engine.model.unembed.out_features)
+    per_item = probe.mask[here].sum(axis=1)
+    found = np.zeros((len(here), len(_SUMS)))
+    n_here = max(1, int(LOGITS_AT_ONCE // (max(1, per_item.max()) * vocab_size)))
+    for begin in range(0, len(here), n_here):
+        rows = here[begin : begin + n_here]
+        width = int(np.flatnonzero(probe.mask[rows].any(axis=0))[-1]) + 1
+        device = engine.place.device
+        tokens = torch.from_numpy(items.tokens[rows, :width]).to(device)
+        mask = torch.from_numpy(probe.mask[rows, :width]).to(device)
+        before()
+        logs = engine.model(tokens, mask).float().log_softmax(-1).double()  # (k, V)
+        target = torch.from_numpy(probe.target[rows, :width]).to(device)[mask]
+        log_p = logs.gather(1, target[:, None])[:, 0]
+        p = log_p.exp()
+        hits = (logs.argmax(1) == target).double()
+        brier = logs.exp().pow(2).sum(1) - 2 * p + 1
+        columns = torch.stack([torch.ones_like(p), hits, log_p, p, brier], dim=1)  # (k, 5)
+        sums = torch.zeros(len(rows), len(_SUMS), dtype=torch.float64, device=device)
+        sums.index_add_(0, mask.nonzero()[:, 0], columns)
+        found[begin : begin + len(rows)] = sums.cpu().numpy()
+    return found
+
+
+def _by_task(tasks: list[str], sums: np.ndarray, answered: np.ndarray, right: np.ndarray) -> dict[str, list[Any]]:
+    """Counts and sums of each task, as columns with an entry per task."""
+    names, which = np.unique(np.array(tasks, object), return_inverse=True)
+
+    def total(values: np.ndarray) -> list[Any]:
+        return np.bincount(which, values, len(names)).tolist()
+
+    return {
+        "task": names.tolist(),
+        "n_sequences": [int(n) for n in total(np.ones(len(tasks)))],
+        "n_answered": [int(n) for n in total(answered)],
+        "n_right": [int(n) for n in total(right)],
+        "n": [int(n) for n in total(sums[:, 0])],
+        "nll_nats": [float(-s) if np.isfinite(s) else None for s in total(sums[:, 2])],
+    }
+
+
+def _examples(
+    tasks: list[str], asked: list[tuple[str, str]], texts: list[str], answered: np.ndarray, right: np.ndarray
+) -> list[dict[str, Any]]:
+    """The first items of each task with the model's answers, at most EXAMPLES of them."""
+    count: dict[str, int] = {}
+    found: list[dict[str, Any]] = []
+    for task, (prompt, target), text, is_answer, is_right in zip(tasks, asked, texts, answered, right, strict=True):
+        count[task] = count.get(task, 0) + 1
+        if count[task] <= EXAMPLES_PER_TASK and len(found) < EXAMPLES:
+            shown = {"prompt": prompt, "target": target, "answer": text}
+            found.append({"task": task} | {k: v[:EXAMPLE_CHARACTERS] for k, v in shown.items()})
+            found[-1] |= {"answered": bool(is_answer), "right": bool(is_right)}
+    return found

@@ -34,8 +34,6 @@ RESULTS = pa.schema(
     + [(f"sum_nll_{name}", pa.float64()) for name in REFERENCES]
     + [(f"sum_correct_{name}", pa.float64()) for name in REFERENCES]
     + [("sum_exact_memorizer", pa.float64())]
-    + [(name, pa.int64()) for name in ("n_answered", "n_right", *(f"sum_right_{name}" for name in FLOORS))]
-    + [("n_train_items", pa.int64()), ("sum_nll_train_items", pa.float64())]
     + [(name, pa.float64()) for name in (*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats")]
     + [(f"sum_skl_{name}", pa.float64()) for name in ("memorizer", "generalizer", "references")]
     + [(name, pa.float64()) for name in ("se_ability_gap", "se_memory_gap", "mean_train_loss_nats")]
@@ -47,8 +45,12 @@ predictions), the standard errors, and `mean_train_loss_nats` (mean training los
 `phase` is `trunk`, `pre_decay` (the branch point) or `final` (the end of the budget).
 """
 
-_RAW = pa.schema([(RAW.get(field.name, field.name), field.type) for field in RESULTS])
-"""RESULTS with the names of the journal's rows."""
+OF_TEXT = pa.schema(
+    [(name, pa.int64()) for name in ("n_answered", "n_right", *(f"sum_right_{name}" for name in FLOORS))]
+    + [("n_train_items", pa.int64()), ("sum_nll_train_items", pa.float64())]
+)
+"""Columns that families of text have beside RESULTS: counts of free answers, and of the trivial predictors' right answers; and
+on the rows of new items the loss on training items."""
 
 _PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
 _PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
@@ -79,7 +81,9 @@ def results_table(state: State, study: Study) -> pa.Table:
                 shared = {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
                 rows += [_axes(trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
-    return pa.Table.from_pylist(rows, schema=_RAW).rename_columns(RESULTS.names)
+    schema = [*RESULTS, *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
+    raw = pa.schema([(RAW.get(field.name, field.name), field.type) for field in schema])
+    return pa.Table.from_pylist(rows, schema=raw).rename_columns([field.name for field in schema])
 
 
 def outside(state: State, study: Study) -> int:

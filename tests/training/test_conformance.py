@@ -26,6 +26,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "modular": [{"modulus": 5, "n_inputs": 2, "n_examples": 6}, {"modulus": 29, "n_inputs": 12}],
     "parity": [{"n_bits": 10, "n_controls": 16}, {"n_bits": 60, "n_summed": 20, "n_controls": 100}],
     "regression": [{"n_dims": 3, "n_pairs": 5}],
+    "rewrite": [{"n_letters": 6, "n_string": 6, "lengths": [1, 2]}, {"items_total": 300}],
     "urns": [{"n_colors": 4, "n_draws": 16}],
 }
 """Each family small, in the ways that it can differ."""
@@ -123,6 +124,8 @@ PINNED = {
     "parity-0": "d4004d55b3c79fcd",
     "parity-1": "38bb73db7d88128b",
     "regression-0": "200d4f7a82fdff59",
+    "rewrite-0": "be65dba3de4f6b6f",
+    "rewrite-1": "f2bdb009f38e1dae",
     "urns-0": "656140a34d707e03",
 }
 

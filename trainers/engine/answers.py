@@ -35,16 +35,22 @@ def read_and_answer(
     n = len(items.tokens)
     order = mine[np.argsort([len(given.prompts[i]) for i in mine], kind="stable")]  # neighbours are alike in length
     sums = np.zeros((n, len(_SUMS)))
-    written, ended = np.full((n, given.n_new), given.end, np.int64), np.zeros(n, bool)
+    written, n_written, ended = np.zeros((n, given.n_new), np.int64), np.zeros(n, np.int64), np.zeros(n, bool)
     for here in np.split(order, range(chunk, len(order), chunk)):
         with engine.autocast():
             sums[here] = _read(engine, items, here, before)
-            answers = generate(engine.model, [given.prompts[i] for i in here], given.n_new, given.end, forbidden=given.forbidden, before=before)
-        written[here], ended[here] = answers.tokens, answers.ended
+            answers = generate(
+                engine.model,
+                [given.prompts[i] for i in here],
+                given.n_new,
+                given.end,
+                forbidden=given.forbidden,
+                before=before,
+            )
+        written[here], n_written[here], ended[here] = answers.tokens, answers.n_tokens, answers.ended
     if engine.world > 1:
-        parts = [torch.from_numpy(part[mine]).to(engine.place.device) for part in (sums, written, ended)]
-        sums, written, ended = (engine.gathered(part)[:n].cpu().numpy() for part in parts)
-    n_written = np.where(ended, np.argmax(written == given.end, axis=1), given.n_new)
+        parts = [torch.from_numpy(part[mine]).to(engine.place.device) for part in (sums, written, n_written, ended)]
+        sums, written, n_written, ended = (engine.gathered(part)[:n].cpu().numpy() for part in parts)
     texts, answered, right = given.judged([row[:k] for row, k in zip(written, n_written, strict=True)], ended)
     totals = dict(zip(_SUMS, sums.sum(axis=0).tolist(), strict=True))
     finite = bool(np.isfinite(sums).all())

@@ -30,6 +30,7 @@ from trainers.tasks.base import lacking
 from trainers.tasks.parity import Parity
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.request import Request
+from trainers.tasks.text import TextFamily
 
 SPLITS = ("seen", "held_out", "train_items", "held_out_clusters")
 
@@ -156,7 +157,13 @@ def declarations(family: Family) -> None:
     _require(
         max(lengths) == family.seq_len, family, "seq_len", f"the longest arm's length, {max(lengths)}", family.seq_len
     )
-    _require(family.ability_of in ("nll", "accuracy", "right"), family, "ability_of", "nll, accuracy or right", family.ability_of)
+    _require(
+        family.ability_of in ("nll", "accuracy", "right"),
+        family,
+        "ability_of",
+        "nll, accuracy or right",
+        family.ability_of,
+    )
     unknown = [arm for arm, place in family.objectives.items() if arm not in arms or place.count(":") != 1]
     _require(not unknown, family, "objectives", "arm -> 'package.module:Class', for arms of this family", unknown)
     if family.numbers is not None:
@@ -262,11 +269,9 @@ def suites_cost_what_is_said(family: Family, request: Request) -> None:
     size = family.suite_size(request)
     _require(_is_count(size), family, "suite_size(request)", "a whole number from 1", repr(size))
     suite = family.suite(request)
-    if any(items.answers is not None for items in suite):  # text is read up to its end, not to the row's
-        most = 2 * sum(len(items.tokens) for items in suite)
-        _require(size <= most, family, "suite_size(request)", f"at most {most}, as suite(request) has", size)
-        return
     counted = sum(len(items.tokens) * (1 + len(items.written)) for items in suite)
+    if isinstance(family, TextFamily):  # each item is read and answered once, up to its end and not to the row's
+        counted = -(-2 * counted * family.longest // (family.length(request.arm) + 1))
     _require(size == counted, family, "suite_size(request)", f"{counted}, as suite(request) has", size)
 
 
@@ -542,7 +547,9 @@ def notes(family: Family) -> Iterator[str]:
     probes = {(probe.skill, probe.split): probe for items in family.suite(request) for probe in items.probes}
     needed: dict[str, tuple[str, str, tuple[str, ...]]]
     needed = {"ability": (family.headline, "held_out", ("uniform", "generalizer"))}
-    if family.ability_of == "accuracy":
+    if family.ability_of == "right":
+        needed = {}
+    elif family.ability_of == "accuracy":
         needed["ability"] = (family.headline, "held_out", ("memorizer",))
     else:
         needed["memory"] = (family.mixture, "seen", ("generalizer", "memorizer"))

@@ -11,6 +11,7 @@ the others, ids below `n_train_ids` may train.
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property, lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -25,8 +26,10 @@ from trainers.tasks.references import zipf_ranks
 from trainers.tasks.request import Request
 from trainers.tasks.text import TextFamily, TextItems, items_of
 
-_MAX_ITEMS = 2**20
-"""Most training items of a task. New items have numbers from here on, so they are never training items."""
+_MAX_ITEMS = 10**6
+"""Most training items of a task."""
+_NEW_ONE_IN = 8
+"""One string in so many is never trained on, whatever the task."""
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MEMORIZED = 2**14
 """Training instructions among which the memoriser looks for the nearest one."""
@@ -49,8 +52,8 @@ class Rewrite(TextFamily):
         tuple[Annotated[int, Field(ge=1, le=6)], ...], BeforeValidator(_tuple), Field(min_length=1), Limit(items=6)
     ] = (2, 3, 4)
     """Lengths of patterns and of replacements. Each pair of lengths is a cluster."""
-    items_per_task: Annotated[Count | None, Field(le=_MAX_ITEMS)] = None
-    """Training items of each task, drawn again and again. Left out: up to 2^20."""
+    items_per_task: Annotated[Count | None, Limit(1e6)] = None
+    """Training items of each task, drawn again and again. Left out: 1e6."""
     items_total: Annotated[Count | None, Limit(1e12)] = None
     """Training items of all tasks together: more tasks then have fewer items each, so that more tasks are not more data."""
 
@@ -145,9 +148,9 @@ class Rewrite(TextFamily):
         place, cluster = np.divmod(np.asarray(indices, np.int64), self.n_trained_clusters)
         size = self.n_train_ids // self.n_trained_clusters
         order = keyed_permutation(self.n_trained_clusters, "rewrite", "cluster order", replicate)
-        return keyed_permutation(size, "rewrite", "training tasks", replicate)(
-            place
-        ) * self.n_trained_clusters + order(cluster)
+        return keyed_permutation(size, "rewrite", "training tasks", replicate)(place) * self.n_trained_clusters + order(
+            cluster
+        )
 
     def held_out_ids(self, split: str, n: int) -> np.ndarray:
         """The first n held-out ids of a split, (n,), fewer if there are not so many."""
@@ -171,17 +174,29 @@ class Rewrite(TextFamily):
         of_total = None if self.items_total is None else max(1, self.items_total // n_tasks)
         return min(self.items_per_task or of_total or _MAX_ITEMS, _MAX_ITEMS)
 
-    def items(self, ids: np.ndarray, numbers: np.ndarray) -> TextItems:
-        """Item `numbers` (n,) of tasks `ids` (n,): each a pure function of the two."""
-        codes = ids * np.int64(2 * _MAX_ITEMS) + numbers
-        uniforms = hashed_uniforms(codes, self.n_string + 1, "rewrite", "strings", self.n_letters, self.n_string)
-        letters = (uniforms[:, 1:] * self.n_letters).astype(int)
-        pairs = []
-        for (pattern, replacement), row, u in zip(self.rules(ids), letters.tolist(), uniforms[:, 0], strict=True):
-            text = "".join(_LETTERS[i] for i in row)
-            at = int(u * (self.n_string - len(pattern) + 1))
-            text = text[:at] + pattern + text[at + len(pattern) :]
-            pairs.append((f"{pattern}>{replacement}:{text}", text.replace(pattern, replacement, 1)))
+    def items(self, ids: np.ndarray, numbers: np.ndarray, new: bool = False) -> TextItems:
+        """Item `numbers` (n,) of tasks `ids` (n,): each a pure function of the two. Training never has a `new` item.
+
+        One string in _NEW_ONE_IN is new, by a hash of its letters. A string of the other kind is drawn again.
+        """
+        rules = self.rules(ids)
+        strings = [""] * len(ids)
+        left = np.arange(len(ids))
+        for again in range(1000):
+            codes = ids[left] * np.int64(_MAX_ITEMS) + numbers[left]
+            u = hashed_uniforms(codes, self.n_string + 1, "rewrite", "strings", self.n_letters, self.n_string, again)
+            letters = (u[:, 1:] * self.n_letters).astype(int)
+            for i, row, at in zip(left.tolist(), letters.tolist(), u[:, 0].tolist(), strict=True):
+                text, pattern = "".join([_LETTERS[letter] for letter in row]), rules[i][0]
+                first = int(at * (self.n_string - len(pattern) + 1))
+                strings[i] = text[:first] + pattern + text[first + len(pattern) :]
+            is_new = np.array([zlib.crc32(strings[i].encode()) % _NEW_ONE_IN == 0 for i in left.tolist()])
+            left = left[is_new != new]
+            if not len(left):
+                break
+        else:
+            raise ValueError(f"n_letters {self.n_letters}, n_string {self.n_string}: too few strings; raise either")
+        pairs = [(f"{p}>{r}:{text}", text.replace(p, r, 1)) for (p, r), text in zip(rules, strings, strict=True)]
         return items_of(self.text_tokens, pairs, ids)
 
     def drawn(self, request: Request, draw: np.random.Generator, n: int) -> TextItems:
@@ -189,7 +204,9 @@ class Rewrite(TextFamily):
             places = zipf_ranks(draw, request.task_exponent, request.n_tasks, n) - 1
         else:
             places = draw.integers(0, request.n_tasks, n)
-        return self.items(self.train_ids(request.replicate, places), draw.integers(0, self._n_items(request.n_tasks), n))
+        return self.items(
+            self.train_ids(request.replicate, places), draw.integers(0, self._n_items(request.n_tasks), n)
+        )
 
     def n_chosen(self, request: Request, split: str) -> int:
         n = request.n_sequences
@@ -198,10 +215,10 @@ class Rewrite(TextFamily):
     def chosen(self, request: Request, split: str) -> TextItems:
         n = self.n_chosen(request, split)
         if split in ("held_out", "held_out_clusters"):
-            return self.items(self.held_out_ids(split, n), np.full(n, _MAX_ITEMS))
+            return self.items(self.held_out_ids(split, n), np.zeros(n, np.int64), new=True)
         ids = self.train_ids(request.replicate, np.arange(n) % request.n_tasks)
         if split == "seen":
-            return self.items(ids, _MAX_ITEMS + np.arange(n) // request.n_tasks)
+            return self.items(ids, np.arange(n) // request.n_tasks, new=True)
         draw = stream("rewrite", "train items", request.replicate)
         return self.items(ids, draw.integers(0, self._n_items(request.n_tasks), n))
 
@@ -211,7 +228,10 @@ class Rewrite(TextFamily):
         trained = self.rules(self.train_ids(request.replicate, np.arange(min(request.n_tasks, _MEMORIZED))))
         asked = self.rules(items.tasks)
         width = 2 * max(self.lengths)
-        rows = [np.array([list((p + " " * width)[: width // 2] + (r + " " * width)[: width // 2]) for p, r in of]) for of in (asked, trained)]
+        rows = [
+            np.array([list((p + " " * width)[: width // 2] + (r + " " * width)[: width // 2]) for p, r in of])
+            for of in (asked, trained)
+        ]
         hits = []
         for i, (row, (pattern, _)) in enumerate(zip(rows[0], asked, strict=True)):
             _, replacement = trained[int((rows[1] == row).sum(axis=1).argmax())]

@@ -100,7 +100,9 @@ class TextFamily(Family):
     """The base of text families. Subclasses give tasks, items and clusters."""
 
     arms: ClassVar[tuple[str, ...]] = ("answer", "next_token")
-    skills: ClassVar[dict[str, str]] = {"solve": "items of tasks, answered freely: right if the scorer accepts the answer"}
+    skills: ClassVar[dict[str, str]] = {
+        "solve": "items of tasks, answered freely: right if the scorer accepts the answer"
+    }
     headline: ClassVar[str] = "solve"
     mixture: ClassVar[str] = "solve"
     ability_of: ClassVar[Literal["nll", "accuracy", "right"]] = "right"

@@ -205,7 +205,7 @@ class Making:
         now = time.monotonic()
         if now - self.said >= SAY_SECONDS:
             self.said = now
-            self.say(f"{self.source.path}: {self.n_rows:,} rows read, {self.n_rows / (now - self.began):,.0f} rows/s")
+            self.say(f"{self.source.label}: {self.n_rows:,} rows read, {self.n_rows / (now - self.began):,.0f} rows/s")
 
     # From rows to parts
 
@@ -226,7 +226,7 @@ class Making:
             return leaks.Pool(hashes[numbers], task[numbers], item)
 
         def compared(n_dropped: int) -> leaks.Compared:
-            self.say(f"{self.source.path}: looking for items of the held-out sets in training")
+            self.say(f"{self.source.label}: looking for items of the held-out sets in training")
             train, *others = ((name, pool(numbers)) for name, numbers in index.sets().items())
             return leaks.compare(train[1], dict(others), self.rules.leaks, n_dropped)
 
@@ -248,13 +248,13 @@ class Making:
         counts = np.bincount(of_row, minlength=len(self.tasks))
         names = sorted(name for name, number in self.tasks.items() if counts[number])
         if not names:
-            raise TableError(f"{self.source.path}: all {self.n_rows:,} rows are too long; raise max_tokens")
+            raise TableError(f"{self.source.label}: all {self.n_rows:,} rows are too long; raise max_tokens")
         old = [self.tasks[name] for name in names]
         about = [self.about[i] for i in old]
         clusters = [cluster for cluster, _, _ in about if cluster is not None] or None
         splits = [split for _, split, _ in about if split is not None] or None
         weights = [weight for _, _, weight in about if weight is not None] or None
-        parts = choose(names, clusters, splits, self.rules, self.source.path)
+        parts = choose(names, clusters, splits, self.rules, self.source.label)
         n_items = counts[old]
         is_train = np.array([part == "train" for part in parts])
         new = np.where(is_train, n_new(n_items, self.rules.new_items_max), n_items)

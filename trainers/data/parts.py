@@ -60,7 +60,7 @@ class Facts(Record):
     n_too_long: Index
     """Rows left out because they have more tokens than `Rules.max_tokens`."""
     n_leaking: Index
-    """Training items left out because a held-out set has them (`Rules.on_leak`)."""
+    """Training items left out because a held-out set has them (`Rules.on_leak`), and the new items of tasks that this empties."""
     n_without_items: Index
     """Tasks left out because no item of theirs was left."""
     n_single: Index

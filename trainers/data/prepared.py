@@ -8,20 +8,14 @@ The folder's name is a digest of the rows' content, the tokens and the rules. Th
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainers import durable
-from trainers.data import shards
+from trainers.data import folders, shards
 from trainers.data.making import FACTS, ORDER, PREPARE_VERSION, TASKS, Making, Say, digest_of
 from trainers.data.parts import Facts, Part, Rules
 from trainers.data.sources import Source, TableError
@@ -103,13 +97,15 @@ def prepare(
     root = Path(root)
     durable.make_folder(root)
     source = Source(path)
+    if source.left_out and say:
+        say(f"{source.label}: left out, as no table: {', '.join(source.left_out[:5])} ({len(source.left_out)} files)")
     request = _request(source, columns, tokens, rules, render)
-    with _locked(root / f".{request}.lock"):
+    with folders.locked(root / f".{request}.lock"):
         known = _known(root).get(request)
-        if known and (root / known / shards.MANIFEST).is_file():
+        if known and folders.is_whole(root / known):
             return Prepared(root / known)
         digest = _into(root, Making(source, columns, tokens, rules, render, say or (lambda _: None)))
-        if getattr(render, "digest", render) is None or hasattr(render, "digest"):
+        if render is None or hasattr(render, "digest"):
             _remember(root, request, digest)
     return Prepared(root / digest)
 
@@ -122,64 +118,13 @@ def _request(source: Source, columns: Columns, tokens: Tokens, rules: Rules, ren
 
 def _into(root: Path, making: Making) -> str:
     """Prepare a table below `root`. Returns the digest, which is the folder's name."""
-    _sweep(root)
-    part = root / f".{os.getpid()}-{time.time_ns():x}.part"
-    with _locked(part.with_suffix(".lock")):
-        part.mkdir()
-        try:
-            making.read(part)
-            digest = making.digest
-            if not (root / digest / shards.MANIFEST).is_file():
-                making.finish(part)
-                _publish(part, root / digest)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with folders.unfinished(root) as part:
+        making.read(part)
+        digest = making.digest
+        if not folders.is_whole(root / digest):
+            making.finish(part)
+            folders.publish(part, root / digest)
     return digest
-
-
-# Folders and locks ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process. The lock's file is removed at the end."""
-    while True:
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(path, file.fileno()):
-                continue  # its last holder removed this file
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(handle).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _sweep(root: Path) -> None:
-    """Remove what killed preparations left: folders whose lock nobody holds."""
-    for part in root.glob(".*.part"):
-        with contextlib.suppress(OSError), open(part.with_suffix(".lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(part, ignore_errors=True)
-            part.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _publish(part: Path, folder: Path) -> None:
-    if folder.exists() and not (folder / shards.MANIFEST).is_file():
-        shutil.rmtree(folder)  # damaged by hand
-    try:
-        part.rename(folder)
-    except OSError:
-        if not (folder / shards.MANIFEST).is_file():  # else another process was faster
-            raise
-    durable.sync_folder(folder.parent)
 
 
 def _known(root: Path) -> dict[str, str]:
@@ -191,7 +136,7 @@ def _known(root: Path) -> dict[str, str]:
 
 
 def _remember(root: Path, request: str, digest: str) -> None:
-    with _locked(root / f".{KNOWN}.lock"):
+    with folders.locked(root / f".{KNOWN}.lock"):
         temporary = root / f".{KNOWN}.new"
         temporary.write_text(json.dumps(_known(root) | {request: digest}, indent=1))
         temporary.replace(root / KNOWN)

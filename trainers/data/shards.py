@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from trainers import durable
 from trainers.data.sources import TableError
 from trainers.records import Index, Record
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 2**22
+"""A larger manifest is not fetched. One for 500 shards takes 60 kB."""
 SHARD_ITEMS = 2**18
 """Most items of a shard."""
 SHARD_BYTES = 2**28
@@ -43,7 +46,7 @@ class Manifest(Record):
     """Identity of the folder's content, and its name."""
     vocab_size: Index
     """Number of token ids, the two marks included. ids are uint16 up to 65,536 of them, else uint32."""
-    files: dict[str, File]
+    files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.[a-z]+$")], File]
     """All other files, by name."""
 
 
@@ -129,7 +132,7 @@ def describe(folder: Path, digest: str, vocab_size: int, before: Manifest | None
     """The manifest of a folder's files, not yet written. Files that `before` names are taken over from it."""
     files = dict(before.files if before else {})
     for path in sorted(folder.iterdir()):
-        if path.name not in files and not path.name.startswith("."):
+        if path.name not in (*files, MANIFEST) and not path.name.startswith("."):
             files[path.name] = File(bytes=path.stat().st_size, blake2b=_hash(path))
             _VERIFIED.add(_key(path.stat(), files[path.name]))
     return Manifest(digest=digest, vocab_size=vocab_size, files=dict(sorted(files.items())))
@@ -152,15 +155,20 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def open_manifest(folder: Path) -> Manifest:
     """The manifest of a folder. Raises TableError if it is missing or damaged, or a file is missing or has another size."""
+    manifest = read_manifest(folder)
+    for name, facts in manifest.files.items():
+        _check_size(folder / name, facts)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, without a look at its files. Raises TableError if it is missing or not of its form."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as problem:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {problem.strerror or problem}") from None
     except ValueError:
         raise _damaged(folder, f"{MANIFEST} is not of the form that is written here") from None
-    for name, facts in manifest.files.items():
-        _check_size(folder / name, facts)
-    return manifest
 
 
 def verify_file(path: Path, facts: File) -> None:

@@ -21,6 +21,9 @@ FORMATS = {
 PACKED = {".gz", ".bz2", ".zst"}
 """Endings of compressed files. JSON lines, CSV and TSV may be compressed."""
 
+GIVE_UP_SECONDS = 30
+"""Time limit for retries on Google's storage. The client's own limit is 15 minutes. `?retry_limit_seconds=` in a URI wins."""
+
 
 class TableError(ValueError):
     """A table, or what was prepared from it, cannot be used. The message is one line."""
@@ -43,15 +46,53 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self.system, self.files = _find(self.path)
+        self.label = self.path.partition("?")[0] if "://" in self.path else self.path
+        """The path for messages, without a URI's query, which may hold a key."""
+        self.left_out: list[str] = []
+        """Files of the folder that are no tables, by their endings."""
+        self.files: list[TableFile] = []
+        try:
+            self._find()
+        except (OSError, ValueError) as problem:  # Arrow's errors are ValueErrors or OSErrors
+            if isinstance(problem, TableError):
+                raise
+            raise TableError(f"{self.label}: cannot be reached: {first_line(problem)}; check path and rights") from None
+
+    def _find(self) -> None:
+        from pyarrow import fs
+
+        base = self.label if "://" in self.path else _absolute(self.path)
+        magic = re.search(r"[*?\[]", base)
+        if magic and "://" not in self.path and Path(base).exists():
+            magic = None  # a file whose name holds such a character
+        fixed, glob = (base, "") if magic is None else _cut(base, base.rindex("/", 0, magic.start()) + 1)
+        self.system, root = system_of(fixed.rstrip("/") + self.path[len(self.label) :] if fixed.strip("/") else fixed)
+        info = self.system.get_file_info(root)
+        if info.type == fs.FileType.File and not glob:
+            self.files = [_file(info, self.label)]
+            return
+        deep = not glob or "/" in glob or "**" in glob
+        infos = self.system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=deep))
+        found = {i.path[len(root.rstrip("/")) + 1 :]: i for i in infos if i.type == fs.FileType.File}
+        if glob:
+            names = [name for name in found if re.fullmatch(_regex(glob), name)]
+        else:
+            names = [name for name in found if not re.search(r"(^|/)[._]", name) and _format(name)]
+            self.left_out = sorted(found.keys() - set(names))
+        if not names:
+            there = f", only {', '.join(sorted(found)[:5])}" if found else ""
+            raise TableError(
+                f"{self.label}: no table is there{there}; give a file that ends in {', '.join(FORMATS)}, a folder with such "
+                "files, or a glob"
+            )
+        above = fixed if glob else self.label.rstrip("/") + "/"
+        self.files = [_file(found[name], above + name) for name in sorted(names)]
 
     def stamps(self) -> list[tuple[str, int, int]]:
         """(path, bytes, modification time in ns) of each file now. Raises TableError if a file is gone."""
-        from pyarrow import fs
-
         infos = self.system.get_file_info([file.path for file in self.files])
         for file, info in zip(self.files, infos, strict=True):
-            if info.type != fs.FileType.File:
+            if not info.is_file:
                 raise TableError(f"{file.label}: this file of the table is gone; put it back or change the path")
         return [(info.path, int(info.size), info.mtime_ns or 0) for info in infos]
 
@@ -63,51 +104,24 @@ class Source:
         return None
 
 
-def _find(path: str) -> tuple[Any, list[TableFile]]:
-    """The file system of a path, folder, glob or URI, and the table's files in it."""
+def system_of(place: str) -> tuple[Any, str]:
+    """The file system of a path or URI, and the path in it. Raises ValueError or OSError for a URI that is none."""
     from pyarrow import fs
 
-    if "://" in path:
-        bare, mark, query = path.partition("?")
-        query, base = mark + query, bare
-    else:
-        query, base = "", Path(path).expanduser().absolute().as_posix()
-        bare = base if not Path(path).is_absolute() else path
-    magic = re.search(r"[*?\[]", base)
-    if magic and not query and "://" not in path and Path(base).exists():
-        magic = None  # a file whose name holds such a character
-    fixed = base[: base.rindex("/", 0, magic.start()) + 1] if magic else base
-    try:
-        if "://" in path:
-            system, root = fs.FileSystem.from_uri(fixed.rstrip("/") + query)
-        else:
-            system, root = fs.LocalFileSystem(), fixed.rstrip("/") or "/"
-        info = system.get_file_info(root)
-        if info.type == fs.FileType.File and not magic:
-            return system, [_file(info, path if "://" not in path else bare)]
-        selector = fs.FileSelector(
-            root, allow_not_found=True, recursive=not magic or "/" in base[len(fixed) :] or "**" in base[len(fixed) :]
-        )
-        infos = [i for i in system.get_file_info(selector) if i.type == fs.FileType.File]
-    except (OSError, ValueError) as problem:  # ArrowInvalid is a ValueError
-        raise TableError(
-            f"{bare}: this table cannot be reached: {first_line(problem)}; check path and rights"
-        ) from None
-    label = "" if magic or "://" in path else path.rstrip("/") + "/"
-    of_root = [(i.path[len(root.rstrip("/")) + 1 :], i) for i in infos]
-    if magic:
-        pattern = re.compile(_regex(base[len(fixed) :]))
-        chosen = [(n, i) for n, i in of_root if pattern.fullmatch(n)]
-        label = fixed
-    else:
-        hidden = re.compile(r"(^|/)[._]")
-        chosen = [(n, i) for n, i in of_root if not hidden.search(n) and _format(n)]
-        label = label or bare.rstrip("/") + "/"
-    if not chosen:
-        there = ", ".join(sorted(n for n, _ in of_root)[:5])
-        allowed = f"a file that ends in {', '.join(FORMATS)}, a folder with such files, or a glob"
-        raise TableError(f"{bare}: no table is there{f' ({there})' if there else ''}; give {allowed}")
-    return system, [_file(i, label + n) for n, i in sorted(chosen, key=lambda pair: pair[0])]
+    if "://" not in place:
+        return fs.LocalFileSystem(), _absolute(place)
+    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:
+        place += f"{'&' if '?' in place else '?'}retry_limit_seconds={GIVE_UP_SECONDS}"
+    system, path = fs.FileSystem.from_uri(place)
+    return system, path.rstrip("/")
+
+
+def _absolute(path: str) -> str:
+    return Path(path).expanduser().absolute().as_posix()
+
+
+def _cut(text: str, at: int) -> tuple[str, str]:
+    return text[:at], text[at:]
 
 
 def _regex(glob: str) -> str:

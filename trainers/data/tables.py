@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -113,7 +114,7 @@ def rows(source: Source, columns: Columns, render: Render | None = None) -> Iter
                 f"{file.label}: cannot be read as {file.format}: {first_line(problem)}; write it again"
             ) from None
     if first is None:
-        raise TableError(f"{source.path}: the table has no rows; it needs one a line with prompt, target and task")
+        raise TableError(f"{source.label}: the table has no rows; it needs one a line with prompt, target and task")
 
 
 def fields_of(label: str, names: list[str], columns: Columns) -> dict[str, str]:
@@ -151,7 +152,10 @@ def _parquet(system: Any, file: TableFile, columns: Columns) -> Read:
         fields = fields_of(file.label, table.schema_arrow.names, columns)
         _check_types(file.label, table.schema_arrow, fields)
         seen = 0
-        for batch in table.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(fields.values()))):
+        about = table.metadata
+        n_bytes = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        n_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * about.num_rows // max(1, n_bytes)))
+        for batch in table.iter_batches(n_rows, columns=list(dict.fromkeys(fields.values()))):
             yield from _of_arrow(file, fields, batch, seen)
             seen += batch.num_rows
 
@@ -227,7 +231,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._raw.readline()
+        line = self._raw.readline() if not self._raw.closed else b""
         if not line:
             self._raw.close()
             raise StopIteration
@@ -282,9 +286,9 @@ def _json_lines(system: Any, file: TableFile, columns: Columns) -> Read:
         if not isinstance(row, dict):
             raise TableError(f"{at}: holds {_kind(row)}; give one object a line, {{...}}")
         if batch is None:
-            batch = _Collected(file, fields_of(at, list(row), columns))
+            batch, keys = _Collected(file, fields_of(at, list(row), columns)), row.keys()
         missing = [column for column in batch.fields.values() if column not in row]
-        if missing or fields_of(at, list(row), columns) != batch.fields:
+        if missing or (row.keys() != keys and fields_of(at, list(row), columns) != batch.fields):
             odd = (
                 missing[0]
                 if missing
@@ -302,7 +306,9 @@ def _json_lines(system: Any, file: TableFile, columns: Columns) -> Read:
 def _csv(system: Any, file: TableFile, columns: Columns) -> Read:
     csv.field_size_limit(max(csv.field_size_limit(), FIELD_CHARACTERS))
     lines = _Lines(system, file)
-    reader = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",", strict=True)
+    header = next(lines, "")
+    separator = "\t" if file.format == "tsv" else max(",;\t", key=header.count)  # the first of equals
+    reader = csv.reader(itertools.chain([header] if header else [], lines), delimiter=separator, strict=True)
     batch, names, before = None, [], 0
     while True:
         before = lines.n

@@ -342,13 +342,13 @@ from trainers.data.prepared import Columns, Rules, prepare
 from trainers.data.tokens import Tokens
 
 def reading(*given):
-    print("reads", flush=True)
+    os.write(1, b"reads\\n")  # one write, so that lines stay whole
     return rows(*given)
 rows, making.rows = making.rows, reading
 children = []
 for path in sys.argv[1:-1]:
     if not (child := os.fork()):
-        print(prepare(path, Columns(), Tokens(), Rules(), sys.argv[-1]).digest, flush=True)
+        os.write(1, f"{prepare(path, Columns(), Tokens(), Rules(), sys.argv[-1]).digest}\\n".encode())
         os._exit(0)
     children.append(child)
 sys.exit(sum(os.waitpid(child, 0)[1] for child in children))
@@ -401,7 +401,7 @@ place, digest, cache = sys.argv[1:]
 children = []
 for _ in range(3):
     if not (child := os.fork()):
-        print(fetch(place, digest, cache), flush=True)
+        os.write(1, f"{fetch(place, digest, cache)}\\n".encode())
         os._exit(0)
     children.append(child)
 sys.exit(sum(os.waitpid(child, 0)[1] for child in children))

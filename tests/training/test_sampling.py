@@ -124,6 +124,23 @@ def test_an_answer_depends_neither_on_its_neighbours_nor_on_the_split(
     assert_equal(generate(net, chosen, 12, 0, temperature=temperature, keys=part), some(together, rows))
 
 
+def test_prompts_that_repeat_are_read_once_and_answered_each():
+    net, order, sizes = net_of(), [2, 0, 2, 1, 0, 0], []
+    prompts, samples = [PROMPTS[i] for i in order], np.arange(6)
+    for temperature in (0.0, 1.0):
+
+        def answers(rows: list[int], temperature: float = temperature) -> Answers:
+            keys = Keys((0, 0), np.array(order)[rows], samples[rows])
+            return generate(net, [prompts[i] for i in rows], 12, NEVER, temperature=temperature, keys=keys)
+
+        alone = [answers([i]) for i in range(6)]
+        hook = net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        together = answers(list(range(6)))
+        hook.remove()
+        assert_equal(together, Answers(*map(np.concatenate, zip(*alone, strict=True))))
+    assert sizes[:2] == [3, 6] and len({tuple(tokens) for tokens in together.tokens}) == 6
+
+
 @pytest.mark.parametrize("end", range(V))
 def test_an_answer_ends_at_its_first_end_whatever_the_others_do(end):
     net = net_of()

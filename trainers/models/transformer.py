@@ -29,17 +29,18 @@ class BlockCache(NamedTuple):
     """`keys` and `values` (B, H, P, D/H), and with a convolution its `inputs` (B, 1, P, D), for P positions."""
     positions: Tensor | None
     """Positions (B, T) of the tokens in this pass. None: the first T of each row."""
-    seen: Tensor | None
+    rows: Tensor | None = None
+    """Numbers of the rows (B, 1)."""
+    seen: Tensor | None = None
     """The slots (B, 1, T, S) that attention sees, of the S in use. None in a first pass: its tokens see each other alone."""
 
     def put(self, name: str, new: Tensor) -> Tensor:
         """Keep `new` (B, H, T, E) in the slots `name`. Returns all slots in use (B, H, S, E)."""
         slots = self.slots[name]
-        if self.positions is None or self.seen is None:
+        if self.seen is None:
             slots[:, :, : new.shape[2]] = new
             return new
-        rows = torch.arange(len(new), device=new.device)[:, None]
-        slots[rows, :, self.positions] = new.transpose(1, 2).to(slots.dtype)
+        slots[self.rows, :, self.positions] = new.transpose(1, 2).to(slots.dtype)
         return slots[:, :, : self.seen.shape[-1]]
 
 
@@ -59,14 +60,17 @@ class Cache:
         """The blocks' parts for a pass over tokens of this shape (B, T). Left out, positions go on where the last pass ended."""
         B, T = shape
         device = self.blocks[0]["keys"].device
-        seen = None
         if self.n_used and positions is None:
             positions = torch.arange(self.n_used, self.n_used + T, device=device).expand(B, T)
         self.n_used += T
-        if positions is not None:
-            behind = positions[:, :, None] - torch.arange(self.n_used, device=device)  # (B, T, S)
-            seen = ((behind >= 0) & (behind < (window or self.n_used)))[:, None]
-        return [BlockCache(slots, positions, seen) for slots in self.blocks]
+        if positions is None:
+            return [BlockCache(slots, None) for slots in self.blocks]
+        rows = torch.arange(B, device=device)[:, None]
+        behind = positions[:, :, None] - torch.arange(self.n_used, device=device)  # (B, T, S)
+        seen = behind >= 0
+        if window:
+            seen &= behind < window
+        return [BlockCache(slots, positions, rows, seen[:, None]) for slots in self.blocks]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows (n,), in this order. A row may be named several times."""
@@ -102,11 +106,10 @@ class CausalConvolution(nn.Module):
 
     def _of_slots(self, x: Tensor, inputs: Tensor, positions: Tensor) -> Tensor:
         """The convolution at `positions` (B, T) of rows whose inputs (B, S, D) are known in slots by position."""
-        rows, out = torch.arange(len(x), device=x.device)[:, None], x
-        for j, weight in enumerate(self.weight):
-            place = positions - j
-            out = out + weight * inputs[rows, place.clamp(min=0)] * (place >= 0)[:, :, None]
-        return out
+        rows = torch.arange(len(x), device=x.device)[:, None, None]
+        places = positions[:, :, None] - torch.arange(len(self.weight), device=x.device)  # (B, T, k)
+        before = inputs[rows, places.clamp(min=0)] * (places >= 0)[..., None]  # (B, T, k, D)
+        return x + (before * self.weight).sum(2)
 
 
 class Attention(nn.Module):

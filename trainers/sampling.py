@@ -17,7 +17,7 @@ from trainers.streams import hashed_uniforms
 
 
 class Cache(Protocol):
-    """What a model keeps of the tokens that each row has read."""
+    """A model's memory of the tokens that each row has read."""
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows with these numbers (n,), in this order. A number may stand there several times."""

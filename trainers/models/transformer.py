@@ -45,11 +45,11 @@ class BlockCache(NamedTuple):
 
 
 class Cache:
-    """All that a transformer needs of the tokens that each row has read, to go on without reading them again.
+    """Keys, values and inputs of the convolution for all tokens that each row has read, so that they are not read again.
 
-    A token's slot is its position in its row, and a token sees only slots up to its own position. Prompts of different lengths
-    are therefore padded on the right. No token of the row sees the padding, and the row's later tokens overwrite it. So a row
-    keeps the positions that it has alone, whatever the lengths of its neighbours, and the first pass is that of training.
+    A token's slot is its position in its row, and a token sees only slots up to its own. So prompts of different lengths are
+    padded on the right: no token of the row sees the padding, and the row's later tokens overwrite it. A row keeps the positions
+    that it has alone, and its neighbours' lengths do not matter. The first pass is that of training, without a mask.
     Padding on the left would need a mask in attention and in the convolution, in the first pass as well.
     """
 
@@ -57,7 +57,7 @@ class Cache:
         self.blocks, self.n_used = blocks, 0
 
     def advance(self, shape: torch.Size, positions: Tensor | None, window: int) -> list[BlockCache]:
-        """The blocks' parts for a pass over tokens of this shape (B, T). Left out, positions go on where the last pass ended."""
+        """The blocks' parts for a pass over tokens of this shape (B, T). Without positions it starts where the last pass ended."""
         B, T = shape
         device = self.blocks[0]["keys"].device
         if self.n_used and positions is None:
@@ -201,8 +201,8 @@ class Transformer(nn.Module):
     Several sequences may share a row. `segments` (B, T) is the number of each token's sequence, and attention stays within a
     sequence. `positions` (B, T) count from 0 in each sequence and stay below `seq_len`. Left out, a row is one sequence.
 
-    With a `cache` (`new_cache`) the tokens go on from those that earlier passes read, and are kept in it. `positions` are then
-    those in the row. A row may go on before the end of its earlier tokens, if those behind were padding.
+    With a `cache` (`new_cache`) a row continues the tokens that earlier passes read into it. `positions` are those in the row.
+    A row whose earlier tokens ended in padding continues at the padding's first position.
     """
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int, numbers: Numbers | None = None) -> None:
@@ -229,6 +229,7 @@ class Transformer(nn.Module):
         """An empty cache for rows of at most `n_positions` tokens, on the weights' device.
 
         Keys and values have the precision in which attention reads them. So call it under the autocast of the passes to come.
+        A position of a row takes 2 x n_layers x d_model numbers, and with a convolution n_layers x d_model fp32 numbers more.
         Raises ValueError for more positions than the model has.
         """
         if n_positions > self.seq_len:

@@ -43,10 +43,10 @@ class Writer(Protocol):
 
 
 class Keys(NamedTuple):
-    """Names of the random stream of every row. A row's tokens depend on nothing else that is random."""
+    """The random stream of every row: its tokens depend on no other draw."""
 
     purpose: tuple[str | int, ...]
-    """Such as (replicate, step)."""
+    """Words and numbers of `streams.stream` for all rows, such as (replicate, step)."""
     prompts: np.ndarray
     """Number of each row's prompt (N,), from 0 and below 2^32."""
     samples: np.ndarray
@@ -91,7 +91,8 @@ def generate(
     `before` is called before each forward pass, and n_new times a batch even if all answers end earlier. Ranks with as many
     rows thus call it equally often, as a collective call needs. If it raises an exception, `generate` ends with that.
 
-    Raises ValueError for an empty prompt, for more positions than the model has, and for a temperature without keys.
+    Raises ValueError for an empty prompt, for more positions than the model has, and for a temperature without a key
+    for every row.
     """
     prompts = [np.ascontiguousarray(prompt, dtype=np.int64) for prompt in prompts]
     n = len(prompts)
@@ -104,6 +105,8 @@ def generate(
     uniforms = np.zeros((n, n_new))
     if temperature and keys is not None:
         ids = np.asarray(keys.prompts, dtype=np.uint64) << np.uint64(32) | np.asarray(keys.samples, dtype=np.uint64)
+        if len(ids) != n:
+            raise ValueError(f"{len(ids)} keys for {n} prompts; every row has its own")
         uniforms = hashed_uniforms(ids, n_new, "sample", *keys.purpose)
 
     def choose(logits: Tensor, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +122,8 @@ def generate(
 
 def _nothing(n: int, n_new: int, end: int) -> Answers:
     """Answers to n prompts before the first token."""
-    return Answers(np.full((n, n_new), end), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros((n, n_new), np.float32))
+    tokens, log_probs = np.full((n, n_new), end, np.int64), np.zeros((n, n_new), np.float32)
+    return Answers(tokens, np.zeros(n, np.int64), np.zeros(n, bool), log_probs)
 
 
 def _write(

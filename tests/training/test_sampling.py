@@ -228,7 +228,7 @@ def test_what_cannot_be_answered_is_refused():
         generate(net, PROMPTS, T - 11 + 2, 0)
     with pytest.raises(ValueError, match="prompt 1"):
         generate(net, [PROMPTS[0], PROMPTS[0][:0]], 4, 0)
-    for temperature, keys in ((1.0, None), (-1.0, keys_of(1))):
+    for temperature, keys in ((1.0, None), (-1.0, keys_of(1)), (1.0, keys_of(2))):
         with pytest.raises(ValueError, match="keys"):
             generate(net, PROMPTS[:1], 4, 0, temperature=temperature, keys=keys)
     assert generate(net, [], 4, 0).tokens.shape == (0, 4)

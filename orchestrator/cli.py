@@ -138,7 +138,7 @@ def _top(context: typer.Context, version: Version = False) -> None:
         say(f"emergence-lab {installed('emergence-lab')}")
         raise typer.Exit
     try:
-        journal.home_folder()
+        files.home_folder()
     except RuntimeError:  # from pathlib
         home = os.environ.get("EMERGENCE_HOME")
         raise UsageProblem(
@@ -408,7 +408,7 @@ def compare(
     except ValueError as problem:
         raise UsageProblem(f"{both[0].study.id} and {both[1].study.id} cannot be compared: {problem}") from None
     show_comparison(comparison)
-    say(f"\nPage: {compare_page.write(journal.home_folder(), comparison)}")
+    say(f"\nPage: {compare_page.write(files.home_folder(), comparison)}")
 
 
 @app.command(epilog="Example: emergence publish quickstart --tracking-uri http://127.0.0.1:5000")
@@ -463,7 +463,7 @@ def ui(
         shown = links.serve_at(address, uri)
     except OSError as problem:
         raise UsageProblem(
-            f"{problem.filename or journal.home_folder()}: {problem.strerror}; the UI writes its address there"
+            f"{problem.filename or files.home_folder()}: {problem.strerror}; the UI writes its address there"
         ) from None
     for folder in shown:
         say(f"  {folder.name}: {links.study_link(folder, uri)}")
@@ -480,7 +480,7 @@ def clean(study_name: RecordedName, storage: Storage = None) -> None:
             given = unquote(urlsplit(given).path)
         checkpoints = jobs.stored("checkpoints", folder, checks.storage_of(given) if given else None)
         if "://" not in checkpoints:
-            checkpoints = checks.within_home(Path(given) if given else journal.home_folder(), Path(checkpoints))
+            checkpoints = checks.within_home(Path(given) if given else files.home_folder(), Path(checkpoints))
         n_bytes = checkpoint.clear(checkpoints)
         if checkpoint.store_of(checkpoints).n_bytes():
             raise UsageProblem(f"{checkpoints}: some files could not be removed; get access to them, and clean again")

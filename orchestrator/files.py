@@ -67,3 +67,13 @@ def is_whole(path: Path, facts: dict[str, Any]) -> bool:
         return path.stat().st_size == facts.get("bytes") and facts_of(path) == facts
     except OSError:
         return False
+
+
+def home_folder() -> Path:
+    """The folder of all results: $EMERGENCE_HOME, else ./runs."""
+    return Path(os.environ.get("EMERGENCE_HOME") or "runs").expanduser().absolute()
+
+
+def data_folder() -> Path:
+    """The folder of prepared tables, tokenizers and scorers, under the results."""
+    return home_folder() / "data"

@@ -112,6 +112,11 @@ class Numbers(NamedTuple):
     """Variance of the normal distribution around a prediction. The loss is minus its log density at the true number."""
 
 
+def as_tuple(given: Any) -> Any:
+    """A list of YAML or JSON as a tuple, for `BeforeValidator`; other values as they are."""
+    return tuple(given) if isinstance(given, list) else given
+
+
 def short_number(value: float) -> str:
     """The shortest exact text for a number: 64, 1024, 1e12, 1.5e11. Different numbers have different texts, as ids need."""
     plain = str(int(value)) if float(value).is_integer() else repr(float(value))

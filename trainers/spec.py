@@ -86,8 +86,9 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 These fields were added after the first fingerprints. A fingerprint leaves them out at this value, so that old ones stay valid."""
 
 
-def without_neutral(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a dumped spec without the later fields that are at their neutral value (`_NEUTRAL`)."""
+def identity_of(record: dict[str, Any], family: Any) -> dict[str, Any]:
+    """A copy of a dumped spec of `family` without its labels, and without the later fields at their neutral value (`_NEUTRAL`)."""
+    record = record | {"family": {k: v for k, v in record["family"].items() if k not in family.labels}}
     return {
         part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
         if part in _NEUTRAL
@@ -150,7 +151,7 @@ class TrunkSpec(Record):
         Equal fingerprints mean equal results. The labels `variant` and `size` are left out.
         """
         family: Any = self.family
-        spec = without_neutral(self.model_dump(mode="json", exclude={"variant", "size"}))
+        spec = identity_of(self.model_dump(mode="json", exclude={"variant", "size"}), family)
         payload = {"spec": spec, "family": family.version, "trainer": TRAINER_VERSION}
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:20]
 

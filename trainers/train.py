@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from trainers import budget, checkpoint
+from trainers.data import store
 from trainers.engine.engine import Diverged, Engine
 from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
@@ -72,6 +73,8 @@ def run_trunk(
     # 1. The plan: the steps of branches and evaluations. The spec alone decides them.
     started = time.time()
     torch.set_num_threads(place.threads)
+    if place.data_folder:
+        store.use(place.data_folder)
     family: Any = trunk.family
     fingerprint, cost = trunk.fingerprint(), budget.flops_per_step(trunk)
     steps = {b: budget.steps_of(trunk, b) for b in sorted(budgets)}

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from orchestrator import files
 from orchestrator.console.commands import program
 from orchestrator.formatting import times
 from orchestrator.plan import jobs
@@ -44,7 +45,7 @@ REMEDIES = {
 def trouble_words(problem: OSError) -> str:
     """An OSError in one line: place, reason, and remedy."""
     paths = [os.fsdecode(path) for path in (problem.filename, problem.filename2) if isinstance(path, (str, bytes))]
-    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {journal.home_folder()})"
+    where = " -> ".join(paths) or f"Reading, writing or printing (the home is {files.home_folder()})"
     reason = problem.strerror or " ".join(str(problem).split())[:300] or type(problem).__name__
     remedy = REMEDIES.get(problem.errno or 0, "correct that")
     return f"{where}: {reason}. Everything recorded so far is kept; {remedy}, and give the same command again."
@@ -83,7 +84,7 @@ def hint_for(problem: Exception, given: list[str]) -> str | None:
 
 def study_folders() -> list[Path]:
     """Folders of recorded studies in the home. Raises OSError."""
-    home = journal.home_folder()
+    home = files.home_folder()
     if not home.exists():
         return []
     return sorted(path for path in home.iterdir() if studies.is_id(path.name) and has_journal(path))
@@ -166,7 +167,7 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
             meant = (
                 f"; did you mean '{near[0]}'?" if near else f"; studies that ran there: {', '.join(known) or 'none'}"
             )
-            raise UsageProblem(f"{name}: has not been run in {journal.home_folder()}{meant}")
+            raise UsageProblem(f"{name}: has not been run in {files.home_folder()}{meant}")
         study_id = of_name[0] if of_name and plain else reader.load(name).id
     folder = journal.study_folder(study_id)
     study, state = read_record(folder) if has_journal(folder) else (None, Recorded())
@@ -178,7 +179,7 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
         near = versions or difflib.get_close_matches(study_id, known, 1)
         hint = f"; {', '.join(near)} has" if near else ""
         hint += "" if "@" in name else f"; run it with: {program()} run {name}"
-        raise UsageProblem(f"{study_id}: has not been run in {journal.home_folder()}{hint}")
+        raise UsageProblem(f"{study_id}: has not been run in {files.home_folder()}{hint}")
     show_damage(state, folder, f"{program()} run {source_of(name, folder)} trains them again")
     if Path(name).is_file() and (differ := settings_that_differ(study, reader.load(name))):
         aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")

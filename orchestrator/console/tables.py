@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 
 from rich.table import Table
 
+from orchestrator import files
 from orchestrator.console import progress
 from orchestrator.console.checks import UsageProblem, read_record, study_folders, trouble_words
 from orchestrator.console.commands import program, to_copy
 from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
-from orchestrator.record import journal, lease, links, recorded
+from orchestrator.record import lease, links, recorded
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
 from orchestrator.study.claimed import planned
 from orchestrator.study.schema import Study, model_words
@@ -174,7 +175,7 @@ def list_studies(console: Terminal) -> None:
     """One line for each study, also if some cannot be read."""
     folders = study_folders()
     if not folders:
-        console.print(f"No study has run yet in {journal.home_folder()}.")
+        console.print(f"No study has run yet in {files.home_folder()}.")
     for folder in folders:
         try:
             study, state = read_record(folder)

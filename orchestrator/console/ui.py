@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 
+from orchestrator import files
 from orchestrator.console.checks import UsageProblem
-from orchestrator.record import journal, links
+from orchestrator.record import links
 
 
 def serve(port: int, uri: str) -> None:
@@ -25,7 +26,7 @@ def serve(port: int, uri: str) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     settings["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument: it may hold a password
-    path = journal.home_folder() / "mlflow_ui.log"
+    path = files.home_folder() / "mlflow_ui.log"
     with open(path, "ab") as log:
         server = subprocess.Popen(
             command, env=os.environ | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import replace
+from orchestrator.files import home_folder, replace
 from orchestrator.record.lease import LeaseLostError, StudyLock
 from trainers.durable import make_folder, sync_folder
 
@@ -24,11 +24,6 @@ SYNCED = {"trial", "trunk", "session"}
 """Kinds of events that must survive a power cut. A resumed run emits the others again."""
 INCOMPLETE = f"{FILE}: the last line is incomplete, as after a crash"
 """Also true of a journal that a driver is writing at this moment."""
-
-
-def home_folder() -> Path:
-    """The folder of all results: $EMERGENCE_HOME, else ./runs."""
-    return Path(os.environ.get("EMERGENCE_HOME") or "runs").expanduser().absolute()
 
 
 def study_folder(study_id: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import files
-from orchestrator.record.journal import home_folder
+from orchestrator.files import home_folder
 
 LINKS_FILE = "mlflow.json"
 """In a study's folder: {"base": address, "view": path of the runs table, "study": path of the parent run, "runs": {trial id:

@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 from orchestrator.analysis import summary
 from orchestrator.analysis.findings import Findings
+from orchestrator.files import home_folder
 from orchestrator.formatting import number
 from orchestrator.record import links, mlflow_models, mlflow_values, mlflow_view
-from orchestrator.record.journal import Event, State, home_folder
+from orchestrator.record.journal import Event, State
 from orchestrator.record.mlflow_values import Point
 from orchestrator.record.recorded import trial_evaluations, trial_telemetry
 from orchestrator.record.tables import SUMMARY_FILE, TABLES

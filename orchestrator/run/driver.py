@@ -24,6 +24,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator import files
 from orchestrator.plan import caps, jobs
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import links, publisher, recorded
@@ -301,6 +302,7 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "checkpoint_every_seconds": options.checkpoint_seconds,
         "weights_folder": jobs.stored("weights", folder, options.storage) if options.keep_weights else None,
         "compiled": job.placement.compiled,
+        "data_folder": str(files.data_folder()),
     }
     if (fit := job.placement.fit) is not None:
         place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}

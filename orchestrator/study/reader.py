@@ -9,11 +9,13 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator import files, terminal
 from orchestrator.study import yaml_file
 from orchestrator.study.guesses import stands_for, unknown_key, wrong_value
 from orchestrator.study.refusals import closest, hint_of, problems_of
@@ -100,6 +102,10 @@ def _one_line(text: str) -> str:
 def _keys(model: type[BaseModel]) -> list[str]:
     """Keys that a settings record accepts: its fields, and for a model also those of `Dial`, which set several widths at once."""
     return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
+
+
+class _FileRefused(Exception):
+    """A file that a family's settings name cannot be used. The text may begin with the key."""
 
 
 class _Reader:
@@ -191,12 +197,30 @@ class _Reader:
             self._say(("family",), f"a mapping with 'name' is needed{hint}; families are {', '.join(FAMILIES)}")
             return None
         try:
-            return cast(Family, family_from(given))
+            return cast(Family, family_from(self._resolved(given)))
         except FamilyError as problem:
             self._say(("family", "name"), str(problem), named=False)
+        except _FileRefused as problem:
+            key, _, rest = str(problem).partition(": ")
+            known = key in self._kind().model_fields
+            self._say(("family", key) if known else ("family",), rest if known else str(problem), named=known)
         except ValidationError as error:
             self._all(error.errors(), ("family",), self._kind())
         return None
+
+    def _resolved(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The family's settings with the contents of their files. Raises _FileRefused for a file that cannot be used."""
+        kind = self._kind()
+        if not issubclass(kind, Family):
+            return given
+        try:
+            return kind.resolved(
+                given, self.path.absolute().parent, files.data_folder(), partial(terminal.say, err=True)
+            )
+        except ValidationError:
+            raise
+        except (ValueError, OSError) as problem:
+            raise _FileRefused(str(problem)) from None
 
     def _meaning(self, study: Study, family: Family) -> None:
         """Check the fields against each other. A family of another package computes its numbers here, and may raise."""

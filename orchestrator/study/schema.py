@@ -18,7 +18,7 @@ from trainers import budget
 from trainers.fit.place import Fitting
 from trainers.records import VARIANT, Count, Limit, Positive, Record
 from trainers.shapes import SHAPE, Dial, Model, expanded, preset_for, with_preset
-from trainers.spec import TRAINER_VERSION, Evaluation, Training, TrialSpec, TrunkSpec, without_neutral
+from trainers.spec import TRAINER_VERSION, Evaluation, Training, TrialSpec, TrunkSpec, identity_of
 from trainers.tasks import Family, family_from
 
 
@@ -378,7 +378,7 @@ class Study(Record):
         """
         family = cast(Family, self.family)
         named = {"family", "model", "training", "evaluation", "primary"}
-        fixed = without_neutral(self.model_dump(mode="json", include=named))
+        fixed = identity_of(self.model_dump(mode="json", include=named), family)
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 

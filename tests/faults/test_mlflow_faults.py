@@ -29,10 +29,10 @@ from mlflow_facts import Facts, mlflow_facts, still_running
 from mlflow_proxy import Fault, Proxy
 from test_record import SMALL
 
-from orchestrator import cli
+from orchestrator import cli, files
 from orchestrator.analysis import findings, summary
 from orchestrator.console import checks, commands
-from orchestrator.record import journal, links, mlflow_runs, publisher, trouble
+from orchestrator.record import links, mlflow_runs, publisher, trouble
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
 from orchestrator.study.schema import Study
@@ -70,7 +70,7 @@ class World:
         run_trunk(self.study.trunks()[0], self.study.budgets, Place(), self.events.extend)
         self.state = State()
         self.state.feed(self.events)
-        self.home, self.uri = self.journal(journal.home_folder() / self.study.id), mlflow_runs.default_tracking_uri()
+        self.home, self.uri = self.journal(files.home_folder() / self.study.id), mlflow_runs.default_tracking_uri()
         publisher.publish(self.home, self.uri)
         self.place = folder / self.study.id  # the same with two figures only: each is a request
         shutil.copytree(self.home, self.place)

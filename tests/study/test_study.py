@@ -330,6 +330,8 @@ def of_every_key(told: Callable[[Any], Any]) -> dict[str, Any]:
     def walk(model: Any, prefix: str) -> dict[str, Any]:
         found = {}
         for name, field in model.model_fields.items():
+            if name in getattr(model, "resolved_fields", ()):
+                continue
             found[prefix + name] = told(field)
             inner = reader._model_at(model, (name,))
             if inner is not None and name != "family":

@@ -54,7 +54,10 @@ class Prepared:
         """Weight of each task, (K,). All 1 if the table has no column for them."""
         self._order = shards.load_array(self.folder / ORDER, manifest.files[ORDER], np.int64, -1)
         self._offsets = np.concatenate([[0], np.cumsum(tasks["n_items"], dtype=np.int64)])
-        self._n_new = np.array(tasks["n_new"], np.int64)
+        self.n_new = np.array(tasks["n_new"], np.int64)
+        """Items of each task that training never sees, (K,). For a held-out task: all its items."""
+        self.n_train = np.array(tasks["n_items"], np.int64) - self.n_new
+        """Training items of each task, (K,)."""
 
     @property
     def n_tasks(self) -> int:
@@ -67,11 +70,16 @@ class Prepared:
 
     def new_items(self, task: int) -> np.ndarray:
         """Numbers of the items that training never sees, int64, as a view. For a held-out task: all its items."""
-        return self.items_of(task)[: self._n_new[task]]
+        return self.items_of(task)[: self.n_new[task]]
+
+    def numbers(self, tasks: np.ndarray, at: np.ndarray, new: bool) -> np.ndarray:
+        """Numbers of the items at places `at` (n,), from 0, among the new items or the training items of `tasks` (n,): (n,)."""
+        first = self._offsets[tasks] + (0 if new else self.n_new[tasks])
+        return np.asarray(self._order[first + at])
 
     def train_items(self, task: int) -> np.ndarray:
         """Numbers of the items to train on, int64, as a view. Empty for a held-out task."""
-        return self.items_of(task)[self._n_new[task] :]
+        return self.items_of(task)[self.n_new[task] :]
 
 
 def open_prepared(folder: str | Path) -> Prepared:

@@ -22,6 +22,7 @@ from trainers.tasks.references import ExactFamily
 from trainers.tasks.regression import Regression
 from trainers.tasks.request import Request
 from trainers.tasks.rewrite import Rewrite
+from trainers.tasks.table import Table
 from trainers.tasks.urns import Urns
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Regression",
     "Request",
     "Rewrite",
+    "Table",
     "Urns",
     "failure_of",
     "family_from",

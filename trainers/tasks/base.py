@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -46,8 +48,21 @@ class Family(Record):
     """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out use `Supervised`.
 
     The objective is given by name, so that loading a family loads no torch."""
+    labels: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that are no part of a trial's identity, such as the path of a file whose content is."""
+    resolved_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no study states: `resolved` fills them."""
     mixture: ClassVar[str]
     """Name of the skill that scores all answers, on tasks as frequent as in training. Memory is read on its seen split."""
+
+    @classmethod
+    def resolved(cls, given: dict[str, Any], beside: Path, root: Path, say: Callable[[str], None]) -> dict[str, Any]:
+        """The parameters of a study with what their files hold. The reader of studies calls it once, before validation.
+
+        `beside` is the study's folder, `root` the folder of prepared data, and `say` takes lines of progress. Raises ValueError
+        in one line, `parameter: problem`, for a file that cannot be used.
+        """
+        return given
 
     @property
     @abstractmethod

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, product
 from math import factorial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.records import Count, Index, Limit, Positive
+from trainers.records import Count, Index, Limit, Positive, as_tuple
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.base import SkillsOfParameters, register
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
@@ -39,11 +39,6 @@ _MAX_LOOKED_UP = 2**20
 """Most compositions that `_looked_up` tries at once. With more there is no memoriser."""
 _CANDIDATES = 64
 """Compositions drawn for each unseen one that is needed. One in eight is held out in a small universe, one in two in a large."""
-
-
-def _tuple(given: Any) -> Any:
-    """A list of YAML or JSON as a tuple."""
-    return tuple(given) if isinstance(given, list) else given
 
 
 @register
@@ -65,7 +60,7 @@ class Compose(ExactFamily):
     """Number of domains. A domain holds the compositions that begin with one function. 0: no domains."""
     domain: Index | None = None
     """The only domain that a specialist trains on (from 0). Left out: a generalist, with n_tasks compositions of each domain."""
-    domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Limit(1e6, 1e-6, 100)] = ()
+    domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple), Limit(1e6, 1e-6, 100)] = ()
     """Relative frequency of each domain for a generalist, one number per domain. Left out: equal. A specialist ignores it."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control without transfer."""

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.data.tokens import Tokens, of_characters
-from trainers.records import Count, Limit
+from trainers.records import Count, Limit, as_tuple
 from trainers.streams import hashed_uniforms, keyed_permutation, stream
 from trainers.tasks.base import register
 from trainers.tasks.references import zipf_ranks
@@ -35,10 +35,6 @@ _MEMORIZED = 2**14
 """Training instructions among which the memoriser looks for the nearest one."""
 
 
-def _tuple(given: object) -> object:
-    return tuple(given) if isinstance(given, list) else given
-
-
 @register
 class Rewrite(TextFamily):
     """Instructions `pattern>replacement` on strings of `n_string` letters."""
@@ -49,7 +45,7 @@ class Rewrite(TextFamily):
     n_string: Annotated[Count, Field(le=1000)] = 12
     """Letters of the string that is rewritten."""
     lengths: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=6)], ...], BeforeValidator(_tuple), Field(min_length=1), Limit(items=6)
+        tuple[Annotated[int, Field(ge=1, le=6)], ...], BeforeValidator(as_tuple), Field(min_length=1), Limit(items=6)
     ] = (2, 3, 4)
     """Lengths of patterns and of replacements. Each pair of lengths is a cluster."""
     items_per_task: Annotated[Count | None, Limit(1e6)] = None

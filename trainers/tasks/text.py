@@ -144,7 +144,7 @@ class TextFamily(Family):
     def task_name(self, task: int) -> str:
         """The name of a task, for tables and reports."""
 
-    def scorer(self) -> Scorer:
+    def judge(self) -> Scorer:
         """The judge of answers. By default an answer is right if it equals the target, apart from blanks at both ends."""
         return lambda prompt, target, answer: answer.strip() == target.strip()
 
@@ -200,7 +200,7 @@ class TextFamily(Family):
             floors=floors,
             texts=[(tokens.decode(items.prompt(i)), tokens.decode(items.target(i))) for i in range(len(items))],
             decode=tokens.decode,
-            scorer=self.scorer(),
+            scorer=self.judge(),
         )
         return ItemSet(tokens=rows, probes=(probe,), answers=answers)
 
@@ -210,7 +210,7 @@ class TextFamily(Family):
         `frequent`: the most frequent target of the item's task in training, else of all training. `copy`: the prompt itself.
         `nearest`: the target of the training item whose prompt shares most trigrams of tokens with this prompt.
         """
-        judge, decode = self.scorer(), self.text_tokens.decode
+        judge, decode = self.judge(), self.text_tokens.decode
         texts = [(decode(items.prompt(i)), decode(items.target(i))) for i in range(len(items))]
         targets = [decode(known.target(i)) for i in range(len(known))]
         of_task: dict[int, Counter[str]] = {}

@@ -1,0 +1,376 @@
+"""table: tasks of your own, from a table with a prompt, a target and the name of its task in each row.
+
+    family: {name: table, path: tasks.parquet}
+
+The table is read once. Its rows become items in memory-mapped shards (`trainers/data/prepared.py`), which all trials of a machine
+share. A study knows the table by the digest of its content, so a copy elsewhere, or in another format, is the same table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, model_validator
+
+from trainers.data import store
+from trainers.data.parts import Rules
+from trainers.data.prepared import Prepared, open_prepared, prepare
+from trainers.data.sources import TableError
+from trainers.data.tables import Columns
+from trainers.data.tokens import Tokens, of_file
+from trainers.records import Count, Limit, Positive, Record, as_tuple
+from trainers.streams import keyed_permutation
+from trainers.tasks.base import register
+from trainers.tasks.request import Request
+from trainers.tasks.text import Scorer, TextFamily, TextItems
+
+SCORER = "scorer.py"
+"""Name of a scorer's source in its prepared folder."""
+
+
+class Content(Record):
+    """A prepared table, by its digest, and the facts that decide the shapes of a study."""
+
+    digest: str
+    """Folder of the prepared table."""
+    tasks_per_cluster: Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
+    """Training tasks of each cluster that has some, descending; one number without clusters."""
+    n_held_out: int
+    """Held-out tasks of trained clusters."""
+    n_held_out_clusters: int
+    """Tasks of held-out clusters."""
+    n_items: int
+    """Items of all tasks."""
+    longest: int
+    """Tokens of the longest item, marks included."""
+    longest_prompt: int
+    """Tokens of the longest prompt, without marks."""
+    longest_target: int
+    """Tokens of the longest target, without marks."""
+    mean_tokens: float
+    """Mean tokens of an item, marks included."""
+
+
+@register
+class Table(TextFamily):
+    """Tasks from a table: one row per item, with its task, prompt and target."""
+
+    name: Literal["table"] = "table"
+    path: str = ""
+    """The table: a file (Parquet, Arrow, JSONL, CSV, TSV), a folder or glob of files, or a URI of an object store."""
+    columns: Columns = Columns()
+    """Names of the table's columns."""
+    tokenizer: str = "bytes"
+    """`bytes`, or a `tokenizer.json` of the library tokenizers, or a folder that holds one."""
+    scorer: str | None = None
+    """`module:function` of a judge (prompt, target, answer) -> true, false, or None if it is no answer. Left out: an answer is
+    right if it equals the target."""
+    rules: Rules = Rules()
+    """What is held out, what is too long, what counts as a leak."""
+    row_tokens: Annotated[Count | None, Limit(1e6)] = None
+    """Tokens of a training row, into which whole items are packed. Left out: four items of mean length, or the longest."""
+    n_clusters: Annotated[Count | None, Limit(1e6)] = None
+    """Clusters that training tasks are drawn from. Left out: all that are not held out."""
+    items_per_task: Annotated[Count | None, Limit(1e9)] = None
+    """Most training items of a task. Left out: all."""
+    items_total: Annotated[Count | None, Limit(1e12)] = None
+    """Most training items of all tasks together, the same number of each: more tasks then are not more data."""
+    weights: Literal["uniform", "proportional", "given"] = "uniform"
+    """Frequencies of the tasks in training: equal, by number of items, or by the table's column of weights."""
+    cap: Annotated[Count | None, Limit(1e9)] = None
+    """Most items that count for a task's frequency (`proportional` only)."""
+    temperature: Annotated[Positive, Limit(1000, 0.01)] = 1.0
+    """Frequencies are raised to the power 1 / temperature: 1 leaves them, more evens them out."""
+    tokens: Tokens = Tokens()
+    """Resolved from `tokenizer` when the study is read."""
+    scorer_digest: str = ""
+    """Resolved from `scorer`: digest of its source."""
+    content: Content | None = None
+    """Resolved from `path`: the content of the table."""
+
+    version: ClassVar[int] = 1
+    labels: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer"})
+    resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
+
+    @model_validator(mode="after")
+    def _fits(self) -> Table:
+        if self.items_per_task is not None and self.items_total is not None:
+            raise ValueError("items_per_task and items_total both limit the items of a task; keep one")
+        if self.cap is not None and self.weights != "proportional":
+            raise ValueError(f"cap limits weights: proportional, and weights is {self.weights}; leave cap out")
+        if self.n_clusters is not None and self.content and self.n_clusters > len(self.content.tasks_per_cluster):
+            raise ValueError(
+                f"n_clusters {self.n_clusters}: the table has {len(self.content.tasks_per_cluster)} clusters for training"
+            )
+        needed = self.content.longest_prompt + self.content.longest_target + 2 if self.content else 0
+        if self.row_tokens is not None and self.row_tokens < needed:
+            raise ValueError(f"row_tokens {self.row_tokens}: the longest prompt and target need {needed} tokens")
+        return self
+
+    @classmethod
+    def resolved(cls, given: dict[str, Any], beside: Path, root: Path, say: Callable[[str], None]) -> dict[str, Any]:
+        """The parameters with the contents of table, tokenizer and scorer. Paths are relative to the folder `beside`."""
+        if named := sorted(cls.resolved_fields & given.keys()):
+            raise TableError(f"{named[0]}: is resolved from the files; leave it out")
+        stated = cls.model_validate(given)
+        if not stated.path:
+            raise TableError("path: the table is required: a file, a folder, a glob or a URI")
+        store.use(root)
+        tokens = Tokens() if stated.tokenizer == "bytes" else of_file(beside / stated.tokenizer, root)
+        source = stated.path if "://" in stated.path else str(beside / stated.path)
+        made = prepare(source, stated.columns, tokens, stated.rules, root, say)
+        if leaking := made.facts.certificate.leaking:
+            raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
+        digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root)
+        return given | {"tokens": tokens, "scorer_digest": digest, "content": content_of(made)}
+
+    # Sizes, without the data -----------------------------------------------------------------------------------
+
+    @property
+    def _content(self) -> Content:
+        assert self.content is not None, "a table is resolved by the reader of studies"
+        return self.content
+
+    @property
+    def text_tokens(self) -> Tokens:
+        return self.tokens
+
+    @property
+    def n_new(self) -> int:
+        return self._content.longest_target + 1
+
+    @property
+    def longest(self) -> int:
+        return self._content.longest
+
+    @property
+    def mean_tokens(self) -> float:
+        return self._content.mean_tokens
+
+    @property
+    def seq_len(self) -> int:
+        if self.row_tokens is not None:
+            return self.row_tokens
+        needed = self._content.longest_prompt + self._content.longest_target + 2
+        return int(-(-max(needed, 4 * self.mean_tokens) // 16) * 16)
+
+    @property
+    def n_tasks_max(self) -> int:
+        sizes = self._content.tasks_per_cluster
+        return sum(sizes if self.n_clusters is None else sizes[-self.n_clusters :])  # the smallest: whichever are drawn
+
+    def objection(self, task_exponent: float) -> str | None:
+        return (
+            "family 'table' has weights of its own: family.weights; leave out training.task_exponent"
+            if task_exponent
+            else None
+        )
+
+    def draws_alike(self, task_exponent: float) -> bool:
+        return self.weights == "uniform"
+
+    # Tasks -----------------------------------------------------------------------------------------------------
+
+    @property
+    def prepared(self) -> Prepared:
+        """The prepared table on this machine. Raises DataMissingError if it is not there, TableError if it is damaged."""
+        return _opened(str(store.folder_of(self._content.digest)))
+
+    def task_name(self, task: int) -> str:
+        return self.prepared.names[task]
+
+    def train_tasks(self, replicate: int) -> np.ndarray:
+        """All training tasks in a replicate's order: one of each cluster in turn, (K,) int64. A trial has the first n_tasks."""
+        return _ordered(self._content.digest, replicate, self.n_clusters)
+
+    def held_out_tasks(self, split: str) -> np.ndarray:
+        """The held-out tasks of a split in a fixed order, (K,) int64."""
+        tasks = np.flatnonzero(np.array(self.prepared.part) == split)
+        if not len(tasks):
+            return tasks
+        return tasks[keyed_permutation(len(tasks), "table", "held-out tasks", split)(np.arange(len(tasks)))]
+
+    def trained(self, request: Request) -> list[tuple[str, str]]:
+        """(task, cluster) of each training task of a trial, by name."""
+        data, tasks = self.prepared, self.train_tasks(request.replicate)[: request.n_tasks].tolist()
+        clusters = data.cluster_names or [""]
+        return [(data.names[task], clusters[data.clusters[task]]) for task in tasks]
+
+    def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
+        if split == "held_out":
+            tasks = np.concatenate([self.held_out_tasks(s) for s in ("held_out", "held_out_clusters")])[:n_first]
+        else:
+            tasks = self.train_tasks(request.replicate)[: min(n_first, request.n_tasks)]
+        return [self.prepared.names[task].encode() for task in tasks.tolist()]
+
+    # Items -----------------------------------------------------------------------------------------------------
+
+    def _n_train(self, request: Request, tasks: np.ndarray) -> np.ndarray:
+        """Training items of each task that a trial uses, (n,)."""
+        most = self.items_per_task
+        if self.items_total is not None:
+            most = max(1, self.items_total // request.n_tasks)
+        counts = self.prepared.n_train[tasks]
+        return counts if most is None else np.minimum(counts, most)
+
+    def _shares(self, request: Request, tasks: np.ndarray) -> np.ndarray:
+        """The share of each task in training, (n,), summing to 1."""
+        if self.weights == "given":
+            raw = self.prepared.weights[tasks]
+        elif self.weights == "proportional":
+            raw = np.minimum(self._n_train(request, tasks), self.cap or np.inf).astype(float)
+        else:
+            raw = np.ones(len(tasks))
+        powered = raw ** (1 / self.temperature)
+        shares: np.ndarray = powered / powered.sum()
+        return shares
+
+    def drawn(self, request: Request, draw: np.random.Generator, n: int) -> TextItems:
+        tasks, edges, counts = _mixture(self, request)
+        which = np.minimum(np.searchsorted(edges, draw.random(n), side="right"), len(tasks) - 1)
+        at = (draw.random(n) * counts[which]).astype(np.int64)
+        return self._items(tasks[which], at, new=False)
+
+    def _items(self, tasks: np.ndarray, at: np.ndarray, new: bool) -> TextItems:
+        """The items numbered `at` (n,) among the training or new items of `tasks` (n,)."""
+        data = self.prepared
+        flat, offsets, n_prompt = data.items.tokens(data.numbers(tasks, at, new))
+        return TextItems(flat.astype(np.int64), offsets, n_prompt, tasks)
+
+    def n_chosen(self, request: Request, split: str) -> int:
+        return len(self._places(request, split)[0])
+
+    def chosen(self, request: Request, split: str) -> TextItems:
+        return self._items(*self._places(request, split), new=split != "train_items")
+
+    def _places(self, request: Request, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Task and number in it of each item of an item set, at most n_sequences: one of each task in turn."""
+        if split in ("held_out", "held_out_clusters"):
+            tasks = self.held_out_tasks(split)
+            counts = self.prepared.n_new[tasks]
+        else:
+            tasks = self.train_tasks(request.replicate)[: request.n_tasks]
+            counts = self._n_train(request, tasks) if split == "train_items" else self.prepared.n_new[tasks]
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        left, level = request.n_sequences, 0
+        while left > 0 and len(here := tasks[counts > level][:left]):
+            found.append((here, np.full(len(here), level)))
+            left, level = left - len(here), level + 1
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.concatenate([t for t, _ in found]), np.concatenate([k for _, k in found])
+
+    # Judging ---------------------------------------------------------------------------------------------------
+
+    def judge(self) -> Scorer:
+        return super().judge() if self.scorer is None else _loaded_scorer(self.scorer, self.scorer_digest)
+
+
+def content_of(made: Prepared) -> Content:
+    """The content of a prepared table."""
+    train = np.array(made.part) == "train"
+    sizes = np.bincount(made.clusters[train]) if train.any() else np.zeros(0, np.int64)
+    facts = made.facts
+    return Content(
+        digest=made.digest,
+        tasks_per_cluster=tuple(sorted((int(s) for s in sizes if s), reverse=True)),
+        n_held_out=facts.n_tasks["held_out"],
+        n_held_out_clusters=facts.n_tasks["held_out_clusters"],
+        n_items=facts.n_items,
+        longest=facts.longest,
+        longest_prompt=int(made.items.n_prompt.max()),
+        longest_target=int(made.items.n_target.max()),
+        mean_tokens=facts.n_tokens / facts.n_items,
+    )
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: str) -> Prepared:
+    return open_prepared(folder)
+
+
+@lru_cache(maxsize=32)
+def _ordered(digest: str, replicate: int, n_clusters: int | None) -> np.ndarray:
+    data = _opened(str(store.folder_of(digest)))
+    train = np.flatnonzero(np.array(data.part) == "train")
+    train = train[keyed_permutation(len(train), "table", "training tasks", replicate)(np.arange(len(train)))]
+    clusters = np.unique(data.clusters[train])
+    clusters = clusters[keyed_permutation(len(clusters), "table", "clusters", replicate)(np.arange(len(clusters)))]
+    rank = np.full(int(clusters.max()) + 1, -1)
+    rank[clusters[:n_clusters]] = np.arange(len(clusters[:n_clusters]))
+    train = train[rank[data.clusters[train]] >= 0]
+    of = rank[data.clusters[train]]
+    order = np.argsort(of, kind="stable")
+    turn = np.empty(len(train), np.int64)
+    turn[order] = np.arange(len(train)) - np.searchsorted(of[order], of[order])  # place within the cluster
+    return train[np.lexsort((of, turn))]
+
+
+@lru_cache(maxsize=32)
+def _mixture(family: Table, request: Request) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training tasks of a trial, the cumulative shares behind each, and their numbers of training items; (n_tasks,) each."""
+    tasks = family.train_tasks(request.replicate)[: request.n_tasks]
+    return tasks, np.cumsum(family._shares(request, tasks)), family._n_train(request, tasks)
+
+
+# Scorers ----------------------------------------------------------------------------------------------------------------
+
+
+def _kept_scorer(named: str, beside: Path, root: Path) -> str:
+    """Keep the source of `module:function` under `root`, so that every machine judges by it. Returns its digest.
+
+    The module is looked for in the study's folder, then among the installed ones. Raises TableError in one line.
+    """
+    module, colon, function = named.partition(":")
+    if not (colon and module and function.isidentifier()):
+        raise TableError(f"scorer: {named!r}: give module:function, such as my_scorer:judge")
+    file = beside / f"{module.replace('.', '/')}.py"
+    if not file.is_file():
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None or not found.origin or not found.origin.endswith(".py"):
+            raise TableError(
+                f"scorer: {named}: there is no {file.name} beside the study, and no installed module {module}"
+            )
+        file = Path(found.origin)
+    source = file.read_bytes()
+    digest = hashlib.blake2b(source, digest_size=16).hexdigest()
+    store.put(root, digest, {SCORER: source})
+    scorer = _loaded_scorer(named, digest)
+    try:
+        scorer("What is 1 + 1?", "2", "2")
+    except Exception as problem:
+        raise TableError(
+            f"scorer: {named} fails on ('What is 1 + 1?', '2', '2'): {type(problem).__name__}: {problem}"
+        ) from None
+    return digest
+
+
+@lru_cache(maxsize=8)
+def _loaded_scorer(named: str, digest: str) -> Scorer:
+    """The function of a kept source. Raises TableError if the source fails, or lacks it."""
+    name = named.partition(":")[2]
+    file = store.folder_of(digest) / SCORER
+    if hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() != digest:
+        raise TableError(f"{file}: this scorer was changed; delete its folder, and it is kept again")
+    spec = importlib.util.spec_from_file_location(f"scorer_{digest}", file)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(made)
+    except Exception as problem:
+        raise TableError(f"scorer: {named} cannot be loaded: {type(problem).__name__}: {problem}") from None
+    function = getattr(made, name, None)
+    if not callable(function):
+        there = [each for each, value in vars(made).items() if callable(value) and not each.startswith("_")]
+        raise TableError(f"scorer: {named}: there is no function {name}; there are {', '.join(there) or 'none'}")
+    scorer: Scorer = function
+    return scorer

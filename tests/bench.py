@@ -6,6 +6,7 @@ weather on them.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -31,6 +32,8 @@ from orchestrator.record.journal import read
 from orchestrator.run.relay import Relay, showing
 from orchestrator.study.reader import load
 from trainers import budget, checkpoint
+from trainers.data.prepared import Columns, Rules, prepare
+from trainers.data.tokens import Tokens
 from trainers.engine.engine import Engine
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
@@ -238,8 +241,8 @@ def main() -> int:
             f"{name:<74} {value:8.3f}   {'>=' if at_least else '<='} {aim:<5g} {'ok' if fine else 'MISSED'}", flush=True
         )
 
-    ratio, ms = loop_speed(trunk, 20)
-    row(f"speed of our loop / plain loop, quickstart's model ({ms:.0f} ms a step)", ratio, 0.93, True)
+    ratio, step_ms = loop_speed(trunk, 20)
+    row(f"speed of our loop / plain loop, quickstart's model ({step_ms:.0f} ms a step)", ratio, 0.93, True)
     ratio, ms = loop_speed(wide, 10)
     row(f"speed of our loop / plain loop, larger model ({ms:.0f} ms a step)", ratio, 0.98, True)
     small = trunk.model_copy(
@@ -255,6 +258,11 @@ def main() -> int:
         row(f"cost of a batch of {name} from a trillion tasks / from 4", ratio, 1.1, False)
     save_seconds, step_seconds = save_and_step(trunk)
     row("checkpoint every 30 s: share of time", save_seconds / 30, 0.01, False)
+    trained = trunk.request.batch_size * trunk.family.length(trunk.arm) / step_ms * 1e3
+    (few_drawn, few_mb), (drawn, mb) = (drawn_from_a_table(n_bytes) for n_bytes in (5_000_000, 200_000_000))
+    row("tokens drawn from a table of 200 MB / tokens trained, the quickstart", drawn / trained, 20, True)
+    row("tokens drawn from a table of 200 MB / from one of 5 MB", drawn / few_drawn, 0.2, True)
+    row("anonymous memory with a table of 200 MB beyond one of 5 MB, in MB (not a ratio)", mb - few_mb, 10, False)
     for shape, axes in SHAPES.items():
         seconds, n_rows = statistics_seconds(axes)
         row(f"processor seconds of the statistics of {shape} trials ({n_rows:,} evaluations)", seconds, 10, False)
@@ -285,6 +293,44 @@ def statistics_seconds(axes: dict[str, Any]) -> tuple[float, int]:
     begin = time.process_time()
     findings.find(study, results, runs)
     return time.process_time() - begin, results.num_rows
+
+
+DRAWING = """
+import sys, time
+import numpy as np
+from trainers.data.prepared import open_prepared
+from trainers.streams import stream
+
+prepared = open_prepared(sys.argv[1])
+train = [task for task, part in enumerate(prepared.part) if part == "train"]
+n_tokens, begin = 0, time.perf_counter()
+for step in range(400):
+    draws = stream("draw", 0, step)
+    tasks, places = draws.choice(train, 256), draws.random(256)
+    items = [prepared.train_items(task) for task in tasks]
+    numbers = np.array([own[int(place * len(own))] for own, place in zip(items, places)])
+    n_tokens += len(prepared.items.tokens(numbers)[0])
+seconds = time.perf_counter() - begin
+anonymous = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+print(n_tokens / seconds, int(anonymous.split()[1]) / 1024)
+"""
+
+
+def drawn_from_a_table(n_bytes: int) -> tuple[float, float]:
+    """(tokens a second, anonymous resident MB) of a process that draws 400 batches of 256 items. Checksums are verified too."""
+    draws = np.random.default_rng(0)
+    text = "".join(map(chr, draws.integers(97, 123, 1_000_000)))
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.jsonl"
+        with open(table, "w") as file:
+            for start in draws.integers(0, len(text) - 2000, n_bytes // 2000).tolist():
+                item = {"prompt": text[start : start + 1960], "target": text[start + 1960 : start + 2000]}
+                file.write(json.dumps(item | {"task": f"task {start % 100}"}) + "\n")
+        prepared = prepare(table, Columns(), Tokens(), Rules(max_tokens=2100), folder)
+        command = [sys.executable, "-c", DRAWING, str(prepared.folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    rate, anonymous_mb = map(float, done.stdout.split())
+    return rate, anonymous_mb
 
 
 def save_and_step(trunk: TrunkSpec) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Checkpoints on an object store, over S3's own protocol: pyarrow's client against a server on this machine.
+"""Checkpoints and tables on an object store, over S3's own protocol: pyarrow's client against a server on this machine.
 
 The server is moto's, which keeps the objects in its memory. That stands for what a client and a server say to each other, and
 not for how Amazon's machines behave under load; Google's protocol is tried by nothing here.
@@ -19,8 +19,13 @@ import pytest
 import torch
 from test_checkpoint import meta_of, same, save_and_lose_the_connection, tensors_of
 from test_cli import SMALL, emergence
+from test_prepared import files_of, table, write
 
 from trainers import checkpoint
+from trainers.data.folders import fetch, put
+from trainers.data.prepared import Columns, Rules, TableError, prepare
+from trainers.data.sources import Source, system_of
+from trainers.data.tokens import Tokens
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -109,3 +114,41 @@ def test_a_store_that_does_not_answer_refuses_a_run_in_one_line_and_starts_nothi
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "--storage s3://bucket/p" in done.stderr and "cannot be reached" in done.stderr
     assert not (tmp_path / "home" / "small@1" / "journal.jsonl").exists()
+
+
+def test_a_table_on_the_store_is_the_table_on_disk(uri: str, tmp_path: Path) -> None:
+    rows = table(12, 4)
+    (tmp_path / "parts").mkdir()
+    for number, ending in enumerate((".csv", ".jsonl", ".parquet", ".feather")):
+        write(rows[number * 12 : number * 12 + 12], tmp_path / "parts" / f"{number}{ending}")
+        with system_of(uri)[0].open_output_stream(f"{system_of(uri)[1]}/parts/{number}{ending}") as sink:
+            sink.write((tmp_path / "parts" / f"{number}{ending}").read_bytes())
+    local = prepare(tmp_path / "parts", Columns(), Tokens(), Rules(), tmp_path / "data")
+    for place in (
+        checkpoint.under(uri, "parts"),
+        checkpoint.under(uri, "parts", "*.*"),
+        checkpoint.under(uri, "**", "[0-9].*"),
+    ):
+        remote = prepare(place, Columns(), Tokens(), Rules(), tmp_path / "far")
+        assert (remote.digest, remote.facts.n_rows) == (local.digest, len(rows))
+    one = Source(checkpoint.under(uri, "parts", "1.jsonl"))
+    assert len(one.files) == 1 and "endpoint" not in one.files[0].label
+
+
+def test_a_prepared_table_travels_through_the_store(uri: str, tmp_path: Path) -> None:
+    prepared = prepare(write(table(), tmp_path / "t.csv"), Columns(), Tokens(), Rules(), tmp_path / "data")
+    put(prepared.folder, uri)
+    assert files_of(fetch(uri, prepared.digest, tmp_path / "cache")) == files_of(prepared.folder)
+    system, root = system_of(uri)
+    with system.open_output_stream(f"{root}/{prepared.digest}/order.npy") as sink:
+        sink.write(b"other")
+    with pytest.raises(TableError, match=r"order\.npy"):
+        fetch(uri, prepared.digest, tmp_path / "another")
+
+
+@pytest.mark.parametrize("place", ["missing", "missing/*.csv"])
+def test_a_table_that_is_not_on_the_store_is_refused_in_one_line(uri: str, place: str) -> None:
+    for wrong in (checkpoint.under(uri, place), checkpoint.under(uri, place).replace("bucket", "another-bucket")):
+        with pytest.raises(TableError) as caught:
+            Source(wrong)
+        assert len(str(caught.value).splitlines()) == 1 and "endpoint" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -381,6 +382,21 @@ def test_a_prepared_file_that_was_altered_is_refused_by_name(name: str, tmp_path
     with pytest.raises(TableError, match=re.escape(name)) as caught:
         open_prepared(prepared.folder).items.verify()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_disk_that_is_full_is_named_in_one_line_and_left_empty(tmp_path: Path) -> None:
+    path = write(table(), tmp_path / "t.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(TableError) as caught:
+            prepare(path, Columns(), Tokens(), Rules(), tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path / "data") in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert not list((tmp_path / "data").iterdir())
+    with pytest.raises(TableError):
+        prepare(path, Columns(), Tokens(), Rules(), path / "data")
 
 
 def test_a_folder_that_was_half_deleted_is_made_again(tmp_path: Path) -> None:

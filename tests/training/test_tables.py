@@ -13,7 +13,7 @@ import pytest
 from test_prepared import table, write
 
 from trainers.data import tables
-from trainers.data.sources import Source, TableError
+from trainers.data.sources import Source, TableError, shown
 from trainers.data.tables import Columns, rows
 
 GOOD = {"prompt": "1+1=", "target": "2", "task": "sums"}
@@ -154,6 +154,11 @@ def test_folder_and_globs_give_files_in_order_of_name_and_say_which_are_left_out
         with pytest.raises(TableError) as caught:
             Source(wrong)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_message_holds_a_key() -> None:
+    assert shown("s3://key:secret@bucket/t.csv?secret_key=x") == "s3://bucket/t.csv"
+    assert shown("a?b@c.csv") == "a?b@c.csv"
 
 
 def test_a_relative_path_and_a_packed_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainers import durable
 from trainers.data import shards
-from trainers.data.sources import TableError, first_line, system_of
+from trainers.data.sources import TableError, first_line, shown, system_of
 
 BLOCK_BYTES = 2**22
 """Bytes that a copy holds in memory."""
@@ -122,10 +122,12 @@ def fetch(place: str | Path, digest: str, cache_root: str | Path) -> Path:
             unfinished(folder.parent) as part,
             _storage(place, f"prepared data {digest} cannot be read") as (system, root),
         ):
-            (part / shards.MANIFEST).write_bytes(_manifest(system, f"{root}/{digest}", f"{place}/{digest}"))
+            (part / shards.MANIFEST).write_bytes(_manifest(system, f"{root}/{digest}", f"{shown(str(place))}/{digest}"))
             manifest = shards.read_manifest(part)
             if manifest.digest != digest:
-                raise TableError(f"{place}/{digest}: its manifest names {manifest.digest}; put the folder there again")
+                raise TableError(
+                    f"{shown(str(place))}/{digest}: its manifest names {manifest.digest}; put the folder there again"
+                )
             for name, facts in manifest.files.items():
                 _copy(system, f"{root}/{digest}/{name}", part / name, facts)
             durable.sync_folder(part)
@@ -167,7 +169,7 @@ def _storage(place: str | Path, failure: str) -> Iterator[tuple[Any, str]]:
     except TableError:
         raise
     except (OSError, ValueError) as problem:  # Arrow's errors are ValueErrors or OSErrors
-        raise TableError(f"{str(place).partition('?')[0]}: {failure}: {first_line(problem)}") from None
+        raise TableError(f"{shown(str(place))}: {failure}: {first_line(problem)}") from None
 
 
 def _size(system: Any, path: str) -> int | None:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -221,7 +221,9 @@ class Making:
                 number = int(numbers[i])
                 prompt, target = (self.tokens.decode(ids) for ids in items.item(number))
                 file, row = divmod(int(places[number]), 1 << 40)
-                return leaks.Item(prompt, target, names[task[number]], self._place(file, row))
+                of = self.source.files[file]
+                where = place(PurePosixPath(of.label).name, of.format, row)  # of any machine: without folders
+                return leaks.Item(prompt, target, names[task[number]], where)
 
             return leaks.Pool(hashes[numbers], task[numbers], item)
 

@@ -18,7 +18,7 @@ from trainers import durable
 from trainers.data import folders, shards
 from trainers.data.making import FACTS, ORDER, PREPARE_VERSION, TASKS, Making, Say, digest_of
 from trainers.data.parts import Facts, Part, Rules
-from trainers.data.sources import Source, TableError
+from trainers.data.sources import Source, TableError, first_line
 from trainers.data.tables import Columns, Render
 from trainers.data.tokens import Tokens
 
@@ -99,10 +99,19 @@ def prepare(
     """Prepare a table in a folder below `root`, once, and open it. An unchanged table is not read again.
 
     `path` is a file, a folder, a glob or a URI. `say` gets a line of progress now and then. `render` makes prompt and target
-    of chat turns; if it has a `digest`, an unchanged table is recognised with it. Raises TableError for a table that cannot be
-    used. A kill leaves nothing that counts.
+    of chat turns; if it has a `digest`, an unchanged table is recognised with it. A kill leaves nothing that counts. Raises
+    TableError, in one line, for a table that cannot be used, and if `root` cannot be written to.
     """
-    root = Path(root)
+    try:
+        return _prepared(path, columns, tokens, rules, Path(root), say, render)
+    except OSError as problem:  # the disk is full, or the file system refuses
+        reason = problem.strerror or first_line(problem)
+        raise TableError(f"{root}: the table cannot be prepared in this folder: {reason}; use another one") from None
+
+
+def _prepared(
+    path: str | Path, columns: Columns, tokens: Tokens, rules: Rules, root: Path, say: Say | None, render: Render | None
+) -> Prepared:
     durable.make_folder(root)
     source = Source(path)
     if source.left_out and say:

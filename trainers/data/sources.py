@@ -46,8 +46,8 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self.label = self.path.partition("?")[0] if "://" in self.path else self.path
-        """The path for messages, without a URI's query, which may hold a key."""
+        self.label = shown(self.path)
+        """The path for messages."""
         self.left_out: list[str] = []
         """Files of the folder that are no tables, by their endings."""
         self.files: list[TableFile] = []
@@ -61,12 +61,13 @@ class Source:
     def _find(self) -> None:
         from pyarrow import fs
 
-        base = self.label if "://" in self.path else _absolute(self.path)
+        base = self.path.partition("?")[0] if "://" in self.path else _absolute(self.path)
+        query = self.path[len(base) :] if "://" in self.path else ""
         magic = re.search(r"[*?\[]", base)
         if magic and "://" not in self.path and Path(base).exists():
             magic = None  # a file whose name holds such a character
         fixed, glob = (base, "") if magic is None else _cut(base, base.rindex("/", 0, magic.start()) + 1)
-        self.system, root = system_of(fixed.rstrip("/") + self.path[len(self.label) :] if fixed.strip("/") else fixed)
+        self.system, root = system_of(fixed.rstrip("/") + query if fixed.strip("/") else fixed)
         info = self.system.get_file_info(root)
         if info.type == fs.FileType.File and not glob:
             self.files = [_file(info, self.label)]
@@ -85,7 +86,7 @@ class Source:
                 f"{self.label}: no table is there{there}; give a file that ends in {', '.join(FORMATS)}, a folder with such "
                 "files, or a glob"
             )
-        above = fixed if glob else self.label.rstrip("/") + "/"
+        above = shown(fixed) if glob else self.label.rstrip("/") + "/"
         self.files = [_file(found[name], above + name) for name in sorted(names)]
 
     def stamps(self) -> list[tuple[str, int, int]]:
@@ -102,6 +103,11 @@ class Source:
             if stamp[1:] != (file.size, file.mtime_ns):
                 return file.label
         return None
+
+
+def shown(place: str) -> str:
+    """A path or URI for messages: a URI without its query and its user, which may hold keys."""
+    return re.sub("//[^/@]*@", "//", place.partition("?")[0]) if "://" in place else place
 
 
 def system_of(place: str) -> tuple[Any, str]:

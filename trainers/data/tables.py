@@ -109,7 +109,7 @@ def rows(source: Source, columns: Columns, render: Render | None = None) -> Iter
                     yield batch
         except TableError:
             raise
-        except (OSError, ValueError, EOFError) as problem:  # Arrow's errors are ValueErrors or OSErrors
+        except (OSError, ValueError, EOFError, NotImplementedError) as problem:  # all errors of Arrow are one of these
             raise TableError(
                 f"{file.label}: cannot be read as {file.format}: {first_line(problem)}; write it again"
             ) from None

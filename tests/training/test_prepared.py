@@ -146,7 +146,7 @@ def test_an_item_that_is_too_long_stops_or_is_left_out_and_counted(tmp_path: Pat
     rows[33] |= {"target": "9" * 100}
     alone = [{"prompt": "x" * 200, "target": "1", "task": "alone"}]
     message = refusal(tmp_path, rows, Rules(max_tokens=100))
-    assert "line 34 " in message and "100" in message and "too_long: drop" in message
+    assert "line 34 " in message and "100" in message and "rules.too_long: drop" in message
     assert made(tmp_path, rows, Rules(max_tokens=len(rows[33]["prompt"]) + 102)).facts.n_too_long == 0
     facts = made(tmp_path, rows + alone, Rules(max_tokens=100, too_long="drop")).facts
     assert (facts.n_rows, facts.n_items, facts.n_too_long, facts.n_without_items) == (101, 99, 2, 1)
@@ -234,6 +234,17 @@ def test_the_split_of_the_table_rules(tmp_path: Path) -> None:
     rows[7] |= {"split": "test"}
     assert "line 8 " in (message := refusal(tmp_path, rows)) and "'test'" in message
     refusal(tmp_path, [row | {"split": "held_out"} for row in rows])
+    assert "rules.held_out_tasks" in refusal(tmp_path, table(4, 5, split="train"), Rules(held_out_tasks=0.5))
+
+
+@pytest.mark.parametrize("column", ["task", "cluster"])
+@pytest.mark.parametrize("alike", ["caf\u00e9 ", "cafe\u0301", " caf\u00e9", "caf\u00e9\n"])
+def test_names_that_look_alike_are_refused(alike: str, column: str, tmp_path: Path) -> None:
+    rows = [row | {"cluster": row["task"]} for row in table(3, 2)]
+    rows[0] |= {"task": "caf\u00e9", "cluster": "caf\u00e9"}
+    rows[5] |= {"task": "own", "cluster": "own"} | {column: alike}
+    message = refusal(tmp_path, rows)
+    assert "line 1 " in message and "line 6 " in message and column in message
 
 
 @pytest.mark.parametrize("weight", [0, -1, "x", float("nan"), None, True])

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -105,7 +106,8 @@ class Making:
         self.seen = _Seen()
         self.tasks: dict[str, int] = {}  # name -> number by first row
         self.about: list[tuple[str | None, str | None, float | None]] = []  # cluster, split, weight
-        self.first_at: list[tuple[int, int]] = []  # of each task, for messages
+        self.first_at: list[tuple[int, int]] = []  # file and row of each task, for messages
+        self.alike: dict[tuple[str, str], tuple[str, int]] = {}  # a normalised name -> the name and its task
         self.began = self.said = time.monotonic()
 
     @property
@@ -150,6 +152,8 @@ class Making:
             if number == len(self.about):
                 self.about.append(facts)
                 self.first_at.append((self.file_numbers[batch.where.file], batch.where.numbers[i]))
+                self._check_name("task", name, number, batch.where(i))
+                self._check_name("cluster", facts[0] or "", number, batch.where(i))
             elif facts != self.about[number]:
                 k = next(k for k in range(3) if facts[k] != self.about[number][k])
                 raise TableError(
@@ -157,6 +161,16 @@ class Making:
                     f"{self.about[number][k]!r} in {self._place(*self.first_at[number])}; one is allowed a task; make them equal"
                 )
         return found
+
+    def _check_name(self, kind: str, name: str, task: int, at: str) -> None:
+        """Refuse a name that looks like another: one task in two parts would leak, and nobody would see it."""
+        plain = " ".join(unicodedata.normalize("NFC", name).split())
+        other, first = self.alike.setdefault((kind, plain), (name, task))
+        if other != name:
+            raise TableError(
+                f"{at}: {kind} {name!r} and {kind} {other!r} of {self._place(*self.first_at[first])} differ in nothing that "
+                "can be seen, only in white space or in the form of an accent; make them equal"
+            )
 
     def _place(self, file: int, number: int) -> str:
         of = self.source.files[file]
@@ -176,7 +190,7 @@ class Making:
                 raise TableError(
                     f"{batch.where(chosen[i])}: {n_prompt[i] + n_target[i] + 2:,} tokens ({n_prompt[i]:,} of the prompt, "
                     f"{n_target[i]:,} of the target, 2 marks); at most {self.rules.max_tokens:,} are allowed; "
-                    "raise max_tokens, or say too_long: drop"
+                    "raise rules.max_tokens, or say rules.too_long: drop"
                 )
             self.n_too_long += int((~fits).sum())
             prompts = [ids for ids, fit in zip(prompts, fits, strict=True) if fit]
@@ -250,7 +264,7 @@ class Making:
         counts = np.bincount(of_row, minlength=len(self.tasks))
         names = sorted(name for name, number in self.tasks.items() if counts[number])
         if not names:
-            raise TableError(f"{self.source.label}: all {self.n_rows:,} rows are too long; raise max_tokens")
+            raise TableError(f"{self.source.label}: all {self.n_rows:,} rows are too long; raise rules.max_tokens")
         old = [self.tasks[name] for name in names]
         about = [self.about[i] for i in old]
         clusters = [cluster for cluster, _, _ in about if cluster is not None] or None
@@ -279,7 +293,7 @@ class Making:
             n_too_long=self.n_too_long,
             n_leaking=len(n_prompt) - len(index.order),
             n_without_items=len(self.tasks) - len(index.names),
-            n_single=int((is_train & (index.n_new == 0)).sum()),
+            n_single=int((is_train & (index.n_items == 1)).sum()),
             n_tasks={part: index.parts.count(part) for part in PARTS},
             n_clusters={part: len({cluster for cluster, p in clusters if p == part}) for part in PARTS},
             n_of_set={name: len(numbers) for name, numbers in index.sets().items()},

@@ -87,9 +87,14 @@ def choose(
     """The part of each task, from the names of K tasks, and their clusters and splits if the table has them.
 
     With splits, a held-out task whose cluster has no training task counts as of a held-out cluster. `label` names the table in
-    messages. Raises TableError if no task is left for training, or a held-out cluster is unknown.
+    messages. Raises TableError if no task is left for training, a held-out cluster is unknown, or splits and rules both hold out.
     """
     if splits is not None:
+        for name in ("held_out_clusters", "held_out_tasks"):
+            if getattr(rules, name) != Rules.model_fields[name].default:
+                raise TableError(
+                    f"{label}: the table's column for the split decides what is held out; leave out rules.{name}"
+                )
         trained = {c for c, split in zip(clusters or [], splits, strict=False) if split == "train"}
         whole = [clusters is not None and cluster not in trained for cluster in clusters or [""] * len(names)]
         parts: list[Part] = [
@@ -122,7 +127,7 @@ def _held_out_clusters(names: list[str], rules: Rules, label: str) -> set[str]:
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 there = ", ".join(map(repr, names[:8])) or "none, without a column for them"
                 raise TableError(
-                    f"{label}: held_out_clusters: there is no cluster {name!r}; {hint}the clusters are {there}"
+                    f"{label}: rules.held_out_clusters: there is no cluster {name!r}; {hint}the clusters are {there}"
                 )
         return set(given)
     least = 1 if given and len(names) >= FEW_CLUSTERS else 0

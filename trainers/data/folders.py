@@ -71,7 +71,7 @@ def unfinished(root: Path) -> Iterator[Path]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Was this folder published? Says nothing about damage since then."""
+    """Was this folder published? It may have been damaged since then."""
     return (folder / shards.MANIFEST).is_file()
 
 

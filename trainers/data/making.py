@@ -242,7 +242,8 @@ class Making:
             return leaks.Pool(hashes[numbers], task[numbers], item)
 
         def compared(n_dropped: int) -> leaks.Compared:
-            self.say(f"{self.source.label}: looking for items of the held-out sets in training")
+            if time.monotonic() - self.began > SAY_SECONDS:
+                self.say(f"{self.source.label}: looking for items of the held-out sets in training")
             train, *others = ((name, pool(numbers)) for name, numbers in index.sets().items())
             return leaks.compare(train[1], dict(others), self.rules.leaks, n_dropped)
 

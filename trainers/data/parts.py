@@ -44,11 +44,11 @@ class Rules(Record):
     on_leak: Literal["stop", "drop"] = "stop"
     """If training holds held-out items: no study starts, or those training items are left out and counted."""
     leaks: Limits = Limits()
-    """What counts as a leak."""
+    """Limits of the leak certificate."""
 
 
 class Facts(Record):
-    """What a table holds and what became of its rows: n_rows = n_items + n_repeats + n_too_long + n_leaking."""
+    """Counts of a table. All rows are accounted for: n_rows = n_items + n_repeats + n_too_long + n_leaking."""
 
     table: str
     """Digest of the rows' content."""

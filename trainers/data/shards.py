@@ -29,7 +29,7 @@ SHARD_ITEMS = 2**18
 SHARD_BYTES = 2**28
 """A shard ends early at this size. Each open shard holds a file handle, and a checksum is verified for a whole shard."""
 BATCH_BYTES = 2**23
-"""Bytes of ids in one record batch of a shard. It is what a writer holds in memory."""
+"""Bytes of ids in one record batch of a shard. A writer holds one batch in memory."""
 _VERIFIED: set[tuple[int, int, int, int, str]] = set()
 """Files whose checksums this process has verified: device, inode, size, time of modification, checksum."""
 

@@ -1,4 +1,4 @@
-"""Where a table lies: a file, a folder, a glob, or a URI that pyarrow.fs reads. Finds its files and their formats."""
+"""Finds the files of a table and their formats. A table is a file, a folder, a glob, or a URI that pyarrow.fs reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIVE_UP_SECONDS = 30
 
 
 class TableError(ValueError):
-    """A table, or what was prepared from it, cannot be used. The message is one line."""
+    """A table or its prepared folder cannot be used. The message is one line."""
 
 
 class TableFile(NamedTuple):

@@ -81,6 +81,7 @@ def generate(
     forbidden: Sequence[int] = (),
     at_once: int | None = None,
     before: Callable[[], None] = lambda: None,
+    all_passes: bool = False,
 ) -> Answers:
     """Continue each prompt (ids, 1-D) until the model writes `end`, by at most `n_new` tokens.
 
@@ -90,6 +91,9 @@ def generate(
 
     `before` is called before each forward pass, and n_new times a batch even if all answers end earlier. Ranks with as many
     rows thus call it equally often, as a collective call needs. If it raises an exception, `generate` ends with that.
+
+    With `all_passes` there are n_new forward passes, even if all answers end earlier. ZeRO 3 needs that on several ranks: each pass
+    gathers weights from all of them.
 
     Raises ValueError for an empty prompt, for more positions than the model has, and for a temperature without a key
     for every row.
@@ -115,7 +119,8 @@ def generate(
 
     size = at_once or max(n, 1)
     parts = [
-        _write(model, prompts[i : i + size], uniforms[i : i + size], end, choose, before) for i in range(0, n, size)
+        _write(model, prompts[i : i + size], uniforms[i : i + size], end, choose, before, all_passes)
+        for i in range(0, n, size)
     ]
     return Answers(*map(np.concatenate, zip(_nothing(0, n_new, end), *parts, strict=True)))
 
@@ -133,6 +138,7 @@ def _write(
     end: int,
     choose: Callable[[Tensor, np.ndarray], tuple[np.ndarray, np.ndarray]],
     before: Callable[[], None],
+    all_passes: bool,
 ) -> Answers:
     """Answers to the prompts of one batch. uniforms: (N, n_new), one number for each token."""
     device = next(iter(model.parameters())).device
@@ -144,12 +150,12 @@ def _write(
     for i in range(n_new):
         before()
         live = ~answers.ended[rows]
-        if not live.any():
+        if not (live.any() or all_passes):
             continue
         if cache is None:
             logits, cache = _first(model, prompts, n_new, device)
         else:
-            if 2 * live.sum() <= len(rows):  # so all these copies together cost less than the first one does
+            if 0 < 2 * live.sum() <= len(rows):  # so all these copies together cost less than the first one does
                 cache.select(torch.from_numpy(np.flatnonzero(live)).to(device))
                 rows, chosen, live = rows[live], chosen[live], live[live]
             next_ids, positions = (

@@ -117,6 +117,9 @@ def check_against_record(study: Study, state: State, source: str) -> None:
     if state.study is not None:
         old = state.sessions[-1].get("science") or Study.from_record(state.study).science()
         changed = differences(old, study.science())
+        if of_files := [line for line in changed if line.startswith("family.content.")]:
+            path = getattr(study.family, "path", "")
+            changed = [f"the content of {path}", *(line for line in changed if line not in of_files)]
     changed = changed or recorded.changed(state, study)
     if changed:
         raise StudyError(

@@ -37,6 +37,7 @@ from orchestrator.run.relay import Relay, hand_on_live, hand_on_stop
 from orchestrator.run.supervise import StopRequest
 from orchestrator.study.schema import Study
 from trainers import checkpoint
+from trainers.data import folders, store
 
 Outcome = Literal["complete", "capped", "stopped", "failed", "broken"]
 
@@ -109,6 +110,7 @@ def run(
 
         try:
             if not stop_request.is_asked():
+                _share_data(study, options)
                 failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request, watch_all)
             failures = undelivered(failures, recorded.read(folder, study))
             if failures:
@@ -302,7 +304,7 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "checkpoint_every_seconds": options.checkpoint_seconds,
         "weights_folder": jobs.stored("weights", folder, options.storage) if options.keep_weights else None,
         "compiled": job.placement.compiled,
-        "data_folder": str(files.data_folder()),
+        "data_folder": _data_folder(options),
     }
     if (fit := job.placement.fit) is not None:
         place |= {name: getattr(fit, name) for name in ("zero_stage", "micro_batch", "recompute", "offload")}
@@ -316,6 +318,19 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "scratch": _scratch(folder, options, session),
         "place": place,
     }
+
+
+def _data_folder(options: Options) -> str:
+    """The folder or URI of prepared data, seen by all machines."""
+    return checkpoint.under(options.storage, "data") if options.storage else str(files.data_folder())
+
+
+def _share_data(study: Study, options: Options) -> None:
+    """Copy the study's prepared data to the storage that all machines see. Raises TableError, in one line, if it refuses."""
+    if options.storage:
+        families = [study.family_of(condition) for condition in study.conditions]
+        for digest in dict.fromkeys(d for family in families for d in family.data_digests):
+            folders.put(store.folder_of(digest), _data_folder(options))
 
 
 def _scratch(folder: Path, options: Options, session: str) -> str:

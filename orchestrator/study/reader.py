@@ -101,7 +101,11 @@ def _one_line(text: str) -> str:
 
 def _keys(model: type[BaseModel]) -> list[str]:
     """Keys that a settings record accepts: its fields, and for a model also those of `Dial`, which set several widths at once."""
-    return [*model.model_fields, *(Dial.model_fields if issubclass(model, Model) else ())]
+    resolved = getattr(model, "resolved_fields", ())
+    return [
+        *(k for k in model.model_fields if k not in resolved),
+        *(Dial.model_fields if issubclass(model, Model) else ()),
+    ]
 
 
 class _FileRefused(Exception):

@@ -42,6 +42,12 @@ def trunk_of(**training: Any) -> TrunkSpec:
     return TrunkSpec.model_validate(record)
 
 
+def text_trunk() -> TrunkSpec:
+    """A trunk of text: packed rows, and answers that end at different times on the two ranks."""
+    family = {"name": "rewrite", "n_letters": 6, "n_string": 5, "lengths": (1, 2)}
+    return TrunkSpec.model_validate(trunk_of(batch_size=4).model_dump() | {"family": family, "arm": "answer"})
+
+
 def budgets_of(trunk: TrunkSpec) -> list[float]:
     """50 and 60 steps: two branches, two returns to the trunk."""
     return [float(end * flops_per_step(trunk)) for end in (50, 60)]
@@ -79,6 +85,11 @@ def play(rank: int, folder: Path) -> None:
         else:
             (folder / f"{name}.json").write_text(json.dumps(events))
 
+    for stage in (0, 3):
+        events: Events = []
+        run_trunk(text_trunk(), budgets_of(text_trunk()), Place(zero_stage=stage), events.extend)
+        if not rank:
+            (folder / f"text {stage}.json").write_text(json.dumps(events))
     telemetry.PENDING_SECONDS = math.inf if rank else 0.0  # rank 0 alone decides; the others would wait for ever
     told("impatient", {})
     telemetry.PENDING_SECONDS = math.inf
@@ -151,6 +162,16 @@ def compare(these: Events, those: Events, tolerance: float) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_come_to_what_one_comes_to(folder, reference, case):
     compare(told(folder, case), reference, 1e-5)
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_two_workers_read_and_answer_text_as_one_does(folder, stage):
+    events: Events = []
+    run_trunk(text_trunk(), budgets_of(text_trunk()), Place(), events.extend)
+    compare(told(folder, f"text {stage}"), events, 1e-5)
+    pairs = zip(told(folder, f"text {stage}"), events, strict=True)
+    rows = [(a, b) for one, other in pairs for a, b in zip(one.get("rows", ()), other.get("rows", ()), strict=True)]
+    assert rows and all(a["n_answered"] == b["n_answered"] and a["n_right"] == b["n_right"] for a, b in rows)
 
 
 def points(events: Events) -> dict[tuple[str, int], tuple[float, float]]:

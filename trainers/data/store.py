@@ -1,4 +1,7 @@
-"""Where prepared data lies on this machine. A folder is known by the digest of its content, so it is right wherever it lies."""
+"""Where prepared data lies: in folders named by the digest of their content, so it is right wherever it is found.
+
+A root is a folder that this machine sees, or a URI. What lies behind a URI is copied to this machine's disk once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import os
 import tempfile
 from pathlib import Path
 
-_ROOTS: list[Path] = []
+from trainers.data import folders, shards
+
+_ROOTS: list[str] = []
 
 
 class DataMissingError(OSError):
@@ -14,19 +19,28 @@ class DataMissingError(OSError):
 
 
 def use(root: str | Path) -> None:
-    """Look for data under `root` from now on, in folders named by their digest."""
-    if (path := Path(root)) not in _ROOTS:
-        _ROOTS.insert(0, path)
+    """Look for data under `root`, a folder or a URI, before all other roots."""
+    if (place := str(root)) in _ROOTS:
+        _ROOTS.remove(place)
+    _ROOTS.insert(0, place)
 
 
 def folder_of(digest: str) -> Path:
-    """The folder of a digest. Raises DataMissingError with the roots in which it was sought."""
+    """The folder of a digest on this machine.
+
+    Raises DataMissingError with the roots in which it was sought, and TableError for a copy that is damaged.
+    """
+    here = [root for root in _ROOTS if "://" not in root]
+    for root in here:
+        if folders.is_whole(Path(root) / digest):
+            return Path(root) / digest
     for root in _ROOTS:
-        if (root / digest).is_dir():
-            return root / digest
-    sought = ", ".join(map(str, _ROOTS)) or "no folder"
+        if root not in here:
+            return folders.fetch(root, digest, _cache())
+    sought = ", ".join(_ROOTS) or "no folder"
     raise DataMissingError(
-        f"the prepared data {digest} is not in {sought}; run the study again, and it is prepared again"
+        f"the prepared data {digest} is not in {sought}; every machine must see it: put EMERGENCE_HOME on a disk that all "
+        "machines share, or give --storage"
     )
 
 
@@ -34,20 +48,19 @@ def put(root: Path, digest: str, files: dict[str, bytes]) -> Path:
     """Write a folder of small files under `root`, once, and use that root. A kill leaves nothing that counts."""
     use(root)
     folder = root / digest
-    if folder.is_dir():
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".new-", ignore_cleanup_errors=True) as new:
-        made = Path(new) / "made"
-        made.mkdir()
-        for name, data in files.items():
-            with open(made / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
+    if not folders.is_whole(folder):
+        with folders.unfinished(root) as part:
+            for name, data in files.items():
+                (part / name).write_bytes(data)
+            shards.seal(part, shards.describe(part, digest, 1))
+            folders.publish(part, folder)
+    return folder
+
+
+def _cache() -> Path:
+    """A folder of this user alone, on this machine's disk, for copies. Raises OSError if it belongs to another user."""
+    folder = Path(tempfile.gettempdir()) / f"emergence-data-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if (status := folder.lstat()).st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+        raise PermissionError(f"{folder}: others may write there; remove it, or set TMPDIR")
     return folder

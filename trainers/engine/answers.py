@@ -39,13 +39,15 @@ def read_and_answer(
     for here in np.split(order, range(chunk, len(order), chunk)):
         with engine.autocast():
             sums[here] = _read(engine, items, here, before)
+            prompts, in_step = [given.prompts[i] for i in here], engine.place.zero_stage == 3 and engine.world > 1
             answers = generate(
                 engine.model,
-                [given.prompts[i] for i in here],
+                prompts,
                 given.n_new,
                 given.end,
                 forbidden=given.forbidden,
                 before=before,
+                all_passes=in_step,
             )
         written[here], n_written[here], ended[here] = answers.tokens, answers.n_tokens, answers.ended
     if engine.world > 1:
@@ -82,7 +84,7 @@ def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[],
     """The sums of `_SUMS` of the items numbered `here`, (b, 5). Only logits of target tokens are computed."""
     (probe,) = items.probes
     vocab_size = int(engine.model.unembed.out_features)
-    per_item = probe.mask[here].sum(axis=1)
+    per_item = probe.mask.sum(axis=1)  # of all items, so that all ranks read as often
     found = np.zeros((len(here), len(_SUMS)))
     n_here = max(1, int(LOGITS_AT_ONCE // (max(1, per_item.max()) * vocab_size)))
     for begin in range(0, len(here), n_here):

@@ -47,7 +47,8 @@ class Place(Record):
 
     Slow saves are made less often (`train.SAVES_SHARE`). Saving the quickstart's model takes about 10 ms (see `make bench`)."""
     data_folder: str | None = None
-    """Folder of prepared tables, tokenizers and scorers, each in a folder named by its digest. None: the family needs none."""
+    """Folder or URI of prepared tables, tokenizers and scorers, each in a folder named by its digest. A worker copies what lies
+    behind a URI to its disk once. None: the family needs none."""
     weights_folder: str | None = None
     """Folder for the final weights of each trial, one safetensors file per trial. None: they are not kept."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0

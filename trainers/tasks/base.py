@@ -65,6 +65,11 @@ class Family(Record):
         return given
 
     @property
+    def data_digests(self) -> tuple[str, ...]:
+        """Digests of the prepared folders that every machine needs (`trainers/data/store.py`)."""
+        return ()
+
+    @property
     @abstractmethod
     def vocab_size(self) -> int:
         """Number of token ids that the model reads and predicts."""

@@ -138,6 +138,10 @@ class Table(TextFamily):
         return self.content
 
     @property
+    def data_digests(self) -> tuple[str, ...]:
+        return tuple(digest for digest in (self._content.digest, self.tokens.digest, self.scorer_digest) if digest)
+
+    @property
     def text_tokens(self) -> Tokens:
         return self.tokens
 

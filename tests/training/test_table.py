@@ -1,0 +1,183 @@
+"""The family `table`: its contract, nested tasks spread over clusters, mixtures, scorers, and training that resumes to the bit."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from trainers.data import folders, store
+from trainers.data.sources import TableError
+from trainers.fit.place import Place
+from trainers.shapes import Model
+from trainers.spec import Evaluation, Training, TrunkSpec
+from trainers.tasks import Request, conformance, family_from
+from trainers.train import run_trunk
+
+LETTERS = "abcdefghijkl"
+
+
+def write(path, n_tasks=30, n_items=12, n_clusters=5):
+    """A table of tasks `x to y`, in clusters, with as many items each, but the first has one alone."""
+    draw = np.random.default_rng(3)
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["task", "cluster", "prompt", "target", "weight"])
+        for k in range(n_tasks):
+            a, b = LETTERS[k % 12], LETTERS[(k // 12 + k % 12 + 1) % 12]
+            for _ in range(n_items if k else 1):
+                text = "".join(draw.choice(list(LETTERS), 7)) + a
+                row = [f"{a} to {b}", f"kind {k % n_clusters}", f"{a}>{b}: {text}", text.replace(a, b), 1 + k % 3]
+                out.writerow(row)
+    return path
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    write(folder / "tasks.csv")
+    (folder / "lenient.py").write_text("def judge(prompt, target, answer):\n    return len(answer) > 0 or None\n")
+
+    def family(**given):
+        given = {"name": "table", "path": "tasks.csv", **given}
+        return family_from(conformance.family_named("table").resolved(given, folder, folder / "data", print))
+
+    return family
+
+
+def request(n_tasks=8, replicate=0, n=24, batch_size=6):
+    return Request(arm="answer", n_tasks=n_tasks, replicate=replicate, batch_size=batch_size, n_sequences=n)
+
+
+@pytest.mark.parametrize("given", [{}, {"n_clusters": 2}, {"items_per_task": 3, "weights": "proportional"}])
+def test_a_table_keeps_the_contract(make, given):
+    conformance.conforms(make(**given))
+
+
+def test_a_trial_of_fewer_tasks_has_the_first_ones_and_they_spread_over_clusters(make):
+    family = make()
+    for replicate in (0, 1):
+        order = family.train_tasks(replicate)
+        assert sorted(order.tolist()) == [k for k, part in enumerate(family.prepared.part) if part == "train"]
+        for n in (4, 8, 12):
+            clusters = Counter(family.prepared.clusters[order[:n]].tolist())
+            assert max(clusters.values()) - min(clusters.values()) <= 1, (n, clusters)
+    assert family.train_tasks(0).tolist() != family.train_tasks(1).tolist()
+    few = make(n_clusters=2)
+    assert len({cluster for _, cluster in few.trained(request(n_tasks=few.n_tasks_max))}) == 2
+
+
+def test_no_held_out_item_or_new_item_is_ever_drawn(make):
+    family = make()
+    drawn = family.drawn(request(n_tasks=family.n_tasks_max), np.random.default_rng(0), 20_000)
+    trained = {drawn.item(i).tobytes() for i in range(len(drawn))}
+    assert len(trained) == family.prepared.n_train[family.train_tasks(0)].sum()
+    for items in family.suite(request(n_tasks=family.n_tasks_max, n=500)):
+        asked = [row[row != family.tokens.end].tobytes() for row in items.tokens]
+        found = sum(np.append(np.frombuffer(a, np.int64), family.tokens.end).tobytes() in trained for a in asked)
+        assert found == (len(asked) if items.probes[0].split == "train_items" else 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, lambda n, w: np.ones(len(n))),
+        ({"weights": "proportional"}, lambda n, w: n),
+        ({"weights": "proportional", "cap": 2}, lambda n, w: np.minimum(n, 2)),
+        ({"weights": "given"}, lambda n, w: w),
+        ({"weights": "given", "temperature": 2}, lambda n, w: np.sqrt(w)),
+        ({"items_per_task": 2, "weights": "proportional"}, lambda n, w: np.minimum(n, 2)),
+    ],
+)
+def test_tasks_are_drawn_by_their_weights(make, given, share):
+    family, n = make(**given), 40_000
+    asked = request(n_tasks=12)
+    tasks = family.train_tasks(0)[:12]
+    drawn = family.drawn(asked, np.random.default_rng(1), n)
+    expected = share(family.prepared.n_train[tasks].astype(float), family.prepared.weights[tasks])
+    counts = np.array([(drawn.tasks == task).sum() for task in tasks])
+    chi2 = ((counts - n * expected / expected.sum()) ** 2 / (n * expected / expected.sum())).sum()
+    assert chi2 < 45  # 11 degrees of freedom: above 45 in one of 200,000
+
+
+def test_more_tasks_need_not_be_more_items(make):
+    family = make(items_total=24)
+    for n_tasks in (4, 12):
+        drawn = family.drawn(request(n_tasks=n_tasks), np.random.default_rng(0), 5000)
+        assert len({drawn.item(i).tobytes() for i in range(5000)}) <= 24
+
+
+def test_a_scorer_of_ones_own_judges_and_its_source_is_identity(make, tmp_path):
+    family = make(scorer="lenient:judge")
+    judged = family.suite(request())[0].answers.judged([np.array([65]), np.array([], np.int64)] * 12, np.ones(24, bool))
+    assert judged[1].tolist() == [True, False] * 12 == judged[2].tolist()
+    assert family.scorer_digest and family.scorer_digest != make().scorer_digest
+    trunks = [TrunkSpec(family=f, arm="answer", n_tasks=4, replicate=0) for f in (family, make())]
+    assert trunks[0].fingerprint() != trunks[1].fingerprint()
+    for bad in ("lenient", "lenient:nothing", "nowhere_at_all:judge"):
+        with pytest.raises(TableError) as refused:
+            make(scorer=bad)
+        assert "\n" not in str(refused.value) and str(refused.value).startswith("scorer: ")
+
+
+def test_the_same_rows_elsewhere_in_another_format_are_the_same_trial(make, tmp_path):
+    import pandas as pd
+
+    write(tmp_path / "other.csv")
+    pd.read_csv(tmp_path / "other.csv").to_parquet(tmp_path / "renamed.parquet")
+    kind = conformance.family_named("table")
+    other = family_from(kind.resolved({"name": "table", "path": "renamed.parquet"}, tmp_path, tmp_path / "data", print))
+    trunks = [TrunkSpec(family=f, arm="answer", n_tasks=4, replicate=0) for f in (make(), other)]
+    assert trunks[0].fingerprint() == trunks[1].fingerprint() and trunks[0].family.path != trunks[1].family.path
+
+
+def trunk_of(family):
+    return TrunkSpec(
+        family=family, arm="answer", n_tasks=8, replicate=0, model=Model(n_layers=1, d_model=32, n_heads=4, d_mlp=64),
+        training=Training(batch_size=4), evaluation=Evaluation(n_sequences=8, points_per_decade=2, first_flops=1e9),
+    )  # fmt: skip
+
+
+def results(events):
+    return {e["key"]: e["rows"] for e in events if e["kind"] == "evaluation"}
+
+
+def test_a_run_that_stops_at_any_point_and_goes_on_ends_as_if_it_had_not(make, tmp_path):
+    trunk, budgets = trunk_of(make()), [3e9, 6e9]
+    whole: list = []
+    run_trunk(trunk, budgets, Place(), whole.extend)
+    calls = [0]
+    for stop_at in (7, 60):
+        events: list = []
+        place = Place(checkpoint_folder=str(tmp_path / str(stop_at)), checkpoint_every_seconds=0)
+        for _ in range(400):
+            calls[0] = 0
+
+            def stop(at=stop_at):
+                calls[0] += 1
+                return calls[0] > at
+
+            if run_trunk(trunk, budgets, place, events.extend, stop) == "finished":
+                break
+            stop_at += 400
+        assert results(events) == results(whole)
+
+
+def test_data_behind_a_uri_is_copied_once_and_a_damaged_copy_is_refused(make, tmp_path, monkeypatch):
+    family = make(scorer="lenient:judge")
+    far = tmp_path / "far"
+    for digest in family.data_digests:
+        folders.put(store.folder_of(digest), far.as_uri())
+    monkeypatch.setattr(store, "_ROOTS", [far.as_uri()])
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    folder = store.folder_of(family.content.digest)
+    assert far not in folder.parents and store.folder_of(family.content.digest) == folder
+    shutil.rmtree(folder)
+    shard = next((far / family.content.digest).glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-9] + b"123456789")
+    with pytest.raises(TableError, match=shard.name):
+        store.folder_of(family.content.digest)

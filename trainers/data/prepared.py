@@ -36,6 +36,10 @@ class Prepared:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         manifest = shards.open_manifest(self.folder)
+        if manifest.digest != self.folder.name:
+            raise TableError(
+                f"{self.folder}: {shards.MANIFEST} names {manifest.digest}; delete this folder, and prepare it again"
+            )
         for name in (FACTS, TASKS):
             shards.verify_file(self.folder / name, manifest.files[name])
         tasks = json.loads((self.folder / TASKS).read_bytes())

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from trainers import durable
-from trainers.data.sources import TableError
+from trainers.data.sources import TableError, first_line
 from trainers.records import Index, Record
 
 MANIFEST = "manifest.json"
@@ -293,8 +293,15 @@ class Items:
                 kinds = ", ".join(f"{field.name}: {field.type}" for field in shard.schema)
                 raise _damaged(self.folder, f"{name} holds {kinds}; needed: {self.dtype} ids")
             columns = [shard.get_batch(i).column(0) for i in range(shard.num_record_batches)]
-        except (OSError, pa.ArrowException) as problem:
-            raise _damaged(self.folder, f"{name} is no Arrow file: {str(problem).splitlines()[0]}") from None
+        except TableError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            NotImplementedError,
+            MemoryError,
+        ) as problem:  # all errors of Arrow are one of these
+            raise _damaged(self.folder, f"{name} is no Arrow file: {first_line(problem)}") from None
         return [
             (np.frombuffer(c.values.buffers()[1], self.dtype), np.frombuffer(c.buffers()[1], np.int64)) for c in columns
         ]

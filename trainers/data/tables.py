@@ -109,7 +109,13 @@ def rows(source: Source, columns: Columns, render: Render | None = None) -> Iter
                     yield batch
         except TableError:
             raise
-        except (OSError, ValueError, EOFError, NotImplementedError) as problem:  # all errors of Arrow are one of these
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            NotImplementedError,
+            MemoryError,
+        ) as problem:  # all errors of Arrow are one of these
             raise TableError(
                 f"{file.label}: cannot be read as {file.format}: {first_line(problem)}; write it again"
             ) from None
@@ -202,20 +208,21 @@ def _of_arrow(file: TableFile, fields: dict[str, str], batch: Any, seen: int) ->
     for start in range(0, batch.num_rows, step):
         part = batch.slice(start, step)
         where = Where(file, range(seen + start + 1, seen + start + part.num_rows + 1))
-        yield fields, ({f: _python(file, c, part.column(c), where) for f, c in fields.items()}, where)
+        yield fields, ({f: _python(c, part.column(c), where) for f, c in fields.items()}, where)
 
 
-def _python(file: TableFile, column: str, values: Any, where: Where) -> list[Any]:
-    """An Arrow array as a list. Raises TableError for bytes that are no UTF-8, which Arrow does not check by itself."""
+def _python(column: str, values: Any, where: Where) -> list[Any]:
+    """An Arrow array as a list. Raises TableError for damage and for bytes that are no UTF-8: Arrow checks neither by itself."""
     try:
-        found: list[Any] = values.to_pylist()
-    except UnicodeDecodeError:
+        values.validate(full=True)
+    except ValueError as problem:
         for i in range(len(values)):
             try:
-                values[i].as_py()
-            except UnicodeDecodeError:
-                raise _refused(where(i), column, "bytes that are no UTF-8", "text", "write it as UTF-8") from None
+                values.slice(i, 1).validate(full=True)
+            except ValueError:
+                raise _refused(where(i), column, first_line(problem), "text in UTF-8", "write it again") from None
         raise
+    found: list[Any] = values.to_pylist()
     return found
 
 

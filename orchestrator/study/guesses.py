@@ -13,8 +13,8 @@ from orchestrator.study.schema import PART_MODELS, Axes, Stop, Study
 from trainers.records import short_number
 from trainers.spec import Evaluation
 
-_LENGTH = "the length of training is a budget in FLOPs, axes.compute_flops; 'emergence plan' shows its steps"
-_TOKENS = "a budget is in training FLOPs, axes.compute_flops, some 6 per parameter and token; 'emergence plan' shows its steps"
+_LENGTH = "the length of training is a list of budgets, axes.compute_flops, or axes.compute_steps in optimizer steps"
+_TOKENS = "a budget is in training FLOPs, axes.compute_flops, some 6 per parameter and token, or in tokens, axes.compute_tokens"
 _REPEATS = "repetitions are counted in axes.replicates, as in replicates: 3; each has its own random streams"
 _GRID = "a study trains every cell of its axes (arm, n_tasks, compute_flops, replicates); other settings vary by name in axes.variant, as in variant: {one: {}, deep: {model: {n_layers: 4}}}"
 _ALL = "the trials follow from axes, and none is pruned, because it could be the one in which a skill appears late"

@@ -19,7 +19,8 @@ from orchestrator import files, terminal
 from orchestrator.study import yaml_file
 from orchestrator.study.guesses import stands_for, unknown_key, wrong_value
 from orchestrator.study.refusals import closest, hint_of, problems_of
-from orchestrator.study.schema import PART_MODELS, PARTS, Axes, Expected, Study, StudyError, with_changes
+from orchestrator.study.schema import PART_MODELS, PARTS, Axes, Expected, OtherBudgets, Study, StudyError, with_changes
+from trainers import budget
 from trainers.records import Record, beyond_limits
 from trainers.shapes import Dial, Model
 from trainers.spec import Evaluation, Training
@@ -100,12 +101,10 @@ def _one_line(text: str) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """Keys that a settings record accepts: its fields, and for a model also those of `Dial`, which set several widths at once."""
+    """Keys that a settings record accepts: its fields, and those that stand for some of them (`Dial`, `OtherBudgets`)."""
     resolved = getattr(model, "resolved_fields", ())
-    return [
-        *(k for k in model.model_fields if k not in resolved),
-        *(Dial.model_fields if issubclass(model, Model) else ()),
-    ]
+    others = Dial if issubclass(model, Model) else OtherBudgets if issubclass(model, Axes) else Record
+    return [*(k for k in model.model_fields if k not in resolved), *others.model_fields]
 
 
 class _FileRefused(Exception):
@@ -127,6 +126,7 @@ class _Reader:
 
     def study(self) -> Study:
         """The study. Raises StudyError with every problem, one line each."""
+        other = self._other_budgets()
         self._limits()
         family = self._family(self.raw.get("family")) if "family" in self.raw else None
         study = None
@@ -138,6 +138,8 @@ class _Reader:
         if study and family:
             self._variants(study)
             self._arms(study, family)
+            if other and not self.problems:
+                study = self._in_flops(study, *other)
             if not self.problems:
                 self._meaning(study, family)
         if study is not None and not self.problems:
@@ -147,6 +149,50 @@ class _Reader:
         if n_more := len(found) - len(shown) + self.n_left_out:
             shown.append(f"{self.path}:{found[len(shown) - 1][0]}: and {n_more} more problems")
         raise StudyError("\n".join(shown))
+
+    def _other_budgets(self) -> tuple[str, tuple[float, ...]] | None:
+        """(key, values) of budgets in tokens or steps; None without them. They stand under `compute_flops` until `_in_flops`."""
+        axes: Any = self.raw.get("axes")
+        given = [key for key in ("compute_flops", *OtherBudgets.model_fields) if isinstance(axes, dict) and key in axes]
+        if not given or given == ["compute_flops"]:
+            return None
+        key = given[-1]
+        if len(given) > 1:
+            self._say(("axes", key), f"{' and '.join(given)} all give the budgets; keep one")
+        self._beyond(("axes",), OtherBudgets)
+        values = axes[key]
+        try:
+            values = getattr(OtherBudgets.model_validate({key: values}), key)
+        except ValidationError as error:
+            self._all(error.errors(), ("axes",), OtherBudgets)
+            values = (1.0,)
+        left = {k: v for k, v in axes.items() if k not in OtherBudgets.model_fields}
+        self.raw = self.raw | {"axes": left | {"compute_flops": [*(values or ())]}}
+        self.lines = self.lines | {
+            ("axes", "compute_flops", *place[2:]): line
+            for place, line in self.lines.items()
+            if place[:2] == ("axes", key)
+        }
+        return key, tuple(values or ())
+
+    def _in_flops(self, study: Study, key: str, values: tuple[float, ...]) -> Study:
+        """The study with its budgets in FLOPs, whole optimizer steps. Reports conditions that differ in their cost."""
+        costs: dict[tuple[int, int], str] = {}
+        for condition in study.conditions:
+            trunk, stated = study.first_trunk(condition)
+            if stated.tokens_per_parameter is not None:
+                self._say(("axes", key), "the model follows the budget (tokens_per_parameter); give compute_flops")
+                return study
+            n_tokens = trunk.training.batch_size * cast(Family, trunk.family).length(trunk.arm)
+            costs.setdefault((budget.flops_per_step(trunk), n_tokens if key == "compute_tokens" else 1), condition)
+        if len(costs) > 1:
+            (one, of), (other, of_other) = list(costs.items())[:2]
+            told = f"one costs {one[0] / one[1]:.4g} FLOPs in '{of}' and {other[0] / other[1]:.4g} in '{of_other}'"
+            self._say(("axes", key), f"{told}, so equal numbers are not equal compute; give compute_flops")
+            return study
+        ((cost, per_step),) = costs
+        flops = tuple(float(max(1, round(value / per_step)) * cost) for value in values)
+        return study.model_copy(update={"axes": study.axes.model_copy(update={"compute_flops": flops})})
 
     def _limits(self) -> None:
         """Report values beyond the limits of their fields, at every place of the file."""

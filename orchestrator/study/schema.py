@@ -83,6 +83,17 @@ class Axes(Record):
     """Independent repetitions of every cell: replicate 0 ... replicates - 1."""
 
 
+class OtherBudgets(Record):
+    """Keys of `axes` that state the budgets in another unit, in place of `compute_flops`. Only the FLOPs are recorded."""
+
+    compute_tokens: Annotated[tuple[Positive, ...] | None, Field(strict=False, min_length=1), Limit(1e18, 1, 100)] = (
+        None
+    )
+    """Budgets in training tokens, padding included; all conditions must cost the same FLOPs per token."""
+    compute_steps: Annotated[tuple[Count, ...] | None, Field(strict=False, min_length=1), Limit(1e9, items=100)] = None
+    """Budgets in optimizer steps; all conditions must cost the same FLOPs per step."""
+
+
 class Cell(Record):
     """The results to which an expected value refers. Every key but `n_tasks` has a default."""
 

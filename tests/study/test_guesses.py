@@ -16,7 +16,7 @@ from orchestrator.study.schema import StudyError
 TOP, MODEL, AXES = "model:", "  d_model: 64", "  replicates: 2"
 GUESSES = [  # (what stands there, what is written, what the line must name)
     (TOP, "training: {lr: 1e-3}\nmodel:", "training.learning_rate"),
-    (TOP, "compute_tokens: 1e9\nmodel:", "axes.compute_flops"),
+    (TOP, "compute_tokens: 1e9\nmodel:", "key of axes"),
     (TOP, "tokens: 1e9\nmodel:", "axes.compute_flops"),
     (TOP, "epochs: 3\nmodel:", "axes.compute_flops"),
     (TOP, "training: {max_steps: 1000}\nmodel:", "axes.compute_flops"),

@@ -14,7 +14,8 @@ import pytest
 
 from orchestrator.study import reader, refusals, yaml_file
 from orchestrator.study.reader import load
-from orchestrator.study.schema import Study, StudyError, differences
+from orchestrator.study.schema import OtherBudgets, Study, StudyError, differences
+from trainers import budget
 from trainers.records import MAX_DIGITS, Limit, limit_words
 from trainers.shapes import PRESETS, Dial
 from trainers.tasks import FAMILIES
@@ -338,7 +339,7 @@ def of_every_key(told: Callable[[Any], Any]) -> dict[str, Any]:
                 found |= walk(inner, f"{prefix}{name}.")
         return found
 
-    keys = walk(Study, "") | walk(Dial, "model.")
+    keys = walk(Study, "") | walk(Dial, "model.") | walk(OtherBudgets, "axes.")
     for name, family in FAMILIES.items():
         keys |= walk(family, f"family.{name}.")
     return keys
@@ -409,3 +410,49 @@ def test_a_claim_on_memory_is_refused_where_memory_has_no_meaning(tmp_path: Path
     path = written(tmp_path, text + "primary: {what: k_memory, hi: 0.5}\n")
     with pytest.raises(StudyError, match="memory has no meaning in family 'compose'"):
         load(path)
+
+
+BUDGETS = """\
+study: units
+version: 1
+question: Are budgets in other units the same budgets?
+family: {name: cipher}
+axes:
+  arm: [answer]
+  n_tasks: [4]
+  GIVEN
+  replicates: 1
+evaluation: {n_sequences: 8, points_per_decade: 1}
+"""
+
+
+def in_units(given: str, tmp_path: Path) -> Study:
+    (tmp_path / "units.yaml").write_text(BUDGETS.replace("GIVEN", given))
+    return load(str(tmp_path / "units.yaml"))
+
+
+def test_budgets_in_steps_or_tokens_are_recorded_in_flops(tmp_path):
+    steps = in_units("compute_steps: [100, 250]", tmp_path)
+    trunk = steps.trunk_of("answer")
+    assert [budget.steps_of(trunk, flops).end for flops in steps.budgets] == [100, 250]
+    a_step = trunk.training.batch_size * trunk.family.length("answer")
+    tokens = in_units(f"compute_tokens: [{100 * a_step}, {250 * a_step + a_step // 3}]", tmp_path)
+    flops = in_units(f"compute_flops: [{steps.budgets[0]!r}, {steps.budgets[1]!r}]", tmp_path)
+    assert steps == tokens == flops
+
+
+@pytest.mark.parametrize(
+    ("given", "line", "key"),
+    [
+        ("compute_steps: [100]\n  compute_flops: [1e12]", 8, "axes.compute_steps"),
+        ("compute_tokens: [many]", 8, "axes.compute_tokens[0]"),
+        ("compute_steps: []", 8, "axes.compute_steps"),
+        ("compute_steps: [10]", 8, "axes.compute_flops[0]"),  # too few: in FLOPs, as any budget
+        ("compute_step: [100]", 8, "compute_steps"),
+        ("compute_steps: [100]\n  variant: {a: {}, b: {model: {d_model: 128}}}", 8, "axes.compute_steps"),
+    ],
+)
+def test_wrong_budgets_in_other_units_are_refused_at_their_line(given, line, key, tmp_path):
+    with pytest.raises(StudyError) as refused:
+        in_units(given, tmp_path)
+    assert f":{line}: " in str(refused.value) and key in str(refused.value), str(refused.value)

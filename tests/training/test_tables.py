@@ -221,7 +221,7 @@ def rendered(turns: list[dict[str, str]]) -> tuple[str, str]:
 def test_the_last_turn_of_a_chat_is_the_target(ending: str, tmp_path: Path) -> None:
     path = write([{"messages": TURNS, "task": "sums"}], tmp_path / f"t{ending}")
     assert read(path, render=rendered) == [("<user>1+1=", "2", "sums")]
-    assert "template" in refusal(path)
+    assert read(path) == [("user: 1+1=\nassistant: ", "2\n", "sums")]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trainers.data.chat import plain
 from trainers.data.sources import Source, TableError, TableFile, first_line
 from trainers.records import Record
 
@@ -89,7 +90,8 @@ Raw = tuple[dict[str, list[Any]], Where]
 
 
 def rows(source: Source, columns: Columns, render: Render | None = None) -> Iterator[Rows]:
-    """The rows of a table in order of file and row, in batches. `render` is needed for a column of messages.
+    """The rows of a table in order of file and row, in batches. `render` makes the text of chat turns, and of
+    prompt and target as two turns; left out, it is `chat.plain` for turns.
 
     Raises TableError for the first row that cannot be used, with file, row and column.
     """
@@ -360,6 +362,12 @@ def _checked(raw: Raw, fields: dict[str, str], render: Render | None) -> Rows | 
         pairs = [_rendered(turns, fields["messages"], where(i), render) for i, turns in enumerate(values["messages"])]
         texts["prompt"] = _texts([prompt for prompt, _ in pairs], fields["messages"], where)
         texts["target"] = _texts([target for _, target in pairs], fields["messages"], where)
+    elif render is not None:
+        user, assistant = ({"role": role} for role in ("user", "assistant"))
+        turns = zip(texts["prompt"], texts["target"], strict=True)
+        chats = [[user | {"content": prompt}, assistant | {"content": target}] for prompt, target in turns]
+        pairs = [_rendered(chat, fields["prompt"], where(i), render) for i, chat in enumerate(chats)]
+        texts["prompt"], texts["target"] = [prompt for prompt, _ in pairs], [target for _, target in pairs]
     for i, split in enumerate(texts.get("split", ())):
         if split not in ("train", "held_out"):
             raise _refused(where(i), fields["split"], repr(split), "'train' or 'held_out'", "rename it")
@@ -407,10 +415,6 @@ def _weight(given: Any, column: str, where: Where, i: int) -> float:
 
 def _rendered(turns: Any, column: str, at: str, render: Render | None) -> tuple[str, str]:
     """(prompt, target) of chat turns."""
-    if render is None:
-        raise TableError(
-            f"{at}, column '{column}': chat turns need a chat template, and none is given; name one in the study"
-        )
     if not isinstance(turns, list) or not turns:
         raise _refused(at, column, "no turns" if turns == [] else _kind(turns), _allowed("messages"), "write it so")
     for number, turn in enumerate(turns, 1):
@@ -424,7 +428,7 @@ def _rendered(turns: Any, column: str, at: str, render: Render | None) -> tuple[
             at, column, given, "a last turn of role 'assistant', which is the target", "remove the turns behind it"
         )
     try:
-        return render([{key: turn[key] for key in turn if turn[key] is not None} for turn in turns])
+        return (render or plain())([{key: turn[key] for key in turn if turn[key] is not None} for turn in turns])
     except ValueError as problem:
         raise TableError(f"{at}, column '{column}': the chat template refuses it: {first_line(problem)}") from None
 

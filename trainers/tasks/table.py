@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BeforeValidator, model_validator
 
 from trainers.data import store
+from trainers.data.chat import template_of
 from trainers.data.parts import Rules
 from trainers.data.prepared import Prepared, open_prepared, prepare
 from trainers.data.sources import TableError
@@ -68,6 +69,9 @@ class Table(TextFamily):
     """Names of the table's columns."""
     tokenizer: str = "bytes"
     """`bytes`, or a `tokenizer.json` of the library tokenizers, or a folder that holds one."""
+    template: str | None = None
+    """A chat template (Jinja), or the folder of a model that has one. It makes the text of the turns in a column of messages, or of
+    prompt and target as turns of user and assistant. Left out: prompt and target as they are, turns as `role: content`."""
     scorer: str | None = None
     """`module:function` of a judge (prompt, target, answer) -> true, false, or None if it is no answer. Left out: an answer is
     right if it equals the target."""
@@ -95,7 +99,7 @@ class Table(TextFamily):
     """Resolved from `path`: the content of the table."""
 
     version: ClassVar[int] = 1
-    labels: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer"})
+    labels: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template"})
     resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
 
     @model_validator(mode="after")
@@ -124,7 +128,8 @@ class Table(TextFamily):
         store.use(root)
         tokens = Tokens() if stated.tokenizer == "bytes" else of_file(beside / stated.tokenizer, root)
         source = stated.path if "://" in stated.path else str(beside / stated.path)
-        made = prepare(source, stated.columns, tokens, stated.rules, root, say)
+        template = None if stated.template is None else template_of(beside / stated.template)
+        made = prepare(source, stated.columns, tokens, stated.rules, root, say, template)
         if leaking := made.facts.certificate.leaking:
             raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
         digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root)

@@ -129,6 +129,8 @@ class _Reader:
         other = self._other_budgets()
         self._limits()
         family = self._family(self.raw.get("family")) if "family" in self.raw else None
+        if family:
+            self._resolve_variants(type(family))
         study = None
         try:
             study = Study.model_validate(self.raw | ({"family": family} if family else {}))
@@ -179,7 +181,10 @@ class _Reader:
         """The study with its budgets in FLOPs, whole optimizer steps. Reports conditions that differ in their cost."""
         costs: dict[tuple[int, int], str] = {}
         for condition in study.conditions:
-            trunk, stated = study.first_trunk(condition)
+            try:
+                trunk, stated = study.first_trunk(condition)
+            except ValidationError:  # an arm or number of tasks that the family lacks: `_meaning` reports it
+                return study
             if stated.tokens_per_parameter is not None:
                 self._say(("axes", key), "the model follows the budget (tokens_per_parameter); give compute_flops")
                 return study
@@ -191,7 +196,7 @@ class _Reader:
             self._say(("axes", key), f"{told}, so equal numbers are not equal compute; give compute_flops")
             return study
         ((cost, per_step),) = costs
-        flops = tuple(float(max(1, round(value / per_step)) * cost) for value in values)
+        flops = tuple(_shortest(max(1, round(value / per_step)), cost) for value in values)
         return study.model_copy(update={"axes": study.axes.model_copy(update={"compute_flops": flops})})
 
     def _limits(self) -> None:
@@ -247,20 +252,44 @@ class _Reader:
             self._say(("family",), f"a mapping with 'name' is needed{hint}; families are {', '.join(FAMILIES)}")
             return None
         try:
-            return cast(Family, family_from(self._resolved(given)))
+            return cast(Family, family_from(self._resolved(given, self._kind())))
         except FamilyError as problem:
             self._say(("family", "name"), str(problem), named=False)
         except _FileRefused as problem:
-            key, _, rest = str(problem).partition(": ")
-            known = key in self._kind().model_fields
-            self._say(("family", key) if known else ("family",), rest if known else str(problem), named=known)
+            self._file(("family",), problem)
         except ValidationError as error:
             self._all(error.errors(), ("family",), self._kind())
         return None
 
-    def _resolved(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _file(self, place: tuple[Any, ...], problem: _FileRefused) -> None:
+        """Report a file that cannot be used, at the key of the family that its message begins with."""
+        key, _, rest = str(problem).partition(": ")
+        known = key in self._kind().model_fields
+        self._say((*place, key) if known else place, rest if known else str(problem), named=known)
+
+    def _resolve_variants(self, kind: type[Family]) -> None:
+        """Put what the files of a variant hold beside its changes of the family: another tokenizer, table or scorer."""
+        axes: Any = self.raw.get("axes")
+        variants: Any = axes.get("variant") if isinstance(axes, dict) else None
+        for name in _keys_of(variants):
+            changes: Any = variants[name].get("family") if isinstance(variants[name], dict) else None
+            if not isinstance(changes, dict) or not kind.resolved_from & changes.keys():
+                continue
+            try:
+                made = self._resolved({**self.raw["family"], **changes}, kind)
+            except (_FileRefused, ValidationError) as problem:
+                if isinstance(problem, _FileRefused):
+                    self._file(("axes", "variant", name, "family"), problem)
+                continue  # `_variants` reports values that are invalid
+            held = {
+                f: made[f].model_dump(mode="json") if isinstance(made[f], Record) else made[f]
+                for f in kind.resolved_fields
+            }
+            variants = {**variants, name: {**variants[name], "family": changes | held}}
+            self.raw = self.raw | {"axes": {**axes, "variant": variants}}
+
+    def _resolved(self, given: dict[str, Any], kind: type[Record]) -> dict[str, Any]:
         """The family's settings with the contents of their files. Raises _FileRefused for a file that cannot be used."""
-        kind = self._kind()
         if not issubclass(kind, Family):
             return given
         try:
@@ -269,7 +298,7 @@ class _Reader:
             )
         except ValidationError:
             raise
-        except (ValueError, OSError) as problem:
+        except (ValueError, OSError, ImportError) as problem:
             raise _FileRefused(str(problem)) from None
 
     def _meaning(self, study: Study, family: Family) -> None:
@@ -369,6 +398,15 @@ class _Reader:
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
         line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
         self.problems.append((line, _one_line(f"{name}: {message}" if named and name else message)))
+
+
+def _shortest(steps: int, cost: int) -> float:
+    """The number of FLOPs with the fewest digits that is this many steps of `cost` FLOPs: ids of trials hold it."""
+    every = (float(f"{steps * cost:.{digits}e}") for digits in range(2, 17))
+    return next(
+        (flops for flops in every if abs(flops / cost - steps) < 0.01 * steps and round(flops / cost) == steps),
+        float(steps * cost),
+    )
 
 
 def _keys_of(given: Any) -> list[Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from trainers.data import store
 from trainers.data.tokens import Tokens, TokensError, of_characters, of_file
+from trainers.tasks import Table
 
 TEXTS = ["", "a", "Reverse: abc", "Ünïcode 🙂\nnew line", "12 + 7 = 19"]
 
@@ -62,3 +64,17 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(content, tmp_path):
     with pytest.raises(TokensError) as refused:
         of_file(tmp_path, tmp_path / "data")
     assert "\n" not in str(refused.value) and "tokenizer.json" in str(refused.value)
+
+
+@pytest.mark.parametrize("library", ["tokenizers"])
+def test_without_the_extra_one_line_says_which_and_how(library, tmp_path, monkeypatch):
+    """As on a machine where the library is not installed: its import fails."""
+    word_file(tmp_path / "mine", ["red"])
+    rows = [f"task {k},say {k} and {i} of the many words here,{i}" for k in range(6) for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["task,prompt,target", *rows]))
+    monkeypatch.setitem(sys.modules, library, None)
+    given = {"name": "table", "path": "t.csv", "tokenizer": "mine" if library == "tokenizers" else "bytes"}
+    with pytest.raises((ValueError, ImportError)) as refused:
+        Table.resolved(given, tmp_path, tmp_path / "data", print)
+    assert library in str(refused.value) and "emergence-lab[text]" in str(refused.value)
+    assert "\n" not in str(refused.value)

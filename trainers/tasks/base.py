@@ -52,6 +52,8 @@ class Family(Record):
     """Parameters that are no part of a trial's identity, such as the path of a file whose content is."""
     resolved_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that no study states: `resolved` fills them."""
+    resolved_from: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that decide the resolved fields."""
     mixture: ClassVar[str]
     """Name of the skill that scores all answers, on tasks as frequent as in training. Memory is read on its seen split."""
 

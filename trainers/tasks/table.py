@@ -100,6 +100,7 @@ class Table(TextFamily):
 
     version: ClassVar[int] = 1
     labels: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template"})
+    resolved_from: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template", "scorer", "rules"})
     resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from orchestrator.console import checks
 from orchestrator.console.checks import UsageProblem
@@ -260,18 +260,25 @@ class _Snapshot:
         """The table `runs`, with condition and the headline measures."""
         import pyarrow as pa
 
-        from orchestrator.analysis.measures import HEADLINE
+        from orchestrator.analysis.measures import headline
         from orchestrator.analysis.results import surface
 
         arrays, table = self.arrays, self.tables[1]
         rows = arrays.runs
         columns: dict[str, Any] = {"condition": pa.array([run["arm"] for run in rows], pa.string())}
         columns |= {name: table[name] for name in (*PLACE, "status")}
-        for measure in HEADLINE:
+        for measure in headline(cast(Any, self.study.family).ability_of):
             cubes = {condition: surface(arrays, measure, condition) for condition in self.study.conditions}
             values = [cubes[run["arm"]][arrays.place_of(run)] for run in rows]
             columns[measure] = pa.array(values, pa.float64(), from_pandas=True)
         return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
+
+    @cached_property
+    def of_text(self) -> tuple[pa.Table, pa.Table]:
+        """`tasks` and `examples`; without rows if the family is none of text."""
+        from orchestrator.record import tables
+
+        return tables.tasks_table(self.state, self.study), tables.examples_table(self.state, self.study)
 
     @cached_property
     def telemetry(self) -> pa.Table:
@@ -360,7 +367,7 @@ class OpenStudy:
     @property
     @_plainly
     def runs_arrow(self) -> pa.Table:
-        """A row for each trial, ended or not: place, status, ability, accuracy, memory, cost, time and machine."""
+        """A row for each trial, ended or not: place, status, ability, accuracy (of text: right), memory, cost, time and machine."""
         return self._now().runs
 
     @property
@@ -378,6 +385,18 @@ class OpenStudy:
     def telemetry(self) -> pd.DataFrame:
         """`telemetry_arrow` as a pandas frame."""
         return self.telemetry_arrow.to_pandas()
+
+    @property
+    @_plainly
+    def tasks(self) -> pd.DataFrame:
+        """A row for each task of an item set at the end of a trial, of families of text: the columns of tasks.parquet."""
+        return self._now().of_text[0].to_pandas()
+
+    @property
+    @_plainly
+    def examples(self) -> pd.DataFrame:
+        """Items with the free answers of each trial, of families of text: the columns of examples.parquet."""
+        return self._now().of_text[1].to_pandas()
 
     @property
     @_plainly

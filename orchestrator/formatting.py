@@ -88,6 +88,10 @@ def counted(n: float, word: str) -> str:
     return f"{number(n)} {word}{'' if n == 1 else 's'}"
 
 
-def on_split(split: str) -> str:
-    """The name of a split in sentences: `held-out tasks` or `training tasks`."""
-    return "held-out tasks" if split == "held_out" else "training tasks"
+_SPLITS = {"train_items": "training items", "held_out": "held-out tasks", "held_out_clusters": "held-out clusters"}
+
+
+def on_split(split: str, of_text: bool = False) -> str:
+    """The name of a split in sentences, such as `held-out tasks`. `seen` are training tasks; in families of text, which also read
+    the training items themselves, they are `new items of training tasks`."""
+    return _SPLITS.get(split, "new items of training tasks" if of_text else "training tasks")

@@ -104,7 +104,7 @@ def test_frames_begin_with_the_place_and_have_every_column_of_the_files(study: O
 
 def test_every_column_is_documented(study: OpenStudy) -> None:
     text = (ROOT / "docs" / "python.md").read_text()
-    for frame in (study.results, study.runs, study.findings, study.telemetry):
+    for frame in (study.results, study.runs, study.findings, study.telemetry, study.tasks, study.examples):
         assert [name for name in frame.columns if f"`{name}`" not in text] == []
 
 

@@ -24,10 +24,11 @@ from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.spec import TrialSpec, TrunkSpec
+from trainers.tasks.text import packed_names
 from trainers.telemetry import Telemetry, Watch, matmul_flops_per_second, on_of
 
 Event = dict[str, Any]
-"""A JSON object. `kind` is "evaluation", "trial", "trunk" or "telemetry". `key` is the same if a resumed run emits it again."""
+"""A JSON object. `kind` is "evaluation", "trial", "trunk", "telemetry" or "tasks". `key` is the same if a resumed run emits it again."""
 Status = Literal["finished", "stopped"]
 """`finished`: every budget has ended. `stopped`: `should_stop` ended the run early."""
 
@@ -109,6 +110,7 @@ def run_trunk(
             emit(now["events"])
     elif loaded and folder and leads:
         checkpoint.discard(folder)  # the trunk has passed a budget of this call: train again from the start
+    names = None if any(event["kind"] == "tasks" for event in now["events"]) else family.trained_names(trunk.request)
     telemetry = Telemetry(trunk, place, engine.world * peak, now, watch if leads else lambda live: None)
     saved_at, save_seconds = time.monotonic(), 0.0
     saves_worked, noted = loaded is not None, False
@@ -202,6 +204,8 @@ def run_trunk(
     if now["branch"] is not None and now["branch"] not in steps:  # its trial ended after this checkpoint
         return_to_trunk()
         now.update(steps_charged=0, exams_charged=0, train_seconds=0.0, eval_seconds=0.0)
+    if names is not None:
+        emit_event("tasks", "tasks", n_tasks=len(names), packed=packed_names(names))
     setup_seconds = time.time() - started
     try:
         while now["branch"] is not None or any(b not in now["ended"] for b in steps):

@@ -163,6 +163,15 @@ def measure_of(name: str, ability_of: str) -> Callable[[Columns], np.ndarray]:
 HEADLINE = ("ability", "accuracy", "memory")
 """Measures of a trial: ability and accuracy of the headline skill at its end, memory of the training tasks before the decay."""
 
+
+def headline(ability_of: str) -> tuple[str, str, str]:
+    """HEADLINE for families with this `Family.ability_of`. Of text, `right` takes the place of accuracy, which counts tokens."""
+    return ("ability", "right", "memory") if ability_of == "right" else HEADLINE
+
+
+COMPARED_ON = ("held_out", "held_out_clusters", "seen")
+"""Splits on which a skill is compared: the first of them on which it was measured."""
+
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 
 SUMS = (

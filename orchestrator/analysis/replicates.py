@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
 from orchestrator import stats
 from orchestrator.analysis.finding import Ends, Finding, claim_of, in_condition, no_interval, remembered
+from orchestrator.analysis.measures import headline
 from orchestrator.analysis.results import Results, split_of, surface
 from orchestrator.formatting import decimal, number, percent
 from orchestrator.stats import replicates
+from trainers.tasks import Family
 
 
 def ask(results: Results) -> Iterator[Finding]:
@@ -74,11 +77,12 @@ def _share_at_the_onset(results: Results, condition: str) -> Finding | None:
 
 
 def _noise(results: Results, condition: str, skill: str) -> Finding | None:
-    """The largest coefficient of variation of accuracy between replicates, over the numbers of tasks at the largest budget with one.
+    """The largest coefficient of variation of accuracy (of text, of right answers) between replicates, over the numbers of tasks at the largest budget with one.
 
     Only numbers of tasks with a mean of at least half of the largest mean count.
     """
-    cube = results.cube("accuracy", condition, skill, split_of(results, skill))
+    measure = headline(cast(Family, results.study.family).ability_of)[1]
+    cube = results.cube(measure, condition, skill, split_of(results, skill))
     for j in reversed(range(len(results.budgets))):
         found = _noisiest(results.levels, cube[:, j])
         if found is not None:
@@ -88,14 +92,14 @@ def _noise(results: Results, condition: str, skill: str) -> Finding | None:
         return None
     flops = results.budgets[j]
     where = f"at {' and '.join(map(number, levels))} tasks and {number(flops)} FLOPs"
-    what = f"accuracy of {skill}{in_condition(results, condition)}"
+    what = f"{measure} of {skill}{in_condition(results, condition)}"
 
     def words(one: Finding) -> str:
         sd = "" if noise.sd is None else f" (standard deviation {decimal(noise.sd, 3)})"
         return f"{what} varies between replicates by {percent(one.estimate or 0.0)}{sd} {where}"
 
     return Finding(
-        name=claim_of("noise", "accuracy", condition, skill),
+        name=claim_of("noise", measure, condition, skill),
         question="noise",
         words=words,
         condition=condition,

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from orchestrator.analysis.measures import NUMBER_COLUMNS, WORD_COLUMNS, Columns, Row, measure_of
+from orchestrator.analysis.measures import COMPARED_ON, NUMBER_COLUMNS, WORD_COLUMNS, Columns, Row, measure_of
 from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
@@ -23,9 +23,9 @@ Axis = Literal["n_tasks", "compute_flops"]
 
 
 def split_of(results: Results, skill: str) -> str:
-    """The split on which a skill is compared: `held_out`, or `seen` if the skill was measured on seen tasks alone."""
+    """The split on which a skill is compared, the first of COMPARED_ON; `held_out` if the skill was not measured."""
     splits = {split for _, name, split in results.groups() if name == skill}
-    return "seen" if splits == {"seen"} else "held_out"
+    return next((split for split in COMPARED_ON if split in splits), "held_out")
 
 
 Phase = Literal["pre_decay", "final"]

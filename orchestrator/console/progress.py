@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.measures import of_rows, over_replicates
+from orchestrator.analysis.measures import COMPARED_ON, of_rows, over_replicates
 from orchestrator.formatting import clock, decimal, figure, number, on_split, rounded
 from orchestrator.plan import price
 from orchestrator.plan.options import slots_of
@@ -71,7 +71,7 @@ class Surface:
                 continue
             condition = self.study.condition_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
-            row = mine.get("held_out") or mine.get("seen")  # some skills exist on seen tasks only
+            row = next((mine[split] for split in COMPARED_ON if split in mine), None)
             if row:
                 self.split = row["split"]
                 cell = self.cells.setdefault((condition, trunk.n_tasks, float(event["on"])), {})
@@ -80,8 +80,10 @@ class Surface:
     @property
     def title(self) -> str:
         """Skill, measure and, after the first evaluation, its split."""
-        scale = " (0 nothing, 1 the rule)" if self.measure == "ability" else ""
-        return f"{self.skill}: {self.measure}{f' on {on_split(self.split)}' if self.split else ''}{scale}"
+        of_text = self.ability_of == "right"
+        one = "all right" if of_text else "the rule"
+        scale = f" (0 {'trivial' if of_text else 'nothing'}, 1 {one})" if self.measure == "ability" else ""
+        return f"{self.skill}: {self.measure}{f' on {on_split(self.split, of_text)}' if self.split else ''}{scale}"
 
     def render(self) -> RenderableType:
         """Rows are numbers of tasks, columns are budgets; one block per condition."""

@@ -250,6 +250,7 @@ class State:
         self.session_ends: dict[str, Event] = {}  # by session; a killed one has none
         self.evaluations: dict[str, list[Event]] = {}  # by trunk id
         self.telemetry: dict[str, list[Event]] = {}  # by trunk id; events may share points (`recorded.trial_telemetry`)
+        self.tasks: dict[str, list[Event]] = {}  # by trunk id: its training tasks by name, of families that name them
         self.trials: dict[str, Event] = {}  # by trial id: how it ended
         self.ends: list[Event] = []  # ends of trials in order, of all settings
         self.last_time = 0.0  # of the newest event
@@ -293,6 +294,8 @@ class State:
                 self.evaluations.setdefault(event["trunk"], []).append(event)
             elif kind == "telemetry":
                 self.telemetry.setdefault(event["trunk"], []).append(event)
+            elif kind == "tasks":
+                self.tasks.setdefault(event["trunk"], []).append(event)
             elif kind == "trial":
                 self.ends.append(event)
                 ended = self.trials.get(event["trial"])

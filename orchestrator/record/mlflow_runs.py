@@ -22,8 +22,8 @@ from orchestrator.formatting import number
 from orchestrator.record import links, mlflow_models, mlflow_values, mlflow_view
 from orchestrator.record.journal import Event, State
 from orchestrator.record.mlflow_values import Point
-from orchestrator.record.recorded import trial_evaluations, trial_telemetry
-from orchestrator.record.tables import SUMMARY_FILE, TABLES
+from orchestrator.record.recorded import trained_tasks, trial_evaluations, trial_telemetry
+from orchestrator.record.tables import SUMMARY_FILE, TABLES, TABLES_OF_TEXT
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 from trainers import budget, checkpoint
@@ -40,6 +40,9 @@ PICTURE = "figures/surface.svg"
 
 EVALUATIONS = "evaluations.json"
 """A trial's last evaluation as a table that MLflow compares between runs (`mlflow_values.table_of`)."""
+
+TRAINED = "tasks.json"
+"""The training tasks of a trial by name, cluster -> tasks. Of families that name them."""
 
 RUN_TYPE = "evaluation"
 """`mlflow.runType` of trials: the UI unfolds the parent of such runs on a browser's first visit."""
@@ -339,10 +342,13 @@ class MlflowRecord:
         if before is None:
             tags = self._tags_of(trial, _session_of(state, trial))
             self._log_tasks(run, trial)
+            if (names := trained_tasks(state, trial.trunk.id)) is not None:
+                self.client.log_text(run, json.dumps(mlflow_values.by_cluster(names), ensure_ascii=False), TRAINED)
         known = self._params.setdefault(trial.id, set())
         params = {k: v for k, v in mlflow_values.params(self.study, trial).items() if k not in known}
         if end is not None:
-            points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in mlflow_values.of_end(end).items()]
+            costs = mlflow_values.of_end(end, cast(Family, trial.family).ability_of)
+            points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in costs.items()]
             tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
             tags |= self._log_table(run, trial, evaluations[-1][1]) if evaluations else {}
             if end["status"] != "failed":
@@ -381,7 +387,8 @@ class MlflowRecord:
 
     def _log_table(self, run: str, trial: TrialSpec, event: Event) -> dict[str, str]:
         """Log the table of an evaluation. Returns the tag by which the UI finds it."""
-        table = mlflow_values.table_of(mlflow_values.of_evaluation(event, cast(Family, trial.family).ability_of))
+        ability_of = cast(Family, trial.family).ability_of
+        table = mlflow_values.table_of(mlflow_values.of_evaluation(event, ability_of), ability_of)
         self.client.log_text(run, json.dumps(table), EVALUATIONS)
         return {"mlflow.loggedArtifacts": json.dumps([{"path": EVALUATIONS, "type": "table"}])}
 
@@ -500,7 +507,8 @@ def _is_settled(run: Any) -> bool:
 def shown_files(folder: Path) -> list[str]:
     """The files of the record in a study's folder, as relative paths."""
     figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
-    return [*TABLES, SUMMARY_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
+    tables = [*TABLES, *(name for name in TABLES_OF_TEXT if (folder / name).exists())]
+    return [*tables, SUMMARY_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
 
 
 def axes_words(study: Study) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import measures
-from orchestrator.analysis.measures import HEADLINE
+from orchestrator.analysis.measures import COMPARED_ON, HEADLINE, headline
 from orchestrator.formatting import counted, number
 from orchestrator.record.journal import Event
 from orchestrator.study.schema import Study
@@ -24,6 +24,15 @@ from trainers.tasks import Family
 
 SHOWN = (*HEADLINE, "loss_nats", "probability", "brier", "exact_match")
 """Measures of each skill and split, by their names in `measures.MEASURES`."""
+
+SHOWN_OF_TEXT = (*headline("right"), "answered", "floor", *SHOWN[len(HEADLINE) :], "accuracy")
+"""SHOWN for families of text. Accuracy counts tokens there."""
+
+
+def shown(ability_of: str) -> tuple[str, ...]:
+    """SHOWN, or SHOWN_OF_TEXT. ability_of: `Family.ability_of`."""
+    return SHOWN_OF_TEXT if ability_of == "right" else SHOWN
+
 
 COSTS = ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
 """Fields of a trial's end that become `trial_cost/...`. The UI sorts groups by name, and charts of one point belong last."""
@@ -130,6 +139,14 @@ def training_tasks(trial: TrialSpec) -> Tasks:
     return Tasks(source["family"]["name"], digest, profile, source)
 
 
+def by_cluster(tasks: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """Cluster -> its tasks, in their order, from (task, cluster)."""
+    found: dict[str, list[str]] = {}
+    for task, cluster in tasks:
+        found.setdefault(cluster, []).append(task)
+    return found
+
+
 # Metrics ------------------------------------------------------------------------------------------------------------
 
 
@@ -139,14 +156,14 @@ def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
     if (loss := event["train_loss_nats"]) is not None and math.isfinite(loss):
         found["train/mean_train_loss_nats"] = loss
     rows = [row for row in event["rows"] if row["n"]]
-    for measure in SHOWN:
+    for measure in shown(ability_of):
         for row, value in zip(rows, measures.of_rows(measure, rows, ability_of), strict=True):
             if value is not None:
                 found[f"{row['split']}/{row['skill']}/{measure}"] = value
     return found
 
 
-def table_of(named: dict[str, float]) -> dict[str, Any]:
+def table_of(named: dict[str, float], ability_of: str = "nll") -> dict[str, Any]:
     """The metrics of one evaluation (`of_evaluation`) as a table that MLflow compares between runs: a row for each skill and split."""
     by_skill: dict[str, dict[str, float]] = {}
     for name, value in named.items():
@@ -154,19 +171,21 @@ def table_of(named: dict[str, float]) -> dict[str, Any]:
         skill, _, measure = rest.rpartition("/")
         if skill:
             by_skill.setdefault(f"{skill} ({split})", {})[measure] = round(value, 4)
-    data = [[skill, *(values.get(measure) for measure in SHOWN)] for skill, values in by_skill.items()]
-    return {"columns": ["skill", *SHOWN], "data": data}
+    names = shown(ability_of)
+    data = [[skill, *(values.get(measure) for measure in names)] for skill, values in by_skill.items()]
+    return {"columns": ["skill", *names], "data": data}
 
 
 def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
     """The metrics without a prefix among those of one evaluation (`of_evaluation`). Their last values are the trial's results.
 
-    `ability` and `accuracy`: of the headline skill on held-out tasks; on seen tasks if the skill is measured there alone.
+    `ability` and `accuracy` (of text: `right`): of the headline skill on the first of COMPARED_ON on which it is measured.
     `memory`: of all answers on training tasks, up to the end of the constant learning rate.
     """
     skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
-    on = "held_out" if any(name.startswith(f"held_out/{skill}/") for name in named) else "seen"
-    found = {name: named.get(f"{on}/{skill}/{name}") for name in ("ability", "accuracy")}
+    measured = {name.partition("/")[0] for name in named if name.split("/")[1:2] == [skill]}
+    on = next((split for split in COMPARED_ON if split in measured), "seen")
+    found = {name: named.get(f"{on}/{skill}/{name}") for name in headline(cast(Family, study.family).ability_of)[:2]}
     if phase != "final" or not has_decay:
         found["memory"] = named.get(f"seen/{mixture}/memory")
     return {name: value for name, value in found.items() if value is not None}
@@ -193,7 +212,7 @@ def _system(event: Event) -> Iterator[Point]:
                 yield Point(prefix + name, float(value), at, step)
 
 
-def of_end(event: Event) -> dict[str, float]:
+def of_end(event: Event, ability_of: str = "nll") -> dict[str, float]:
     """Costs of a trial that has ended. A diverged trial has no results: NaN follows the values on its way."""
     found = {f"trial_cost/{name}": float(event[name]) for name in COSTS if event.get(name) is not None}
-    return found | (dict.fromkeys(("ability", "accuracy"), math.nan) if event["status"] == "diverged" else {})
+    return found | (dict.fromkeys(headline(ability_of)[:2], math.nan) if event["status"] == "diverged" else {})

@@ -11,11 +11,12 @@ import json
 import zlib
 from typing import Any, cast
 
-from orchestrator.analysis.measures import HEADLINE
+from orchestrator.analysis.measures import headline
 from orchestrator.formatting import number
 from orchestrator.record.links import VIEW_KEY
 from orchestrator.study.schema import Study
 from trainers.tasks import Family
+from trainers.tasks.text import SPLITS
 
 TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 """The experiment's tag that holds the view."""
@@ -25,24 +26,25 @@ NAME = "Results by tasks and compute"
 _COLUMNS = {
     **{"attributes.`Run Name`": 205, "runDateAndNestInfo": 112},  # always shown, and always first
     **{"params.`condition`": 80, "tags.`n_tasks`": 70, "tags.`compute_flops`": 110, "params.`replicate`": 74},
-    **dict.fromkeys((f"metrics.`{name}`" for name in HEADLINE), 82),
 }
-"""Columns of the runs table, in order -> width in pixels."""
+"""First columns of the runs table, in order -> width in pixels. Those of the headline measures follow."""
 
 
 def tag(study: Study, created_seconds: float) -> str:
     """The value of the tag."""
-    view = _table() | _charts(study)
+    view = _table(study) | _charts(study)
     packed = base64.b64encode(zlib.compress(json.dumps(view).encode(), 9)).decode()
     named = {"name": NAME, "createdAt": round(created_seconds * 1000), "state": f"deflate;{packed}"}
-    return json.dumps(named | _table(), separators=(",", ":"))
+    return json.dumps(named | _table(study), separators=(",", ":"))
 
 
-def _table() -> dict[str, Any]:
+def _table(study: Study) -> dict[str, Any]:
+    shown = headline(cast(Family, study.family).ability_of)
+    columns = _COLUMNS | dict.fromkeys((f"metrics.`{name}`" for name in shown), 82)
     return {
-        "selectedColumns": [name for name in _COLUMNS if "." in name],
-        "columnOrder": list(_COLUMNS),
-        "columnWidths": _COLUMNS,
+        "selectedColumns": [name for name in columns if "." in name],
+        "columnOrder": list(columns),
+        "columnWidths": columns,
         "orderByKey": "tags.`emergence.order`",
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",
@@ -61,6 +63,7 @@ def _charts(study: Study) -> dict[str, Any]:
         _chart("answer", "SCATTER", "memory by tasks", xaxis=tasks, yaxis=memory),
         _chart("answer", "SCATTER", "memory by compute", xaxis=compute, yaxis=memory),
         _line(f"held_out/{skill}/ability"),
+        *([_line(f"held_out/{skill}/right")] if cast(Family, study.family).ability_of == "right" else []),
         _line(f"seen/{mixture}/memory"),
         _line("train/loss_nats"),
         _line("train/learning_rate"),
@@ -68,9 +71,10 @@ def _charts(study: Study) -> dict[str, Any]:
     colours = f"From light to dark: {number(study.budgets[0])} to {number(study.budgets[-1])} FLOPs"
     named = {"answer": f"Ability ({skill}) and memory. {colours}", "training": "Training"}
     opened = [_section(uuid, name, True) for uuid, name in named.items()]
-    skills = cast(Family, study.family).skills
+    skills, of_text = cast(Family, study.family).skills, cast(Family, study.family).ability_of == "right"
+    splits = tuple(reversed(SPLITS)) if of_text else ("held_out", "seen")
     others = [
-        *(f"{split}/{name}" for name in skills for split in ("held_out", "seen")),
+        *(f"{split}/{name}" for name in skills for split in splits),
         "train",
         "trial_cost",
         "trials",

@@ -18,6 +18,7 @@ from orchestrator.study.schema import Study, differences
 from trainers import budget
 from trainers.checkpoint import POINT
 from trainers.spec import TrialSpec, TrunkSpec
+from trainers.tasks.text import unpacked_names
 
 
 class Recorded(State):
@@ -40,7 +41,10 @@ def of_study(state: State, study: Study) -> Recorded:
         setattr(found, name, getattr(state, name))
     trunks = {trunk.id: trunk for trunk in study.trunks()}
     for name, trunk in trunks.items():
-        fingerprint = trunk.fingerprint() if name in state.evaluations or name in state.telemetry else ""
+        there = (state.evaluations, state.telemetry, state.tasks)
+        fingerprint = trunk.fingerprint() if any(name in events for events in there) else ""
+        if tasks := [e for e in state.tasks.get(name, []) if made_by(e) == fingerprint]:
+            found.tasks[name] = tasks
         if telemetry := [e for e in state.telemetry.get(name, []) if made_by(e) == fingerprint]:
             found.telemetry[name] = telemetry
         mine = {e["key"]: e for e in reversed(state.evaluations.get(name, [])) if made_by(e) == fingerprint}
@@ -90,6 +94,11 @@ def trial_evaluations(state: State, trial: TrialSpec) -> list[tuple[str, Event]]
         elif event["on"] == "trunk" and event["step"] < branch and event["grid"]:
             found.append(("trunk", event))
     return sorted(found, key=lambda pair: pair[1]["step"])
+
+
+def trained_tasks(state: State, trunk: str) -> list[tuple[str, str]] | None:
+    """(task, cluster) of each training task of a trunk, by name; None if its family names none, or it has not begun."""
+    return unpacked_names(state.tasks[trunk][0]["packed"]) if trunk in state.tasks else None
 
 
 def trial_telemetry(state: State, trial: TrialSpec) -> list[Event]:

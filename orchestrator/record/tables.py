@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -52,6 +53,27 @@ OF_TEXT = pa.schema(
 """Columns that families of text have beside RESULTS: counts of free answers, and of the trivial predictors' right answers; and
 on the rows of new items the loss on training items."""
 
+_CELL = [(name, pa.string()) for name in ("trial", "condition")] + [
+    ("n_tasks", pa.int64()),
+    ("compute_flops", pa.float64()),
+]
+_CELL += [("replicate", pa.int64()), ("split", pa.string()), ("task", pa.string())]
+
+TASKS = pa.schema(
+    _CELL
+    + [(name, pa.int64()) for name in ("n_sequences", "n_answered", "n_right", "n")]
+    + [("sum_nll_nats", pa.float64())]
+)
+"""`tasks.parquet`, of families of text: one row per (trial, split, task) at the trial's end. `n_sequences` items were read,
+`n_answered` and `n_right` of them answered and right; `n` target tokens cost `sum_nll_nats`."""
+
+EXAMPLES = pa.schema(
+    _CELL
+    + [(name, pa.string()) for name in ("prompt", "target", "answer")]
+    + [(name, pa.bool_()) for name in ("answered", "right")]
+)
+"""`examples.parquet`, of families of text: a few items of each task with the trial's free answer."""
+
 _PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
 _PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
 """Placement of a trial on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
@@ -84,6 +106,33 @@ def results_table(state: State, study: Study) -> pa.Table:
     schema = [*RESULTS, *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
     raw = pa.schema([(RAW.get(field.name, field.name), field.type) for field in schema])
     return pa.Table.from_pylist(rows, schema=raw).rename_columns([field.name for field in schema])
+
+
+def tasks_table(state: State, study: Study) -> pa.Table:
+    """`tasks.parquet`: counts and sums by task at the end of each trial, sorted as `results.parquet`."""
+    rows = []
+    for place, row in _last_rows(state, study):
+        columns = {RAW.get(name, name): name for name in TASKS.names}
+        of = row.get("tasks") or {"task": []}
+        rows += [place | {columns[key]: of[key][i] for key in of if key in columns} for i in range(len(of["task"]))]
+    return pa.Table.from_pylist(rows, schema=TASKS)
+
+
+def examples_table(state: State, study: Study) -> pa.Table:
+    """`examples.parquet`: items with the answers of each trial, sorted as `results.parquet`."""
+    rows = [place | one for place, row in _last_rows(state, study) for one in row.get("examples") or ()]
+    return pa.Table.from_pylist(rows, schema=EXAMPLES)
+
+
+def _last_rows(state: State, study: Study) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(place, row) of each item set in the last evaluation of each trial that is done."""
+    trials = [trial for trial in study.trials() if state.trials.get(trial.id, {}).get("status") == "done"]
+    for trial in sorted(trials, key=lambda t: (*(getattr(t, k) for k in _ORDER), t.replicate, t.compute_flops)):
+        place = {k: getattr(trial, k) for k in ("n_tasks", "compute_flops", "replicate")}
+        place |= {"trial": trial.id, "condition": study.condition_of(trial.arm, trial.variant)}
+        for phase, event in trial_evaluations(state, trial):
+            if phase == "final":
+                yield from ((place | {"split": row["split"]}, row) for row in event["rows"])
 
 
 def outside(state: State, study: Study) -> int:
@@ -169,13 +218,17 @@ def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
 
 
 def write_parquet(folder: Path, state: State, study: Study) -> None:
-    """Write both tables, each in one rename. Raises OSError."""
-    for name, table in (("results", results_table(state, study)), ("runs", runs_table(state, study))):
+    """Write the tables, each in one rename: `results` and `runs`, and those of text if there are any. Raises OSError."""
+    tables = {"results": results_table(state, study), "runs": runs_table(state, study)}
+    if cast(Family, study.family).ability_of == "right":
+        tables |= {"tasks": tasks_table(state, study), "examples": examples_table(state, study)}
+    for name, table in tables.items():
         with files.aside(folder / f"{name}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
 
 TABLES = ("results.parquet", "runs.parquet")
+TABLES_OF_TEXT = ("tasks.parquet", "examples.parquet")
 
 SUMMARY_FILE = "summary.csv"
 """The findings of a study, a row each (`summary.rows`)."""

@@ -443,13 +443,16 @@ SCORES = (
     ("exact_match", "exact match"),
 )
 """(measure, title) of each panel of the figure `scores`."""
+SCORES_OF_TEXT = (*SCORES[:2], ("accuracy", "token accuracy"), ("right", "right"))
+"""SCORES for families of text."""
 
 
 def scores(found: Findings) -> Figure | None:
     """Figure of loss, Brier score, accuracy and exact match by number of tasks, for the headline skill at the largest budget."""
     conditions = conditions_of(found)[:CONDITIONS]
     panels, parts = [], []
-    for measure, title in SCORES:
+    of_text = cast(Family, found.study.family).ability_of == "right"
+    for measure, title in SCORES_OF_TEXT if of_text else SCORES:
         series = []
         for k, condition in enumerate(conditions):
             series.append(Series(condition, k, "round", surface(found.results, measure, condition)[:, -1]))

@@ -56,6 +56,12 @@ MEASURES = {
     "memory": Measure("share of the list remembered", "under-trained", "as the rule", "the whole list"),
 }
 """Measures that a reader can choose for the surface, with their legends. The page opens with the first."""
+MEASURES_OF_TEXT = {
+    "ability": Measure("right beyond the best trivial predictor", "worse", "as that predictor", "all right"),
+    "right": Measure("share of answers right", "", "none right", "all right"),
+    "memory": Measure("loss that memory of the items saves", "unlearned", "no item", "every item"),
+}
+"""MEASURES for families of text, whose answers are free."""
 
 
 def write(
@@ -117,7 +123,7 @@ def _contents(
         if found.primary
         else f"{claim[0].upper()}{claim[1:]}.",
         "views": views,
-        "measures": MEASURES,
+        "measures": _measures(found),
         "hero": _first_screen(found, views),
         "several": len(study.conditions) > 1,
         "lines": _lines(found),
@@ -180,7 +186,7 @@ class View(NamedTuple):
     """The surface of one condition in one measure, drawn twice; CSS shows the drawing that fits the screen."""
 
     measure: str
-    """A key of MEASURES."""
+    """A key of MEASURES or MEASURES_OF_TEXT."""
     title: str
     """Measure, skill and split."""
     wide: Panel
@@ -200,9 +206,10 @@ def _views(found: Findings) -> list[View]:
     first, _ = _conditions(found)
     width, views = WIDTHS[len(first) - 1], []
     edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
-    shown = {measure: [surface.shown_of(found, measure, c) for c in first] for measure in MEASURES}
-    cells = {measure: [means.cells(found.results, measure, c) for c in first] for measure in MEASURES}
-    for measure in [m for m in MEASURES if any(map(surface.has_values, cells[m]))] or ["ability"]:
+    measures = _measures(found)
+    shown = {measure: [surface.shown_of(found, measure, c) for c in first] for measure in measures}
+    cells = {measure: [means.cells(found.results, measure, c) for c in first] for measure in measures}
+    for measure in [m for m in measures if any(map(surface.has_values, cells[m]))] or ["ability"]:
         for one, those in zip(shown[measure], cells[measure], strict=True):
             wide, narrow = (
                 surface.panel(
@@ -219,6 +226,11 @@ def _views(found: Findings) -> list[View]:
             )
             views.append(View(measure, one.title, wide, narrow))
     return views
+
+
+def _measures(found: Findings) -> dict[str, Measure]:
+    """The measures of a study's surfaces."""
+    return MEASURES_OF_TEXT if cast(Family, found.study.family).ability_of == "right" else MEASURES
 
 
 def _axes(found: Findings) -> tuple[list[int], list[float]]:
@@ -240,6 +252,9 @@ def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
     """The ability surfaces of the first screen as a figure, for its SVG and CSV files. The CSV includes both boundaries."""
     first, _ = _conditions(found)
+    words = "Ability: 0 knows nothing, 1 the exact rule, below 0 wrong with confidence."
+    if _measures(found) is MEASURES_OF_TEXT:
+        words = "Ability: 0 as the best trivial predictor, 1 all right, below 0 worse than that predictor."
     panels = [view.wide for view in views if view.measure == views[0].measure]
     skill = found.study.shown_skills[0]
     panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
@@ -248,7 +263,7 @@ def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
         title=views[0].title,
         sentence=answer.sentence(found),
         panels=panels,
-        note="Ability: 0 knows nothing, 1 the exact rule, below 0 wrong with confidence. Solid line: the skill appears above it. "
+        note=f"{words} Solid line: the skill appears above it. "
         "Dashed line: memory ends above it. Bars: intervals for the median replicate.",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from orchestrator.analysis.results import Phase, scope_of
 from orchestrator.formatting import counted, decimal, number, on_split
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
+from trainers.tasks import Family
 
 TITLED_CELLS = 250
 """Most cells of a surface with tooltips: in larger surfaces they would take most of the page's bytes."""
@@ -34,18 +35,21 @@ class Shown(NamedTuple):
     skill: str
     split: str
     phase: Phase = "final"
+    of_text: bool = False
+    """Whether its family is one of text, which has other splits."""
 
     @property
     def title(self) -> str:
         """Title of the surface: measure, skill and split."""
         if self.measure == "memory":
             return "Memory of the training tasks"
-        return f"{self.measure[0].upper()}{self.measure[1:]} in {self.skill} on {on_split(self.split)}"
+        return f"{self.measure[0].upper()}{self.measure[1:]} in {self.skill} on {on_split(self.split, self.of_text)}"
 
 
 def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
     """The content of a surface in one measure. skill: as in `scope_of`."""
-    return Shown(measure, condition, *scope_of(found.results, measure, skill))
+    of_text = cast(Family, found.study.family).ability_of == "right"
+    return Shown(measure, condition, *scope_of(found.results, measure, skill), of_text)
 
 
 def has_values(cells: Sequence[Sequence[Cell]]) -> bool:

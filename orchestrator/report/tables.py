@@ -14,6 +14,7 @@ from orchestrator.analysis import onsets
 from orchestrator.analysis.finding import Finding, capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
+from orchestrator.analysis.measures import headline
 from orchestrator.analysis.results import scope_of, surface
 from orchestrator.formatting import clock, decimal, number, on_split, range_words, sure, times
 from orchestrator.report.svg import Row
@@ -155,13 +156,13 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
     study, results = found.study, found.results
     levels = {n: i for i, n in enumerate(results.levels)}
     budgets = {c: i for i, c in enumerate(results.budgets)}
-    several = len(study.conditions) > 1
+    several, share = len(study.conditions) > 1, headline(cast(Family, study.family).ability_of)[1]
     cubes: dict[tuple[str, str], Any] = {}
     rows = []
     for run in found.runs:
         place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
         values = []
-        for measure in ("accuracy", "ability", "memory"):
+        for measure in (share, "ability", "memory"):
             key = measure, run["arm"]
             if key not in cubes:
                 cubes[key] = surface(results, *key)
@@ -176,7 +177,14 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
         row += [_count(run.get("flops_own")), _count(run.get("flops_run")), f"{sum(seconds):.0f}" if seconds else "—"]
         row += [links.get(run["trial"], "")] if links else []
         rows.append(row)
-    columns = (["Condition"] if several else []) + ["Tasks", "FLOPs", "Replicate", "Status", "Accuracy", "Ability"]
+    columns = (["Condition"] if several else []) + [
+        "Tasks",
+        "FLOPs",
+        "Replicate",
+        "Status",
+        share.capitalize(),
+        "Ability",
+    ]
     columns += ["Memory", "Steps", "Sequences", "Distinct tasks", "Repeats a task", "FLOPs own", "FLOPs run", "Seconds"]
     columns += ["MLflow"] if links else []
     words = {"Condition", "Status", "MLflow"}
@@ -347,16 +355,27 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
     """(term, definition) of the terms on the page, as this study's family defines them."""
     study = found.study
     family = cast(Family, study.family)
-    on = on_split(scope_of(found.results, "ability")[1])
+    on = on_split(scope_of(found.results, "ability")[1], family.ability_of == "right")
     decays = study.training.schedule == "wsd" and study.training.decay_share > 0
-    if family.ability_of == "accuracy":
+    zero, one, missing = (
+        "knows nothing",
+        "has the rule",
+        "the references coincide (less than 0.1 nats or 10 standard errors)",
+    )
+    wrong = "below 0 is confidently wrong"
+    if family.ability_of == "right":
+        ability = f"(right − floor) / (1 − floor) on {on}: answers beyond the floor, the best trivial predictor of the same items."
+        memory = "1 − h(training items) / h(new items of the same tasks), of the mean log losses a target token."
+        zero, one, wrong = "is the trivial predictor", "has every answer right", "below 0 is worse than that predictor"
+        missing = "the floor is above 0.9, or fewer than 20 items were answered"
+    elif family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."
         memory = "Not defined for this family."
     else:
         ability = f"(U − h) / (U − G) of the mean log losses on {on}: U guesses, G has the exact rule, h is the model."
         memory = "(G − h) / (G − M) on the training mixture: M is the exact memoriser of the training tasks."
     words = [
-        ("Ability", f"{ability} 0 knows nothing, 1 has the rule, below 0 is confidently wrong. Not clipped."),
+        ("Ability", f"{ability} 0 {zero}, 1 {one}, {wrong}. Not clipped."),
         ("Memory", memory + (" Read before the learning rate decays; ability after it." if decays else "")),
         ("K_A", "The number of tasks from which on half of the replicates reach an ability of ½: the skill appears."),
         ("K_M", "The number of tasks at which memory falls below ½ in half of the replicates: memory ends."),
@@ -365,7 +384,7 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
             "Of the median replicate, from the tasks between which each one crosses; nothing is interpolated. With fewer than "
             "six replicates it is a t-interval, which is wider than what the replicates span (docs/statistics.md).",
         ),
-        ("—", "Missing, never zero: no result, or the references coincide (less than 0.1 nats or 10 standard errors)."),
+        ("—", f"Missing, never zero: no result, or {missing}."),
         ("Replicates", "Differ in training tasks, weights and batches. Diverged and failed trials stay in the count."),
     ]
     return words + reference_words(study)

@@ -67,7 +67,7 @@ def test_a_trial_of_fewer_tasks_has_the_first_ones_and_they_spread_over_clusters
             assert max(clusters.values()) - min(clusters.values()) <= 1, (n, clusters)
     assert family.train_tasks(0).tolist() != family.train_tasks(1).tolist()
     few = make(n_clusters=2)
-    assert len({cluster for _, cluster in few.trained(request(n_tasks=few.n_tasks_max))}) == 2
+    assert len({cluster for _, cluster in few.trained_names(request(n_tasks=few.n_tasks_max))}) == 2
 
 
 def test_no_held_out_item_or_new_item_is_ever_drawn(make):

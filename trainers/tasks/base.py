@@ -133,6 +133,14 @@ class Family(Record):
         Tasks with equal content are the same task, even if their ids differ. No held-out task may equal a training task.
         """
 
+    def trained_names(self, request: Request) -> list[tuple[str, str]] | None:
+        """(task, cluster) of each training task of a trial, by name, for the record; None if numbers in the spec name them."""
+        return None
+
+    def data_facts(self) -> dict[str, Any] | None:
+        """Counts of the family's data and their leak certificate, for the record; None for families that make their tasks."""
+        return None
+
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of skills, one for each trained domain: it is measured on that domain alone. Empty without domains."""

@@ -206,11 +206,15 @@ class Table(TextFamily):
             return tasks
         return tasks[keyed_permutation(len(tasks), "table", "held-out tasks", split)(np.arange(len(tasks)))]
 
-    def trained(self, request: Request) -> list[tuple[str, str]]:
+    def trained_names(self, request: Request) -> list[tuple[str, str]]:
         """(task, cluster) of each training task of a trial, by name."""
         data, tasks = self.prepared, self.train_tasks(request.replicate)[: request.n_tasks].tolist()
         clusters = data.cluster_names or [""]
         return [(data.names[task], clusters[data.clusters[task]]) for task in tasks]
+
+    def data_facts(self) -> dict[str, Any]:
+        """`Facts` of the table as JSON, leak certificate included. Raises as `prepared`."""
+        return self.prepared.facts.model_dump(mode="json")
 
     def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
         if split == "held_out":

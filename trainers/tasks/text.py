@@ -10,6 +10,9 @@ read them), and as *right* by the scorer. No credit is given for containing the 
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -56,6 +59,16 @@ class TextItems(NamedTuple):
     def target(self, i: int) -> np.ndarray:
         """The tokens of the target, without END."""
         return self.item(i)[self.n_prompt[i] + 1 : -1]
+
+
+def packed_names(tasks: list[tuple[str, str]]) -> str:
+    """(task, cluster) of many tasks as a short text: 100,000 names of tasks take some hundred kilobytes."""
+    return base64.b64encode(zlib.compress(json.dumps(list(zip(*tasks, strict=True))).encode())).decode()
+
+
+def unpacked_names(text: str) -> list[tuple[str, str]]:
+    """(task, cluster) of many tasks, from `packed_names`."""
+    return list(zip(*json.loads(zlib.decompress(base64.b64decode(text))), strict=True))
 
 
 def items_of(tokens: Tokens, pairs: list[tuple[str, str]], tasks: np.ndarray) -> TextItems:

@@ -284,7 +284,9 @@ def test_an_expected_value_must_lie_in_its_range_and_its_cell_in_the_study(tmp_p
 
 def test_every_study_that_ships_loads_and_says_what_it_asks() -> None:
     assert {"quickstart", "urns", "control_null"} <= reader.shipped().keys()
-    for name in reader.shipped():
+    for name, path in reader.shipped().items():
+        if "made_by:" in path.read_text():
+            continue  # it needs a table: test_instructions.py
         study = load(name)
         assert study.study == name and study.question and study.expectation
 

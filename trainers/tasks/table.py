@@ -65,6 +65,8 @@ class Table(TextFamily):
     name: Literal["table"] = "table"
     path: str = ""
     """The table: a file (Parquet, Arrow, JSONL, CSV, TSV), a folder or glob of files, or a URI of an object store."""
+    made_by: str | None = None
+    """Command that makes the table if its path is put behind. It is shown if the table is not there yet, and never run."""
     columns: Columns = Columns()
     """Names of the table's columns."""
     tokenizer: str = "bytes"
@@ -99,7 +101,7 @@ class Table(TextFamily):
     """Resolved from `path`: the content of the table."""
 
     version: ClassVar[int] = 1
-    labels: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template"})
+    labels: ClassVar[frozenset[str]] = frozenset({"path", "made_by", "columns", "tokenizer", "template"})
     resolved_from: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template", "scorer", "rules"})
     resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
 
@@ -129,6 +131,8 @@ class Table(TextFamily):
         store.use(root)
         tokens = Tokens() if stated.tokenizer == "bytes" else of_file(beside / stated.tokenizer, root)
         source = stated.path if "://" in stated.path else str(beside / stated.path)
+        if stated.made_by and "://" not in source and not Path(source).exists():
+            raise TableError(f"path: {stated.path} is not there yet; make it with: {stated.made_by} {source}")
         template = None if stated.template is None else template_of(beside / stated.template)
         made = prepare(source, stated.columns, tokens, stated.rules, root, say, template)
         if leaking := made.facts.certificate.leaking:

@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator import stats
 from trainers.tasks.decomposition import PREDICTORS
+from trainers.tasks.text import FLOORS
 
 Row = dict[str, Any]
 """A row of a table: column -> value, None if missing."""
@@ -107,9 +108,6 @@ def _excess(reference: str) -> Callable[[Columns], np.ndarray]:
 
     return measure
 
-
-FLOORS = ("frequent", "copy", "nearest", "memorizer")
-"""Trivial predictors of text (`trainers/tasks/text.py`), and the memoriser of families that have one."""
 
 _WEIGHTS = [*(f"weight_{name}" for name in PREDICTORS), "unexplained_nats"]
 

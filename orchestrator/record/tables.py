@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import files
 from orchestrator.analysis import findings, summary
-from orchestrator.analysis.measures import FLOORS, RAW, REFERENCES
+from orchestrator.analysis.measures import RAW, REFERENCES
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import telemetry, trial_evaluations
 from orchestrator.study.schema import Study
@@ -23,6 +23,7 @@ from trainers.checkpoint import CURVES, SYSTEM_FIELDS
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
 from trainers.tasks.decomposition import PREDICTORS
+from trainers.tasks.text import FLOORS
 
 RESULTS = pa.schema(
     [(name, pa.string()) for name in ("trial", "trunk", "arm", "variant")]

@@ -30,7 +30,7 @@ from trainers.tasks.base import lacking
 from trainers.tasks.parity import Parity
 from trainers.tasks.probes import Batch, ItemSet, Probe, Reference
 from trainers.tasks.request import Request
-from trainers.tasks.text import TextFamily
+from trainers.tasks.text import FLOORS, TextFamily
 
 SPLITS = ("seen", "held_out", "train_items", "held_out_clusters")
 
@@ -224,6 +224,9 @@ def suites_are_as_declared(family: Family, request: Request) -> None:
         written = list(items.written)
         places = written == sorted(set(written)) and all(0 <= j < length for j in written)
         _require(places, family, part, f"written positions ascending in 0 ... {length - 1}", written)
+        if items.answers is not None:
+            odd = sorted(items.answers.floors.keys() - set(FLOORS))
+            _require(not odd, family, f"{part}, answers.floors", f"names among {', '.join(FLOORS)}", odd)
         for probe in items.probes:
             _require(isinstance(probe, Probe), family, part, "Probe in ItemSet.probes", _kind(probe))
             _probe_is_sound(family, f"{part}, probe '{probe.skill}' on {probe.split}", probe, len(items.tokens), length)

@@ -28,6 +28,8 @@ from trainers.tasks.request import Request
 
 SPLITS = ("train_items", "seen", "held_out", "held_out_clusters")
 """The item sets: items that train, new items of training tasks, held-out tasks of trained clusters, and of held-out clusters."""
+FLOORS = ("frequent", "copy", "nearest", "memorizer")
+"""Names of the trivial predictors. The last is for families that can apply a memoriser of their training tasks."""
 MAX_MEMORY_ITEMS = 2048
 """Training items among which the trivial predictors look. With more, these many are drawn."""
 _HASHED = 2048

@@ -233,7 +233,8 @@ class _Snapshot:
         """Both tables as arrays."""
         from orchestrator.analysis.results import Results
 
-        return Results.of_tables(self.study, *self.tables)
+        of_text = self.of_text if cast(Any, self.study.family).ability_of == "right" else ()
+        return Results.of_tables(self.study, *self.tables, *of_text)
 
     @cached_property
     def found(self) -> Findings:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from orchestrator.analysis import (
     arms,
     boundaries,
+    by_task,
     dips,
     emergence,
     expected,
@@ -40,6 +41,7 @@ QUESTIONS: tuple[Callable[[Results], Iterator[Finding]], ...] = (
     replicates.ask,
     sizes.ask,
     speed.ask,
+    by_task.ask,
     expected.ask,
 )
 """All questions of a study. Each function yields the findings of one question."""
@@ -115,9 +117,9 @@ class Findings:
         return Costs(run, total("eval_flops"), own - run, total("train_seconds") + total("eval_seconds"))
 
 
-def find(study: Study, results: Any, runs: Any) -> Findings:
-    """Findings of a study from its Arrow tables `results` and `runs` (`record/tables.py`). Missing values raise nothing."""
-    return judge(Results.of_tables(study, results, runs))
+def find(study: Study, results: Any, runs: Any, *of_text: Any) -> Findings:
+    """Findings of a study from its Arrow tables (`Results.of_tables`). Missing values raise nothing."""
+    return judge(Results.of_tables(study, results, runs, *of_text))
 
 
 def read(folder: Path, study: Study) -> Findings:

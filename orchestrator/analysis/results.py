@@ -82,8 +82,10 @@ class Results:
     Missing values raise nothing. Evaluations outside the study's axes are left out.
     """
 
-    def __init__(self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row]) -> None:
-        self.study, self.runs = study, runs
+    def __init__(
+        self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row], of_text: Sequence[Any] = ()
+    ) -> None:
+        self.study, self.runs, self._of_text = study, runs, of_text
         columns = dict(numbers) | {name: word.names[word.codes] for name, word in words.items()}
         self.levels = sorted(study.axes.n_tasks)
         self.budgets = study.budgets
@@ -105,12 +107,14 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, study: Study) -> Results:
-        """From `results.parquet` and `runs.parquet` in a study's folder. Raises OSError if one is missing or damaged."""
+        """From the Parquet files in a study's folder. Raises OSError if `results` or `runs` is missing, or any is damaged."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         tables = []
-        for name in ("results.parquet", "runs.parquet"):
+        of_text = ("tasks.parquet", "examples.parquet")
+        names = ["results.parquet", "runs.parquet", *(name for name in of_text if (folder / name).exists())]
+        for name in names:
             try:
                 tables.append(pq.read_table(folder / name))
             except pa.ArrowException as problem:
@@ -118,8 +122,8 @@ class Results:
         return cls.of_tables(study, *tables)
 
     @classmethod
-    def of_tables(cls, study: Study, results: Any, runs: Any) -> Results:
-        """From pyarrow tables: `results` has a row for each evaluation, `runs` one for each trial.
+    def of_tables(cls, study: Study, results: Any, runs: Any, *of_text: Any) -> Results:
+        """From pyarrow tables: `results` has a row for each evaluation, `runs` one for each trial. of_text: `tasks` and `examples`.
 
         A number column that an older table lacks is NaN in every row.
         """
@@ -138,7 +142,22 @@ class Results:
             words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)
         if "variant" in results.column_names:
             words["arm"] = _conditions(study, words["arm"], results.column("variant"))
-        return cls(study, numbers, words, runs)
+        return cls(study, numbers, words, runs, of_text)
+
+    def cells_by_task(self) -> set[tuple[str, int, float]]:
+        """(condition, n_tasks, budget) of all cells with rows by task; none if the family is none of text."""
+        names = ["condition", "n_tasks", "compute_flops"]
+        cells = self._of_text[0].group_by(names).aggregate([]).to_pylist() if self._of_text else []
+        return {(cell["condition"], cell["n_tasks"], cell["compute_flops"]) for cell in cells}
+
+    def of_text(self, table: Literal["tasks", "examples"], **place: Any) -> list[Row]:
+        """Rows of `tasks` or `examples` with these values of condition, n_tasks, compute_flops and split."""
+        import pyarrow.compute as pc
+
+        found = self._of_text[0 if table == "tasks" else 1]
+        for name, value in place.items():
+            found = found.filter(pc.equal(found[name], value))
+        return cast(list[Row], found.to_pylist())
 
     def groups(self) -> set[tuple[str, str, str]]:
         """Every (condition, skill, split) with an evaluation."""
@@ -172,6 +191,10 @@ class Results:
                 cube = np.where(undecayed, self.cube(measure, condition, skill, split, "final"), cube)
             self._cubes[key] = cube
         return self._cubes[key]
+
+    def counts(self, column: str, condition: str, skill: str, split: str) -> np.ndarray:
+        """A column of numbers of `results` at the end of every trial, as `cube`."""
+        return self._scattered(self._columns[column], condition, skill, split, "final")
 
     def present(
         self, condition: str, skill: str, split: str, phase: Phase = "final", strictly: bool = False

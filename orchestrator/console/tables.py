@@ -13,6 +13,7 @@ from orchestrator import files
 from orchestrator.console import progress
 from orchestrator.console.checks import UsageProblem, read_record, study_folders, trouble_words
 from orchestrator.console.commands import program, to_copy
+from orchestrator.console.data import data_rows
 from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
 from orchestrator.record import lease, links, recorded
@@ -56,6 +57,7 @@ def show_plan(
                 "tasks",
                 f"{', '.join(number(n) for n in sorted(study.axes.n_tasks))} of {number(float(family.n_tasks_max))}{' in each domain' if len(family.domains) > 1 else ''}",
             ),
+            *data_rows(study),
             ("first", ", ".join(job.trunk.id for job in todo.jobs[:4]) + (" ..." if len(todo.jobs) > 4 else "")),
         ]
     if study.primary is not None:

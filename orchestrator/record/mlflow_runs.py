@@ -41,6 +41,12 @@ PICTURE = "figures/surface.svg"
 EVALUATIONS = "evaluations.json"
 """A trial's last evaluation as a table that MLflow compares between runs (`mlflow_values.table_of`)."""
 
+EXAMPLES = "examples.json"
+"""Items with the free answers of a trial of text, as a table that MLflow compares between runs."""
+
+LEAKS = "leaks.json"
+"""The leak certificates of a study's data, on its parent run."""
+
 TRAINED = "tasks.json"
 """The training tasks of a trial by name, cluster -> tasks. Of families that name them."""
 
@@ -341,7 +347,8 @@ class MlflowRecord:
         tags = {}
         if before is None:
             tags = self._tags_of(trial, _session_of(state, trial))
-            self._log_tasks(run, trial)
+            tags |= mlflow_values.leak_tags(facts) if (facts := self._facts(state, trial)) else {}
+            self._log_tasks(run, trial, self._facts(state, trial))
             if (names := trained_tasks(state, trial.trunk.id)) is not None:
                 self.client.log_text(run, json.dumps(mlflow_values.by_cluster(names), ensure_ascii=False), TRAINED)
         known = self._params.setdefault(trial.id, set())
@@ -377,20 +384,30 @@ class MlflowRecord:
             self._log(self.runs[trial.id], tags=self._as_tags(look))
             self._looks[trial.id] = look["emergence.look"]
 
-    def _log_tasks(self, run: str, trial: TrialSpec) -> None:
-        """Log the training tasks as the run's dataset. MLflow ignores one that is there."""
-        tasks, of = mlflow_values.training_tasks(trial), self._entities
-        source, profile = json.dumps(tasks.source), json.dumps(tasks.profile)
-        dataset = of.Dataset(tasks.name, tasks.digest, "emergence", source, profile=profile)
-        context = of.InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(run, [of.DatasetInput(dataset, [context])])
+    def _facts(self, state: State, trial: TrialSpec) -> dict[str, Any] | None:
+        condition = self.study.condition_of(trial.arm, trial.variant)
+        return mlflow_values.facts_of(_session_of(state, trial), condition)
+
+    def _log_tasks(self, run: str, trial: TrialSpec, facts: dict[str, Any] | None) -> None:
+        """Log the training tasks as the run's dataset, and the table they come from. MLflow ignores one that is there."""
+        sets, of = {"training": mlflow_values.training_tasks(trial)}, self._entities
+        sets |= {"table": mlflow_values.data_set(facts)} if facts else {}
+        inputs = []
+        for context, tasks in sets.items():
+            source, profile = json.dumps(tasks.source), json.dumps(tasks.profile)
+            dataset = of.Dataset(tasks.name, tasks.digest, "emergence", source, profile=profile)
+            inputs.append(of.DatasetInput(dataset, [of.InputTag("mlflow.data.context", context)]))
+        self.client.log_inputs(run, inputs)
 
     def _log_table(self, run: str, trial: TrialSpec, event: Event) -> dict[str, str]:
-        """Log the table of an evaluation. Returns the tag by which the UI finds it."""
+        """Log the table of an evaluation, and its examples. Returns the tag by which the UI finds them."""
         ability_of = cast(Family, trial.family).ability_of
         table = mlflow_values.table_of(mlflow_values.of_evaluation(event, ability_of), ability_of)
-        self.client.log_text(run, json.dumps(table), EVALUATIONS)
-        return {"mlflow.loggedArtifacts": json.dumps([{"path": EVALUATIONS, "type": "table"}])}
+        named = {EVALUATIONS: table, EXAMPLES: mlflow_values.examples_of(event)}
+        logged = {name: of for name, of in named.items() if of is not None}
+        for name, of in logged.items():
+            self.client.log_text(run, json.dumps(of), name)
+        return {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in logged])}
 
     def _tags_of(self, trial: TrialSpec, session: Event) -> dict[str, str]:
         tags = {"emergence.kind": "trial", "emergence.trial": trial.id, "emergence.trunk": trial.trunk.id}
@@ -441,6 +458,10 @@ class MlflowRecord:
         points = [Point(name, value, when_seconds, 0) for name, value in summary.metrics(found).items()]
         self._log(parent, self._metrics(points))
         self._log_axes(parent, self.client.get_run(parent).data.params)
+        if data := _newest_data(state):
+            certificates = [{"conditions": one["conditions"]} | one["facts"]["certificate"] for one in data]
+            self.client.log_text(parent, json.dumps(certificates, indent=1, ensure_ascii=False), LEAKS)
+            self._log(parent, tags=self._as_tags(mlflow_values.leak_tags(data[0]["facts"])))
         for name in shown_files(folder):
             self.client.log_artifact(parent, str(folder / name), str(Path(name).parent) if "/" in name else None)
         self._describe(found)
@@ -479,6 +500,11 @@ def _session_of(state: State, trial: TrialSpec) -> Event:
     """The session in which a trial ended; the last one if it has not."""
     name = state.trials.get(trial.id, {}).get("session")
     return next((session for session in state.sessions if session["session"] == name), state.sessions[-1])
+
+
+def _newest_data(state: State) -> list[dict[str, Any]]:
+    """The data of the last session that knows them; empty for families that make their tasks."""
+    return next((session["data"] for session in reversed(state.sessions) if session.get("data")), [])
 
 
 def _weights_of(state: State, trial: TrialSpec, folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import measures
@@ -129,7 +129,7 @@ def training_tasks(trial: TrialSpec) -> Tasks:
     """
     family = cast(Family, trial.family)
     source: dict[str, Any] = {
-        "family": family.model_dump(mode="json"),
+        "family": {k: v for k, v in family.model_dump(mode="json").items() if k not in family.labels},
         "version": family.version,
         "n_tasks": trial.n_tasks,
     }
@@ -137,6 +137,36 @@ def training_tasks(trial: TrialSpec) -> Tasks:
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:8]
     profile = {"n_tasks": family.n_distinct(trial.n_tasks), "sequence_length": family.length(trial.arm)}
     return Tasks(source["family"]["name"], digest, profile, source)
+
+
+def data_set(facts: Mapping[str, Any]) -> Tasks:
+    """A table as a dataset: its name, the digest of its content, its counts, its path. facts: `Family.data_facts`."""
+    counts = {k: v for k, v in facts.items() if k not in ("certificate", "leaks", "lengths", "path", "digest")}
+    name = str(facts["path"]).rstrip("/").rpartition("/")[2] or str(facts["path"])
+    return Tasks(name[:MAX_DATASET], facts["digest"], counts, {"uri": facts["path"], "digest": facts["digest"]})
+
+
+MAX_DATASET = 500
+"""Most characters of a dataset's name in MLflow."""
+
+
+def facts_of(session: Mapping[str, Any], condition: str) -> dict[str, Any] | None:
+    """The facts of the data of a condition in a session's event; None if there are none."""
+    return next((one["facts"] for one in session.get("data") or () if condition in one["conditions"]), None)
+
+
+def leak_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Tags with the number of held-out items that have an exact copy, or a near-duplicate with the same answer, in training."""
+    sets = facts["certificate"]["sets"].values()
+    near = sum(one["n_near"] - one["n_near_other_answer"] for one in sets)
+    return {"leaks.exact": str(sum(one["n_exact"] for one in sets)), "leaks.near": str(near)}
+
+
+def examples_of(event: Event) -> dict[str, Any] | None:
+    """The examples of an evaluation as a table that MLflow compares between runs; None without any."""
+    columns = ("task", "prompt", "target", "answer", "answered", "right")
+    data = [[row["split"], *(one[k] for k in columns)] for row in event["rows"] for one in row.get("examples") or ()]
+    return {"columns": ["split", *columns], "data": data} if data else None
 
 
 def by_cluster(tasks: list[tuple[str, str]]) -> dict[str, list[str]]:

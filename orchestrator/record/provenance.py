@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -25,19 +26,35 @@ def session_event(study: Study, options: dict[str, Any], record: str = "") -> di
     session = uuid.uuid4().hex[:12]
     usable, present = cores(), os.cpu_count()
     cores_words = f"{usable} cores" if usable == present else f"{usable} of {present} cores"
-    return {
-        "kind": "session",
-        "key": f"session/{session}",
-        "session": session,
-        "record": record or session,
-        "time": time.time(),
-        "study": study.model_dump(mode="json"),
-        "science": study.science(),
-        "host": socket.gethostname(),
-        "machine": f"{cpu_name()}, {cores_words}, {platform.system()} {platform.machine()}",
-        "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
-        "versions": versions(),
-    } | source()
+    return (
+        {
+            "kind": "session",
+            "key": f"session/{session}",
+            "session": session,
+            "record": record or session,
+            "time": time.time(),
+            "study": study.model_dump(mode="json"),
+            "science": study.science(),
+            "host": socket.gethostname(),
+            "machine": f"{cpu_name()}, {cores_words}, {platform.system()} {platform.machine()}",
+            "options": {k: links.without_password(v) if isinstance(v, str) else v for k, v in options.items()},
+            "versions": versions(),
+        }
+        | source()
+        | data_of(study)
+    )
+
+
+def data_of(study: Study) -> dict[str, Any]:
+    """`data`: counts and leak certificate of the data of each condition (`Family.data_facts`), for a report on any machine.
+
+    Empty for families that make their tasks. Raises OSError if the data are not on this machine.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for condition in study.conditions:
+        if (facts := study.family_of(condition).data_facts()) is not None:
+            found.setdefault(json.dumps(facts), {"conditions": [], "facts": facts})["conditions"].append(condition)
+    return {"data": list(found.values())} if found else {}
 
 
 def session_end(session: str, outcome: str, running_flops: dict[str, float]) -> dict[str, Any]:

@@ -28,7 +28,31 @@ WIDTH, HEIGHT = 240, 150
 """Pixels of a panel's axes."""
 LOWEST, HIGHEST = -0.5, 1.3
 """Widest vertical scale. Values outside are drawn at its edge: ability and memory lie around 0 to 1."""
-ABILITY = "ability (share of the rule)"
+
+
+class Words(NamedTuple):
+    """Ability and memory in the words of figures."""
+
+    axis: str
+    half: str
+    """An ability of one half."""
+    ability: str
+    memory: str
+
+
+_OF_RULES = Words(
+    "ability (share of the rule)", "half of the rule", "share of the rule learned", "share of the list remembered"
+)
+_OF_TEXT = Words(
+    "ability (beyond the floor)", "an ability of ½", "right beyond the floor", "loss saved on training items"
+)
+
+
+def words_of(found: Findings) -> Words:
+    """The words for a study's family: with an exact rule, or of text."""
+    return _OF_TEXT if cast(Family, found.study.family).ability_of == "right" else _OF_RULES
+
+
 """Title of a vertical axis."""
 FARTHEST = 100
 """Largest factor between two numbers of tasks that a line joins (assumed)."""
@@ -250,7 +274,9 @@ def emergence(found: Findings) -> Figure | None:
         name="emergence",
         title=f"Ability in {shown[0].skill} along training",
         sentence=_reach_words(found, conditions, levels),
-        panels=[along(runs[n], counted(n, "task"), ABILITY, bounds, span, found.study.budgets) for n in levels],
+        panels=[
+            along(runs[n], counted(n, "task"), words_of(found).axis, bounds, span, found.study.budgets) for n in levels
+        ],
         key=_key(conditions),
         note="A line is a replicate; a mark is the end of a budget."
         + (" × marks a divergence." if any(r["status"] == "diverged" for r in found.runs) else ""),
@@ -280,13 +306,13 @@ def _reach_words(found: Findings, conditions: Sequence[str], levels: Sequence[in
     if len(conditions) > 1:
         n = levels[-1]
         parts = [f"{k} of {of} ({c})" for c in conditions[:4] for k, of in [onsets.reached(found.results, c, n)]]
-        return f"At {counted(n, 'task')}, replicates with half of the rule: {', '.join(parts)}."
+        return f"At {counted(n, 'task')}, replicates with {words_of(found).half}: {', '.join(parts)}."
     parts = [
         f"{k} of {of} at {counted(n, 'task')}"
         for n in levels
         for k, of in [onsets.reached(found.results, conditions[0], n)]
     ]
-    return f"Replicates that end with half of the rule: {', '.join(parts)}."
+    return f"Replicates that end with {words_of(found).half}: {', '.join(parts)}."
 
 
 def _key(conditions: Sequence[str]) -> list[tuple[int, str, str]]:
@@ -327,8 +353,8 @@ def memory_and_ability(found: Findings) -> Figure | None:
             sentence=_ends_words(found, conditions[0], None if len(conditions) == 1 else len(budgets) - 1),
             panels=panels,
             key=[
-                (0, "round", "ability: share of the rule learned"),
-                (1, "square", "memory: share of the list remembered"),
+                (0, "round", f"ability: {words_of(found).ability}"),
+                (1, "square", f"memory: {words_of(found).memory}"),
             ],
             note="A mark is a replicate, the line their mean. A triangle lies beyond the edge."
             + (f" All at {number(budgets[-1])} FLOPs." if len(conditions) > 1 else ""),
@@ -370,7 +396,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
         return None
     series = [Series(c, k, "round", surface(found.results, "ability", c)[:, -1]) for k, c in enumerate(shown)]
     bounds = _bounds([s.values for s in series])
-    panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", ABILITY, bounds)]
+    panels = [by_tasks(found, series, f"At {number(found.study.budgets[-1])} FLOPs", words_of(found).axis, bounds)]
     if len(found.study.budgets) > 1:
         n = found.results.levels[-1]
         runs = [
@@ -378,7 +404,7 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
             for k, c in enumerate(shown)
         ]
         title = f"With {counted(n, 'task')}, mean"
-        panels.append(along(runs, title, ABILITY, bounds, span_of(found, shown), found.study.budgets))
+        panels.append(along(runs, title, words_of(found).axis, bounds, span_of(found, shown), found.study.budgets))
     ends = {c: float(over_replicates(s.values)[-1]) for c, s in zip(shown, series, strict=True)}
     ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
     words = "; ".join(f"{c}: {decimal(ends[c])}" for c in ranked)
@@ -492,7 +518,7 @@ def compute_to_skill(found: Findings) -> Figure | None:
     return Figure(
         name="compute_to_skill",
         title="From how much compute on",
-        sentence="Share of replicates that have half of the rule and keep it, by compute (Kaplan and Meier).",
+        sentence=f"Share of replicates that have {words_of(found).half} and keep it, by compute (Kaplan and Meier).",
         panels=panels,
         note="Shaded: pointwise 95 % interval.",
     )

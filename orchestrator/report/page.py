@@ -22,7 +22,7 @@ from orchestrator.analysis.finding import capitalised, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
-from orchestrator.report import curves, palette, surface, svg, tables
+from orchestrator.report import asked, curves, facts, palette, surface, svg, tables
 from orchestrator.report.surface import Edge
 from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
@@ -133,6 +133,8 @@ def _contents(
         "story": story,
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,
+        "asked": asked.asked(found),
+        "data": facts.of_sessions(sessions),
         "counts": tested_words(found.findings),
         "tables": [
             *tables.finding_tables(found),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
-from orchestrator.analysis import onsets
+from orchestrator.analysis import by_task, onsets
 from orchestrator.analysis.finding import Finding, capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
@@ -66,6 +66,7 @@ QUESTIONS = (
     ("How much replicates differ", ("noise",)),
     ("The best model size", ("best size", "growth of the best size")),
     ("What more workers gain", ("speed",)),
+    ("Held-out tasks one by one", (by_task.THESE, by_task.OTHERS)),
     ("Expected values", ("expected ",)),
 )
 """(title of a table, its questions as in `Finding.question`). A question that ends in a space is a prefix."""
@@ -290,7 +291,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
     """The study's settings with all defaults, as (group, [(key, value)]), and the size of each condition's models."""
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     for part in ("family", "model", "training", "evaluation"):
-        values = getattr(study, part).model_dump()
+        values = _flat(getattr(study, part).model_dump())
         groups.append((part, [(k, _setting(v)) for k, v in values.items()]))
     axes = study.axes
     crossed = [
@@ -310,6 +311,14 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         for trunk, budgets in study.sizes(condition)
     ]
     return [("axes", crossed), *groups, ("models", models)]
+
+
+def _flat(values: Mapping[str, Any], of: str = "") -> dict[str, Any]:
+    """Nested settings under one key each, as `rules.max_tokens`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{of}{key}.") if isinstance(value, dict) else {f"{of}{key}": value}
+    return found
 
 
 def _changes(variant: Variant) -> str:

@@ -10,18 +10,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from browser import DESKTOP, PHONE, Open, chromium, open_page, overlaps, sticking_out
 
 from orchestrator import open_study
+from orchestrator.analysis import by_task
+from orchestrator.analysis.findings import find
+from orchestrator.console import data
 from orchestrator.formatting import on_split
-from orchestrator.record import mlflow_runs, publisher, recorded
+from orchestrator.record import mlflow_runs, mlflow_values, publisher, recorded, tables
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
+from orchestrator.report import asked
 from orchestrator.study.reader import load
 from trainers import budget
 from trainers.fit.place import Place
 from trainers.tasks.text import SPLITS, packed_names, unpacked_names
 from trainers.train import run_trunk
+
+__all__ = ["chromium", "open_page"]  # fixtures
 
 HOSTILE = "</details></main><script>document.title = 'run'</script> <img src=x onerror=alert(1)> & \x1b[31m\u202eK_A "
 STUDY = """study: words
@@ -161,3 +169,146 @@ def test_mlflow_has_right_answered_and_floor_of_the_four_splits(world: World) ->
         assert metrics["right"] == metrics["held_out/solve/right"] and "accuracy" not in metrics
         steps = budget.steps_of(trial, trial.compute_flops)
         assert steps.end >= 50
+
+
+# Data and leaks -----------------------------------------------------------------------------------------------------
+
+
+def test_the_session_knows_the_data_so_that_a_report_elsewhere_shows_them(world: World, tmp_path: Path) -> None:
+    (one,) = world.events[0]["data"]
+    facts = world.study.family.prepared.facts  # type: ignore[attr-defined]
+    assert one["conditions"] == ["answer"] and one["facts"]["leaks"] == facts.certificate.lines()
+    assert one["facts"]["n_of_set"] == facts.n_of_set and len(json.dumps(one)) < 20_000
+    page = (world.folder / "report.html").read_text()
+    assert all(line in page for line in facts.certificate.lines())
+    rows = dict(data.data_rows(world.study))
+    assert {"data", "leaks", "padding"} <= rows.keys() and str(facts.n_tasks["train"]) in rows["data"]
+
+
+def test_the_plan_warns_of_padding_and_names_rows_that_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items of one length, of which a row holds one and nearly another; fails if the values named do not do."""
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    lines = [f"{k},{'p' * 40}{i},t" for k in range(12) for i in range(10, 20)]
+    (tmp_path / "tasks.csv").write_text("\n".join(["task,prompt,target", *lines]))
+    text = STUDY.replace("tasks.csv, rules", "tasks.csv, row_tokens: 80, rules").replace("n_tasks: [8]", "n_tasks: [4]")
+    (tmp_path / "padded.yaml").write_text(text.replace("path: ", "columns: {}, path: "))
+    study = load(str(tmp_path / "padded.yaml"))
+    trunk = study.trunks()[0]
+    share = data.padding(trunk)
+    assert share is not None and share == pytest.approx(1 - 45 / 80, abs=0.02)
+    (warning,) = [words for name, words in data.data_rows(study) if name == "warning"]
+    values = [int(word) for word in warning.partition("row_tokens: ")[2].split() if word.isdigit()]
+    assert values
+    for n in values:
+        family = trunk.family.model_copy(update={"row_tokens": n})
+        less = data.padding(trunk.model_copy(update={"family": family}))
+        assert less is not None and less <= data.MAX_PADDING
+
+
+# MLflow -------------------------------------------------------------------------------------------------------------
+
+
+def test_mlflow_has_examples_data_and_leaks_and_publishing_again_changes_nothing(world: World) -> None:
+    def everything() -> Any:
+        target = mlflow_runs.MlflowRecord(world.uri, world.study, State.of(world.folder).record)
+        runs = {key: target.client.get_run(run) for key, run in target.runs.items()}
+        files = {key: sorted(f.path for f in target.client.list_artifacts(run)) for key, run in target.runs.items()}
+        inputs = {
+            key: sorted((i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs)
+            for key, run in runs.items()
+        }
+        tags = {
+            key: {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.note")}
+            for key, run in runs.items()
+        }
+        return target, {
+            "files": files,
+            "inputs": inputs,
+            "tags": tags,
+            "metrics": {k: r.data.metrics for k, r in runs.items()},
+        }
+
+    target, before = everything()
+    (one,) = world.events[0]["data"]
+    for trial in world.study.trials():
+        assert ("tasks.csv", one["facts"]["digest"]) in before["inputs"][trial.id] and len(
+            before["inputs"][trial.id]
+        ) == 2
+        logged = json.loads(before["tags"][trial.id]["mlflow.loggedArtifacts"])
+        assert {"path": mlflow_runs.EXAMPLES, "type": "table"} in logged
+        assert before["tags"][trial.id]["leaks.exact"] == before["tags"][mlflow_runs.PARENT]["leaks.exact"] == "0"
+        table = json.loads(
+            Path(target.client.download_artifacts(target.runs[trial.id], mlflow_runs.EXAMPLES)).read_text()
+        )
+        rows = pd.DataFrame(table["data"], columns=table["columns"])
+        frame = pd.read_parquet(world.folder / "examples.parquet")
+        frame = frame[frame["trial"] == trial.id].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, frame[table["columns"]])
+    (leaks,) = json.loads(Path(target.client.download_artifacts(target.runs["study"], mlflow_runs.LEAKS)).read_text())
+    assert leaks["sets"] == one["facts"]["certificate"]["sets"]
+    publisher.publish(world.folder, world.uri)
+    assert everything()[1] == before
+
+
+def test_a_table_elsewhere_is_the_same_dataset(world: World) -> None:
+    trial = world.study.trials()[0]
+    moved = trial.model_copy(update={"family": trial.family.model_copy(update={"path": "elsewhere/copy.parquet"})})
+    assert mlflow_values.training_tasks(moved).digest == mlflow_values.training_tasks(trial).digest
+
+
+# Intervals and the page ---------------------------------------------------------------------------------------------
+
+
+def test_both_intervals_of_held_out_tasks_are_findings_and_the_wider_one_counts_tasks(world: World) -> None:
+    """Answers of our own in the place of the tiny model's: five tasks, two replicates."""
+    state = recorded.of_study(State.of(world.folder), world.study)
+    results, runs, tasks = (
+        make(state, world.study) for make in (tables.results_table, tables.runs_table, tables.tasks_table)
+    )
+    frame = tasks.to_pandas()
+    held_out = frame["split"] == "held_out"
+    names = sorted(set(frame[held_out]["task"]))
+    frame.loc[held_out, "n_sequences"] = 10
+    frame.loc[held_out, "n_right"] = [
+        2 * names.index(task) + replicate
+        for task, replicate in zip(frame[held_out]["task"], frame[held_out]["replicate"], strict=True)
+    ]
+    found = find(
+        world.study, results, runs, pa.Table.from_pandas(frame, tables.TASKS), tables.examples_table(state, world.study)
+    )
+    (these,), (others,) = found.of(by_task.THESE), found.of(by_task.OTHERS)
+    shares = np.array([[2 * i + r for r in range(2)] for i in range(len(names))]) / 10
+    assert these.estimate == others.estimate == pytest.approx(shares.mean()) and len(names) >= 3
+    half = 12.706 * np.std(shares.mean(axis=0), ddof=1) / np.sqrt(2)
+    assert these.low == pytest.approx(max(0, shares.mean() - half), abs=1e-3)
+    (low, high), (lowest, highest) = these.interval(0.5), others.interval(0.5)
+    assert lowest is not None and low is not None and high is not None and highest is not None
+    assert lowest < low < high < highest
+    assert these.sentence != others.sentence and these.n == 2
+    never, always = (shares.mean(axis=1) == 0).sum(), (shares.mean(axis=1) == 1).sum()
+    (section,) = asked.asked(found)
+    assert section.tasks is not None and section.tasks.rows[0][0] == names[-1] and never == always == 0
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_shows_what_was_asked_and_runs_none_of_it(
+    world: World, size: tuple[int, int], open_page: Open
+) -> None:
+    opened = open_page(world.folder / "report.html", size)
+    page = opened.page
+    assert page.title() == "words@1" and not opened.complaints and len(opened.requests) == 1
+    assert len(page.inner_text("body").split()) <= 2500
+    section = page.locator("#asked")
+    assert section.locator("#item_sets tbody tr").count() == 4 and section.locator("details").count() == 4
+    assert not section.locator("details.examples dd").locator("visible=true").count()  # folded
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    shown = set(section.locator("details.examples dd").all_inner_texts())
+    examples = pd.read_parquet(world.folder / "examples.parquet")
+    last = examples[(examples["compute_flops"] == world.study.budgets[-1]) & (examples["replicate"] == 0)]
+    printed = {text.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e") for text in last["prompt"]}
+    assert len(shown & printed) >= 24 and any("</details>" in text for text in shown & printed)
+    assert section.locator("script, img").count() == 0 and page.locator("main > *").last.get_attribute("id") == "sure"
+    assert page.locator("#data li").count() >= 3
+    assert overlaps(page) == [] and sticking_out(page) == []

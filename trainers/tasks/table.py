@@ -217,8 +217,10 @@ class Table(TextFamily):
         return [(data.names[task], clusters[data.clusters[task]]) for task in tasks]
 
     def data_facts(self) -> dict[str, Any]:
-        """`Facts` of the table as JSON, leak certificate included. Raises as `prepared`."""
-        return self.prepared.facts.model_dump(mode="json")
+        """`Facts` of the table as JSON, its path and digest, and the sentences of its leak certificate. Raises as `prepared`."""
+        facts, content = self.prepared.facts, self._content
+        place = {"path": self.path, "digest": content.digest, "leaks": facts.certificate.lines()}
+        return facts.model_dump(mode="json") | place
 
     def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
         if split == "held_out":

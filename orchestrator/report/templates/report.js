@@ -25,14 +25,14 @@ document.addEventListener("scroll", () => (tip.hidden = true), { capture: true, 
 /* A link into the fold opens it, and so does printing. */
 function open() {
   const place = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const fold = place && place.closest("details");
+  const fold = place && place.closest("#sure");
   if (!fold) return;
   fold.open = true;
   place.scrollIntoView();
 }
 addEventListener("hashchange", open);
 open();
-const fold = document.querySelector("details");
+const fold = document.getElementById("sure");
 let printed = false;
 addEventListener("beforeprint", () => { if (fold && !fold.open) fold.open = printed = true; });
 addEventListener("afterprint", () => { if (printed) fold.open = printed = false; });

@@ -163,10 +163,11 @@ def leak_tags(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def examples_of(event: Event) -> dict[str, Any] | None:
-    """The examples of an evaluation as a table that MLflow compares between runs; None without any."""
-    columns = ("task", "prompt", "target", "answer", "answered", "right")
-    data = [[row["split"], *(one[k] for k in columns)] for row in event["rows"] for one in row.get("examples") or ()]
-    return {"columns": ["split", *columns], "data": data} if data else None
+    """The examples of an evaluation as a table that MLflow compares between runs; None without any. The UI groups by the first column
+    and compares the second."""
+    columns = ("prompt", "answer", "target", "answered", "right", "task", "split")
+    rows = [one | {"split": row["split"]} for row in event["rows"] for one in row.get("examples") or ()]
+    return {"columns": list(columns), "data": [[row[k] for k in columns] for row in rows]} if rows else None
 
 
 def by_cluster(tasks: list[tuple[str, str]]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import counted, decimal, number
-from orchestrator.report.surface import shown_of
+from orchestrator.report.surface import shown_of, words_of
 from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
 from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
@@ -28,32 +28,6 @@ WIDTH, HEIGHT = 240, 150
 """Pixels of a panel's axes."""
 LOWEST, HIGHEST = -0.5, 1.3
 """Widest vertical scale. Values outside are drawn at its edge: ability and memory lie around 0 to 1."""
-
-
-class Words(NamedTuple):
-    """Ability and memory in the words of figures."""
-
-    axis: str
-    half: str
-    """An ability of one half."""
-    ability: str
-    memory: str
-
-
-_OF_RULES = Words(
-    "ability (share of the rule)", "half of the rule", "share of the rule learned", "share of the list remembered"
-)
-_OF_TEXT = Words(
-    "ability (beyond the floor)", "an ability of ½", "right beyond the floor", "loss saved on training items"
-)
-
-
-def words_of(found: Findings) -> Words:
-    """The words for a study's family: with an exact rule, or of text."""
-    return _OF_TEXT if cast(Family, found.study.family).ability_of == "right" else _OF_RULES
-
-
-"""Title of a vertical axis."""
 FARTHEST = 100
 """Largest factor between two numbers of tasks that a line joins (assumed)."""
 

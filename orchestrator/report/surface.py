@@ -52,6 +52,29 @@ def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> 
     return Shown(measure, condition, *scope_of(found.results, measure, skill), of_text)
 
 
+class Words(NamedTuple):
+    """Ability and memory in the words of figures."""
+
+    axis: str
+    half: str
+    """An ability of one half."""
+    ability: str
+    memory: str
+
+
+_OF_RULES = Words(
+    "ability (share of the rule)", "half of the rule", "share of the rule learned", "share of the list remembered"
+)
+_OF_TEXT = Words(
+    "ability (beyond the floor)", "an ability of ½", "right beyond the floor", "loss saved on training items"
+)
+
+
+def words_of(found: Findings) -> Words:
+    """The words for a study's family: with an exact rule, or of text."""
+    return _OF_TEXT if cast(Family, found.study.family).ability_of == "right" else _OF_RULES
+
+
 def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
     """Whether any cell has a value."""
     return any(cell.value is not None for line in cells for cell in line)

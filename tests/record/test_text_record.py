@@ -190,7 +190,7 @@ def test_the_plan_warns_of_padding_and_names_rows_that_would_do(
 ) -> None:
     """Items of one length, of which a row holds one and nearly another; fails if the values named do not do."""
     monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
-    lines = [f"{k},{'p' * 40}{i},t" for k in range(12) for i in range(10, 20)]
+    lines = [f"{k},{'p' * 38}{i}{k:02},t" for k in range(12) for i in range(10, 20)]
     (tmp_path / "tasks.csv").write_text("\n".join(["task,prompt,target", *lines]))
     text = STUDY.replace("tasks.csv, rules", "tasks.csv, row_tokens: 80, rules").replace("n_tasks: [8]", "n_tasks: [4]")
     (tmp_path / "padded.yaml").write_text(text.replace("path: ", "columns: {}, path: "))

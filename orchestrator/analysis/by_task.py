@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, in_condition
-from orchestrator.analysis.measures import FLOORS, over_replicates
+from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import Results, split_of
 from orchestrator.formatting import decimal, number, on_split, sure, times
 from orchestrator.stats.crossed import crossed
-from trainers.tasks.text import SPLITS
+from trainers.tasks.text import FLOORS, SPLITS
 
 THESE, OTHERS = "right on these tasks", "right on other tasks"
 """`Finding.question` of the mean over held-out tasks, with an interval over replicates, and over tasks and replicates."""

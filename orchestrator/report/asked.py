@@ -25,7 +25,7 @@ PREDICTORS = {
     "nearest": "the target of the nearest training item",
     "memorizer": "the nearest training instruction",
 }
-"""Trivial predictors in words, by their names in `measures.FLOORS`."""
+"""Trivial predictors in words, by their names in `tasks.text.FLOORS`."""
 
 
 class Examples(NamedTuple):

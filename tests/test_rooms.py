@@ -32,6 +32,7 @@ ALLOWED = {
     "transformers": {"trainers/models/hf.py"},
     "peft": {"trainers/models/hf.py"},
     "tokenizers": {"trainers/data"},
+    "datasketch": {"trainers/data"},
     "pyarrow.dataset": {"trainers/data"},
     "deepspeed": {"trainers/engine"},
     "torch": {

@@ -21,7 +21,7 @@ from trainers.data.tables import Columns, Render, Rows, place, rows
 from trainers.data.tokens import Tokens
 from trainers.streams import mix64
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Part of every digest. Raise it when the same table gives other items, parts or files."""
 FACTS, LEAKS, TASKS, ORDER = "facts.json", "leaks.json", "tasks.json", "order.npy"
 NOTES = {".hashes": "S16", ".tasks": "<i4", ".places": "<i8"}

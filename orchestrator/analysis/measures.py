@@ -76,10 +76,12 @@ def _floor(columns: Columns) -> np.ndarray:
 def _memory_of_items(columns: Columns) -> np.ndarray:
     """1 - loss on training items / loss on new items of the same tasks: 0 recalls no item, 1 all of them.
 
-    On the rows of new items only, which hold both losses."""
+    On the rows of new items only, which hold both losses. NaN if the loss on new items is below MIN_GAP_NATS a token: a ratio of
+    two such small losses is noise."""
     trained, new = _share("sum_nll_train_items", "n_train_items")(columns), _share("sum_nll_nats")(columns)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((columns["split"] == "seen") & (new > 0), 1 - trained / new, np.nan)
+        found = 1 - trained / new
+    return np.where((columns["split"] == "seen") & (new >= stats.MIN_GAP_NATS), found, np.nan)
 
 
 def _undefined(columns: Columns) -> np.ndarray:

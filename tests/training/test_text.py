@@ -113,6 +113,10 @@ def test_ability_and_memory_of_text_by_hand():
     rows = with_train_items([base | {"split": "train_items", "nll_nats": 8.0}, base | {"split": "seen"}])
     assert measures.of_rows("ability", rows, "right")[1] == pytest.approx((28 / 40 - 10 / 40) / (1 - 10 / 40))
     assert measures.of_rows("memory", rows, "right") == [None, pytest.approx(1 - 8 / 40)]
+    small = with_train_items(
+        [base | {"split": "train_items", "nll_nats": 8.0}, base | {"split": "seen", "nll_nats": 4.9}]
+    )
+    assert measures.of_rows("memory", small, "right") == [None, None]  # .098 nats a token
     assert measures.of_rows("right", rows, "right")[0] == 0.7 and measures.of_rows("answered", rows, "right")[0] == 0.9
     assert measures.of_rows("ability", [base | {"split": "held_out", "right_copy": 37}], "right") == [None]
     assert measures.of_rows("ability", [base | {"split": "held_out", "n_sequences": 19, "n_right": 3}], "right") == [

@@ -61,7 +61,8 @@ class Tokens(Record):
         if self.kind == "bytes":
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
         if self.kind == "characters":
-            return [self._of_characters(text) for text in texts]
+            ends = np.cumsum([len(text) for text in texts])
+            return np.split(self._of_characters("".join(texts)), ends[:-1]) if texts else []
         found = _tokenizer(self.digest).encode_batch(texts, add_special_tokens=False)
         return [np.array(one.ids, np.int64) for one in found]
 

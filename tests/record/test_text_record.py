@@ -36,9 +36,9 @@ STUDY = """study: words
 version: 1
 question: Are unseen tasks solved?
 family: {name: table, path: tasks.csv, rules: {max_tokens: 1024, on_leak: drop}}
-axes: {arm: [answer], n_tasks: [8], compute_flops: [1.2e10, 1.8e10], replicates: 2}
+axes: {arm: [answer], n_tasks: [8], compute_flops: [6.6e9, 8.2e9], replicates: 2}
 model: {n_layers: 1, d_model: 8, n_heads: 2, d_mlp: 16}
-training: {batch_size: 16}
+training: {batch_size: 10}
 evaluation: {n_sequences: 20, first_flops: 1e11, points_per_decade: 1}
 """
 
@@ -50,7 +50,7 @@ def write_table(path: Path) -> None:
         out = csv.writer(file)
         out.writerow(["task", "cluster", "prompt", "target"])
         for k in range(24):
-            name, first = f"<b>{k}</b>/\N{SNOWMAN} task {k}", f"{HOSTILE}{'x' * 60} " if k % 3 == 0 else ""
+            name, first = f"<b>{k}</b>/\N{SNOWMAN} task {k}", f"{HOSTILE}{'x' * 24} " if k % 3 == 0 else ""
             for i in range(10):
                 word = "".join(draw.choice(list("abcd"), 4))
                 out.writerow([name, f"kind & {k % 6}", f"{first}{k}.{i}: {word}", word[::-1]])

@@ -376,7 +376,7 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
         ability = f"(right − floor) / (1 − floor) on {on}: answers beyond the floor, the best trivial predictor of the same items."
         memory = "1 − h(training items) / h(new items of the same tasks), of the mean log losses a target token."
         zero, one, wrong = "is the trivial predictor", "has every answer right", "below 0 is worse than that predictor"
-        missing = "the floor is above 0.9, or fewer than 20 items were answered"
+        missing = "the floor is above 0.9, fewer than 20 items were answered, or new items cost under 0.1 nats a token"
     elif family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."
         memory = "Not defined for this family."

@@ -61,7 +61,7 @@ _CELL = [(name, pa.string()) for name in ("trial", "condition")] + [
 _CELL += [("replicate", pa.int64()), ("split", pa.string()), ("task", pa.string())]
 
 TASKS = pa.schema(
-    _CELL
+    [*_CELL, ("cluster", pa.string())]
     + [(name, pa.int64()) for name in ("n_sequences", "n_answered", "n_right", "n")]
     + [("sum_nll_nats", pa.float64())]
 )

@@ -11,6 +11,7 @@ import torch
 from trainers.engine.engine import Engine
 from trainers.sampling import generate
 from trainers.tasks import ItemSet
+from trainers.tasks.probes import Answers
 
 LOGITS_AT_ONCE = 2**26
 """Most logits of one reading, 256 MB: 32 items of 40 target tokens with a vocabulary of 50,000."""
@@ -66,7 +67,7 @@ def read_and_answer(
     row |= {"n_answered": int(answered.sum()), "n_right": int(right.sum())}
     row |= {f"right_{name}": int(hits.sum()) for name, hits in given.floors.items()}
     if detailed:
-        row |= {"tasks": _by_task(given.tasks, sums, answered, right)}
+        row |= {"tasks": _by_task(given, sums, answered, right)}
         row |= {"examples": _examples(given.tasks, given.texts, texts, answered, right)}
     return row
 
@@ -107,16 +108,17 @@ def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[],
     return found
 
 
-def _by_task(tasks: list[str], sums: np.ndarray, answered: np.ndarray, right: np.ndarray) -> dict[str, list[Any]]:
+def _by_task(given: Answers, sums: np.ndarray, answered: np.ndarray, right: np.ndarray) -> dict[str, list[Any]]:
     """Counts and sums of each task, as columns with an entry per task."""
-    names, which = np.unique(np.array(tasks, object), return_inverse=True)
+    names, first, which = np.unique(np.array(given.tasks, object), return_index=True, return_inverse=True)
 
     def total(values: np.ndarray) -> list[Any]:
         return np.bincount(which, values, len(names)).tolist()
 
     return {
         "task": names.tolist(),
-        "n_sequences": [int(n) for n in total(np.ones(len(tasks)))],
+        "cluster": [given.clusters[i] for i in first.tolist()],
+        "n_sequences": [int(n) for n in total(np.ones(len(given.tasks)))],
         "n_answered": [int(n) for n in total(answered)],
         "n_right": [int(n) for n in total(right)],
         "n": [int(n) for n in total(sums[:, 0])],

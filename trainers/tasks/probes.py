@@ -269,6 +269,8 @@ class Answers:
     """Ids that no answer holds: our other mark."""
     tasks: list[str]
     """Names of the tasks."""
+    clusters: list[str]
+    """Names of the tasks' clusters, "" without clusters."""
     texts: list[tuple[str, str]]
     """(prompt, target) as text."""
     floors: dict[str, np.ndarray]

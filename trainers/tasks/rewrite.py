@@ -139,6 +139,10 @@ class Rewrite(TextFamily):
         pattern, replacement = self.rules(np.array([task]))[0]
         return f"{pattern}>{replacement}"
 
+    def cluster_name(self, task: int) -> str:
+        """Lengths of pattern and replacement, such as `2>3`."""
+        return ">".join(str(len(part)) for part in self.rules(np.array([task]))[0])
+
     def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
         """Ids of a replicate's training tasks, (n,) -> (n,): spread over the trained clusters, nested in n_tasks."""
         place, cluster = np.divmod(np.asarray(indices, np.int64), self.n_trained_clusters)

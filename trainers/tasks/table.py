@@ -199,6 +199,10 @@ class Table(TextFamily):
     def task_name(self, task: int) -> str:
         return self.prepared.names[task]
 
+    def cluster_name(self, task: int) -> str:
+        names = self.prepared.cluster_names
+        return names[self.prepared.clusters[task]] if names else ""
+
     def train_tasks(self, replicate: int) -> np.ndarray:
         """All training tasks in a replicate's order: one of each cluster in turn, (K,) int64. A trial has the first n_tasks."""
         return _ordered(self._content.digest, replicate, self.n_clusters)

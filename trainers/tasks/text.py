@@ -159,6 +159,10 @@ class TextFamily(Family):
     def task_name(self, task: int) -> str:
         """The name of a task, for tables and reports."""
 
+    def cluster_name(self, task: int) -> str:
+        """The name of a task's cluster; "" without clusters."""
+        return ""
+
     def judge(self) -> Scorer:
         """The judge of answers. By default an answer is right if it equals the target, apart from blanks at both ends."""
         return lambda prompt, target, answer: answer.strip() == target.strip()
@@ -212,6 +216,7 @@ class TextFamily(Family):
             end=tokens.end,
             forbidden=(tokens.answer,),
             tasks=[self.task_name(task) for task in items.tasks.tolist()],
+            clusters=[self.cluster_name(task) for task in items.tasks.tolist()],
             floors=floors,
             texts=[(tokens.decode(items.prompt(i)), tokens.decode(items.target(i))) for i in range(len(items))],
             decode=tokens.decode,

@@ -66,7 +66,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(content, tmp_path):
     assert "\n" not in str(refused.value) and "tokenizer.json" in str(refused.value)
 
 
-@pytest.mark.parametrize("library", ["tokenizers"])
+@pytest.mark.parametrize("library", ["tokenizers", "datasketch"])
 def test_without_the_extra_one_line_says_which_and_how(library, tmp_path, monkeypatch):
     """As on a machine where the library is not installed: its import fails."""
     word_file(tmp_path / "mine", ["red"])

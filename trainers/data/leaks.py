@@ -157,6 +157,10 @@ class TaskPair(Record):
     example: Example
 
 
+_SETS = {"new_items": "New items", "held_out": "Held-out tasks", "held_out_clusters": "Held-out clusters"}
+"""Names of the sets in sentences."""
+
+
 class Certificate(Record):
     """What was compared, and what was found."""
 
@@ -204,18 +208,21 @@ class Certificate(Record):
         part = (
             ""
             if self.n_train_compared == self.n_train
-            else f" (a sample of {self.n_train_compared} for near-duplicates)"
+            else f" (a sample of {self.n_train_compared:,} for near-duplicates)"
         )
-        lines = [f"Held-out items were compared with {self.n_train} training items{part}."]
+        lines = [f"Held-out items were compared with {self.n_train:,} training items{part}."]
         if self.n_dropped:
             lines.append(f"{self.n_dropped} training items were dropped because a held-out set has them.")
         for name, found in self.sets.items():
-            other = f", {found.n_near_other_answer} of them with another answer" if found.n_near_other_answer else ""
-            short = f"; {found.n_short} are too short to have any" if found.n_short else ""
-            lines.append(
-                f"{name}: {found.n_exact} of {found.n_items} items are exact copies of training items. {found.n_near} of "
-                f"{found.n_compared} compared have a near-duplicate{other}{short}."
-            )
+            if not found.n_items:
+                continue
+            line = f"{_SETS.get(name, name)}: {found.n_exact:,} of {found.n_items:,} are exact copies of training items"
+            if sought := found.n_compared - found.n_short:
+                other = (
+                    f", {found.n_near_other_answer:,} of them with another answer" if found.n_near_other_answer else ""
+                )
+                line += f"; {found.n_near:,} of {sought:,} that are long enough have a near-duplicate{other}"
+            lines.append(f"{line}." if sought else f"{line}; all are too short for near-duplicates.")
             lines += [f"  Exact copy: {_told(example)}" for example in found.exact[:1]]
             lines += [f"  Near-duplicate: {_told(example)}" for example in found.near[:1]]
         if self.n_pairs:

@@ -131,7 +131,7 @@ def test_a_sample_is_the_same_in_any_order_and_is_stated() -> None:
     )
     of = once.sets["held_out"]
     assert once == again and 10 < of.n_near < 100 and of.n_compared == 500 and once.n_train_compared == 1100
-    assert "1100" in once.lines()[0]
+    assert "1,100" in once.lines()[0]
 
 
 def test_equal_inputs_with_other_answers_are_counted_apart() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from trainers.data.leaks import Certificate, Compared, Item, Limits, compare, content_hash, exact_copies, pools
@@ -89,8 +94,8 @@ def long_tasks(n: int, draw: np.random.Generator) -> Texts:
 
 
 def split(make: Callable[[int, np.random.Generator], Texts], per_task: int) -> tuple[list[Item], list[Item]]:
-    """2,000 training items and 1,000 held-out ones that differ from them. Both draw from the same tasks."""
-    texts = make(3000, stream("leaks", "test", make.__name__))
+    """1,600 training items and 800 held-out ones that differ from them. Both draw from the same tasks."""
+    texts = make(2400, stream("leaks", "test", make.__name__))
     every = [Item(*text, f"task {i // per_task}") for i, text in enumerate(dict.fromkeys(texts))]
     return [item for i, item in enumerate(every) if i % 3 < 2], [item for i, item in enumerate(every) if i % 3 == 2]
 
@@ -126,12 +131,12 @@ def test_a_sample_is_the_same_in_any_order_and_is_stated() -> None:
     train, held_out = split(english, 60)
     planted = [one_word_in_ten_changed(item, stream("leaks", "test", i)) for i, item in enumerate(held_out[:200])]
     once, again = (
-        compared(rows, held_out, n_train=1100, n_held_out=500).certificate
+        compared(rows, held_out, n_train=900, n_held_out=400).certificate
         for rows in (train + planted, planted[::-1] + train[::-1])
     )
     of = once.sets["held_out"]
-    assert once == again and 10 < of.n_near < 100 and of.n_compared == 500 and once.n_train_compared == 1100
-    assert "1,100" in once.lines()[0]
+    assert once == again and 10 < of.n_near < 100 and of.n_compared == 400 and once.n_train_compared == 900
+    assert "900" in once.lines()[0]
 
 
 def test_equal_inputs_with_other_answers_are_counted_apart() -> None:
@@ -198,3 +203,23 @@ def test_neighbouring_seeds_of_reasoning_gym_overlap() -> None:
 
     found = compared(drawn(1, 300), drawn(2, 100)).certificate
     assert found.sets["held_out"].n_exact >= 0.95 * found.sets["held_out"].n_items and found.leaking
+
+
+def test_the_script_of_the_page_exports_generators_by_content(tmp_path: Path) -> None:
+    (script,) = re.findall(
+        r"^```python\n(.*?import reasoning_gym.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "export_gym.py").write_text(script.replace("N_ITEMS = 200", "N_ITEMS = 50"))
+    names = ["chain_sum", "ab", "jugs", "tower_of_hanoi"]
+    command = [sys.executable, "export_gym.py", "gym.parquet", *names]
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    rows = pq.read_table(tmp_path / "gym.parquet").to_pylist()
+    assert len({content_hash(row["prompt"], row["target"]) for row in rows}) == len(rows) > 150
+    tasks = {row["task"]: row["cluster"] for row in rows}
+    longer = "chain_sum min_terms=8 max_terms=12"
+    assert tasks == {"chain_sum": "arithmetic", longer: "arithmetic", "ab": "algorithmic", "jugs": "algorithmic"}
+    names_of: dict[str, Any] = {}
+    exec(script.partition("def items")[0], names_of)
+    assert names_of["LEFT_OUT"].keys() | names_of["SETTINGS"].keys() <= names_of["DATASETS"].keys()

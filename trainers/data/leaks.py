@@ -105,9 +105,9 @@ class Limits(Record):
     near_share: float | None = None
     """Largest share of near-duplicates in a held-out set. More is a leak. None: near-duplicates are counted and never a leak."""
     n_train: Index = 200_000
-    """Most training items that are compared for near-duplicates; of more a sample."""
+    """Most training items that are compared for near-duplicates; of more, or of more than five million words, a sample."""
     n_held_out: Index = 10_000
-    """Most items of each held-out set that are compared for near-duplicates; of more a sample."""
+    """Most items of each held-out set that are compared for near-duplicates; of more, or of more than five million words, a sample."""
     task_share: float = 0.2
     """A held-out task and a training task are reported as a pair if at least this share of the held-out task's items, and at
     least two items, have a copy or near-duplicate in the training task."""

@@ -13,9 +13,11 @@ chance must not be expected to share as much (`CHANCE`). So short contents, such
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from re import compile as regex
 from typing import Any, NamedTuple
 
@@ -41,11 +43,11 @@ BANDS, ROWS = 32, 2
 SAME_TEMPLATE = 0.9
 """Least Jaccard similarity of two tasks' templates that count as one."""
 
-_MOST_PAIRS = 10_000_000  # read of one set: 80 MB an array
+_MOST_WORDS = 5_000_000  # read of one set: 40 MB an array of their pairs
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai to Chinese
 _WORD = regex(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _U64, _HALF = np.uint64, np.uint64(32)
-_BLOCK = 100_000
+_BLOCK = 20_000
 
 
 @dataclass(frozen=True)
@@ -104,25 +106,28 @@ def words(text: str) -> list[int]:
 
 
 def contents(texts: Iterable[tuple[str, str]]) -> Contents:
-    """The contents of (prompt, target), templates included. Reading ends after ten million words; see the number of `answers`."""
-    parts: list[np.ndarray] = []
-    answers: list[int] = []
+    """The contents of (prompt, target), templates included. Reading ends after five million words; see the number of `answers`."""
+    answers, keys = array("I"), [np.empty(0, _U64)]
     total = 0
-    for prompt, target in texts:
-        parts += [np.array(words(text), np.uint32) for text in (prompt, target)]
-        answers.append(zlib.crc32(" ".join(target.split()).casefold().encode("utf-8", "surrogatepass")))
-        total += len(parts[-2]) + len(parts[-1])
-        if total > _MOST_PAIRS:
-            break
-    if not parts:
-        return Contents(np.empty(0, _U64), np.empty(0, np.uint32))
-    flat = np.concatenate(parts).astype(_U64)
-    part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    inside = part[:-1] == part[1:]
-    part = part[:-1][inside].astype(_U64)
-    hashes = mix64((flat[:-1] << _HALF | flat[1:])[inside]) >> _HALF
-    pairs = hashes >> _U64(1) << _U64(1) | part % _U64(2)
-    return Contents(np.unique(part // _U64(2) << _HALF | pairs), np.array(answers, np.uint32))
+    texts = iter(texts)
+    while total < _MOST_WORDS and (block := [*islice(texts, 1000)]):
+        flat, sizes = array("I"), []
+        for prompt, target in block:
+            for text in (prompt, target):
+                found = words(text)
+                flat.extend(found)
+                sizes.append(len(found))
+            answers.append(zlib.crc32(" ".join(target.split()).casefold().encode("utf-8", "surrogatepass")))
+        word = np.array(flat, _U64)
+        part = np.repeat(np.arange(len(sizes)), sizes)
+        inside = part[:-1] == part[1:]
+        part = part[:-1][inside].astype(_U64)
+        hashes = mix64((word[:-1] << _HALF | word[1:])[inside]) >> _HALF
+        pairs = hashes >> _U64(1) << _U64(1) | part % _U64(2)
+        first = _U64(len(answers) - len(block))
+        keys.append(np.unique((part // _U64(2) + first) << _HALF | pairs))
+        total += len(word)
+    return Contents(np.concatenate(keys), np.array(answers, np.uint32))
 
 
 def templates(contents: Contents, tasks: np.ndarray, *shares: float) -> list[Contents]:

@@ -9,7 +9,7 @@ Exact copies are sought among all items, by a hash of their content. Near-duplic
 more among a sample (`trainers.data.near` says how). Limits of what is found:
 
 - An item is compared for near-duplicates if five pairs of neighbouring words are left of it without its task's template: about six
-  words. Of a number, a short phrase or a string without blanks only exact copies are found, and so in small vocabularies (a pair of
+  words. Of copies with one word in ten changed, 0.89 were found at 8 words, 0.95 at 9, 0.98 at 10 and 0.99 from 12 on. Of a number, a short phrase or a string without blanks only exact copies are found, and so in small vocabularies (a pair of
   words that a hundredth of the items has is no content). Only the first 500 words of prompt and target are read.
 - A text in five or more items of a task, and in a fiftieth of them, counts as its template. So does a text in all items of a task
   with two to four. Near-duplicates of such texts are not found.

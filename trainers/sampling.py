@@ -1,7 +1,7 @@
 """Free-running answers: a model continues prompts by its own tokens, greedily or at a temperature, and pass@k from such answers.
 
 It knows no model. A model offers a cache (`Writer`), so that each new token costs one token of reading. A model that ZeRO 3
-has spread over ranks is out of scope: every pass would gather every weight, and ranks would have to make the same passes.
+has spread over ranks gathers its weights at every pass, so `all_passes` makes all ranks pass equally often.
 """
 
 from __future__ import annotations

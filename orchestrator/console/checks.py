@@ -147,6 +147,16 @@ def source_of(name: str, folder: Path) -> str:
     return name if Path(name).exists() or name in reader.shipped() else str(folder / "study.yaml")
 
 
+def _id_of(name: str, known: list[str]) -> str:
+    """The id of a study file. A study that ran is known by its name even if a file of its family is gone."""
+    try:
+        return reader.load(name).id
+    except studies.StudyError:
+        if (stated := reader.stated_id(name)) in known:
+            return stated
+        raise
+
+
 def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
     """Folder, study and state of a recorded study. Raises UsageProblem with similar names if it has no record."""
     known = [folder.name for folder in study_folders()]
@@ -168,7 +178,7 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
                 f"; did you mean '{near[0]}'?" if near else f"; studies that ran there: {', '.join(known) or 'none'}"
             )
             raise UsageProblem(f"{name}: has not been run in {files.home_folder()}{meant}")
-        study_id = of_name[0] if of_name and plain else reader.load(name).id
+        study_id = of_name[0] if of_name and plain else _id_of(name, known)
     folder = journal.study_folder(study_id)
     study, state = read_record(folder) if has_journal(folder) else (None, Recorded())
     if study is None and folder.is_dir() and (left := recorded.left_without_journal(state, folder)):
@@ -181,8 +191,13 @@ def recorded_study(name: str) -> tuple[Path, Study, Recorded]:
         hint += "" if "@" in name else f"; run it with: {program()} run {name}"
         raise UsageProblem(f"{study_id}: has not been run in {files.home_folder()}{hint}")
     show_damage(state, folder, f"{program()} run {source_of(name, folder)} trains them again")
-    if Path(name).is_file() and (differ := settings_that_differ(study, reader.load(name))):
-        aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")
+    try:
+        differ = settings_that_differ(study, reader.load(name)) if Path(name).is_file() else []
+    except studies.StudyError as problem:
+        aside(f"{str(problem).splitlines()[0]}. This command uses the study that ran.")
+    else:
+        if differ:
+            aside(f"{name} differs from the study that ran: {'; '.join(differ)}. This command uses the study that ran.")
     return folder, study, state
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.formatting import percent
 from orchestrator.record.provenance import data_of
 from orchestrator.report.facts import data_words
+from orchestrator.stats.measures import MIN_ITEMS
 from orchestrator.study.schema import Study
 from trainers.spec import TrunkSpec
 
@@ -31,6 +32,10 @@ def data_rows(study: Study) -> list[tuple[str, str]]:
     for trunk in study.trunks():
         alike.setdefault(json.dumps([trunk.arm, trunk.family.model_dump(mode="json")]), trunk)
     for trunk in alike.values():
+        family: Any = trunk.family
+        if family.ability_of == "right" and (n := family.n_chosen(trunk.request, "held_out")) < MIN_ITEMS:
+            few = f"{n} held-out items are asked, and ability needs {MIN_ITEMS}"
+            rows.append(("warning", f"{few}; raise evaluation.n_sequences, or hold out more tasks"))
         rows += _padding_rows(trunk, f"{study.condition_of(trunk.arm, trunk.variant)}: " if len(alike) > 1 else "")
     return rows
 

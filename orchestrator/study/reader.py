@@ -19,7 +19,17 @@ from orchestrator import files, terminal
 from orchestrator.study import yaml_file
 from orchestrator.study.guesses import stands_for, unknown_key, wrong_value
 from orchestrator.study.refusals import closest, hint_of, problems_of
-from orchestrator.study.schema import PART_MODELS, PARTS, Axes, Expected, OtherBudgets, Study, StudyError, with_changes
+from orchestrator.study.schema import (
+    PART_MODELS,
+    PARTS,
+    Axes,
+    Expected,
+    OtherBudgets,
+    Study,
+    StudyError,
+    is_id,
+    with_changes,
+)
 from trainers import budget
 from trainers.records import Record, beyond_limits
 from trainers.shapes import Dial, Model
@@ -92,6 +102,16 @@ def load(name: str) -> Study:
         required = [name for name, field in Study.model_fields.items() if field.is_required()]
         raise StudyError(f"{path}:1: a study is a mapping of keys; required are {', '.join(required)}")
     return _Reader(path, raw, lines).study()
+
+
+def stated_id(name: str) -> str:
+    """NAME@VERSION as a study file states it, without reading the rest; "" if it states none. name as in `find`."""
+    try:
+        raw, _ = yaml_file.read(find(name))
+    except (StudyError, OSError, yaml_file.Unreadable):
+        return ""
+    stated = f"{raw.get('study')}@{raw.get('version')}" if isinstance(raw, dict) else ""
+    return stated if is_id(stated) else ""
 
 
 def _one_line(text: str) -> str:
@@ -273,7 +293,12 @@ class _Reader:
         variants: Any = axes.get("variant") if isinstance(axes, dict) else None
         for name in _keys_of(variants):
             changes: Any = variants[name].get("family") if isinstance(variants[name], dict) else None
-            if not isinstance(changes, dict) or not kind.resolved_from & changes.keys():
+            if not isinstance(changes, dict):
+                continue
+            if own := sorted(kind.resolved_fields & changes.keys()):
+                self._say(("axes", "variant", name, "family", own[0]), "is resolved from the files; leave it out")
+                continue
+            if not kind.resolved_from & changes.keys():
                 continue
             try:
                 made = self._resolved({**self.raw["family"], **changes}, kind)

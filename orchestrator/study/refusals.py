@@ -10,6 +10,7 @@ from orchestrator.study import claimable as primaries
 from orchestrator.study.schema import Expected, Study, sized
 from trainers import budget
 from trainers.fit.place import shares
+from trainers.spec import TrunkSpec
 from trainers.tasks import Family
 
 MAX_EVALUATION_SHARE = 0.10
@@ -148,9 +149,27 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
             yield (
                 ("evaluation",),
                 f"evaluation would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
-                "lower points_per_decade or n_sequences, or raise first_flops",
+                f"{_cheaper(trunk, flops)}",
             )
             return
+
+
+def _cheaper(trunk: TrunkSpec, flops: float) -> str:
+    """Advice by which the evaluations of a trial cost no more than MAX_EVALUATION_SHARE: numbers that do, if one change will."""
+
+    def does(**changes: Any) -> bool:
+        evaluation = trunk.evaluation.model_copy(update=changes)
+        price = budget.price(trunk.model_copy(update={"evaluation": evaluation}), [flops])
+        return price.eval_flops <= MAX_EVALUATION_SHARE * price.train_flops
+
+    for per_decade in range(trunk.evaluation.points_per_decade - 1, 0, -1):
+        if does(points_per_decade=per_decade):
+            return f"evaluation: {{points_per_decade: {per_decade}}} would do, and so would larger budgets"
+    for k in range(3, -1, -1):
+        if does(first_flops=flops * 10 ** (-k / 4), points_per_decade=1):
+            first = f"{flops * 10 ** (-k / 4):.2g}".replace("e+", "e")
+            return f"evaluation: {{points_per_decade: 1, first_flops: {first}}} would do, and so would larger budgets"
+    return "raise the budget, or lower evaluation.n_sequences"
 
 
 def _expected_meaning(

@@ -82,6 +82,7 @@ def test_a_variant_reads_its_own_table_and_rules(folder):
         ("path: tasks.csv", "path: tasks.csv\n  content: {}", 7, "family.content"),
         ("path: tasks.csv", "path: tasks.csv\n  n_clusters: 3", 7, "n_clusters 3"),
         ("axes:", "axes:\n  variant: {a: {}, b: {family: {path: none.csv}}}", 8, "none.csv"),
+        ("axes:", "axes:\n  variant: {a: {}, b: {family: {content: {}}}}", 8, "content"),
         ("n_tasks: [4]", "n_tasks: [40]", 9, "axes.n_tasks[0]"),
     ],
 )

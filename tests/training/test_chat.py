@@ -17,6 +17,15 @@ CHATML = (
 TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
+def test_generation_marks_have_the_effect_on_blanks_of_any_other_tag():
+    marked = (
+        "{% for m in messages %}{{ m.role }}:\n{%- generation -%}\n{{ m.content }}\n{%- endgeneration %}\n;{% endfor %}"
+    )
+    plain_tags = marked.replace("endgeneration", "endif").replace("generation", "if true")
+    assert Template(marked, "x")._render(TURNS, False) == Template(plain_tags, "x")._render(TURNS, False)
+    assert Template("{{ messages | tojson }}", "x")._render([{"content": "<é'>"}], False) == """[{"content": "<é'>"}]"""
+
+
 def test_the_target_is_the_last_turn_with_its_end():
     assert Template(CHATML, "x")(TURNS) == (
         "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n",

@@ -14,7 +14,7 @@ from trainers.data.sources import TableError
 from trainers.fit.place import Place
 from trainers.shapes import Model
 from trainers.spec import Evaluation, Training, TrunkSpec
-from trainers.tasks import Request, conformance, family_from
+from trainers.tasks import Request, Table, conformance, family_from
 from trainers.train import run_trunk
 
 LETTERS = "abcdefghijkl"
@@ -112,8 +112,10 @@ def test_more_tasks_need_not_be_more_items(make):
 
 def test_a_scorer_of_ones_own_judges_and_its_source_is_identity(make, tmp_path):
     family = make(scorer="lenient:judge")
-    judged = family.suite(request())[0].answers.judged([np.array([65]), np.array([], np.int64)] * 12, np.ones(24, bool))
-    assert judged[1].tolist() == [True, False] * 12 == judged[2].tolist()
+    answers = family.suite(request())[0].answers
+    n = len(answers.tasks) // 2
+    judged = answers.judged([np.array([65]), np.array([], np.int64)] * n, np.ones(2 * n, bool))
+    assert judged[1].tolist() == [True, False] * n == judged[2].tolist()
     assert family.scorer_digest and family.scorer_digest != make().scorer_digest
     trunks = [TrunkSpec(family=f, arm="answer", n_tasks=4, replicate=0) for f in (family, make())]
     assert trunks[0].fingerprint() != trunks[1].fingerprint()
@@ -121,6 +123,37 @@ def test_a_scorer_of_ones_own_judges_and_its_source_is_identity(make, tmp_path):
         with pytest.raises(TableError) as refused:
             make(scorer=bad)
         assert "\n" not in str(refused.value) and str(refused.value).startswith("scorer: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed"),
+    [("1", False), ("0.5", False), ("__import__('numpy').bool_(target == answer)", True), ("target == answer", True)],
+)
+def test_a_scorer_answers_true_false_or_none_and_nothing_else(make, body, allowed, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def judge(prompt, target, answer):\n    return {body}\n")
+    write(tmp_path / "tasks.csv")
+    given = {"name": "table", "path": "tasks.csv", "scorer": "mine:judge"}
+    if allowed:
+        family = family_from(Table.resolved(given, tmp_path, tmp_path / "data", print))
+        assert family.judge()("p", "a", "a") is True and family.judge()("p", "a", "b") is False
+    else:
+        with pytest.raises(TableError, match="returned"):
+            Table.resolved(given, tmp_path, tmp_path / "data", print)
+
+
+def test_weights_that_are_not_there_or_change_nothing_are_refused(make, tmp_path):
+    (tmp_path / "plain.csv").write_text("\n".join(["task,prompt,target", *(f"t{i % 9},p{i},{i}" for i in range(90))]))
+    with pytest.raises(TableError, match=r"^weights: "):
+        Table.resolved({"name": "table", "path": "plain.csv", "weights": "given"}, tmp_path, tmp_path / "data", print)
+    with pytest.raises(ValueError, match="temperature"):
+        make(temperature=2)
+    assert make(items_total=5).n_tasks_max == 5
+
+
+def test_memory_compares_as_many_training_items_as_new_ones_of_each_task(make):
+    family = make()
+    suite = {items.probes[0].split: items.answers for items in family.suite(request(n_tasks=family.n_tasks_max, n=500))}
+    assert Counter(suite["train_items"].tasks) == Counter(suite["seen"].tasks)
 
 
 def test_the_same_rows_elsewhere_in_another_format_are_the_same_trial(make, tmp_path):

@@ -13,7 +13,7 @@ from trainers.models.transformer import build
 from trainers.shapes import Model
 from trainers.spec import Evaluation, Training, TrunkSpec
 from trainers.tasks import Request, Rewrite
-from trainers.tasks.text import SPLITS, packed
+from trainers.tasks.text import SPLITS, TextItems, packed
 from trainers.train import run_trunk
 
 FAMILY = Rewrite(n_letters=6, n_string=6, lengths=(1, 2))
@@ -37,7 +37,7 @@ def test_rows_hold_whole_items_and_the_loss_sees_targets_and_their_end_alone():
     draw = np.random.default_rng(0)
     items = FAMILY.drawn(request(), draw, 60)
     end, answer = FAMILY.text_tokens.end, FAMILY.text_tokens.answer
-    batch, used = packed(items, 6, FAMILY.seq_len, end, all_tokens=False)
+    batch, used = packed(items, 6, FAMILY.seq_len, FAMILY.longest, end, all_tokens=False)
     assert 20 < used < 60
     whole = sorted(tuple(items.item(i)) for i in range(used))
     rows = [tuple(row[row != end]) for row in batch.tokens]
@@ -45,11 +45,25 @@ def test_rows_hold_whole_items_and_the_loss_sees_targets_and_their_end_alone():
     predicted = batch.tokens[:, 1:][batch.loss_mask]
     assert predicted.tolist().count(end) == used and answer not in predicted
     assert batch.loss_mask.sum() == sum(len(items.target(i)) + 1 for i in range(used))
-    every, _ = packed(items, 6, FAMILY.seq_len, end, all_tokens=True)
+    every, _ = packed(items, 6, FAMILY.seq_len, FAMILY.longest, end, all_tokens=True)
     assert every.loss_mask.sum() == sum(len(items.item(i)) - 1 for i in range(used))
     for row, of, positions in zip(batch.tokens, batch.segments, batch.positions, strict=True):
         for segment in set(of[of >= 0].tolist()):
             assert positions[of == segment].tolist() == list(range((of == segment).sum())), row
+
+
+@pytest.mark.parametrize(("n_rows", "share"), [(2, 0.01), (4, 0.2)])
+def test_long_items_are_trained_as_often_as_they_are_drawn(n_rows, share):
+    """Packing that ended at the first item without room lost the long ones: .6 of their share in two rows."""
+    draw, long, n_long, n_all = np.random.default_rng(5), 64, 0, 0
+    for _ in range(4000):
+        sizes = np.where(draw.random(60) < share, long, 8)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        items = TextItems(np.ones(offsets[-1], np.int64), offsets, np.ones(60, np.int64), np.zeros(60, np.int64))
+        _, used = packed(items, n_rows, 63, long, 0, all_tokens=False)
+        n_long, n_all = n_long + int((sizes[:used] == long).sum()), n_all + used
+    expected = share * n_all
+    assert abs(n_long - expected) < 5 * np.sqrt(expected)
 
 
 def test_a_packed_item_is_predicted_as_if_it_were_alone():

@@ -58,6 +58,18 @@ def test_ids_with_a_gap_stay_below_the_marks(tmp_path):
     assert tokens.encode("red").tolist() == [9] and tokens.answer == 10
 
 
+def test_a_files_truncation_and_padding_are_left_off(tmp_path):
+    file = word_file(tmp_path / "cut", ["red", "blue"]) / "tokenizer.json"
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_file(str(file))
+    made.enable_truncation(2)
+    made.enable_padding(length=5)
+    made.save(str(file))
+    tokens = of_file(file, tmp_path / "data")
+    assert tokens.encode("red blue red").tolist() == [1, 2, 1] and tokens.encode("red").tolist() == [1]
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"[1, 2]"])
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(content, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(content)

@@ -19,7 +19,8 @@ from trainers.data.sources import TableError, first_line
 
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 """The template of tables with chat turns, if none is given: `role: content`, one turn a line."""
-_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_MARKS = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+"""Tags around the answer in templates of Hugging Face. Their effect on blanks is that of an `if`."""
 
 
 class Template:
@@ -36,8 +37,10 @@ class Template:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _refuse
+        environment.filters["tojson"] = lambda value, **given: json.dumps(value, ensure_ascii=False, **given)
+        del environment.globals["lipsum"], environment.filters["random"]  # a text must not change from run to run
         try:
-            self._template = environment.from_string(_MARKS.sub("", source))
+            self._template = environment.from_string(_MARKS.sub(_as_if, source))
         except TemplateError as problem:
             raise TableError(f"{label}: is no chat template: {first_line(problem)}") from None
 
@@ -60,7 +63,7 @@ class Template:
 
         try:
             return self._template.render(messages=list(turns), add_generation_prompt=asks, **self.marks)
-        except (TemplateError, TypeError, ArithmeticError, LookupError) as problem:
+        except (TemplateError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError) as problem:
             raise ValueError(f"{self.label} fails: {first_line(problem)}") from None
 
 
@@ -89,6 +92,10 @@ def template_of(path: Path) -> Template:
         if isinstance(problem, TableError):
             raise
         raise TableError(f"{file}: cannot be read as a chat template: {first_line(problem)}") from None
+
+
+def _as_if(tag: re.Match[str]) -> str:
+    return f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}"
 
 
 @lru_cache(maxsize=1)

@@ -120,7 +120,10 @@ def of_file(path: Path, root: Path) -> Tokens:
 
 @lru_cache(maxsize=8)
 def _tokenizer(digest: str) -> Any:
-    return _library().from_file(str(store.folder_of(digest) / FILE))
+    made = _library().from_file(str(store.folder_of(digest) / FILE))
+    made.no_truncation()  # files may hold settings of an earlier use
+    made.no_padding()
+    return made
 
 
 def _library() -> Any:

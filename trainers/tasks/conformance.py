@@ -274,7 +274,7 @@ def suites_cost_what_is_said(family: Family, request: Request) -> None:
     suite = family.suite(request)
     counted = sum(len(items.tokens) * (1 + len(items.written)) for items in suite)
     if isinstance(family, TextFamily):  # each item is read and answered once, up to its end and not to the row's
-        counted = -(-2 * counted * family.longest // (family.length(request.arm) + 1))
+        counted = -(-counted * (2 * family.longest + family.n_new) // (family.length(request.arm) + 1))
     _require(size == counted, family, "suite_size(request)", f"{counted}, as suite(request) has", size)
 
 

@@ -53,7 +53,7 @@ class Rewrite(TextFamily):
     items_total: Annotated[Count | None, Limit(1e12)] = None
     """Training items of all tasks together: more tasks then have fewer items each, so that more tasks are not more data."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _fits(self) -> Rewrite:
@@ -92,7 +92,7 @@ class Rewrite(TextFamily):
 
     @property
     def n_tasks_max(self) -> int:
-        return self.n_train_ids
+        return min(self.n_train_ids, self.items_total or self.n_train_ids)  # a task has an item at least
 
     @property
     def text_tokens(self) -> Tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import types
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +30,10 @@ from trainers.records import Count, Limit, Positive, Record, as_tuple
 from trainers.streams import keyed_permutation
 from trainers.tasks.base import register
 from trainers.tasks.request import Request
-from trainers.tasks.text import Scorer, TextFamily, TextItems
+from trainers.tasks.text import MAX_MEMORY_ITEMS, Scorer, TextFamily, TextItems
 
+KNOWN = "known"
+"""Training items from which trivial predictors answer: as `train_items`, with all items of a task."""
 SCORER = "scorer.py"
 """Name of a scorer's source in its prepared folder."""
 
@@ -42,12 +45,6 @@ class Content(Record):
     """Folder of the prepared table."""
     tasks_per_cluster: Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
     """Training tasks of each cluster that has some, descending; one number without clusters."""
-    n_held_out: int
-    """Held-out tasks of trained clusters."""
-    n_held_out_clusters: int
-    """Tasks of held-out clusters."""
-    n_items: int
-    """Items of all tasks."""
     longest: int
     """Tokens of the longest item, marks included."""
     longest_prompt: int
@@ -100,7 +97,7 @@ class Table(TextFamily):
     content: Content | None = None
     """Resolved from `path`: the content of the table."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     labels: ClassVar[frozenset[str]] = frozenset({"path", "made_by", "columns", "tokenizer", "template"})
     resolved_from: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template", "scorer", "rules"})
     resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
@@ -111,6 +108,8 @@ class Table(TextFamily):
             raise ValueError("items_per_task and items_total both limit the items of a task; keep one")
         if self.cap is not None and self.weights != "proportional":
             raise ValueError(f"cap limits weights: proportional, and weights is {self.weights}; leave cap out")
+        if self.temperature != 1 and self.weights == "uniform":
+            raise ValueError(f"temperature {self.temperature:g} changes nothing with weights: uniform; leave it out")
         if self.n_clusters is not None and self.content and self.n_clusters > len(self.content.tasks_per_cluster):
             raise ValueError(
                 f"n_clusters {self.n_clusters}: the table has {len(self.content.tasks_per_cluster)} clusters for training"
@@ -135,6 +134,13 @@ class Table(TextFamily):
             raise TableError(f"path: {stated.path} is not there yet; make it with: {stated.made_by} {source}")
         template = None if stated.template is None else template_of(beside / stated.template)
         made = prepare(source, stated.columns, tokens, stated.rules, root, say, template)
+        if stated.weights == "given" and not made.facts.has_weights:
+            raise TableError("weights: given needs a column of weights; name it under columns.weight")
+        if not made.facts.n_tasks["held_out"]:
+            raise TableError(
+                "rules: no task of a trained cluster is held out, so nothing would show whether unseen tasks are solved; raise "
+                "held_out_tasks, or give more tasks"
+            )
         if leaking := made.facts.certificate.leaking:
             raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
         digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root)
@@ -177,7 +183,8 @@ class Table(TextFamily):
     @property
     def n_tasks_max(self) -> int:
         sizes = self._content.tasks_per_cluster
-        return sum(sizes if self.n_clusters is None else sizes[-self.n_clusters :])  # the smallest: whichever are drawn
+        n = sum(sizes if self.n_clusters is None else sizes[-self.n_clusters :])  # the smallest: whichever are drawn
+        return n if self.items_total is None else min(n, self.items_total)  # a task has an item at least
 
     def objection(self, task_exponent: float) -> str | None:
         return (
@@ -231,7 +238,9 @@ class Table(TextFamily):
             tasks = np.concatenate([self.held_out_tasks(s) for s in ("held_out", "held_out_clusters")])[:n_first]
         else:
             tasks = self.train_tasks(request.replicate)[: min(n_first, request.n_tasks)]
-        return [self.prepared.names[task].encode() for task in tasks.tolist()]
+        data = self.prepared
+        items = (data.items.tokens(data.items_of(task))[0] for task in tasks.tolist())
+        return [hashlib.blake2b(flat.tobytes(), digest_size=16).digest() for flat in items]
 
     # Items -----------------------------------------------------------------------------------------------------
 
@@ -271,7 +280,10 @@ class Table(TextFamily):
         return len(self._places(request, split)[0])
 
     def chosen(self, request: Request, split: str) -> TextItems:
-        return self._items(*self._places(request, split), new=split != "train_items")
+        return self._items(*self._places(request, split), new=split not in ("train_items", KNOWN))
+
+    def known(self, request: Request) -> TextItems:
+        return self.chosen(request._replace(n_sequences=MAX_MEMORY_ITEMS), KNOWN)
 
     def _places(self, request: Request, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Task and number in it of each item of an item set, at most n_sequences: one of each task in turn."""
@@ -280,7 +292,9 @@ class Table(TextFamily):
             counts = self.prepared.n_new[tasks]
         else:
             tasks = self.train_tasks(request.replicate)[: request.n_tasks]
-            counts = self._n_train(request, tasks) if split == "train_items" else self.prepared.n_new[tasks]
+            counts = self._n_train(request, tasks)
+            if split != KNOWN:  # as many items of a task in both sets: memory compares their losses
+                counts = np.minimum(counts, self.prepared.n_new[tasks])
         found: list[tuple[np.ndarray, np.ndarray]] = []
         left, level = request.n_sequences, 0
         while left > 0 and len(here := tasks[counts > level][:left]):
@@ -304,9 +318,6 @@ def content_of(made: Prepared) -> Content:
     return Content(
         digest=made.digest,
         tasks_per_cluster=tuple(sorted((int(s) for s in sizes if s), reverse=True)),
-        n_held_out=facts.n_tasks["held_out"],
-        n_held_out_clusters=facts.n_tasks["held_out_clusters"],
-        n_items=facts.n_items,
         longest=facts.longest,
         longest_prompt=int(made.items.n_prompt.max()),
         longest_target=int(made.items.n_target.max()),
@@ -371,6 +382,8 @@ def _kept_scorer(named: str, beside: Path, root: Path) -> str:
     scorer = _loaded_scorer(named, digest)
     try:
         scorer("What is 1 + 1?", "2", "2")
+    except TableError:
+        raise
     except Exception as problem:
         raise TableError(
             f"scorer: {named} fails on ('What is 1 + 1?', '2', '2'): {type(problem).__name__}: {problem}"
@@ -383,18 +396,27 @@ def _loaded_scorer(named: str, digest: str) -> Scorer:
     """The function of a kept source. Raises TableError if the source fails, or lacks it."""
     name = named.partition(":")[2]
     file = store.folder_of(digest) / SCORER
-    if hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() != digest:
+    source = file.read_bytes()
+    if hashlib.blake2b(source, digest_size=16).hexdigest() != digest:
         raise TableError(f"{file}: this scorer was changed; delete its folder, and it is kept again")
-    spec = importlib.util.spec_from_file_location(f"scorer_{digest}", file)
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
+    made = types.ModuleType(f"scorer_{digest}")
+    made.__file__ = str(file)
     try:
-        spec.loader.exec_module(made)
+        exec(
+            compile(source, f"{named.partition(':')[0]}.py", "exec"), made.__dict__
+        )  # these bytes, and no cached bytecode
     except Exception as problem:
         raise TableError(f"scorer: {named} cannot be loaded: {type(problem).__name__}: {problem}") from None
     function = getattr(made, name, None)
     if not callable(function):
         there = [each for each, value in vars(made).items() if callable(value) and not each.startswith("_")]
         raise TableError(f"scorer: {named}: there is no function {name}; there are {', '.join(there) or 'none'}")
-    scorer: Scorer = function
-    return scorer
+
+    def judge(prompt: str, target: str, answer: str) -> bool | None:
+        verdict = function(prompt, target, answer)
+        if verdict is None or isinstance(verdict, bool | np.bool_):
+            return None if verdict is None else bool(verdict)
+        given = f"{verdict!r:.60} ({type(verdict).__name__})"
+        raise TableError(f"scorer: {named} returned {given}; allowed: True, False, or None for no answer")
+
+    return judge

@@ -84,12 +84,12 @@ def items_of(tokens: Tokens, pairs: list[tuple[str, str]], tasks: np.ndarray) ->
     return TextItems(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), n_prompt, tasks)
 
 
-def packed(items: TextItems, n_rows: int, length: int, end: int, all_tokens: bool) -> tuple[Batch, int]:
+def packed(items: TextItems, n_rows: int, length: int, longest: int, end: int, all_tokens: bool) -> tuple[Batch, int]:
     """Pack whole items into rows of length + 1 tokens. Returns the batch and the number of items used.
 
-    An item goes into the first row with room. Packing ends at the first item for which no row has room: so nearly all rows are
-    full, and only that one item of the draw is lost. The loss sees the targets with their END, or `all_tokens` of an item but
-    its first.
+    An item goes into the first row with room. Packing ends when no row has room for the `longest` item. It does not look at
+    the next item, so items of every length are trained as often as they are drawn (Wald's identity). The loss sees the targets
+    with their END, or `all_tokens` of an item but its first.
     """
     tokens = np.full((n_rows, length + 1), end, np.int64)
     segments = np.full((n_rows, length + 1), -1, np.int64)
@@ -98,9 +98,9 @@ def packed(items: TextItems, n_rows: int, length: int, end: int, all_tokens: boo
     free, used = np.full(n_rows, length + 1), 0
     sizes = np.diff(items.offsets)
     for size, begin, n_prompt in zip(sizes.tolist(), items.offsets[:-1].tolist(), items.n_prompt.tolist(), strict=True):
-        row = int(np.argmax(free >= size))
-        if free[row] < size:
+        if free.max() < longest:
             break
+        row = int(np.argmax(free >= size))
         at = length + 1 - free[row]
         tokens[row, at : at + size] = items.flat[begin : begin + size]
         segments[row, at : at + size] = used
@@ -178,7 +178,7 @@ class TextFamily(Family):
         for k in range(40):  # twice as many items each time, until the rows are full
             draw = stream(name.name, "batch", request.replicate, step)
             items = self.drawn(request, draw, n << k)
-            batch, used = packed(items, request.batch_size, length, end, every)
+            batch, used = packed(items, request.batch_size, length, self.longest, end, every)
             if used < len(items):
                 return batch
         raise AssertionError("a batch has room for no end of items")
@@ -187,18 +187,23 @@ class TextFamily(Family):
 
     def suite_size(self, request: Request) -> int:
         n = sum(self.n_chosen(request, split) for split in SPLITS)
-        return -(-2 * n * self.longest // (self.length(request.arm) + 1))  # each read once and answered once
+        return -(
+            -n * (2 * self.longest + self.n_new) // (self.length(request.arm) + 1)
+        )  # each read once and answered once
 
     def suite(self, request: Request) -> list[ItemSet]:
-        name: Any = self
-        n, memory = min(MAX_MEMORY_ITEMS, 8 * request.n_sequences), stream(name.name, "memory", request.replicate)
-        known = self.drawn(request, memory, n)
+        known = self.known(request)
         sets = []
         for split in SPLITS:
             items = self.chosen(request, split)
             if len(items):
                 sets.append(self._item_set(request, split, items, self.floors(request, items, known)))
         return sets
+
+    def known(self, request: Request) -> TextItems:
+        """Training items of a trial from which trivial predictors answer, at most MAX_MEMORY_ITEMS."""
+        name: Any = self
+        return self.drawn(request, stream(name.name, "memory", request.replicate), MAX_MEMORY_ITEMS)
 
     def _item_set(self, request: Request, split: str, items: TextItems, floors: dict[str, np.ndarray]) -> ItemSet:
         """The item set of some items. floors: the trivial predictors, as in `floors`."""

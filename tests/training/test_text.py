@@ -86,11 +86,8 @@ def test_the_four_item_sets_share_no_task_or_item_that_they_may_not_share():
     assert tasks["train_items"] <= trained and tasks["seen"] <= trained
     assert not (tasks["held_out"] | tasks["held_out_clusters"]) & trained
     assert not tasks["held_out"] & tasks["held_out_clusters"]
-    drawn = {
-        FAMILY.drawn(request(n_tasks=12), np.random.default_rng(s), 500).prompt(i).tobytes()
-        for s in range(8)
-        for i in range(500)
-    }
+    several = [FAMILY.drawn(request(n_tasks=12), np.random.default_rng(seed), 500) for seed in range(8)]
+    drawn = {items.prompt(i).tobytes() for items in several for i in range(500)}
     new = [p.tobytes() for p in suite["seen"].prompts]
     assert len(new) == 24 and sum(p in drawn for p in new) == 0
 

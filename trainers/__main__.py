@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--checkpoints", help="folder or URI for checkpoints; the same call then resumes")
     parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
+    parser.add_argument("--data", type=Path, help="folder of prepared tables (default: data, beside the file)")
     parser.add_argument("--keep-weights", help="folder or URI for the weights of every trial, as safetensors")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the batch (default 1)")
     parser.add_argument(
@@ -62,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prove", action="store_true", help="run every trial by itself too, and compare to the bit")
     options = parser.parse_args(argv)
     try:
-        trunk, budgets = read(options.spec)
+        options.data = options.data or options.spec.absolute().parent / "data"
+        trunk, budgets = read(options.spec, options.data)
         for name in ("threads", "workers", "micro_batch"):
             if (given := getattr(options, name)) is not None and given < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {given}: at least 1 is needed")
@@ -103,6 +106,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
         threads=options.threads,
         checkpoint_folder=options.checkpoints,
         weights_folder=options.keep_weights,
+        data_folder=str(options.data),
         zero_stage=options.zero_stage,
         micro_batch=options.micro_batch,
         recompute=options.recompute,
@@ -230,8 +234,8 @@ def _close_the_last_line(file: Path) -> None:
                 out.write(b"\n")
 
 
-def read(path: Path) -> tuple[TrunkSpec, list[float]]:
-    """The trunk and its budgets, ascending, in a trial's file.
+def read(path: Path, data: Path) -> tuple[TrunkSpec, list[float]]:
+    """The trunk and its budgets, ascending, in a trial's file. What the family's files hold is kept under `data`.
 
     Raises OSError if it cannot be read. Raises ValueError (pydantic's ValidationError is one) if it is no valid trial.
     """
@@ -248,6 +252,8 @@ def read(path: Path) -> tuple[TrunkSpec, list[float]]:
     budgets = flops if isinstance(flops, list) else [flops]
     if not budgets or not all(isinstance(b, int | float) and not isinstance(b, bool) for b in budgets):
         raise ValueError(f"compute_flops: {flops!r} given; a number of FLOPs, or a list of them, is needed")
+    if isinstance(given := raw.get("family"), dict) and not kind.resolved_fields & given.keys():
+        raw["family"] = kind.resolved(given, path.absolute().parent, data, partial(print, file=sys.stderr))
     try:
         trunk = TrunkSpec.model_validate(raw)
         trials = [TrialSpec(**dict(trunk), compute_flops=float(b)) for b in budgets]

@@ -78,7 +78,7 @@ def _memory_of_items(columns: Columns) -> np.ndarray:
 
     On the rows of new items only, which hold both losses. NaN if the loss on new items is below MIN_GAP_NATS a token: a ratio of
     two such small losses is noise."""
-    trained, new = _share("sum_nll_train_items", "n_train_items")(columns), _share("sum_nll_nats")(columns)
+    trained, new = _share("sum_nll_train_items", "n_train_tokens")(columns), _share("sum_nll_nats")(columns)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = 1 - trained / new
     return np.where((columns["split"] == "seen") & (new >= stats.MIN_GAP_NATS), found, np.nan)
@@ -190,7 +190,7 @@ RAW = {f"sum_{name}": name for name in SUMS} | {"mean_train_loss_nats": "train_l
 
 _AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
 
-_COUNTS = ("n", "n_correct", "n_sequences", "n_exact", "n_answered", "n_right", "n_train_items")
+_COUNTS = ("n", "n_correct", "n_sequences", "n_exact", "n_answered", "n_right", "n_train_tokens")
 _ERRORS = ("se_ability_gap", "se_memory_gap")
 _OF_ROWS = (*_COUNTS, *(f"sum_{name}" for name in SUMS), *_WEIGHTS, *_ERRORS)
 

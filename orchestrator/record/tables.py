@@ -49,7 +49,7 @@ predictions), the standard errors, and `mean_train_loss_nats` (mean training los
 
 OF_TEXT = pa.schema(
     [(name, pa.int64()) for name in ("n_answered", "n_right", *(f"sum_right_{name}" for name in FLOORS))]
-    + [("n_train_items", pa.int64()), ("sum_nll_train_items", pa.float64())]
+    + [("n_train_tokens", pa.int64()), ("sum_nll_train_items", pa.float64())]
 )
 """Columns that families of text have beside RESULTS: counts of free answers, and of the trivial predictors' right answers; and
 on the rows of new items the loss on training items."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from trainers.__main__ import main
 from trainers.data import folders, store
 from trainers.data.sources import TableError
 from trainers.fit.place import Place
@@ -112,7 +114,7 @@ def test_more_tasks_need_not_be_more_items(make):
 
 def test_a_scorer_of_ones_own_judges_and_its_source_is_identity(make, tmp_path):
     family = make(scorer="lenient:judge")
-    answers = family.suite(request())[0].answers
+    answers = family.suite(request())[0].questions
     n = len(answers.tasks) // 2
     judged = answers.judged([np.array([65]), np.array([], np.int64)] * n, np.ones(2 * n, bool))
     assert judged[1].tolist() == [True, False] * n == judged[2].tolist()
@@ -141,6 +143,27 @@ def test_a_scorer_answers_true_false_or_none_and_nothing_else(make, body, allowe
             Table.resolved(given, tmp_path, tmp_path / "data", print)
 
 
+def test_a_scorer_that_ends_the_process_and_a_column_named_twice_are_refused_in_a_line(tmp_path):
+    (tmp_path / "mine.py").write_text("import sys\n\ndef judge(prompt, target, answer):\n    sys.exit(3)\n")
+    write(tmp_path / "tasks.csv")
+    for more in ({"scorer": "mine:judge"}, {"columns": {"prompt": "target"}}):
+        with pytest.raises(ValueError) as refused:
+            Table.resolved({"name": "table", "path": "tasks.csv", **more}, tmp_path, tmp_path / "data", print)
+        assert "SystemExit" in str(refused.value) or "'target'" in str(refused.value)
+
+
+def test_a_trial_of_a_table_runs_alone(tmp_path):
+    write(tmp_path / "tasks.csv")
+    trial = {"family": {"name": "table", "path": "tasks.csv"}, "arm": "answer", "n_tasks": 4, "replicate": 0}
+    trial |= {"model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 16}, "compute_flops": 1e9}
+    trial |= {"training": {"batch_size": 2}, "evaluation": {"n_sequences": 4}}
+    (tmp_path / "trial.json").write_text(json.dumps(trial))
+    assert main([str(tmp_path / "trial.json"), "--events", str(tmp_path / "e.jsonl")]) == 0
+    assert '"status": "done"' in (tmp_path / "e.jsonl").read_text()
+    (tmp_path / "trial.json").write_text(json.dumps(trial | {"family": {"name": "table", "path": "none.csv"}}))
+    assert main([str(tmp_path / "trial.json")]) == 2
+
+
 def test_weights_that_are_not_there_or_change_nothing_are_refused(make, tmp_path):
     (tmp_path / "plain.csv").write_text("\n".join(["task,prompt,target", *(f"t{i % 9},p{i},{i}" for i in range(90))]))
     with pytest.raises(TableError, match=r"^weights: "):
@@ -152,7 +175,9 @@ def test_weights_that_are_not_there_or_change_nothing_are_refused(make, tmp_path
 
 def test_memory_compares_as_many_training_items_as_new_ones_of_each_task(make):
     family = make()
-    suite = {items.probes[0].split: items.answers for items in family.suite(request(n_tasks=family.n_tasks_max, n=500))}
+    suite = {
+        items.probes[0].split: items.questions for items in family.suite(request(n_tasks=family.n_tasks_max, n=500))
+    }
     assert Counter(suite["train_items"].tasks) == Counter(suite["seen"].tasks)
 
 

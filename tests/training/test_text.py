@@ -79,7 +79,7 @@ def test_a_packed_item_is_predicted_as_if_it_were_alone():
 
 
 def test_the_four_item_sets_share_no_task_or_item_that_they_may_not_share():
-    suite = {items.probes[0].split: items.answers for items in FAMILY.suite(request(n_tasks=12))}
+    suite = {items.probes[0].split: items.questions for items in FAMILY.suite(request(n_tasks=12))}
     assert tuple(suite) == SPLITS
     tasks = {split: set(of.tasks) for split, of in suite.items()}
     trained = {c.decode() for c in FAMILY.contents(request(n_tasks=12), "seen", 12)}
@@ -108,7 +108,7 @@ def test_rewriting_is_right_by_hand_and_more_tasks_need_not_be_more_data(n_tasks
 
 
 def test_answers_are_right_only_whole_and_ended():
-    answers = FAMILY.suite(request())[0].answers
+    answers = FAMILY.suite(request())[0].questions
     encode = FAMILY.text_tokens.encode
     right = [encode(target) for _, target in answers.texts]
     ones = np.ones(len(right), bool)

@@ -184,6 +184,11 @@ class Certificate(Record):
     """Items of such tasks. `similarity` is that of the templates."""
 
     @property
+    def n_near_sought(self) -> int:
+        """Held-out items that are long enough to have near-duplicates, of those compared."""
+        return sum(found.n_compared - found.n_short for found in self.sets.values())
+
+    @property
     def leaking(self) -> str:
         """Why no study must start, in one line with an example; "" if one may."""
         reasons: list[str] = []

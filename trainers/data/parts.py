@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
 from trainers.data.leaks import Certificate, Limits
 from trainers.data.sources import TableError
-from trainers.records import Count, Index, Record
+from trainers.records import Count, Index, Record, as_tuple
 
 Part = Literal["train", "held_out", "held_out_clusters"]
 PARTS: tuple[Part, ...] = ("train", "held_out", "held_out_clusters")
 FEW_CLUSTERS = 5
 """With fewer clusters, a share of them holds out none."""
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _tuple(given: Any) -> Any:
-    """A list of YAML or JSON as a tuple."""
-    return tuple(given) if isinstance(given, list) else given
 
 
 class Rules(Record):
@@ -37,7 +32,7 @@ class Rules(Record):
     """Longer items stop the preparation, or are left out and counted."""
     new_items_max: Index = 8
     """Most items of a training task that are held out as its new items. At most a fifth of its items, and at least one of two."""
-    held_out_clusters: Annotated[Share | tuple[str, ...], BeforeValidator(_tuple)] = 0.1
+    held_out_clusters: Annotated[Share | tuple[str, ...], BeforeValidator(as_tuple)] = 0.1
     """Clusters that are held out whole: a share (at least one cluster of five or more), or their names."""
     held_out_tasks: Share = 0.2
     """Share of the remaining tasks that is held out, at least one of two. Spread over clusters, which all keep a training task."""

@@ -37,9 +37,9 @@ def folder_of(digest: str) -> Path:
     for root in _ROOTS:
         if root not in here:
             return folders.fetch(root, digest, _cache())
-    sought = ", ".join(_ROOTS) or "no folder"
+    sought = f"not in {', '.join(_ROOTS)}" if _ROOTS else "looked for nowhere: no folder of data is named"
     raise DataMissingError(
-        f"the prepared data {digest} is not in {sought}; every machine must see it: put EMERGENCE_HOME on a disk that all "
+        f"the prepared data {digest} is {sought}; every machine must see it: put EMERGENCE_HOME on a disk that all "
         "machines share, or give --storage"
     )
 

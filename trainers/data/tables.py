@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import model_validator
+
 from trainers.data.chat import plain
 from trainers.data.sources import Source, TableError, TableFile, first_line
 from trainers.records import Record
@@ -50,6 +52,12 @@ class Columns(Record):
     """Weight of the task in the training mixture, above 0. Equal in all rows of a task."""
     messages: str | None = None
     """Chat turns, a list of {role, content}. They replace prompt and target; by default only if the table has neither."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Columns:
+        if self.prompt == self.target:
+            raise ValueError(f"prompt and target are both the column '{self.prompt}'; name two")
+        return self
 
 
 class Where(NamedTuple):

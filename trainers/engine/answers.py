@@ -11,7 +11,7 @@ import torch
 from trainers.engine.engine import Engine
 from trainers.sampling import generate
 from trainers.tasks import ItemSet
-from trainers.tasks.probes import Answers
+from trainers.tasks.probes import Questions
 
 LOGITS_AT_ONCE = 2**26
 """Most logits of one reading, 256 MB: 32 items of 40 target tokens with a vocabulary of 50,000."""
@@ -31,7 +31,7 @@ def read_and_answer(
     has `n_answered` and `n_right` of the free answers, and `right_<name>` for each trivial predictor. `detailed` adds
     `tasks`, the same counts by task, and `examples`.
     """
-    given, (probe,) = items.answers, items.probes
+    given, (probe,) = items.questions, items.probes
     assert given is not None
     n = len(items.tokens)
     order = mine[np.argsort([len(given.prompts[i]) for i in mine], kind="stable")]  # neighbours are alike in length
@@ -77,7 +77,7 @@ def with_train_items(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     of_split = {row["split"]: row for row in rows if "n_right" in row}
     if {"train_items", "seen"} <= of_split.keys():
         trained = of_split["train_items"]
-        of_split["seen"] |= {"n_train_items": trained["n"], "nll_train_items": trained["nll_nats"]}
+        of_split["seen"] |= {"n_train_tokens": trained["n"], "nll_train_items": trained["nll_nats"]}
     return rows
 
 
@@ -97,18 +97,23 @@ def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[],
         before()
         logs = engine.model(tokens, mask).float().log_softmax(-1).double()  # (k, V)
         target = torch.from_numpy(probe.target[rows, :width]).to(device)[mask]
-        log_p = logs.gather(1, target[:, None])[:, 0]
-        p = log_p.exp()
-        hits = (logs.argmax(1) == target).double()
-        brier = logs.exp().pow(2).sum(1) - 2 * p + 1
-        columns = torch.stack([torch.ones_like(p), hits, log_p, p, brier], dim=1)  # (k, 5)
+        scores = token_scores(logs, target)
+        columns = torch.cat([torch.ones_like(scores[:, :1]), scores], dim=1)  # (k, 5)
         sums = torch.zeros(len(rows), len(_SUMS), dtype=torch.float64, device=device)
         sums.index_add_(0, mask.nonzero()[:, 0], columns)
         found[begin : begin + len(rows)] = sums.cpu().numpy()
     return found
 
 
-def _by_task(given: Answers, sums: np.ndarray, answered: np.ndarray, right: np.ndarray) -> dict[str, list[Any]]:
+def token_scores(logs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """`Probe.answers` of n tokens: log-probabilities (n, V) float64, which are overwritten, and right ids (n,) -> (n, 4)."""
+    log_p = logs.gather(1, target[:, None])[:, 0]
+    p, right = log_p.exp(), (logs.argmax(1) == target).double()
+    squares = logs.mul_(2).exp_().sum(1)
+    return torch.stack([right, log_p, p, squares - 2 * p + 1], dim=1)
+
+
+def _by_task(given: Questions, sums: np.ndarray, answered: np.ndarray, right: np.ndarray) -> dict[str, list[Any]]:
     """Counts and sums of each task, as columns with an entry per task."""
     names, first, which = np.unique(np.array(given.tasks, object), return_index=True, return_inverse=True)
 

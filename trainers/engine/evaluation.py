@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainers.engine.answers import read_and_answer, with_train_items
+from trainers.engine.answers import read_and_answer, token_scores, with_train_items
 from trainers.engine.engine import Engine
 from trainers.fit.memory import EVALUATION_SEQUENCES
 from trainers.fit.place import Place
@@ -68,7 +68,7 @@ def evaluate(
         n = len(items.tokens)
         mine = share_of(engine, n)
         n_here = len(mine)
-        if items.answers is not None:
+        if items.questions is not None:
             rows.append(read_and_answer(engine, items, mine, chunk, before, detailed))
             continue
         by_answers = all(probe.scores_answers for probe in items.probes)
@@ -102,11 +102,8 @@ def answers_on_device(probe: Probe, logs: torch.Tensor, rows: np.ndarray) -> tor
     """`Probe.answers` in torch, for GPUs. `rows` (b,) are the numbers of the sequences. Last digits may differ from numpy's."""
     mask, target = (torch.from_numpy(part[rows]).to(logs.device) for part in (probe.mask, probe.target))
     scored, target = logs[mask].double(), target[mask]  # (n, V), (n,)
-    log_p = scored.gather(1, target[:, None])[:, 0]
-    p, right = log_p.exp(), (scored.argmax(1) == target).double()
-    squares = scored.mul_(2).exp_().sum(1)
     answers = torch.zeros(*mask.shape, ANSWERS, dtype=torch.float64, device=logs.device)
-    answers[mask] = torch.stack([right, log_p, p, squares - 2 * p + 1], dim=1)
+    answers[mask] = token_scores(scored, target)
     return answers
 
 

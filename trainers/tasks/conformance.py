@@ -224,9 +224,9 @@ def suites_are_as_declared(family: Family, request: Request) -> None:
         written = list(items.written)
         places = written == sorted(set(written)) and all(0 <= j < length for j in written)
         _require(places, family, part, f"written positions ascending in 0 ... {length - 1}", written)
-        if items.answers is not None:
-            odd = sorted(items.answers.floors.keys() - set(FLOORS))
-            _require(not odd, family, f"{part}, answers.floors", f"names among {', '.join(FLOORS)}", odd)
+        if items.questions is not None:
+            odd = sorted(items.questions.floors.keys() - set(FLOORS))
+            _require(not odd, family, f"{part}, questions.floors", f"names among {', '.join(FLOORS)}", odd)
         for probe in items.probes:
             _require(isinstance(probe, Probe), family, part, "Probe in ItemSet.probes", _kind(probe))
             _probe_is_sound(family, f"{part}, probe '{probe.skill}' on {probe.split}", probe, len(items.tokens), length)

@@ -256,7 +256,7 @@ def _number(value: float, n: int) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Questions:
     """What the model is asked in an item set of text, and how its answers are judged. All lists have an entry per item."""
 
     prompts: list[np.ndarray]
@@ -290,7 +290,7 @@ class Answers:
         for task, given, text, has_ended in zip(self.tasks, self.texts, texts, ended.tolist(), strict=True):
             try:
                 verdicts.append(self.scorer(*given, text) if has_ended else None)
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 asked = f"task {task!r}, prompt {given[0][:60]!r}, target {given[1][:60]!r}, answer {text[:60]!r}"
                 raise ValueError(f"the scorer fails on {asked}: {type(problem).__name__}: {problem}") from problem
         return texts, np.array([v is not None for v in verdicts], bool), np.array([v is True for v in verdicts], bool)
@@ -307,7 +307,7 @@ class ItemSet:
     tokens: np.ndarray  # (N, T+1) int64, or (N, T+1, W) float32 if tokens are numbers
     probes: tuple[Probe, ...]
     written: tuple[int, ...] = ()  # in 0 ... T-1; position j predicts tokens[:, j + 1]
-    answers: Answers | None = None
+    questions: Questions | None = None
     """Set for text: the model also answers each prompt freely. It costs one more forward pass per sequence."""
 
     @property

@@ -136,6 +136,8 @@ class Table(TextFamily):
         made = prepare(source, stated.columns, tokens, stated.rules, root, say, template)
         if stated.weights == "given" and not made.facts.has_weights:
             raise TableError("weights: given needs a column of weights; name it under columns.weight")
+        if stated.rules.leaks.near_share is not None and not made.facts.certificate.n_near_sought:
+            raise TableError("rules: leaks.near_share: all items are too short for near-duplicates; leave it out")
         if not made.facts.n_tasks["held_out"]:
             raise TableError(
                 "rules: no task of a trained cluster is held out, so nothing would show whether unseen tasks are solved; raise "
@@ -143,7 +145,7 @@ class Table(TextFamily):
             )
         if leaking := made.facts.certificate.leaking:
             raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
-        digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root)
+        digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root, tokens, made.items.item(0))
         return given | {"tokens": tokens, "scorer_digest": digest, "content": content_of(made)}
 
     # Sizes, without the data -----------------------------------------------------------------------------------
@@ -357,10 +359,11 @@ def _mixture(family: Table, request: Request) -> tuple[np.ndarray, np.ndarray, n
 # Scorers ----------------------------------------------------------------------------------------------------------------
 
 
-def _kept_scorer(named: str, beside: Path, root: Path) -> str:
+def _kept_scorer(named: str, beside: Path, root: Path, tokens: Tokens, item: tuple[np.ndarray, np.ndarray]) -> str:
     """Keep the source of `module:function` under `root`, so that every machine judges by it. Returns its digest.
 
-    The module is looked for in the study's folder, then among the installed ones. Raises TableError in one line.
+    The module is looked for in the study's folder, then among the installed ones. It is tried on an item (prompt ids, target
+    ids), answered by its target. Raises TableError in one line.
     """
     module, colon, function = named.partition(":")
     if not (colon and module and function.isidentifier()):
@@ -379,15 +382,14 @@ def _kept_scorer(named: str, beside: Path, root: Path) -> str:
     source = file.read_bytes()
     digest = hashlib.blake2b(source, digest_size=16).hexdigest()
     store.put(root, digest, {SCORER: source})
-    scorer = _loaded_scorer(named, digest)
+    asked = tokens.decode(item[0]), tokens.decode(item[1])
     try:
-        scorer("What is 1 + 1?", "2", "2")
+        _loaded_scorer(named, digest)(*asked, asked[1])
     except TableError:
         raise
-    except Exception as problem:
-        raise TableError(
-            f"scorer: {named} fails on ('What is 1 + 1?', '2', '2'): {type(problem).__name__}: {problem}"
-        ) from None
+    except (Exception, SystemExit) as problem:
+        shown = f"prompt {asked[0][:60]!r} and its target {asked[1][:60]!r} as the answer"
+        raise TableError(f"scorer: {named} fails on {shown}: {type(problem).__name__}: {problem}") from None
     return digest
 
 
@@ -405,7 +407,7 @@ def _loaded_scorer(named: str, digest: str) -> Scorer:
         exec(
             compile(source, f"{named.partition(':')[0]}.py", "exec"), made.__dict__
         )  # these bytes, and no cached bytecode
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise TableError(f"scorer: {named} cannot be loaded: {type(problem).__name__}: {problem}") from None
     function = getattr(made, name, None)
     if not callable(function):

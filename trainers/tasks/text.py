@@ -23,7 +23,7 @@ import numpy as np
 from trainers.data.tokens import Tokens
 from trainers.streams import mix64, stream
 from trainers.tasks.base import Family
-from trainers.tasks.probes import Answers, Batch, ItemSet, Probe
+from trainers.tasks.probes import Batch, ItemSet, Probe, Questions
 from trainers.tasks.request import Request
 
 SPLITS = ("train_items", "seen", "held_out", "held_out_clusters")
@@ -215,7 +215,7 @@ class TextFamily(Family):
             rows[i, : len(item)] = item
             predicted[i, items.n_prompt[i] + 1 : len(item)] = True
         probe = Probe(skill=self.headline, split=split, mask=predicted[:, 1:], target=rows[:, 1:])
-        answers = Answers(
+        questions = Questions(
             prompts=[items.prompt(i) for i in range(len(items))],
             n_new=self.n_new,
             end=tokens.end,
@@ -227,7 +227,7 @@ class TextFamily(Family):
             decode=tokens.decode,
             scorer=self.judge(),
         )
-        return ItemSet(tokens=rows, probes=(probe,), answers=answers)
+        return ItemSet(tokens=rows, probes=(probe,), questions=questions)
 
     def floors(self, request: Request, items: TextItems, known: TextItems) -> dict[str, np.ndarray]:
         """Named trivial predictors: whether each is right on each item, (n,) bool. `known` are training items.

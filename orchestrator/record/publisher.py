@@ -399,6 +399,7 @@ def _stdin_closed(seconds: float) -> bool:
 
 
 def main() -> int:
+    """The process beside a driver. Returns the exit code: 1 if something could not be published."""
     terminal.prepare()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `ray job stop` sends it to all; we end when standard input closes
     parser = argparse.ArgumentParser(prog="python -m orchestrator.record.publisher")

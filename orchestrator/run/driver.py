@@ -76,33 +76,14 @@ def run(
         lifeline = machines.Lifeline.of(options)
         threading.Thread(target=_end_with_ray, args=(lifeline, ray_ends, writing), daemon=True).start()
 
-        def stop_at_a_cap() -> None:
-            while not ray_ends.wait(0.1):
-                if stop_request.is_asked():
-                    return
-                if reason := caps.reached(meter, options):
-                    capped.set()
-                    stop_request.ask_this_driver()
-                    say(f"{study.id}: {reason}.")
-                    return
+        def at_cap(reason: str) -> None:
+            capped.set()
+            stop_request.ask_this_driver()
+            say(f"{study.id}: {reason}.")
 
-        threading.Thread(target=stop_at_a_cap, daemon=True).start()
-
-        unwritten: list[OSError | LeaseLostError] = []
-
-        def sink(events: list[Event]) -> None:
-            """Append to the journal. Never raises: an error in a callback would end Tune before any trunk could save."""
-            if unwritten:
-                return
-            try:
-                with writing:
-                    journal.append(events)
-            except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events and emit them again
-                unwritten.append(problem)
-                stop_request.ask_this_driver()
-                return
-            meter.take(events)
-            take(events)
+        capping = (meter, options, stop_request, ray_ends, at_cap)
+        threading.Thread(target=_stop_at_a_cap, args=capping, daemon=True).start()
+        sink = _Sink(journal, writing, (meter.take, take), stop_request)
 
         def watch_all(live: dict[str, Event]) -> None:
             meter.watch(live)
@@ -134,19 +115,66 @@ def run(
             machines.shutdown()
             with contextlib.suppress(OSError, LeaseLostError):  # then this run counts up to its last event
                 outcome = _outcome(study, folder, broken, failures, capped.is_set(), stop_request)
-                if not unwritten:
+                if sink.problem is None:
                     journal.append([session_end(session["session"], outcome, meter.running_flops)])
             journal.close()
-            if not any(isinstance(problem, LeaseLostError) for problem in unwritten):
+            if not isinstance(sink.problem, LeaseLostError):
                 stop_request.clear()  # after a lost lease the file belongs to the new holder
-    if unwritten:
+    if sink.problem is not None:
         publisher.leave_publishing(publishing)
-        raise unwritten[0]
+        raise sink.problem
     say("Writing tables, report and MLflow runs ...")
     publisher.finish_publishing(
         publishing, folder, say, partial(publisher.start_publisher, folder, tracking_uri, follow=False)
     )
     return outcome
+
+
+class _Sink:
+    """Takes events: appends them to the journal, then hands them to the `takers`.
+
+    A call never raises: an error in a callback would end Tune before any trunk could save. The first one stands in `problem`
+    and stops this driver.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        writing: threading.Lock,
+        takers: tuple[Callable[[list[Event]], None], ...],
+        stop_request: StopRequest,
+    ) -> None:
+        self.journal, self.writing, self.takers, self.stop_request = journal, writing, takers, stop_request
+        self.problem: OSError | LeaseLostError | None = None
+
+    def __call__(self, events: list[Event]) -> None:
+        if self.problem is not None:
+            return
+        try:
+            with self.writing:
+                self.journal.append(events)
+        except (OSError, LeaseLostError) as problem:  # the checkpoints hold these events and emit them again
+            self.problem = problem
+            self.stop_request.ask_this_driver()
+            return
+        for take in self.takers:
+            take(events)
+
+
+def _stop_at_a_cap(
+    meter: caps.Meter,
+    options: Options,
+    stop_request: StopRequest,
+    ray_ends: threading.Event,
+    at_cap: Callable[[str], None],
+) -> None:
+    """In a thread until `ray_ends` or a stop: at the first cap that is reached, call `at_cap` with it in words."""
+    while not ray_ends.wait(0.1):
+        if stop_request.is_asked():
+            return
+        if reason := caps.reached(meter, options):
+            at_cap(reason)
+            return
 
 
 def _outcome(

@@ -78,6 +78,7 @@ class Index:
         )
 
     def save(self, folder: Path) -> None:
+        """Write the tasks and the order of their items to the folder."""
         shards.save_array(folder / ORDER, self.order)
         cluster_names = sorted(set(self.clusters or []))
         numbers = {name: i for i, name in enumerate(cluster_names)}

@@ -43,7 +43,6 @@ from orchestrator.study import reader
 from orchestrator.study.schema import Study, StudyError
 from orchestrator.terminal import Terminal, say, styled
 from trainers import checkpoint
-from trainers.data.sources import TableError
 
 
 class Commands(TyperGroup):
@@ -63,8 +62,6 @@ class Commands(TyperGroup):
             say(checks.trouble_words(problem), err=True)
             wrong = problem.errno in checks.GIVEN_WRONG and ctx.invoked_subcommand != "run"
             raise typer.Exit(2 if wrong else 1) from None
-        except TableError as problem:  # prepared data that was damaged since
-            raise UsageProblem(str(problem)) from None
         except Exception as problem:
             if hint := checks.hint_for(problem, given):
                 raise UsageProblem(hint) from None

@@ -26,7 +26,8 @@ from orchestrator.study import schema as studies
 from orchestrator.study.schema import Study
 from orchestrator.terminal import say
 from trainers import checkpoint
-from trainers.tasks import Family, conformance
+from trainers.data.sources import TableError
+from trainers.tasks import Family, Request, conformance
 
 GIVEN_WRONG = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
 """Errors of a given path: exit code 2. All other errors may come from a command that has begun: exit code 1."""
@@ -135,11 +136,22 @@ def load_study(name: str) -> Study:
     study = reader.load(name)
     for condition in study.conditions:
         trunk = study.trunk_of(condition)
-        if type(trunk.family).__module__.startswith("trainers."):
+        family = cast(Family, trunk.family)
+        if type(family).__module__.startswith("trainers."):
+            if family.data_digests:
+                _read_once(family, trunk.request)
             continue
         if breach := conformance.first_shape(cast(Family, trunk.family), trunk.request):
             raise UsageProblem(f"{name}: {breach}; docs/families.md has the contract")
     return study
+
+
+def _read_once(family: Family, request: Request) -> None:
+    """Read prepared data as a first batch does. Raises UsageProblem if it was damaged since."""
+    try:
+        family.batch(request, 0)
+    except TableError as problem:
+        raise UsageProblem(str(problem)) from None
 
 
 def source_of(name: str, folder: Path) -> str:

@@ -107,10 +107,16 @@ class Seen(NamedTuple):
     n_items: int
     answered: float | None
     right: float | None
+    answer_tokens: float | None
+    """Mean tokens of an answer."""
     floor: float | None
     predictor: str
     """The trivial predictor that is the floor, a name of FLOORS: the one right most often."""
     loss_nats: float | None
+
+
+OF_ANSWERS = ("answered", "right", "answer_tokens", "floor")
+"""Measures of the free answers in an item set."""
 
 
 def item_sets(results: Results, cell: Cell) -> list[Seen]:
@@ -126,14 +132,14 @@ def item_sets(results: Results, cell: Cell) -> list[Seen]:
         names, shares = right_by_task(results, cell, split)
         if not names:
             continue
-        of = {name: mean(results.cube(name, cell.condition, skill, split)) for name in ("answered", "right", "floor")}
+        of = {name: mean(results.cube(name, cell.condition, skill, split)) for name in OF_ANSWERS}
         hits = {name: mean(results.counts(f"sum_right_{name}", cell.condition, skill, split)) for name in FLOORS}
         known = {name: value for name, value in hits.items() if value is not None}
         n_items = mean(results.counts("n_sequences", cell.condition, skill, split)) or 0
         loss = mean(results.cube("loss_nats", cell.condition, skill, split))
         predictor = max(known, key=lambda name: known[name]) if known else ""
         tasks = int((~np.isnan(shares)).sum(axis=0).max())
-        found.append(Seen(split, tasks, round(n_items), of["answered"], of["right"], of["floor"], predictor, loss))
+        found.append(Seen(split, tasks, round(n_items), **of, predictor=predictor, loss_nats=loss))
     return found
 
 

@@ -123,6 +123,8 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
     "predicted_exact_match": _share("sum_p_exact", "n_sequences"),
     "answered": _share("n_answered", "n_sequences"),
     "right": _share("n_right", "n_sequences"),
+    "answer_tokens": _share("n_written", "n_sequences"),
+    "long_answers": _share("n_long", "n_sequences"),
     "floor": _floor,
     "ability": _ability,
     "memory": _memory,
@@ -142,8 +144,9 @@ MEASURES: dict[str, Callable[[Columns], np.ndarray]] = {
 `accuracy`: share of items whose most probable answer is right. `probability`: mean probability of the right answer, which is
 the accuracy of sampled decoding. `loss_nats`: mean log loss. `exact_match`: share of sequences whose most probable answers are
 all right. `predicted_exact_match`: the same predicted for sampled decoding, the mean product of the probabilities.
-`answered`, `right`: shares of free answers to text that ended, and that the scorer accepts. `floor`: the share on which the best
-trivial predictor is right.
+`answered`, `right`: shares of free answers to text that ended, and that the scorer accepts. `answer_tokens`: mean tokens of an
+answer, without its end. `long_answers`: share of answers with more than half of the tokens that are allowed. `floor`: the share
+on which the best trivial predictor is right.
 `excess_*_nats`: a reference's mean log loss above the oracle's. `weight_<predictor>`: a predictor's share in the mixture of known
 predictors nearest to the model. `unexplained_nats`: the distance of the model from this mixture."""
 
@@ -190,7 +193,7 @@ RAW = {f"sum_{name}": name for name in SUMS} | {"mean_train_loss_nats": "train_l
 
 _AXES = ("n_tasks", "compute_flops", "replicate", "step", "flops")
 
-_COUNTS = ("n", "n_correct", "n_sequences", "n_exact", "n_answered", "n_right", "n_train_tokens")
+_COUNTS = ("n", "n_correct", "n_sequences", "n_exact", "n_answered", "n_right", "n_written", "n_long", "n_train_tokens")
 _ERRORS = ("se_ability_gap", "se_memory_gap")
 _OF_ROWS = (*_COUNTS, *(f"sum_{name}" for name in SUMS), *_WEIGHTS, *_ERRORS)
 

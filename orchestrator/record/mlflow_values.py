@@ -25,7 +25,15 @@ from trainers.tasks import Family
 SHOWN = (*HEADLINE, "loss_nats", "probability", "brier", "exact_match")
 """Measures of each skill and split, by their names in `measures.MEASURES`."""
 
-SHOWN_OF_TEXT = (*headline("right"), "answered", "floor", *SHOWN[len(HEADLINE) :], "accuracy")
+SHOWN_OF_TEXT = (
+    *headline("right"),
+    "answered",
+    "answer_tokens",
+    "long_answers",
+    "floor",
+    *SHOWN[len(HEADLINE) :],
+    "accuracy",
+)
 """SHOWN for families of text. Accuracy counts tokens there."""
 
 

@@ -48,11 +48,12 @@ predictions), the standard errors, and `mean_train_loss_nats` (mean training los
 """
 
 OF_TEXT = pa.schema(
-    [(name, pa.int64()) for name in ("n_answered", "n_right", *(f"sum_right_{name}" for name in FLOORS))]
+    [(name, pa.int64()) for name in ("n_answered", "n_right", "n_written", "n_long")]
+    + [(f"sum_right_{name}", pa.int64()) for name in FLOORS]
     + [("n_train_tokens", pa.int64()), ("sum_nll_train_items", pa.float64())]
 )
-"""Columns that families of text have beside RESULTS: counts of free answers, and of the trivial predictors' right answers; and
-on the rows of new items the loss on training items."""
+"""Columns that families of text have beside RESULTS: counts of free answers and of their tokens, and of the trivial predictors'
+right answers; and on the rows of new items the loss on training items."""
 
 _CELL = [(name, pa.string()) for name in ("trial", "condition")] + [
     ("n_tasks", pa.int64()),

@@ -23,7 +23,7 @@ PREDICTORS = {
     "frequent": "the most frequent target",
     "copy": "a copy of the prompt",
     "nearest": "the target of the nearest training item",
-    "memorizer": "the nearest training instruction",
+    "memorizer": "the answer of the nearest training task",
 }
 """Trivial predictors in words, by their names in `tasks.text.FLOORS`."""
 
@@ -69,6 +69,7 @@ def _of(found: Findings, condition: str) -> Asked:
             _name(one.split),
             decimal(one.right),
             decimal(one.answered),
+            figure(one.answer_tokens),
             decimal(one.floor),
             one.predictor or "—",
             figure(one.loss_nats),
@@ -77,11 +78,11 @@ def _of(found: Findings, condition: str) -> Asked:
         ]
         for one in sets
     ]
-    columns = ["Item set", "Right", "Answered", "Floor", "Predictor", "Loss (nats)", "Tasks", "Items"]
-    numeric = frozenset({1, 2, 3, 5, 6, 7})
+    columns = ["Item set", "Right", "Answered", "Tokens", "Floor", "Predictor", "Loss (nats)", "Tasks", "Items"]
+    numeric = frozenset({1, 2, 3, 4, 6, 7, 8})
     used = dict.fromkeys(one.predictor for one in sets if one.predictor)
     words = "; ".join(f"{name}: {PREDICTORS.get(name, name)}" for name in used)
-    note = f"Floor: the share right of the best trivial predictor ({words}). Loss: a target token."
+    note = f"Tokens: of a mean answer. Floor: the share right of the best trivial predictor ({words}). Loss: a target token."
     suffix = f"_{condition}" if several else ""
     table = Table(f"item_sets{suffix}", "The item sets", columns, rows, note, numeric)
     split = split_of(results, found.study.shown_skills[0])

@@ -28,6 +28,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "regression": [{"n_dims": 3, "n_pairs": 5}],
     "rewrite": [{"n_letters": 6, "n_string": 6, "lengths": [1, 2]}, {"items_total": 300}],
     "urns": [{"n_colors": 4, "n_draws": 16}],
+    "worked_parity": [{"n_positions": 9, "n_letters": 3}, {"n_positions": 60, "share": 0.0}],
 }
 """Each family small, in the ways that it can differ."""
 CASES = [
@@ -127,6 +128,8 @@ PINNED = {
     "rewrite-0": "be65dba3de4f6b6f",
     "rewrite-1": "f2bdb009f38e1dae",
     "urns-0": "656140a34d707e03",
+    "worked_parity-0": "543396491ebb1640",
+    "worked_parity-1": "a64a5e95133116ec",
 }
 
 

@@ -151,5 +151,7 @@ def test_a_text_trunk_trains_answers_and_is_the_same_again():
     for row in last.values():
         assert 0 <= row["n_right"] <= row["n_answered"] <= row["n_sequences"] == 8
         assert row["n_exact"] == row["n_right"]  # greedy answers: right where each token of the target is the likeliest
+        assert row["n_written"] == sum(len(one["answer"]) for one in row["examples"])  # of 8 tasks each has one item
+        assert row["n_long"] == sum(2 * len(one["answer"]) > FAMILY.n_new for one in row["examples"])
         assert sum(row["tasks"]["n_right"]) == row["n_right"] and sum(row["tasks"]["n"]) == row["n"]
         assert row["examples"][0].keys() == {"task", "prompt", "target", "answer", "answered", "right"}

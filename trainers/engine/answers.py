@@ -28,8 +28,8 @@ def read_and_answer(
     """One row of raw counts and sums for an item set of text, equal on every rank.
 
     `mine` are the items that this rank reads, `chunk` the items that it reads at once. Beside the sums of `Probe.score` the row
-    has `n_answered` and `n_right` of the free answers, and `right_<name>` for each trivial predictor. `detailed` adds
-    `tasks`, the same counts by task, and `examples`.
+    has `n_answered` and `n_right` of the free answers, `n_written` tokens in all, `n_long` answers of more than half the tokens
+    that are allowed, and `right_<name>` for each trivial predictor. `detailed` adds `tasks`, counts by task, and `examples`.
     """
     given, (probe,) = items.questions, items.probes
     assert given is not None
@@ -65,6 +65,7 @@ def read_and_answer(
     row |= {"n_exact": int(exact.sum()) if finite else None}
     row |= {"p_exact": float(np.exp(sums[:, _SUMS.index("log_p")]).sum()) if finite else None}
     row |= {"n_answered": int(answered.sum()), "n_right": int(right.sum())}
+    row |= {"n_written": int(n_written.sum()), "n_long": int((2 * n_written > given.n_new).sum())}
     row |= {f"right_{name}": int(hits.sum()) for name, hits in given.floors.items()}
     if detailed:
         row |= {"tasks": _by_task(given, sums, answered, right)}

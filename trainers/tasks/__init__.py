@@ -24,6 +24,7 @@ from trainers.tasks.request import Request
 from trainers.tasks.rewrite import Rewrite
 from trainers.tasks.table import Table
 from trainers.tasks.urns import Urns
+from trainers.tasks.worked_parity import WorkedParity
 
 __all__ = [
     "FAMILIES",
@@ -46,6 +47,7 @@ __all__ = [
     "Rewrite",
     "Table",
     "Urns",
+    "WorkedParity",
     "failure_of",
     "family_from",
     "family_named",

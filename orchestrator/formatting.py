@@ -88,7 +88,7 @@ def counted(n: float, word: str) -> str:
     return f"{number(n)} {word}{'' if n == 1 else 's'}"
 
 
-_SPLITS = {"train_items": "training items", "held_out": "held-out tasks", "held_out_clusters": "held-out clusters"}
+_SPLITS = {"train_items": "training items", "held_out": "held-out tasks", "held_out_clusters": "untrained clusters"}
 
 
 def on_split(split: str, of_text: bool = False) -> str:

@@ -1,7 +1,8 @@
 """Held-out tasks of text one by one: the mean share right with intervals over replicates, and over tasks too; the four item sets.
 
-Replicates share the held-out tasks. An interval over replicates says nothing on other tasks. The cell is that of the most tasks
-and the largest budget.
+Replicates that train the same clusters share the held-out tasks. An interval over replicates says nothing on other tasks. Where
+replicates have clusters of their own, they have tasks of their own too, and only the interval over both is given. The cell is
+that of the most tasks and the largest budget.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ def ask(results: Results) -> Iterator[Finding]:
     for condition in results.study.conditions:
         cell, split = cell_of(results, condition), split_of(results, results.study.shown_skills[0])
         _, shares = right_by_task(results, cell, split)
-        for question in (THESE, OTHERS):
+        for question in (OTHERS,) if _own_tasks(shares) else (THESE, OTHERS):
             yield _mean(results, cell, split, question, shares)
 
 
 def _mean(results: Results, cell: Cell, split: str, question: str, shares: np.ndarray) -> Finding:
     """One of both findings. shares: (tasks, replicates)."""
-    found, skill = crossed(shares), results.study.shown_skills[0]
+    own, skill = _own_tasks(shares), results.study.shown_skills[0]
+    found = crossed(shares, own_units=own)
     what = f"{on_split(split, of_text=True)}{in_condition(results, cell.condition)}"
     place = f"at {number(cell.n_tasks)} tasks and {number(cell.compute_flops)} FLOPs"
 
@@ -59,6 +61,7 @@ def _mean(results: Results, cell: Cell, split: str, question: str, shares: np.nd
             return f"no answer on {what} {place} was recorded"
         units = f"{times(found.n_units, 'task')} and {times(found.n_replicates, 'replicate')}"
         scope = "further replicates on these tasks" if question == THESE else "other tasks of this kind, too"
+        units += ", each with tasks of its own" if own else ""
         has = f"{sure(CONFIDENCE)} interval {decimal(one.low)} to {decimal(one.high)} for {scope}; {units}"
         none = f"no interval for {scope}: {units}{' that are alike' if found.n_replicates > 1 else ''}"
         return (
@@ -83,9 +86,15 @@ def _mean(results: Results, cell: Cell, split: str, question: str, shares: np.nd
 
 
 def _ends(shares: np.ndarray, question: str, confidence: float) -> Ends:
-    found = crossed(shares, confidence)
+    found = crossed(shares, confidence, _own_tasks(shares))
     ends = None if found is None else found.over_replicates if question == THESE else found.over_both
     return ends or (None, None)
+
+
+def _own_tasks(shares: np.ndarray) -> bool:
+    """Whether replicates were asked different tasks. shares: (tasks, replicates), NaN missing."""
+    known = ~np.isnan(shares)
+    return not known[:, known.any(axis=0)].all()
 
 
 def right_by_task(results: Results, cell: Cell, split: str) -> tuple[list[str], np.ndarray]:

@@ -172,8 +172,13 @@ def headline(ability_of: str) -> tuple[str, str, str]:
     return ("ability", "right", "memory") if ability_of == "right" else HEADLINE
 
 
-COMPARED_ON = ("held_out", "held_out_clusters", "seen")
-"""Splits on which a skill is compared: the first of them on which it was measured."""
+def compared_on(ability_of: str) -> tuple[str, ...]:
+    """Splits on which a skill is compared: the first of them on which it was measured.
+
+    Of text held-out tasks alone: other item sets answer other questions. ability_of: `Family.ability_of`.
+    """
+    return ("held_out",) if ability_of == "right" else ("held_out", "seen")
+
 
 REFERENCES = ("uniform", "generalizer", "memorizer", "oracle")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from orchestrator.analysis.measures import COMPARED_ON, NUMBER_COLUMNS, WORD_COLUMNS, Columns, Row, measure_of
+from orchestrator.analysis.measures import NUMBER_COLUMNS, WORD_COLUMNS, Columns, Row, compared_on, measure_of
 from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
@@ -23,9 +23,10 @@ Axis = Literal["n_tasks", "compute_flops"]
 
 
 def split_of(results: Results, skill: str) -> str:
-    """The split on which a skill is compared, the first of COMPARED_ON; `held_out` if the skill was not measured."""
+    """The split on which a skill is compared, the first of `compared_on`; `held_out` if the skill was not measured on one."""
     splits = {split for _, name, split in results.groups() if name == skill}
-    return next((split for split in COMPARED_ON if split in splits), "held_out")
+    possible = compared_on(cast(Family, results.study.family).ability_of)
+    return next((split for split in possible if split in splits), "held_out")
 
 
 Phase = Literal["pre_decay", "final"]

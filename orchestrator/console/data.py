@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.formatting import percent
+from orchestrator.formatting import percent, times
 from orchestrator.record.provenance import data_of
 from orchestrator.report.facts import data_words
 from orchestrator.stats.measures import MIN_ITEMS
@@ -28,16 +28,28 @@ def data_rows(study: Study) -> list[tuple[str, str]]:
         of = f"{', '.join(one['conditions'])}: " if len(several) > 1 else ""
         words = (f"{name.lower()}: {text}" for name, text in data_words(one["facts"]))
         rows += [("data", of + "\n".join(words)), ("leaks", of + "\n".join(one["facts"].get("leaks", [])))]
-    alike: dict[str, TrunkSpec] = {}  # the first trunk of each family and arm
+    alike: dict[str, list[TrunkSpec]] = {}  # the trunks of each family and arm
     for trunk in study.trunks():
-        alike.setdefault(json.dumps([trunk.arm, trunk.family.model_dump(mode="json")]), trunk)
-    for trunk in alike.values():
-        family: Any = trunk.family
-        if family.ability_of == "right" and (n := family.n_chosen(trunk.request, "held_out")) < MIN_ITEMS:
-            few = f"{n} held-out items are asked, and ability needs {MIN_ITEMS}"
-            rows.append(("warning", f"{few}; raise evaluation.n_sequences, or hold out more tasks"))
-        rows += _padding_rows(trunk, f"{study.condition_of(trunk.arm, trunk.variant)}: " if len(alike) > 1 else "")
+        alike.setdefault(json.dumps([trunk.arm, trunk.family.model_dump(mode="json")]), []).append(trunk)
+    for trunks in alike.values():
+        of = f"{study.condition_of(trunks[0].arm, trunks[0].variant)}: " if len(alike) > 1 else ""
+        rows += _few_rows(trunks, of) + _padding_rows(trunks[0], of)
     return rows
+
+
+def _few_rows(trunks: list[TrunkSpec], of: str) -> list[tuple[str, str]]:
+    """A warning if some trunks of a family are asked fewer held-out items than ability needs."""
+    family: Any = trunks[0].family
+    if family.ability_of != "right":
+        return []
+    counts = {(trunk.n_tasks, trunk.replicate): family.n_chosen(trunk.request, "held_out") for trunk in trunks}
+    few = {place: n for place, n in counts.items() if n < MIN_ITEMS}
+    if not few:
+        return []
+    (n_tasks, replicate), n = min(few.items(), key=lambda item: item[1])
+    where = f" with {times(n_tasks, 'task')} in replicate {replicate}" if len(few) < len(counts) else ""
+    asked = f"{of}{n} held-out items of trained clusters are asked{where}, and ability needs {MIN_ITEMS}"
+    return [("warning", f"{asked}; raise evaluation.n_sequences, or hold out or train more tasks")]
 
 
 def _padding_rows(trunk: TrunkSpec, of: str) -> list[tuple[str, str]]:

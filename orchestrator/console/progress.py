@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.measures import COMPARED_ON, of_rows, over_replicates
+from orchestrator.analysis.measures import compared_on, of_rows, over_replicates
 from orchestrator.formatting import clock, decimal, figure, number, on_split, rounded
 from orchestrator.plan import price
 from orchestrator.plan.options import slots_of
@@ -71,11 +71,11 @@ class Surface:
                 continue
             condition = self.study.condition_of(trunk.arm, trunk.variant)
             mine = {row["split"]: row for row in event["rows"] if row["skill"] == self.skill}
-            row = next((mine[split] for split in COMPARED_ON if split in mine), None)
-            if row:
-                self.split = row["split"]
+            row = next((mine[split] for split in compared_on(self.ability_of) if split in mine), None)
+            if mine:  # of text there may be no held-out task in the clusters that this trial trains
                 cell = self.cells.setdefault((condition, trunk.n_tasks, float(event["on"])), {})
-                cell[trunk.replicate] = of_rows(self.measure, [row], self.ability_of)[0]
+                cell[trunk.replicate] = of_rows(self.measure, [row], self.ability_of)[0] if row else None
+            self.split = row["split"] if row else self.split
 
     @property
     def title(self) -> str:

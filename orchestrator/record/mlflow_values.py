@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from orchestrator.analysis import measures
-from orchestrator.analysis.measures import COMPARED_ON, HEADLINE, headline
+from orchestrator.analysis.measures import HEADLINE, compared_on, headline
 from orchestrator.formatting import counted, number
 from orchestrator.record.journal import Event
 from orchestrator.study.schema import Study
@@ -218,13 +218,14 @@ def table_of(named: dict[str, float], ability_of: str = "nll") -> dict[str, Any]
 def results_of(study: Study, phase: str, has_decay: bool, named: dict[str, float]) -> dict[str, float]:
     """The metrics without a prefix among those of one evaluation (`of_evaluation`). Their last values are the trial's results.
 
-    `ability` and `accuracy` (of text: `right`): of the headline skill on the first of COMPARED_ON on which it is measured.
+    `ability` and `accuracy` (of text: `right`): of the headline skill on the first of `compared_on` on which it is measured.
     `memory`: of all answers on training tasks, up to the end of the constant learning rate.
     """
-    skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
+    family = cast(Family, study.family)
+    skill, mixture = study.shown_skills[0], family.mixture
     measured = {name.partition("/")[0] for name in named if name.split("/")[1:2] == [skill]}
-    on = next((split for split in COMPARED_ON if split in measured), "seen")
-    found = {name: named.get(f"{on}/{skill}/{name}") for name in headline(cast(Family, study.family).ability_of)[:2]}
+    on = next((split for split in compared_on(family.ability_of) if split in measured), "held_out")
+    found = {name: named.get(f"{on}/{skill}/{name}") for name in headline(family.ability_of)[:2]}
     if phase != "final" or not has_decay:
         found["memory"] = named.get(f"seen/{mixture}/memory")
     return {name: value for name, value in found.items() if value is not None}

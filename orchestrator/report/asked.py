@@ -83,6 +83,8 @@ def _of(found: Findings, condition: str) -> Asked:
     used = dict.fromkeys(one.predictor for one in sets if one.predictor)
     words = "; ".join(f"{name}: {PREDICTORS.get(name, name)}" for name in used)
     note = f"Tokens: of a mean answer. Floor: the share right of the best trivial predictor ({words}). Loss: a target token."
+    if any(one.split == "held_out_clusters" for one in sets):
+        note += " Held-out tasks are of clusters that the trial trains."
     suffix = f"_{condition}" if several else ""
     table = Table(f"item_sets{suffix}", "The item sets", columns, rows, note, numeric)
     split = split_of(results, found.study.shown_skills[0])

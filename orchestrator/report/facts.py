@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.formatting import number, on_split, times
+from orchestrator.formatting import number, times
 
 
 class Data(NamedTuple):
@@ -19,8 +19,15 @@ class Data(NamedTuple):
     """Pairs (held-out item, training item) that the certificate names."""
 
 
-PARTS = {"train": "training", "held_out": "held out", "held_out_clusters": "in held-out clusters"}
+PARTS = {"train": "training", "held_out": "held out", "held_out_clusters": "in clusters held out whole"}
 """Parts of a table's tasks in words."""
+SETS = {
+    "train_items": "training items",
+    "new_items": "new items of training tasks",
+    "held_out": "of held-out tasks",
+    "held_out_clusters": "of clusters held out whole",
+}
+"""Items of these parts in words."""
 LEFT_OUT = {
     "n_repeats": "repeat an item of their task",
     "n_too_long": "are too long",
@@ -54,11 +61,7 @@ def data_words(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     words += [("Tasks", listed(facts["n_tasks"]))]
     words += [("Clusters", listed(facts["n_clusters"]))] if any(facts["n_clusters"].values()) else []
-    sets = [
-        (number(n), on_split("seen" if name == "new_items" else name, of_text=True))
-        for name, n in facts["n_of_set"].items()
-    ]
-    words += [("Items", ", ".join(f"{n} {'of ' if name.startswith('held') else ''}{name}" for n, name in sets))]
+    words += [("Items", ", ".join(f"{number(n)} {SETS[name]}" for name, n in facts["n_of_set"].items()))]
     out = [f"{number(facts[name])} {why}" for name, why in LEFT_OUT.items() if facts.get(name)]
     out += [f"{times(facts['n_without_items'], 'task')} without an item"] if facts.get("n_without_items") else []
     words += [("Left out", "; ".join(out) or "no row")]

@@ -17,28 +17,32 @@ class Crossed(NamedTuple):
 
     mean: float
     over_replicates: Ends
-    """Generalises to further replicates, for these same units."""
+    """Generalises to further replicates, for these same units. None if replicates have units of their own."""
     over_both: Ends
     """Generalises to further units of this kind and to further replicates."""
     n_units: int
     n_replicates: int
 
 
-def crossed(values: np.ndarray, confidence: float = 0.95) -> Crossed | None:
+def crossed(values: np.ndarray, confidence: float = 0.95, own_units: bool = False) -> Crossed | None:
     """The mean of shares `values` (units, replicates), NaN missing, with intervals cut to 0 ... 1. None without a value.
 
     Every unit has the same weight. Units and replicates are crossed random effects. Over replicates: the t-interval of their
     means. Over both: the squares of the half widths over units and over replicates are added (Howe 1974), each with its own t.
+    own_units: replicates have units of their own by design. Every replicate then has the same weight, whatever its units.
     """
-    table = _complete(values)
-    if table is None:
+    known = ~np.isnan(values)
+    table = values[known.any(axis=1)][:, known.any(axis=0)]
+    if not table.size:
         return None
     n_units, n_replicates = table.shape
-    mean = float(table.mean())
-    over_replicates = _half(table.mean(axis=0), confidence)
-    over_units = _half(table.mean(axis=1), confidence)
+    table = table if own_units else _complete(table)
+    of_replicates, of_units = np.nanmean(table, axis=0), np.nanmean(table, axis=1)
+    mean = float(of_replicates.mean())
+    over_replicates, over_units = _half(of_replicates, confidence), _half(of_units, confidence)
     over_both = None if over_replicates is None or over_units is None else math.hypot(over_replicates, over_units)
-    ends = [(max(0.0, mean - half), min(1.0, mean + half)) if half else None for half in (over_replicates, over_both)]
+    halves = (None if own_units else over_replicates, over_both)
+    ends = [(max(0.0, mean - half), min(1.0, mean + half)) if half else None for half in halves]
     return Crossed(mean, ends[0], ends[1], n_units, n_replicates)
 
 
@@ -50,13 +54,10 @@ def _half(means: np.ndarray, confidence: float) -> float | None:
     return float(special.stdtrit(n - 1, 0.5 + confidence / 2) * np.std(means, ddof=1) / math.sqrt(n))
 
 
-def _complete(values: np.ndarray) -> np.ndarray | None:
-    """The table without empty rows and columns. A missing cell gets the sum of the effects of its unit and its replicate, so that a
-    replicate that lacks a difficult unit does not look better for that."""
-    known = ~np.isnan(values)
-    known, table = (part[known.any(axis=1)][:, known.any(axis=0)] for part in (known, values))
-    if not table.size:
-        return None
+def _complete(table: np.ndarray) -> np.ndarray:
+    """A table without empty rows and columns, filled. A missing cell gets the sum of the effects of its unit and its replicate, so
+    that a replicate that lacks a difficult unit does not look better for that."""
+    known = ~np.isnan(table)
     filled = np.where(known, table, np.nanmean(table))
     for _ in range(0 if known.all() else 50):
         sums = filled.mean(axis=1, keepdims=True) + filled.mean(axis=0) - filled.mean()

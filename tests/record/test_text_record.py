@@ -16,14 +16,15 @@ import pytest
 from browser import DESKTOP, PHONE, Open, chromium, open_page, overlaps, sticking_out
 
 from orchestrator import open_study
-from orchestrator.analysis import by_task
+from orchestrator.analysis import answer, by_task, means
 from orchestrator.analysis.findings import find
-from orchestrator.console import data
+from orchestrator.analysis.results import Results
+from orchestrator.console import data, progress
 from orchestrator.formatting import on_split
 from orchestrator.record import mlflow_runs, mlflow_values, publisher, recorded, tables
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
-from orchestrator.report import asked
+from orchestrator.report import asked, page
 from orchestrator.study.reader import load
 from trainers import budget
 from trainers.fit.place import Place
@@ -44,25 +45,31 @@ evaluation: {n_sequences: 20, first_flops: 1e11, points_per_decade: 1}
 """
 
 
-def write_table(path: Path) -> None:
-    """Tasks in six clusters; some have hostile prompts, and the names of some are not plain."""
+def write_table(path: Path, held_out: str = "") -> None:
+    """Tasks in six clusters; some have hostile prompts, and the names of some are not plain. held_out: the one cluster with held-out
+    tasks, two of its four; no prompt is hostile then."""
     draw = np.random.default_rng(0)
     with open(path, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["task", "cluster", "prompt", "target"])
+        out.writerow(["task", "cluster", "prompt", "target", *(["split"] if held_out else [])])
         for k in range(24):
-            name, first = f"<b>{k}</b>/\N{SNOWMAN} task {k}", f"{HOSTILE}{'x' * 24} " if k % 3 == 0 else ""
+            name, first = (
+                f"<b>{k}</b>/\N{SNOWMAN} task {k}",
+                f"{HOSTILE}{'x' * 24} " if k % 3 == 0 and not held_out else "",
+            )
             for i in range(10):
                 word = "".join(draw.choice(list("abcd"), 4))
-                out.writerow([name, f"kind & {k % 6}", f"{first}{k}.{i}: {word}", word[::-1]])
+                split = "held_out" if k < 12 and f"kind & {k % 6}" == held_out else "train"
+                row = [name, f"kind & {k % 6}", f"{first}{k}.{i}: {word}", word[::-1]]
+                out.writerow(row + ([split] if held_out else []))
 
 
 class World:
     """The study, its journal and its projections, in a home of its own."""
 
-    def __init__(self, home: Path) -> None:
-        write_table(home / "tasks.csv")
-        (home / "words.yaml").write_text(STUDY)
+    def __init__(self, home: Path, study: str = STUDY, held_out: str = "") -> None:
+        write_table(home / "tasks.csv", held_out)
+        (home / "words.yaml").write_text(study)
         self.study = load(str(home / "words.yaml"))
         self.folder, self.uri = home / self.study.id, f"sqlite:///{home / 'mlflow.db'}"
         self.events: list[dict[str, Any]] = [session_event(self.study, {})]
@@ -208,6 +215,44 @@ def test_the_plan_warns_of_padding_and_names_rows_that_would_do(
         assert less is not None and less <= data.MAX_PADDING
 
 
+def test_a_trial_without_a_held_out_task_in_its_clusters_has_no_ability_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one task, no held-out task is of its cluster; with 20 some are. Ability is missing, and is no zero."""
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    two = STUDY.replace(
+        "n_tasks: [8], compute_flops: [6.6e9, 8.2e9], replicates: 2",
+        "n_tasks: [1, 20], compute_steps: [50], replicates: 1",
+    )
+    two = two.replace("batch_size: 10", "batch_size: 4").replace("first_flops: 1e11", "first_flops: 1e9")
+    world = World(tmp_path, two, "kind & 3")
+    n_asked = {t.n_tasks: t.family.n_chosen(t.request, "held_out") for t in world.study.trunks()}  # type: ignore[attr-defined]
+    assert n_asked == {1: 0, 20: 20}
+    results = pd.read_parquet(world.folder / "results.parquet")
+    splits = {n: set(of["split"]) for n, of in results.groupby("n_tasks")}
+    assert splits == {1: {*SPLITS} - {"held_out"}, 20: {*SPLITS} - {"held_out_clusters"}}
+    runs = open_study("words@1", tmp_path).runs.set_index("n_tasks")[["ability", "right"]]
+    assert runs.loc[1].isna().all(axis=None) and runs.loc[20].notna().all(axis=None)
+    target = mlflow_runs.MlflowRecord(world.uri, world.study, State.of(world.folder).record)
+    for trial in world.study.trials():
+        metrics = target.client.get_run(target.runs[trial.id]).data.metrics
+        assert {"ability" in metrics, "held_out/solve/right" in metrics} == {trial.n_tasks == 20}
+        assert ("held_out_clusters/solve/right" in metrics) == (trial.n_tasks == 1)
+    surface = progress.Surface(world.study, State.of(world.folder))
+    assert [surface.cells["answer", n, world.study.budgets[0]][0] is None for n in (1, 20)] == [True, False]
+    ((low,), (high,)) = means.cells(Results.read(world.folder, world.study), "ability", "answer")
+    assert (low.value, low.known, high.known) == (None, 0, 1)
+    (warning,) = [words for name, words in data.data_rows(world.study) if name == "warning" and "held-out" in words]
+    assert "1 task " in warning
+    (tmp_path / "words.yaml").write_text(two.replace("[1, 20]", "[1]"))  # none has a value
+    few = load(str(tmp_path / "words.yaml"))
+    state = recorded.of_study(State.of(world.folder), few)
+    make = (tables.results_table, tables.runs_table, tables.tasks_table, tables.examples_table)
+    found = find(few, *(table(state, few) for table in make))
+    assert page.write(tmp_path, found, world.events[:1]).exists() and answer.sentence(found)
+    assert not any(one.answered for one in found.findings if one.question in ("K_A", by_task.THESE, by_task.OTHERS))
+
+
 # MLflow -------------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +336,12 @@ def test_both_intervals_of_held_out_tasks_are_findings_and_the_wider_one_counts_
     never, always = (shares.mean(axis=1) == 0).sum(), (shares.mean(axis=1) == 1).sum()
     (section,) = asked.asked(found)
     assert section.tasks is not None and section.tasks.rows[0][0] == names[-1] and never == always == 0
+    lost = held_out & (frame["task"] == frame["replicate"].map({0: names[0], 1: names[-1]}))
+    own = pa.Table.from_pandas(frame[~lost], tables.TASKS, preserve_index=False)
+    found = find(world.study, results, runs, own, tables.examples_table(state, world.study))
+    (one,) = (*found.of(by_task.THESE), *found.of(by_task.OTHERS))  # each replicate has tasks of its own
+    means = [shares[1:, 0].mean(), shares[:-1, 1].mean()]
+    assert one.question == by_task.OTHERS and one.estimate == pytest.approx(np.mean(means)) and one.has_interval
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])

@@ -62,15 +62,35 @@ def missing(truth: Truth, share: float) -> Truth:
     return Truth(truth.mean, draw)
 
 
+def by_cluster(n_own: int, of_clusters: float, n_asked: int = 90, n_clusters: int = 15) -> Truth:
+    """Each replicate is asked the first `n_asked` tasks of `n_own` clusters of its own, of a table with `n_clusters`.
+
+    The mean is that over these clusters, whose effects are evenly spread.
+    """
+    effects = np.linspace(-1, 1, n_clusters) * of_clusters
+
+    def draw(stream: np.random.Generator, n_tasks: int, n: int) -> np.ndarray:
+        cluster = stream.permutation(np.arange(n_tasks) % n_clusters)
+        of_task = effects[cluster] + 0.15 * stream.standard_normal(n_tasks)
+        found = np.full((n_tasks, n), np.nan)
+        for r in range(n):
+            asked = np.flatnonzero(np.isin(cluster, stream.permutation(n_clusters)[:n_own]))[:n_asked]
+            share = np.clip(0.5 + of_task[asked] + 0.03 * stream.standard_normal(), 0, 1)
+            found[asked, r] = stream.binomial(4, share) / 4
+        return found
+
+    return Truth(0.5, draw)
+
+
 def covered(
-    truth: Truth, n_tasks: int, n: int, confidence: float = 0.95
+    truth: Truth, n_tasks: int, n: int, confidence: float = 0.95, own_units: bool = False
 ) -> Callable[[int, np.random.Generator], Outcome]:
     """Coverage of the interval over both. A table without any spread has no interval, and counts as not covered."""
 
     def run(n_runs: int, stream: np.random.Generator) -> Outcome:
         hits = 0
         for _ in range(n_runs):
-            found = crossed(truth.draw(stream, n_tasks, n), confidence)
+            found = crossed(truth.draw(stream, n_tasks, n), confidence, own_units)
             ends = found.over_both if found is not None else None
             hits += ends is not None and ends[0] <= truth.mean <= ends[1]
         return Outcome(hits / n_runs, n_runs)
@@ -90,6 +110,15 @@ SCENARIOS = (
         for n_tasks, n in ((6, 2), (20, 2), (20, 3), (100, 3), (100, 5))
     ),
     Scenario("crossed: a fifth of the cells missing", "coverage", 0.93, covered(missing(EVEN, 0.2), 20, 3)),
+    *(
+        Scenario(
+            f"crossed: {n} replicates with {n_own} of 15 clusters each, which differ by {of_clusters}",
+            "coverage",
+            0.94,
+            covered(by_cluster(n_own, of_clusters), 390, n, own_units=True),
+        )
+        for n_own, of_clusters, n in ((5, 0.4, 3), (5, 0.4, 10), (12, 0.4, 3), (5, 0.05, 5))
+    ),
     Scenario("crossed: at 99 %", "coverage", 0.98, covered(EVEN, 20, 3, 0.99)),
     Scenario("crossed: a third of 20 tasks solved", "coverage", 0.92, covered(solved(0.3), 20, 3)),
     *(

@@ -42,6 +42,14 @@ def test_a_missing_cell_does_not_favour_its_replicate() -> None:
     assert partial.over_both == pytest.approx(whole.over_both, abs=1e-6)
 
 
+def test_replicates_with_units_of_their_own_count_alike_whatever_their_units() -> None:
+    table = np.array([[0.0, np.nan], [0.5, np.nan], [1.0, 0.75], [np.nan, 0.25]])
+    found = crossed(table, own_units=True)
+    assert found is not None and found.mean == 0.5 and found.over_replicates is None  # both means are one half
+    half = reference.t.ppf(0.975, 3) * reference.sem([0.0, 0.5, 0.875, 0.25])
+    assert found.over_both == pytest.approx((max(0, 0.5 - half), min(1, 0.5 + half)))
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_intervals_cover(scenario) -> None:  # type: ignore[no-untyped-def]
     outcome = scenario.play(RUNS_IN_TESTS)

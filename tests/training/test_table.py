@@ -72,6 +72,40 @@ def test_a_trial_of_fewer_tasks_has_the_first_ones_and_they_spread_over_clusters
     assert len({cluster for _, cluster in few.trained_names(request(n_tasks=few.n_tasks_max))}) == 2
 
 
+def test_held_out_tasks_are_of_trained_clusters_and_the_others_a_set_of_their_own(make):
+    family = make()
+    part, clusters = np.array(family.prepared.part), family.prepared.clusters
+    whole = set(np.flatnonzero(part == "held_out_clusters").tolist())
+    for given in (family, make(n_clusters=2)):
+        for n_tasks, replicate in ((1, 0), (3, 1), (8, 0), (given.n_tasks_max, 1)):
+            asked = request(n_tasks=n_tasks, replicate=replicate, n=1000)
+            trained = set(clusters[given.train_tasks(replicate)[:n_tasks]].tolist())
+            tasks = {split: given.chosen(asked, split).tasks for split in ("held_out", "held_out_clusters")}
+            of = {split: set(clusters[those].tolist()) for split, those in tasks.items()}
+            assert of["held_out"] <= trained and not of["held_out_clusters"] & trained
+            both = np.concatenate([*tasks.values()])
+            assert set(both.tolist()) == set(np.flatnonzero(part != "train").tolist())  # as the certificate compared
+            assert len(both) == sum(family.prepared.n_new[task] for task in set(both.tolist()))
+            first = [task in whole for task in tasks["held_out_clusters"].tolist()]
+            assert first == sorted(first, reverse=True) and sum(first) == family.prepared.n_new[[*whole]].sum()
+            few = given.chosen(asked._replace(n_sequences=5), "held_out_clusters").tasks.tolist()
+            assert few == family.chosen(request(n=5), "held_out_clusters").tasks.tolist()
+    sets = family.prepared.facts.certificate.sets
+    assert {name: found.n_items for name, found in sets.items() if name != "new_items"} == {
+        name: family.prepared.n_new[part == name].sum() for name in ("held_out", "held_out_clusters")
+    }
+
+
+def test_without_clusters_every_trial_is_asked_all_held_out_tasks(tmp_path):
+    rows = [f"t{k},p{k}.{i},{i}" for k in range(9) for i in range(9)]
+    (tmp_path / "plain.csv").write_text("\n".join(["task,prompt,target", *rows]))
+    given = {"name": "table", "path": "plain.csv", "rules": {"held_out_tasks": 0.5}}
+    family = family_from(Table.resolved(given, tmp_path, tmp_path / "data", print))
+    few, many = (family.chosen(request(n_tasks=n), "held_out") for n in (1, family.n_tasks_max))
+    assert len(set(few.tasks.tolist())) == 4 and np.array_equal(few.flat, many.flat)
+    assert family.n_chosen(request(), "held_out_clusters") == 0
+
+
 def test_no_held_out_item_or_new_item_is_ever_drawn(make):
     family = make()
     drawn = family.drawn(request(n_tasks=family.n_tasks_max), np.random.default_rng(0), 20_000)

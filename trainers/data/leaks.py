@@ -157,7 +157,7 @@ class TaskPair(Record):
     example: Example
 
 
-_SETS = {"new_items": "New items", "held_out": "Held-out tasks", "held_out_clusters": "Held-out clusters"}
+_SETS = {"new_items": "New items", "held_out": "Held-out tasks", "held_out_clusters": "Clusters held out whole"}
 """Names of the sets in sentences."""
 
 

@@ -97,7 +97,7 @@ class Table(TextFamily):
     content: Content | None = None
     """Resolved from `path`: the content of the table."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     labels: ClassVar[frozenset[str]] = frozenset({"path", "made_by", "columns", "tokenizer", "template"})
     resolved_from: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template", "scorer", "rules"})
     resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
@@ -216,12 +216,15 @@ class Table(TextFamily):
         """All training tasks in a replicate's order: one of each cluster in turn, (K,) int64. A trial has the first n_tasks."""
         return _ordered(self._content.digest, replicate, self.n_clusters)
 
-    def held_out_tasks(self, split: str) -> np.ndarray:
-        """The held-out tasks of a split in a fixed order, (K,) int64."""
-        tasks = np.flatnonzero(np.array(self.prepared.part) == split)
-        if not len(tasks):
-            return tasks
-        return tasks[keyed_permutation(len(tasks), "table", "held-out tasks", split)(np.arange(len(tasks)))]
+    def held_out_tasks(self, request: Request) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The held-out tasks of trained clusters, of clusters held out whole, and of clusters that this trial leaves out.
+
+        (K,) int64 each, in a fixed order: trials that train the same clusters have the same tasks.
+        """
+        of_clusters, whole = _held_out(self._content.digest)
+        clusters = self.prepared.clusters
+        trained = np.isin(clusters[of_clusters], clusters[self.train_tasks(request.replicate)[: request.n_tasks]])
+        return of_clusters[trained], whole, of_clusters[~trained]
 
     def trained_names(self, request: Request) -> list[tuple[str, str]]:
         """(task, cluster) of each training task of a trial, by name."""
@@ -237,7 +240,7 @@ class Table(TextFamily):
 
     def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
         if split == "held_out":
-            tasks = np.concatenate([self.held_out_tasks(s) for s in ("held_out", "held_out_clusters")])[:n_first]
+            tasks = np.concatenate(self.held_out_tasks(request))[:n_first]
         else:
             tasks = self.train_tasks(request.replicate)[: min(n_first, request.n_tasks)]
         data = self.prepared
@@ -288,22 +291,27 @@ class Table(TextFamily):
         return self.chosen(request._replace(n_sequences=MAX_MEMORY_ITEMS), KNOWN)
 
     def _places(self, request: Request, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Task and number in it of each item of an item set, at most n_sequences: one of each task in turn."""
+        """Task and number in it of each item of an item set, at most n_sequences: one of each task in turn.
+
+        All items of clusters held out whole come before those of clusters that this trial leaves out. So trials that leave out
+        different clusters are asked the same items, as far as there are enough.
+        """
         if split in ("held_out", "held_out_clusters"):
-            tasks = self.held_out_tasks(split)
-            counts = self.prepared.n_new[tasks]
+            known, *others = self.held_out_tasks(request)
+            groups = [(tasks, self.prepared.n_new[tasks]) for tasks in ([known] if split == "held_out" else others)]
         else:
             tasks = self.train_tasks(request.replicate)[: request.n_tasks]
             counts = self._n_train(request, tasks)
             if split != KNOWN:  # as many items of a task in both sets: memory compares their losses
                 counts = np.minimum(counts, self.prepared.n_new[tasks])
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        left, level = request.n_sequences, 0
-        while left > 0 and len(here := tasks[counts > level][:left]):
-            found.append((here, np.full(len(here), level)))
-            left, level = left - len(here), level + 1
-        if not found:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            groups = [(tasks, counts)]
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        left = request.n_sequences
+        for tasks, counts in groups:
+            level = 0
+            while left > 0 and len(here := tasks[counts > level][:left]):
+                found.append((here, np.full(len(here), level)))
+                left, level = left - len(here), level + 1
         return np.concatenate([t for t, _ in found]), np.concatenate([k for _, k in found])
 
     # Judging ---------------------------------------------------------------------------------------------------
@@ -330,6 +338,18 @@ def content_of(made: Prepared) -> Content:
 @lru_cache(maxsize=8)
 def _opened(folder: str) -> Prepared:
     return open_prepared(folder)
+
+
+@lru_cache(maxsize=8)
+def _held_out(digest: str) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out tasks of clusters that may train, and tasks of clusters held out whole: (K,) int64 each, in a fixed order."""
+    part = np.array(_opened(str(store.folder_of(digest))).part)
+    found = []
+    for split in ("held_out", "held_out_clusters"):
+        tasks = np.flatnonzero(part == split)
+        order = keyed_permutation(max(1, len(tasks)), "table", "held-out tasks", split)
+        found.append(tasks[order(np.arange(len(tasks)))])
+    return found[0], found[1]
 
 
 @lru_cache(maxsize=32)

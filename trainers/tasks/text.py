@@ -3,8 +3,8 @@
 An item is `[prompt] ANSWER [target] END` in tokens. Training rows are packed: a row holds whole items one behind another, each
 a segment of its own, and attention stays within a segment. So every step costs the same FLOPs, whatever the lengths.
 
-There are four item sets, one per split: training items, new items of the training tasks (`seen`), held-out tasks of trained
-clusters, and held-out clusters. Answers are written freely and greedily. They count as *answered* if they end (and a scorer can
+There are four item sets, one per split: training items, new items of the training tasks (`seen`), held-out tasks of the clusters
+that the trial trains (`held_out`), and held-out tasks of other clusters (`held_out_clusters`). Answers are written freely and greedily. They count as *answered* if they end (and a scorer can
 read them), and as *right* by the scorer. No credit is given for containing the target.
 """
 
@@ -27,7 +27,7 @@ from trainers.tasks.probes import Batch, ItemSet, Probe, Questions
 from trainers.tasks.request import Request
 
 SPLITS = ("train_items", "seen", "held_out", "held_out_clusters")
-"""The item sets: items that train, new items of training tasks, held-out tasks of trained clusters, and of held-out clusters."""
+"""The item sets: items that train, new items of training tasks, held-out tasks of trained clusters, and of untrained clusters."""
 FLOORS = ("frequent", "copy", "nearest", "memorizer")
 """Names of the trivial predictors. The last is for families that can apply a memoriser of their training tasks."""
 MAX_MEMORY_ITEMS = 2048
@@ -149,7 +149,8 @@ class TextFamily(Family):
 
     @abstractmethod
     def chosen(self, request: Request, split: str) -> TextItems:
-        """The items of an item set, at most `request.n_sequences`. The same for all trials if the tasks are held out."""
+        """The items of an item set, at most `request.n_sequences`. Of held-out tasks, trials that train the same clusters have the
+        same items. Without clusters all trials have."""
 
     @abstractmethod
     def n_chosen(self, request: Request, split: str) -> int:

@@ -40,8 +40,22 @@ def answer_flops(trunk: TrunkSpec) -> int:
 
 
 def flops_per_step(trunk: TrunkSpec) -> int:
-    """Training FLOPs of one optimizer step: forward and backward of one global batch."""
-    return 3 * trunk.training.batch_size * shape_of(trunk).forward_flops
+    """Training FLOPs of one optimizer step: forward and backward of one global batch, after `sampling_flops`."""
+    return 3 * trunk.training.batch_size * shape_of(trunk).forward_flops + sampling_flops(trunk)
+
+
+def sampling_flops(trunk: TrunkSpec) -> int:
+    """FLOPs to sample the answers of one step: 0 unless the arm is `reward`.
+
+    All answers count with the most tokens that they may have, and with cached attention. Shorter ones cost less than is
+    charged. A prompt is read once for its group.
+    """
+    family: Any = trunk.family
+    if trunk.reward is None:
+        return 0
+    n_prompts = trunk.training.batch_size // trunk.reward.group_size
+    n_prompt, n_new = family.answer_shape
+    return n_prompts * shape_of(trunk).sampling_flops(n_prompt, n_new, trunk.reward.group_size)
 
 
 class Steps(NamedTuple):

@@ -112,6 +112,8 @@ class Left(Record, extra="ignore"):
     """Sum of the training losses of the steps since the last evaluation on the grid or since the decay began, in nats."""
     loss_n: Whole
     """Number of these steps."""
+    sampled: dict[str, Any] = Field(default={})
+    """Sums and transcripts of the answers that were sampled in these steps. Older versions have none."""
 
 
 class Now(Left, extra="ignore"):

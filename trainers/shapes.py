@@ -221,6 +221,19 @@ class Shape(NamedTuple):
         convolution = self.model.n_layers * self.model.conv_kernel * d
         return 2 * t * (matmul + attention + convolution)
 
+    def sampling_flops(self, n_prompt: int, n_new: int, n_answers: int) -> int:
+        """FLOPs to read a prompt once and write `n_answers` answers of `n_new` tokens to it, with keys and values cached.
+
+        The prompt's pass gives the first token of each answer. A later token reads one token, and its attention reaches that
+        token's position and all before it. Only positions whose logits are needed pay for the output layer.
+        """
+        d, layers = self.model.d_model, self.model.n_layers
+        block = layers * (4 * d * d + 2 * d * self.model.d_mlp + self.model.conv_kernel * d)
+        reach = n_prompt * (n_new - 1) + n_new * (n_new - 1) // 2  # positions that all later tokens of an answer see
+        prompt = n_prompt * block + 2 * layers * n_prompt**2 * d + d * self.vocab_size
+        answer = (n_new - 1) * (block + d * self.vocab_size) + 2 * layers * reach * d
+        return 2 * (prompt + n_answers * answer)
+
     def tokens_per_parameter(self, compute_flops: float) -> float:
         """Training tokens per parameter at a budget of training FLOPs. All tokens count, also those outside the loss mask.
 

@@ -77,6 +77,23 @@ class Evaluation(Record):
     """Sequences per item set (held-out tasks, seen tasks, ...), the same for every trial."""
 
 
+class Reward(Record):
+    """Arm `reward`: the model answers freely, and a reward of 1 for a right answer is all that it learns from."""
+
+    algorithm: Literal["leave_one_out", "grpo", "rejection", "star"] = "leave_one_out"
+    """Weight of an answer's log-probability in the loss, with r = 1 for a right answer, else 0 (`trainers/objectives/reward.py`):
+
+    - `leave_one_out`: r minus the mean r of the other answers to the prompt, divided by the most tokens of an answer. This is
+      the policy gradient without bias;
+    - `grpo`: (r - mean) / standard deviation of the prompt's answers, divided by the tokens of this answer;
+    - `rejection`: right answers are targets, as in supervised learning;
+    - `star`: the same, with answers of the model that the trial starts from. It needs `start_from`."""
+    group_size: Annotated[Count, Field(ge=2), Limit(65_536)] = 8
+    """Answers to each prompt of a step. `training.batch_size` counts answers, so a step has batch_size / group_size prompts."""
+    temperature: Annotated[Positive, Limit(100, 0.01)] = 1.0
+    """Temperature of sampling: answers are drawn from softmax(logits / temperature)."""
+
+
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
     "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
@@ -86,9 +103,14 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 These fields were added after the first fingerprints. A fingerprint leaves them out at this value, so that old ones stay valid."""
 
 
+_LATER = ("reward",)
+"""Parts of a spec that were added after the first fingerprints, and that a fingerprint leaves out if they are None."""
+
+
 def identity_of(record: dict[str, Any], family: Any) -> dict[str, Any]:
     """A copy of a dumped spec of `family` without its labels, and without the later fields at their neutral value (`_NEUTRAL`)."""
     record = record | {"family": {k: v for k, v in record["family"].items() if k not in family.labels}}
+    record = {part: value for part, value in record.items() if value is not None or part not in _LATER}
     return {
         part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
         if part in _NEUTRAL
@@ -116,6 +138,15 @@ class TrunkSpec(Record):
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    reward: Reward | None = None
+    """Settings of arm `reward`; None for other arms. Left out: the default settings, for arm `reward`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_reward(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("arm") == "reward" and given.get("reward") is None:
+            return given | {"reward": {}}
+        return given
 
     @model_validator(mode="after")
     def _family_can(self) -> TrunkSpec:
@@ -127,6 +158,13 @@ class TrunkSpec(Record):
             raise ValueError(f"n_tasks {self.n_tasks} is beyond the {family.n_tasks_max} {of}")
         if (objection := family.objection(self.training.task_exponent)) is not None:
             raise ValueError(objection)
+        if self.reward is not None and self.arm != "reward":
+            raise ValueError(f"arm '{self.arm}' has no settings 'reward'; leave them out")
+        if self.reward is not None and self.training.batch_size % self.reward.group_size:
+            sizes = (
+                f"batch_size {self.training.batch_size} answers are no multiple of group_size {self.reward.group_size}"
+            )
+            raise ValueError(sizes)
         return self
 
     @property

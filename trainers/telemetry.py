@@ -68,12 +68,12 @@ class Telemetry:
         self.waiting_since = math.inf if not self.points else time.monotonic()
 
     def after_step(
-        self, loss_nats: float, rate: float, grad_norm: float | torch.Tensor, seconds: float, end: int
+        self, loss_nats: float | None, rate: float, grad_norm: float | torch.Tensor, seconds: float, end: int
     ) -> None:
         """Take note of one optimizer step of `seconds`. `end` is the last step of the trunk or branch.
 
         Loss, learning rate and gradient norm of a point are those of its step. Its speed is that of all steps since the last
-        point. `watch` receives `on`, `step`, `last_step`, `loss_nats`, `tokens_per_second`, `mfu`, `flops_run` and `time`.
+        point. Arm `reward` has no loss: None. `watch` receives `on`, `step`, `last_step`, `loss_nats`, `tokens_per_second`, `mfu`, `flops_run` and `time`.
         """
         self.total = self.total[0] + 1, self.total[1] + seconds
         step, clock = self.now["step"], time.monotonic()

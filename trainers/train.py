@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from trainers.engine.engine import Diverged, Engine
 from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
+from trainers.objectives.reward import RewardOnly
 from trainers.spec import TrialSpec, TrunkSpec
 from trainers.tasks.text import packed_names
 from trainers.telemetry import Telemetry, Watch, matmul_flops_per_second, on_of
@@ -36,6 +38,10 @@ SAVES_SHARE = 20
 """The time between two saves is at least this many times the duration of the last save. So saves take at most about 5 % of the
 time. If `checkpoint_every_seconds` is 0, this rule is off. The first save comes after `checkpoint_every_seconds` alone, because
 no duration is known yet."""
+
+
+NOTHING: dict[str, Any] = {"loss_sum": 0.0, "loss_n": 0, "sampled": {"sums": {}, "transcripts": []}}
+"""Sums of training since the last evaluation on the grid, before its first step. Arm `reward` has samples in place of a loss."""
 
 
 class _Stopped(Exception):
@@ -83,7 +89,8 @@ def run_trunk(
     grid = set(budget.evaluation_steps(trunk, last))
 
     # 2. The objective, then the engine (model, optimiser, DeepSpeed), then the evaluation suite, the same for the whole run.
-    objective = objective_of(trunk)
+    objective: Any = objective_of(trunk)
+    by_reward = isinstance(objective, RewardOnly)
     peak = matmul_flops_per_second(place.device, trunk.training.precision, place.threads)  # while memory is free
     engine = Engine(trunk, place)
     leads = engine.rank == 0
@@ -91,7 +98,7 @@ def run_trunk(
     suite_flops = family.suite_size(trunk.request) * budget.shape_of(trunk).forward_flops
 
     # 3. The progress: from the start or from a checkpoint. `now` holds all of it as JSON (`checkpoint.Now` explains the keys).
-    now: dict[str, Any] = {"step": 0, "branch": None, "loss_sum": 0.0, "loss_n": 0}
+    now: dict[str, Any] = {"step": 0, "branch": None} | NOTHING
     now |= {"ended": [], "exams": [], "events": [], "points": [], "resumed": 0, "saves": 0}
     # Since the last trial ended:
     now |= {"steps_charged": 0, "exams_charged": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
@@ -103,7 +110,7 @@ def run_trunk(
         now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
         engine.restore(loaded[1]["live"])
         now["resumed"] += 1
-        now.setdefault("points", [])  # older versions had none
+        now = {"points": [], "sampled": NOTHING["sampled"]} | now  # older versions had none
         for event in now["events"]:
             event.setdefault("fingerprint", fingerprint)  # older versions named it only in trial events
         if now["events"] and leads:
@@ -159,6 +166,9 @@ def run_trunk(
         if engine.agreed(leads and should_stop())[0]:
             raise _Stopped
 
+    if by_reward:
+        objective.write = partial(engine.write, between=stop_if_asked)
+
     def evaluate_once(on: str, **facts: Any) -> bool:
         """Evaluate and emit, once per (trunk or branch, step) even across restarts. Returns whether all losses are finite.
 
@@ -171,12 +181,13 @@ def run_trunk(
         with _timed(now, "eval_seconds"):
             rows = evaluate(engine, suite, stop_if_asked, detailed=on != "trunk")
         facts |= {"train_loss_nats": now["loss_sum"] / now["loss_n"] if now["loss_n"] else None, "rows": rows}
+        facts |= {"sampled": now["sampled"]} if now["sampled"]["sums"] else {}
         now["exams_charged"] += 1
         now["exams"].append(key)
         facts |= {"step": now["step"], "flops": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
         emit_event("evaluation", key, on=on, **facts)
         if facts.get("grid"):  # only on the grid: a trial's numbers must not depend on other budgets
-            now.update(loss_sum=0.0, loss_n=0)
+            now.update(NOTHING)
         return all(row["nll_nats"] is not None for row in rows if row["n"])
 
     def end_trial(budget_flops: float, status: str, **facts: Any) -> None:
@@ -238,13 +249,13 @@ def run_trunk(
             here = [b for b, s in steps.items() if s.branch == step and b not in now["ended"]]  # two may share a step
             if branch is None and here:
                 decays = steps[here[0]].end > step
-                loss = {"loss_sum": 0.0, "loss_n": 0} if decays else {k: now[k] for k in ("loss_sum", "loss_n")}
+                so_far = NOTHING if decays else {k: now[k] for k in NOTHING}
                 if step in grid or decays:  # without a decay, the evaluation at the branch's end is at this same step
                     evaluate_once("trunk", grid=step in grid)
                 emit_telemetry()
-                left |= {k: now[k] for k in ("step", "loss_sum", "loss_n")}
+                left |= {k: now[k] for k in ("step", *NOTHING)}
                 left_state |= engine.snapshot()
-                now.update(loss, branch=here[0])
+                now.update(so_far, branch=here[0])
                 continue
             if branch is None and step in grid and f"trunk/{step}" not in now["exams"]:
                 evaluate_once("trunk", grid=True)
@@ -263,8 +274,12 @@ def run_trunk(
                     return_to_trunk()
                 continue
             now.update(step=step + 1, steps_charged=now["steps_charged"] + 1)
-            now.update(loss_sum=now["loss_sum"] + loss_nats, loss_n=now["loss_n"] + 1)
-            telemetry.after_step(loss_nats, rate, grad_norm, now["train_seconds"] - before, end)
+            if by_reward:
+                now["sampled"] = objective.after(now["sampled"])
+            else:
+                now.update(loss_sum=now["loss_sum"] + loss_nats, loss_n=now["loss_n"] + 1)
+            shown = None if by_reward else loss_nats  # the surrogate of a policy gradient is no result
+            telemetry.after_step(shown, rate, grad_norm, now["train_seconds"] - before, end)
 
         # 8. Every budget has ended. Save the trunk's last constant-rate state for larger budgets in a later call.
         save(needed=True)

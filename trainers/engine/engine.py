@@ -12,20 +12,24 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import safetensors.torch  # noqa: F401 - a machine without it fails here, not at its first checkpoint
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from trainers import budget
-from trainers.engine.rows import NoTargetsError, Objective, Rows
+from trainers.engine.rows import NoTargetsError, Objective, Rows, Sampled
 from trainers.fit import memory
 from trainers.fit.place import Place, shares
 from trainers.models.transformer import Transformer, build
+from trainers.sampling import Keys, generate
 from trainers.spec import TrunkSpec
+from trainers.tasks.probes import Questions
 
 Tensors = dict[str, torch.Tensor]
 
@@ -67,6 +71,7 @@ class Engine:
         engine, *_ = deepspeed.initialize(
             model=net, optimizer=self.adamw, config=self._config(), dist_init_required=False
         )
+        self._start: Transformer | None = None
         self.deepspeed: Any = engine
         self.model: Transformer = engine.module
 
@@ -142,6 +147,72 @@ class Engine:
         if not finite:
             raise Diverged(f"step {number}: loss {loss_nats:g} nats, gradient norm {grad_norm:g}")
         return loss_nats, grad_norm
+
+    def write(
+        self,
+        questions: Questions,
+        temperature: float,
+        purpose: tuple[str | int, ...],
+        samples: np.ndarray,
+        frozen: bool = False,
+        between: Callable[[], None] = lambda: None,
+    ) -> Sampled:
+        """Sample an answer to each of N questions. Every rank writes and judges its part, and gets all.
+
+        Each token comes from the stream of (purpose, number of the prompt, number of the sample). Equal prompts stand next to
+        each other, and `samples` (N,) counts within them, from 0. N is a multiple of the number of ranks. `frozen` asks
+        the model that training began with (`keep_start`), not the one of now. `between` is called before each forward pass.
+        """
+        n = len(questions.prompts)
+        mine = np.arange(n // self.world) + self.rank * (n // self.world)
+        asked = questions.repeated(mine)
+        keys = Keys(purpose, np.cumsum(samples == 0)[mine] - 1, samples[mine])
+        with self.autocast(), self._writer(frozen) as model:
+            answers = generate(
+                model,
+                asked.prompts,
+                asked.n_new,
+                asked.end,
+                temperature=temperature,
+                keys=keys,
+                forbidden=asked.forbidden,
+                at_once=self.micro_batch,
+                before=between,
+            )
+        ended = answers.ended | (asked.end < 0)
+        written = [row[:k] for row, k in zip(answers.tokens, answers.n_tokens, strict=True)]
+        texts, answered, right = asked.judged(written, ended)
+        sound = right.copy()
+        if (oracle := asked.oracle) is not None:
+            sound[right] = [oracle(*asked.texts[i], texts[i]) for i in np.flatnonzero(right).tolist()]
+        verdicts = np.stack([ended, answered, right, sound], axis=1)
+        mine_only = Sampled(answers.tokens, answers.n_tokens + answers.ended, answers.log_probs, verdicts)
+        if self.world == 1:
+            return mine_only
+        whole = (self.gathered(torch.from_numpy(part).to(self.place.device)) for part in mine_only)
+        return Sampled(*(part.cpu().numpy() for part in whole))
+
+    @contextmanager
+    def _writer(self, frozen: bool) -> Iterator[Transformer]:
+        """The model to sample from: the one in training, or under ZeRO 3 a copy whose weights are gathered once."""
+        if frozen:
+            assert self._start is not None, "no start was kept"
+            yield self._start
+        elif self.place.zero_stage < 3:
+            yield self.model
+        else:
+            yield self._copy(self.snapshot(moments=False))
+
+    def keep_start(self, weights: Tensors) -> None:
+        """Keep a copy of these weights, a snapshot, to sample from while training goes on."""
+        self._start = self._copy(weights)
+
+    def _copy(self, weights: Tensors) -> Transformer:
+        """A model with copies of these weights on this device, outside DeepSpeed."""
+        model, vocab_size, length, numbers = budget.shape_of(self.trunk)
+        net = Transformer(model, vocab_size, length, numbers).to(self.place.device)
+        net.load_state_dict(weights)
+        return net.requires_grad_(False)
 
     def autocast(self) -> Any:
         """A context manager in which matmuls have the precision of training. Evaluations use it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Rows(NamedTuple):
     loss_mask: Tensor  # (b, T) bool
     positions: Tensor | None = None  # (b, T) int64
     segments: Tensor | None = None  # (b, T) int64
+    weights: Tensor | None = None  # (b, T) float32
 
     @classmethod
     def of(cls, batch: Batch, begin: int, end: int, device: str) -> Rows:
@@ -34,6 +36,26 @@ class Rows(NamedTuple):
         )
         assert tokens is not None and loss_mask is not None
         return cls(tokens, loss_mask, *others)
+
+
+class Sampled(NamedTuple):
+    """Answers to N questions, the same on every rank."""
+
+    tokens: np.ndarray
+    """Written ids (N, n_new) int64; behind an answer stands the end alone."""
+    n_tokens: np.ndarray
+    """Tokens of each answer (N,) int64, its end included."""
+    log_probs: np.ndarray
+    """Log-probability of each written token when it was drawn (N, n_new) float32, in nats; 0 behind the answer."""
+    verdicts: np.ndarray
+    """Verdicts (N, 4) bool, in the order of VERDICTS."""
+
+
+VERDICTS = ("ended", "answered", "right", "sound")
+"""An answer ended, can be read as an answer, is right by the scorer, is right by the oracle, too (`Questions.oracle`)."""
+
+Write = Callable[..., Sampled]
+"""`Engine.write`, which samples answers."""
 
 
 class Objective(Protocol):

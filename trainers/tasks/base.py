@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ValidationError
 
 from trainers.records import Numbers, Record
-from trainers.tasks.probes import Batch, ItemSet
+from trainers.tasks.probes import Batch, ItemSet, Questions
 from trainers.tasks.request import Request
 
 
@@ -45,7 +45,8 @@ class Family(Record):
     sequences hold one answer and whose generaliser never errs. `right`: shares of right free answers, (right - floor) /
     (1 - floor), with the best of the trivial predictors as floor (`trainers/tasks/text.py`)."""
     objectives: ClassVar[dict[str, str]] = {}
-    """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out use `Supervised`.
+    """Arm -> "package.module:Class" of its objective (`trainers/objectives/`). Arms left out use `Supervised`, and `reward`
+    its own.
 
     The objective is given by name, so that loading a family loads no torch."""
     labels: ClassVar[frozenset[str]] = frozenset()
@@ -89,6 +90,17 @@ class Family(Record):
     def length(self, arm: str) -> int:
         """Positions that the model reads in an arm, T."""
         return self.seq_len
+
+    @property
+    def answer_shape(self) -> tuple[int, int] | None:
+        """(tokens of the longest prompt, most tokens of an answer), marks included. None: the family has no arm `reward`.
+
+        `length("reward")` is their sum minus 1: the last token is predicted and never read."""
+        return None
+
+    def questions(self, request: Request, step: int, n_prompts: int) -> Questions:
+        """The prompts that arm `reward` asks at one step, of training tasks: a pure function of its arguments, as `batch` is."""
+        raise NotImplementedError
 
     @abstractmethod
     def batch(self, request: Request, step: int) -> Batch:

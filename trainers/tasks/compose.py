@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from trainers.records import Count, Index, Limit, Positive, as_tuple
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.base import SkillsOfParameters, register
-from trainers.tasks.probes import Batch, ItemSet, Probe, Reference, graded
+from trainers.tasks.probes import Batch, ItemSet, Probe, Questions, Reference, graded
 from trainers.tasks.references import SMALL_UNIVERSE, ExactFamily
 from trainers.tasks.request import Request
 
@@ -66,7 +66,7 @@ class Compose(ExactFamily):
     """Do the domains share the functions of the later slots? `false` gives each its own: a control without transfer."""
 
     version: ClassVar[int] = 2
-    arms: ClassVar[tuple[str, ...]] = ("steps", "answer", "latent", "next_token")  # `reward` will be the fifth
+    arms: ClassVar[tuple[str, ...]] = ("steps", "answer", "latent", "next_token", "reward")
     headline: ClassVar[str] = "compose"
     mixture: ClassVar[str] = "mixture"
     ability_of: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
@@ -287,7 +287,7 @@ class Compose(ExactFamily):
         """First position in the loss mask, which has all later ones. The last S positions predict the answer, L * S the steps."""
         if arm == "next_token":
             return 0
-        return self.n_slots + self.n_input if arm == "steps" else self.length(arm) - self.n_input
+        return self.n_slots + self.n_input if arm in ("steps", "reward") else self.length(arm) - self.n_input
 
     def batch(self, request: Request, step: int) -> Batch:
         draw = stream("compose", "batch", request.replicate, step)
@@ -298,6 +298,43 @@ class Compose(ExactFamily):
         loss_mask[:, self._loss_from(request.arm) :] = True
         return Batch(tokens, loss_mask)
 
+    @property
+    def answer_shape(self) -> tuple[int, int]:
+        return self.n_slots + 1 + self.n_input, self.n_slots * self.n_input
+
+    def questions(self, request: Request, step: int, n_prompts: int) -> Questions:
+        """Prompts `f1 ... fL : x`. An answer is the letters of all steps, and right if the last step is. The oracle wants all."""
+        draw = stream("compose", "questions of a step", request.replicate, step)
+        ids = self.train_ids(request.replicate, self.draw_tasks(request, draw, n_prompts))
+        compositions = self.compositions(ids)
+        tokens = self._sequences("reward", compositions, self._inputs(draw, n_prompts))
+        (n_prompt, n_new), s = self.answer_shape, self.n_input
+        names = [" ".join(str(f - slot * self._width) for slot, f in enumerate(row)) for row in compositions.tolist()]
+
+        def scorer(prompt: str, steps: str, answer: str) -> bool | None:
+            return answer[-s:] == steps[-s:] if len(answer) == n_new and answer.isalpha() else None
+
+        return Questions(
+            prompts=[row[:n_prompt] for row in tokens],
+            n_new=n_new,
+            end=-1,
+            forbidden=(),
+            tasks=names,
+            clusters=[""] * n_prompts,
+            floors={},
+            texts=[
+                (f"{name} : {self._text(row[n_prompt - s : n_prompt])}", self._text(row[n_prompt:]))
+                for name, row in zip(names, tokens, strict=True)
+            ],
+            decode=self._text,
+            scorer=scorer,
+            oracle=lambda prompt, steps, answer: answer == steps,
+        )
+
+    def _text(self, ids: np.ndarray) -> str:
+        """Letters as a, b, ...; every other token as a mark."""
+        return "".join(chr(ord("a") + i) if i < self.n_letters else "#" for i in ids.tolist())
+
     # Evaluation ------------------------------------------------------------------------------------------------
 
     def _written(self, arm: str) -> tuple[int, ...]:
@@ -306,7 +343,7 @@ class Compose(ExactFamily):
         The model reads the right letters of the answer yL. So the probabilities of its letters multiply to that of the whole
         answer. Greedy exact match is the same as if the model wrote yL too.
         """
-        if arm not in ("steps", "next_token"):
+        if arm not in ("steps", "next_token", "reward"):
             return ()
         return tuple(range(self.n_slots + self.n_input, self.length(arm) - self.n_input))
 

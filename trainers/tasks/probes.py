@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     loss_mask: np.ndarray  # (B, T) bool
     positions: np.ndarray | None = None  # (B, T) int64, below T; set if several sequences share a row
     segments: np.ndarray | None = None  # (B, T) int64: number of a token's sequence; attention stays within it
+    weights: np.ndarray | None = None  # (B, T) float32: weight of each written token's log-probability (arm `reward`)
 
 
 class Reference(NamedTuple):
@@ -264,7 +265,7 @@ class Questions:
     n_new: int
     """Most tokens of an answer, the end included."""
     end: int
-    """Id of the token that ends an answer."""
+    """Id of the token that ends an answer. -1: an answer has exactly `n_new` tokens, and always counts as ended."""
     forbidden: tuple[int, ...]
     """Ids that no answer holds: our other mark."""
     tasks: list[str]
@@ -279,6 +280,21 @@ class Questions:
     """Token ids -> text."""
     scorer: Callable[[str, str, str], bool | None]
     """(prompt, target, answer) -> whether the answer is right; None if it is no answer at all."""
+    oracle: Callable[[str, str, str], bool] | None = None
+    """(prompt, target, answer) -> whether an answer that the scorer accepts is right for the right reason, every step included.
+    None: the scorer is all there is."""
+
+    def repeated(self, which: np.ndarray) -> Questions:
+        """The questions numbered `which` (n,), in this order. A number may stand there several times."""
+        every = which.tolist()
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in every],
+            tasks=[self.tasks[i] for i in every],
+            clusters=[self.clusters[i] for i in every],
+            texts=[self.texts[i] for i in every],
+            floors={name: hits[which] for name, hits in self.floors.items()},
+        )
 
     def judged(self, written: list[np.ndarray], ended: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Judge the token ids that the model wrote, without the end: (texts, answered (N,) bool, right (N,) bool).

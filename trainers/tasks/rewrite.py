@@ -110,6 +110,10 @@ class Rewrite(TextFamily):
     def longest(self) -> int:
         return max(p + r + 2 + self.n_string + 1 + self.n_string - p + r + 1 for p, r in self.clusters)
 
+    @cached_property
+    def longest_prompt(self) -> int:
+        return max(p + r for p, r in self.clusters) + 2 + self.n_string
+
     @property
     def seq_len(self) -> int:
         """Room for four of the longest items, so that little of a row is padding."""

@@ -172,6 +172,10 @@ class Table(TextFamily):
         return self._content.longest
 
     @property
+    def longest_prompt(self) -> int:
+        return self._content.longest_prompt
+
+    @property
     def mean_tokens(self) -> float:
         return self._content.mean_tokens
 

@@ -114,7 +114,7 @@ def packed(items: TextItems, n_rows: int, length: int, longest: int, end: int, a
 class TextFamily(Family):
     """The base of text families. Subclasses give tasks, items and clusters."""
 
-    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token")
+    arms: ClassVar[tuple[str, ...]] = ("answer", "next_token", "reward")
     skills: ClassVar[dict[str, str]] = {
         "solve": "items of tasks, answered freely: right if the scorer accepts the answer"
     }
@@ -137,6 +137,11 @@ class TextFamily(Family):
     @abstractmethod
     def longest(self) -> int:
         """Most tokens of an item, marks included."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt, without its mark. Here a bound: an item has both marks, and a target of one token at least."""
+        return self.longest - 3
 
     @property
     @abstractmethod
@@ -168,9 +173,26 @@ class TextFamily(Family):
         """The judge of answers. By default an answer is right if it equals the target, apart from blanks at both ends."""
         return lambda prompt, target, answer: answer.strip() == target.strip()
 
+    def oracle(self) -> Callable[[str, str, str], bool] | None:
+        """The strict judge of answers that the scorer accepts (`Questions.oracle`); None without one."""
+        return None
+
     @property
     def vocab_size(self) -> int:
         return self.text_tokens.vocab_size
+
+    def length(self, arm: str) -> int:
+        """Positions of a row. Rows of arm `reward` hold one prompt and its answer, those of others whole items."""
+        return sum(self.answer_shape) - 1 if arm == "reward" else self.seq_len
+
+    @property
+    def answer_shape(self) -> tuple[int, int]:
+        return self.longest_prompt + 1, self.n_new
+
+    def questions(self, request: Request, step: int, n_prompts: int) -> Questions:
+        name: Any = self
+        items = self.drawn(request, stream(name.name, "questions", request.replicate, step), n_prompts)
+        return self.asked(items, {})
 
     def batch(self, request: Request, step: int) -> Batch:
         name: Any = self
@@ -216,7 +238,12 @@ class TextFamily(Family):
             rows[i, : len(item)] = item
             predicted[i, items.n_prompt[i] + 1 : len(item)] = True
         probe = Probe(skill=self.headline, split=split, mask=predicted[:, 1:], target=rows[:, 1:])
-        questions = Questions(
+        return ItemSet(tokens=rows, probes=(probe,), questions=self.asked(items, floors))
+
+    def asked(self, items: TextItems, floors: dict[str, np.ndarray]) -> Questions:
+        """The prompts of some items, and how their answers are judged. floors: as in `floors`."""
+        tokens = self.text_tokens
+        return Questions(
             prompts=[items.prompt(i) for i in range(len(items))],
             n_new=self.n_new,
             end=tokens.end,
@@ -227,8 +254,8 @@ class TextFamily(Family):
             texts=[(tokens.decode(items.prompt(i)), tokens.decode(items.target(i))) for i in range(len(items))],
             decode=tokens.decode,
             scorer=self.judge(),
+            oracle=self.oracle(),
         )
-        return ItemSet(tokens=rows, probes=(probe,), questions=questions)
 
     def floors(self, request: Request, items: TextItems, known: TextItems) -> dict[str, np.ndarray]:
         """Named trivial predictors: whether each is right on each item, (n,) bool. `known` are training items.

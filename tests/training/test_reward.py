@@ -284,7 +284,7 @@ def test_a_reward_alone_teaches_a_skill_that_random_answers_touch() -> None:
 
 def test_families_without_a_checkable_answer_refuse_the_arm_by_name() -> None:
     with_arm = {name for name, kind in FAMILIES.items() if "reward" in kind.arms}
-    assert {"compose", "rewrite", "table"} <= with_arm
+    assert {"compose", "rewrite", "table", "worked_parity"} <= with_arm
     for name in ("urns", "markov", "cipher"):
         with pytest.raises(ValueError, match="has no arm 'reward'"):
             trunk_of(family={"name": name})
@@ -298,7 +298,10 @@ def test_settings_of_the_reward_belong_to_its_arm() -> None:
         trunk_of(arm="steps")
 
 
-@pytest.mark.parametrize("trunk", [trunk_of(), text_trunk()], ids=["compose", "rewrite"])
+PARITY = trunk_of(family={"name": "worked_parity", "n_positions": 6})
+
+
+@pytest.mark.parametrize("trunk", [trunk_of(), text_trunk(), PARITY], ids=["compose", "rewrite", "worked_parity"])
 def test_questions_are_a_pure_function_of_the_step_and_ask_training_tasks(trunk: TrunkSpec) -> None:
     family: Any = trunk.family
     one, again, other = (family.questions(trunk.request, step, 5) for step in (3, 3, 4))

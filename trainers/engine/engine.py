@@ -184,7 +184,7 @@ class Engine:
         texts, answered, right = asked.judged(written, ended)
         sound = right.copy()
         if (oracle := asked.oracle) is not None:
-            sound[right] = [oracle(*asked.texts[i], texts[i]) for i in np.flatnonzero(right).tolist()]
+            sound[right] = [oracle(*asked.texts[i], texts[i]) is True for i in np.flatnonzero(right).tolist()]
         verdicts = np.stack([ended, answered, right, sound], axis=1)
         mine_only = Sampled(answers.tokens, answers.n_tokens + answers.ended, answers.log_probs, verdicts)
         if self.world == 1:

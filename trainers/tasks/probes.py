@@ -280,7 +280,7 @@ class Questions:
     """Token ids -> text."""
     scorer: Callable[[str, str, str], bool | None]
     """(prompt, target, answer) -> whether the answer is right; None if it is no answer at all."""
-    oracle: Callable[[str, str, str], bool] | None = None
+    oracle: Callable[[str, str, str], bool | None] | None = None
     """(prompt, target, answer) -> whether an answer that the scorer accepts is right for the right reason, every step included.
     None: the scorer is all there is."""
 

@@ -173,7 +173,7 @@ class TextFamily(Family):
         """The judge of answers. By default an answer is right if it equals the target, apart from blanks at both ends."""
         return lambda prompt, target, answer: answer.strip() == target.strip()
 
-    def oracle(self) -> Callable[[str, str, str], bool] | None:
+    def oracle(self) -> Scorer | None:
         """The strict judge of answers that the scorer accepts (`Questions.oracle`); None without one."""
         return None
 

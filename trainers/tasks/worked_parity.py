@@ -79,6 +79,10 @@ class WorkedParity(TextFamily):
         return self.n_positions + 1
 
     @property
+    def longest_prompt(self) -> int:
+        return self.n_positions
+
+    @property
     def longest(self) -> int:
         return 2 * self.n_positions + 2
 

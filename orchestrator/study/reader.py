@@ -145,12 +145,29 @@ class _Reader:
         self._suggested: set[tuple[Any, ...]] = set()  # keys suggested for unknown ones
 
     def study(self) -> Study:
-        """The study. Raises StudyError with every problem, one line each."""
+        """The study. Raises StudyError with every problem, one line each.
+
+        Files that the family names are read last, and only if nothing else is wrong: a table may take minutes.
+        """
         other = self._other_budgets()
         self._limits()
+        has_files = self._without_resolved()
+        study = self._checked(other, resolved=not has_files)
+        if has_files and not self.problems:
+            self._resolve()
+            study = None if self.problems else self._checked(other, resolved=True)
+        if study is not None and not self.problems:
+            return study
+        found = sorted(set(self.problems))
+        shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
+        if n_more := len(found) - len(shown) + self.n_left_out:
+            shown.append(f"{self.path}:{found[len(shown) - 1][0]}: and {n_more} more problems")
+        raise StudyError("\n".join(shown))
+
+    def _checked(self, other: tuple[str, tuple[float, ...]] | None, resolved: bool) -> Study | None:
+        """The study from the values, None if they are no study; reports problems. Unless `resolved`, the contents of files are
+        not known, and checks that need them are left out. other: as `_other_budgets` gives it."""
         family = self._family(self.raw.get("family")) if "family" in self.raw else None
-        if family:
-            self._resolve_variants(type(family))
         study = None
         try:
             study = Study.model_validate(self.raw | ({"family": family} if family else {}))
@@ -160,17 +177,13 @@ class _Reader:
         if study and family:
             self._variants(study)
             self._arms(study, family)
-            if other and not self.problems:
+            if other and resolved and not self.problems:
                 study = self._in_flops(study, *other)
+            elif other:  # a claim names budgets in FLOPs, which are not known yet
+                study = study.model_copy(update={"primary": None, "expected": ()})
             if not self.problems:
-                self._meaning(study, family)
-        if study is not None and not self.problems:
-            return study
-        found = sorted(set(self.problems))
-        shown = [f"{self.path}:{line}: {text}" for line, text in found[:MAX_PROBLEMS]]
-        if n_more := len(found) - len(shown) + self.n_left_out:
-            shown.append(f"{self.path}:{found[len(shown) - 1][0]}: and {n_more} more problems")
-        raise StudyError("\n".join(shown))
+                self._meaning(study, family, resolved)
+        return study
 
     def _other_budgets(self) -> tuple[str, tuple[float, ...]] | None:
         """(key, values) of budgets in tokens or steps; None without them. They stand under `compute_flops` until `_in_flops`."""
@@ -272,11 +285,9 @@ class _Reader:
             self._say(("family",), f"a mapping with 'name' is needed{hint}; families are {', '.join(FAMILIES)}")
             return None
         try:
-            return cast(Family, family_from(self._resolved(given, self._kind())))
+            return cast(Family, family_from(given))
         except FamilyError as problem:
             self._say(("family", "name"), str(problem), named=False)
-        except _FileRefused as problem:
-            self._file(("family",), problem)
         except ValidationError as error:
             self._all(error.errors(), ("family",), self._kind())
         return None
@@ -287,49 +298,66 @@ class _Reader:
         known = key in self._kind().model_fields
         self._say((*place, key) if known else place, rest if known else str(problem), named=known)
 
-    def _resolve_variants(self, kind: type[Family]) -> None:
-        """Put what the files of a variant hold beside its changes of the family: another tokenizer, table or scorer."""
+    def _settings_of_families(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """Settings of the family and the changes by variants, by their places in the file."""
         axes: Any = self.raw.get("axes")
         variants: Any = axes.get("variant") if isinstance(axes, dict) else None
-        for name in _keys_of(variants):
-            changes: Any = variants[name].get("family") if isinstance(variants[name], dict) else None
-            if not isinstance(changes, dict):
-                continue
-            if own := sorted(kind.resolved_fields & changes.keys()):
-                self._say(("axes", "variant", name, "family", own[0]), "is resolved from the files; leave it out")
-                continue
-            if not kind.resolved_from & changes.keys():
+        named = {
+            ("axes", "variant", name, "family"): variants[name].get("family")
+            for name in _keys_of(variants)
+            if isinstance(variants[name], dict)
+        }
+        return {place: given for place, given in named.items() if isinstance(given, dict)}
+
+    def _without_resolved(self) -> bool:
+        """Whether the family names files. Reports fields that only these may fill, and takes them out."""
+        kind: type[Record] = self._kind()
+        if not issubclass(kind, Family) or not kind.resolved_fields:
+            return False
+        for place, given in {("family",): self.raw["family"], **self._settings_of_families()}.items():
+            for own in sorted(kind.resolved_fields & given.keys()):
+                self._say((*place, own), "is resolved from the files; leave it out")
+            self._put(place, {key: value for key, value in given.items() if key not in kind.resolved_fields})
+        return True
+
+    def _put(self, place: tuple[Any, ...], value: Any) -> None:
+        """Replace the value at a place of the file."""
+        for k in range(len(place) - 1, -1, -1):
+            around: Any = self.raw
+            for part in place[:k]:
+                around = around[part]
+            value = {**around, place[k]: value}
+        self.raw = value
+
+    def _resolve(self) -> None:
+        """Put what the files of the family hold beside its settings, and those of a variant with another table, tokenizer or scorer
+        beside its changes."""
+        kind, stated = cast(type[Family], self._kind()), self.raw["family"]
+        for place, changes in {("family",): stated, **self._settings_of_families()}.items():
+            if place != ("family",) and not kind.resolved_from & changes.keys():
                 continue
             try:
-                made = self._resolved({**self.raw["family"], **changes}, kind)
-            except (_FileRefused, ValidationError) as problem:
-                if isinstance(problem, _FileRefused):
-                    self._file(("axes", "variant", name, "family"), problem)
-                continue  # `_variants` reports values that are invalid
-            held = {
-                f: made[f].model_dump(mode="json") if isinstance(made[f], Record) else made[f]
-                for f in kind.resolved_fields
-            }
-            variants = {**variants, name: {**variants[name], "family": changes | held}}
-            self.raw = self.raw | {"axes": {**axes, "variant": variants}}
+                made = self._resolved({**stated, **changes}, kind)
+            except _FileRefused as problem:
+                self._file(place, problem)
+                continue
+            held = {name: made[name] for name in kind.resolved_fields}
+            plain = {name: of.model_dump(mode="json") if isinstance(of, Record) else of for name, of in held.items()}
+            self._put(place, changes | plain)
 
-    def _resolved(self, given: dict[str, Any], kind: type[Record]) -> dict[str, Any]:
+    def _resolved(self, given: dict[str, Any], kind: type[Family]) -> dict[str, Any]:
         """The family's settings with the contents of their files. Raises _FileRefused for a file that cannot be used."""
-        if not issubclass(kind, Family):
-            return given
         try:
             return kind.resolved(
                 given, self.path.absolute().parent, files.data_folder(), partial(terminal.say, err=True)
             )
-        except ValidationError:
-            raise
         except (ValueError, OSError, ImportError) as problem:
             raise _FileRefused(str(problem)) from None
 
-    def _meaning(self, study: Study, family: Family) -> None:
+    def _meaning(self, study: Study, family: Family, resolved: bool) -> None:
         """Check the fields against each other. A family of another package computes its numbers here, and may raise."""
         try:
-            for loc, message in problems_of(study, family):
+            for loc, message in problems_of(study, family, resolved):
                 self._say(loc, message)
         except Exception as problem:
             if (failed := failure_of(type(family), problem)) is None:

@@ -23,10 +23,11 @@ MAX_STEPS = 10**9
 """Most optimizer steps of a budget. More can run on no machine: the budget has a wrong exponent."""
 
 
-def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...], str]]:
+def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Check the fields of a study against each other and against the family.
 
-    Yields (place, problem in words). A place is the keys and indices that lead to the value in the file.
+    Yields (place, problem in words). A place is the keys and indices that lead to the value in the file. resolved: whether the
+    contents of the family's files are known; if not, numbers of tasks and costs are not checked.
     """
     axes = study.axes
     twice = False
@@ -46,7 +47,7 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
     families = {condition: study.family_of(condition) for condition in study.conditions}
-    for i, n_tasks in enumerate(axes.n_tasks):
+    for i, n_tasks in enumerate(axes.n_tasks if resolved else ()):
         for condition, of_condition in families.items():
             if n_tasks > of_condition.n_tasks_max:
                 which = f" in {condition}" if axes.variant else ""
@@ -81,8 +82,9 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     for key, problem in wrong:
         yield ("primary", key) if key else ("primary",), problem
-    least = min(of_condition.n_tasks_max for of_condition in families.values())
-    if twice or any(arm not in family.arms for arm in axes.arm) or max(axes.n_tasks) > least or objections:
+    if twice or any(arm not in family.arms for arm in axes.arm) or objections:
+        return
+    if resolved and max(axes.n_tasks) > min(of_condition.n_tasks_max for of_condition in families.values()):
         return
     n_trials = len(study.conditions) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
     if n_trials > MAX_TRIALS:
@@ -90,10 +92,11 @@ def problems_of(study: Study, family: Family) -> Iterator[tuple[tuple[Any, ...],
         return
     unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: similar conditions have the same problem
     for condition in study.conditions:
-        for place, problem in (*_budget_meaning(study, condition), *_fitting_meaning(study, condition)):
+        of_budgets = _budget_meaning(study, condition) if resolved else ()
+        for place, problem in (*of_budgets, *_fitting_meaning(study, condition)):
             unsound.setdefault(place, problem)
     yield from unsound.items()
-    if claim is None or wrong or unsound:  # the claim's reach is known only for sound axes
+    if not resolved or claim is None or wrong or unsound:  # the claim's reach is known only for sound axes
         return
     if problem := primaries.out_of_reach(study, family, claim):
         yield ("primary",), problem

@@ -75,6 +75,30 @@ def test_a_variant_reads_its_own_table_and_rules(folder):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("n_tasks: [4]", "n_task: [4]", "n_task"),
+        ("arm: [answer]", "arm: [answers]", "answers"),
+        ("compute_steps: [100]", "compute_steps: [many]", "compute_steps"),
+        ("compute_steps: [100]", "compute_flops: [1e9, 1e9]", "compute_flops"),
+        ("replicates: 1", "replicates: 1\nskills: [solved]", "solved"),
+        ("replicates: 1", "replicates: 1\ntraining: {batchsize: 4}", "batchsize"),
+        ("replicates: 1", "replicates: 1\nplace: {workers: 7}", "place"),
+        ("replicates: 1", "replicates: 1\nprimary: {what: ability, arm: other, n_tasks: 4, lo: 0.5}", "primary"),
+        ("replicates: 1", "replicates: 1\n  variant: {a: {}, b: {family: {weight: given}}}", "weight"),
+        ("  path: tasks.csv", "  path: tasks.csv\n  temperature: 2", "temperature"),
+        ("  path: tasks.csv", "  path: tasks.csv\n  rules: {max_token: 9}", "max_token"),
+    ],
+)
+def test_a_typing_error_is_refused_before_the_table_is_read(folder, old, new, named):
+    budget = ("compute_steps: [100]", "compute_flops: [1e9]") if "primary" in new else ("", "")
+    (folder / "mine.yaml").write_text(STUDY.replace(*budget).replace(old, new, 1))
+    with pytest.raises(StudyError) as refused:
+        load(str(folder / "mine.yaml"))
+    assert named in str(refused.value) and not list(folder.rglob("facts.json"))
+
+
+@pytest.mark.parametrize(
     ("old", "new", "line", "named"),
     [
         ("path: tasks.csv", "path: none.csv", 4, "none.csv"),

@@ -10,7 +10,7 @@ from orchestrator.study import claimable as primaries
 from orchestrator.study.schema import Expected, Study, sized
 from trainers import budget
 from trainers.fit.place import shares
-from trainers.spec import TrunkSpec
+from trainers.spec import Reward, TrunkSpec
 from trainers.tasks import Family
 
 MAX_EVALUATION_SHARE = 0.10
@@ -46,6 +46,8 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
                 ("axes", "arm", i),
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
+    of_reward = list(_reward_meaning(study))
+    yield from of_reward
     families = {condition: study.family_of(condition) for condition in study.conditions}
     for i, n_tasks in enumerate(axes.n_tasks if resolved else ()):
         for condition, of_condition in families.items():
@@ -82,7 +84,7 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     for key, problem in wrong:
         yield ("primary", key) if key else ("primary",), problem
-    if twice or any(arm not in family.arms for arm in axes.arm) or objections:
+    if twice or any(arm not in family.arms for arm in axes.arm) or objections or of_reward:
         return
     if resolved and max(axes.n_tasks) > min(of_condition.n_tasks_max for of_condition in families.values()):
         return
@@ -100,6 +102,23 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
         return
     if problem := primaries.out_of_reach(study, family, claim):
         yield ("primary",), problem
+
+
+def _reward_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Problems of the settings of arm `reward`, as (place, problem)."""
+    if "reward" not in study.axes.arm:
+        if study.reward != Reward() or any(variant.reward for variant in study.axes.variant.values()):
+            yield ("reward",), "only arm 'reward' has these settings; add the arm to axes.arm, or leave them out"
+        return
+    for condition, (arm, of) in study.conditions.items():
+        if arm != "reward":
+            continue
+        settings = study.settings(condition)
+        answers, size = settings["training"].batch_size, settings["reward"].group_size
+        if answers % size:
+            where = ("axes", "variant", of, "reward") if of and study.axes.variant[of].reward else ("reward",)
+            problem = f"group_size {size}: training.batch_size {answers} counts answers, and is no multiple of it"
+            yield where, problem
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -18,7 +18,7 @@ from trainers import budget
 from trainers.fit.place import Fitting
 from trainers.records import VARIANT, Count, Limit, Positive, Record
 from trainers.shapes import SHAPE, Dial, Model, expanded, preset_for, with_preset
-from trainers.spec import TRAINER_VERSION, Evaluation, Training, TrialSpec, TrunkSpec, identity_of
+from trainers.spec import TRAINER_VERSION, Evaluation, Reward, Training, TrialSpec, TrunkSpec, identity_of
 from trainers.tasks import Family, family_from
 
 
@@ -57,6 +57,8 @@ class Variant(Record):
     """Keys of `training`."""
     family: dict[str, Any] = Field(default_factory=dict)
     """Keys of `family`, except its name."""
+    reward: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `reward`."""
     place: dict[str, Any] = Field(default_factory=dict)
     """Keys of `place`, which change no result: to measure the gain of more workers."""
 
@@ -144,7 +146,7 @@ class Expected(Record):
         return self
 
 
-PARTS = ("model", "training", "family")
+PARTS = ("model", "training", "family", "reward")
 """Settings that decide results and that a variant may change. It may also change `place`, which changes no result."""
 
 
@@ -174,7 +176,7 @@ class SizedModel(Model):
         return with_preset(others, preset) if preset else others
 
 
-PART_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "place": Fitting}
+PART_MODELS: dict[str, type[Record]] = {"model": SizedModel, "training": Training, "reward": Reward, "place": Fitting}
 """Key of a study with settings -> their record class; the key `family` depends on the family."""
 
 
@@ -223,6 +225,8 @@ class Study(Record):
     """The transformer of all trials, except for changes by variants or a size that follows the budget."""
     training: Training = Training()
     """Optimiser and schedule of all trials, except for changes by arms and variants."""
+    reward: Reward = Reward()
+    """Sampling and learning of arm `reward`, except for changes by variants. Other arms have none."""
     evaluation: Evaluation = Evaluation()
     """The measurements during training."""
     place: Fitting = Fitting()
@@ -362,6 +366,8 @@ class Study(Record):
         for part in PARTS:
             of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
             shared[part] = with_changes(getattr(self, part), of_arm | getattr(changes, part))
+        if arm != "reward":
+            shared["reward"] = None
         return shared
 
     def fitting(self, condition: str) -> Fitting:
@@ -390,6 +396,8 @@ class Study(Record):
         family = cast(Family, self.family)
         named = {"family", "model", "training", "evaluation", "primary"}
         fixed = identity_of(self.model_dump(mode="json", include=named), family)
+        if self.reward != Reward():  # older studies stated none
+            fixed["reward"] = self.reward.model_dump(mode="json")
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
 
 

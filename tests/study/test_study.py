@@ -18,6 +18,7 @@ from orchestrator.study.schema import OtherBudgets, Study, StudyError, differenc
 from trainers import budget
 from trainers.records import MAX_DIGITS, Limit, limit_words
 from trainers.shapes import PRESETS, Dial
+from trainers.spec import Reward
 from trainers.tasks import FAMILIES
 
 GOOD = """\
@@ -109,6 +110,8 @@ REFUSALS = [
     ("a warm-up that never ends", ("model:", "training: {warmup_steps: 99999}\nmodel:"), 12, ["99999 steps", "largest"]),
     ("an arm to come", ("[answer]", "[reward]"), 8, ["has no arm 'reward'", "task_id"]),
     ("a setting for an axis", ("n_tasks:", "d_model: [64, 128]\n  n_tasks:"), 9, ["'d_model' is a key of model", "variant: {d_model_64: {model: {d_model: 64}}, d_model_128: {model: {d_model: 128}}}"]),
+    ("settings of another arm", ("model:", "reward: {group_size: 4}\nmodel:"), 12, ["reward: only arm 'reward' has these settings"]),
+    ("no such algorithm", ("model:", "reward: {algorithm: gpro}\nmodel:"), 12, ["reward.algorithm: one of", "leave_one_out"]),
     ("a rate for no arm", ("n_tasks:", "training_of_arm: {anser: {learning_rate: 1e-3}}\n  n_tasks:"), 9, ["axes.training_of_arm.anser: no arm of this study", "did you mean 'answer'"]),
     ("no key of training", ("n_tasks:", "training_of_arm: {answer: {learning_rat: 1e-3}}\n  n_tasks:"), 9, ["unknown key 'learning_rat'", "did you mean 'learning_rate'"]),
     ("a key of axes elsewhere", ("model:", "training_of_arm: {}\nmodel:"), 12, ["'training_of_arm' is a key of axes"]),
@@ -458,3 +461,18 @@ def test_wrong_budgets_in_other_units_are_refused_at_their_line(given, line, key
     with pytest.raises(StudyError) as refused:
         in_units(given, tmp_path)
     assert f":{line}: " in str(refused.value) and key in str(refused.value), str(refused.value)
+
+
+def test_a_study_refuses_groups_that_do_not_fill_a_batch(tmp_path: Path) -> None:
+    path = tmp_path / "groups.yaml"
+    path.write_text(
+        "study: groups\nversion: 1\nquestion: Is it right?\nfamily: {name: compose}\naxes:\n  arm: [steps, reward]\n"
+        "  n_tasks: [64]\n  compute_flops: [1e12]\n  replicates: 1\ntraining: {batch_size: 30}\n"
+    )
+    with pytest.raises(
+        StudyError, match=r"groups\.yaml:1: reward: group_size 8: training\.batch_size 30 counts answers"
+    ):
+        load(str(path))
+    path.write_text(path.read_text().replace("30", "32"))
+    found = {trunk.arm: trunk.reward for trunk in load(str(path)).trunks()}
+    assert found == {"steps": None, "reward": Reward()}

@@ -28,6 +28,8 @@ def data_rows(study: Study) -> list[tuple[str, str]]:
         of = f"{', '.join(one['conditions'])}: " if len(several) > 1 else ""
         words = (f"{name.lower()}: {text}" for name, text in data_words(one["facts"]))
         rows += [("data", of + "\n".join(words)), ("leaks", of + "\n".join(one["facts"].get("leaks", [])))]
+        if n := one["facts"].get("n_altered"):
+            rows.append(("warning", f"{of}the tokenizer alters {times(n, 'target')}; {one['facts']['altered']}"))
     alike: dict[str, list[TrunkSpec]] = {}  # the trunks of each family and arm
     for trunk in study.trunks():
         alike.setdefault(json.dumps([trunk.arm, trunk.family.model_dump(mode="json")]), []).append(trunk)

@@ -60,7 +60,18 @@ def data_words(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Rows", f"{number(facts['n_rows'])}, {number(facts['n_items'])} items, {number(facts['n_tokens'])} tokens")
     ]
     words += [("Tasks", listed(facts["n_tasks"]))]
-    words += [("Clusters", listed(facts["n_clusters"]))] if any(facts["n_clusters"].values()) else []
+    if of := facts["n_clusters"] if any(facts["n_clusters"].values()) else {}:
+        counts = (of["train"], of["held_out"], of["held_out_clusters"])
+        words += [("Clusters", "{} to train, {} with held-out tasks, {} held out whole".format(*map(number, counts)))]
+    held_out = [
+        f"{name} {', '.join(map(repr, facts[key]))}{' ...' if len(facts[key]) < n else ''}"
+        for key, name, n in (
+            ("held_out_clusters", "clusters", facts["n_clusters"].get("held_out_clusters", 0)),
+            ("held_out_tasks", "tasks of other clusters" if of else "tasks", facts["n_tasks"]["held_out"]),
+        )
+        if facts.get(key)
+    ]
+    words += [("Held out", "; ".join(held_out))] if held_out else []
     words += [("Items", ", ".join(f"{number(n)} {SETS[name]}" for name, n in facts["n_of_set"].items()))]
     out = [f"{number(facts[name])} {why}" for name, why in LEFT_OUT.items() if facts.get(name)]
     out += [f"{times(facts['n_without_items'], 'task')} without an item"] if facts.get("n_without_items") else []
@@ -70,4 +81,9 @@ def data_words(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         if facts.get("n_single")
         else []
     )
+    words += [("Columns not used", ", ".join(map(repr, facts["unread"])))] if facts.get("unread") else []
+    if n := facts.get("n_two_targets"):
+        words += [("Several targets", f"{times(n, 'prompt')} within a task, such as {facts['two_targets']}")]
+    if n := facts.get("n_altered"):
+        words += [("Tokenizer", f"gives back {times(n, 'target')} otherwise; {facts['altered']}")]
     return [*words, ("Longest item", f"{number(facts['longest'])} tokens")]

@@ -477,3 +477,25 @@ def test_a_copy_that_differs_from_its_manifest_is_refused_and_leaves_nothing(nam
     assert len(str(caught.value).splitlines()) == 1 and not list((tmp_path / "cache").iterdir())
     with pytest.raises(TableError):
         fetch(tmp_path / "there", "0" * 32, tmp_path / "cache")
+
+
+def test_prompts_with_several_targets_are_counted_within_a_task_and_no_row_is_lost(tmp_path: Path) -> None:
+    rows = table(6, 8)
+    twice = [rows[3] | {"target": "another"}, rows[3] | {"target": "a third"}, rows[20] | {"target": "another"}]
+    elsewhere = [rows[9] | {"task": rows[-1]["task"], "target": "another"}]
+    spaced = [rows[20] | {"prompt": f"  {rows[20]['prompt']} "}]  # the same item
+    facts = made(tmp_path, rows + twice + elsewhere + spaced).facts
+    assert (facts.n_two_targets, facts.n_items, facts.n_repeats) == (2, len(rows) + 4, 1)
+    named = [row for row in (rows[3], rows[20]) if repr(row["prompt"]) in facts.two_targets]
+    targets = [repr(target) for target in (named[0]["target"], "another", "a third")]
+    assert len(named) == 1 and sum(target in facts.two_targets for target in targets) == 2
+    assert made(tmp_path, rows).facts.n_two_targets == 0
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".feather"])
+def test_columns_that_are_not_used_are_named_and_are_no_part_of_the_table(ending: str, tmp_path: Path) -> None:
+    file = write(table(6, 8, difficulty="3", source="mine"), tmp_path / f"t{ending}")
+    for _ in range(2):  # read, then known
+        found = prepare(file, Columns(), Tokens(), Rules(), tmp_path / "data")
+        assert found.unread == ("difficulty", "source")
+    assert found.digest == made(tmp_path, table(6, 8)).digest

@@ -10,7 +10,7 @@ import pytest
 
 from trainers.data import store
 from trainers.data.tokens import Tokens, TokensError, of_characters, of_file
-from trainers.tasks import Table
+from trainers.tasks import Table, family_from
 
 TEXTS = ["", "a", "Reverse: abc", "Ünïcode 🙂\nnew line", "12 + 7 = 19"]
 
@@ -90,3 +90,31 @@ def test_without_the_extra_one_line_says_which_and_how(library, tmp_path, monkey
         Table.resolved(given, tmp_path, tmp_path / "data", print)
     assert library in str(refused.value) and "emergence-lab[text]" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def lower_file(folder, words):
+    """A tokenizer file that writes words small, and knows every letter but z; it puts [UNK] in the place of others."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    letters = {letter: i for i, letter in enumerate(["[UNK]", *words])}
+    made = Tokenizer(models.BPE(letters, [], unk_token="[UNK]", fuse_unk=True))
+    made.normalizer = normalizers.Lowercase()
+    made.decoder = decoders.Fuse()
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(("target", "n_altered", "refused"), [("red", 0, False), ("Red", 36, False), ("zed", 0, True)])
+def test_targets_that_a_tokenizer_does_not_give_back_are_counted_or_refused(target, n_altered, refused, tmp_path):
+    lower_file(tmp_path / "mine", "abcdefghijklmnopqrstuvwxy 0123456789")
+    rows = [f"task {k},say {k} and {i} zero,{target} {i}" for k in range(6) for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["task,prompt,target", *rows]))
+    given = {"name": "table", "path": "t.csv", "tokenizer": "mine"}
+    if refused:
+        with pytest.raises(ValueError) as problem:
+            Table.resolved(given, tmp_path, tmp_path / "data", print)
+        words = str(problem.value)
+        assert "line 2" in words and "'[UNK]ed 0'" in words and "36 of 36" in words and "\n" not in words
+        return
+    facts = family_from(Table.resolved(given, tmp_path, tmp_path / "data", print)).prepared.facts
+    assert facts.n_altered == n_altered and ("'red 0'" in facts.altered) == bool(n_altered)

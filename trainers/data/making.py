@@ -21,11 +21,11 @@ from trainers.data.tables import Columns, Render, Rows, place, rows
 from trainers.data.tokens import Tokens
 from trainers.streams import mix64
 
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 """Part of every digest. Raise it when the same table gives other items, parts or files."""
 FACTS, LEAKS, TASKS, ORDER = "facts.json", "leaks.json", "tasks.json", "order.npy"
-NOTES = {".hashes": "S16", ".tasks": "<i4", ".places": "<i8"}
-"""Files with one value an item, while a table is prepared: content hash, task by first row, file and row."""
+NOTES = {".hashes": "S16", ".tasks": "<i4", ".places": "<i8", ".prompts": "<u8"}
+"""Files with one value an item, while a table is prepared: content hash, task by first row, file and row, hash of prompt and task."""
 SAY_SECONDS = 5
 """Seconds between two lines of progress."""
 Say = Callable[[str], None]
@@ -102,7 +102,9 @@ class Making:
     ) -> None:
         self.source, self.columns, self.tokens, self.rules, self.render, self.say = (
             source, columns, tokens, rules, render, say)  # fmt: skip
-        self.n_rows = self.n_repeats = self.n_too_long = 0
+        self.n_rows = self.n_repeats = self.n_too_long = self.n_altered = self.n_unknown = 0
+        self.altered = self.unknown = ""
+        self.unread: frozenset[str] = frozenset()
         self.content = _Content()
         self.seen = _Seen()
         self.tasks: dict[str, int] = {}  # name -> number by first row
@@ -122,8 +124,9 @@ class Making:
         writer = shards.Writer(folder, self.tokens.vocab_size)
         self.file_numbers = {file: number for number, file in enumerate(self.source.files)}
         with contextlib.ExitStack() as stack:
-            hashes, tasks, places = (stack.enter_context(open(folder / name, "wb")) for name in NOTES)
+            hashes, tasks, places, prompts = (stack.enter_context(open(folder / name, "wb")) for name in NOTES)
             for batch in rows(self.source, self.columns, self.render):
+                self.unread |= batch.unread
                 self.n_rows += len(batch.task)
                 self.content.add(batch)
                 of_task = self._tasks_of(batch)
@@ -137,10 +140,17 @@ class Making:
                 of_task[kept].tofile(tasks)
                 numbers = np.array(batch.where.numbers, np.int64)[kept]
                 (numbers | self.file_numbers[batch.where.file] << 40).tofile(places)
+                asked = np.array([leaks.content_hash(batch.task[i], batch.prompt[i]) for i in kept.tolist()], "S16")
+                asked.view("<u8")[::2].tofile(prompts)
                 self._progress()
             writer.close()
         if changed := self.source.changed():
             raise TableError(f"{changed}: this file changed while it was read; start again when nothing writes to it")
+        if self.n_unknown:
+            raise TableError(
+                f"{self.unknown}: the tokenizer lacks text of {self.n_unknown:,} of {self.n_rows:,} targets, and an answer of its "
+                "unknown token would count as right; use a tokenizer that knows it, or bytes"
+            )
 
     def _tasks_of(self, batch: Rows) -> np.ndarray:
         """The number of each row's task, (n,) int32. Raises TableError if a row contradicts the first row of its task."""
@@ -196,11 +206,28 @@ class Making:
             self.n_too_long += int((~fits).sum())
             prompts = [ids for ids, fit in zip(prompts, fits, strict=True) if fit]
             targets = [ids for ids, fit in zip(targets, fits, strict=True) if fit]
+        if self.tokens.kind == "file":
+            self._compare(batch, kept[fits], targets)
         answer, end = np.array([self.tokens.answer]), np.array([self.tokens.end])
         pieces = [piece for p, t in zip(prompts, targets, strict=True) for piece in (p, answer, t, end)]
         if pieces:
             writer.add(np.concatenate(pieces), n_prompt[fits], n_target[fits])
         return kept[fits]
+
+    def _compare(self, batch: Rows, kept: np.ndarray, targets: list[np.ndarray]) -> None:
+        """Count the targets that the tokenizer does not give back, and those with its unknown token. kept: numbers of their rows."""
+        unknown = self.tokens.unknown
+        for i, ids, back in zip(kept.tolist(), targets, self.tokens.decode_batch(targets), strict=True):
+            text = batch.target[i]
+            if back.strip() == text.strip():
+                continue
+            words = f"target {text[:60]!r} becomes {back[:60]!r}"
+            if unknown is not None and unknown in ids:
+                self.n_unknown += 1
+                self.unknown = self.unknown or f"{batch.where(i)}: {words}"
+            else:
+                self.n_altered += 1
+                self.altered = self.altered or words
 
     def _encoded(self, batch: Rows, field: str, chosen: list[int]) -> list[np.ndarray]:
         texts = [getattr(batch, field)[i] for i in chosen]
@@ -226,21 +253,20 @@ class Making:
 
     def finish(self, folder: Path) -> None:
         """Choose the parts, compare them for leaks, write index and facts, and seal the folder."""
-        hashes, of_row, places = (_notes(folder / name, dtype) for name, dtype in NOTES.items())
+        hashes, of_row, places, prompts = (_notes(folder / name, dtype) for name, dtype in NOTES.items())
         index, task = self._index(hashes, of_row)
         written = shards.describe(folder, self.digest, self.tokens.vocab_size)
         items = shards.Items(folder, written)
 
-        def pool(numbers: np.ndarray) -> leaks.Pool:
-            def item(i: int) -> leaks.Item:
-                number = int(numbers[i])
-                prompt, target = (self.tokens.decode(ids) for ids in items.item(number))
-                file, row = divmod(int(places[number]), 1 << 40)
-                of = self.source.files[file]
-                where = place(PurePosixPath(of.label).name, of.format, row)  # of any machine: without folders
-                return leaks.Item(prompt, target, names[task[number]], where)
+        def item(number: int) -> leaks.Item:
+            prompt, target = (self.tokens.decode(ids) for ids in items.item(number))
+            file, row = divmod(int(places[number]), 1 << 40)
+            of = self.source.files[file]
+            where = place(PurePosixPath(of.label).name, of.format, row)  # of any machine: without folders
+            return leaks.Item(prompt, target, names[task[number]], where)
 
-            return leaks.Pool(hashes[numbers], task[numbers], item)
+        def pool(numbers: np.ndarray) -> leaks.Pool:
+            return leaks.Pool(hashes[numbers], task[numbers], lambda i: item(int(numbers[i])))
 
         def compared(n_dropped: int) -> leaks.Compared:
             if time.monotonic() - self.began > SAY_SECONDS:
@@ -254,7 +280,12 @@ class Making:
             index = index.without(index.sets()["train_items"][found.drop])
             found = compared(len(found.drop))
         index.save(folder)
-        facts = self._facts(folder, index, found.certificate)
+        n_two, first = _several(prompts[index.order])
+        two_targets = ""
+        if n_two:
+            one, other = (item(int(index.order[i])) for i in first)
+            two_targets = f"{one.prompt[:60]!r} of task {one.task!r} has {one.target[:60]!r} and {other.target[:60]!r}"
+        facts = self._facts(folder, index, found.certificate, n_two, two_targets)
         (folder / FACTS).write_text(facts.model_dump_json(indent=1))
         (folder / LEAKS).write_text(found.certificate.model_dump_json(indent=1))
         shards.seal(folder, shards.describe(folder, self.digest, self.tokens.vocab_size, written))
@@ -282,7 +313,9 @@ class Making:
         order = np.lexsort((hashes.view(">u8")[::2], task))  # by task, then by hash
         return Index(names, clusters, weights, parts, n_items, new, order), task
 
-    def _facts(self, folder: Path, index: Index, certificate: leaks.Certificate) -> Facts:
+    def _facts(
+        self, folder: Path, index: Index, certificate: leaks.Certificate, n_two_targets: int, two_targets: str
+    ) -> Facts:
         n_prompt, n_target = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("n_prompt", "n_target"))
         lengths = (n_prompt + n_target + np.uint32(2))[index.order]
         clusters = list(zip(index.clusters or [], index.parts, strict=False))
@@ -299,6 +332,10 @@ class Making:
             n_tasks={part: index.parts.count(part) for part in PARTS},
             n_clusters={part: len({cluster for cluster, p in clusters if p == part}) for part in PARTS},
             n_of_set={name: len(numbers) for name, numbers in index.sets().items()},
+            n_two_targets=n_two_targets,
+            two_targets=two_targets,
+            n_altered=self.n_altered,
+            altered=self.altered,
             n_tokens=int(lengths.sum()),
             longest=int(lengths.max()),
             lengths=histogram(lengths),
@@ -358,6 +395,17 @@ class _Seen:
             self._runs.append(merged)
         kept: np.ndarray = np.sort(first[fresh])
         return kept
+
+
+def _several(keys: np.ndarray) -> tuple[int, tuple[int, int]]:
+    """The number of values that occur several times in `keys` (N,), and two places of the first of them."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    begins = same & ~np.concatenate([[False], same[:-1]]) if len(same) else same
+    places = np.flatnonzero(begins)
+    if not len(places):
+        return 0, (0, 0)
+    return len(places), (int(order[places[0]]), int(order[places[0] + 1]))
 
 
 def histogram(lengths: np.ndarray) -> tuple[tuple[int, int], ...]:

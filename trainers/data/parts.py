@@ -65,6 +65,14 @@ class Facts(Record):
     """Clusters with at least one task of the part. Empty without a column for clusters."""
     n_of_set: dict[str, Index]
     """Items of the four sets: train_items, new_items, held_out, held_out_clusters."""
+    n_two_targets: Index
+    """Prompts with several targets in a task. An answer is compared with one of them, unless a scorer knows better."""
+    two_targets: str
+    """One of these prompts with two of its targets; "" without one."""
+    n_altered: Index
+    """Targets that the tokenizer gives back otherwise, apart from blanks at both ends. Answers are compared with what it gives back."""
+    altered: str
+    """One of these targets, and what becomes of it; "" without one."""
     n_tokens: Index
     """Tokens of all items, marks included."""
     longest: Index

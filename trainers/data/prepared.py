@@ -62,6 +62,8 @@ class Prepared:
         """Items of each task that training never sees, (K,). For a held-out task: all its items."""
         self.n_train = np.array(tasks["n_items"], np.int64) - self.n_new
         """Training items of each task, (K,)."""
+        self.unread: tuple[str, ...] = ()
+        """Columns of the table that are not used, by name. `prepare` knows them; the same rows elsewhere may have others."""
 
     @property
     def n_tasks(self) -> int:
@@ -123,12 +125,14 @@ def _prepared(
     request = _request(source, columns, tokens, rules, render)
     with folders.locked(root / f".{request}.lock"):
         known = _known(root).get(request)
-        if known and folders.is_whole(root / known):
-            return Prepared(root / known)
-        digest = _into(root, Making(source, columns, tokens, rules, render, say or (lambda _: None)))
-        if render is None or hasattr(render, "digest"):
-            _remember(root, request, digest)
-    return Prepared(root / digest)
+        if not known or not folders.is_whole(root / known["digest"]):
+            making = Making(source, columns, tokens, rules, render, say or (lambda _: None))
+            known = {"digest": _into(root, making), "unread": sorted(making.unread)}
+            if render is None or hasattr(render, "digest"):
+                _remember(root, request, known)
+    prepared = Prepared(root / known["digest"])
+    prepared.unread = tuple(known["unread"])
+    return prepared
 
 
 def _request(source: Source, columns: Columns, tokens: Tokens, rules: Rules, render: Any) -> str:
@@ -148,7 +152,7 @@ def _into(root: Path, making: Making) -> str:
     return digest
 
 
-def _known(root: Path) -> dict[str, str]:
+def _known(root: Path) -> dict[str, Any]:
     try:
         known = json.loads((root / KNOWN).read_bytes())
     except (OSError, ValueError):
@@ -156,8 +160,8 @@ def _known(root: Path) -> dict[str, str]:
     return known if isinstance(known, dict) else {}
 
 
-def _remember(root: Path, request: str, digest: str) -> None:
+def _remember(root: Path, request: str, known: dict[str, Any]) -> None:
     with folders.locked(root / f".{KNOWN}.lock"):
         temporary = root / f".{KNOWN}.new"
-        temporary.write_text(json.dumps(_known(root) | {request: digest}, indent=1))
+        temporary.write_text(json.dumps(_known(root) | {request: known}, indent=1))
         temporary.replace(root / KNOWN)

@@ -81,6 +81,15 @@ class Rows(NamedTuple):
     split: list[str] | None
     weight: list[float] | None
     where: Where
+    unread: frozenset[str]
+    """Columns of the file that are not used."""
+
+
+class Fields(dict[str, str]):
+    """Field -> column, of the columns that are used."""
+
+    unread: frozenset[str] = frozenset()
+    """The others."""
 
 
 def place(label: str, file_format: str, number: int) -> str:
@@ -133,10 +142,10 @@ def rows(source: Source, columns: Columns, render: Render | None = None) -> Iter
         raise TableError(f"{source.label}: the table has no rows; it needs one a line with prompt, target and task")
 
 
-def fields_of(label: str, names: list[str], columns: Columns) -> dict[str, str]:
+def fields_of(label: str, names: list[str], columns: Columns) -> Fields:
     """Field -> column, of the columns that a file has and that are used. Raises TableError for a column that is missing."""
     chat = columns.messages or ("messages" if columns.prompt not in names and "messages" in names else None)
-    wanted = {"messages": chat} if chat else {"prompt": columns.prompt, "target": columns.target}
+    wanted = Fields({"messages": chat} if chat else {"prompt": columns.prompt, "target": columns.target})
     wanted["task"] = columns.task
     for field in OPTIONAL:
         column = getattr(columns, field)
@@ -154,10 +163,11 @@ def fields_of(label: str, names: list[str], columns: Columns) -> dict[str, str]:
             raise TableError(
                 f"{label}: there are {names.count(column)} columns '{column}'; one is allowed; rename the others"
             )
+    wanted.unread = frozenset(names) - {*wanted.values()}
     return wanted
 
 
-Read = Iterator[tuple[dict[str, str], Raw]]
+Read = Iterator[tuple[Fields, Raw]]
 
 
 def _parquet(system: Any, file: TableFile, columns: Columns) -> Read:
@@ -211,7 +221,7 @@ def _check_types(label: str, schema: pa.Schema, fields: dict[str, str]) -> None:
             raise TableError(f"{label}: column '{column}' holds {kind}; allowed: {_allowed(field)}; convert it")
 
 
-def _of_arrow(file: TableFile, fields: dict[str, str], batch: Any, seen: int) -> Read:
+def _of_arrow(file: TableFile, fields: Fields, batch: Any, seen: int) -> Read:
     """A record batch in slices of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes. `seen` rows came before it."""
     per_row = max(1, batch.nbytes // max(1, batch.num_rows))
     step = max(1, min(BATCH_ROWS, BATCH_BYTES // per_row))
@@ -267,7 +277,7 @@ class _Lines:
 class _Collected:
     """Rows of a file of text, collected into batches."""
 
-    def __init__(self, file: TableFile, fields: dict[str, str]) -> None:
+    def __init__(self, file: TableFile, fields: Fields) -> None:
         self.file, self.fields = file, fields
         self.clear()
 
@@ -284,7 +294,7 @@ class _Collected:
         self.size += size
         return len(self.lines) >= BATCH_ROWS or self.size >= BATCH_BYTES
 
-    def take(self) -> tuple[dict[str, str], Raw]:
+    def take(self) -> tuple[Fields, Raw]:
         raw = (self.values, Where(self.file, self.lines))
         self.clear()
         return self.fields, raw
@@ -314,6 +324,7 @@ def _json_lines(system: Any, file: TableFile, columns: Columns) -> Read:
             raise TableError(
                 f"{at}: column '{odd}' is {'missing here' if missing else 'not in the first row'}; give it in all rows or none"
             )
+        batch.fields.unread |= row.keys() - {*batch.fields.values()}
         if batch.add(lines.n, len(line), [row[column] for column in batch.fields.values()]):
             yield batch.take()
     if batch is not None and batch.lines:
@@ -360,7 +371,7 @@ def _csv(system: Any, file: TableFile, columns: Columns) -> Read:
 # Checks -----------------------------------------------------------------------------------------------------------------
 
 
-def _checked(raw: Raw, fields: dict[str, str], render: Render | None) -> Rows | None:
+def _checked(raw: Raw, fields: Fields, render: Render | None) -> Rows | None:
     """A batch whose values are checked; None if it is empty. Raises TableError for the first value that cannot be used."""
     values, where = raw
     texts = {
@@ -384,9 +395,8 @@ def _checked(raw: Raw, fields: dict[str, str], render: Render | None) -> Rows | 
         weight = [_weight(given, fields["weight"], where, i) for i, given in enumerate(values["weight"])]
     if not texts["task"]:
         return None
-    return Rows(
-        texts["prompt"], texts["target"], texts["task"], texts.get("cluster"), texts.get("split"), weight, where
-    )
+    optional = (texts.get("cluster"), texts.get("split"), weight)
+    return Rows(texts["prompt"], texts["target"], texts["task"], *optional, where, fields.unread)
 
 
 def _texts(values: list[Any], column: str, where: Where) -> list[str]:

@@ -76,6 +76,19 @@ class Tokens(Record):
         text: str = _tokenizer(self.digest).decode(plain, skip_special_tokens=False)
         return text
 
+    @property
+    def unknown(self) -> int | None:
+        """The id that a tokenizer file puts in the place of text that it lacks; None if it has none."""
+        return _unknown(self.digest) if self.kind == "file" else None
+
+    def decode_batch(self, many: list[np.ndarray]) -> list[str]:
+        """The text of each array of ids, as `decode`. A tokenizer file decodes many faster at once."""
+        if self.kind != "file":
+            return [self.decode(ids) for ids in many]
+        plain = [ids[ids < self.n_ids].tolist() for ids in many]
+        texts: list[str] = _tokenizer(self.digest).decode_batch(plain, skip_special_tokens=False)
+        return texts
+
     def _of_characters(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         known = np.frombuffer(self.characters.encode("utf-32-le"), np.uint32)
@@ -124,6 +137,16 @@ def _tokenizer(digest: str) -> Any:
     made.no_truncation()  # files may hold settings of an earlier use
     made.no_padding()
     return made
+
+
+@lru_cache(maxsize=8)
+def _unknown(digest: str) -> int | None:
+    model = json.loads((store.folder_of(digest) / FILE).read_bytes()).get("model", {})
+    number, token = model.get("unk_id"), model.get("unk_token")
+    if isinstance(number, int):
+        return number
+    found: int | None = _tokenizer(digest).token_to_id(token) if isinstance(token, str) else None
+    return found
 
 
 def _library() -> Any:

@@ -34,6 +34,8 @@ from trainers.tasks.text import MAX_MEMORY_ITEMS, Scorer, TextFamily, TextItems
 
 KNOWN = "known"
 """Training items from which trivial predictors answer: as `train_items`, with all items of a task."""
+_NAMED = 80
+"""Most characters of a name in `data_facts`."""
 SCORER = "scorer.py"
 """Name of a scorer's source in its prepared folder."""
 
@@ -96,11 +98,13 @@ class Table(TextFamily):
     """Resolved from `scorer`: digest of its source."""
     content: Content | None = None
     """Resolved from `path`: the content of the table."""
+    unread: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    """Resolved from `path` and `columns`: columns of the table that are not used."""
 
     version: ClassVar[int] = 3
-    labels: ClassVar[frozenset[str]] = frozenset({"path", "made_by", "columns", "tokenizer", "template"})
+    labels: ClassVar[frozenset[str]] = frozenset({"path", "made_by", "columns", "tokenizer", "template", "unread"})
     resolved_from: ClassVar[frozenset[str]] = frozenset({"path", "columns", "tokenizer", "template", "scorer", "rules"})
-    resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content"})
+    resolved_fields: ClassVar[frozenset[str]] = frozenset({"tokens", "scorer_digest", "content", "unread"})
 
     @model_validator(mode="after")
     def _fits(self) -> Table:
@@ -146,7 +150,7 @@ class Table(TextFamily):
         if leaking := made.facts.certificate.leaking:
             raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
         digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root, tokens, made.items.item(0))
-        return given | {"tokens": tokens, "scorer_digest": digest, "content": content_of(made)}
+        return given | {"tokens": tokens, "scorer_digest": digest, "content": content_of(made), "unread": made.unread}
 
     # Sizes, without the data -----------------------------------------------------------------------------------
 
@@ -237,10 +241,20 @@ class Table(TextFamily):
         return [(data.names[task], clusters[data.clusters[task]]) for task in tasks]
 
     def data_facts(self) -> dict[str, Any]:
-        """`Facts` of the table as JSON, its path and digest, and the sentences of its leak certificate. Raises as `prepared`."""
-        facts, content = self.prepared.facts, self._content
-        place = {"path": self.path, "digest": content.digest, "leaks": facts.certificate.lines()}
-        return facts.model_dump(mode="json") | place
+        """`Facts` of the table as JSON, its path and digest, the sentences of its leak certificate, columns that are not used, and
+        names of what is held out. Raises as `prepared`."""
+        data, content = self.prepared, self._content
+        of_clusters, whole = _held_out(content.digest)
+        clusters = np.unique(data.clusters[whole]).tolist()
+        place = {
+            "path": self.path,
+            "digest": content.digest,
+            "leaks": data.facts.certificate.lines(),
+            "unread": list(self.unread),
+            "held_out_clusters": [data.cluster_names[cluster][:_NAMED] for cluster in clusters[:10]],
+            "held_out_tasks": [data.names[task][:_NAMED] for task in of_clusters[:5].tolist()],
+        }
+        return data.facts.model_dump(mode="json") | place
 
     def contents(self, request: Request, split: Literal["seen", "held_out"], n_first: int) -> list[bytes]:
         if split == "held_out":

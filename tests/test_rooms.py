@@ -20,7 +20,7 @@ ORDER = {
         ("files", "formatting", "terminal"),
     ),
     "trainers": (
-        ("__main__",), ("train",), ("objectives", "telemetry"), ("engine",), ("sampling",), ("models", "checkpoint"), ("fit",), ("budget",),
+        ("__main__",), ("train",), ("objectives", "telemetry"), ("engine",), ("sampling", "weights"), ("models", "checkpoint"), ("fit",), ("budget",),
         ("spec",), ("tasks",), ("data",), ("shapes",), ("records", "streams", "durable"),
     ),
 }  # fmt: skip

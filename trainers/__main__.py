@@ -31,7 +31,7 @@ from trainers.fit import memory
 from trainers.fit.place import Place, shares
 from trainers.records import MAX_DIGITS, beyond_limits
 from trainers.shapes import Dial, Model
-from trainers.spec import Evaluation, Training, TrialSpec, TrunkSpec
+from trainers.spec import Evaluation, Start, Training, TrialSpec, TrunkSpec
 from trainers.tasks import FAMILIES, Family, FamilyError, failure_of
 
 MAX_CHARACTERS = 1_000_000
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--events", type=Path, help="write the events here, JSON lines")
     parser.add_argument("--data", type=Path, help="folder of prepared tables (default: data, beside the file)")
     parser.add_argument("--keep-weights", help="folder or URI for the weights of every trial, as safetensors")
+    parser.add_argument("--starts", help="folder or URI of the weights that its start names")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the batch (default 1)")
     parser.add_argument(
         "--zero-stage", type=int, default=0, choices=(0, 1, 2, 3), help="ZeRO stage (default 0: nothing is partitioned)"
@@ -74,6 +75,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.prove and options.workers > 1:
             raise ValueError("--prove: needs --workers 1, because it compares to the bit")
         shares(trunk.training.batch_size, options.workers, options.micro_batch)
+        if (trunk.start is None) != (options.starts is None):
+            raise ValueError(
+                "'start' in the file and --starts, the folder with its weights, belong together; give both or none"
+            )
         if options.compile and options.zero_stage == 3:
             raise ValueError("--compile: not with --zero-stage 3, whose hooks inside a block would break every graph")
         for folder in (options.checkpoints, options.keep_weights):
@@ -106,6 +111,7 @@ def _carry_out(options: argparse.Namespace, trunk: TrunkSpec, budgets: list[floa
         threads=options.threads,
         checkpoint_folder=options.checkpoints,
         weights_folder=options.keep_weights,
+        starts_folder=options.starts,
         data_folder=str(options.data),
         zero_stage=options.zero_stage,
         micro_batch=options.micro_batch,
@@ -282,7 +288,7 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation))
+PARTS = (("model", Model), ("model", Dial), ("training", Training), ("evaluation", Evaluation), ("start", Start))
 """(Key of a trial's file, record with the limits of the mapping there). The family is missing: its name decides its record."""
 
 

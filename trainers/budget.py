@@ -58,6 +58,11 @@ def sampling_flops(trunk: TrunkSpec) -> int:
     return n_prompts * shape_of(trunk).sampling_flops(n_prompt, n_new, trunk.reward.group_size)
 
 
+def flops_at(trunk: TrunkSpec, step: int) -> int:
+    """Training FLOPs with which a trunk is charged at a step: those of its start, if it has one, and of its own steps."""
+    return (trunk.start.flops if trunk.start else 0) + step * flops_per_step(trunk)
+
+
 class Steps(NamedTuple):
     """A budget in optimizer steps, counted from the start of the trunk."""
 
@@ -68,13 +73,18 @@ class Steps(NamedTuple):
 
 
 def steps_of(trunk: TrunkSpec, compute_flops: float) -> Steps:
-    """A budget in FLOPs as whole steps, rounded by at most 1 %. Raises BudgetTooSmall below MIN_STEPS steps."""
-    cost = flops_per_step(trunk)
-    end = round(compute_flops / cost)
-    if end < MIN_STEPS or abs(end * cost - compute_flops) > 0.01 * compute_flops:
+    """A budget in FLOPs as whole steps, rounded by at most 1 %. Raises BudgetTooSmall below MIN_STEPS steps.
+
+    With a start, the steps are those that its FLOPs leave of the budget.
+    """
+    cost, before = flops_per_step(trunk), flops_at(trunk, 0)
+    end = round((compute_flops - before) / cost)
+    if end < MIN_STEPS or abs(flops_at(trunk, end) - compute_flops) > 0.01 * compute_flops:
+        after = f" after the {flops_words(before)} of its start" if before else ""
         raise BudgetTooSmall(
-            f"{flops_words(compute_flops)} FLOPs is {compute_flops / cost:.3g} steps of {flops_words(cost)} FLOPs; "
-            f"at least {MIN_STEPS} steps, {flops_words(MIN_STEPS * cost)} FLOPs, are needed"
+            f"{flops_words(compute_flops)} FLOPs is {max(0.0, (compute_flops - before) / cost):.3g} steps of "
+            f"{flops_words(cost)} FLOPs{after}; "
+            f"at least {MIN_STEPS} steps, {flops_words(flops_at(trunk, MIN_STEPS))} FLOPs, are needed"
         )
     decay = round(end * trunk.training.decay_share) if trunk.training.schedule == "wsd" else 0
     return Steps(end - decay, end)
@@ -84,24 +94,26 @@ def evaluation_steps(trunk: TrunkSpec, last_step: int) -> list[int]:
     """Steps of the trunk, up to `last_step`, at which the skills are evaluated.
 
     They lie on the absolute FLOP grid 10^(k / points_per_decade) from `first_flops` on. The grid depends on no axis value, so
-    curves of different trials have points at the same compute.
+    curves of different trials have points at the same compute. A trunk with a start has step 0 too: the score of the start
+    itself, at its FLOPs.
     """
     cost, evaluation = flops_per_step(trunk), trunk.evaluation
-    decades = math.ceil(math.log10((last_step + 1) * cost))
-    grid = _grid(cost, evaluation.points_per_decade, evaluation.first_flops, decades)
+    decades = math.ceil(math.log10(flops_at(trunk, last_step + 1)))
+    grid = _grid(cost, flops_at(trunk, 0), evaluation.points_per_decade, evaluation.first_flops, decades)
     return list(grid[: bisect.bisect_right(grid, last_step)])
 
 
 @functools.lru_cache(maxsize=256)
-def _grid(cost: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
+def _grid(cost: int, before: int, per_decade: int, first_flops: float, decades: int) -> tuple[int, ...]:
     """The grid of `evaluation_steps` as ascending step numbers, up to 10^decades FLOPs or one step more.
 
-    `cost` is the FLOPs of a step. The result is cached, because thousands of trunks share one grid.
+    `cost` is the FLOPs of a step, `before` those of the start. The result is cached, because thousands of trunks share one
+    grid.
     """
     first = math.ceil(per_decade * math.log10(first_flops) - 1e-9)
-    first = max(first, math.floor(per_decade * math.log10(cost / 2)))  # points below round to step 0
-    steps = {round(10 ** (k / per_decade) / cost) for k in range(first, per_decade * decades + 1)}
-    return tuple(sorted(s for s in steps if s >= 1))
+    first = max(first, math.floor(per_decade * math.log10(before + cost / 2)))  # points below round to step 0
+    steps = {round((10 ** (k / per_decade) - before) / cost) for k in range(first, per_decade * decades + 1)}
+    return (*([0] if before else []), *sorted(s for s in steps if s >= 1))
 
 
 class Standing(NamedTuple):
@@ -177,14 +189,14 @@ class Price(NamedTuple):
     eval_flops: int
     """Evaluations on the trunk and at the end of each branch."""
     separate_flops: int
-    """Training FLOPs if each trial ran separately, from the start."""
+    """Training FLOPs if each trial ran separately, from scratch: the training of its start included."""
 
 
 def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
     """Cost of a trunk with these budgets. An evaluation costs `Family.suite_size` forward passes.
 
     `at` is the trunk's progress, a result of `Standing.toward` for these budgets. Training and evaluations before it cost
-    nothing more. `separate_flops` stays the cost from the start.
+    nothing more. `separate_flops` stays the cost from scratch.
     """
     family: Any = trunk.family
     steps = {b: steps_of(trunk, b) for b in budgets}
@@ -198,7 +210,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
         n_ahead * family.suite_size(trunk.request) * forward,
-        sum(s.end for s in steps.values()) * flops_per_step(trunk),
+        sum(flops_at(trunk, s.end) for s in steps.values()),
     )
 
 

@@ -242,18 +242,6 @@ def peek(folder: str | Path, fingerprint: str) -> Meta | None:
     return numbered[1][0] if numbered else None
 
 
-def save_weights(folder: str | Path, name: str, tensors: Tensors, facts: dict[str, str]) -> None:
-    """Write weights alone, as `name`.safetensors under `folder`. Raises OSError if that fails.
-
-    A name with slashes leads into subfolders. `facts` are text for the header of the file.
-    """
-    from safetensors.torch import save as as_bytes
-
-    *above, leaf = name.split("/")
-    store = store_of(under(folder, *above))
-    store.put_file(f"{leaf}{TENSORS}", as_bytes(tensors, metadata=facts))
-
-
 def check_writable(folder: str | Path) -> None:
     """Write a file of one byte into the folder and delete it. Raises OSError if that fails, ValueError for an unknown URI."""
     store, probe = store_of(folder), f"{PROBE}-{uuid.uuid4().hex}"  # another run may probe at the same moment

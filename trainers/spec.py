@@ -94,6 +94,20 @@ class Reward(Record):
     """Temperature of sampling: answers are drawn from softmax(logits / temperature)."""
 
 
+class Start(Record):
+    """The weights that a trunk begins with: those of another trial at its end.
+
+    The optimiser and the learning rate begin anew, as from scratch.
+    """
+
+    trial: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)+$"), Limit(1000)]
+    """Id of that trial, the donor. It is a label only: the fingerprint identifies the donor."""
+    fingerprint: Annotated[str, Limit(100)]
+    """Fingerprint of the donor."""
+    flops: Annotated[Count, Limit(1e30)]
+    """Training FLOPs of the donor, those of its own start included. They are charged: the trunk counts its compute from here."""
+
+
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"attention_window": 0},
     "training": {"base_d_model": None, "task_exponent": 0.0, "precision": "fp32"},
@@ -103,7 +117,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 These fields were added after the first fingerprints. A fingerprint leaves them out at this value, so that old ones stay valid."""
 
 
-_LATER = ("reward",)
+_LATER = ("reward", "start")
 """Parts of a spec that were added after the first fingerprints, and that a fingerprint leaves out if they are None."""
 
 
@@ -111,6 +125,8 @@ def identity_of(record: dict[str, Any], family: Any) -> dict[str, Any]:
     """A copy of a dumped spec of `family` without its labels, and without the later fields at their neutral value (`_NEUTRAL`)."""
     record = record | {"family": {k: v for k, v in record["family"].items() if k not in family.labels}}
     record = {part: value for part, value in record.items() if value is not None or part not in _LATER}
+    if start := record.get("start"):
+        record |= {"start": {k: v for k, v in start.items() if k != "trial"}}
     return {
         part: {k: v for k, v in value.items() if k not in _NEUTRAL[part] or v != _NEUTRAL[part][k]}
         if part in _NEUTRAL
@@ -140,6 +156,8 @@ class TrunkSpec(Record):
     evaluation: Evaluation = Evaluation()
     reward: Reward | None = None
     """Settings of arm `reward`; None for other arms. Left out: the default settings, for arm `reward`."""
+    start: Start | None = None
+    """The weights that it begins with. None: initial weights of its replicate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -160,6 +178,8 @@ class TrunkSpec(Record):
             raise ValueError(objection)
         if self.reward is not None and self.arm != "reward":
             raise ValueError(f"arm '{self.arm}' has no settings 'reward'; leave them out")
+        if self.reward is not None and self.reward.algorithm == "star" and self.start is None:
+            raise ValueError("reward.algorithm 'star' samples from the model that a trial starts from; give start_from")
         if self.reward is not None and self.training.batch_size % self.reward.group_size:
             sizes = (
                 f"batch_size {self.training.batch_size} answers are no multiple of group_size {self.reward.group_size}"

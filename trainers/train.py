@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import torch
 
-from trainers import budget, checkpoint
+from trainers import budget, checkpoint, weights
 from trainers.data import store
 from trainers.engine.engine import Diverged, Engine
 from trainers.engine.evaluation import evaluate, suite_of
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.objectives.reward import RewardOnly
-from trainers.spec import TrialSpec, TrunkSpec
+from trainers.spec import Start, TrialSpec, TrunkSpec
 from trainers.tasks.text import packed_names
 from trainers.telemetry import Telemetry, Watch, matmul_flops_per_second, on_of
 
@@ -72,7 +72,7 @@ def run_trunk(
     second.
 
     Raises BudgetTooSmall for a budget of fewer than `budget.MIN_STEPS` steps; ValueError if the workers cannot share the batch;
-    OSError, in one line, if checkpoints cannot be read or written.
+    OSError, in one line, if checkpoints cannot be read or written, or the weights of its start are lost (`weights.load`).
 
     In a process group every rank makes this call and does the same work. Only rank 0 emits, saves and calls `should_stop` and
     `watch`.
@@ -106,7 +106,10 @@ def run_trunk(
     left_state: checkpoint.Tensors = {}  # and its weights and moments there
     folder = place.checkpoint_folder
     loaded = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
-    if loaded and budget.Standing.of(loaded[0]).toward(steps):
+    resumes = loaded is not None and budget.Standing.of(loaded[0]).toward(steps) is not None
+    if trunk.start:
+        _begin_with(trunk.start, place, engine, resumes, trunk.reward is not None and trunk.reward.algorithm == "star")
+    if loaded and resumes:
         now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
         engine.restore(loaded[1]["live"])
         now["resumed"] += 1
@@ -184,7 +187,8 @@ def run_trunk(
         facts |= {"sampled": now["sampled"]} if now["sampled"]["sums"] else {}
         now["exams_charged"] += 1
         now["exams"].append(key)
-        facts |= {"step": now["step"], "flops": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
+        facts |= {"step": now["step"], "flops": budget.flops_at(trunk, now["step"])}
+        facts |= {"flops_run": now["steps_charged"] * cost}
         emit_event("evaluation", key, on=on, **facts)
         if facts.get("grid"):  # only on the grid: a trial's numbers must not depend on other budgets
             now.update(NOTHING)
@@ -194,7 +198,7 @@ def run_trunk(
         """Emit the end of a trial. `status` is "done" or "diverged". The costs since the last trial's end are charged to it."""
         emit_telemetry()
         facts |= {"compute_flops": budget_flops, "status": status, "step": now["step"]}
-        facts |= {"flops_own": now["step"] * cost, "flops_run": now["steps_charged"] * cost}
+        facts |= {"flops_own": budget.flops_at(trunk, now["step"]), "flops_run": now["steps_charged"] * cost}
         facts |= {"eval_flops": now["exams_charged"] * suite_flops, "attempt": now["resumed"] + 1}
         facts |= {"train_seconds": now["train_seconds"], "eval_seconds": now["eval_seconds"]}
         facts |= {"workers": engine.world, "micro_batch": engine.micro_batch}
@@ -237,8 +241,7 @@ def run_trunk(
             # 5. The end of a branch: evaluate, end its trial, return to the branch point of the trunk.
             if branch is not None and step == steps[branch].end:
                 if evaluate_once(repr(branch)):
-                    if place.weights_folder:
-                        _keep_weights(place.weights_folder, trunk.trial(branch), engine)
+                    _keep_weights(place, trunk.trial(branch), engine)  # before its end: dependents may begin at once
                     end_trial(branch, "done")
                 else:
                     end_trial(branch, "diverged", reason=f"step {step}: weights not finite after the last update")
@@ -351,11 +354,30 @@ def _fits(loaded: checkpoint.Loaded, engine: Engine) -> bool:
     return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 
 
-def _keep_weights(folder: str, trial: TrialSpec, engine: Engine) -> None:
-    """Write the trial's weights under `folder`, with its spec in the header of the file. Every rank must call it."""
-    weights = engine.snapshot(moments=False)
-    if engine.rank == 0:
-        checkpoint.save_weights(folder, trial.id, weights, {"trial": trial.model_dump_json()})
+def _begin_with(start: Start, place: Place, engine: Engine, resumes: bool, is_star: bool) -> None:
+    """Set the weights to those of the start, unless the trunk resumes. STaR samples from them all along, and keeps a copy.
+
+    Every rank must call it. Raises OSError, in one line, if they are lost or do not fit.
+    """
+    if resumes and not is_star:
+        return
+    if place.starts_folder is None:
+        raise OSError(f"the weights of trial {start.trial}, with which this trunk begins, are in no known folder")
+    tensors = weights.load(place.starts_folder, start)
+    if problem := engine.misfit(tensors):
+        raise OSError(f"{weights.lost(start.trial, place.starts_folder)} of another shape than this trunk's: {problem}")
+    if is_star:
+        engine.keep_start(tensors)
+    engine.restore(tensors)  # where it resumes, its checkpoint follows
+
+
+def _keep_weights(place: Place, trial: TrialSpec, engine: Engine) -> None:
+    """Write the trial's final weights to the folders that the place has for them. Every rank must call it."""
+    wanted = {place.weights_folder, place.starts_folder if trial.compute_flops in place.starts else None} - {None}
+    if wanted:
+        tensors = engine.snapshot(moments=False)
+        for folder in wanted if engine.rank == 0 else ():
+            weights.save(str(folder), trial, tensors)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from trainers.budget import (
     BudgetTooSmall,
     answer_flops,
     evaluation_steps,
+    flops_at,
     flops_per_step,
     learning_rate_at,
     price,
@@ -25,7 +26,7 @@ from trainers.budget import (
 from trainers.models.transformer import Attention, CausalConvolution, build
 from trainers.records import Numbers
 from trainers.shapes import Model, Shape
-from trainers.spec import Training, TrunkSpec
+from trainers.spec import Start, Training, TrunkSpec
 
 SHAPES = [
     Model(
@@ -159,6 +160,55 @@ def test_the_grid_does_not_depend_on_arm_tasks_or_replicate():
     }
     assert len(grids) == 1
     assert len(grids.pop()) > 10
+
+
+# A start ---------------------------------------------------------------------------------------------------------
+
+
+def begun(trunk: TrunkSpec, flops: int) -> TrunkSpec:
+    """The trunk with a start that cost so much."""
+    return trunk.model_copy(update={"start": Start(trial="steps/n8/c1e9/r0", fingerprint="b", flops=flops)})
+
+
+@given(st.integers(1, 10**12), st.integers(MIN_STEPS, 2000), st.floats(-0.4, 0.4))
+def test_the_steps_after_a_start_are_those_that_it_leaves_of_the_budget(before, n_steps, rest):
+    trunk = begun(trunk_of(), before)
+    cost = flops_per_step(trunk)
+    budget = before + (n_steps + rest) * cost
+    if abs(rest) * cost > 0.01 * budget:
+        return
+    steps = steps_of(trunk, budget)
+    assert steps.end == n_steps and steps.end - steps.branch == round(0.2 * n_steps)
+    assert flops_at(trunk, steps.end) == before + n_steps * cost
+    with pytest.raises(BudgetTooSmall, match="of its start"):
+        steps_of(trunk, before + 49 * cost)
+
+
+def test_a_start_is_evaluated_at_its_own_compute_and_then_the_same_grid_goes_on():
+    plain = trunk_of(evaluation={"points_per_decade": 10, "first_flops": 1e6})
+    cost = flops_per_step(plain)
+    trunk, last = begun(plain, 70 * cost + 5), 3000
+    found = {flops_at(trunk, s) for s in evaluation_steps(trunk, last)}
+    assert min(found) == 70 * cost + 5
+    powers = [10 ** (k / 10) for k in range(50, 120) if min(found) < 10 ** (k / 10) < flops_at(trunk, last)]
+    nearest = {round((p - min(found)) / cost) for p in powers}
+    assert len(powers) > 10 and found == {flops_at(trunk, s) for s in nearest | {0}}
+
+
+def test_a_start_costs_its_dependent_nothing_to_run_and_is_charged_to_each_of_its_trials():
+    plain = trunk_of()
+    cost, ends = flops_per_step(plain), (60, 100)
+    trunk = begun(plain, 500 * cost)
+    alone, after = price(plain, [float(n * cost) for n in ends]), price(trunk, [float((500 + n) * cost) for n in ends])
+    assert after.train_flops == alone.train_flops
+    assert after.separate_flops == alone.separate_flops + 2 * 500 * cost
+    n_points = len(evaluation_steps(trunk, 80)) + 2 + 2  # with step 0, two branch points and two ends
+    assert {48, 80}.isdisjoint(evaluation_steps(trunk, 80)) and 0 in evaluation_steps(trunk, 80)
+    exam = (
+        plain.family.suite_size(plain.request)
+        * Shape(plain.model, plain.family.vocab_size, plain.family.length("answer")).forward_flops
+    )
+    assert after.eval_flops == n_points * exam
 
 
 # Price -----------------------------------------------------------------------------------------------------------

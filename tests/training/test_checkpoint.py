@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainers import checkpoint
+from trainers import checkpoint, weights
+from trainers.spec import Start, TrialSpec
 
 
 def tensors_of(seed: int) -> dict[str, checkpoint.Tensors]:
@@ -246,9 +248,42 @@ def test_weights_are_written_whole_with_facts_in_their_header(uri, tmp_path):
     from safetensors import safe_open
 
     for where, folder in ((uri, tmp_path / "bucket/prefix"), (str(tmp_path / "here"), tmp_path / "here")):
-        checkpoint.save_weights(where, "answer/n64/r0", {"w": torch.arange(3.0)}, {"trial": "a"})
-        with safe_open(folder / "answer/n64/r0.safetensors", "pt") as file:
-            assert file.metadata() == {"trial": "a"} and torch.equal(file.get_tensor("w"), torch.arange(3.0))
+        weights.save(where, TRIAL, {"w": torch.arange(3.0)})
+        with safe_open(folder / f"{TRIAL.id}.safetensors", "pt") as file:
+            assert TrialSpec.model_validate_json(file.metadata()["trial"]) == TRIAL
+            assert torch.equal(file.get_tensor("w"), torch.arange(3.0))
+
+
+def test_a_start_takes_the_weights_of_its_donor_and_nothing_that_is_lost_damaged_or_of_another(uri, tmp_path):
+    start = Start(trial=TRIAL.id, fingerprint=TRIAL.fingerprint(), flops=1)
+    for where, folder in ((uri, tmp_path / "bucket/prefix"), (str(tmp_path / "here"), tmp_path / "here")):
+        with pytest.raises(OSError, match=rf"{TRIAL.id}.* are missing; put"):
+            weights.load(where, start)
+        assert weights.size(where, TRIAL.id) == weights.remove(where, TRIAL.id) == 0
+        weights.save(where, TRIAL, {"w": torch.arange(300.0)})
+        assert torch.equal(weights.load(where, start)["w"], torch.arange(300.0))
+        with pytest.raises(OSError, match=rf"{TRIAL.id}.* of a trial with other settings; put"):
+            weights.load(where, start.model_copy(update={"fingerprint": "another"}))
+        file = folder / f"{TRIAL.id}.safetensors"
+        whole = file.read_bytes()
+        draw = random.Random(1)
+        cut = [whole[: draw.randrange(len(whole))] for _ in range(15)]
+        places = [draw.randrange(len(whole)) for _ in range(100)]
+        flipped = [whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :] for at in places]
+        for damaged in [*cut, *flipped]:
+            file.write_bytes(damaged)
+            try:  # a byte of the spec in the header is for people alone
+                assert torch.equal(weights.load(where, start)["w"], torch.arange(300.0))
+            except OSError as problem:
+                assert TRIAL.id in str(problem) and len(str(problem).splitlines()) == 1
+            except KeyError:  # the name of a tensor: no model has one of this name (`Engine.misfit`)
+                assert damaged in flipped
+        assert weights.remove(where, TRIAL.id) == len(damaged) and weights.size(where, TRIAL.id) == 0
+
+
+TRIAL = TrialSpec.model_validate(
+    {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, "replicate": 0, "compute_flops": 1e12}
+)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from test_checkpoint import meta_of, same, save_and_lose_the_connection, tensors
 from test_cli import SMALL, emergence
 from test_prepared import files_of, table, write
 
-from trainers import checkpoint
+from trainers import checkpoint, weights
 from trainers.data.folders import fetch, put
 from trainers.data.prepared import Columns, Rules, TableError, prepare
 from trainers.data.sources import Source, system_of
 from trainers.data.tokens import Tokens
+from trainers.spec import Start, TrialSpec
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -93,11 +94,18 @@ def test_weights_lie_under_their_name_and_a_trial_of_writing_leaves_nothing(uri:
     from safetensors.torch import load
 
     checkpoint.check_writable(uri)
-    checkpoint.save_weights(uri, "answer/n64/r0", {"w": torch.arange(3.0)}, {"trial": "a"})
+    record = {"family": {"name": "cipher"}, "arm": "answer", "n_tasks": 64, "replicate": 0, "compute_flops": 1e12}
+    trial = TrialSpec.model_validate(record)
+    weights.save(uri, trial, {"w": torch.arange(3.0)})
     store = checkpoint.store_of(uri)
-    written = store.read("answer/n64", "r0.safetensors")
+    written = store.read("answer/n64/c1e12", "r0.safetensors")
     assert store.names() == ["answer"] and torch.equal(load(written)["w"], torch.arange(3.0))
-    assert checkpoint.clear(uri) == len(written)
+    start = Start(trial=trial.id, fingerprint=trial.fingerprint(), flops=1)
+    assert torch.equal(weights.load(uri, start)["w"], torch.arange(3.0))
+    assert weights.remove(uri, trial.id) == len(written)
+    with pytest.raises(OSError, match=f"{trial.id}.*missing"):
+        weights.load(uri, start)
+    assert checkpoint.clear(uri) == 0
 
 
 def test_a_bucket_that_is_not_there_is_not_writable(uri: str, address: str) -> None:

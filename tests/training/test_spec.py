@@ -82,7 +82,7 @@ def test_a_change_of_any_field_moves_the_fingerprint(record):
     trunk = TrunkSpec.model_validate(record)
     whole = trunk.model_dump()
     names = {("family", "name"), ("variant",), ("size",)} | ({("arm",)} if len(trunk.family.arms) == 1 else set())
-    paths = [path for path in leaves(whole) if path not in names]
+    paths = [path for path in leaves(whole) if path not in names and at(whole, path[:1]) is not None]
     assert len(paths) >= 20
     prints = {changed(whole, path).fingerprint() for path in paths}
     assert len(prints | {trunk.fingerprint()}) == len(paths) + 1
@@ -96,6 +96,17 @@ def test_the_name_of_a_variant_moves_the_id_and_not_the_fingerprint():
     assert named.trial(1e12).trunk == named
     with pytest.raises(ValidationError, match="variant"):
         TrunkSpec.model_validate(CIPHER | {"variant": "../up"})
+
+
+def test_a_start_moves_the_fingerprint_by_its_donors_fingerprint_and_flops_and_not_by_its_name():
+    start = {"trial": "steps/n64/c1e11/r0", "fingerprint": "440c7a86a082fe8b2820", "flops": 10**11}
+    plain, begun = (TrunkSpec.model_validate(CIPHER | more) for more in ({}, {"start": start}))
+    moved = [begun, *(begun.model_copy(update={"start": begun.start.model_copy(update=to)}) for to in (
+        {"fingerprint": "3d6098d8f6e2cf765c7d"}, {"flops": 10**11 + 1}))]  # fmt: skip
+    assert len({trunk.fingerprint() for trunk in (plain, *moved)}) == 4
+    renamed = begun.model_copy(update={"start": begun.start.model_copy(update={"trial": "steps/n64/c1e11/r0/plain"})})
+    assert renamed.fingerprint() == begun.fingerprint() and begun.trial(1e12).trunk == begun
+    assert TrialSpec.model_validate_json(begun.trial(1e12).model_dump_json()) == begun.trial(1e12)
 
 
 def test_the_versions_of_family_and_trainer_move_the_fingerprint(monkeypatch):

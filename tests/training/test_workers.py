@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from steps import Counter, Within
 
 from trainers import checkpoint, telemetry
-from trainers.budget import flops_per_step
+from trainers.budget import flops_at, flops_per_step
 from trainers.engine.workers import together
 from trainers.fit.place import Place, shares
-from trainers.spec import TrunkSpec
+from trainers.spec import Start, TrunkSpec
 from trainers.train import run_trunk
 
 Events = list[dict[str, Any]]
@@ -53,6 +53,16 @@ def budgets_of(trunk: TrunkSpec) -> list[float]:
     return [float(end * flops_per_step(trunk)) for end in (50, 60)]
 
 
+def begun() -> tuple[TrunkSpec, list[float]]:
+    """A trunk that begins with the weights of the first budget of `trunk_of`, and its budget."""
+    trunk = trunk_of()
+    donor = trunk.trial(budgets_of(trunk)[0])
+    start = Start(trial=donor.id, fingerprint=donor.fingerprint(), flops=flops_at(trunk, 50))
+    return trunk.model_copy(update={"start": start}), [float(flops_at(trunk, 100))]
+
+
+BEGUN = (1, 3)
+"""ZeRO stages of dependents. The donor of all of them ran at stage 2."""
 EARLY, BRANCH = 30, 47
 """Steps at which a run is stopped: on the trunk, and on the first branch, which leaves the trunk at step 40."""
 STOPS = {0: BRANCH, 2: EARLY, 3: BRANCH}
@@ -95,7 +105,17 @@ def play(rank: int, folder: Path) -> None:
     telemetry.PENDING_SECONDS = math.inf
     for name, place in CASES.items():
         kept = {"weights_folder": f"{folder}/weights"} if name == "ZeRO 3" else {}
+        kept |= (
+            {"starts_folder": f"{folder}/starts", "starts": tuple(budgets_of(trunk_of())[:1])}
+            if name == "ZeRO 2"
+            else {}
+        )
         told(name, {}, **place, **kept)
+    for stage in BEGUN:
+        events = []
+        run_trunk(*begun(), Place(zero_stage=stage, starts_folder=f"{folder}/starts"), events.extend)
+        if not rank:
+            (folder / f"begun {stage}.json").write_text(json.dumps(events))
     for stage in STOPS:
         told(f"exploding {stage}", EXPLODING, zero_stage=stage, micro_batch=2)
         left = f"{folder}/left {stage}"
@@ -141,7 +161,7 @@ def reference() -> Events:
     return alone({})
 
 
-def compare(these: Events, those: Events, tolerance: float) -> None:
+def compare(these: Events, those: Events, tolerance: float, n_least: int = 10) -> None:
     """The same keys in the same order; losses and sums within a tolerance for each that was summed; counts equal."""
     assert [e["key"] for e in these if e["kind"] != "trunk"] == [e["key"] for e in those if e["kind"] != "trunk"]
     n_losses = 0
@@ -156,7 +176,7 @@ def compare(these: Events, those: Events, tolerance: float) -> None:
             assert (row["skill"], row["split"], row["n"]) == (same["skill"], same["split"], same["n"])
             if row["n"]:
                 assert row["nll_nats"] == pytest.approx(same["nll_nats"], abs=tolerance * row["n"], rel=0)
-    assert n_losses >= 10
+    assert n_losses >= n_least
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -265,6 +285,17 @@ def test_weights_are_kept_whole_as_each_trial_ended(folder, reference, tmp_path)
             torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-5)
     first, last = (load_file(tmp_path / f"{trunk.trial(b).id}.safetensors") for b in budgets_of(trunk))
     assert not torch.equal(first["embed.weight"], last["embed.weight"])
+
+
+@pytest.mark.parametrize("stage", BEGUN)
+def test_two_workers_begin_with_the_weights_of_another_trial_as_one_does(folder, stage):
+    events: Events = []
+    run_trunk(*begun(), Place(starts_folder=f"{folder}/starts"), events.extend)
+    compare(told(folder, f"begun {stage}"), events, 1e-5, n_least=3)
+    first, donated = told(folder, f"begun {stage}")[0], told(folder, "ZeRO 2")
+    end = next(e for e in donated if e["kind"] == "evaluation" and e["on"] != "trunk")
+    for row, same in zip(first["rows"], end["rows"], strict=True):
+        assert not row["n"] or row["nll_nats"] == pytest.approx(same["nll_nats"], abs=1e-5 * row["n"], rel=0)
 
 
 def losses(events: Events) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainers.records import Count, Index, Limit, NotNegative, Record
+from trainers.records import Count, Index, Limit, NotNegative, Positive, Record
 
 
 class Fitting(Record):
@@ -51,6 +51,11 @@ class Place(Record):
     behind a URI to its disk once. None: the family needs none."""
     weights_folder: str | None = None
     """Folder for the final weights of each trial, one safetensors file per trial. None: they are not kept."""
+    starts_folder: str | None = None
+    """Folder or URI of the weights with which other trunks begin (`TrunkSpec.start`), seen by all machines. A trunk with a start
+    reads it. None: nobody begins with them."""
+    starts: tuple[Positive, ...] = ()
+    """Budgets of this trunk whose trials are donors: their final weights are written to `starts_folder`."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """ZeRO stage (Rajbhandari et al. 2020): 0 partitions nothing, 1 the moments, 2 also gradients, 3 also weights."""
     micro_batch: Count | None = None

@@ -152,6 +152,14 @@ def item_sets(results: Results, cell: Cell) -> list[Seen]:
     return found
 
 
+def floors(results: Results, condition: str) -> dict[int, float]:
+    """Number of tasks -> the floor under ability, the mean over replicates. It is the same at all budgets. Missing ones are left out."""
+    skill = results.study.shown_skills[0]
+    cube = results.cube("floor", condition, skill, split_of(results, skill))
+    means = over_replicates(cube.reshape(len(cube), -1))
+    return {n: mean for n, mean in zip(results.levels, means.tolist(), strict=True) if not np.isnan(mean)}
+
+
 class Example(NamedTuple):
     """Items of one task with the model's answers."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from orchestrator.analysis.finding import CONFIDENCE, Ends, Finding, claim_of, i
 from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import Results, scope_of, surface
 from orchestrator.formatting import figure, number, times
+from trainers.tasks import Family
 
 
 class Cell(NamedTuple):
@@ -27,12 +28,18 @@ class Cell(NamedTuple):
     """The value of each replicate; NaN is missing."""
     words: str = ""
     """The text that a figure shows; "" shows the value."""
+    floor: float | None = None
+    """Of an ability that is counted from a floor: its mean over the replicates."""
 
 
 def cells(results: Results, measure: str, condition: str, skill: str = "") -> list[list[Cell]]:
     """A measure in every cell: rows by ascending number of tasks, columns by ascending budget. skill: as in `scope_of`."""
     values = surface(results, measure, condition, skill)
     present = results.present(condition, *scope_of(results, measure, skill))
+    rests = measure == "ability" and cast(Family, results.study.family).ability_of == "right"
+    floors = (
+        over_replicates(surface(results, "floor", condition, skill)) if rests else np.full(values.shape[:2], np.nan)
+    )
     statuses: dict[tuple[int, float], Counter[str]] = {}
     for run in results.runs:
         if run["arm"] == condition:
@@ -41,7 +48,8 @@ def cells(results: Results, measure: str, condition: str, skill: str = "") -> li
     def cell(i: int, j: int) -> Cell:
         line = values[i, j]
         if known := int((~np.isnan(line)).sum()):
-            return Cell(float(over_replicates(line)), known, "value", tuple(line.tolist()))
+            floor = None if np.isnan(floors[i, j]) else float(floors[i, j])
+            return Cell(float(over_replicates(line)), known, "value", tuple(line.tolist()), floor=floor)
         became = statuses.get((results.levels[i], results.budgets[j]), Counter({"open": 1}))
         state = "undefined" if present[i, j].any() else became.most_common(1)[0][0]
         return Cell(None, 0, state, tuple(line.tolist()))

@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     spread: str
     """A sentence on the held-out tasks."""
     means: list[str]
-    """Sentences on the mean of the held-out tasks, with both intervals."""
+    """Sentences on the mean of the held-out tasks, with both intervals, and on the floor."""
     tasks: Table | None
     """The best and the worst held-out tasks; all of them if they are few."""
     examples: list[Examples]
@@ -90,7 +90,7 @@ def _of(found: Findings, condition: str) -> Asked:
     split = split_of(results, found.study.shown_skills[0])
     spread, tasks = _tasks(found, cell, split, suffix)
     asked_of = [one for question in (by_task.THESE, by_task.OTHERS) for one in found.of(question, condition)]
-    means = [f"{capitalised(one.sentence)}." for one in asked_of]
+    means = [f"{capitalised(one.sentence)}." for one in asked_of] + _floor(by_task.floors(results, condition))
     shown = []
     for one in sets:
         replicate, those = by_task.examples(results, cell, one.split)
@@ -98,6 +98,15 @@ def _of(found: Findings, condition: str) -> Asked:
             title = f"{_name(one.split)}: examples of {times(len(those), 'task')}"
             shown.append(Examples(f"{title} (replicate {replicate})", those))
     return Asked(f"{condition}: {place}" if several else place, table, spread, means, tasks, shown)
+
+
+def _floor(floors: dict[int, float]) -> list[str]:
+    """A sentence on the floor under ability by number of tasks; none without a floor."""
+    alike = {decimal(floor) for floor in floors.values()}
+    if len(alike) < 2:
+        return [f"The floor under ability is {each} at every number of tasks." for each in alike]
+    words = ", ".join(f"{decimal(floor)} at {times(n, 'task')}" for n, floor in floors.items())
+    return [f"The floor under ability is {words}."]
 
 
 def _has(n: int) -> str:

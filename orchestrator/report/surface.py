@@ -273,6 +273,7 @@ def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: i
     each = ", ".join(decimal(v) for v in cell.replicates[:20])
     more = f" and {len(cell.replicates) - 20} more" if len(cell.replicates) > 20 else ""
     value = f"{shown.measure} {decimal(cell.value)}" if cell.value is not None else cell.state
+    value += f", floor {decimal(cell.floor)}" if cell.floor is not None else ""
     return f"{value}\n{where}\nreplicates: {each}{more}"
 
 
@@ -363,7 +364,8 @@ def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequ
         for c, cell in zip(axes[1], line, strict=True):
             for r, value in enumerate(cell.replicates):
                 place = {"n_tasks": n, "compute_flops": c, "replicate": r}
-                rows.append(shared | place | {"state": cell.state, "value": None if math.isnan(value) else value})
+                row = shared | place | {"state": cell.state, "value": None if math.isnan(value) else value}
+                rows.append(row if cell.floor is None else row | {"mean_floor": cell.floor})
     return rows
 
 

@@ -158,12 +158,13 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
     levels = {n: i for i, n in enumerate(results.levels)}
     budgets = {c: i for i, c in enumerate(results.budgets)}
     several, share = len(study.conditions) > 1, headline(cast(Family, study.family).ability_of)[1]
+    measures = [share, *(["floor"] if share == "right" else []), "ability", "memory"]
     cubes: dict[tuple[str, str], Any] = {}
     rows = []
     for run in found.runs:
         place = levels[run["n_tasks"]], budgets[run["compute_flops"]], run["replicate"]
         values = []
-        for measure in (share, "ability", "memory"):
+        for measure in measures:
             key = measure, run["arm"]
             if key not in cubes:
                 cubes[key] = surface(results, *key)
@@ -183,10 +184,9 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
         "FLOPs",
         "Replicate",
         "Status",
-        share.capitalize(),
-        "Ability",
+        *(measure.capitalize() for measure in measures),
     ]
-    columns += ["Memory", "Steps", "Sequences", "Distinct tasks", "Repeats a task", "FLOPs own", "FLOPs run", "Seconds"]
+    columns += ["Steps", "Sequences", "Distinct tasks", "Repeats a task", "FLOPs own", "FLOPs run", "Seconds"]
     columns += ["MLflow"] if links else []
     words = {"Condition", "Status", "MLflow"}
     return Table(

@@ -25,6 +25,7 @@ from orchestrator.record import mlflow_runs, mlflow_values, publisher, recorded,
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.provenance import session_event
 from orchestrator.report import asked, page
+from orchestrator.report import tables as report_tables
 from orchestrator.study.reader import load
 from trainers import budget
 from trainers.fit.place import Place
@@ -163,6 +164,23 @@ def test_the_frames_hold_the_tables_and_the_headline_of_text(world: World) -> No
     ends = study.results[(study.results["phase"] == "final") & (study.results["split"] == "held_out")]
     both = study.runs.merge(ends, on="trial", suffixes=("", "_of_row"))
     np.testing.assert_allclose(both["right"], both["n_right"] / both["n_sequences"])
+
+
+def test_the_floor_stands_beside_the_ability_of_every_cell_and_trial(world: World) -> None:
+    """A floor of our own in the place of that of the table."""
+    state = recorded.of_study(State.of(world.folder), world.study)
+    frame = tables.results_table(state, world.study).to_pandas()
+    frame[["sum_right_frequent", "sum_right_nearest"]] = 0.0
+    frame["sum_right_copy"] = 2.0 + 3 * frame["replicate"]
+    results = pa.Table.from_pandas(frame, preserve_index=False)
+    found = find(world.study, results, *(make(state, world.study) for make in (tables.runs_table, tables.tasks_table)))
+    cells = means.cells(found.results, "ability", "answer")
+    assert [cell.floor for cell in cells[0]] == pytest.approx([0.175, 0.175])  # of 20 items each
+    assert "floor 0.17" in str(page.figures(found)[0].panels[0].picture)
+    assert by_task.floors(found.results, "answer") == pytest.approx({8: 0.175})
+    trials = report_tables.trials(found, {})
+    shown = [row[trials.columns.index("Floor")] for row in trials.rows]
+    assert shown == [f"0.{100 + 150 * run['replicate']}" for run in found.runs]
 
 
 def test_mlflow_has_right_answered_and_floor_of_the_four_splits(world: World) -> None:

@@ -38,6 +38,7 @@ from trainers.engine.engine import Engine
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
 from trainers.models.transformer import build
+from trainers.objectives.reward import RewardOnly
 from trainers.objectives.supervised import Supervised
 from trainers.sampling import generate
 from trainers.shapes import Model, Shape
@@ -80,6 +81,60 @@ def loop_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
     def run_theirs() -> None:
         for _ in range(steps_per_round):
             plain.step(learning, at[1], 1e-3)
+            at[1] += 1
+
+    run_ours(), run_theirs()
+    _, plain_seconds, ratio = alternate(run_theirs, run_ours)
+    engine.destroy()
+    return ratio, plain_seconds / steps_per_round * 1e3
+
+
+def reward_speed(trunk: TrunkSpec, steps_per_round: int) -> tuple[float, float]:
+    """(speed of arm `reward` / speed of a plain loop, milliseconds of a plain step): sampling and training together.
+
+    The plain loop is what one writes by hand for this family: prompts as one tensor, torch.multinomial with the model's cache,
+    the last letters compared as tensors, one pass forward and back, AdamW.
+    """
+    assert trunk.reward is not None
+    family: Any = trunk.family
+    engine, objective = Engine(trunk, Place()), RewardOnly(trunk)
+    objective.write = engine.write
+    (n_prompt, n_new), size = family.answer_shape, trunk.reward.group_size
+    net = build(trunk.model, family.vocab_size, family.length("reward"), trunk.replicate)
+    adamw = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    prompts_of = trunk.request._replace(batch_size=trunk.training.batch_size // size)
+    at = [0, 0]
+
+    def run_ours() -> None:
+        for _ in range(steps_per_round):
+            engine.step(objective, at[0], 1e-3)
+            at[0] += 1
+
+    def plain_step(step: int) -> None:
+        rows = torch.from_numpy(family.batch(prompts_of, step).tokens)
+        with torch.no_grad():
+            cache = net.new_cache(len(rows), n_prompt + n_new - 1)
+            logits = net(rows[:, :n_prompt], cache=cache)[:, -1].repeat_interleave(size, 0)
+            cache.select(torch.arange(len(rows)).repeat_interleave(size))
+            answers = []
+            for i in range(n_new):
+                answers.append(torch.multinomial(logits.softmax(1), 1))
+                if i + 1 < n_new:
+                    positions = torch.full((len(logits), 1), n_prompt + i)
+                    logits = net(answers[-1], positions=positions, cache=cache)[:, 0]
+        written = torch.cat(answers, 1)
+        right = (written[:, -1] == rows[:, -1].repeat_interleave(size)).float().view(-1, size)
+        weight = ((right - right.mean(1, keepdim=True)) * size / (size - 1)).view(-1, 1)
+        tokens = torch.cat([rows[:, :n_prompt].repeat_interleave(size, 0), written], 1)
+        logs = net(tokens[:, :-1])[:, n_prompt - 1 :].log_softmax(2).gather(2, written[..., None])[..., 0]
+        (-(weight * logs).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    def run_theirs() -> None:
+        for _ in range(steps_per_round):
+            plain_step(at[1])
             at[1] += 1
 
     run_ours(), run_theirs()
@@ -245,6 +300,14 @@ def main() -> int:
     row(f"speed of our loop / plain loop, quickstart's model ({step_ms:.0f} ms a step)", ratio, 0.93, True)
     ratio, ms = loop_speed(wide, 10)
     row(f"speed of our loop / plain loop, larger model ({ms:.0f} ms a step)", ratio, 0.98, True)
+    family = {"name": "compose"}
+    model = {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_mlp": 256, "positions": "learned"}
+    rewarded = TrunkSpec.model_validate(
+        {"family": family, "arm": "reward", "n_tasks": 64, "replicate": 0, "model": model}
+        | {"training": {"batch_size": 512}, "reward": {"group_size": 16}}
+    )
+    ratio, ms = reward_speed(rewarded, 3)
+    row(f"speed of arm reward / plain loop, sampling and training ({ms:.0f} ms a step)", ratio, 0.9, True)
     small = trunk.model_copy(
         update={"model": Model(n_layers=1, d_model=16, d_mlp=32, n_heads=2), "training": Training(batch_size=8)}
     )

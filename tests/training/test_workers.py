@@ -48,6 +48,13 @@ def text_trunk() -> TrunkSpec:
     return TrunkSpec.model_validate(trunk_of(batch_size=4).model_dump() | {"family": family, "arm": "answer"})
 
 
+def reward_trunk() -> TrunkSpec:
+    """A trunk that learns from a reward alone: the two ranks sample answers of different lengths."""
+    family = {"name": "worked_parity", "n_positions": 4}
+    changes = {"family": family, "arm": "reward", "reward": {"group_size": 4}}
+    return TrunkSpec.model_validate(trunk_of(batch_size=16).model_dump() | changes)
+
+
 def budgets_of(trunk: TrunkSpec) -> list[float]:
     """50 and 60 steps: two branches, two returns to the trunk."""
     return [float(end * flops_per_step(trunk)) for end in (50, 60)]
@@ -96,10 +103,11 @@ def play(rank: int, folder: Path) -> None:
             (folder / f"{name}.json").write_text(json.dumps(events))
 
     for stage in (0, 3):
-        events: Events = []
-        run_trunk(text_trunk(), budgets_of(text_trunk()), Place(zero_stage=stage), events.extend)
-        if not rank:
-            (folder / f"text {stage}.json").write_text(json.dumps(events))
+        for name, trunk in (("text", text_trunk()), ("reward", reward_trunk())):
+            events: Events = []
+            run_trunk(trunk, budgets_of(trunk), Place(zero_stage=stage), events.extend)
+            if not rank:
+                (folder / f"{name} {stage}.json").write_text(json.dumps(events))
     telemetry.PENDING_SECONDS = math.inf if rank else 0.0  # rank 0 alone decides; the others would wait for ever
     told("impatient", {})
     telemetry.PENDING_SECONDS = math.inf
@@ -192,6 +200,20 @@ def test_two_workers_read_and_answer_text_as_one_does(folder, stage):
     pairs = zip(told(folder, f"text {stage}"), events, strict=True)
     rows = [(a, b) for one, other in pairs for a, b in zip(one.get("rows", ()), other.get("rows", ()), strict=True)]
     assert rows and all(a["n_answered"] == b["n_answered"] and a["n_right"] == b["n_right"] for a, b in rows)
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_two_workers_sample_the_answers_that_one_samples(folder, stage):
+    """Draws are equal while rounding moves none of them: for all of these steps."""
+    events: Events = []
+    run_trunk(reward_trunk(), budgets_of(reward_trunk()), Place(), events.extend)
+    pairs = [(a, b) for a, b in zip(told(folder, f"reward {stage}"), events, strict=True) if a["kind"] == "evaluation"]
+    assert len(pairs) > 5 and pairs[-1][0]["sampled"]["sums"]["right"] > 20
+    for one, other in pairs:
+        sums, same = one["sampled"]["sums"], other["sampled"]["sums"]
+        assert sums.pop("nll_nats") == pytest.approx(same.pop("nll_nats"), rel=1e-4)
+        assert sums == same and sums["samples"] > 0
+        assert one["sampled"]["transcripts"] == other["sampled"]["transcripts"]
 
 
 def points(events: Events) -> dict[tuple[str, int], tuple[float, float]]:

@@ -160,11 +160,12 @@ class Engine:
         """Sample an answer to each of N questions. Every rank writes and judges its part, and gets all.
 
         Each token comes from the stream of (purpose, number of the prompt, number of the sample). Equal prompts stand next to
-        each other, and `samples` (N,) counts within them, from 0. N is a multiple of the number of ranks. `frozen` asks
-        the model that training began with (`keep_start`), not the one of now. `between` is called before each forward pass.
+        each other, and `samples` (N,) counts within them, from 0. `frozen` asks the model that training began with
+        (`keep_start`), not the one of now. `between` is called before each forward pass.
         """
         n = len(questions.prompts)
-        mine = np.arange(n // self.world) + self.rank * (n // self.world)
+        n_here = -(-n // self.world)
+        mine = (np.arange(n_here) + self.rank * n_here) % n  # the last rank may wrap around; [:n] cuts that off
         asked = questions.repeated(mine)
         keys = Keys(purpose, np.cumsum(samples == 0)[mine] - 1, samples[mine])
         with self.autocast(), self._writer(frozen) as model:
@@ -190,7 +191,7 @@ class Engine:
         if self.world == 1:
             return mine_only
         whole = (self.gathered(torch.from_numpy(part).to(self.place.device)) for part in mine_only)
-        return Sampled(*(part.cpu().numpy() for part in whole))
+        return Sampled(*(part.cpu().numpy()[:n] for part in whole))
 
     @contextmanager
     def _writer(self, frozen: bool) -> Iterator[Transformer]:

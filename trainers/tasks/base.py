@@ -102,6 +102,10 @@ class Family(Record):
         """The prompts that arm `reward` asks at one step, of training tasks: a pure function of its arguments, as `batch` is."""
         raise NotImplementedError
 
+    def unseen_questions(self, request: Request) -> Questions:
+        """Prompts of held-out tasks for arm `reward`, at most `request.n_sequences`: a pure function of its argument."""
+        raise NotImplementedError
+
     @abstractmethod
     def batch(self, request: Request, step: int) -> Batch:
         """The batch of one step: a pure function of (family, replicate, n_tasks, step)."""

@@ -306,8 +306,15 @@ class Compose(ExactFamily):
         """Prompts `f1 ... fL : x`. An answer is the letters of all steps, and right if the last step is. The oracle wants all."""
         draw = stream("compose", "questions of a step", request.replicate, step)
         ids = self.train_ids(request.replicate, self.draw_tasks(request, draw, n_prompts))
-        compositions = self.compositions(ids)
-        tokens = self._sequences("reward", compositions, self._inputs(draw, n_prompts))
+        return self._asked(self.compositions(ids), self._inputs(draw, n_prompts))
+
+    def unseen_questions(self, request: Request) -> Questions:
+        compositions = self.compositions(self.held_out_ids(request.n_sequences))
+        return self._asked(compositions, self._inputs(stream("compose", "questions", "held out"), len(compositions)))
+
+    def _asked(self, compositions: np.ndarray, x: np.ndarray) -> Questions:
+        """Questions on compositions (n, L) of inputs x (n, S)."""
+        tokens, n_prompts = self._sequences("reward", compositions, x), len(x)
         (n_prompt, n_new), s = self.answer_shape, self.n_input
         names = [" ".join(str(f - slot * self._width) for slot, f in enumerate(row)) for row in compositions.tolist()]
 

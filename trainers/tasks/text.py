@@ -194,6 +194,9 @@ class TextFamily(Family):
         items = self.drawn(request, stream(name.name, "questions", request.replicate, step), n_prompts)
         return self.asked(items, {})
 
+    def unseen_questions(self, request: Request) -> Questions:
+        return self.asked(self.chosen(request, "held_out"), {})
+
     def batch(self, request: Request, step: int) -> Batch:
         name: Any = self
         length, end, every = self.length(request.arm), self.text_tokens.end, request.arm == "next_token"

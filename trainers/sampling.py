@@ -1,4 +1,4 @@
-"""Free-running answers: a model continues prompts by its own tokens, greedily or at a temperature, and pass@k from such answers.
+"""Free-running answers: a model continues prompts by its own tokens, greedily or at a temperature.
 
 It knows no model. A model offers a cache (`Writer`), so that each new token costs one token of reading. A model that ZeRO 3
 has spread over ranks gathers its weights at every pass, so `all_passes` makes all ranks pass equally often.
@@ -210,19 +210,3 @@ def _drawn(logits: Tensor, temperature: float, uniforms: np.ndarray) -> tuple[np
     aim = np.minimum(uniforms * total, np.nextafter(total, 0))  # below the total, so no id of probability 0 is met
     chosen = (sums <= aim[:, None]).sum(1)
     return chosen, logs.numpy()[np.arange(len(chosen)), chosen]
-
-
-def pass_at_k(n: np.ndarray | int, n_right: np.ndarray | int, k: int) -> np.ndarray:
-    """The unbiased estimate of the chance that one of k samples is right, from n samples of which `n_right` are (any shape).
-
-    It is 1 - C(n - n_right, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374), as a sum of logarithms: no factorial overflows,
-    and small chances keep their digits. Raises ValueError for k outside 1 ... n and n_right outside 0 ... n.
-    """
-    n, n_right = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(n_right, dtype=np.float64))
-    if k < 1 or (n < k).any():
-        raise ValueError(f"k {k} is outside 1 ... {n.min(initial=np.inf):g}, the samples of a prompt")
-    if (n_right < 0).any() or (n_right > n).any():
-        raise ValueError("n_right is outside 0 ... n: a count of right samples among n")
-    left = n[..., None] - np.arange(k)  # samples left after each draw
-    with np.errstate(divide="ignore"):  # log 0 where some draw must be right
-        return -np.expm1(np.log1p(-np.minimum(n_right[..., None] / left, 1)).sum(-1))

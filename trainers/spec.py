@@ -92,6 +92,9 @@ class Reward(Record):
     """Answers to each prompt of a step. `training.batch_size` counts answers, so a step has batch_size / group_size prompts."""
     temperature: Annotated[Positive, Limit(100, 0.01)] = 1.0
     """Temperature of sampling: answers are drawn from softmax(logits / temperature)."""
+    samples_of_start: Annotated[Index, Limit(1e6)] = 1024
+    """Answers of the start model to each of `evaluation.n_sequences` held-out prompts, sampled once per trunk, outside of all
+    budgets: was a newly right answer among them? 0: the question is not asked."""
 
 
 class Start(Record):

@@ -22,6 +22,7 @@ from trainers import budget, checkpoint, weights
 from trainers.data import store
 from trainers.engine.engine import Diverged, Engine
 from trainers.engine.evaluation import evaluate, suite_of
+from trainers.engine.reranking import against_start
 from trainers.fit.place import Place
 from trainers.objectives import objective_of
 from trainers.objectives.reward import RewardOnly
@@ -108,7 +109,7 @@ def run_trunk(
     loaded = _newest_checkpoint(folder, fingerprint, engine, note) if folder else None
     resumes = loaded is not None and budget.Standing.of(loaded[0]).toward(steps) is not None
     if trunk.start:
-        _begin_with(trunk.start, place, engine, resumes, trunk.reward is not None and trunk.reward.algorithm == "star")
+        _begin_with(trunk.start, place, engine, resumes, trunk.reward is not None)
     if loaded and resumes:
         now, left, left_state = loaded[0]["now"], loaded[0]["left"], loaded[1].get("left", {})
         engine.restore(loaded[1]["live"])
@@ -241,8 +242,10 @@ def run_trunk(
             # 5. The end of a branch: evaluate, end its trial, return to the branch point of the trunk.
             if branch is not None and step == steps[branch].end:
                 if evaluate_once(repr(branch)):
+                    with _timed(now, "eval_seconds"):
+                        facts = against_start(engine, trunk, now, stop_if_asked)
                     _keep_weights(place, trunk.trial(branch), engine)  # before its end: dependents may begin at once
-                    end_trial(branch, "done")
+                    end_trial(branch, "done", **facts)
                 else:
                     end_trial(branch, "diverged", reason=f"step {step}: weights not finite after the last update")
                 return_to_trunk()
@@ -354,19 +357,19 @@ def _fits(loaded: checkpoint.Loaded, engine: Engine) -> bool:
     return parts.keys() == needed and not any(engine.misfit(tensors) for tensors in parts.values())
 
 
-def _begin_with(start: Start, place: Place, engine: Engine, resumes: bool, is_star: bool) -> None:
-    """Set the weights to those of the start, unless the trunk resumes. STaR samples from them all along, and keeps a copy.
+def _begin_with(start: Start, place: Place, engine: Engine, resumes: bool, keeps: bool) -> None:
+    """Set the weights to those of the start, unless the trunk resumes. `keeps`: the engine keeps a copy to sample from.
 
     Every rank must call it. Raises OSError, in one line, if they are lost or do not fit.
     """
-    if resumes and not is_star:
+    if resumes and not keeps:
         return
     if place.starts_folder is None:
         raise OSError(f"the weights of trial {start.trial}, with which this trunk begins, are in no known folder")
     tensors = weights.load(place.starts_folder, start)
     if problem := engine.misfit(tensors):
         raise OSError(f"{weights.lost(start.trial, place.starts_folder)} of another shape than this trunk's: {problem}")
-    if is_star:
+    if keeps:
         engine.keep_start(tensors)
     engine.restore(tensors)  # where it resumes, its checkpoint follows
 

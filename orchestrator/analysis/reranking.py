@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orchestrator.stats.intervals import wilson
-from trainers.sampling import pass_at_k
+from orchestrator.stats.intervals import wilson_interval
+from orchestrator.stats.pass_at import pass_at_k
 
 CLASSES = ("sharpened", "composed", "created")
 
@@ -46,13 +46,13 @@ class Reranking(NamedTuple):
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % Wilson interval of a class's share among the newly right answers. Prompts are the units."""
-        return wilson(self.counts[name], self.n_new)
+        return wilson_interval(self.counts[name], self.n_new)
 
 
-def reranking(event: dict[str, Any]) -> Reranking:
-    """The classes from a trial's event of kind `reranking` (`trainers/engine/reranking.py`)."""
-    before, counts = np.array(event["greedy_right"], bool), np.array(event["sampled_right"])
-    after, least, n_samples = np.array(event["right"], bool), np.array(event["least_log_p"]), int(event["n_samples"])
+def reranking(facts: dict[str, Any]) -> Reranking:
+    """The classes from the facts `reranking` of a trial's end (`trainers/engine/reranking.py`)."""
+    before, counts = np.array(facts["greedy_right"], bool), np.array(facts["sampled_right"])
+    after, least, n_samples = np.array(facts["right"], bool), np.array(facts["least_log_p"]), int(facts["n_samples"])
     new = after & ~before
     sampled, likely = counts > 0, least >= -math.log(n_samples)
     of_class = {"sharpened": new & sampled, "composed": new & ~sampled & likely, "created": new & ~sampled & ~likely}

@@ -279,6 +279,58 @@ def test_a_reward_alone_teaches_a_skill_that_random_answers_touch() -> None:
     assert shares[0] < 0.1 < 0.3 < shares[-1]
 
 
+@pytest.fixture(scope="module")
+def from_a_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrunkSpec, Path]:
+    """A trunk that begins with a donor's weights, and their folder."""
+    folder = tmp_path_factory.mktemp("starts")
+    donor = trunk_of(arm="steps", reward=None, training={"batch_size": 32, "learning_rate": 0.01})
+    flops = 80 * budget.flops_per_step(donor)
+    place = Place(starts_folder=str(folder), starts=(float(flops),))
+    run_trunk(donor, [float(flops)], place, lambda _: None)
+    trial = donor.trial(flops)
+    start = {"trial": trial.id, "fingerprint": trial.fingerprint(), "flops": flops}
+    reward = {"group_size": 4, "samples_of_start": 200}
+    return trunk_of(start=start, reward=reward, evaluation={"first_flops": 1e7, "n_sequences": 8}), folder
+
+
+def ends_of(trunk: TrunkSpec, folder: Path, stop: Counter | None = None, checkpoints: Path | None = None) -> Events:
+    events: Events = []
+    place = Place(starts_folder=str(folder), checkpoint_folder=str(checkpoints) if checkpoints else None)
+    run_trunk(trunk, [float(budget.flops_at(trunk, n)) for n in (50, 60)], place, events.extend, stop or Counter())
+    return [event for event in events if event["kind"] == "trial"]
+
+
+def test_a_trial_from_a_start_ends_with_what_its_start_could_sample(
+    from_a_start: tuple[TrunkSpec, Path], tmp_path: Path
+) -> None:
+    first, last = (end["reranking"] for end in ends_of(*from_a_start))
+    of_start = ("n_samples", "flops", "greedy_right", "sampled_right")
+    assert {k: first[k] for k in of_start} == {k: last[k] for k in of_start}
+    assert last["n_samples"] == 200
+    assert len(last["right"]) == 8
+    counts, right = np.array(last["sampled_right"]), np.array(last["right"], bool)
+    assert right.any()
+    chance = np.exp(np.array(last["log_p"]))[right]  # of one right answer among several
+    assert (counts[right] / 200 >= chance - 4 * np.sqrt(chance * (1 - chance) / 200) - 0.01).all()
+    assert (np.array(last["least_log_p"]) >= np.array(last["log_p"])).all()
+    ends_of(*from_a_start, Counter(52), tmp_path)
+    assert [end["reranking"] for end in ends_of(*from_a_start, None, tmp_path)] == [first, last]
+
+
+def test_star_samples_from_its_start_all_along(from_a_start: tuple[TrunkSpec, Path]) -> None:
+    trunk, folder = from_a_start
+    reward = trunk.model_dump()["reward"] | {"algorithm": "star"}
+    events: Events = []
+    star = TrunkSpec.model_validate(trunk.model_dump() | {"reward": reward})
+    run_trunk(star, [float(budget.flops_at(star, 50))], Place(starts_folder=str(folder)), events.extend)
+    asked = [e["sampled"]["sums"] for e in events if e["kind"] == "evaluation" and "sampled" in e]
+    shares = np.array([s["right"] / s["samples"] for s in asked if s["samples"] >= 64])
+    assert len(shares) > 1
+    assert np.ptp(shares) < 0.25  # the same model, asked again and again
+    with pytest.raises(ValueError, match="star"):
+        trunk_of("star")
+
+
 # Refusals --------------------------------------------------------------------------------------------------------
 
 

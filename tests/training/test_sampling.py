@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from trainers.models.transformer import Transformer, build
-from trainers.sampling import Answers, Keys, generate, pass_at_k
+from trainers.sampling import Answers, Keys, generate
 from trainers.shapes import Model
 
 V, T = 13, 32
@@ -232,24 +232,3 @@ def test_what_cannot_be_answered_is_refused():
         with pytest.raises(ValueError, match="keys"):
             generate(net, PROMPTS[:1], 4, 0, temperature=temperature, keys=keys)
     assert generate(net, [], 4, 0).tokens.shape == (0, 4)
-
-
-# pass@k ----------------------------------------------------------------------------------------------------------
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
-    for n in range(1, 8):
-        for right, k in itertools.product(range(n + 1), range(1, n + 1)):
-            subsets = list(itertools.combinations(range(n), k))
-            share = sum(min(subset) < right for subset in subsets) / len(subsets)
-            assert pass_at_k(n, right, k) == pytest.approx(share, abs=1e-12)
-
-
-def test_pass_at_k_by_hand():
-    found = pass_at_k(np.array([[4, 4], [10, 5]]), np.array([[2, 0], [3, 5]]), 2)
-    np.testing.assert_allclose(found, [[5 / 6, 0], [24 / 45, 1]])
-    assert pass_at_k(10**6, 1, 1) == pytest.approx(1e-6, rel=1e-12)
-    assert pass_at_k(2000, 1000, 1000) == 1.0
-    for n, right, k in ((4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)):
-        with pytest.raises(ValueError):
-            pass_at_k(n, right, k)

@@ -71,7 +71,8 @@ class Engine:
         engine, *_ = deepspeed.initialize(
             model=net, optimizer=self.adamw, config=self._config(), dist_init_required=False
         )
-        self._start: Transformer | None = None
+        self.start: Transformer | None = None
+        """The model that training began with, if a copy was kept."""
         self.deepspeed: Any = engine
         self.model: Transformer = engine.module
 
@@ -197,8 +198,8 @@ class Engine:
     def _writer(self, frozen: bool) -> Iterator[Transformer]:
         """The model to sample from: the one in training, or under ZeRO 3 a copy whose weights are gathered once."""
         if frozen:
-            assert self._start is not None, "no start was kept"
-            yield self._start
+            assert self.start is not None, "no start was kept"
+            yield self.start
         elif self.place.zero_stage < 3:
             yield self.model
         else:
@@ -206,7 +207,7 @@ class Engine:
 
     def keep_start(self, weights: Tensors) -> None:
         """Keep a copy of these weights, a snapshot, to sample from while training goes on."""
-        self._start = self._copy(weights)
+        self.start = self._copy(weights)
 
     def _copy(self, weights: Tensors) -> Transformer:
         """A model with copies of these weights on this device, outside DeepSpeed."""

@@ -13,20 +13,40 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainers import budget
 from trainers.engine.engine import Engine
 from trainers.engine.rows import VERDICTS
-from trainers.models.transformer import Transformer
+from trainers.spec import TrunkSpec
 from trainers.tasks.probes import Questions
 
 
-def start_of(engine: Engine, asked: Questions, n_samples: int, between: Callable[[], None]) -> dict[str, list[int]]:
-    """What the start model (`Engine.keep_start`) answers to N questions, as lists of N numbers, equal on every rank.
+def against_start(
+    engine: Engine, trunk: TrunkSpec, now: dict[str, Any], between: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """`{"reranking": ...}` with the lists of `_of_start` and `_of_end`; {} if the trunk does not ask.
 
-    `greedy_right`: 1 if its likeliest answer is right. `sampled_right`: right answers among `n_samples` at temperature 1.
+    The lists of the start stay in `now`, the trunk's progress, for its later budgets.
     """
-    right = VERDICTS.index("right")
-    family: Any = engine.trunk.family
-    purpose = (family.name, "samples of the start", engine.trunk.replicate)
+    if trunk.start is None or trunk.reward is None or not trunk.reward.samples_of_start:
+        return {}
+    family: Any = trunk.family
+    asked = family.unseen_questions(trunk.request)
+    if not asked.prompts:
+        return {}
+    now["of_start"] = now.get("of_start") or _of_start(engine, trunk, asked, between)
+    return {"reranking": now["of_start"] | _of_end(engine, asked, between)}
+
+
+def _of_start(engine: Engine, trunk: TrunkSpec, asked: Questions, between: Callable[[], None]) -> dict[str, Any]:
+    """What the start model (`Engine.keep_start`) answers to N prompts, as lists of N numbers, equal on every rank.
+
+    `greedy_right`: 1 if its likeliest answer is right. `sampled_right`: right ones of `n_samples` answers at temperature 1.
+    `flops`: those charged for them, which are part of no budget.
+    """
+    assert trunk.reward is not None
+    family: Any = trunk.family
+    n_samples, right = trunk.reward.samples_of_start, VERDICTS.index("right")
+    purpose = (family.name, "samples of the start", trunk.replicate)
     greedy = _written(engine, asked, True, between)[1]
     counts = np.zeros(len(asked.prompts), np.int64)
     at_once = max(1, 4096 // len(asked.prompts))  # samples of each prompt
@@ -36,15 +56,19 @@ def start_of(engine: Engine, asked: Questions, n_samples: int, between: Callable
         samples = np.tile(np.arange(size), len(asked.prompts))
         sampled = engine.write(repeated, 1.0, (*purpose, first), samples, frozen=True, between=between)
         counts += sampled.verdicts[:, right].reshape(-1, size).sum(axis=1)
-    return {"greedy_right": greedy.astype(int).tolist(), "sampled_right": counts.tolist()}
+    n_prompt, n_new = family.answer_shape
+    flops = len(counts) * budget.shape_of(trunk).sampling_flops(n_prompt, n_new, n_samples + 1)
+    lists = {"greedy_right": greedy.astype(int).tolist(), "sampled_right": counts.tolist()}
+    return {"n_samples": n_samples, "flops": flops} | lists
 
 
-def end_of(engine: Engine, start: Transformer, asked: Questions, between: Callable[[], None]) -> dict[str, list[Any]]:
-    """What the trained model answers to N questions, as lists of N numbers, equal on every rank.
+def _of_end(engine: Engine, asked: Questions, between: Callable[[], None]) -> dict[str, list[Any]]:
+    """What the model of now answers to N prompts, as lists of N numbers, equal on every rank.
 
     `right`: 1 if its likeliest answer is right. `log_p`: log-probability of that answer under the start model, in nats.
     `least_log_p`: that of its least likely token.
     """
+    assert engine.start is not None
     tokens, right, n_tokens = _written(engine, asked, False, between)
     n, longest = len(asked.prompts), max(len(prompt) for prompt in asked.prompts)
     rows = np.zeros((n, longest + asked.n_new), np.int64)
@@ -59,7 +83,7 @@ def end_of(engine: Engine, start: Transformer, asked: Questions, between: Callab
             between()
             given = torch.from_numpy(rows[here]).to(engine.place.device)
             at = torch.from_numpy(mask[here][:, 1:]).to(engine.place.device)
-            scores = start(given[:, :-1], at)  # (tokens, V)
+            scores = engine.start(given[:, :-1], at)  # (tokens, V)
             scores[:, list(asked.forbidden)] = -torch.inf
             chosen = scores.double().log_softmax(1).gather(1, given[:, 1:][at][:, None])[:, 0]
             logs[np.ix_(here, np.arange(1, rows.shape[1]))] = _spread(chosen.cpu().numpy(), mask[here][:, 1:])

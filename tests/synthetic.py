@@ -35,7 +35,9 @@ def made_up(**axes: Any) -> Study:
     """A cipher study with these axes."""
     whole = {"arm": ("answer",), "n_tasks": (4, 64, 1024), "compute_flops": (1e11, 8e11), "replicates": 3} | axes
     top = {
-        k: whole.pop(k) for k in list(whole) if k not in ("arm", "variant", "n_tasks", "compute_flops", "replicates")
+        k: whole.pop(k)
+        for k in list(whole)
+        if k not in ("arm", "variant", "family", "n_tasks", "compute_flops", "replicates")
     }
     record: dict[str, Any] = {"study": "made_up", "version": 1, "question": "What is said?"}
     record |= {"family": {"name": "cipher"}, "axes": whole}
@@ -253,7 +255,9 @@ def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Ta
     parts = []
     for condition, truth in truths.items():
         arm, variant = study.conditions[condition]
-        alone = study.model_copy(update={"axes": study.axes.model_copy(update={"arm": (arm,), "variant": {}})})
+        alone = study.model_copy(
+            update={"axes": study.axes.model_copy(update={"arm": (arm,), "variant": {}, "family": {}})}
+        )
         results, runs = tables(alone, truth, noise=0.0)
         names = pa.array([variant] * results.num_rows), [variant] * runs.num_rows
         place = results.column_names.index("variant")

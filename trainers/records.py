@@ -42,6 +42,10 @@ Index = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
 VARIANT = r"^([a-z0-9][a-z0-9_.-]*)?$"
 """Regular expression for the names of variants and sizes. They are part of ids and of folder names. "" is no name."""
 
+_AT = r"[A-Za-z][A-Za-z0-9_]*=-?[0-9][0-9.e+-]*"
+LABEL = rf"^([a-z0-9][a-z0-9_.-]*|{_AT}|[a-z0-9][a-z0-9_.-]*/{_AT})?$"
+"""Regular expression for a variant at a value of a family parameter: `late`, `share=0.25`, `late/share=0.25`; "" is none."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """Type of a field: a finite number above 0."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from trainers.records import VARIANT, Count, Index, Limit, NotNegative, Positive, Record, short_number
+from trainers.records import LABEL, VARIANT, Count, Index, Limit, NotNegative, Positive, Record, short_number
 from trainers.shapes import Model
 from trainers.tasks import family_from
 from trainers.tasks.request import Request
@@ -149,8 +149,9 @@ class TrunkSpec(Record):
     """Distinct tasks that the training stream draws from."""
     replicate: Index
     """Number of the independent repetition. Each has its own tasks, initial weights and batches."""
-    variant: Annotated[str, Field(pattern=VARIANT)] = ""
-    """Name of the study's variant. It is a label only: the values that a variant changes stand in the other fields."""
+    variant: Annotated[str, Field(pattern=LABEL)] = ""
+    """Name of the study's variant, and the value of its family parameter: `late/share=0.25`. It is a label only: the values that
+    a variant changes stand in the other fields."""
     size: Annotated[str, Field(pattern=VARIANT)] = ""
     """Name of the preset that the study chose for this budget (`shapes.preset_for`). It is a label only, like `variant`: its
     widths stand in `model`. It is part of the id, so trunks of different sizes have different ids."""

@@ -114,7 +114,7 @@ def judged(results: Results, measure: Measure, condition: str, skill: str) -> li
     return results.once(("judged", measure, condition, skill), tables)
 
 
-def counted(results: Results, measure: Measure, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
+def counted(results: Results, measure: str, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
     """A measure with a value for lost trials, and whether a trial has yet to end. Both (n_tasks, budgets, replicates).
 
     A diverged or failed trial without a value gets -1, if another replicate of its cell has a value. The second array is True
@@ -123,7 +123,7 @@ def counted(results: Results, measure: Measure, condition: str, skill: str) -> t
     return results.once(("counted", measure, condition, skill), lambda: _counted(results, measure, condition, skill))
 
 
-def _counted(results: Results, measure: Measure, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
+def _counted(results: Results, measure: str, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
     cube = surface(results, measure, condition, skill)
     ended = results.ended(condition, ("done", "diverged", "failed"))
     lost = results.ended(condition, ("diverged", "failed"))

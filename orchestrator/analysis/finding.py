@@ -199,10 +199,8 @@ def tested_words(found: Sequence[Finding]) -> list[str]:
         )
     if untested:
         asked = {one.question for one in found if one.counted and one.significance == "untested"}
-        breaks, crossings = (
-            {name for name in asked if name.startswith("emergence ")},
-            {"K_A", "K_M", "compute to skill"},
-        )
+        breaks = {name for name in asked if name.startswith("emergence ")}
+        crossings = {"K_A", "K_M", "compute to skill", *(name for name in asked if name.startswith("along "))}
         needs = {
             f"{BOUNDARY.replicates} replicates for a boundary or compute to skill": asked & crossings,
             f"{DIFFERENCE.replicates} replicates for a comparison": asked - crossings - breaks,

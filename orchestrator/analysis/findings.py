@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.analysis import (
+    along,
     arms,
     boundaries,
     by_task,
@@ -33,6 +34,7 @@ from orchestrator.study.schema import Study
 
 QUESTIONS: tuple[Callable[[Results], Iterator[Finding]], ...] = (
     boundaries.ask,
+    along.ask,
     onsets.ask,
     arms.ask,
     generalists.ask,

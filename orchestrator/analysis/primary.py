@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from orchestrator import stats
 from orchestrator.analysis import arms, generalists, means, onsets
+from orchestrator.analysis.along import name_of as name_along
 from orchestrator.analysis.finding import CONFIDENCE, Finding, claim_of, claim_of_pair
 from orchestrator.analysis.results import Results
 from orchestrator.stats.minimums import LEAST
@@ -74,23 +75,11 @@ def _verdict(claim: Primary, one: Finding) -> Verdict:
     low, high = one.interval(CONFIDENCE)
     if claim.what == "overtakes" and claim.from_flops:  # the finding counts in multiples of the specialist's compute
         low, high = low and low * claim.from_flops, high and high * claim.from_flops
-    verdict = judged(claim, low, high)
+    verdict: Verdict = stats.containment(low, high, claim.lo, claim.hi)
     if claim.what in ("crossover", "overtakes") and verdict == "consistent" and one.verdict != "crosses":
         # Only an overtaking that was seen confirms one. That it does not come before `lo` can be seen without it.
         return "inconclusive" if claim.hi is not None or low is None else verdict
     return verdict
-
-
-def judged(claim: Primary, low: float | None, high: float | None) -> Verdict:
-    """The verdict on a claimed range from an interval; None is an open end.
-
-    Consistent: the whole interval lies in the claimed range. Inconsistent: none of it does. Else inconclusive.
-    """
-    least, most = -math.inf if low is None else low, math.inf if high is None else high
-    lo, hi = -math.inf if claim.lo is None else claim.lo, math.inf if claim.hi is None else claim.hi
-    if lo <= least and most <= hi:
-        return "consistent"
-    return "inconsistent" if most < lo or least > hi else "inconclusive"
 
 
 def asked(results: Results, claim: Primary) -> Finding:
@@ -130,6 +119,8 @@ def name_of(study: Study, primary: Primary | None) -> str | None:
     condition = claimed_condition(study, primary)
     skill, flops = primary.skill or study.shown_skills[0], primary.compute_flops or study.budgets[-1]
     kind, _, measure = primary.what.partition("_")
+    if kind == "along":
+        return name_along(measure, condition, skill, cast(int, primary.n_tasks), flops)
     if kind in ("k", "drift"):
         return claim_of(kind, measure, condition, skill if measure == "ability" else "", flops if kind == "k" else "")
     if primary.what == "compute_to_skill":

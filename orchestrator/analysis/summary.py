@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,11 +106,11 @@ def metrics(found: Findings) -> dict[str, float]:
     """Metrics of the study's MLflow run: the ends of K_A (headline skill) and K_M at the largest budget, in tasks.
 
     Names are `K_A/low_tasks`, `K_M/high_tasks`, ...; with several conditions `K_A/<condition>/low_tasks`. An open end has
-    no metric.
+    no metric. A colon stands for characters that MLflow allows in no name: `K_A/next_token: share:0.25/low_tasks`.
     """
     values: dict[str, float] = {}
     for condition in found.study.conditions:
-        of = f"/{condition}" if len(found.study.conditions) > 1 else ""
+        of = "/" + re.sub(r"[^\w./ -]", ":", condition) if len(found.study.conditions) > 1 else ""
         for question, skill in (("K_A", found.study.shown_skills[0]), ("K_M", None)):
             for one in found.of(question, condition, skill, compute_flops=found.study.budgets[-1]):
                 ends = {"low": one.low, "high": one.high} if one.verdict == "crossed" else {}

@@ -96,6 +96,11 @@ compute beyond the smaller budgets of its trunk, so that a trunk is charged once
 _ORDER = ("arm", "variant", "n_tasks")
 
 
+def of_axis(study: Study) -> list[pa.Field]:
+    """The column with the value of the family parameter that is an axis, such as `family_share`; none without such an axis."""
+    return [pa.field(f"family_{study.axis}", pa.float64())] if study.axis else []
+
+
 def results_table(state: State, study: Study) -> pa.Table:
     """`results.parquet`: the ended trials of this study, sorted by key. It holds no time and no machine."""
     rows = []
@@ -103,9 +108,9 @@ def results_table(state: State, study: Study) -> pa.Table:
         if state.trials.get(trial.id, {}).get("status") in ("done", "diverged"):
             for phase, event in trial_evaluations(state, trial):
                 shared = {k: event[k] for k in ("step", "flops", "train_loss_nats")} | {"phase": phase}
-                rows += [_axes(trial) | shared | row for row in event["rows"]]
+                rows += [_axes(study, trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
-    schema = [*RESULTS, *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
+    schema = [*RESULTS, *of_axis(study), *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
     raw = pa.schema([(RAW.get(field.name, field.name), field.type) for field in schema])
     return pa.Table.from_pylist(rows, schema=raw).rename_columns([field.name for field in schema])
 
@@ -142,8 +147,9 @@ def outside(state: State, study: Study) -> int:
     return len(state.trials.keys() - {trial.id for trial in study.trials()})
 
 
-def _axes(trial: TrialSpec) -> dict[str, Any]:
+def _axes(study: Study, trial: TrialSpec) -> dict[str, Any]:
     axes = {k: getattr(trial, k) for k in ("arm", "variant", "n_tasks", "compute_flops", "replicate")}
+    axes |= {field.name: study.labels[trial.variant][1] for field in of_axis(study)}
     return {"trial": trial.id, "trunk": trial.trunk.id} | axes
 
 
@@ -161,7 +167,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
         uniform = sequences if family.draws_alike(trial.training.task_exponent) else None  # else the number is unknown
         ended = event.get("time")
         rows.append(
-            _axes(trial)
+            _axes(study, trial)
             | {
                 k: event.get(k)
                 for k in ("reason", "flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")
@@ -173,7 +179,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
-    return pa.Table.from_pylist(rows, schema=RUNS)
+    return pa.Table.from_pylist(rows, schema=pa.schema([*RUNS, *of_axis(study)]))
 
 
 _CURVES = {"train_loss_nats" if name == "loss_nats" else name: name for name in CURVES}

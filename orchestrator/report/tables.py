@@ -298,6 +298,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         ("arm", ", ".join(axes.arm)),
         *((f"arm {arm}", _pairs(changes)) for arm, changes in axes.training_of_arm.items()),
         *((f"variant {name}", _changes(variant)) for name, variant in axes.variant.items()),
+        *((name, ", ".join(_setting(v) for v in sorted(values))) for name, values in axes.family.items()),
         ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
         ("replicates", str(axes.replicates)),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         drift,
         monotone,
     )
-    from orchestrator.stats.intervals import Interval, agreement, t_interval, wilson_interval
+    from orchestrator.stats.intervals import Interval, agreement, containment, t_interval, wilson_interval
     from orchestrator.stats.measures import (
         MIN_GAP_ERRORS,
         MIN_GAP_NATS,
@@ -52,7 +52,7 @@ _EXPORTS = {
         "drift",
         "monotone",
     ),
-    "intervals": ("Interval", "agreement", "t_interval", "wilson_interval"),
+    "intervals": ("Interval", "agreement", "containment", "t_interval", "wilson_interval"),
     "measures": (
         "MIN_GAP_ERRORS",
         "MIN_GAP_NATS",
@@ -85,6 +85,7 @@ __all__ = [
     "abilities",
     "agreement",
     "boundary",
+    "containment",
     "crossing_step",
     "crossover",
     "drift",

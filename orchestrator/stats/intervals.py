@@ -58,6 +58,20 @@ def agreement(measured: Interval | None, lo: float, hi: float) -> Literal["consi
     return "inconclusive"
 
 
+def containment(
+    low: float | None, high: float | None, lo: float | None, hi: float | None
+) -> Literal["consistent", "inconsistent", "inconclusive"]:
+    """An interval, `low` to `high`, against a claimed range, `lo` to `hi`; None is an open end of either.
+
+    Consistent: the whole interval lies in the range. Inconsistent: none of it does. Else inconclusive.
+    """
+    least, most = -math.inf if low is None else low, math.inf if high is None else high
+    first, last = -math.inf if lo is None else lo, math.inf if hi is None else hi
+    if first <= least and most <= last:
+        return "consistent"
+    return "inconsistent" if most < first or least > last else "inconclusive"
+
+
 def by_chance(n_a: int, n_b: int) -> float:
     """Largest probability that two equal conditions look different because a bimodal measure splits them by chance.
 

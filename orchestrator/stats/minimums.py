@@ -58,6 +58,8 @@ LEAST = {
     "k_ability": CROSSING,
     "k_memory": CROSSING,
     "compute_to_skill": CROSSING,
+    "along_ability": CROSSING,
+    "along_long_answers": CROSSING,
     "drift_ability": DRIFT,
     "drift_memory": DRIFT,
     "crossover": OVERTAKING,

@@ -20,6 +20,8 @@ class Primary(Record):
         "k_memory",
         "drift_ability",
         "drift_memory",
+        "along_ability",
+        "along_long_answers",
         "compute_to_skill",
         "crossover",
         "overtakes",
@@ -34,6 +36,8 @@ class Primary(Record):
 
     - `k_ability`, `k_memory`: the number of tasks at a boundary, at `compute_flops`
     - `drift_*`: its doublings per doubling of compute
+    - `along_ability`, `along_long_answers`: the value of the parameter in `axes.family` at which ability, or the share of long
+      answers, passes one half, at `n_tasks` and `compute_flops`
     - `compute_to_skill`: the FLOPs from which on the skill is there, at `n_tasks`
     - `crossover`: the FLOPs at which `against` overtakes `arm`, at `n_tasks`
     - `overtakes`: the FLOPs from which on the generalist `arm` is ahead of the specialists of its domains, as they were at
@@ -42,7 +46,7 @@ class Primary(Record):
     - `accuracy`, `ability`, `memory`: a mean over replicates in a cell; `memory` is read in old studies and refused in new ones
     - `change_*`: the gain from `from_flops` to `compute_flops` in the same replicates"""
     arm: str | None = None
-    """Name of a condition; default: the first."""
+    """Name of a condition; default: the first. For `along_*` the name without the value: `next_token`."""
     against: str | None = None
     """The condition that overtakes (`crossover` only)."""
     skill: str | None = None
@@ -50,7 +54,7 @@ class Primary(Record):
     n_tasks: Count | None = None
     """Number of training tasks; not for `k_*` and `drift_*`."""
     compute_flops: Positive | None = None
-    """Budget of `k_*`, of means, and of `emergence` along tasks; default: the largest."""
+    """Budget of `k_*`, `along_*`, of means, and of `emergence` along tasks; default: the largest."""
     from_flops: Positive | None = None
     """The smaller budget of a `change_*`. For `overtakes` the specialists' budget; default: the best one of each."""
     lo: Finite | None = None

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from orchestrator.formatting import number
 from orchestrator.stats.minimums import MIN_SCALES
 from orchestrator.study.claim import Primary
-from orchestrator.study.claimed import claimed_condition
+from orchestrator.study.claimed import claimed_condition, is_along
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -30,6 +30,8 @@ Problem = tuple[str, str]
 _PLACE: dict[str, tuple[str, ...]] = {
     "k_ability": ("arm", "skill", "compute_flops"),
     "k_memory": ("arm", "compute_flops"),
+    "along_ability": ("arm", "skill", "n_tasks", "compute_flops"),
+    "along_long_answers": ("arm", "skill", "n_tasks", "compute_flops"),
     "drift_ability": ("arm", "skill"),
     "drift_memory": ("arm",),
     "compute_to_skill": ("arm", "skill", "n_tasks"),
@@ -70,6 +72,11 @@ def problems(study: Study, family: Family, claim: Primary) -> Iterator[Problem]:
     if retired := list(_retired(claim)):
         yield from retired
         return
+    if is_along(claim) and not study.axis:
+        yield "what", f"'{claim.what}' needs an axis of a family parameter; add axes.family"
+        return
+    if (why := without_answers(family, claim.what.removeprefix("along_"))) is not None:
+        yield "what", why
     yield from _ignored(claim)
     yield from _off_the_axes(study, claim)
     yield from _missing(study, claim)
@@ -97,7 +104,7 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     """Problems of names and values that the study does not have."""
     axes = study.axes
     known: dict[str, Sequence[Any]] = {
-        "arm": tuple(study.conditions),
+        "arm": tuple(study.series if is_along(claim) else study.conditions),
         "against": tuple(study.conditions),
         "n_tasks": axes.n_tasks,
         "compute_flops": axes.compute_flops,
@@ -105,6 +112,13 @@ def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
         "skill": study.shown_skills if claim.what != "overtakes" else _domains(study, claim),
     }
     yield from not_among(claim, {key: known[key] for key in _PLACE[claim.what]})
+
+
+def without_answers(family: Family, measure: str) -> str | None:
+    """The problem of a measure of free answers in a family that has none; None if there is no problem."""
+    if family.ability_of == "right" or measure not in ("right", "answer_tokens", "long_answers"):
+        return None
+    return f"family '{cast(Any, family).name}' has no free answers, and so no '{measure}'"
 
 
 def not_among(record: Record, known: Mapping[str, Sequence[Any]]) -> Iterator[Problem]:
@@ -203,13 +217,15 @@ def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
     """The levels between which the claimed crossing can lie, ascending.
 
-    They are numbers of tasks; evaluations for `compute_to_skill`, and budgets for OVERTAKING, both in FLOPs.
+    They are numbers of tasks; values of the family parameter for `along_*`; evaluations for `compute_to_skill`, and budgets for OVERTAKING, both in FLOPs.
     """
     return _grid(study, family, claim)[0]
 
 
 def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], str]:
-    """The levels of `grid`, and their kind for messages: `numbers of tasks`, `evaluations` or `budgets`."""
+    """The levels of `grid`, and their kind for messages: `numbers of tasks`, `evaluations`, `budgets` or `values of share`."""
+    if is_along(claim):
+        return [*study.series[claimed_condition(study, claim)]], f"values of {study.axis}"
     if claim.what == "compute_to_skill":
         return looks(study, claimed_condition(study, claim), "end"), "evaluations"
     if claim.what in OVERTAKING:
@@ -254,7 +270,7 @@ def _boundary_out_of_reach(claim: Primary, levels: Sequence[float], unit: str) -
     """The problem of a claim on a boundary, whose interval always holds two neighbouring levels or an open end."""
     if len(levels) < 2:
         return f"'{claim.what}' lies between two {unit}, and {len(levels)} can be used here; add some"
-    flops = "" if unit == "numbers of tasks" else " FLOPs"
+    flops = " FLOPs" if unit in ("evaluations", "budgets") else ""
     ends = f"the {unit} of the study end at {number(levels[0])} and {number(levels[-1])}{flops}"
     if problem := _beyond(claim, levels[0], levels[-1], ends):
         return problem

@@ -10,6 +10,8 @@ from orchestrator.study.schema import Study
 _QUANTITIES = {
     "k_ability": "the number of tasks at which {skill} appears, at {flops} FLOPs,",
     "k_memory": "the number of tasks at which memory of the training tasks{of_arm} ends, at {flops} FLOPs,",
+    "along_ability": "the {axis} at which ability in {skill} passes one half, at {n} tasks and {flops} FLOPs,",
+    "along_long_answers": "the {axis} at which half of the answers in {skill} are long, at {n} tasks and {flops} FLOPs,",
     "drift_ability": "the drift of K_A of {skill}, in doublings per doubling of compute,",
     "drift_memory": "the drift of K_M{of_arm}, in doublings per doubling of compute,",
     "compute_to_skill": "the compute at which {skill} appears, at {n} tasks,",
@@ -29,12 +31,13 @@ _IN_FLOPS = ("compute_to_skill", "crossover", "overtakes")
 def claim_words(study: Study, claim: Primary) -> str:
     """The claim as a clause: quantity, place and range. It names its condition if the study has several."""
     arm, skill = claimed_condition(study, claim), claim.skill or study.shown_skills[0]
-    of_arm = f" ({arm})" if len(study.conditions) > 1 else ""
+    of_arm = f" ({arm})" if len(study.series if is_along(claim) else study.conditions) > 1 else ""
     names = {
         "skill": skill + of_arm,
         "bare_skill": skill,
         "of_arm": of_arm,
         "arm": arm,
+        "axis": study.axis,
         "against": claim.against,
         "rivals": _rivals(claim),
         "flops": number(claim.compute_flops or study.budgets[-1]),
@@ -53,8 +56,13 @@ def claim_words(study: Study, claim: Primary) -> str:
 
 
 def claimed_condition(study: Study, claim: Primary) -> str:
-    """Name of the condition that a claim is about: the given one, else the first of the study."""
-    return claim.arm or next(iter(study.conditions))
+    """Name of the condition that a claim is about, or of its series (`is_along`): the given one, else the first of the study."""
+    return claim.arm or next(iter(study.series if is_along(claim) else study.conditions))
+
+
+def is_along(claim: Primary) -> bool:
+    """Whether a claim is about a boundary along a family parameter, and so about a series of conditions (`Study.series`)."""
+    return claim.what.startswith("along")
 
 
 def _rivals(claim: Primary) -> str:

@@ -176,6 +176,7 @@ class _Reader:
             self._all([e for e in error.errors() if e not in of_family], (), Study)  # `_family` reported those
         if study and family:
             self._variants(study)
+            self._axis(study, type(family))
             self._arms(study, family)
             if other and resolved and not self.problems:
                 study = self._in_flops(study, *other)
@@ -245,6 +246,7 @@ class _Reader:
             self._beyond(("expected", i), Expected)
         if not isinstance(axes, dict):
             return
+        self._beyond(("axes", "family"), self._kind())
         for arm in _keys_of(axes.get("training_of_arm")):
             self._beyond(("axes", "training_of_arm", arm), Training)
         for name in _keys_of(axes.get("variant")):
@@ -386,6 +388,32 @@ class _Reader:
                     with_changes(base, changes)
                 except ValidationError as error:
                     self._all(error.errors(), place, type(base))
+
+    def _axis(self, study: Study, kind: type[Family]) -> None:
+        """Check the family parameter with several values: one, no other statement of it, and each value against the family."""
+        place, parameter = ("axes", "family"), study.axis
+        if len(study.axes.family) > 1:
+            self._say(
+                place,
+                f"one parameter has several values; given {', '.join(study.axes.family)}; vary the others by name, under axes.variant",
+            )
+            return
+        others = [("family",), *(("axes", "variant", name, "family") for name in study.axes.variant)]
+        for other in others:
+            if parameter and (*other, parameter) in self.lines:
+                self._say((*other, parameter), f"axes.family gives the values of '{parameter}'; leave it out here")
+        if parameter in kind.resolved_from | kind.resolved_fields:
+            self._say((*place, parameter), "decides what is read from files; vary it by name, under axes.variant")
+            return
+        values = study.axes.family.get(parameter, ())
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                self._say((*place, parameter, i), f"{value:g} is given twice")
+        for label in study.labels if parameter else ():
+            try:
+                with_changes(study.family, study.variant_of(label).family)
+            except ValidationError as error:
+                self._all(error.errors(), place, kind)
 
     def _arms(self, study: Study, family: Family) -> None:
         """Check every change of every arm against the training settings."""

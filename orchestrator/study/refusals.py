@@ -52,7 +52,7 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
     for i, n_tasks in enumerate(axes.n_tasks if resolved else ()):
         for condition, of_condition in families.items():
             if n_tasks > of_condition.n_tasks_max:
-                which = f" in {condition}" if axes.variant else ""
+                which = f" in {condition}" if study.conditions[condition][1] else ""
                 each = " in each domain" if of_condition.domains else ""
                 problem = (
                     f"{n_tasks} tasks given, {_name(family)} has {of_condition.n_tasks_max:,} for training{each}{which}"
@@ -64,9 +64,9 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
         settings = {k: v for k, v in study.settings(condition).items() if k != "variant"}
         same = alike.setdefault(repr((settings, study.fitting(condition))), condition)
         if same != condition:
-            yield ("axes", "variant", of), f"'{condition}' has the same settings as '{same}'; remove one"
+            yield _place(study, of), f"'{condition}' has the same settings as '{same}'; remove one"
     objections = {
-        ("axes", "variant", of) if (of := study.conditions[condition][1]) else ("training",): why
+        _place(study, study.conditions[condition][1]): why
         for condition in study.conditions
         if (why := study.family_of(condition).objection(study.settings(condition)["training"].task_exponent))
         is not None
@@ -116,15 +116,21 @@ def _reward_meaning(study: Study) -> Iterator[tuple[tuple[Any, ...], str]]:
         settings = study.settings(condition)
         answers, size = settings["training"].batch_size, settings["reward"].group_size
         if answers % size:
-            where = ("axes", "variant", of, "reward") if of and study.axes.variant[of].reward else ("reward",)
+            where = (*_place(study, of), "reward") if study.variant_of(of).reward else ("reward",)
             problem = f"group_size {size}: training.batch_size {answers} counts answers, and is no multiple of it"
             yield where, problem
+
+
+def _place(study: Study, label: str) -> tuple[Any, ...]:
+    """The place of a variant (a name of `Study.labels`) in the file; without one, of `training`."""
+    name = study.labels[label][0]
+    return ("axes", "variant", name) if name else ("axes", "family") if label else ("training",)
 
 
 def _fitting_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Problems of the placement of a condition's trials, as (place, problem)."""
     place, (_, variant) = study.fitting(condition), study.conditions[condition]
-    where = ("axes", "variant", variant, "place") if variant and study.axes.variant[variant].place else ("place",)
+    where = (*_place(study, variant), "place") if study.variant_of(variant).place else ("place",)
     try:
         shares(study.settings(condition)["training"].batch_size, place.workers or 1, place.micro_batch)
     except ValueError as problem:
@@ -201,7 +207,13 @@ def _expected_meaning(
     cell = expected.cell
     if expected.what == "crossing_steps" and not family.has_distances:
         yield ("expected", i, "what"), f"{_name(family)} has no relative distance to the memoriser"
-    known = {"arm": tuple(study.conditions), "n_tasks": study.axes.n_tasks, "skill": tuple(family.skills)}
+    is_along = expected.what.startswith("along")
+    if is_along and not study.axis:
+        yield ("expected", i, "what"), f"'{expected.what}' needs an axis of a family parameter; add axes.family"
+    if (why := primaries.without_answers(family, expected.what.removeprefix("along_"))) is not None:
+        yield ("expected", i, "what"), why
+    conditions = tuple(study.series if is_along else study.conditions)
+    known = {"arm": conditions, "n_tasks": study.axes.n_tasks, "skill": tuple(family.skills)}
     for key, problem in primaries.not_among(cell, known | {"compute_flops": study.axes.compute_flops}):
         yield ("expected", i, "cell", key), problem
 

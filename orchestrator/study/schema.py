@@ -16,7 +16,7 @@ from orchestrator.formatting import number
 from orchestrator.study.claim import Finite, Primary
 from trainers import budget
 from trainers.fit.place import Fitting
-from trainers.records import VARIANT, Count, Limit, Positive, Record
+from trainers.records import VARIANT, Count, Limit, Positive, Record, short_number
 from trainers.shapes import SHAPE, Dial, Model, expanded, preset_for, with_preset
 from trainers.spec import TRAINER_VERSION, Evaluation, Reward, Training, TrialSpec, TrunkSpec, identity_of
 from trainers.tasks import Family, family_from
@@ -75,6 +75,9 @@ class Axes(Record):
         dict[Annotated[str, Field(pattern=VARIANT, min_length=1, max_length=60)], Variant], Limit(100)
     ] = Field(default_factory=dict)
     """Named variants, each with its changes of model, training or family; left out: a single one without changes."""
+    family: dict[str, Annotated[tuple[Finite, ...], _listed(max_length=100)]] = Field(default_factory=dict)
+    """One parameter of the family with its values, such as `share: [0, 0.25]`; each variant is run at every value, and boundaries
+    run along them. Left out: none."""
     training_of_arm: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of `training` that an arm changes, by its name, such as a tuned learning rate; left out: none."""
     n_tasks: Annotated[tuple[Count, ...], _listed(), Limit(items=1000)]
@@ -104,7 +107,7 @@ class Cell(Record):
     compute_flops: Positive | None = None
     """Budget; left out: the largest."""
     arm: str | None = None
-    """Arm; left out: the first."""
+    """Condition; left out: the first. For `along_*` its name without the value."""
     skill: str | None = None
     """Skill; left out: the headline skill."""
     split: Literal["seen", "held_out"] = "held_out"
@@ -118,11 +121,17 @@ class Expected(Record):
         "accuracy",
         "ability",
         "memory",
+        "right",
+        "answer_tokens",
+        "long_answers",
+        "along_ability",
+        "along_long_answers",
         "crossing_steps",
         "excess_memorizer_nats",
         "excess_generalizer_nats",
     ]
-    """The quantity. `crossing_steps` is the step at which the relative distance d_rel passes one half on its way to the
+    """The quantity. `right`, `answer_tokens` and `long_answers` are those of free answers to text; `along_*` are as in a primary
+    claim. `crossing_steps` is the step at which the relative distance d_rel passes one half on its way to the
     memoriser; `excess_*_nats` is a reference's log loss above the oracle's."""
     cell: Cell
     """The cell of the measurement."""
@@ -258,12 +267,49 @@ class Study(Record):
 
     @property
     def conditions(self) -> dict[str, tuple[str, str]]:
-        """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant.
+        """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant of `variants`.
 
         With a single arm a condition is named by its variant; without variants, by its arm.
         """
-        pairs = itertools.product(self.axes.arm, self.axes.variant or [""])
+        pairs = itertools.product(self.axes.arm, self.labels)
         return {self.condition_of(arm, variant): (arm, variant) for arm, variant in pairs}
+
+    @property
+    def axis(self) -> str:
+        """The family parameter with several values (`axes.family`); "" without one."""
+        return next(iter(self.axes.family), "")
+
+    @property
+    def labels(self) -> dict[str, tuple[str, float | None]]:
+        """Names of variants as ids hold them -> (the variant as stated, the value of `axis`). Both may be missing: "" and None."""
+        stated = list(self.axes.variant) or [""]
+        if not self.axis:
+            return {name: (name, None) for name in stated}
+        values = sorted(self.axes.family[self.axis])
+        at = {value: f"{self.axis}={short_number(value)}" for value in values}
+        return {f"{name}/{at[v]}" if name else at[v]: (name, v) for name in stated for v in values}
+
+    def variant_of(self, label: str) -> Variant:
+        """The changes of a variant, by its name in `labels`."""
+        name, value = self.labels[label]
+        variant = self.axes.variant.get(name, Variant())
+        if value is None:
+            return variant
+        changes = variant.family | {self.axis: int(value) if value.is_integer() else value}
+        return variant.model_copy(update={"family": changes})
+
+    @property
+    def series(self) -> dict[str, dict[float, str]]:
+        """Conditions that differ in the value of `axis` alone: their common name -> value, ascending -> condition.
+
+        Empty without an axis.
+        """
+        found: dict[str, dict[float, str]] = {}
+        for condition, (arm, label) in self.conditions.items():
+            name, value = self.labels[label]
+            if value is not None:
+                found.setdefault(self.condition_of(arm, name), {})[value] = condition
+        return found
 
     def condition_of(self, arm: str, variant: str) -> str:
         """The name of the condition of an arm in a variant ("" if the study has no variants), as in `conditions`."""
@@ -343,13 +389,14 @@ class Study(Record):
     def comparable(self) -> list[tuple[str, str]]:
         """Pairs of conditions that may be compared.
 
-        Pairs whose families have different domains are left out, because their tasks differ. Of several conditions that differ
-        in placement alone, only the first is used.
+        Pairs whose families have different domains are left out, because their tasks differ. So are pairs at different values of
+        `axis`: boundaries along it compare them. Of several conditions that differ in placement alone, only the first is used.
         """
 
         def asked(condition: str) -> Any:
             family = self.family_of(condition)
-            return family.model_dump(exclude={"domain_shares"}) if family.domains else None
+            value = self.labels[self.conditions[condition][1]][1]
+            return value, family.model_dump(exclude={"domain_shares"}) if family.domains else None
 
         of_condition = {condition: asked(condition) for condition in self.conditions}
         firsts = [alike[0] for alike in self.same_question()]
@@ -362,7 +409,7 @@ class Study(Record):
         """
         arm, variant = self.conditions[condition]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
-        changes = self.axes.variant.get(variant, Variant())
+        changes = self.variant_of(variant)
         for part in PARTS:
             of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
             shared[part] = with_changes(getattr(self, part), of_arm | getattr(changes, part))
@@ -372,8 +419,7 @@ class Study(Record):
 
     def fitting(self, condition: str) -> Fitting:
         """Placement settings of a condition's trials. Raises pydantic's ValidationError as `settings` does."""
-        variant = self.axes.variant.get(self.conditions[condition][1], Variant())
-        return cast(Fitting, with_changes(self.place, variant.place))
+        return cast(Fitting, with_changes(self.place, self.variant_of(self.conditions[condition][1]).place))
 
     def trials(self) -> list[TrialSpec]:
         """Every trial: trunks x budgets."""

@@ -32,15 +32,13 @@ SKILLS = {
 
 
 def made_up(**axes: Any) -> Study:
-    """A cipher study with these axes."""
+    """A cipher study with these axes. `axis` is `axes.family`, and other keys are the study's own."""
     whole = {"arm": ("answer",), "n_tasks": (4, 64, 1024), "compute_flops": (1e11, 8e11), "replicates": 3} | axes
     top = {
-        k: whole.pop(k)
-        for k in list(whole)
-        if k not in ("arm", "variant", "family", "n_tasks", "compute_flops", "replicates")
+        k: whole.pop(k) for k in list(whole) if k not in ("arm", "variant", "n_tasks", "compute_flops", "replicates")
     }
     record: dict[str, Any] = {"study": "made_up", "version": 1, "question": "What is said?"}
-    record |= {"family": {"name": "cipher"}, "axes": whole}
+    record |= {"family": {"name": "cipher"}, "axes": whole | {"family": top.pop("axis", {})}}
     return Study.from_record(record | top)
 
 

@@ -12,7 +12,7 @@ from orchestrator.analysis.findings import Findings, find
 
 VALUES = (8.0, 10.0, 12.0, 16.0, 24.0)
 AXES: dict[str, Any] = {
-    "family": {"n_pairs": VALUES},
+    "axis": {"n_pairs": VALUES},
     "n_tasks": (64,),
     "compute_flops": (1e11, 4e11),
     "skills": ("recall",),
@@ -59,7 +59,7 @@ def test_the_interval_of_few_replicates_reaches_beyond_what_they_span_in_steps_o
     assert one.low is not None and one.high is not None
     assert 10 < one.low < 12 and 16 < one.high < 24
     assert (12 - one.low) / 2 == pytest.approx((one.high - 16) / 8, rel=0.01)  # equal shares of unequal steps
-    other = synthetic.made_up(**AXES | {"family": {"n_pairs": [v / 2 for v in VALUES]}, "replicates": 3})
+    other = synthetic.made_up(**AXES | {"axis": {"n_pairs": [v / 2 for v in VALUES]}, "replicates": 3})
     of = synthetic.of_variants(
         other, {c: synthetic.flat(0.95 if v > 6 else 0.05) for v, c in other.series["answer"].items()}
     )

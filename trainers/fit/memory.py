@@ -114,15 +114,18 @@ class Needs(NamedTuple):
     saving: int
     """Checkpoint: one more copy of weights and moments. 0 with ZeRO, whose copy is in the host's memory."""
     evaluation: int
-    """Evaluation: a forward pass without gradients."""
+    """Evaluation: a forward pass without gradients. Arm `reward`: or the cache of the answers that are sampled at once."""
     start: int
     """Start: all weights before ZeRO 3 partitions them. (Stages 1 and 2 flatten them through the host if space is short.)"""
+    copies: int = 0
+    """Arm `reward`, held during the whole run: a copy of the start model, and under ZeRO 3 a whole model to sample from."""
 
     @property
     def device(self) -> int:
         """Peak of a run: the largest sum of the bytes that are held at the same time."""
         training, evaluating = self.activations + self.gathered, self.evaluation + self.gathered
-        return max(self.state.device + max(training, evaluating, self.update, self.saving), self.start)
+        held = self.state.device + self.copies
+        return max(held + max(training, evaluating, self.update, self.saving), self.start)
 
 
 Tried = tuple[How, Needs]
@@ -166,8 +169,12 @@ def needs(trunk: TrunkSpec, workers: int, how: How, precision: Precision | None 
         gathered=gathered,
         update=update,
         saving=0 if how.zero_stage else 12 * n_params,
-        evaluation=_evaluation_bytes(trunk, workers, precision, how.micro_batch),
+        evaluation=max(
+            _evaluation_bytes(trunk, workers, precision, how.micro_batch),
+            _sampling_bytes(trunk, precision, how.micro_batch),
+        ),
         start=4 * n_params + 4 * -(-n_params // workers) if how.zero_stage == 3 else 0,
+        copies=4 * n_params * ((trunk.start is not None) + (how.zero_stage == 3)) if trunk.reward else 0,
     )
 
 
@@ -206,6 +213,19 @@ def _evaluation_bytes(trunk: TrunkSpec, workers: int, precision: Precision, micr
     token = max(a_block, log_probabilities) + shape.token_bytes
     kept = 2 * 4 * n_here * shape.vocab_size if family.has_distances else 0
     return shape.seq_len * (min(micro_batch, n_here) * token + kept)
+
+
+def _sampling_bytes(trunk: TrunkSpec, precision: Precision, micro_batch: int) -> int:
+    """Bytes of sampling `micro_batch` answers at once in arm `reward`, else 0: keys, values, inputs of convolutions, logits.
+
+    A cache that drops ended answers is copied, and so counts twice. No test measures this.
+    """
+    if trunk.reward is None:
+        return 0
+    shape, w = shape_of(trunk), 4 if precision == "fp32" else 2
+    model = shape.model
+    position = model.n_layers * model.d_model * (2 * w + (4 if model.conv_kernel else 0))
+    return micro_batch * (2 * shape.seq_len * position + 3 * 8 * shape.vocab_size)
 
 
 def precision_of(trunk: TrunkSpec) -> Precision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 
@@ -61,13 +62,13 @@ def signed(value: float, digits: int | None = None) -> str:
     return text.replace("-", "\u2212") if float(text) else text[1:]
 
 
-def range_words(low: float | None, high: float | None) -> str:
-    """An interval in words; an open end is named."""
+def range_words(low: float | None, high: float | None, write: Callable[[float], str] = number) -> str:
+    """An interval in words; an open end is named. write: the format of an end."""
     if low is None and high is None:
         return "nothing: the interval is open at both ends"
     if low is None or high is None:
-        return f"at most {number(cast(float, high))}" if low is None else f"more than {number(low)}"
-    return f"{number(low)} to {number(high)}"
+        return f"at most {write(cast(float, high))}" if low is None else f"more than {write(low)}"
+    return f"{write(low)} to {write(high)}"
 
 
 def factor(value: float) -> str:

@@ -262,3 +262,26 @@ def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Ta
         runs = runs.set_column(runs.column_names.index("variant"), "variant", pa.array(names[1], pa.string()))
         parts.append((results.set_column(place, "variant", names[0]), runs))
     return tuple(pa.concat_tables(tables_) for tables_ in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+VALUES = (8.0, 10.0, 12.0, 16.0, 24.0)
+"""Values of an axis of the parameter n_pairs."""
+AXIS: dict[str, Any] = {
+    "axis": {"n_pairs": VALUES},
+    "n_tasks": (64,),
+    "compute_flops": (1e11, 4e11),
+    "skills": ("recall",),
+}
+
+
+def along(at: dict[float, float], statuses: dict[tuple[Any, ...], str] | None = None, **axes: Any) -> Findings:
+    """The findings of a study in which ability is `at[value]` at each value of n_pairs, in every replicate."""
+    study = made_up(**AXIS | axes)
+    truths = {condition: flat(at[value]) for of in study.series.values() for value, condition in of.items()}
+    of = of_variants(study, truths)
+    return find(study, *(changed(of, statuses) if statuses else of))
+
+
+def after(value: float) -> dict[float, float]:
+    """Abilities for `along`: the skill is there at larger values of n_pairs."""
+    return {v: 0.95 if v > value else 0.05 for v in VALUES}

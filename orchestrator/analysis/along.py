@@ -18,6 +18,7 @@ from orchestrator.analysis.finding import Ends, Finding, claim_of
 from orchestrator.analysis.results import Results
 from orchestrator.formatting import figure, number, times
 from orchestrator.stats.boundaries import Bracket
+from orchestrator.study.schema import Study
 from trainers.tasks import Family
 
 SUBJECTS = {"ability": "ability in {skill}", "long_answers": "the share of long answers in {skill}"}
@@ -27,6 +28,11 @@ SUBJECTS = {"ability": "ability in {skill}", "long_answers": "the share of long 
 def measures(results: Results) -> list[str]:
     """The measures with such a boundary: ability, and of text the share of long answers."""
     return [*SUBJECTS] if cast(Family, results.study.family).ability_of == "right" else ["ability"]
+
+
+def spans(study: Study) -> bool:
+    """Whether surfaces run along the parameter instead of the number of tasks: the study has one, and a single number of tasks."""
+    return bool(study.axis) and len(study.axes.n_tasks) == 1
 
 
 def ask(results: Results) -> Iterator[Finding]:
@@ -70,7 +76,8 @@ def boundary(results: Results, measure: str, series: str, skill: str, n_tasks: i
     direction = _direction(table)
     several = f" ({series})" if len(study.series) > 1 else ""
     subject = SUBJECTS[measure].format(skill=skill) + several
-    place = f"at {times(n_tasks, 'task')} and {number(flops)} FLOPs"
+    tasks = "" if spans(study) else f"{times(n_tasks, 'task')} and "
+    place = f"at {tasks}{number(flops)} FLOPs"
     one = of_median(
         np.exp(np.arange(len(values))).tolist(),
         table,

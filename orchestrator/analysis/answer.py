@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from orchestrator.analysis import along
 from orchestrator.analysis.boundaries import edge, place_words
 from orchestrator.analysis.finding import Finding, capitalised, in_condition
 from orchestrator.analysis.findings import Findings
@@ -23,8 +24,8 @@ MAX_MORE = 4
 def sentence(found: Findings) -> str:
     """The answer of a study in one sentence of at most MAX_WORDS words. It begins with "So far" while trials are open.
 
-    The subject is a generalist/specialist comparison if the study has one, else a difference between conditions, else the
-    boundary of the one condition.
+    The subject is a generalist/specialist comparison if the study has one, else a boundary along a family parameter, else a
+    difference between conditions, else the boundary of the one condition.
     """
     ways = {r["status"] for r in found.runs}
     if "done" not in ways:
@@ -41,10 +42,21 @@ def _candidates(found: Findings) -> Iterator[str]:
     """Sentences without their full stop, in order of preference; `sentence` takes the first that is short enough."""
     if found.of("generalist "):
         yield from _of_comparison(found)
+    if along.spans(found.study):
+        for one in [one for one in _along(found) if one.answered]:
+            yield f"{one.sentence}{f' ({certainty})' if (certainty := _certainty(one)) else ''}"
+            yield one.sentence
     measured = [c for c in _conditions(found) if _is_measured(found, c)]
     if len(measured) > 1:
         yield from _of_conditions(found, measured)
     yield from _of_one(found, (measured or _conditions(found))[0])
+
+
+def _along(found: Findings) -> list[Finding]:
+    """The boundaries along a family parameter at the largest budget: that of the primary claim first, then measure by measure."""
+    asked = found.of("along ", skill=found.study.shown_skills[0], compute_flops=found.study.budgets[-1])
+    claimed = [found.primary.finding] if found.primary is not None and found.primary.finding in asked else []
+    return [*claimed, *(one for one in asked if one not in claimed)]
 
 
 def _conditions(found: Findings) -> list[str]:
@@ -243,6 +255,9 @@ def _further(found: Findings) -> Iterator[str]:
         return
     if found.study.axes.replicates < 2:
         yield "one replicate gives no interval and no test"
+    if along.spans(found.study):
+        yield from (one.sentence for one in _along(found) if one.verdict != "missing")
+        return
     conditions = _conditions(found)
     for condition in conditions[:2]:
         if (memory := _top(found, "K_M", condition)).verdict != "missing":

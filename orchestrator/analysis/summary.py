@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.analysis import along
 from orchestrator.analysis.answer import badge, more, sentence
 from orchestrator.analysis.boundaries import interval_words
 from orchestrator.analysis.finding import Finding, in_condition
@@ -83,7 +84,8 @@ def description(found: Findings, picture: str = "", links: Sequence[str] = ()) -
     parts.append(f"**Question.** {as_markdown(question)}")
     parts += [as_markdown(one) for one in more(found)]
     skill = found.study.shown_skills[0]
-    for condition in found.study.conditions:
+    parts += [f"- {as_markdown(one.sentence)}" for one in found.of("along ", skill=skill) if one.answered]
+    for condition in () if along.spans(found.study) else found.study.conditions:
         of = in_condition(found.results, condition)
         head = (
             f"| training FLOPs{of}&emsp; | {skill} appears at (tasks)&emsp; | memory ends at (tasks) |\n|---|---|---|"

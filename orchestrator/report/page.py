@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup, escape
 
-from orchestrator.analysis import answer, means
+from orchestrator.analysis import along, answer
 from orchestrator.analysis.finding import capitalised, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
 from orchestrator.report import asked, curves, facts, palette, surface, svg, tables
-from orchestrator.report.surface import Edge
+from orchestrator.report.surface import Edge, Plane
 from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
 from trainers.tasks import Family
@@ -62,6 +62,10 @@ MEASURES_OF_TEXT = {
     "memory": Measure("loss that memory of the items saves", "unlearned", "no item", "every item"),
 }
 """MEASURES for families of text, whose answers are free."""
+LONG = {
+    "long_answers": Measure("share of long answers, more than half of what is allowed", "", "none long", "all long")
+}
+"""A further measure of text if surfaces run along a family parameter."""
 
 
 def write(
@@ -125,7 +129,7 @@ def _contents(
         "views": views,
         "measures": _measures(found),
         "hero": _first_screen(found, views),
-        "several": len(study.conditions) > 1,
+        "several": len(surface.planes(found)) > 1,
         "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
         "replicates": ("up to " if any(run["status"] != "done" for run in found.runs) else "")
@@ -176,8 +180,8 @@ def _progress(found: Findings) -> str:
 
 def _lines(found: Findings) -> set[str]:
     """The boundaries and intervals that the first screen's surfaces draw, for their legend (`surface.legend`)."""
-    first, _ = _conditions(found)
-    edges = [edge for c in first for edge in surface.edges_of(found, c, found.study.shown_skills[0])]
+    first, _ = _planes(found)
+    edges = [edge for plane in first for edge in plane.edges(found, found.study.shown_skills[0])]
     return surface.legend(edges, len(found.study.budgets), (WIDTHS[len(first) - 1], NARROW))
 
 
@@ -185,7 +189,7 @@ def _lines(found: Findings) -> set[str]:
 
 
 class View(NamedTuple):
-    """The surface of one condition in one measure, drawn twice; CSS shows the drawing that fits the screen."""
+    """One surface in one measure, drawn twice; CSS shows the drawing that fits the screen."""
 
     measure: str
     """A key of MEASURES or MEASURES_OF_TEXT."""
@@ -197,103 +201,103 @@ class View(NamedTuple):
     """For a phone (NARROW)."""
 
 
-def _conditions(found: Findings) -> tuple[list[str], list[str]]:
-    """The conditions with a surface on the first screen, and the others. Of conditions that differ in placement alone, the first."""
-    names = [alike[0] for alike in found.study.same_question()]
-    return names[: len(WIDTHS)], names[len(WIDTHS) :]
+def _planes(found: Findings) -> tuple[list[Plane], list[Plane]]:
+    """The surfaces on the first screen, and the others."""
+    every = surface.planes(found)
+    return every[: len(WIDTHS)], every[len(WIDTHS) :]
 
 
 def _views(found: Findings) -> list[View]:
     """The surfaces of the first screen, by measure. Measures without a value are left out; ability stays if none has one."""
-    first, _ = _conditions(found)
+    first, _ = _planes(found)
     width, views = WIDTHS[len(first) - 1], []
-    edges = {c: surface.edges_of(found, c, found.study.shown_skills[0]) for c in first}
-    measures = _measures(found)
-    shown = {measure: [surface.shown_of(found, measure, c) for c in first] for measure in measures}
-    cells = {measure: [means.cells(found.results, measure, c) for c in first] for measure in measures}
-    for measure in [m for m in measures if any(map(surface.has_values, cells[m]))] or ["ability"]:
-        for one, those in zip(shown[measure], cells[measure], strict=True):
+    edges = [plane.edges(found, found.study.shown_skills[0]) for plane in first]
+    cells = {measure: [plane.cells(found, measure) for plane in first] for measure in _measures(found)}
+    for measure in [m for m in cells if any(map(surface.has_values, cells[m]))] or ["ability"]:
+        for plane, those, lines in zip(first, cells[measure], edges, strict=True):
+            shown = surface.shown_of(found, measure, plane.name)
             wide, narrow = (
                 surface.panel(
-                    _axes(found),
-                    one,
+                    (plane.levels, found.study.budgets),
+                    shown,
                     those,
-                    edges[one.condition],
+                    lines,
                     pixels,
-                    title=one.condition if len(found.study.conditions) > 1 else "",
-                    note=_absence(found, one.condition, edges[one.condition]),
-                    labelled=any(edges.values()),
+                    title=plane.name if len(first) > 1 else "",
+                    note=_absence(found, plane, lines),
+                    labelled=any(edges),
+                    rows=plane.rows,
                 )
                 for pixels in (width, NARROW)
             )
-            views.append(View(measure, one.title, wide, narrow))
+            views.append(View(measure, shown.title, wide, narrow))
     return views
 
 
 def _measures(found: Findings) -> dict[str, Measure]:
     """The measures of a study's surfaces."""
-    return MEASURES_OF_TEXT if cast(Family, found.study.family).ability_of == "right" else MEASURES
+    of_text = cast(Family, found.study.family).ability_of == "right"
+    return MEASURES_OF_TEXT | (LONG if along.spans(found.study) else {}) if of_text else MEASURES
 
 
-def _axes(found: Findings) -> tuple[list[int], list[float]]:
-    """The numbers of tasks and the budgets of a study, ascending."""
-    return found.results.levels, found.study.budgets
-
-
-def _absence(found: Findings, condition: str, edges: Sequence[Edge]) -> str:
-    """The reason why a surface has no line for K_A; "" if the line is drawn."""
-    verdicts = {one.verdict for one in found.of("K_A", condition, found.study.shown_skills[0])}
-    if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"}:
+def _absence(found: Findings, plane: Plane, edges: Sequence[Edge]) -> str:
+    """The reason why a surface has no line for K_A; "" if the line is drawn, and along a family parameter."""
+    verdicts = {one.verdict for one in found.of("K_A", plane.name, found.study.shown_skills[0])}
+    if any(edge.kind == "edge" for edge in edges) or not verdicts - {"missing"} or plane.rows != surface.TASKS:
         return ""
     if not verdicts <= {"beyond", "missing"}:
         return "in few replicates only"
-    waits = any(run["status"] == "open" and run["arm"] == condition for run in found.runs)
+    waits = any(run["status"] == "open" and run["arm"] == plane.name for run in found.runs)
     return "skill not seen yet" if waits else "skill appears nowhere"
 
 
 def _first_screen(found: Findings, views: Sequence[View]) -> Figure:
-    """The ability surfaces of the first screen as a figure, for its SVG and CSV files. The CSV includes both boundaries."""
-    first, _ = _conditions(found)
+    """The ability surfaces of the first screen as a figure, for its SVG and CSV files. The CSV includes the boundaries."""
+    first, _ = _planes(found)
     words = "Ability: 0 knows nothing, 1 the exact rule, below 0 wrong with confidence."
-    if _measures(found) is MEASURES_OF_TEXT:
+    if "right" in _measures(found):
         words = "Ability: 0 as the best trivial predictor, 1 all right, below 0 worse than that predictor."
     panels = [view.wide for view in views if view.measure == views[0].measure]
     skill = found.study.shown_skills[0]
-    panels[0].rows += [row for c in first for row in surface.edge_rows(found, c, skill)]
+    panels[0].rows += [row for plane in first for row in surface.edge_rows(found, plane, skill)]
+    lines = "Solid line: the skill appears above it. Dashed line: memory ends above it."
+    if along.spans(found.study):
+        lines = "Solid line: ability passes ½. Dashed line: half of the answers are long."
     return Figure(
         name="surface",
         title=views[0].title,
         sentence=answer.sentence(found),
         panels=panels,
-        note=f"{words} Solid line: the skill appears above it. "
-        "Dashed line: memory ends above it. Bars: intervals for the median replicate.",
+        note=f"{words} {lines} Bars: intervals for the median replicate.",
     )
 
 
 def _more_conditions(found: Findings) -> Figure | None:
-    """Surfaces of the conditions that the first screen has no room for; None if there are none."""
-    skill, panels = found.study.shown_skills[0], []
-    for condition in _conditions(found)[1]:
-        shown = surface.shown_of(found, "ability", condition)
-        cells, edges = means.cells(found.results, "ability", condition), surface.edges_of(found, condition, skill)
-        panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, title=condition, labelled=True))
+    """Surfaces that the first screen has no room for; None if there are none."""
+    skill = found.study.shown_skills[0]
+    panels = [_small(found, plane, skill, 44, plane.name) for plane in _planes(found)[1]]
     title = f"Ability in {skill}: the other conditions"
     return Figure(name="conditions_more", title=title, sentence="", panels=panels) if panels else None
 
 
+def _small(found: Findings, plane: Plane, skill: str, tallest: float, title: str, note: str = "") -> Panel:
+    """A surface of ability in a skill, as wide as on a phone. Its lines are those of the skill, and memory of the headline skill."""
+    edges = [e for e in plane.edges(found, skill) if e.kind == "edge" or skill == found.study.shown_skills[0]]
+    shown, cells = surface.shown_of(found, "ability", plane.name, skill), plane.cells(found, "ability", skill)
+    axes = plane.levels, found.study.budgets
+    return surface.panel(axes, shown, cells, edges, NARROW, tallest, title, note, labelled=True, rows=plane.rows)
+
+
 def _skills(found: Findings) -> Figure | None:
-    """Surfaces of the shown skills other than the headline, condition by condition; None if no such skill has a value."""
-    panels = []
-    for condition in curves.conditions_of(found):
+    """Surfaces of the shown skills other than the headline, one after another; None if no such skill has a value."""
+    panels, every = [], surface.planes(found)
+    for plane in [plane for plane in every if any(map(found.ended, plane.conditions))]:
         for skill in found.study.shown_skills[1:]:
-            shown = surface.shown_of(found, "ability", condition, skill)
-            cells = means.cells(found.results, "ability", condition, skill)
-            if surface.has_values(cells):
-                edges = [e for e in surface.edges_of(found, condition, skill) if e.kind == "edge"]
-                title = skill + (f", {condition}" if len(found.study.conditions) > 1 else "")
+            if surface.has_values(plane.cells(found, "ability", skill)):
+                title = skill + (f", {plane.name}" if len(every) > 1 else "")
                 note = cast(Family, found.study.family).skills.get(skill, "")
-                panels.append(surface.panel(_axes(found), shown, cells, edges, NARROW, 30, title, note, labelled=True))
-    sentence = "Ability by number of tasks and compute, on the scale of the first surface."
+                panels.append(_small(found, plane, skill, 30, title, note))
+    sentence = "Ability on the scale of the first surface."
     return Figure(name="skills", title="The other skills", sentence=sentence, panels=panels) if panels else None
 
 

@@ -1,4 +1,4 @@
-"""Surfaces: a measure by number of tasks and compute, with both boundaries drawn through the cells."""
+"""Surfaces: a measure by number of tasks, or by a family parameter, and compute, with the boundaries drawn through the cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator.analysis import boundaries
+from orchestrator.analysis import along, boundaries, means
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.means import Cell
@@ -43,13 +43,66 @@ class Shown(NamedTuple):
         """Title of the surface: measure, skill and split."""
         if self.measure == "memory":
             return "Memory of the training tasks"
-        return f"{self.measure[0].upper()}{self.measure[1:]} in {self.skill} on {on_split(self.split, self.of_text)}"
+        measure = self.measure.replace("_", " ")
+        return f"{measure[0].upper()}{measure[1:]} in {self.skill} on {on_split(self.split, self.of_text)}"
 
 
 def shown_of(found: Findings, measure: str, condition: str, skill: str = "") -> Shown:
     """The content of a surface in one measure. skill: as in `scope_of`."""
     of_text = cast(Family, found.study.family).ability_of == "right"
     return Shown(measure, condition, *scope_of(found.results, measure, skill), of_text)
+
+
+class Rows(NamedTuple):
+    """What the rows of a surface are."""
+
+    axis: str = "training tasks"
+    """Words for the axis: training tasks, or the family parameter."""
+    key: str = "n_tasks"
+    """Column of the CSV file with the row's value."""
+
+    def name(self, level: float) -> str:
+        """A row's label."""
+        return number(level) if self.key == "n_tasks" else f"{level:g}"
+
+    def place(self, level: float) -> str:
+        """A row in words: 64 tasks, share 0.25."""
+        return counted(level, "task") if self.key == "n_tasks" else f"{self.axis} {level:g}"
+
+
+TASKS = Rows()
+
+
+class Plane(NamedTuple):
+    """One surface of a study: a condition by number of tasks, or a series of conditions by the value of a family parameter."""
+
+    name: str
+    """The condition, or the series (`Study.series`)."""
+    conditions: tuple[str, ...]
+    """The one condition, or one for each row."""
+    levels: tuple[float, ...]
+    """The value of each row, ascending."""
+    rows: Rows
+
+    def cells(self, found: Findings, measure: str, skill: str = "") -> list[list[Cell]]:
+        """A measure in every cell, as `means.cells`."""
+        return [row for condition in self.conditions for row in means.cells(found.results, measure, condition, skill)]
+
+    def edges(self, found: Findings, skill: str) -> list[Edge]:
+        """The boundaries that are drawn through the surface."""
+        if self.rows.key == "n_tasks":
+            return edges_of(found, self.name, skill)
+        return edges_along(found, self, skill)
+
+
+def planes(found: Findings) -> list[Plane]:
+    """The surfaces of a study. Of conditions that differ in placement alone, the first."""
+    study = found.study
+    if along.spans(study):
+        rows = Rows(study.axis, f"family_{study.axis}")
+        return [Plane(name, tuple(of.values()), tuple(of), rows) for name, of in study.series.items()]
+    levels = tuple(found.results.levels)
+    return [Plane(alike[0], (alike[0],), levels, TASKS) for alike in study.same_question()]
 
 
 class Words(NamedTuple):
@@ -84,12 +137,12 @@ def has_values(cells: Sequence[Sequence[Cell]]) -> bool:
 
 
 class Edge(NamedTuple):
-    """A boundary (K_A or K_M) as a line through a surface."""
+    """A boundary (K_A or K_M, or one along a family parameter) as a line through a surface."""
 
     words: str
     """Its name in figure and legend."""
     kind: str
-    """CSS classes of its line: `edge` for K_A, `edge dash` for K_M."""
+    """CSS classes of its line: `edge` for ability, `edge dash` for memory and long answers."""
     heights: tuple[float | None, ...]
     """For each budget, the height of the line in rows; 0 is the middle of the first row, 0.5 lies between the first two. None: the
     boundary is undefined there."""
@@ -119,26 +172,43 @@ def edges_of(found: Findings, condition: str, skill: str) -> list[Edge]:
     return edges
 
 
-def _height(levels: Sequence[int], one: Finding | None) -> float | None:
+def edges_along(found: Findings, plane: Plane, skill: str) -> list[Edge]:
+    """The boundaries of a series along its parameter as lines. One that lies outside the values at every budget is left out."""
+    edges, top = [], len(plane.levels) - 0.5
+    for measure, words, kind in (("ability", "ability at ½", "edge"), ("long_answers", "half are long", "edge dash")):
+        question = along.question_of(found.results, measure)
+        at = {one.compute_flops: one for one in found.of(question, plane.name, skill)}
+        many = [at.get(c) for c in found.study.budgets]
+        heights = [_height(plane.levels, one) for one in many]
+        if not all(h in (None, -0.5, top) for h in heights):
+            ends = [_interval(plane.levels, one, logs=False) for one in many]
+            edges.append(Edge(words, kind, tuple(heights), tuple(ends)))
+    return edges
+
+
+def _height(levels: Sequence[float], one: Finding | None) -> float | None:
     """Height of the boundary at one budget: the lower side of the first row across one half, in the median replicate.
 
-    None if the boundary is undefined. levels: the numbers of tasks, one row each.
+    None if the boundary is undefined. levels: the value of each row.
     """
     if one is None or (level := boundaries.median_level(one)) is None:
         return None
     if one.verdict == "beyond":  # the cells above the last one seen are undefined: nothing is known there
         return len(levels) - 0.5 if boundaries.edge(one) == levels[-1] else None
-    return (levels.index(int(level)) if level < math.inf else len(levels)) - 0.5
+    return (levels.index(level) if level < math.inf else len(levels)) - 0.5
 
 
-def _interval(levels: Sequence[int], one: Finding | None) -> tuple[float, float] | None:
-    """The interval of a boundary at one budget as heights in rows. An open end lies at the edge of the surface. None: not drawn."""
+def _interval(levels: Sequence[float], one: Finding | None, logs: bool = True) -> tuple[float, float] | None:
+    """The interval of a boundary at one budget as heights in rows. An open end lies at the edge of the surface. None: not drawn.
+
+    logs: heights between two rows go by the logarithm of the value.
+    """
     if one is None or not one.has_interval or one.verdict not in ("crossed", "undecided"):
         return None
-    logs = np.log([float(n) for n in levels])
-    rows = np.arange(len(levels), dtype=float)
-    low = -0.5 if one.low is None else float(np.interp(math.log(one.low), logs, rows))
-    high = len(levels) - 0.5 if one.high is None else float(np.interp(math.log(one.high), logs, rows))
+    scale = np.log if logs else np.asarray
+    places, rows = scale(np.array(levels, float)), np.arange(len(levels), dtype=float)
+    low = -0.5 if one.low is None else float(np.interp(scale(one.low), places, rows))
+    high = len(levels) - 0.5 if one.high is None else float(np.interp(scale(one.high), places, rows))
     return low, high
 
 
@@ -169,12 +239,14 @@ class Grid(NamedTuple):
         return self.left + column * self.cell_w
 
 
-def grid_of(levels: Sequence[int], n_columns: int, width: float, tallest: float, labelled: bool) -> Grid:
+def grid_of(
+    levels: Sequence[float], n_columns: int, width: float, tallest: float, labelled: bool, rows: Rows = TASKS
+) -> Grid:
     """The layout of a surface that is `width` pixels wide, with cells of at most `tallest` pixels height.
 
-    levels: the numbers of tasks. labelled: as in `panel`.
+    levels: the value of each row. labelled: as in `panel`.
     """
-    left = 10 + max(width_of(number(n)) for n in levels)
+    left = 10 + max(width_of(rows.name(level)) for level in levels)
     right = (118 if width > 500 else 66) if labelled else 8
     cell_w = min(150.0, (width - left - right) / n_columns)
     cell_h = max(17.0, min(tallest, 400 / len(levels)))
@@ -194,7 +266,7 @@ def legend(edges: Sequence[Edge], n_columns: int, widths: Sequence[float]) -> se
 
 
 def panel(
-    axes: tuple[Sequence[int], Sequence[float]],
+    axes: tuple[Sequence[float], Sequence[float]],
     shown: Shown,
     cells: Sequence[Sequence[Cell]],
     edges: Sequence[Edge],
@@ -203,22 +275,23 @@ def panel(
     title: str = "",
     note: str = "",
     labelled: bool | None = None,
+    rows: Rows = TASKS,
 ) -> Panel:
-    """Draw a surface: rows are numbers of tasks, columns are budgets, both ascending from the lower left corner.
+    """Draw a surface: rows are numbers of tasks or values of a parameter, columns are budgets, ascending from the lower left.
 
-    axes: the numbers of tasks, and the budgets. width: of the panel; tallest: largest height of a cell; both in pixels.
+    axes: the values of the rows, and the budgets. width: of the panel; tallest: largest height of a cell; both in pixels.
     labelled: leave room for the names of boundaries at the right, so that surfaces side by side have equal cells. None: only if
     there are edges.
     """
     levels, budgets = axes
-    grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled)
+    grid = grid_of(levels, len(budgets), width, tallest, bool(edges) if labelled is None else labelled, rows)
     leaving = _leaving(edges, grid.n_rows)
     bottom = grid.y(-0.5)
     below = bottom + (15 if -0.5 in leaving else 0)  # room for the name of a boundary
     drawing = Drawing(width, below + 42)
-    drawing.text(2, 13, "training tasks", "g")
-    for i, n in enumerate(levels):
-        drawing.text(grid.left - 6, grid.y(i) + 4, number(n), "e")
+    drawing.text(2, 13, rows.axis, "g")
+    for i, level in enumerate(levels):
+        drawing.text(grid.left - 6, grid.y(i) + 4, rows.name(level), "e")
     centres = [grid.x(j) + grid.cell_w / 2 for j in range(len(budgets))]
     for x, name in spaced(centres, [number(c) for c in budgets]):
         drawing.text(x, below + 17, name, "m")
@@ -226,18 +299,18 @@ def panel(
     words = _formatted(cells, grid.cell_w - 3)
     for i, line in enumerate(cells):
         for j, cell in enumerate(line):
-            _draw_cell(drawing, grid, i, j, cell, words[i][j], _tip(axes, shown, i, j, cell))
-    _draw_edges(drawing, grid, edges, leaving)
+            _draw_cell(drawing, grid, i, j, cell, words[i][j], _tip(axes, rows, shown, i, j, cell))
+    _draw_edges(drawing, grid, edges, leaving, rows)
     said = " ".join(
-        f"{counted(n, 'task')}: {', '.join(decimal(c.value) for c in line)}."
-        for n, line in zip(levels, cells, strict=True)
+        f"{rows.place(level)}: {', '.join(decimal(c.value) for c in line)}."
+        for level, line in zip(levels, cells, strict=True)
     )
     return Panel(
         title=title,
         note=note,
-        alt=f"{shown.title} by number of tasks (rows) and compute (columns). {said}",
+        alt=f"{shown.title} by {'number of tasks' if rows == TASKS else rows.axis} (rows) and compute (columns). {said}",
         drawing=drawing,
-        rows=_rows(axes, shown, cells),
+        rows=_rows(axes, rows, shown, cells),
     )
 
 
@@ -264,15 +337,15 @@ def _draw_cell(drawing: Drawing, grid: Grid, i: int, j: int, cell: Cell, word: s
     drawing.cell(grid.x(j) + 1, grid.y(i) - grid.cell_h / 2 + 1, grid.cell_w - 2, grid.cell_h - 2, kind, words, tip)
 
 
-def _tip(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, i: int, j: int, cell: Cell) -> str:
+def _tip(axes: tuple[Sequence[float], Sequence[float]], rows: Rows, shown: Shown, i: int, j: int, cell: Cell) -> str:
     """The tooltip of a cell: mean, place, and the value of each replicate. "" for surfaces with too many cells."""
     levels, budgets = axes
     if len(levels) * len(budgets) > TITLED_CELLS:
         return ""
-    where = f"{counted(levels[i], 'task')}, {number(budgets[j])} FLOPs"
+    where = f"{rows.place(levels[i])}, {number(budgets[j])} FLOPs"
     each = ", ".join(decimal(v) for v in cell.replicates[:20])
     more = f" and {len(cell.replicates) - 20} more" if len(cell.replicates) > 20 else ""
-    value = f"{shown.measure} {decimal(cell.value)}" if cell.value is not None else cell.state
+    value = f"{shown.measure.replace('_', ' ')} {decimal(cell.value)}" if cell.value is not None else cell.state
     value += f", floor {decimal(cell.floor)}" if cell.floor is not None else ""
     return f"{value}\n{where}\nreplicates: {each}{more}"
 
@@ -291,7 +364,9 @@ def _leaving(edges: Sequence[Edge], n_rows: int) -> dict[float, tuple[Edge, int]
     return found
 
 
-def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge], leaving: Mapping[float, tuple[Edge, int]]) -> None:
+def _draw_edges(
+    drawing: Drawing, grid: Grid, edges: Sequence[Edge], leaving: Mapping[float, tuple[Edge, int]], rows: Rows
+) -> None:
     """Draw every boundary as a step line with its intervals as thin bars in the columns, and its name at the end of the line.
 
     leaving: the boundaries with their name above or below the surface (`_leaving`). Other names stand at its right.
@@ -303,7 +378,7 @@ def _draw_edges(drawing: Drawing, grid: Grid, edges: Sequence[Edge], leaving: Ma
         if height < 0:
             drawing.text(x, grid.y(height) + 14, edge.words, "b m")
         else:
-            drawing.text(max(x, half + 10 + width_of("training tasks")), 14, edge.words, "b m")
+            drawing.text(max(x, half + 10 + width_of(rows.axis)), 14, edge.words, "b m")
     _name_at_the_right(drawing, grid, [edge for edge in edges if not any(edge is one for one, _ in leaving.values())])
     for k, edge in enumerate(edges):
         strokes = _steps(grid, edge, edges[:k])
@@ -356,23 +431,29 @@ def _draw_interval(drawing: Drawing, x: float, low: float, high: float, kind: st
     drawing.path(strokes, f"{kind} whisker")
 
 
-def _rows(axes: tuple[Sequence[int], Sequence[float]], shown: Shown, cells: Sequence[Sequence[Cell]]) -> list[Row]:
+def _rows(
+    axes: tuple[Sequence[float], Sequence[float]], of: Rows, shown: Shown, cells: Sequence[Sequence[Cell]]
+) -> list[Row]:
     """The values of a surface as rows of a CSV file, one for each replicate."""
     rows: list[Row] = []
     shared: dict[str, Any] = {"condition": shown.condition, "measure": shown.measure, "skill": shown.skill}
-    for n, line in zip(axes[0], cells, strict=True):
+    for level, line in zip(axes[0], cells, strict=True):
         for c, cell in zip(axes[1], line, strict=True):
             for r, value in enumerate(cell.replicates):
-                place = {"n_tasks": n, "compute_flops": c, "replicate": r}
+                place = {of.key: level, "compute_flops": c, "replicate": r}
                 row = shared | place | {"state": cell.state, "value": None if math.isnan(value) else value}
                 rows.append(row if cell.floor is None else row | {"mean_floor": cell.floor})
     return rows
 
 
-def edge_rows(found: Findings, condition: str, skill: str) -> list[Row]:
-    """K_A and K_M at every budget, as rows of the figure's CSV file."""
+def edge_rows(found: Findings, plane: Plane, skill: str) -> list[Row]:
+    """The boundaries through a surface at every budget, as rows of the figure's CSV file."""
+    if plane.rows == TASKS:
+        what, asked = "tasks", [*found.of("K_A", plane.name, skill), *found.of("K_M", plane.name, "")]
+    else:
+        what, asked = found.study.axis, found.of("along ", plane.name, skill)
     return [
-        {"condition": condition, "measure": one.question, "skill": one.skill, "compute_flops": one.compute_flops}
-        | {"state": one.verdict, "low_tasks": one.low, "high_tasks": one.high, "replicates": one.n}
-        for one in (*found.of("K_A", condition, skill), *found.of("K_M", condition, ""))
+        {"condition": plane.name, "measure": one.question, "skill": one.skill, "compute_flops": one.compute_flops}
+        | {"state": one.verdict, f"low_{what}": one.low, f"high_{what}": one.high, "replicates": one.n}
+        for one in asked
     ]

@@ -16,7 +16,7 @@ from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.generalists import ALL
 from orchestrator.analysis.measures import headline
 from orchestrator.analysis.results import scope_of, surface
-from orchestrator.formatting import clock, decimal, number, on_split, range_words, sure, times
+from orchestrator.formatting import clock, decimal, figure, number, on_split, range_words, sure, times
 from orchestrator.report.svg import Row
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import PARTS, Study, Variant, model_words
@@ -56,6 +56,7 @@ class Table(NamedTuple):
 QUESTIONS = (
     ("Where the skill appears", ("K_A",)),
     ("Up to where tasks are memorised", ("K_M",)),
+    ("Along a parameter of the family", ("along ",)),
     ("How both boundaries move with compute", ("drift of K_A", "drift of K_M")),
     ("Compute to skill", ("compute to skill",)),
     ("One condition against another", ("task multiplier", "compute multiplier", "crossover")),
@@ -113,6 +114,8 @@ def _interval(one: Finding) -> str:
     """The interval of a finding for its table; "" if it has none, or if its words name the end of the grid instead."""
     if not one.has_interval or one.verdict in ("beyond", "below"):
         return ""
+    if one.question.startswith(("along ", "expected along")):
+        return range_words(one.low, one.high, figure)
     if one.question not in ("K_A", "K_M", "compute to skill"):
         return range_words(one.low, one.high)
     low, high = (end and float(round(end)) for end in one.ends)  # tasks or FLOPs: as the words have them
@@ -384,6 +387,13 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
     else:
         ability = f"(U − h) / (U − G) of the mean log losses on {on}: U guesses, G has the exact rule, h is the model."
         memory = "(G − h) / (G − M) on the training mixture: M is the exact memoriser of the training tasks."
+    of_axis = []
+    if study.axis:
+        of_axis = [("Long answer", "A free answer with more than half of the tokens that are allowed.")] * (
+            family.ability_of == "right"
+        )
+        where = f"The value of {study.axis} at which the median replicate passes ½. The values count as equal steps."
+        of_axis += [(f"Along {study.axis}", where)]
     words = [
         ("Ability", f"{ability} 0 {zero}, 1 {one}, {wrong}. Not clipped."),
         ("Memory", memory + (" Read before the learning rate decays; ability after it." if decays else "")),
@@ -397,4 +407,4 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
         ("—", f"Missing, never zero: no result, or {missing}."),
         ("Replicates", "Differ in training tasks, weights and batches. Diverged and failed trials stay in the count."),
     ]
-    return words + reference_words(study)
+    return words + of_axis + reference_words(study)

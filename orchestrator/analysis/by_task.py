@@ -7,7 +7,7 @@ that of the most tasks and the largest budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -45,13 +45,13 @@ def ask(results: Results) -> Iterator[Finding]:
     for condition in results.study.conditions:
         cell, split = cell_of(results, condition), split_of(results, results.study.shown_skills[0])
         _, shares = right_by_task(results, cell, split)
-        for question in (OTHERS,) if _own_tasks(shares) else (THESE, OTHERS):
+        for question in (OTHERS,) if own_tasks(shares) else (THESE, OTHERS):
             yield _mean(results, cell, split, question, shares)
 
 
 def _mean(results: Results, cell: Cell, split: str, question: str, shares: np.ndarray) -> Finding:
     """One of both findings. shares: (tasks, replicates)."""
-    own, skill = _own_tasks(shares), results.study.shown_skills[0]
+    own, skill = own_tasks(shares), results.study.shown_skills[0]
     found = crossed(shares, own_units=own)
     what = f"{on_split(split, of_text=True)}{in_condition(results, cell.condition)}"
     place = f"at {number(cell.n_tasks)} tasks and {number(cell.compute_flops)} FLOPs"
@@ -86,12 +86,12 @@ def _mean(results: Results, cell: Cell, split: str, question: str, shares: np.nd
 
 
 def _ends(shares: np.ndarray, question: str, confidence: float) -> Ends:
-    found = crossed(shares, confidence, _own_tasks(shares))
+    found = crossed(shares, confidence, own_tasks(shares))
     ends = None if found is None else found.over_replicates if question == THESE else found.over_both
     return ends or (None, None)
 
 
-def _own_tasks(shares: np.ndarray) -> bool:
+def own_tasks(shares: np.ndarray) -> bool:
     """Whether replicates were asked different tasks. shares: (tasks, replicates), NaN missing."""
     known = ~np.isnan(shares)
     return not known[:, known.any(axis=0)].all()
@@ -106,6 +106,14 @@ def right_by_task(results: Results, cell: Cell, split: str) -> tuple[list[str], 
         if row["n_sequences"] and row["replicate"] < results.n_replicates:
             shares[names[row["task"]], row["replicate"]] = row["n_right"] / row["n_sequences"]
     return list(names), shares
+
+
+def asked_alike(results: Results, conditions: Sequence[str]) -> bool:
+    """Whether these conditions were asked the same held-out tasks, as far as they have rows by task."""
+    there = {condition for condition, _, _ in results.cells_by_task()}
+    split = split_of(results, results.study.shown_skills[0])
+    names = [right_by_task(results, cell_of(results, c), split)[0] for c in conditions if c in there]
+    return all(some == names[0] for some in names)
 
 
 class Seen(NamedTuple):

@@ -128,7 +128,9 @@ def _tasks(found: Findings, cell: by_task.Cell, split: str, suffix: str) -> tupl
     never, always = int((mean == 0).sum()), int((mean == 1).sum())
     middle = decimal(float(np.sort(mean)[len(mean) // 2]))
     what = f"{len(names)} {on_split(split, of_text=True)}" if split == "held_out" else f"{times(len(names), 'task')}"
-    sentence = f"Of {what}, {_has(never)} no right answer in any replicate and {_has(always)} all answers right; the middle one has {middle} right."
+    own = by_task.own_tasks(shares)
+    where = "in any replicate that was asked" if own else "in any replicate"
+    sentence = f"Of {what}, {_has(never)} no right answer {where} and {_has(always)} all answers right; the middle one has {middle} right."
     shown = order if len(order) <= BEST + WORST else [*order[:BEST], *order[-WORST:]]
     n = shares.shape[1]
     rows = [[names[i], decimal(float(mean[i])), *(decimal(float(v)) for v in shares[i][:5])] for i in shown]
@@ -141,4 +143,5 @@ def _tasks(found: Findings, cell: by_task.Cell, split: str, suffix: str) -> tupl
     note = (
         "Share of right answers, the mean of the replicates and each of the first five. All tasks are in tasks.parquet."
     )
+    note += " Each replicate is asked tasks of the clusters that it trains." if own else ""
     return sentence, Table(f"tasks{suffix}", title, columns, rows, note, frozenset(range(1, len(columns))))

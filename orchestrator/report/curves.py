@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from orchestrator.analysis import onsets
+from orchestrator.analysis import by_task, onsets
 from orchestrator.analysis.expected import crossing
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import over_replicates
 from orchestrator.analysis.results import surface
 from orchestrator.formatting import counted, decimal, number
-from orchestrator.report.surface import shown_of, words_of
+from orchestrator.report.surface import OWN_TASKS, shown_of, words_of
 from orchestrator.report.svg import HALVES, Axes, Drawing, Figure, Panel, Point, Row, compute_ticks
 from orchestrator.study.pairs import measure_of, pairs_of
 from trainers.tasks import Family
@@ -383,13 +383,16 @@ def conditions_side_by_side(found: Findings) -> Figure | None:
     ranked = sorted((c for c in ends if not math.isnan(ends[c])), key=lambda c: -ends[c])
     words = "; ".join(f"{c}: {decimal(ends[c])}" for c in ranked)
     most = counted(found.results.levels[-1], "task")
+    notes = [f"The first {len(shown)} of {len(conditions)} conditions."] if len(shown) < len(conditions) else []
+    if not by_task.asked_alike(found.results, shown):
+        notes.append(OWN_TASKS)
     return Figure(
         name="conditions",
         title="Conditions side by side",
         sentence=f"Ability at {number(found.study.budgets[-1])} FLOPs and {most}: {words}." if words else "",
         panels=panels,
         key=_key(shown),
-        note=f"The first {len(shown)} of {len(conditions)} conditions." if len(shown) < len(conditions) else "",
+        note=" ".join(notes),
     )
 
 

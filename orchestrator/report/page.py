@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup, escape
 
-from orchestrator.analysis import along, answer
+from orchestrator.analysis import along, answer, by_task
 from orchestrator.analysis.finding import capitalised, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
@@ -132,6 +132,7 @@ def _contents(
         "several": len(surface.planes(found)) > 1,
         "lines": _lines(found),
         "skill_words": cast(Family, study.family).skills.get(study.shown_skills[0], ""),
+        "own_tasks": "" if by_task.asked_alike(found.results, [*study.conditions]) else surface.OWN_TASKS,
         "replicates": ("up to " if any(run["status"] != "done" for run in found.runs) else "")
         + times(study.axes.replicates, "replicate"),
         "story": story,

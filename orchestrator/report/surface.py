@@ -123,6 +123,10 @@ _OF_TEXT = Words(
 )
 
 
+OWN_TASKS = "Each condition is asked held-out tasks of the clusters that it trains."
+"""A note on conditions that were asked different tasks (`by_task.asked_alike`)."""
+
+
 def words_of(found: Findings) -> Words:
     """The words for a study's family: with an exact rule, or of text."""
     return _OF_TEXT if cast(Family, found.study.family).ability_of == "right" else _OF_RULES

@@ -381,6 +381,9 @@ def definitions(found: Findings) -> list[tuple[str, str]]:
         memory = "1 − h(training items) / h(new items of the same tasks), of the mean log losses a target token."
         zero, one, wrong = "is the trivial predictor", "has every answer right", "below 0 is worse than that predictor"
         missing = "the floor is above 0.9, fewer than 20 items were answered, or new items cost under 0.1 nats a token"
+        if any(split == "held_out_clusters" for _, _, split in found.results.groups()):
+            ability += " These tasks are of the clusters that the trial trains."
+            missing += ", or no held-out task is of these clusters"
     elif family.ability_of == "accuracy":
         ability = f"(acc − acc_M) / (1 − acc_M) on {on}: exact matches beyond those of the exact memoriser M."
         memory = "Not defined for this family."

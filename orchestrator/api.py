@@ -234,7 +234,8 @@ class _Snapshot:
         from orchestrator.analysis.results import Results
 
         of_text = self.of_text if cast(Any, self.study.family).ability_of == "right" else ()
-        return Results.of_tables(self.study, *self.tables, *of_text)
+        sampled = self.sampled if "reward" in self.study.axes.arm else ()
+        return Results.of_tables(self.study, *self.tables, *of_text, sampled=sampled)
 
     @cached_property
     def found(self) -> Findings:
@@ -280,6 +281,13 @@ class _Snapshot:
         from orchestrator.record import tables
 
         return tables.tasks_table(self.state, self.study), tables.examples_table(self.state, self.study)
+
+    @cached_property
+    def sampled(self) -> tuple[pa.Table, pa.Table]:
+        """`samples` and `transcripts`; without rows if the study has no arm `reward`."""
+        from orchestrator.record import tables
+
+        return tables.samples_table(self.state, self.study), tables.transcripts_table(self.state, self.study)
 
     @cached_property
     def telemetry(self) -> pa.Table:
@@ -398,6 +406,21 @@ class OpenStudy:
     def examples(self) -> pd.DataFrame:
         """Items with the free answers of each trial, of families of text: the columns of examples.parquet."""
         return self._now().of_text[1].to_pandas()
+
+    @property
+    @_plainly
+    def samples(self) -> pd.DataFrame:
+        """A row for each evaluation of a trial of arm `reward`: the columns of samples.parquet, and their means."""
+        from orchestrator.analysis.samples import means
+
+        frame = self._now().sampled[0].to_pandas()
+        return frame.assign(**means(frame))
+
+    @property
+    @_plainly
+    def transcripts(self) -> pd.DataFrame:
+        """Answers that trials of arm `reward` sampled for training: the columns of transcripts.parquet."""
+        return self._now().sampled[1].to_pandas()
 
     @property
     @_plainly

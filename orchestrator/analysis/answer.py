@@ -5,6 +5,7 @@ The report, the terminal and MLflow print these.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -251,6 +252,9 @@ def _further(found: Findings) -> Iterator[str]:
         yield f"{times(n['diverged'], 'trial')} diverged: try a lower learning rate"
     if n["failed"]:
         yield f"{times(n['failed'], 'trial')} failed"
+    if named := Counter(run["outcome"] for run in found.runs if run.get("outcome")):
+        of = sum(run["status"] == "done" and run["sampling_flops_share"] is not None for run in found.runs)
+        yield f"named outcomes of {times(of, 'trial')} with a reward: {', '.join(f'{k} {name}' for name, k in named.most_common())}"
     if all(r["status"] != "done" for r in found.runs):
         return
     if found.study.axes.replicates < 2:

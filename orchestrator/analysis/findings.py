@@ -6,7 +6,7 @@ and no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,9 +119,9 @@ class Findings:
         return Costs(run, total("eval_flops"), own - run, total("train_seconds") + total("eval_seconds"))
 
 
-def find(study: Study, results: Any, runs: Any, *of_text: Any) -> Findings:
+def find(study: Study, results: Any, runs: Any, *of_text: Any, sampled: Sequence[Any] = ()) -> Findings:
     """Findings of a study from its Arrow tables (`Results.of_tables`). Missing values raise nothing."""
-    return judge(Results.of_tables(study, results, runs, *of_text))
+    return judge(Results.of_tables(study, results, runs, *of_text, sampled=sampled))
 
 
 def read(folder: Path, study: Study) -> Findings:

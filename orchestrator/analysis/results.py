@@ -84,9 +84,15 @@ class Results:
     """
 
     def __init__(
-        self, study: Study, numbers: Columns, words: Mapping[str, Coded], runs: list[Row], of_text: Sequence[Any] = ()
+        self,
+        study: Study,
+        numbers: Columns,
+        words: Mapping[str, Coded],
+        runs: list[Row],
+        of_text: Sequence[Any] = (),
+        sampled: Sequence[Any] = (),
     ) -> None:
-        self.study, self.runs, self._of_text = study, runs, of_text
+        self.study, self.runs, self._of_text, self._sampled = study, runs, of_text, sampled
         columns = dict(numbers) | {name: word.names[word.codes] for name, word in words.items()}
         self.levels = sorted(study.axes.n_tasks)
         self.budgets = study.budgets
@@ -112,19 +118,24 @@ class Results:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = []
-        of_text = ("tasks.parquet", "examples.parquet")
-        names = ["results.parquet", "runs.parquet", *(name for name in of_text if (folder / name).exists())]
-        for name in names:
-            try:
-                tables.append(pq.read_table(folder / name))
-            except pa.ArrowException as problem:
-                raise OSError(f"{folder / name} is damaged: {str(problem).splitlines()[0][:200]}") from None
-        return cls.of_tables(study, *tables)
+        def tables(*names: str) -> list[Any]:
+            found = []
+            for name in names:
+                try:
+                    found.append(pq.read_table(folder / name))
+                except pa.ArrowException as problem:
+                    raise OSError(f"{folder / name} is damaged: {str(problem).splitlines()[0][:200]}") from None
+            return found
+
+        of_text = [name for name in ("tasks.parquet", "examples.parquet") if (folder / name).exists()]
+        sampled = [name for name in ("samples.parquet", "transcripts.parquet") if (folder / name).exists()]
+        results, runs = tables("results.parquet", "runs.parquet")
+        return cls.of_tables(study, results, runs, *tables(*of_text), sampled=tables(*sampled))
 
     @classmethod
-    def of_tables(cls, study: Study, results: Any, runs: Any, *of_text: Any) -> Results:
+    def of_tables(cls, study: Study, results: Any, runs: Any, *of_text: Any, sampled: Sequence[Any] = ()) -> Results:
         """From pyarrow tables: `results` has a row for each evaluation, `runs` one for each trial. of_text: `tasks` and `examples`.
+        sampled: `samples` and `transcripts`, of arm `reward`.
 
         A number column that an older table lacks is NaN in every row.
         """
@@ -143,7 +154,7 @@ class Results:
             words[name] = Coded(column.indices.to_numpy(zero_copy_only=False), names)
         if "variant" in results.column_names:
             words["arm"] = _conditions(study, words["arm"], results.column("variant"))
-        return cls(study, numbers, words, runs, of_text)
+        return cls(study, numbers, words, runs, of_text, sampled)
 
     def cells_by_task(self) -> set[tuple[str, int, float]]:
         """(condition, n_tasks, budget) of all cells with rows by task; none if the family is none of text."""
@@ -153,12 +164,11 @@ class Results:
 
     def of_text(self, table: Literal["tasks", "examples"], **place: Any) -> list[Row]:
         """Rows of `tasks` or `examples` with these values of condition, n_tasks, compute_flops and split."""
-        import pyarrow.compute as pc
+        return _rows_at(self._of_text[0 if table == "tasks" else 1], place)
 
-        found = self._of_text[0 if table == "tasks" else 1]
-        for name, value in place.items():
-            found = found.filter(pc.equal(found[name], value))
-        return cast(list[Row], found.to_pylist())
+    def sampled(self, table: Literal["samples", "transcripts"], **place: Any) -> list[Row]:
+        """Rows of `samples` or `transcripts` with these values of condition, n_tasks and others; none without arm `reward`."""
+        return _rows_at(self._sampled[0 if table == "samples" else 1], place) if self._sampled else []
 
     def groups(self) -> set[tuple[str, str, str]]:
         """Every (condition, skill, split) with an evaluation."""
@@ -315,6 +325,15 @@ class Results:
         table = np.full((n, len(flops)), np.nan)
         table[replicate[kept], at] = values[kept]
         return flops, table
+
+
+def _rows_at(table: Any, place: Mapping[str, Any]) -> list[Row]:
+    """The rows of an Arrow table that have these values."""
+    import pyarrow.compute as pc
+
+    for name, value in place.items():
+        table = table.filter(pc.equal(table[name], value))
+    return cast(list[Row], table.to_pylist())
 
 
 def _conditions(study: Study, arm: Coded, variant: Any) -> Coded:

@@ -23,7 +23,7 @@ from orchestrator.record import links, mlflow_models, mlflow_values, mlflow_view
 from orchestrator.record.journal import Event, State
 from orchestrator.record.mlflow_values import Point
 from orchestrator.record.recorded import trained_tasks, trial_evaluations, trial_telemetry
-from orchestrator.record.tables import SUMMARY_FILE, TABLES, TABLES_OF_TEXT
+from orchestrator.record.tables import SUMMARY_FILE, TABLES, TABLES_OF_REWARD, TABLES_OF_TEXT, outcome_of
 from orchestrator.record.trouble import RecordProblem
 from orchestrator.study.schema import Study
 from trainers import budget, checkpoint
@@ -43,6 +43,9 @@ EVALUATIONS = "evaluations.json"
 
 EXAMPLES = "examples.json"
 """Items with the free answers of a trial of text, as a table that MLflow compares between runs."""
+
+TRANSCRIPTS = "transcripts.json"
+"""Answers that a trial of arm `reward` sampled along its training, as such a table."""
 
 LEAKS = "leaks.json"
 """The leak certificates of a study's data, on its parent run."""
@@ -342,7 +345,8 @@ class MlflowRecord:
         self._set_look(trial)
         points = [*self._evaluation_points(trial, evaluations[before[0] if before else 0 :])]
         if not before or before[1] != len(telemetry):
-            curves = mlflow_values.of_telemetry(trial_telemetry(state, trial))
+            portions = trial_telemetry(state, trial)
+            curves = [*mlflow_values.of_telemetry(portions), *mlflow_values.of_sampling(trial, portions)]
             points += [point for point in curves if (point.name, point.step) not in self._sent.get(trial.id, ())]
         tags = {}
         if before is None:
@@ -357,7 +361,8 @@ class MlflowRecord:
             costs = mlflow_values.of_end(end, cast(Family, trial.family).ability_of)
             points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in costs.items()]
             tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
-            tags |= self._log_table(run, trial, evaluations[-1][1]) if evaluations else {}
+            tags |= self._log_tables(run, trial, [event for _, event in evaluations]) if evaluations else {}
+            tags |= {"outcome": named} if (named := outcome_of(state, self.study, trial)) else {}
             if end["status"] != "failed":
                 tags |= {"emergence.ended": end["status"], "emergence.layout": LAYOUT}
         self._log(run, self._metrics(points), self._as_params(params), self._as_tags(tags))
@@ -399,11 +404,12 @@ class MlflowRecord:
             inputs.append(of.DatasetInput(dataset, [of.InputTag("mlflow.data.context", context)]))
         self.client.log_inputs(run, inputs)
 
-    def _log_table(self, run: str, trial: TrialSpec, event: Event) -> dict[str, str]:
-        """Log the table of an evaluation, and its examples. Returns the tag by which the UI finds them."""
+    def _log_tables(self, run: str, trial: TrialSpec, events: list[Event]) -> dict[str, str]:
+        """Log the table of the last evaluation, its examples, and all transcripts. Returns the tag by which the UI finds them."""
         ability_of = cast(Family, trial.family).ability_of
-        table = mlflow_values.table_of(mlflow_values.of_evaluation(event, ability_of), ability_of)
-        named = {EVALUATIONS: table, EXAMPLES: mlflow_values.examples_of(event)}
+        table = mlflow_values.table_of(mlflow_values.of_evaluation(events[-1], ability_of), ability_of)
+        named = {EVALUATIONS: table, EXAMPLES: mlflow_values.examples_of(events[-1])}
+        named |= {TRANSCRIPTS: mlflow_values.transcripts_of(events)}
         logged = {name: of for name, of in named.items() if of is not None}
         for name, of in logged.items():
             self.client.log_text(run, json.dumps(of), name)
@@ -533,7 +539,7 @@ def _is_settled(run: Any) -> bool:
 def shown_files(folder: Path) -> list[str]:
     """The files of the record in a study's folder, as relative paths."""
     figures = [path for path in (folder / "figures").glob("*") if path.is_file() and path.name[0] != "."]
-    tables = [*TABLES, *(name for name in TABLES_OF_TEXT if (folder / name).exists())]
+    tables = [*TABLES, *(name for name in (*TABLES_OF_TEXT, *TABLES_OF_REWARD) if (folder / name).exists())]
     return [*tables, SUMMARY_FILE, REPORT_FILE, *sorted(f"figures/{path.name}" for path in figures)]
 
 

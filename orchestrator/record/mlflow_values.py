@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from orchestrator.analysis import measures
+from orchestrator.analysis import measures, samples
 from orchestrator.analysis.measures import HEADLINE, compared_on, headline
 from orchestrator.formatting import counted, number
 from orchestrator.record.journal import Event
@@ -110,8 +110,10 @@ def params(study: Study, trial: TrialSpec) -> dict[str, Any]:
     if trial.variant:
         found["variant"] = trial.variant
     found["model.n_parameters"] = budget.shape_of(trial).n_parameters
-    for part in ("family", "model", "training", "evaluation"):
+    for part in ("family", "model", "training", "evaluation", *(["reward"] if trial.reward is not None else [])):
         found |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
+    if trial.reward is not None:
+        found["sampling_flops_share"] = f"{budget.sampling_flops(trial) / budget.flops_per_step(trial):.6g}"
     return found
 
 
@@ -178,6 +180,15 @@ def examples_of(event: Event) -> dict[str, Any] | None:
     return {"columns": list(columns), "data": [[row[k] for k in columns] for row in rows]} if rows else None
 
 
+def transcripts_of(events: Sequence[Event]) -> dict[str, Any] | None:
+    """The transcripts of a trial's evaluations as such a table, the last evaluation first; None without any."""
+    columns = ("prompt", "answer", "target", "ended", "answered", "right", "sound", "task", "step")
+    rows = [
+        one | {"step": e["step"]} for e in reversed(events) for one in (e.get("sampled") or {}).get("transcripts", ())
+    ]
+    return {"columns": list(columns), "data": [[row[k] for k in columns] for row in rows]} if rows else None
+
+
 def by_cluster(tasks: list[tuple[str, str]]) -> dict[str, list[str]]:
     """Cluster -> its tasks, in their order, from (task, cluster)."""
     found: dict[str, list[str]] = {}
@@ -190,8 +201,11 @@ def by_cluster(tasks: list[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
-    """Metrics of one evaluation: `<split>/<skill>/<measure>`, `train/flops` and `train/mean_train_loss_nats`."""
+    """Metrics of one evaluation: `<split>/<skill>/<measure>`, `train/flops`, `train/mean_train_loss_nats`, `reward/<mean>`."""
     found = {"train/flops": float(event["flops"])}
+    if of := event.get("sampled"):
+        counts = {column: of["sums"][key] for column, key in samples.SUMS.items()}
+        found |= {f"reward/{name}": float(value) for name, value in samples.means(counts).items()}
     if (loss := event["train_loss_nats"]) is not None and math.isfinite(loss):
         found["train/mean_train_loss_nats"] = loss
     rows = [row for row in event["rows"] if row["n"]]
@@ -239,6 +253,15 @@ def of_telemetry(events: list[Event]) -> Iterator[Point]:
                 if value is not None and math.isfinite(value):
                     yield Point(f"train/{name}", float(value), at, step)
         yield from _system(event)
+
+
+def of_sampling(trial: TrialSpec, events: list[Event]) -> Iterator[Point]:
+    """Answers per second of training along a trial of arm `reward`, sampling and learning together. events: as in `of_telemetry`."""
+    length = cast(Family, trial.family).length(trial.arm)
+    for event in events if trial.reward is not None else ():
+        for step, at, speed in zip(event["steps"], event["times"], event["tokens_per_second"], strict=True):
+            if speed is not None and math.isfinite(speed):
+                yield Point("reward/samples_per_second", speed / length, at, step)
 
 
 def _system(event: Event) -> Iterator[Point]:

@@ -41,6 +41,7 @@ def tag(study: Study, created_seconds: float) -> str:
 def _table(study: Study) -> dict[str, Any]:
     shown = headline(cast(Family, study.family).ability_of)
     columns = _COLUMNS | dict.fromkeys((f"metrics.`{name}`" for name in shown), 82)
+    columns |= {"metrics.`reward/right`": 100, "tags.`outcome`": 120} if "reward" in study.axes.arm else {}
     return {
         "selectedColumns": [name for name in columns if "." in name],
         "columnOrder": list(columns),
@@ -57,6 +58,7 @@ def _charts(study: Study) -> dict[str, Any]:
     skill, mixture = study.shown_skills[0], cast(Family, study.family).mixture
     tasks, compute = ({"key": name, "type": "PARAM"} for name in ("log2_n_tasks", "log10_compute_flops"))
     ability, memory = ({"key": name, "type": "METRIC"} for name in ("ability", "memory"))
+    has_reward = "reward" in study.axes.arm
     charts = [
         _chart("answer", "SCATTER", "ability by tasks", xaxis=tasks, yaxis=ability),
         _chart("answer", "SCATTER", "ability by compute", xaxis=compute, yaxis=ability),
@@ -67,6 +69,7 @@ def _charts(study: Study) -> dict[str, Any]:
         _line(f"seen/{mixture}/memory"),
         _line("train/loss_nats"),
         _line("train/learning_rate"),
+        *([_line(f"reward/{name}") for name in ("right", "entropy_nats", "tokens")] if has_reward else []),
     ]
     colours = f"From light to dark: {number(study.budgets[0])} to {number(study.budgets[-1])} FLOPs"
     named = {"answer": f"Ability ({skill}) and memory. {colours}", "training": "Training"}
@@ -75,6 +78,7 @@ def _charts(study: Study) -> dict[str, Any]:
     splits = tuple(reversed(SPLITS)) if of_text else ("held_out", "seen")
     others = [
         *(f"{split}/{name}" for name in skills for split in splits),
+        *(["reward"] if has_reward else []),
         "train",
         "trial_cost",
         "trials",

@@ -1,4 +1,4 @@
-"""The record as tables: `results.parquet`, `runs.parquet` and the two CSV files."""
+"""The record as tables: `results.parquet`, `runs.parquet`, those of text and of arm `reward`, and the summary."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator import files
-from orchestrator.analysis import findings, summary
+from orchestrator.analysis import findings, samples, summary
 from orchestrator.analysis.measures import RAW, REFERENCES
 from orchestrator.record.journal import State
 from orchestrator.record.recorded import telemetry, trial_evaluations
 from orchestrator.study.schema import Study
+from trainers import budget
 from trainers.checkpoint import CURVES, SYSTEM_FIELDS
 from trainers.spec import TrialSpec
 from trainers.tasks import Family
@@ -76,6 +77,24 @@ EXAMPLES = pa.schema(
 )
 """`examples.parquet`, of families of text: a few items of each task with the trial's free answer."""
 
+SAMPLES = pa.schema(
+    [(name, pa.string()) for name in ("trial", "trunk", "condition", "arm", "variant")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [("step", pa.int64()), ("flops", pa.float64()), ("phase", pa.string())]
+    + [(name, pa.float64() if name.startswith("sum") else pa.int64()) for name in samples.SUMS]
+)
+"""`samples.parquet`, of arm `reward`: one row per (trial, step). Counts and sums over the answers that were sampled for training
+since the evaluation before: on the trunk, or since the decay began. `n_tokens` counts the end of an answer, too."""
+
+TRANSCRIPTS = pa.schema(
+    [(name, pa.string()) for name in ("trial", "condition")]
+    + [("n_tasks", pa.int64()), ("compute_flops", pa.float64()), ("replicate", pa.int64())]
+    + [("step", pa.int64()), ("flops", pa.float64())]
+    + [(name, pa.string()) for name in ("phase", "task", "prompt", "target", "answer")]
+    + [(name, pa.bool_()) for name in ("ended", "answered", "right", "sound")]
+)
+"""`transcripts.parquet`, of arm `reward`: some answers that were sampled in the last step before each evaluation."""
+
 _PLACE = dict.fromkeys(("workers", "zero_stage", "micro_batch", "halvings"), pa.int64())
 _PLACE |= dict.fromkeys(("recompute", "offload", "compiled"), pa.bool_())
 """Placement of a trial on its workers; `halvings` counts how often the micro-batch was halved for lack of memory."""
@@ -92,6 +111,10 @@ RUNS = pa.schema(
 )
 """One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
 compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
+
+OF_REWARD = pa.schema([("outcome", pa.string()), ("sampling_flops_share", pa.float64())])
+"""Columns that studies with arm `reward` have beside RUNS: the named outcome, if any, and the share of the training FLOPs that are
+charged for sampling. Trials of other arms have neither."""
 
 _ORDER = ("arm", "variant", "n_tasks")
 
@@ -129,6 +152,43 @@ def examples_table(state: State, study: Study) -> pa.Table:
     """`examples.parquet`: items with the answers of each trial, sorted as `results.parquet`."""
     rows = [place | one for place, row in _last_rows(state, study) for one in row.get("examples") or ()]
     return pa.Table.from_pylist(rows, schema=EXAMPLES)
+
+
+def samples_table(state: State, study: Study) -> pa.Table:
+    """`samples.parquet`: what the trials of arm `reward` sampled, sorted as `results.parquet`."""
+    rows = [row for trial in _sampling(state, study) for row, _ in _sampled(state, study, trial)]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*SAMPLES, *of_axis(study)]))
+
+
+def transcripts_table(state: State, study: Study) -> pa.Table:
+    """`transcripts.parquet`: sampled answers as text, sorted as `results.parquet`."""
+    trials = _sampling(state, study)
+    rows = [row | one for trial in trials for row, texts in _sampled(state, study, trial) for one in texts]
+    return pa.Table.from_pylist(rows, schema=TRANSCRIPTS)
+
+
+def _sampling(state: State, study: Study) -> list[TrialSpec]:
+    """The trials of arm `reward` that have ended, in the order of `results.parquet`."""
+    ended = [t for t in study.trials() if state.trials.get(t.id, {}).get("status") in ("done", "diverged")]
+    rewarded = [trial for trial in ended if trial.reward is not None]
+    return sorted(rewarded, key=lambda t: (*(getattr(t, k) for k in _ORDER), t.replicate, t.compute_flops))
+
+
+def _sampled(state: State, study: Study, trial: TrialSpec) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The row of `samples.parquet` and the transcripts of each evaluation of a trial, in order of steps."""
+    axes = _axes(study, trial) | {"condition": study.condition_of(trial.arm, trial.variant)}
+    for phase, event in trial_evaluations(state, trial):
+        if of := event.get("sampled"):
+            place = axes | {"step": event["step"], "flops": event["flops"], "phase": phase}
+            yield place | {column: of["sums"][key] for column, key in samples.SUMS.items()}, of["transcripts"]
+
+
+def outcome_of(state: State, study: Study, trial: TrialSpec) -> str | None:
+    """The named outcome of a trial of arm `reward` (`samples.outcome`); None if none applies, or the trial is not done."""
+    if trial.reward is None or state.trials.get(trial.id, {}).get("status") != "done":
+        return None
+    _, most_tokens = cast(Any, trial.family).answer_shape
+    return samples.outcome([row for row, _ in _sampled(state, study, trial)], most_tokens)
 
 
 def _last_rows(state: State, study: Study) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -176,10 +236,17 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), uniform)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
             | {k: event.get(k) for k in ("host", "device", *_PLACE)}
+            | {"outcome": outcome_of(state, study, trial), "sampling_flops_share": sampling_flops_share(trial)}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
-    return pa.Table.from_pylist(rows, schema=pa.schema([*RUNS, *of_axis(study)]))
+    schema = [*RUNS, *of_axis(study), *(OF_REWARD if "reward" in study.axes.arm else ())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(schema))
+
+
+def sampling_flops_share(trial: TrialSpec) -> float | None:
+    """The share of a trial's training FLOPs that are charged for sampling; None if its arm samples nothing."""
+    return budget.sampling_flops(trial) / budget.flops_per_step(trial) if trial.reward is not None else None
 
 
 _CURVES = {"train_loss_nats" if name == "loss_nats" else name: name for name in CURVES}
@@ -226,10 +293,12 @@ def distinct_tasks(n_tasks: int, sequences: int | None) -> float | None:
 
 
 def write_parquet(folder: Path, state: State, study: Study) -> None:
-    """Write the tables, each in one rename: `results` and `runs`, and those of text if there are any. Raises OSError."""
+    """Write the tables, each in one rename: `results` and `runs`, and those of text and of arm `reward`. Raises OSError."""
     tables = {"results": results_table(state, study), "runs": runs_table(state, study)}
     if cast(Family, study.family).ability_of == "right":
         tables |= {"tasks": tasks_table(state, study), "examples": examples_table(state, study)}
+    if "reward" in study.axes.arm:
+        tables |= {"samples": samples_table(state, study), "transcripts": transcripts_table(state, study)}
     for name, table in tables.items():
         with files.aside(folder / f"{name}.parquet") as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -237,6 +306,7 @@ def write_parquet(folder: Path, state: State, study: Study) -> None:
 
 TABLES = ("results.parquet", "runs.parquet")
 TABLES_OF_TEXT = ("tasks.parquet", "examples.parquet")
+TABLES_OF_REWARD = ("samples.parquet", "transcripts.parquet")
 
 SUMMARY_FILE = "summary.csv"
 """The findings of a study, a row each (`summary.rows`)."""

@@ -28,6 +28,8 @@ WIDTH, HEIGHT = 240, 150
 """Pixels of a panel's axes."""
 LOWEST, HIGHEST = -0.5, 1.3
 """Widest vertical scale. Values outside are drawn at its edge: ability and memory lie around 0 to 1."""
+STARTED = " Level and dashed: the score of the model that training began with."
+"""For the note of a figure with such lines."""
 FARTHEST = 100
 """Largest factor between two numbers of tasks that a line joins (assumed)."""
 
@@ -75,6 +77,8 @@ class Run(NamedTuple):
     """Tooltip of line and marks."""
     lost: Point | None = None
     """The last evaluation of a run that diverged; it gets a cross."""
+    start: float | None = None
+    """The value of the model that training began with, if another trial trained it; a dashed level line."""
 
 
 # By number of tasks -------------------------------------------------------------------------------------------------
@@ -149,14 +153,15 @@ def along(
     span: tuple[float, float],
     ticks: Sequence[float],
     x_title: str = "training compute (FLOPs)",
+    halves: bool = True,
 ) -> Panel:
     """A panel with every replicate as a line over compute; a mark is the end of a budget, a cross a divergence.
 
-    bounds: vertical scale (lowest, highest). span: horizontal scale, logarithmic. ticks: values named below it.
+    bounds: vertical scale (lowest, highest). span: horizontal scale, logarithmic. ticks: values named below it. halves: as in `by_tasks`.
     """
     drawing = Drawing(WIDTH + 22, HEIGHT + 70)
     axes = Axes(drawing, (42, 24, WIDTH, 24 + HEIGHT), span, bounds)
-    axes.frame(_ticks(*bounds, True), y_title, x_title)
+    axes.frame(_ticks(*bounds, halves), y_title, x_title)
     compute_ticks(axes, ticks)
     many = len(runs) > 10
     rows: list[Row] = []
@@ -164,6 +169,9 @@ def along(
         strokes = [[(axes.x(x), axes.y(v)) for x, v in stroke] for stroke in run.strokes]
         style = f"s{run.colour} {'thin' if many else 'mid'}{' dash' if run.mark == 'square' else ''}"
         drawing.path(strokes, style, run.tip)
+        if run.start is not None:
+            level = axes.y(run.start)
+            drawing.path([[(strokes[0][0][0], level), (axes.right, level)]], f"s{run.colour} thin dash")
         for x, v in run.ends:
             kind = f"{'o' if run.mark == 'square' else 'f'}{run.colour} thin"
             drawing.mark(axes.x(x), axes.y(v), kind, axes.beyond(v) or run.mark, run.tip, 2 if many else 3)
@@ -206,7 +214,9 @@ def runs_of(
         budgets = np.unique(track.budgets[known]) if grows else [track.budgets[known].max()]
         strokes = [_points(track, known & (track.budgets == c)) for c in budgets]
         tip = f"{name}\n{counted(n_tasks, 'task')}, replicate {r}"
-        runs.append(Run(name, colour, mark, strokes, _points(track, final), tip, strokes[-1][-1] if lost[r] else None))
+        start = next(iter(track.values[known & (track.steps == 0)].tolist()), None)
+        ends = _points(track, final)
+        runs.append(Run(name, colour, mark, strokes, ends, tip, strokes[-1][-1] if lost[r] else None, start))
     return runs
 
 
@@ -253,7 +263,8 @@ def emergence(found: Findings) -> Figure | None:
         ],
         key=_key(conditions),
         note="A line is a replicate; a mark is the end of a budget."
-        + (" × marks a divergence." if any(r["status"] == "diverged" for r in found.runs) else ""),
+        + (" × marks a divergence." if any(r["status"] == "diverged" for r in found.runs) else "")
+        + (STARTED if any(run.start is not None for n in levels for run in runs[n]) else ""),
     )
 
 

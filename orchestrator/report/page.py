@@ -22,7 +22,7 @@ from orchestrator.analysis.finding import capitalised, tested_words
 from orchestrator.analysis.findings import Findings
 from orchestrator.files import replace
 from orchestrator.formatting import number, times
-from orchestrator.report import asked, curves, facts, palette, surface, svg, tables
+from orchestrator.report import asked, curves, facts, palette, rewarded, surface, svg, tables
 from orchestrator.report.surface import Edge, Plane
 from orchestrator.report.svg import Figure, Panel
 from orchestrator.terminal import printable
@@ -92,7 +92,7 @@ def write(
 def _write_files(folder: Path, study: str, page: Mapping[str, Any]) -> None:
     """Write figures as SVG and CSV, and long tables and the table of trials as CSV. Delete figures of earlier reports."""
     files: dict[str, bytes] = {}
-    for figure in (page["hero"], *page["story"], *page["folded"]):
+    for figure in (page["hero"], *page["story"], *(one.figure for one in page["rewarded"]), *page["folded"]):
         files[f"{figure.name}.svg"] = svg.sheet(figure, study)
         files[f"{figure.name}.csv"] = svg.table([row for panel in figure.panels for row in panel.rows])
     for table in page["tables"]:
@@ -139,6 +139,8 @@ def _contents(
         "folded": folded,
         "largest": MAX_FIGURE_BYTES,
         "asked": asked.asked(found),
+        "rewarded": rewarded.rewarded(found),
+        "outcomes": rewarded.outcomes(found),
         "data": facts.of_sessions(sessions),
         "counts": tested_words(found.findings),
         "tables": [
@@ -159,7 +161,7 @@ def _contents(
 
 def figures(found: Findings) -> list[Figure]:
     """All figures of the page, in its order: the first screen, those that follow, and those behind the fold."""
-    return [_first_screen(found, _views(found)), *_story(found), *_folded(found)]
+    return [_first_screen(found, _views(found)), *_story(found), *rewarded.figures(found), *_folded(found)]
 
 
 def _story(found: Findings) -> list[Figure]:

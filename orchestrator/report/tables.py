@@ -176,7 +176,7 @@ def trials(found: Findings, links: Mapping[str, str]) -> Table:
         seconds = [run[k] for k in ("train_seconds", "eval_seconds") if run.get(k) is not None]
         row = [run["arm"]] if several else []
         row += [number(run["n_tasks"]), number(run["compute_flops"]), str(run["replicate"])]
-        row += [run["status"] + (f": {run['reason']}" if run.get("reason") else ""), *values]
+        row += [": ".join(filter(None, (run["status"], run.get("reason") or run.get("outcome")))), *values]
         row += [_count(run.get("steps")), _count(sequences), _count(drawn)]
         row += [_count(sequences / drawn) if drawn and sequences else "—"]
         row += [_count(run.get("flops_own")), _count(run.get("flops_run")), f"{sum(seconds):.0f}" if seconds else "—"]

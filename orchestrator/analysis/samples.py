@@ -44,7 +44,7 @@ OUTCOMES = {
     "checker hacking": "most answers are right, but under half of these for the strict judge",
     "length run-away": "most answers ended at first; at the end most run on to the limit",
     "collapse": "under half as many answers are right as at the best point before",
-    "frozen": "all answers to a prompt have become alike before half are right: no reward differs any more",
+    "frozen": "the answers to a prompt have become alike, many of them wrong: hardly any reward differs any more",
     "no signal": "hardly any prompt had both right and wrong answers, so that there was nothing to learn from",
 }
 """All outcomes with a name, in words. The first that applies is a trial's outcome."""
@@ -52,6 +52,8 @@ OUTCOMES = {
 GROUPS_OF_POINT = 200
 """Evaluations are joined into points of at least so many groups: a share of fewer is noise."""
 HALF = 0.5
+ENOUGH = 0.9
+"""From this share right on, it is no failure that rewards are alike."""
 LEAST_BEST = 0.1
 """A share right below this is no height to fall from."""
 LONG = 0.9
@@ -76,9 +78,9 @@ def outcome(rows: Sequence[Mapping[str, Any]], most_tokens: int) -> str | None:
         return "length run-away"
     if best >= LEAST_BEST and end["right"] < HALF * best:
         return "collapse"
-    if end["right"] < HALF and end["mixed"] < LEAST_MIXED and max(point["mixed"] for point in points) > MUCH_MIXED:
+    if end["right"] < ENOUGH and end["mixed"] < LEAST_MIXED and max(point["mixed"] for point in points) > MUCH_MIXED:
         return "frozen"
-    if end["right"] < HALF and _mixed(_joined(rows)) < LEAST_MIXED:
+    if end["right"] < ENOUGH and _mixed(_joined(rows)) < LEAST_MIXED:
         return "no signal"
     return None
 

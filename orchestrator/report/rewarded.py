@@ -9,16 +9,16 @@ from typing import NamedTuple
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import Row
 from orchestrator.analysis.samples import OUTCOMES, means
-from orchestrator.formatting import counted, decimal, figure, number, on_split, percent
+from orchestrator.formatting import decimal, figure, number, on_split, percent
 from orchestrator.report.curves import STARTED, Run, along, bounds_of_runs, runs_of, some, span_of
-from orchestrator.report.surface import shown_of, words_of
+from orchestrator.report.surface import TASKS, Plane, planes, shown_of, words_of
 from orchestrator.report.svg import Figure
 from orchestrator.report.tables import Table
 
-MAX_CONDITIONS = 4
-"""Most conditions in the section."""
+MAX_PLANES = 4
+"""Most conditions, or series of conditions along a family parameter, in the section."""
 TRANSCRIPTS = 3
-"""Most answers of a condition that are shown."""
+"""Most answers of a trial that are shown."""
 MEASURES = (
     ("right", "right in training", "share of sampled answers"),
     ("entropy_nats", "entropy", "nats a token"),
@@ -38,133 +38,165 @@ class Answer(NamedTuple):
 
 
 class Rewarded(NamedTuple):
-    """The section of one condition."""
+    """The section of one plane."""
 
     figure: Figure
     place: str
-    """The cell of the transcripts in words."""
+    """The cell of the answers in words."""
     answers: list[Answer]
 
 
-def conditions(found: Findings) -> list[str]:
-    """The conditions of arm `reward` that have a result, at most MAX_CONDITIONS."""
-    names = [alike[0] for alike in found.study.same_question()]
-    rewarded = [name for name in names if found.study.conditions[name][0] == "reward" and found.ended(name)]
-    return rewarded[:MAX_CONDITIONS]
+class _Line(NamedTuple):
+    """The trials of one colour in a figure: one number of tasks, or one value of the family parameter."""
+
+    name: str
+    condition: str
+    n_tasks: int
+    rows: list[Row]
+    """Their rows of `samples`, with the means."""
 
 
 def figures(found: Findings) -> list[Figure]:
-    """The figure of each condition: score, share right, entropy and length along compute."""
-    names = conditions(found)
-    return [_figure(found, name, f"reward_{k + 1}" if len(names) > 1 else "reward") for k, name in enumerate(names)]
+    """The figure of each plane: score, share right, entropy and length along compute."""
+    return [one.figure for one in rewarded(found)]
 
 
 def rewarded(found: Findings) -> list[Rewarded]:
-    """The section, by condition; empty without arm `reward`, and before its first trial has ended."""
-    names = conditions(found)
-    return [Rewarded(one, *_answers(found, name)) for one, name in zip(figures(found), names, strict=True)]
+    """The section, by plane; empty without arm `reward`, and before its first trial has ended."""
+    those = _planes(found)
+    made = []
+    for k, plane in enumerate(those):
+        lines, several = _lines(found, plane), len(those) > 1
+        title = f"Along training{f', {plane.name}' if several else ''}"
+        one = _figure(found, lines, f"reward_{k + 1}" if several else "reward", title)
+        made.append(Rewarded(one, *_answers(found, lines)))
+    return made
 
 
 def outcomes(found: Findings) -> Table | None:
-    """Table of the named outcomes by condition; None if no trial has one."""
-    names = conditions(found)
-    counts = Counter((run["outcome"], run["arm"]) for run in found.runs if run.get("outcome"))
+    """Table of the named outcomes by plane; None if no trial has one."""
+    those = _planes(found)
+    done = [[run for run in found.runs if run["arm"] in p.conditions and run["status"] == "done"] for p in those]
+    counts = [Counter(run["outcome"] for run in runs) for runs in done]
     rows = [
-        [name[0].upper() + name[1:], *(str(counts[name, condition]) for condition in names), words]
+        [name[0].upper() + name[1:], *(str(count[name]) for count in counts), words]
         for name, words in OUTCOMES.items()
-        if any(counts[name, condition] for condition in names)
+        if any(count[name] for count in counts)
     ]
-    trials = [sum(run["arm"] == condition and run["status"] == "done" for run in found.runs) for condition in names]
-    columns = [
-        "Outcome",
-        *(f"{c}, of {n}" if len(names) > 1 else f"Trials, of {n}" for c, n in zip(names, trials, strict=True)),
-    ]
-    note = "docs/statistics.md has the definitions. They are of the answers sampled in training."
-    numeric = frozenset(range(1, len(columns)))
-    return Table("outcomes", "Named outcomes", [*columns, "Meaning"], rows, note, numeric) if rows else None
+    names = [plane.name if len(those) > 1 else "Trials" for plane in those]
+    columns = ["Outcome", *(f"{name}, of {len(runs)}" for name, runs in zip(names, done, strict=True)), "Meaning"]
+    note = "Of the answers that were sampled in training. docs/statistics.md has the definitions."
+    numeric = frozenset(range(1, len(columns) - 1))
+    return Table("outcomes", "Named outcomes", columns, rows, note, numeric) if rows else None
 
 
-# The figure of a condition ------------------------------------------------------------------------------------------
+def _planes(found: Findings) -> list[Plane]:
+    """The planes of arm `reward` with a result."""
+    arms = {name: arm for name, (arm, _) in found.study.conditions.items()}
+    those = [plane for plane in planes(found) if arms[plane.conditions[0]] == "reward"]
+    return [plane for plane in those if any(map(found.ended, plane.conditions))][:MAX_PLANES]
 
 
-def _figure(found: Findings, condition: str, name: str) -> Figure:
-    rows: dict[int, list[Row]] = {}
-    for row in found.results.sampled("samples", condition=condition):
-        rows.setdefault(row["n_tasks"], []).append(row | means(row))
-    levels = some([n for n in found.results.levels if n in rows])
-    shown, span, budgets = shown_of(found, "ability", condition), span_of(found, [condition]), found.study.budgets
+def _lines(found: Findings, plane: Plane) -> list[_Line]:
+    """The lines of a plane with a result, at most as many as a figure shows."""
+    places = [(plane.name, int(n)) for n in plane.levels]
+    if plane.rows != TASKS:
+        places = [(condition, found.results.levels[0]) for condition in plane.conditions]
+    lines = []
+    for level, (condition, n_tasks) in zip(plane.levels, places, strict=True):
+        rows = [row | means(row) for row in found.results.sampled("samples", condition=condition, n_tasks=n_tasks)]
+        lines += [_Line(plane.rows.place(level), condition, n_tasks, rows)] if rows else []
+    return some(lines)
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+def _figure(found: Findings, lines: list[_Line], name: str, title: str) -> Figure:
+    conditions = list(dict.fromkeys(line.condition for line in lines))
+    shown, span, budgets = shown_of(found, "ability", conditions[0]), span_of(found, conditions), found.study.budgets
     scores = [
-        run for k, n in enumerate(levels) for run in runs_of(found, *shown[:4], n, k, "round", counted(n, "task"))
+        run
+        for k, line in enumerate(lines)
+        for run in runs_of(
+            found, shown.measure, line.condition, shown.skill, shown.split, line.n_tasks, k, "round", line.name
+        )
     ]
     panels = []
     if scores:
-        title = f"{shown.skill} on {on_split(shown.split, shown.of_text)}"
-        panels.append(along(scores, title, words_of(found).axis, bounds_of_runs(scores), span, budgets))
-    for measure, title, axis in MEASURES:
-        runs = [run for k, n in enumerate(levels) for run in _runs(found, measure, rows[n], n, k)]
+        on = f"{shown.skill} on {on_split(shown.split, shown.of_text)}"
+        panels.append(along(scores, on, words_of(found).axis, bounds_of_runs(scores), span, budgets))
+    for measure, what, axis in MEASURES:
+        runs = [run for k, line in enumerate(lines) for run in _runs(found, measure, line, k)]
         values = {v for run in runs for stroke in run.strokes for _, v in stroke}
         if measure == "tokens" and len(values) == 1:
             continue  # answers of a fixed length
         top = 1.0 if measure == "right" else max(values) or 1.0
-        panels.append(along(runs, title, axis, (-0.03 * top, 1.05 * top), span, budgets, halves=measure == "right"))
+        panels.append(along(runs, what, axis, (-0.03 * top, 1.05 * top), span, budgets, halves=measure == "right"))
     begun = STARTED if any(run.start is not None for run in scores) else ""
     return Figure(
         name=name,
-        title=f"Along training{f', {condition}' if len(conditions(found)) > 1 else ''}",
-        sentence=_words(found, condition, rows[levels[-1]]),
+        title=title,
+        sentence=_words(found, lines[-1]),
         panels=panels,
-        key=[(k, "round", counted(n, "task")) for k, n in enumerate(levels)] if len(levels) > 1 else [],
+        key=[(k, "round", line.name) for k, line in enumerate(lines)] if len(lines) > 1 else [],
         note=f"A line is a replicate; a mark is the end of a budget. Sampled answers: the mean since the evaluation before.{begun}",
     )
 
 
-def _runs(found: Findings, measure: str, rows: list[Row], n_tasks: int, colour: int) -> list[Run]:
-    """The curves of a mean of the sampled answers, one a replicate. rows: those of one number of tasks, with their means."""
-    runs, name = [], counted(n_tasks, "task")
-    for r in sorted({row["replicate"] for row in rows}):
-        mine = [row for row in rows if row["replicate"] == r]
+def _runs(found: Findings, measure: str, line: _Line, colour: int) -> list[Run]:
+    """The curves of a mean of the sampled answers, one a replicate."""
+    runs = []
+    for r in sorted({row["replicate"] for row in line.rows}):
+        mine = [row for row in line.rows if row["replicate"] == r]
         budgets = sorted({row["compute_flops"] for row in mine})
-        drawn = budgets if found.study.grows(mine[0]["condition"]) else budgets[-1:]
+        drawn = budgets if found.study.grows(line.condition) else budgets[-1:]
         strokes = [[(row["flops"], row[measure]) for row in mine if row["compute_flops"] == c] for c in drawn]
         ends = [(row["flops"], row[measure]) for row in mine if row["phase"] == "final"]
-        runs.append(Run(name, colour, "round", strokes, ends, f"{name}, replicate {r}"))
+        runs.append(Run(line.name, colour, "round", strokes, ends, f"{line.name}, replicate {r}"))
     return runs
 
 
-def _words(found: Findings, condition: str, rows: list[Row]) -> str:
-    """What the figure shows at the most tasks and the largest budget: means over replicates, first and last."""
-    last = max(row["compute_flops"] for row in rows)
+def _words(found: Findings, line: _Line) -> str:
+    """What is seen at the largest budget of a line, in means over replicates, first and last; and the share of sampling."""
+    last = max(row["compute_flops"] for row in line.rows)
     of: dict[int, list[Row]] = {}
-    for row in rows:
+    for row in line.rows:
         if row["compute_flops"] == last:
             of.setdefault(row["replicate"], []).append(row)
     first, end = ({m: fmean(mine[i][m] for mine in of.values()) for m, _, _ in MEASURES} for i in (0, -1))
-    place = f"With {counted(rows[0]['n_tasks'], 'task')} and {number(last)} FLOPs"
-    words = f"{place}, {decimal(end['right'])} of the sampled answers are right at the end ({decimal(first['right'])} at first)"
-    words += f"; a token has {decimal(end['entropy_nats'])} nats of entropy ({decimal(first['entropy_nats'])})"
-    words += f", an answer {figure(end['tokens'])} tokens ({figure(first['tokens'])})"
-    shares = sorted({run["sampling_flops_share"] for run in found.runs if run["arm"] == condition})
-    charged = " to ".join(dict.fromkeys(percent(share) for share in (shares[0], shares[-1])))
-    return f"{words}. Sampling is charged {charged} of the training FLOPs."
+    words = (
+        f"At {line.name} and {number(last)} FLOPs, {decimal(end['right'])} of the sampled answers are right at the end"
+    )
+    words += f" ({decimal(first['right'])} at first), with {decimal(end['entropy_nats'])} nats of entropy a token"
+    words += f" ({decimal(first['entropy_nats'])})"
+    if len({row["tokens"] for row in line.rows}) > 1:
+        words += f" and {figure(end['tokens'])} tokens an answer ({figure(first['tokens'])})"
+    (share,) = {
+        run["sampling_flops_share"]
+        for run in found.runs
+        if run["arm"] == line.condition and run["compute_flops"] == last
+    }
+    return f"{words}. Sampling is charged {percent(share)} of the training FLOPs."
 
 
 # Transcripts --------------------------------------------------------------------------------------------------------
 
 
-def _answers(found: Findings, condition: str) -> tuple[str, list[Answer]]:
-    """(cell in words, answers) of the last step of a trial: the most tasks, the largest budget, the first replicate."""
-    rows = found.results.sampled("transcripts", condition=condition, phase="final")
-    if not rows:
-        return "", []
-    last = max((row["n_tasks"], row["compute_flops"], -row["replicate"]) for row in rows)
-    mine = [row for row in rows if (row["n_tasks"], row["compute_flops"], -row["replicate"]) == last]
-    place = f"{counted(last[0], 'task')}, {number(last[1])} FLOPs, replicate {-last[2]}"
-    return place, [
-        Answer(row["prompt"], row["target"], row["answer"], row["right"], _verdict(row)) for row in mine[:TRANSCRIPTS]
-    ]
+def _answers(found: Findings, lines: list[_Line]) -> tuple[str, list[Answer]]:
+    """(cell in words, answers) of the last step of a trial: of the last line, the largest budget, the first replicate."""
+    for line in reversed(lines):
+        rows = found.results.sampled("transcripts", condition=line.condition, n_tasks=line.n_tasks, phase="final")
+        if rows:
+            budget, replicate = max((row["compute_flops"], -row["replicate"]) for row in rows)
+            mine = [row for row in rows if (row["compute_flops"], -row["replicate"]) == (budget, replicate)]
+            place = f"{line.name}, {number(budget)} FLOPs, replicate {-replicate}"
+            return place, [_answer(row) for row in mine[:TRANSCRIPTS]]
+    return "", []
 
 
-def _verdict(row: Row) -> str:
+def _answer(row: Row) -> Answer:
+    verdict = "wrong" if row["answered"] else "cannot be read as an answer" if row["ended"] else "has no end"
     if row["right"]:
-        return "right" if row["sound"] else "right, but not sound: wrong by the strict judge"
-    return "wrong" if row["answered"] else "cannot be read as an answer" if row["ended"] else "has no end"
+        verdict = "right" if row["sound"] else "right, but wrong by the strict judge"
+    return Answer(row["prompt"], row["target"], row["answer"], row["right"], verdict)

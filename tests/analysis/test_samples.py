@@ -28,6 +28,7 @@ def row(right: float, mixed: float = 0.4, n_groups: int = 500, **other: float) -
 PLANTED = {
     "learns": ([row(0.1), row(0.5), row(0.9, 0.1)], None),
     "learns slowly": ([row(0.02), row(0.03), row(0.1)], None),
+    "one guess for all sums of two letters": ([row(0.3, 0.5), row(0.55, 0.001)], "frozen"),
     "knows it all, and no group differs": ([row(0.9, 0.1), row(1.0, 0.0)], None),
     "falls a little": ([row(0.1), row(0.6), row(0.35)], None),
     "small from start to end": ([row(0.09), row(0.04)], None),

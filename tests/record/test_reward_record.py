@@ -219,7 +219,7 @@ def test_the_page_shows_the_reward_its_outcomes_and_answers(
 
 def test_the_figures_hold_the_means_and_the_share_of_sampling_is_told(world: World) -> None:
     found = findings.read(world.folder, world.study)
-    names = rewarded.conditions(found)
+    names = ["reward, easy", "reward, hard"]
     page = html.unescape((world.folder / "report.html").read_text())
     for name, figure in zip(names, rewarded.figures(found), strict=True):
         rows = [row | means(row) for row in found.results.sampled("samples", condition=name)]

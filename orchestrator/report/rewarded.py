@@ -6,6 +6,7 @@ from collections import Counter
 from statistics import fmean
 from typing import NamedTuple
 
+from orchestrator.analysis.finding import capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import Row
 from orchestrator.analysis.samples import OUTCOMES, means
@@ -78,15 +79,13 @@ def outcomes(found: Findings) -> Table | None:
     those = _planes(found)
     done = [[run for run in found.runs if run["arm"] in p.conditions and run["status"] == "done"] for p in those]
     counts = [Counter(run["outcome"] for run in runs) for runs in done]
-    rows = [
-        [name[0].upper() + name[1:], *(str(count[name]) for count in counts), words]
-        for name, words in OUTCOMES.items()
-        if any(count[name] for count in counts)
-    ]
+    seen = [name for name in OUTCOMES if any(count[name] for count in counts)]
+    rows = [[capitalised(name), *(str(count[name]) for count in counts)] for name in seen]
     names = [plane.name if len(those) > 1 else "Trials" for plane in those]
-    columns = ["Outcome", *(f"{name}, of {len(runs)}" for name, runs in zip(names, done, strict=True)), "Meaning"]
-    note = "Of the answers that were sampled in training. docs/statistics.md has the definitions."
-    numeric = frozenset(range(1, len(columns) - 1))
+    columns = ["Outcome", *(f"{name}, of {len(runs)}" for name, runs in zip(names, done, strict=True))]
+    meant = " ".join(f"{capitalised(name)}: {OUTCOMES[name]}." for name in seen)
+    note = f"{meant} docs/statistics.md has the definitions, which are of the answers sampled in training."
+    numeric = frozenset(range(1, len(columns)))
     return Table("outcomes", "Named outcomes", columns, rows, note, numeric) if rows else None
 
 

@@ -12,57 +12,65 @@ Sampling cannot tell a chance below one in `n_samples` from none. So both border
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from orchestrator.stats.intervals import wilson_interval
-from orchestrator.stats.pass_at import pass_at_k
 
 CLASSES = ("sharpened", "composed", "created")
+COUNTS = ("n_prompts", "n_start_right", "n_start_sampled", "n_end_right", *(f"n_{name}" for name in CLASSES))
+"""Names of `counts`: held-out prompts, those that the start model answers right greedily, those with a right answer among its
+samples, those that the trial answers right greedily, and the newly right ones by class."""
+
+
+def counts(facts: Mapping[str, Any]) -> dict[str, int]:
+    """The counts of one trial, by the names of COUNTS. facts: `reranking` of its end (`trainers/engine/reranking.py`)."""
+    before, n_right = np.array(facts["greedy_right"], bool), np.array(facts["sampled_right"])
+    after, least = np.array(facts["right"], bool), np.array(facts["least_log_p"])
+    new, sampled, likely = after & ~before, n_right > 0, least >= -math.log(facts["n_samples"])
+    found = [np.ones_like(after), before, sampled, after]
+    found += [new & sampled, new & ~sampled & likely, new & ~sampled & ~likely]
+    return {name: int(hits.sum()) for name, hits in zip(COUNTS, found, strict=True)}
 
 
 class Reranking(NamedTuple):
-    """What one trial shows on N held-out prompts."""
+    """The newly right answers of some trials together."""
 
+    n_trials: int
     n_prompts: int
-    n_samples: int
-    """Samples of the start model for each prompt."""
+    """Prompts of all these trials."""
     start_right: float
     """Share of prompts that the start model answers right greedily."""
-    right: float
-    """The same share for the trial."""
-    pass_at: dict[int, float]
-    """k = 1, 2, 4, ... -> mean chance that one of k samples of the start model is right (pass@k, unbiased)."""
-    n_new: int
-    """Prompts that the trial answers right and the start model does not."""
-    counts: dict[str, int]
-    """Class -> number of these."""
+    start_sampled: float
+    """Share of prompts with a right answer among the samples of the start model: pass@k at k = all of them."""
+    end_right: float
+    """Share of prompts that the trials answer right greedily."""
+    of_class: dict[str, int]
+    """Class -> newly right answers."""
+
+    @property
+    def n_new(self) -> int:
+        """Prompts that the trials answer right and their start models do not."""
+        return sum(self.of_class.values())
 
     @property
     def verdict(self) -> str:
         """The class of more than half of the newly right answers; "" if none has that."""
-        return next((name for name, n in self.counts.items() if 2 * n > self.n_new), "")
+        return next((name for name, n in self.of_class.items() if 2 * n > self.n_new), "")
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % Wilson interval of a class's share among the newly right answers. Prompts are the units."""
-        return wilson_interval(self.counts[name], self.n_new)
+        return wilson_interval(self.of_class[name], self.n_new)
 
 
-def reranking(facts: dict[str, Any]) -> Reranking:
-    """The classes from the facts `reranking` of a trial's end (`trainers/engine/reranking.py`)."""
-    before, counts = np.array(facts["greedy_right"], bool), np.array(facts["sampled_right"])
-    after, least, n_samples = np.array(facts["right"], bool), np.array(facts["least_log_p"]), int(facts["n_samples"])
-    new = after & ~before
-    sampled, likely = counts > 0, least >= -math.log(n_samples)
-    of_class = {"sharpened": new & sampled, "composed": new & ~sampled & likely, "created": new & ~sampled & ~likely}
-    powers = [2**k for k in range(int(math.log2(n_samples)) + 1)]
-    return Reranking(
-        n_prompts=len(after),
-        n_samples=n_samples,
-        start_right=float(before.mean()),
-        right=float(after.mean()),
-        pass_at={k: float(pass_at_k(n_samples, counts, k).mean()) for k in powers},
-        n_new=int(new.sum()),
-        counts={name: int(hits.sum()) for name, hits in of_class.items()},
-    )
+def reranking(runs: Sequence[Mapping[str, Any]]) -> Reranking | None:
+    """The answers of trials, rows of `runs.parquet`; None if no row has the counts."""
+    rows = [run for run in runs if run.get("n_prompts")]
+    if not rows:
+        return None
+    total = {name: sum(row[name] for row in rows) for name in COUNTS}
+    n, of_class = total["n_prompts"], {name: total[f"n_{name}"] for name in CLASSES}
+    start, sampled, end = (total[name] / n for name in ("n_start_right", "n_start_sampled", "n_end_right"))
+    return Reranking(len(rows), n, start, sampled, end, of_class)

@@ -360,6 +360,7 @@ class MlflowRecord:
         if end is not None:
             costs = mlflow_values.of_end(end, cast(Family, trial.family).ability_of)
             points += [Point(k, v, end["time"], end.get("step") or 0) for k, v in costs.items()]
+            points += mlflow_values.against_start(end)
             tags |= {"emergence.reason": _tag(end["reason"], 500)} if end.get("reason") else {}
             tags |= self._log_tables(run, trial, [event for _, event in evaluations]) if evaluations else {}
             tags |= {"outcome": named} if (named := outcome_of(state, self.study, trial)) else {}

@@ -11,10 +11,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from orchestrator.analysis import measures, samples
+import numpy as np
+
+from orchestrator.analysis import measures, reranking, samples
 from orchestrator.analysis.measures import HEADLINE, compared_on, headline
 from orchestrator.formatting import counted, number
 from orchestrator.record.journal import Event
+from orchestrator.stats.pass_at import pass_at_k
 from orchestrator.study.schema import Study
 from trainers import budget
 from trainers.checkpoint import CURVES, SYSTEM_FIELDS
@@ -262,6 +265,19 @@ def of_sampling(trial: TrialSpec, events: list[Event]) -> Iterator[Point]:
         for step, at, speed in zip(event["steps"], event["times"], event["tokens_per_second"], strict=True):
             if speed is not None and math.isfinite(speed):
                 yield Point("reward/samples_per_second", speed / length, at, step)
+
+
+def against_start(end: Event) -> Iterator[Point]:
+    """The counts of `analysis/reranking.py` as `reranking/<name>`, and the start model's pass@k as `start/pass_at`, with k as step."""
+    if (facts := end.get("reranking")) is None:
+        return
+    for name, n in reranking.counts(facts).items():
+        yield Point(f"reranking/{name}", float(n), end["time"], end["step"])
+    k, n_samples = 1, facts["n_samples"]
+    while k <= n_samples:
+        share = pass_at_k(n_samples, np.array(facts["sampled_right"]), k).mean()
+        yield Point("start/pass_at", float(share), end["time"], k)
+        k *= 2
 
 
 def _system(event: Event) -> Iterator[Point]:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator import files
-from orchestrator.analysis import findings, samples, summary
+from orchestrator.analysis import findings, reranking, samples, summary
 from orchestrator.analysis.measures import RAW, REFERENCES
-from orchestrator.record.journal import State
+from orchestrator.record.journal import Event, State
 from orchestrator.record.recorded import telemetry, trial_evaluations
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -112,9 +112,14 @@ RUNS = pa.schema(
 """One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
 compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
-OF_REWARD = pa.schema([("outcome", pa.string()), ("sampling_flops_share", pa.float64())])
+OF_REWARD = pa.schema(
+    [("outcome", pa.string()), ("sampling_flops_share", pa.float64())]
+    + [(name, pa.int64()) for name in reranking.COUNTS]
+    + [("reranking_flops", pa.float64())]
+)
 """Columns that studies with arm `reward` have beside RUNS: the named outcome, if any, and the share of the training FLOPs that are
-charged for sampling. Trials of other arms have neither."""
+charged for sampling. Trials from a start also have the counts of `analysis/reranking.py`, and what sampling the start model cost,
+which is part of no budget. Trials of other arms have none."""
 
 _ORDER = ("arm", "variant", "n_tasks")
 
@@ -236,12 +241,19 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"sequences": sequences, "distinct_tasks": distinct_tasks(family.n_distinct(trial.n_tasks), uniform)}
             | {"ended": round(ended * 1000) if ended else None, "attempt": event.get("attempt")}
             | {k: event.get(k) for k in ("host", "device", *_PLACE)}
+            | reranking_of(event)
             | {"outcome": outcome_of(state, study, trial), "sampling_flops_share": sampling_flops_share(trial)}
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
     schema = [*RUNS, *of_axis(study), *(OF_REWARD if "reward" in study.axes.arm else ())]
     return pa.Table.from_pylist(rows, schema=pa.schema(schema))
+
+
+def reranking_of(end: Event) -> dict[str, float]:
+    """The counts of a trial's end against its start model, with their cost; empty if the question was not asked."""
+    facts = end.get("reranking")
+    return {} if facts is None else reranking.counts(facts) | {"reranking_flops": float(facts["flops"])}
 
 
 def sampling_flops_share(trial: TrialSpec) -> float | None:

@@ -141,6 +141,7 @@ def _contents(
         "asked": asked.asked(found),
         "rewarded": rewarded.rewarded(found),
         "outcomes": rewarded.outcomes(found),
+        "against_start": rewarded.against_start(found),
         "data": facts.of_sessions(sessions),
         "counts": tested_words(found.findings),
         "tables": [

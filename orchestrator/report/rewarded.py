@@ -9,6 +9,7 @@ from typing import NamedTuple
 from orchestrator.analysis.finding import capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import Row
+from orchestrator.analysis.reranking import CLASSES, Reranking, reranking
 from orchestrator.analysis.samples import OUTCOMES, means
 from orchestrator.formatting import decimal, figure, number, on_split, percent
 from orchestrator.report.curves import STARTED, Run, along, bounds_of_runs, runs_of, some, span_of
@@ -87,6 +88,42 @@ def outcomes(found: Findings) -> Table | None:
     note = f"{meant} docs/statistics.md has the definitions, which are of the answers sampled in training."
     numeric = frozenset(range(1, len(columns)))
     return Table("outcomes", "Named outcomes", columns, rows, note, numeric) if rows else None
+
+
+def against_start(found: Findings) -> Table | None:
+    """Table of the newly right answers by condition and number of tasks, at the largest budget; None without a start."""
+    rows = []
+    for condition in (name for plane in _planes(found) for name in plane.conditions):
+        for n in found.results.levels:
+            runs = [run for run in found.runs if (run["n_tasks"], run["arm"]) == (n, condition)]
+            last = max((run["compute_flops"] for run in runs if run["status"] == "done"), default=0.0)
+            if (one := reranking([run for run in runs if run["compute_flops"] == last])) is None:
+                continue
+            shares = [decimal(share) for share in (one.start_right, one.start_sampled, one.end_right)]
+            rows.append([condition, number(n), *shares, *(_of_new(one, name) for name in CLASSES)])
+    columns = [
+        "Condition",
+        "Tasks",
+        "Start, likeliest",
+        "Start, any sample",
+        "End, likeliest",
+        *map(str.title, CLASSES),
+    ]
+    note = (
+        "Held-out prompts that the start model and the trial answer right, at the largest budget. The last columns count "
+        "the newly right answers, with 95 % intervals of their shares (prompts as units). Sharpened: a right answer was among "
+        "the start model's samples. Composed: none was, but each token of the answer was likely enough. Created: some token "
+        "was not."
+    )
+    return Table("reranking", "New skill or re-ranking?", columns, rows, note, frozenset(range(1, 8))) if rows else None
+
+
+def _of_new(one: Reranking, name: str) -> str:
+    """`31 of 40 (.62 to .88)`."""
+    if not one.n_new:
+        return "–"
+    low, high = one.interval(name)
+    return f"{one.of_class[name]} of {one.n_new} ({decimal(low)} to {decimal(high)})"
 
 
 def _planes(found: Findings) -> list[Plane]:

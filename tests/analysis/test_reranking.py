@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.analysis.reranking import reranking
+from orchestrator.analysis.reranking import Reranking, counts, reranking
 
 N = 1024
 
@@ -30,6 +30,12 @@ def facts(n: int, p_tokens: list[float], others: float = 0.0, before: int = 0) -
     }
 
 
+def of(*planted: dict[str, Any]) -> Reranking:
+    found = reranking([counts(facts) for facts in planted])
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     ("planted", "verdict"),
     [
@@ -40,30 +46,30 @@ def facts(n: int, p_tokens: list[float], others: float = 0.0, before: int = 0) -
     ],
 )
 def test_a_planted_case_gets_its_class(planted: dict[str, Any], verdict: str) -> None:
-    found = reranking(planted)
+    found = of(planted)
     assert found.verdict == verdict
     lo, hi = found.interval(verdict)
     assert 0.5 < lo < hi <= 1
-    assert sum(found.counts.values()) == found.n_new == 60
+    assert found.n_new == 60
 
 
 def test_prompts_that_the_start_answers_or_the_trial_misses_are_not_new() -> None:
     planted = facts(20, [0.9, 1e-6], before=8)
     planted["right"] = [1] * 15 + [0] * 5
-    found = reranking(planted)
-    assert (found.n_new, found.start_right, found.right) == (7, 0.4, 0.75)
-    assert found.counts == {"sharpened": 0, "composed": 0, "created": 7}
+    found = of(planted)
+    assert (found.n_new, found.start_right, found.end_right) == (7, 0.4, 0.75)
+    assert found.of_class == {"sharpened": 0, "composed": 0, "created": 7}
 
 
 def test_a_trial_without_new_answers_has_no_class() -> None:
-    found = reranking(facts(10, [0.9], before=10))
+    found = of(facts(10, [0.9], before=10))
     assert (found.n_new, found.verdict) == (0, "")
 
 
-def test_pass_at_k_rises_from_the_sampled_share_to_the_prompts_with_any_right_sample() -> None:
-    planted = facts(40, [0.02])
-    found = reranking(planted)
-    counts = np.array(planted["sampled_right"])
-    assert found.pass_at[1] == pytest.approx(counts.mean() / N)
-    assert found.pass_at[N] == (counts > 0).mean()
-    assert list(found.pass_at.values()) == sorted(found.pass_at.values())
+def test_trials_are_counted_together_and_runs_without_a_start_left_out() -> None:
+    found = reranking([counts(facts(10, [0.5])), {"n_prompts": None}, counts(facts(30, [1e-6]))])
+    assert found is not None
+    assert (found.n_trials, found.n_prompts, found.verdict) == (2, 40, "created")
+    assert found.of_class == {"sharpened": 10, "composed": 0, "created": 30}
+    assert found.start_sampled == 0.25
+    assert reranking([{"n_prompts": None}]) is None

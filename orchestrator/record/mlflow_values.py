@@ -185,7 +185,7 @@ def examples_of(event: Event) -> dict[str, Any] | None:
 
 def transcripts_of(events: Sequence[Event]) -> dict[str, Any] | None:
     """The transcripts of a trial's evaluations as such a table, the last evaluation first; None without any."""
-    columns = ("prompt", "answer", "target", "ended", "answered", "right", "sound", "task", "step")
+    columns = ("prompt", "answer", "target", "right", "sound", "answered", "ended", "step", "task")
     rows = [
         one | {"step": e["step"]} for e in reversed(events) for one in (e.get("sampled") or {}).get("transcripts", ())
     ]

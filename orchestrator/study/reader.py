@@ -213,6 +213,9 @@ class _Reader:
 
     def _in_flops(self, study: Study, key: str, values: tuple[float, ...]) -> Study:
         """The study with its budgets in FLOPs, whole optimizer steps. Reports conditions that differ in their cost."""
+        if begins := [condition for condition in study.conditions if study.start_of(condition)]:
+            self._say(("axes", key), f"'{begins[0]}' begins with another trial, whose FLOPs count; give compute_flops")
+            return study
         costs: dict[tuple[int, int], str] = {}
         for condition in study.conditions:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from orchestrator.study import claimable as primaries
+from orchestrator.study import starts
 from orchestrator.study.schema import Expected, Study, sized
 from trainers import budget
 from trainers.fit.place import shares
@@ -46,8 +47,8 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
                 ("axes", "arm", i),
                 f"{_name(family)} has no arm '{arm}'{near}; it has {', '.join(family.arms)}",
             )
-    of_reward = list(_reward_meaning(study))
-    yield from of_reward
+    yield from (of_starts := list(starts.problems(study)))
+    yield from (of_reward := list(_reward_meaning(study)))
     families = {condition: study.family_of(condition) for condition in study.conditions}
     for i, n_tasks in enumerate(axes.n_tasks if resolved else ()):
         for condition, of_condition in families.items():
@@ -84,13 +85,17 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
     wrong = [] if claim is None else list(primaries.problems(study, family, claim))
     for key, problem in wrong:
         yield ("primary", key) if key else ("primary",), problem
-    if twice or any(arm not in family.arms for arm in axes.arm) or objections or of_reward:
+    if twice or any(arm not in family.arms for arm in axes.arm) or objections or of_starts or of_reward:
         return
     if resolved and max(axes.n_tasks) > min(of_condition.n_tasks_max for of_condition in families.values()):
         return
-    n_trials = len(study.conditions) * len(axes.n_tasks) * len(axes.compute_flops) * axes.replicates
+    n_budgets = sum(len(study.budgets_of(condition)) for condition in study.conditions)
+    n_trials = n_budgets * len(axes.n_tasks) * axes.replicates
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
+        return
+    yield from (unfit := [one for condition in study.conditions if resolved for one in starts.misfits(study, condition)])
+    if unfit:
         return
     unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: similar conditions have the same problem
     for condition in study.conditions:
@@ -147,8 +152,11 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
     seen: dict[tuple[str, int], float] = {}
     good = []
     fixed, stated = study.first_trunk(condition)
+    own = study.budgets_of(condition)
     for i, flops in enumerate(study.axes.compute_flops):
         place = ("axes", "compute_flops", i)
+        if flops not in own:
+            continue
         try:
             trunk = sized(fixed, stated, flops)
             end = budget.steps_of(trunk, flops).end

@@ -6,8 +6,10 @@ compares it with the docstrings here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -18,7 +20,7 @@ from trainers import budget
 from trainers.fit.place import Fitting
 from trainers.records import VARIANT, Count, Limit, Positive, Record, short_number
 from trainers.shapes import SHAPE, Dial, Model, expanded, preset_for, with_preset
-from trainers.spec import TRAINER_VERSION, Evaluation, Reward, Training, TrialSpec, TrunkSpec, identity_of
+from trainers.spec import TRAINER_VERSION, Evaluation, Reward, Start, Training, TrialSpec, TrunkSpec, identity_of
 from trainers.tasks import Family, family_from
 
 
@@ -48,8 +50,26 @@ def _listed(**constraints: Any) -> Any:
     return Field(strict=False, min_length=1, **constraints)  # YAML has lists, a frozen record has tuples
 
 
+class StartFrom(Record):
+    """A trial of the same study, the donor, whose final weights other trials begin with: replicate r with those of replicate r."""
+
+    arm: str
+    """Arm of the donor."""
+    compute_flops: Positive
+    """Budget of the donor. It is charged to the trials that begin with it, so these have the larger budgets alone."""
+    n_tasks: Count | None = None
+    """Number of training tasks of the donor; left out: that of the trial itself."""
+    variant: Annotated[str, Field(pattern=VARIANT, max_length=60)] | None = None
+    """Variant of the donor; left out: that of the trial itself if the donor's arm runs in it, else the only one in which it does."""
+
+
 class Variant(Record):
     """The settings that one variant changes."""
+
+    arms: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1)] = None
+    """Arms that the variant is combined with; left out: all."""
+    start_from: StartFrom | None = None
+    """Trial whose final weights its trials begin with; left out: initial weights, or for arm `reward` the study's `start_from`."""
 
     model: dict[str, Any] = Field(default_factory=dict)
     """Keys of `model`."""
@@ -236,6 +256,8 @@ class Study(Record):
     """Optimiser and schedule of all trials, except for changes by arms and variants."""
     reward: Reward = Reward()
     """Sampling and learning of arm `reward`, except for changes by variants. Other arms have none."""
+    start_from: StartFrom | None = None
+    """Trial whose final weights the trials of arm `reward` begin with, unless a variant states its own; left out: initial weights."""
     evaluation: Evaluation = Evaluation()
     """The measurements during training."""
     place: Fitting = Fitting()
@@ -267,11 +289,13 @@ class Study(Record):
 
     @property
     def conditions(self) -> dict[str, tuple[str, str]]:
-        """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant of `variants`.
+        """The conditions compared at equal compute: name -> (arm, variant), every arm in every variant of `labels` that has it.
 
         With a single arm a condition is named by its variant; without variants, by its arm.
         """
-        pairs = itertools.product(self.axes.arm, self.labels)
+        stated = self.axes.variant
+        only = {label: stated[name].arms if name in stated else None for label, (name, _) in self.labels.items()}
+        pairs = [(arm, label) for arm in self.axes.arm for label, arms in only.items() if arm in (arms or self.axes.arm)]
         return {self.condition_of(arm, variant): (arm, variant) for arm, variant in pairs}
 
     @property
@@ -315,14 +339,38 @@ class Study(Record):
         """The name of the condition of an arm in a variant ("" if the study has no variants), as in `conditions`."""
         return arm if not variant else variant if len(self.axes.arm) == 1 else f"{arm}, {variant}"
 
+    def start_of(self, condition: str) -> StartFrom | None:
+        """The donor of a condition's trials, with its variant as in `labels`; None if they begin with initial weights.
+
+        With an `axis`, the donor is at the same value.
+        """
+        (arm, label), labels = self.conditions[condition], self.labels
+        name, value = labels[label]
+        of_study = self.start_from if arm == "reward" else None
+        stated = (self.axes.variant[name].start_from if name in self.axes.variant else None) or of_study
+        if stated is None:
+            return None
+        there = {labels[of][0]: of for donor, of in self.conditions.values() if donor == stated.arm and labels[of][1] == value}
+        if stated.variant is None:
+            return stated.model_copy(update={"variant": there.get(name, next(iter(there.values()), ""))})
+        return stated.model_copy(update={"variant": there.get(stated.variant, stated.variant)})
+
+    def budgets_of(self, condition: str) -> list[float]:
+        """The budgets that a condition trains, ascending: with a start, those above its donor's."""
+        start = self.start_of(condition)
+        return [flops for flops in self.budgets if start is None or flops > start.compute_flops]
+
     def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """Every trunk with the budgets that branch off it, ascending: conditions x sizes x n_tasks x replicates."""
         axes = self.axes
         cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
         for condition in self.conditions:
+            begins = self._begins(condition)
             for of, budgets in self.sizes(condition):
-                found += [(of.model_copy(update={"n_tasks": n, "replicate": r}), budgets) for n, r in cells]
+                for n, r in cells:
+                    place = {"n_tasks": n, "replicate": r, "start": begins(n, r)}
+                    found.append((of.model_copy(update=place), budgets))
         return found
 
     def trunks(self) -> list[TrunkSpec]:
@@ -342,9 +390,31 @@ class Study(Record):
 
         If a rule gives the size, the trunk's model has the default widths; `of_size` puts in those of a preset.
         """
-        settings = self.settings(condition)
+        return self._first_trunk(condition, self._begins(condition))
+
+    def _first_trunk(self, condition: str, begins: Begins) -> tuple[TrunkSpec, SizedModel]:
+        settings, n_tasks = self.settings(condition), min(self.axes.n_tasks)
         stated = cast(SizedModel, settings.pop("model"))
-        return TrunkSpec(n_tasks=min(self.axes.n_tasks), replicate=0, model=stated.at(""), **settings), stated
+        settings["start"] = begins(n_tasks, 0) if settings.pop("start_from") else None
+        return TrunkSpec(n_tasks=n_tasks, replicate=0, model=stated.at(""), **settings), stated
+
+    def _begins(self, condition: str) -> Begins:
+        """A function from a number of tasks and a replicate to the start of a condition's trunk there."""
+        of = self.start_of(condition)
+        if of is None:
+            return lambda n_tasks, replicate: None
+        donors = self.condition_of(of.arm, of.variant or "")
+        before = self._begins(donors)
+        first = sized(*self._first_trunk(donors, before), of.compute_flops)
+        end = budget.steps_of(first, of.compute_flops).end
+
+        def start(n_tasks: int, replicate: int) -> Start:
+            n_tasks = of.n_tasks or n_tasks
+            place = {"n_tasks": n_tasks, "replicate": replicate, "start": before(n_tasks, replicate)}
+            donor = first.model_copy(update=place).trial(of.compute_flops)
+            return Start(trial=donor.id, fingerprint=donor.fingerprint(), flops=budget.flops_at(donor, end))
+
+        return functools.cache(start)
 
     def sizes(self, condition: str) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """The models of a condition by ascending budget: each as a trunk (first number of tasks, replicate 0), with its budgets.
@@ -353,7 +423,7 @@ class Study(Record):
         """
         fixed, stated = self.first_trunk(condition)
         found: dict[str, tuple[TrunkSpec, list[float]]] = {}
-        for flops in self.budgets:
+        for flops in self.budgets_of(condition):
             trunk = sized(fixed, stated, flops)
             found.setdefault(trunk.size, (trunk, []))[1].append(flops)
         return [(trunk, tuple(budgets)) for trunk, budgets in found.values()]
@@ -370,7 +440,7 @@ class Study(Record):
         found = []
         for trunk, budgets in self.sizes(condition):
             steps = [budget.steps_of(trunk, flops) for flops in budgets]
-            found += [float(getattr(s, last) * budget.flops_per_step(trunk)) for s in steps]
+            found += [float(budget.flops_at(trunk, getattr(s, last))) for s in steps]
         return found
 
     def family_of(self, condition: str) -> Family:
@@ -403,12 +473,13 @@ class Study(Record):
         return [(a, b) for a, b in itertools.combinations(firsts, 2) if of_condition[a] == of_condition[b]]
 
     def settings(self, condition: str) -> dict[str, Any]:
-        """Settings that all trunks of a condition share, by name: arm, variant, model as stated, training, family, evaluation.
+        """Settings that all trunks of a condition share, by name: arm, variant, `start_of`, evaluation, and each of PARTS as stated.
 
         Raises pydantic's ValidationError if a change by arm or variant is invalid.
         """
         arm, variant = self.conditions[condition]
         shared: dict[str, Any] = {"arm": arm, "variant": variant, "evaluation": self.evaluation}
+        shared["start_from"] = self.start_of(condition)
         changes = self.variant_of(variant)
         for part in PARTS:
             of_arm = self.axes.training_of_arm.get(arm, {}) if part == "training" else {}
@@ -444,7 +515,12 @@ class Study(Record):
         fixed = identity_of(self.model_dump(mode="json", include=named), family)
         if self.reward != Reward():  # older studies stated none
             fixed["reward"] = self.reward.model_dump(mode="json")
+        if self.start_from is not None:
+            fixed["start_from"] = self.start_from.model_dump(mode="json")
         return fixed | {"versions": {"family": family.version, "trainer": TRAINER_VERSION}}
+
+
+Begins = Callable[[int, int], Start | None]
 
 
 def sized(fixed: TrunkSpec, stated: SizedModel, flops: float) -> TrunkSpec:

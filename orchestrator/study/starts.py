@@ -1,0 +1,133 @@
+"""Refusals of trials that begin with the weights of others (`start_from`), and of variants that name their arms.
+
+A donor must be a trial of the study, no trial may depend on itself, and the weights must fit. May not import Ray, MLflow or torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.formatting import number
+from orchestrator.study.schema import StartFrom, Study
+from trainers import budget
+from trainers.spec import TrunkSpec
+
+Problem = tuple[tuple[Any, ...], str]
+"""(place in the file, problem in words)."""
+
+MAX_CHAIN = 10
+"""Most starts in a row: a trial that begins with one that begins with one, and so on. More are taken for a slip."""
+
+
+def problems(study: Study) -> Iterator[Problem]:
+    """Problems of arms and donors that do not depend on sizes. Only without any may trunks be made."""
+    axes = study.axes
+    for name, variant in axes.variant.items():
+        for i, arm in enumerate(variant.arms or ()):
+            where = ("axes", "variant", name, "arms", i)
+            if arm in (variant.arms or ())[:i]:
+                yield where, f"'{arm}' is given twice"
+            elif arm not in axes.arm:
+                yield where, f"no arm of this study{_near(arm, axes.arm)}; it has {', '.join(axes.arm)}"
+    there = {arm for arm, _ in study.conditions.values()}
+    for i, arm in enumerate(axes.arm):
+        if arm not in there:
+            yield ("axes", "arm", i), f"'{arm}' is in no variant: each has 'arms' without it; add it to one"
+    if study.start_from is not None and "reward" not in axes.arm:
+        yield ("start_from",), "it is for arm 'reward', which the study lacks; for other arms state it in a variant"
+    for condition, (arm, of) in study.conditions.items():
+        if (start := study.start_of(condition)) is not None:
+            yield from _of_condition(study, condition, start)
+        elif arm == "reward" and study.settings(condition)["reward"].algorithm == "star":
+            where = ("axes", "variant", of, "reward") if of and study.axes.variant[of].reward else ("reward",)
+            yield (*where, "algorithm"), "star samples from the model that a trial starts from; give start_from"
+
+
+def place_of(study: Study, condition: str) -> tuple[Any, ...]:
+    """The place of the file that states the start of a condition."""
+    of = study.conditions[condition][1]
+    of_variant = of in study.axes.variant and study.axes.variant[of].start_from is not None
+    return ("axes", "variant", of, "start_from") if of_variant else ("start_from",)
+
+
+def _of_condition(study: Study, condition: str, start: StartFrom) -> Iterator[Problem]:
+    where, axes, own = place_of(study, condition), study.axes, study.conditions[condition][1]
+    if start.arm not in axes.arm:
+        yield (*where, "arm"), f"no arm of this study{_near(start.arm, axes.arm)}; it has {', '.join(axes.arm)}"
+        return
+    there = [variant for arm, variant in study.conditions.values() if arm == start.arm]
+    stated = (axes.variant[own].start_from if where[0] == "axes" else study.start_from) or start
+    if start.variant not in there:
+        runs = f"it runs in {', '.join(there)}" if there and there != [""] else "the study has no variants"
+        yield (*where, "variant"), f"arm '{start.arm}' does not run in '{start.variant}'; {runs}"
+        return
+    if stated.variant is None and own not in there and len(there) > 1:
+        yield where, f"arm '{start.arm}' runs in several variants; give 'variant', one of {', '.join(there)}"
+        return
+    if start.n_tasks is not None and start.n_tasks not in axes.n_tasks:
+        listed = ", ".join(number(n) for n in axes.n_tasks)
+        yield (*where, "n_tasks"), f"{number(start.n_tasks)} is not in the study; it has {listed}"
+    chain = [condition]
+    while (of := study.start_of(chain[-1])) is not None:
+        chain.append(study.condition_of(of.arm, of.variant or ""))
+        if chain[-1] not in study.conditions:
+            return  # reported for that condition
+        if chain[-1] in chain[:-1]:
+            circle = " from ".join(f"'{name}'" for name in chain[chain.index(chain[-1]) :])
+            yield where, f"a circle: {circle}; give another arm or variant, or 'arms' of the variant without the donor's"
+            return
+        if len(chain) > MAX_CHAIN + 1:
+            yield where, f"a chain of more than {MAX_CHAIN} starts; begin with an earlier trial"
+            return
+    if start.compute_flops not in (budgets := study.budgets_of(chain[1])):
+        listed = ", ".join(number(c) for c in budgets) or "none"
+        yield (*where, "compute_flops"), f"{number(start.compute_flops)} is no budget of '{chain[1]}'; it has {listed}"
+    elif not study.budgets_of(condition):
+        given, largest = number(start.compute_flops), number(study.budgets[-1])
+        yield (
+            (*where, "compute_flops"),
+            f"no budget of the study is above {given}, so nothing could begin there; the largest is {largest}; give a "
+            "smaller one, or add budgets",
+        )
+
+
+def misfits(study: Study, condition: str) -> Iterator[Problem]:
+    """Problems of a condition whose donor's weights do not fit its models, or whose donor cannot be trained."""
+    start = study.start_of(condition)
+    if start is None:
+        return
+    donors = study.condition_of(start.arm, start.variant or "")
+    try:
+        donor = study.trunk_of(donors, start.compute_flops)
+        budget.steps_of(donor, start.compute_flops)
+        sizes = study.sizes(condition)
+    except ValueError as problem:
+        yield (*place_of(study, condition), "compute_flops"), str(problem)
+        return
+    for trunk, _ in sizes:
+        if differ := _differences(donor, trunk):
+            which = f"'{condition}'{f' {trunk.size}' if trunk.size else ''}"
+            yield place_of(study, condition), f"the weights of '{donors}' do not fit {which}: {'; '.join(differ)}"
+            return
+
+
+def _differences(donor: TrunkSpec, trunk: TrunkSpec) -> list[str]:
+    """What keeps a trunk from beginning with a donor's weights, as `model.d_model: 64 -> 128`."""
+    mine, theirs = budget.shape_of(trunk), budget.shape_of(donor)
+    kept = {"init_gain", "embed_std"}  # of initial weights alone
+    pairs = {
+        f"model.{name}": (getattr(theirs.model, name), getattr(mine.model, name))
+        for name in type(mine.model).model_fields.keys() - kept
+    }
+    pairs["tokenizer"] = (getattr(donor.family, "text_tokens", None), getattr(trunk.family, "text_tokens", None))
+    pairs |= {"vocabulary": (theirs.vocab_size, mine.vocab_size), "numbers per token": (theirs.numbers, mine.numbers)}
+    if mine.model.positions == "learned":
+        pairs["learned positions"] = (theirs.seq_len, mine.seq_len)
+    return [f"{name}: {a} -> {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
+
+
+def _near(word: str, among: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, among, 1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

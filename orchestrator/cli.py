@@ -32,7 +32,7 @@ from orchestrator.console.checks import UsageProblem, aside
 from orchestrator.console.commands import program, this_again
 from orchestrator.console.tables import list_studies, show_comparison, show_plan, show_result
 from orchestrator.console.ui import serve
-from orchestrator.formatting import clock, number
+from orchestrator.formatting import clock, number, times
 from orchestrator.plan import caps, jobs, price
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.record import journal, lease, links, provenance, recorded
@@ -42,7 +42,7 @@ from orchestrator.run import output
 from orchestrator.study import reader
 from orchestrator.study.schema import Study, StudyError
 from orchestrator.terminal import Terminal, say, styled
-from trainers import checkpoint
+from trainers import checkpoint, weights
 
 
 class Commands(TyperGroup):
@@ -472,19 +472,29 @@ def ui(
 
 @app.command(epilog="Example: emergence clean quickstart")
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
-    """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0."""
-    folder, study, _ = checks.recorded_study(study_name)
+    """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0.
+
+    The final weights of trials stay as long as trials that begin with them have not ended.
+    """
+    folder, study, state = checks.recorded_study(study_name)
     with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside):
         given = storage or os.environ.get("EMERGENCE_STORAGE")
         if given and given.startswith("file://"):  # a folder of this machine, whose links are checked below
             given = unquote(urlsplit(given).path)
-        checkpoints = jobs.stored("checkpoints", folder, checks.storage_of(given) if given else None)
+        storage = checks.storage_of(given) if given else None
+        checkpoints, starts = jobs.stored("checkpoints", folder, storage), jobs.stored("starts", folder, storage)
         if "://" not in checkpoints:
-            checkpoints = checks.within_home(Path(given) if given else files.home_folder(), Path(checkpoints))
+            root = Path(given) if given else files.home_folder()
+            checkpoints, starts = (checks.within_home(root, Path(place)) for place in (checkpoints, starts))
+        needed = jobs.needed_starts(study, state)
         n_bytes = checkpoint.clear(checkpoints)
+        n_bytes += sum(weights.remove(starts, trial) for trial in {*jobs.donors_of(study).values()} - needed)
+        n_bytes += 0 if needed else checkpoint.clear(starts)
         if checkpoint.store_of(checkpoints).n_bytes():
             raise UsageProblem(f"{checkpoints}: some files could not be removed; get access to them, and clean again")
     say(f"{study.id}: {n_bytes / 1e6:.1f} MB of checkpoints removed; results, runs and report stay.")
+    if needed:
+        say(f"The weights of {times(len(needed), 'trial')} stay: trials that have not ended begin with them.")
     if not n_bytes:
         say(f"There were none in {links.without_password(checkpoints)}; give --storage if they are elsewhere.")
 

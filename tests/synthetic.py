@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.analysis.findings import Findings, find
 from orchestrator.record.tables import RESULTS, RUNS
@@ -249,7 +250,10 @@ def _runs(study: Study) -> list[dict[str, Any]]:
 
 
 def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Table]:
-    """`results` and `runs` of a study with variants, each with its own ability: condition -> truth."""
+    """`results` and `runs` of a study with variants, each with its own ability: condition -> truth.
+
+    A condition with a start has rows from its FLOPs on.
+    """
     parts = []
     for condition, truth in truths.items():
         arm, variant = study.conditions[condition]
@@ -257,6 +261,9 @@ def of_variants(study: Study, truths: dict[str, Truth]) -> tuple[pa.Table, pa.Ta
             update={"axes": study.axes.model_copy(update={"arm": (arm,), "variant": {}, "family": {}})}
         )
         results, runs = tables(alone, truth, noise=0.0)
+        budgets, start = pa.array(study.budgets_of(condition)), study.trunk_of(condition).start
+        results, runs = (of.filter(pc.is_in(of["compute_flops"], budgets)) for of in (results, runs))
+        results = results.filter(pc.greater_equal(results["flops"], start.flops if start else 0))
         names = pa.array([variant] * results.num_rows), [variant] * runs.num_rows
         place = results.column_names.index("variant")
         runs = runs.set_column(runs.column_names.index("variant"), "variant", pa.array(names[1], pa.string()))

@@ -103,7 +103,7 @@ class Start(Record):
     The optimiser and the learning rate begin anew, as from scratch.
     """
 
-    trial: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*(/[A-Za-z0-9][A-Za-z0-9_.+-]*)+$"), Limit(1000)]
+    trial: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*(/[A-Za-z0-9][A-Za-z0-9_.+=-]*)+$"), Limit(1000)]
     """Id of that trial, the donor. It is a label only: the fingerprint identifies the donor."""
     fingerprint: Annotated[str, Limit(100)]
     """Fingerprint of the donor."""

@@ -42,7 +42,7 @@ def ask(results: Results) -> Iterator[Finding]:
     if not pairs_of(results.study):  # generalists and specialists have a question of their own
         yield from (fewer_tasks(a, b, "ability", skill, results.budgets[-1]) for a, b in pairs)
     yield from (
-        crossover(a, b, skill, n, results.budgets, _is_claimed(results, a, b, n))
+        crossover(a, b, skill, n, results.study.budgets_of(a.condition, b.condition), _is_claimed(results, a, b, n))
         for a, b in pairs
         for n in results.levels
     )

@@ -117,7 +117,7 @@ def judged(results: Results, measure: Measure, condition: str, skill: str) -> li
 def counted(results: Results, measure: str, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
     """A measure with a value for lost trials, and whether a trial has yet to end. Both (n_tasks, budgets, replicates).
 
-    A diverged or failed trial without a value gets -1, if another replicate of its cell has a value. The second array is True
+    Budgets that a condition does not train (`Study.budgets_of`) have no trial that could end. A diverged or failed trial without a value gets -1, if another replicate of its cell has a value. The second array is True
     for open trials without a value.
     """
     return results.once(("counted", measure, condition, skill), lambda: _counted(results, measure, condition, skill))
@@ -128,7 +128,8 @@ def _counted(results: Results, measure: str, condition: str, skill: str) -> tupl
     ended = results.ended(condition, ("done", "diverged", "failed"))
     lost = results.ended(condition, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
-    return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube)
+    trained = np.isin(results.budgets, results.study.budgets_of(condition))[None, :, None]
+    return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube) & trained
 
 
 def settled(table: np.ndarray, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,7 @@ class Costs(NamedTuple):
     eval_flops: float
     """FLOPs of all evaluations."""
     saved_flops: float
-    """Training FLOPs that were not run because trials share trunks."""
+    """Training FLOPs that were not run because trials share trunks, or begin with the weights of others."""
     slot_seconds: float
     """Seconds of training and evaluation, summed over slots."""
 

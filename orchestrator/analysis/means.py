@@ -23,7 +23,8 @@ class Cell(NamedTuple):
     known: int
     """Number of replicates with a value."""
     state: str
-    """`value`; `undefined` if trials were evaluated and the measure is undefined; else the most common status of its trials."""
+    """`value`; `undefined` if trials were evaluated and the measure is undefined; else the most common status of its trials.
+    `no trial` if the condition does not train this budget."""
     replicates: tuple[float, ...] = ()
     """The value of each replicate; NaN is missing."""
     words: str = ""
@@ -50,7 +51,7 @@ def cells(results: Results, measure: str, condition: str, skill: str = "") -> li
         if known := int((~np.isnan(line)).sum()):
             floor = None if np.isnan(floors[i, j]) else float(floors[i, j])
             return Cell(float(over_replicates(line)), known, "value", tuple(line.tolist()), floor=floor)
-        became = statuses.get((results.levels[i], results.budgets[j]), Counter({"open": 1}))
+        became = statuses.get((results.levels[i], results.budgets[j]), Counter({"no trial": 1}))
         state = "undefined" if present[i, j].any() else became.most_common(1)[0][0]
         return Cell(None, 0, state, tuple(line.tolist()))
 

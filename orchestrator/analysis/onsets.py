@@ -80,7 +80,8 @@ def _at_ends(results: Results, condition: str, skill: str, n_tasks: int) -> Look
     level, looks = results.levels.index(n_tasks), results.study.ends(condition)
     cube, open_trials = counted(results, "ability", condition, skill)
     rows = np.flatnonzero(~open_trials[level].any(axis=0))  # a larger budget says nothing of one that has yet to run
-    values = cube[level].T[rows]
+    own = [results.budgets.index(flops) for flops in results.study.budgets_of(condition)]
+    values = cube[level][own].T[rows]
     if not np.isfinite(values).any():
         return None
     return Looks(looks, values, survival.onsets(looks, values, np.zeros(len(values), bool)), tuple(rows.tolist()))

@@ -89,7 +89,8 @@ def asked(results: Results, claim: Primary) -> Finding:
     n_tasks = cast(int, claim.n_tasks)
     if claim.what == "crossover":
         sides = [arms.Side(results, name, name) for name in (condition, cast(str, claim.against))]
-        return arms.crossover(sides[0], sides[1], skill, n_tasks, results.budgets, in_this_order=True)
+        budgets = study.budgets_of(*(side.condition for side in sides))
+        return arms.crossover(sides[0], sides[1], skill, n_tasks, budgets, in_this_order=True)
     if claim.what == "compute_to_skill":
         return onsets.onset(results, condition, skill, n_tasks)
     if claim.what in ("accuracy", "ability", "memory", "change_accuracy", "change_ability"):

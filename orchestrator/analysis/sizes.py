@@ -39,7 +39,8 @@ def isoflops(results: Results, arm: str, skill: str) -> frontier.Isoflops:
             compute, replicate = np.meshgrid(budgets, np.arange(loss.shape[1]), indexing="ij")
             size = np.full(of.size, float(budget.shape_of(trunk).n_parameters))
             length = _family(trunk.family).length(arm)
-            tokens = compute.ravel() / budget.flops_per_step(trunk) * trunk.training.batch_size * length
+            own = compute.ravel() - budget.flops_at(trunk, 0)  # without the tokens of a start
+            tokens = own / budget.flops_per_step(trunk) * trunk.training.batch_size * length
             columns.append((size, tokens, of.ravel(), compute.ravel(), replicate.ravel()))
     size, tokens, losses, compute, replicate = (np.concatenate(column) for column in zip(*columns, strict=True))
     return frontier.isoflop(size, tokens, losses, compute, [int(r) for r in replicate])

@@ -60,6 +60,7 @@ class Surface:
         self.measure = "ability" if isinstance(family, ExactFamily) or family.ability_of == "right" else "accuracy"
         self.split = ""
         self.cells: dict[tuple[str, int, float], dict[int, float | None]] = {}
+        self.budgets = {condition: study.budgets_of(condition) for condition in study.conditions}
         self._trunks = {trunk.id: trunk for trunk in study.trunks()}
         self.take([event for events in state.evaluations.values() for event in events])
 
@@ -105,7 +106,7 @@ class Surface:
     def _legend(self) -> str:
         n = self.study.axes.replicates
         known = [len(values) for values in self.cells.values()]
-        cells = len(self.study.conditions) * len(self.study.axes.n_tasks) * len(self.study.budgets)
+        cells = sum(map(len, self.budgets.values())) * len(self.study.axes.n_tasks)
         marks = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
         marks += ["·: none has ended yet"] if len(known) < cells else []
         undefined = any(set(values.values()) == {None} for values in self.cells.values())
@@ -114,6 +115,8 @@ class Surface:
 
     def _cell(self, condition: str, n_tasks: int, flops: float) -> Text:
         values = self.cells.get((condition, n_tasks, flops), {})
+        if flops not in self.budgets[condition]:
+            return Text("")
         if not values:
             return Text("  ·   ", style="dim")
         defined = [value for value in values.values() if value is not None]

@@ -38,10 +38,11 @@ def show_plan(
         f", {done} of {todo.n_trials} have ended" if done else ""
     )
     saved = 1 - (todo.train_flops + todo.kept_flops) / todo.separate_flops if todo.separate_flops else 0
+    shared = "trunks and starts" if any(job.trunk.start for job in todo.jobs) else "trunks"
     kept = f", {number(float(todo.kept_flops))} more are done, in checkpoints" if todo.kept_flops else ""
     lines = [
         ("work", work),
-        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing trunks{kept}), "
+        ("compute", f"{number(float(todo.train_flops))} training FLOPs ({saved:.0%} saved by sharing {shared}{kept}), "
                     f"evaluation {todo.eval_flops / max(todo.train_flops, 1):.1%} more"),
         ("time", _time_words(todo, slots_known)),
         *_caps(todo),
@@ -52,6 +53,7 @@ def show_plan(
             ("speed", speed),
             ("tokens", f"{number(float(todo.tokens))} read in training"),
             *shape_rows(study),
+            *_starts(study),
             *_places(todo),
             (
                 "tasks",
@@ -115,6 +117,19 @@ def shape_rows(study: Study) -> list[tuple[str, str]]:
     for (model, steps), conditions in alike.items():
         which = f"{', '.join(conditions)}: " if len(alike) > 1 else ""
         rows += [("model", f"{which}{model}"), ("budgets", f"{which}{steps}")]
+    return rows
+
+
+def _starts(study: Study) -> list[tuple[str, str]]:
+    """Rows of the plan with the donors of the conditions that have some, and the FLOPs that they are charged with."""
+    rows = []
+    for condition in study.conditions:
+        if (start := study.start_of(condition)) is not None and (first := study.trunk_of(condition).start) is not None:
+            tasks = f"{number(start.n_tasks)} tasks" if start.n_tasks else "as many tasks"
+            donor = f"{study.condition_of(start.arm, start.variant or '')} at {number(start.compute_flops)} FLOPs and {tasks}"
+            after = ", ".join(number(flops) for flops in study.budgets_of(condition))
+            charged = f"its {number(float(first.flops))} FLOPs count; budgets {after}"
+            rows.append(("start", f"{condition} begins with the weights of {donor}; {charged}"))
     return rows
 
 

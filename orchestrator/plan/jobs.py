@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from orchestrator.plan.options import ONE_WORKER, Options, Placement
-from orchestrator.record import recorded
+from orchestrator.record import links, recorded
 from orchestrator.record.journal import State
 from orchestrator.study.schema import Study, StudyError, differences
-from trainers import budget, checkpoint
+from trainers import budget, checkpoint, weights
 from trainers.fit import memory
 from trainers.spec import TrunkSpec
 
@@ -30,6 +30,8 @@ class Job(NamedTuple):
     """Position of the checkpoint from which it resumes."""
     placement: Placement = ONE_WORKER
     """Its workers and its placement on them."""
+    starts: tuple[float, ...] = ()
+    """Those of its budgets whose final weights other trials begin with."""
 
 
 def placements_of(study: Study, options: Options) -> dict[tuple[str, str], Placement]:
@@ -44,29 +46,71 @@ def placements_of(study: Study, options: Options) -> dict[tuple[str, str], Place
 def jobs_of(study: Study, state: State, folder: Path | None = None, options: Options = Options()) -> list[Job]:  # noqa: B008
     """The open jobs; `order.py` puts them into the order of work.
 
-    A trial that is done or diverged is not repeated. A failed one is tried again. With the study's `folder`, a trunk is
-    priced from its checkpoint on.
+    A trial that has `ended` is not repeated. With the study's `folder`, a trunk is priced from its checkpoint on.
     Raises StudyError if a trial cannot be placed on the workers.
     """
     placements = placements_of(study, options)
-    ended = _ended(state)
+    done, donors = ended(study, state), {*donors_of(study).values()}
     found = []
     for trunk, budgets in study.carried():
-        owed = tuple(b for b in budgets if trunk.trial(b).id not in ended)
+        owed = tuple(b for b in budgets if trunk.trial(b).id not in done)
         if owed:
             at = _standing(trunk, owed, folder, options.storage) if folder else budget.START
             where = placements[study.condition_of(trunk.arm, trunk.variant), trunk.size]
-            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where))
+            starts = tuple(b for b in owed if trunk.trial(b).id in donors)
+            found.append(Job(trunk, owed, budget.price(trunk, owed, at), at, where, starts))
     return found
 
 
-def _ended(state: State) -> set[str]:
-    return {t for t, event in state.trials.items() if event["status"] in ("done", "diverged")}
+def ended(study: Study, state: State) -> set[str]:
+    """Ids of the trials that are not run again.
+
+    They are done or diverged, or failed because they begin with the weights of a trial that diverged, or of one that failed for
+    the same reason. Other failed trials are tried again.
+    """
+    statuses, donors = {trial: event["status"] for trial, event in state.trials.items()}, donors_of(study)
+
+    def is_lost(trial: str) -> bool:
+        status = statuses.get(trial)
+        return status == "diverged" or (status == "failed" and trial in donors and is_lost(donors[trial]))
+
+    return {trial for trial, status in statuses.items() if status == "done" or is_lost(trial)}
+
+
+def donors_of(study: Study) -> dict[str, str]:
+    """Id of a trial -> id of the trial whose weights it begins with, for each that has one."""
+    if not any(study.start_of(condition) for condition in study.conditions):
+        return {}
+    return {trial.id: trial.start.trial for trial in study.trials() if trial.start}
+
+
+def needed_starts(study: Study, state: State) -> set[str]:
+    """Ids of the trials that others begin with which have not ended."""
+    over = ended(study, state)
+    return {donor for trial, donor in donors_of(study).items() if trial not in over}
 
 
 def owes(study: Study, state: State) -> bool:
     """Whether any trial is open."""
-    return bool({trial.id for trial in study.trials()} - _ended(state))
+    return bool({trial.id for trial in study.trials()} - ended(study, state))
+
+
+def check_starts(todo: Sequence[Job], state: State, folder: Path, storage: str | None = None) -> None:
+    """Refuse jobs that must begin with weights that are lost. Raises StudyError, in one line with the donor and the remedy.
+
+    A trunk that resumes needs its start no more, unless it samples from it (`star`).
+    """
+    place = stored("starts", folder, storage)
+    needed = [
+        job.trunk.start.trial
+        for job in todo
+        if job.trunk.start and (job.at == budget.START or (job.trunk.reward and job.trunk.reward.algorithm == "star"))
+    ]
+    done = {trial for trial, event in state.trials.items() if event["status"] == "done"}
+    lost = [trial for trial in dict.fromkeys(needed) if trial in done and not weights.size(place, trial)]
+    if lost:
+        more = f" (and those of {len(lost) - 1} more trials)" if len(lost) > 1 else ""
+        raise StudyError(f"{links.without_password(weights.lost(lost[0], place))} missing{more}; {weights.REMEDY}")
 
 
 def _placement(study: Study, condition: str, trunk: TrunkSpec, options: Options) -> Placement:
@@ -96,8 +140,8 @@ def checkpoint_folder(folder: Path, trunk: TrunkSpec, storage: str | None = None
     return checkpoint.under(stored("checkpoints", folder, storage), trunk.id)
 
 
-def stored(what: Literal["checkpoints", "weights"], folder: Path, storage: str | None = None) -> str:
-    """The folder or URI of a study's checkpoints, or of the final weights of its trials."""
+def stored(what: Literal["checkpoints", "weights", "starts"], folder: Path, storage: str | None = None) -> str:
+    """The folder or URI of a study's checkpoints, of the final weights of its trials, or of those that others begin with."""
     return checkpoint.under(storage, folder.name, what) if storage else str(folder / what)
 
 

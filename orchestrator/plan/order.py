@@ -1,7 +1,8 @@
 """The order of work: coarse to fine, so that a study that is stopped early has already bracketed its answer.
 
 Replicate 0 comes first. Within a replicate the most and the fewest tasks come first, then the middle, then the middles of the
-halves. Longer jobs go before their turn if the study would otherwise end later (`SLACK`).
+halves. Longer jobs go before their turn if the study would otherwise end later (`SLACK`). A donor goes before the first job that
+begins with its weights.
 """
 
 from __future__ import annotations
@@ -52,15 +53,30 @@ def coarse_to_fine(study: Study, jobs: Sequence[Job], slots: int, options: Optio
         return makespan([length(job) for job in order], slots, [slots_of(job.placement, options) for job in order])
 
     coarse = sorted(jobs, key=turn)
-    largest = sorted(jobs, key=lambda job: (-job.placement.workers, -length(job), turn(job)))
+    largest = donors_first(sorted(jobs, key=lambda job: (-job.placement.workers, -length(job), turn(job))))
     bound, k = (1 + SLACK) * duration(largest), 0
     while k < len(jobs):
         first = {job.trunk.id for job in sorted(jobs, key=length, reverse=True)[:k]}
-        order = sorted(coarse, key=lambda job: (-job.placement.workers, job.trunk.id not in first))
+        order = donors_first(sorted(coarse, key=lambda job: (-job.placement.workers, job.trunk.id not in first)))
         if duration(order) <= bound:
             return order
         k = 2 * k or 1
     return largest
+
+
+def donors_first(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs in this order, but each donor ahead of the first job that begins with its weights."""
+    donors = {job.trunk.trial(flops).id: job for job in jobs for flops in job.starts}
+    placed: dict[str, Job] = {}
+
+    def place(job: Job) -> None:
+        if job.trunk.start and job.trunk.start.trial in donors:
+            place(donors[job.trunk.start.trial])
+        placed.setdefault(job.trunk.id, job)
+
+    for job in jobs:
+        place(job)
+    return list(placed.values())
 
 
 def makespan(seconds: Sequence[float], slots: int, workers: Sequence[int] = ()) -> float:

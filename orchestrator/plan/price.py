@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from orchestrator.plan.jobs import Job, jobs_of
+from orchestrator.plan.jobs import Job, check_starts, jobs_of
 from orchestrator.plan.options import Options, slots_of
 from orchestrator.plan.order import coarse_to_fine, makespan
 from orchestrator.record.journal import State
@@ -57,9 +57,12 @@ def make(
 ) -> Plan:
     """The plan of the open jobs on `slots` slots; a time only if a throughput is known.
 
-    With the study's `folder`, its checkpoints count. Raises StudyError if a trial cannot be placed on the workers.
+    With the study's `folder`, its checkpoints count. Raises StudyError if a trial cannot be placed on the workers, or must begin
+    with weights that are lost.
     """
     todo = coarse_to_fine(study, jobs_of(study, state, folder, options), slots, options)
+    if folder:
+        check_starts(todo, state, folder, options.storage)
     speed, source = flops_per_second, "calibrated just now"
     if speed is None:
         speed, source = recorded_throughput(state, device), "recorded in this study"
@@ -121,7 +124,7 @@ def calibrate(study: Study, device: str) -> float:
     from trainers.fit.place import Place
     from trainers.train import run_trunk
 
-    trunk = study.trunks()[0]
+    trunk = next(trunk for trunk in study.trunks() if trunk.start is None)
     events: list[dict[str, Any]] = []
     smallest = float(budget.flops_per_step(trunk) * budget.MIN_STEPS)
     run_trunk(trunk, [smallest], Place(device=device), events.extend)

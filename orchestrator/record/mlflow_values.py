@@ -117,12 +117,14 @@ def params(study: Study, trial: TrialSpec) -> dict[str, Any]:
         found |= {f"{part}.{k}": v for k, v in getattr(trial, part).model_dump().items()}
     if trial.reward is not None:
         found["sampling_flops_share"] = f"{budget.sampling_flops(trial) / budget.flops_per_step(trial):.6g}"
+    found |= {f"start.{k}": v for k, v in trial.start.model_dump().items()} if trial.start else {}
     return found
 
 
 def tags(study: Study, trial: TrialSpec) -> dict[str, str]:
     """Tags of a trial that people read: number of tasks and budget as plain numbers, and the order of runs in the UI."""
     place = {"n_tasks": short_number(trial.n_tasks), "compute_flops": short_number(trial.compute_flops)}
+    place |= {"emergence.start": trial.start.trial} if trial.start else {}
     return place | {"emergence.order": order(study, trial)}
 
 

@@ -56,6 +56,10 @@ OF_TEXT = pa.schema(
 """Columns that families of text have beside RESULTS: counts of free answers and of their tokens, and of the trivial predictors'
 right answers; and on the rows of new items the loss on training items."""
 
+OF_STARTS = pa.schema([("start", pa.string()), ("start_flops", pa.float64())])
+"""Columns of studies with `start_from`: the trial whose final weights a trial begins with, and the FLOPs with which it is charged
+for that. They are missing on trials that begin with initial weights."""
+
 _CELL = [(name, pa.string()) for name in ("trial", "condition")] + [
     ("n_tasks", pa.int64()),
     ("compute_flops", pa.float64()),
@@ -107,10 +111,11 @@ RUNS = pa.schema(
     + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
     + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
     + list(_PLACE.items())
+    + list(OF_STARTS)
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
-"""One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent. `flops_run` is the
-compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
+"""One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent, `start_flops` included.
+`flops_run` is the compute beyond the smaller budgets of its trunk, so that a trunk is charged once."""
 
 OF_REWARD = pa.schema(
     [("outcome", pa.string()), ("sampling_flops_share", pa.float64())]
@@ -139,6 +144,7 @@ def results_table(state: State, study: Study) -> pa.Table:
                 rows += [_axes(study, trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
     schema = [*RESULTS, *of_axis(study), *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
+    schema += OF_STARTS if any(map(study.start_of, study.conditions)) else ()
     raw = pa.schema([(RAW.get(field.name, field.name), field.type) for field in schema])
     return pa.Table.from_pylist(rows, schema=raw).rename_columns([field.name for field in schema])
 
@@ -215,6 +221,7 @@ def outside(state: State, study: Study) -> int:
 def _axes(study: Study, trial: TrialSpec) -> dict[str, Any]:
     axes = {k: getattr(trial, k) for k in ("arm", "variant", "n_tasks", "compute_flops", "replicate")}
     axes |= {field.name: study.labels[trial.variant][1] for field in of_axis(study)}
+    axes |= {"start": trial.start.trial, "start_flops": float(trial.start.flops)} if trial.start else {}
     return {"trial": trial.id, "trunk": trial.trunk.id} | axes
 
 

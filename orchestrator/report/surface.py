@@ -218,7 +218,7 @@ def _interval(levels: Sequence[float], one: Finding | None, logs: bool = True) -
 
 # Drawing ------------------------------------------------------------------------------------------------------------
 
-EMPTY = {"open": "", "failed": "failed", "diverged": "div.", "done": "—", "undefined": "—"}
+EMPTY = {"open": "", "no trial": "", "failed": "failed", "diverged": "div.", "done": "—", "undefined": "—"}
 """`Cell.state` -> text in a cell without a value."""
 
 

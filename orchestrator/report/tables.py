@@ -19,7 +19,7 @@ from orchestrator.analysis.results import scope_of, surface
 from orchestrator.formatting import clock, decimal, figure, number, on_split, range_words, sure, times
 from orchestrator.report.svg import Row
 from orchestrator.study.pairs import pairs_of
-from orchestrator.study.schema import PARTS, Study, Variant, model_words
+from orchestrator.study.schema import PARTS, StartFrom, Study, Variant, model_words
 from trainers.tasks import Family
 
 MAX_ROWS = 300
@@ -302,6 +302,7 @@ def settings(study: Study) -> list[tuple[str, list[tuple[str, str]]]]:
         *((f"arm {arm}", _pairs(changes)) for arm, changes in axes.training_of_arm.items()),
         *((f"variant {name}", _changes(variant)) for name, variant in axes.variant.items()),
         *((name, ", ".join(_setting(v) for v in sorted(values))) for name, values in axes.family.items()),
+        *([("start_from", _begins(study.start_from))] if study.start_from else []),
         ("n_tasks", ", ".join(number(n) for n in sorted(axes.n_tasks))),
         ("compute_flops", ", ".join(number(c) for c in study.budgets)),
         ("replicates", str(axes.replicates)),
@@ -326,8 +327,18 @@ def _flat(values: Mapping[str, Any], of: str = "") -> dict[str, Any]:
 
 
 def _changes(variant: Variant) -> str:
-    """The settings that a variant changes, as `d_model 128, d_mlp 512`."""
-    return ", ".join(_pairs(changes) for part in PARTS if (changes := getattr(variant, part))) or "as stated"
+    """The settings that a variant changes, as `d_model 128, d_mlp 512`; its arms and the trial that it begins with."""
+    parts = [_pairs(changes) for part in PARTS if (changes := getattr(variant, part))]
+    parts += [f"arms {', '.join(variant.arms)}"] if variant.arms else []
+    return (
+        ", ".join(parts + ([f"begins with {_begins(variant.start_from)}"] if variant.start_from else [])) or "as stated"
+    )
+
+
+def _begins(start: StartFrom) -> str:
+    """The trial that others begin with, as `steps at 1e11 FLOPs and 24 tasks`."""
+    tasks = f" and {number(start.n_tasks)} tasks" if start.n_tasks else ""
+    return f"{start.arm}{f' of {start.variant}' if start.variant else ''} at {number(start.compute_flops)} FLOPs{tasks}"
 
 
 def _pairs(changes: Mapping[str, Any]) -> str:

@@ -69,7 +69,8 @@ def run(
     with machines.on_signals(stop_request.on_signal):
         session = session_event(study, options._asdict(), State.of(folder).record)
         journal, writing = Journal(folder, lock), threading.Lock()
-        meter = caps.Meter(recorded.read(folder, study))
+        state = recorded.read(folder, study)
+        meter, donors = caps.Meter(state), _Donors(state, todo)
         journal.append([session])
         publishing = publisher.start_publisher(folder, tracking_uri, follow=True)
         ray_ends, capped = threading.Event(), threading.Event()
@@ -83,7 +84,7 @@ def run(
 
         capping = (meter, options, stop_request, ray_ends, at_cap)
         threading.Thread(target=_stop_at_a_cap, args=capping, daemon=True).start()
-        sink = _Sink(journal, writing, (meter.take, take), stop_request)
+        sink = _Sink(journal, writing, (meter.take, donors.take, take), stop_request)
 
         def watch_all(live: dict[str, Event]) -> None:
             meter.watch(live)
@@ -92,7 +93,8 @@ def run(
         try:
             if not stop_request.is_asked():
                 _share_data(study, options)
-                failures = _run_on_ray(todo, folder, options, session["session"], sink, say, stop_request, watch_all)
+                given = (folder, options, session["session"], sink, say, stop_request, watch_all)
+                failures = _run_on_ray(todo, donors, *given)
             failures = undelivered(failures, recorded.read(folder, study))
             if failures:
                 _leave_if_lost(lifeline, writing)  # if Ray died, the trials did not fail
@@ -183,9 +185,13 @@ def _outcome(
     """How a run ended. Failures come before a cap, and a stop by the user before failures."""
     if broken:
         return "broken"
-    if failures and (capped or not stop_request.is_asked()):
+    state = recorded.read(folder, study)
+    again = {failure["trial"] for failure in failures} - jobs.ended(
+        study, state
+    )  # others have lost their donor for good
+    if again and (capped or not stop_request.is_asked()):
         return "failed"
-    if not jobs.owes(study, recorded.read(folder, study)):
+    if not jobs.owes(study, state):
         return "complete"
     return "capped" if capped else "stopped"
 
@@ -255,8 +261,36 @@ class JournalCallback(tune.Callback):
         return _reason(text)
 
 
+class _Donors:
+    """How the trials have ended that others begin with, during a run."""
+
+    def __init__(self, state: State, todo: list[jobs.Job]) -> None:
+        """`state`: the journal before this run. Failures in it do not count for trials that are tried again now."""
+        self._trunks = {job.trunk.trial(flops).id: job.trunk.id for job in todo for flops in job.budgets}
+        self._ends = {trial: event for trial, event in state.trials.items() if trial not in self._trunks}
+        self.reasons: dict[str, str] = {}
+        """Trunks that failed for good in this run, with the reason."""
+
+    def take(self, events: list[Event]) -> None:
+        """Take note of trials that ended."""
+        self._ends |= {event["trial"]: event for event in events if event["kind"] == "trial"}
+
+    def status(self, donor: str) -> str | None:
+        """How a donor ended: `done`, `diverged` or `failed`; None if it has not."""
+        if donor in self._ends:
+            return str(self._ends[donor]["status"])
+        return "failed" if self._trunks.get(donor) in self.reasons else None
+
+    def why_lost(self, donor: str) -> str:
+        """The reason why trials that begin with a donor fail, by its end."""
+        why = self._ends.get(donor, {}).get("reason") or self.reasons.get(self._trunks.get(donor, ""))
+        words = f"it begins with the weights of {donor}, which {self.status(donor) or 'did not end'}"
+        return f"{words}: {why}"[:500] if why else words
+
+
 def _run_on_ray(
     todo: list[jobs.Job],
+    donors: _Donors,
     folder: Path,
     options: Options,
     session: str,
@@ -267,7 +301,7 @@ def _run_on_ray(
 ) -> list[Event]:
     """Execute the jobs through Ray Tune. Returns a "failed" event for each trial of a trunk that failed."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures in our own words
-    reasons: dict[str, str] = {}
+    reasons = donors.reasons
 
     def failed(trunk: str, reason: str) -> None:
         if not stop_request.is_asked():  # else it may have failed because of the stop, and the next run tries it again
@@ -282,11 +316,22 @@ def _run_on_ray(
     stopping = threading.Thread(target=hand_on_stop, args=(stop_request, relay, done, say), daemon=True)
     watching = threading.Thread(target=hand_on_live, args=(relay, done, watch), daemon=True)
     asks = [
-        Ask({"job": _config(job, folder, options, session)}, slots_of(job.placement, options), job.trunk.id)
+        Ask(
+            {"job": _config(job, folder, options, session)},
+            slots_of(job.placement, options),
+            job.trunk.id,
+            job.trunk.start.trial if job.trunk.start else "",
+        )
         for job in todo
     ]
     admission = Admission(
-        asks, partial(machines.slots_there, options), partial(machines.want, options), say, stop_request.is_asked
+        asks,
+        partial(machines.slots_there, options),
+        partial(machines.want, options),
+        say,
+        stop_request.is_asked,
+        donors.status,
+        lambda ask: failed(ask.name, donors.why_lost(ask.donor)),
     )
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200"  # Tune would start one by one; admission lets in no more than fit
     try:
@@ -331,6 +376,8 @@ def _config(job: jobs.Job, folder: Path, options: Options, session: str) -> dict
         "checkpoint_folder": jobs.checkpoint_folder(folder, job.trunk, options.storage),
         "checkpoint_every_seconds": options.checkpoint_seconds,
         "weights_folder": jobs.stored("weights", folder, options.storage) if options.keep_weights else None,
+        "starts_folder": jobs.stored("starts", folder, options.storage),
+        "starts": job.starts,
         "compiled": job.placement.compiled,
         "data_folder": _data_folder(options),
     }

@@ -103,12 +103,13 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     """Problems of names and values that the study does not have."""
     axes = study.axes
+    budgets = study.budgets_of(*(c for c in (claimed_condition(study, claim), claim.against) if c in study.conditions))
     known: dict[str, Sequence[Any]] = {
         "arm": tuple(study.series if is_along(claim) else study.conditions),
         "against": tuple(study.conditions),
         "n_tasks": axes.n_tasks,
-        "compute_flops": axes.compute_flops,
-        "from_flops": axes.compute_flops,
+        "compute_flops": budgets,
+        "from_flops": budgets,
         "skill": study.shown_skills if claim.what != "overtakes" else _domains(study, claim),
     }
     yield from not_among(claim, {key: known[key] for key in _PLACE[claim.what]})
@@ -211,7 +212,7 @@ def looks(study: Study, condition: str, last: Literal["end", "branch"]) -> list[
     trunk = study.trunk_of(condition)
     steps = budget.steps_of(trunk, study.budgets[-1])
     points = {*budget.evaluation_steps(trunk, steps.branch), steps.end if last == "end" else steps.branch}
-    return [float(step * budget.flops_per_step(trunk)) for step in sorted(points)]
+    return [float(budget.flops_at(trunk, step)) for step in sorted(points)]
 
 
 def grid(study: Study, family: Family, claim: Primary) -> list[float]:
@@ -229,7 +230,7 @@ def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], st
     if claim.what == "compute_to_skill":
         return looks(study, claimed_condition(study, claim), "end"), "evaluations"
     if claim.what in OVERTAKING:
-        return study.budgets, "budgets"
+        return study.budgets_of(claimed_condition(study, claim), *([claim.against] if claim.against else [])), "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
     known = [float(n) for n in sorted(study.axes.n_tasks) if n <= longest or not claim.what.endswith("memory")]
     return known, "numbers of tasks"
@@ -290,11 +291,11 @@ def _drift_out_of_reach(study: Study, family: Family, claim: Primary) -> str:
     The steepest drift that can be seen goes from the first level to the last but one, between two neighbouring budgets.
     The interval of a drift is at least two steps of the numbers of tasks wide, divided by the doublings of all the compute.
     """
-    levels, _ = _grid(study, family, claim)
-    if len(study.budgets) < 2 or len(levels) < 3:
-        return f"'{claim.what}' needs 2 budgets and 3 numbers of tasks or more; {len(study.budgets)} and {len(levels)} can be used here; add some"
+    levels, budgets = _grid(study, family, claim)[0], study.budgets_of(claimed_condition(study, claim))
+    if len(budgets) < 2 or len(levels) < 3:
+        return f"'{claim.what}' needs 2 budgets and 3 numbers of tasks or more; {len(budgets)} and {len(levels)} can be used here; add some"
     steps = [math.log2(b / a) for a, b in pairwise(levels)]
-    doublings = [math.log2(b / a) for a, b in pairwise(study.budgets)]
+    doublings = [math.log2(b / a) for a, b in pairwise(budgets)]
     steepest = math.log2(levels[-2] / levels[0]) / min(doublings)
     finest = 2 * min(steps) / sum(doublings)
     lo, hi = _ends(claim)

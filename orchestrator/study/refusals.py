@@ -94,7 +94,9 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return
-    yield from (unfit := [one for condition in study.conditions if resolved for one in starts.misfits(study, condition)])
+    yield from (
+        unfit := [one for condition in study.conditions if resolved for one in starts.misfits(study, condition)]
+    )
     if unfit:
         return
     unsound: dict[tuple[Any, ...], str] = {}  # one problem a place: similar conditions have the same problem
@@ -222,7 +224,8 @@ def _expected_meaning(
         yield ("expected", i, "what"), why
     conditions = tuple(study.series if is_along else study.conditions)
     known = {"arm": conditions, "n_tasks": study.axes.n_tasks, "skill": tuple(family.skills)}
-    for key, problem in primaries.not_among(cell, known | {"compute_flops": study.axes.compute_flops}):
+    own = study.budgets_of(*([cell.arm] if cell.arm in study.conditions else []))
+    for key, problem in primaries.not_among(cell, known | {"compute_flops": own}):
         yield ("expected", i, "cell", key), problem
 
 

@@ -355,10 +355,10 @@ class Study(Record):
             return stated.model_copy(update={"variant": there.get(name, next(iter(there.values()), ""))})
         return stated.model_copy(update={"variant": there.get(stated.variant, stated.variant)})
 
-    def budgets_of(self, condition: str) -> list[float]:
-        """The budgets that a condition trains, ascending: with a start, those above its donor's."""
-        start = self.start_of(condition)
-        return [flops for flops in self.budgets if start is None or flops > start.compute_flops]
+    def budgets_of(self, *conditions: str) -> list[float]:
+        """The budgets that all of these conditions train, ascending. One with a start has those above its donor's."""
+        starts = [start.compute_flops for one in conditions if (start := self.start_of(one)) is not None]
+        return [flops for flops in self.budgets if flops > max(starts, default=0.0)]
 
     def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """Every trunk with the budgets that branch off it, ascending: conditions x sizes x n_tasks x replicates."""

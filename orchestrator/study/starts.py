@@ -26,7 +26,7 @@ def problems(study: Study) -> Iterator[Problem]:
     axes = study.axes
     for name, variant in axes.variant.items():
         for i, arm in enumerate(variant.arms or ()):
-            where = ("axes", "variant", name, "arms", i)
+            where: tuple[Any, ...] = ("axes", "variant", name, "arms", i)
             if arm in (variant.arms or ())[:i]:
                 yield where, f"'{arm}' is given twice"
             elif arm not in axes.arm:
@@ -37,29 +37,31 @@ def problems(study: Study) -> Iterator[Problem]:
             yield ("axes", "arm", i), f"'{arm}' is in no variant: each has 'arms' without it; add it to one"
     if study.start_from is not None and "reward" not in axes.arm:
         yield ("start_from",), "it is for arm 'reward', which the study lacks; for other arms state it in a variant"
-    for condition, (arm, of) in study.conditions.items():
+    for condition, (arm, label) in study.conditions.items():
         if (start := study.start_of(condition)) is not None:
             yield from _of_condition(study, condition, start)
         elif arm == "reward" and study.settings(condition)["reward"].algorithm == "star":
-            where = ("axes", "variant", of, "reward") if of and study.axes.variant[of].reward else ("reward",)
+            name = study.labels[label][0]
+            where = ("axes", "variant", name, "reward") if study.variant_of(label).reward else ("reward",)
             yield (*where, "algorithm"), "star samples from the model that a trial starts from; give start_from"
 
 
 def place_of(study: Study, condition: str) -> tuple[Any, ...]:
     """The place of the file that states the start of a condition."""
-    of = study.conditions[condition][1]
-    of_variant = of in study.axes.variant and study.axes.variant[of].start_from is not None
-    return ("axes", "variant", of, "start_from") if of_variant else ("start_from",)
+    label = study.conditions[condition][1]
+    of_variant = study.variant_of(label).start_from is not None
+    return ("axes", "variant", study.labels[label][0], "start_from") if of_variant else ("start_from",)
 
 
 def _of_condition(study: Study, condition: str, start: StartFrom) -> Iterator[Problem]:
-    where, axes, own = place_of(study, condition), study.axes, study.conditions[condition][1]
+    where, axes, labels = place_of(study, condition), study.axes, study.labels
+    own, value = labels[study.conditions[condition][1]]
     if start.arm not in axes.arm:
         yield (*where, "arm"), f"no arm of this study{_near(start.arm, axes.arm)}; it has {', '.join(axes.arm)}"
         return
-    there = [variant for arm, variant in study.conditions.values() if arm == start.arm]
+    there = [labels[of][0] for arm, of in study.conditions.values() if arm == start.arm and labels[of][1] == value]
     stated = (axes.variant[own].start_from if where[0] == "axes" else study.start_from) or start
-    if start.variant not in there:
+    if start.variant not in labels or labels[start.variant][0] not in there:
         runs = f"it runs in {', '.join(there)}" if there and there != [""] else "the study has no variants"
         yield (*where, "variant"), f"arm '{start.arm}' does not run in '{start.variant}'; {runs}"
         return
@@ -76,7 +78,10 @@ def _of_condition(study: Study, condition: str, start: StartFrom) -> Iterator[Pr
             return  # reported for that condition
         if chain[-1] in chain[:-1]:
             circle = " from ".join(f"'{name}'" for name in chain[chain.index(chain[-1]) :])
-            yield where, f"a circle: {circle}; give another arm or variant, or 'arms' of the variant without the donor's"
+            yield (
+                where,
+                f"a circle: {circle}; give another arm or variant, or 'arms' of the variant without the donor's",
+            )
             return
         if len(chain) > MAX_CHAIN + 1:
             yield where, f"a chain of more than {MAX_CHAIN} starts; begin with an earlier trial"

@@ -8,7 +8,7 @@ from typing import Any
 
 from steps import Counter
 
-from orchestrator.plan import jobs
+from orchestrator.plan import jobs, order
 from orchestrator.record import recorded, tables
 from orchestrator.record.journal import Journal, State
 from orchestrator.record.lease import StudyLock
@@ -48,7 +48,7 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
         everything = State.of(folder)
         jobs.check_against_record(study, everything, "tiny.yaml")
         state = recorded.of_study(everything, study)
-        todo = jobs.jobs_of(study, state, folder)
+        todo = order.donors_first(jobs.jobs_of(study, state, folder))
         if not todo:
             return 0
         journal = Journal(folder, lock)
@@ -58,6 +58,8 @@ def go_on(study: Study, folder: Path, should_stop: Callable[[], bool] = lambda: 
             for job in todo:
                 facts = {"session": session["session"], "host": "here", "device": "cpu"}
                 place = Place(checkpoint_folder=jobs.checkpoint_folder(folder, job.trunk), checkpoint_every_seconds=1e9)
+                starts = {"starts_folder": jobs.stored("starts", folder), "starts": job.starts}
+                place = place.model_copy(update=starts)
 
                 def emit(events: list[dict[str, Any]], facts: Any = facts) -> None:
                     journal.append([facts | event for event in events])

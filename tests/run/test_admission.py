@@ -87,3 +87,51 @@ def test_a_wide_trunk_is_not_starved_by_narrow_ones_that_were_there_before_the_c
         running.append(str(turn))
         slots[0] = 2
     assert sorted(order) == list(range(11)) and order.index(0) <= 3
+
+
+def test_who_waits_for_a_donor_holds_no_slot_and_all_run_once_after_their_donors() -> None:
+    """Fails with a deadlock if a trunk that cannot start yet keeps slots free, or is the one that others must not pass."""
+    draw = random.Random(2)
+    for _ in range(300):
+        n_slots, n = draw.randint(1, 4), draw.randint(1, 20)
+        donors = [draw.choice(["", *(f"t{j}" for j in range(i))]) if i else "" for i in range(n)]
+        asks = [Ask({"job": i}, draw.randint(1, n_slots), f"t{i}", donor) for i, donor in enumerate(donors)]
+        draw.shuffle(asks)
+        statuses: dict[str, str] = {}
+        gone: list[str] = []
+        admission = Admission(
+            asks,
+            lambda n_slots=n_slots: n_slots,
+            status=statuses.get,
+            lost=lambda ask, gone=gone: gone.append(ask.name),
+        )  # type: ignore[misc]
+        running: dict[str, int] = {}
+        given: list[str] = []
+        for turn in range(10_000):
+            config = admission.suggest(str(turn))
+            if config == Searcher.FINISHED:
+                break
+            if config is None:
+                over = draw.choice(sorted(running))
+                if draw.random() < 0.3:  # its donated trial ends before the trunk does
+                    statuses.setdefault(f"t{running[over]}", "done")
+                    continue
+                statuses.setdefault(f"t{running.pop(over)}", draw.choice(["done", "done", "done", "diverged"]))
+                admission.on_trial_complete(over)
+                continue
+            assert statuses.get(donors[config["job"]], "done") == "done"
+            running[str(turn)] = config["job"]
+            given.append(f"t{config['job']}")
+            assert sum(ask.slots for ask in asks if ask.config["job"] in running.values()) <= n_slots
+        assert sorted(given + gone) == sorted(ask.name for ask in asks)
+        lost = {name for name, status in statuses.items() if status != "done"} | set(gone)
+        assert all((donors[int(name[1:])] in lost) == (name in gone) for name in given + gone)
+
+
+def test_a_donor_that_nobody_can_end_any_more_is_lost_and_nothing_waits_for_ever() -> None:
+    asks = [Ask({"job": 0}, 1, "t0"), Ask({"job": 1}, 1, "t1", "a trial that is nowhere")]
+    lost: list[str] = []
+    admission = Admission(asks, lambda: 1, status=lambda donor: None, lost=lambda ask: lost.append(ask.name))
+    assert admission.suggest("a") == {"job": 0} and admission.suggest("b") is None and lost == []
+    admission.on_trial_complete("a")
+    assert admission.suggest("b") == Searcher.FINISHED and lost == ["t1"]

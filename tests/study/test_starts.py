@@ -83,7 +83,9 @@ def test_a_variant_runs_in_its_arms_and_begins_with_its_donors_replicate_by_repl
 
 
 def test_what_changes_the_donor_changes_its_dependents_and_no_other(study: Study, tmp_path: Path) -> None:
-    other = load(changed(tmp_path, ("  n_tasks: [8", "  training_of_arm: {steps: {learning_rate: 1e-3}}\n  n_tasks: [8")))
+    other = load(
+        changed(tmp_path, ("  n_tasks: [8", "  training_of_arm: {steps: {learning_rate: 1e-3}}\n  n_tasks: [8"))
+    )
     prints = [{t.id: t.fingerprint() for t in of.trials()} for of in (study, other)]
     moved = {name for name in prints[0] if prints[0][name] != prints[1][name]}
     assert moved == {t.id for t in study.trials() if t.arm == "steps" or t.start}
@@ -102,13 +104,19 @@ def test_a_chain_charges_each_trial_with_all_before_it(tmp_path: Path) -> None:
 
 
 def test_the_start_of_arm_reward_stands_in_the_study_unless_a_variant_has_its_own(tmp_path: Path) -> None:
-    text = LADDER.split("  variant:")[0].replace("answer]", "reward]").replace("axes:", "start_from: {arm: steps, compute_flops: 1e9}\naxes:")
+    text = (
+        LADDER.split("  variant:")[0]
+        .replace("answer]", "reward]")
+        .replace("axes:", "start_from: {arm: steps, compute_flops: 1e9}\naxes:")
+    )
     text += "  n_tasks:" + LADDER.split("  n_tasks:")[1].replace("batch_size: 8", "batch_size: 8, warmup_steps: 5")
     plain = load(written(tmp_path, text))
-    assert [(c, plain.start_of(c)) for c in plain.conditions][0] == ("steps", None)
+    assert plain.start_of("steps") is None
     start = plain.trunk_of("reward").start
     assert start is not None and start.trial == "steps/n8/c1e9/r0" and plain.budgets_of("reward") == [2e9, 4e9]
-    varied = "  variant: {a: {}, b: {start_from: {arm: steps, compute_flops: 2e9, variant: a}, arms: [reward]}}\n  n_tasks:"
+    varied = (
+        "  variant: {a: {}, b: {start_from: {arm: steps, compute_flops: 2e9, variant: a}, arms: [reward]}}\n  n_tasks:"
+    )
     both = load(written(tmp_path, text.replace("  n_tasks:", varied, 1)))
     donors = {c: trunk.start.trial for c in both.conditions if (trunk := both.trunk_of(c)).start}
     assert donors == {"reward, a": "steps/n8/c1e9/r0/a", "reward, b": "steps/n8/c2e9/r0/a"}
@@ -143,7 +151,9 @@ EARLY, LATE = "{arm: steps, compute_flops: 1e9}", "{arm: steps, compute_flops: 2
         ("compute_flops: [1e9, 2e9, 4e9]", "compute_steps: [1e4, 2e4]", 16, ["whose FLOPs count; give compute_flops"]),
     ],
 )  # fmt: skip
-def test_a_start_that_cannot_be_is_refused_at_its_line(old: str, new: str, line: int, parts: list[str], tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_is_refused_at_its_line(
+    old: str, new: str, line: int, parts: list[str], tmp_path: Path
+) -> None:
     found = refusal(changed(tmp_path, (old, new)))
     assert any(f"ladder.yaml:{line}:" in one and all(part in one for part in parts) for one in found), found
 
@@ -152,7 +162,10 @@ def test_two_that_begin_with_each_other_and_a_long_chain_are_refused_at_once(tmp
     other = LATE, "{arm: answer, compute_flops: 1e9, variant: early}"
     found = refusal(changed(tmp_path, (EARLY, "{arm: answer, compute_flops: 1e9, variant: late}"), other))
     assert all("a circle: 'answer, " in one for one in found) and len(found) == 2
-    links = [f"    v{i}: {{arms: [answer], start_from: {{arm: answer, compute_flops: 1e9, variant: v{i - 1}}}}}\n" for i in range(1, 90)]
+    links = [
+        f"    v{i}: {{arms: [answer], start_from: {{arm: answer, compute_flops: 1e9, variant: v{i - 1}}}}}\n"
+        for i in range(1, 90)
+    ]
     text = LADDER.replace("    early:", "    v0: {}\n" + "".join(links) + "    early:")
     assert any(f"more than {starts.MAX_CHAIN}" in one for one in refusal(written(tmp_path, text)))
 

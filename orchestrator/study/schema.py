@@ -295,7 +295,9 @@ class Study(Record):
         """
         stated = self.axes.variant
         only = {label: stated[name].arms if name in stated else None for label, (name, _) in self.labels.items()}
-        pairs = [(arm, label) for arm in self.axes.arm for label, arms in only.items() if arm in (arms or self.axes.arm)]
+        pairs = [
+            (arm, label) for arm in self.axes.arm for label, arms in only.items() if arm in (arms or self.axes.arm)
+        ]
         return {self.condition_of(arm, variant): (arm, variant) for arm, variant in pairs}
 
     @property
@@ -350,7 +352,11 @@ class Study(Record):
         stated = (self.axes.variant[name].start_from if name in self.axes.variant else None) or of_study
         if stated is None:
             return None
-        there = {labels[of][0]: of for donor, of in self.conditions.values() if donor == stated.arm and labels[of][1] == value}
+        there = {
+            labels[of][0]: of
+            for donor, of in self.conditions.values()
+            if donor == stated.arm and labels[of][1] == value
+        }
         if stated.variant is None:
             return stated.model_copy(update={"variant": there.get(name, next(iter(there.values()), ""))})
         return stated.model_copy(update={"variant": there.get(stated.variant, stated.variant)})

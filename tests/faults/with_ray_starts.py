@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from conftest import PATIENCE_SECONDS
+from alone import go_on, rows_of
+from conftest import PATIENCE_SECONDS, tally
 from test_cli import SMALL, emergence
+from test_end_to_end import Home
 from test_object_storage import KEYS, address, uri  # noqa: F401 - fixtures
+from test_starts_end_to_end import CHAIN
 
 from orchestrator.record.journal import read
 from orchestrator.study.reader import load
@@ -72,3 +81,25 @@ def test_a_study_of_two_workers_a_trial_keeps_its_checkpoints_there_and_gives_th
     cleaned = emergence("clean", str(file), "--storage", uri, home=home, **KEYS)
     assert cleaned.returncode == 0 and "weights" in checkpoint.store_of(place).names()
     assert all(checkpoint.peek(checkpoint.under(place, "checkpoints", t.id), t.fingerprint()) is None for t in trunks)
+
+
+def test_trials_that_begin_with_others_equal_those_left_alone_after_any_kill_to_the_bit(tmp_path: Path) -> None:
+    """The driver is killed with every worker, at moments that are drawn: while donors train, save their weights, and after that."""
+    home, alone = Home(tmp_path / "home"), tmp_path / "alone"
+    home.file.write_text(CHAIN.replace("4e7]", "4e7, 4e8]").replace("replicates: 1", "replicates: 2"))
+    study = load(str(home.file))
+    go_on(study, alone)
+    draw, n_kills = random.Random(3), 0
+    while n_kills < 5:
+        driver = home.run_until(len(home.events("evaluation")) + draw.randint(1, 6))
+        time.sleep(draw.uniform(0.0, 0.5))
+        with contextlib.suppress(AssertionError, ProcessLookupError):  # it has just ended
+            os.kill(home.driver_pid(), signal.SIGKILL)
+        driver.communicate(timeout=PATIENCE_SECONDS)
+        n_kills += 1
+        if driver.returncode == 0:
+            break
+    code, out = home.run()
+    assert code == 0 and "Traceback" not in out, out
+    assert pq.read_table(home.study / "results.parquet").to_pylist() == rows_of(study, alone)
+    tally("killed: driver, among trials that begin with others", n_kills, n_kills)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from alone import go_on, rows_of
+from alone import go_on, rows_of, study_with
 from steps import Counter
 from test_end_to_end import Home
 
-from orchestrator.record.journal import read
+from orchestrator.plan.jobs import jobs_of
+from orchestrator.record.journal import State, read
 from orchestrator.study.reader import load
 
 pytestmark = pytest.mark.end_to_end
@@ -65,7 +67,9 @@ def test_dependents_run_after_their_donors_on_one_slot_and_those_of_a_lost_one_f
         first = next(i for i, e in enumerate(events) if e["kind"] == "evaluation" and e["trunk"] == trunk.id)
         assert at[trunk.start.trial] < first and events[first]["flops"] == trunk.start.flops  # type: ignore[union-attr]
     tags = {run.data.tags["emergence.key"]: run.data.tags.get("emergence.start") for run in home.stored_runs()}
-    assert tags["answer/n4/c4e7/r0/again"] == "next_token/n4/c2e7/r0/begun" and tags["answer/n4/c1e7/r0/scratch"] is None
+    assert (
+        tags["answer/n4/c4e7/r0/again"] == "next_token/n4/c2e7/r0/begun" and tags["answer/n4/c1e7/r0/scratch"] is None
+    )
 
     before = (home.study / "journal.jsonl").read_bytes()
     code, out = home.run()
@@ -74,9 +78,37 @@ def test_dependents_run_after_their_donors_on_one_slot_and_those_of_a_lost_one_f
     code, out = home.emergence("clean", str(home.file))
     assert code == 0 and not list((home.study / "starts").rglob("*.safetensors")), out
 
-    more = "\n    more: {arms: [next_token], start_from: {arm: answer, compute_flops: 2e7, variant: scratch}}\n  n_tasks:"
+    more = (
+        "\n    more: {arms: [next_token], start_from: {arm: answer, compute_flops: 2e7, variant: scratch}}\n  n_tasks:"
+    )
     home.file.write_text(home.file.read_text().replace("\n  n_tasks:", more))
     code, out = home.run()
     assert code == 2 and "Starting Ray" not in out and "Traceback" not in out
     assert "answer/n4/c2e7/r0/scratch" in out.splitlines()[-1] and "missing; put" in out.splitlines()[-1], out
     assert (home.study / "journal.jsonl").read_bytes() == before
+
+
+def test_how_a_donor_ended_is_known_from_the_journal_unless_it_is_tried_again_and_from_this_run() -> None:
+    from orchestrator.run.driver import _Donors
+
+    def ended(trial: str, status: str, reason: str | None = None) -> dict[str, Any]:
+        return {
+            "kind": "trial",
+            "key": f"{trial}/{status}",
+            "trial": trial,
+            "status": status,
+            "reason": reason,
+            "time": 0.0,
+        }
+
+    study, state = study_with(), State()
+    first, second, third, fourth = (trial.id for trial in study.trials())
+    state.feed([ended(first, "failed"), ended(third, "diverged", "step 3"), ended(fourth, "failed", "its own donor")])
+    donors = _Donors(state, [job for job in jobs_of(study, State()) if job.trunk.variant == "plain"])
+    assert [donors.status(trial) for trial in (first, second, third, fourth)] == [None, None, "diverged", "failed"]
+    assert donors.why_lost(third).endswith(f"{third}, which diverged: step 3")
+    assert donors.why_lost(fourth).endswith(f"{fourth}, which failed: its own donor")
+    donors.take([ended(first, "done"), {"kind": "evaluation"}])
+    donors.reasons["answer/n4/r0/plain"] = "no room"
+    assert [donors.status(trial) for trial in (first, second)] == ["done", "failed"]  # it ended before its trunk failed
+    assert donors.why_lost(second).endswith(f"{second}, which failed: no room")

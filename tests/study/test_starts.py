@@ -177,3 +177,39 @@ def test_star_needs_a_start(tmp_path: Path) -> None:
     assert len(found) == 1 and "ladder.yaml:5:" in found[0] and "start_from" in found[0]
     scratch: Any = ("scratch: {}", "scratch: {arms: [steps]}")
     assert load(changed(tmp_path, star, *arms, scratch)).trunk_of("reward, late").start is not None
+
+
+TASTE = """\
+study: taste
+version: 1
+question: Above which share does a reward do?
+family: {name: worked_parity, n_positions: 6}
+axes:
+  arm: [next_token, reward]
+  variant:
+    taught: {arms: [next_token]}
+    rewarded: {arms: [reward], start_from: {arm: next_token, compute_flops: 1e9}}
+    again: {arms: [reward], start_from: {arm: reward, compute_flops: 4e9, variant: rewarded}}
+  family: {share: [0.5, 0.25]}
+  n_tasks: [1]
+  compute_flops: [1e9, 4e9, 8e9]
+  replicates: 1
+model: {n_layers: 1, d_model: 16, n_heads: 2, d_mlp: 32}
+training: {batch_size: 8}
+evaluation: {points_per_decade: 1, first_flops: 4e9, n_sequences: 8}
+"""
+
+
+def test_a_donor_has_the_same_value_of_the_familys_axis(tmp_path: Path) -> None:
+    study = load(written(tmp_path, TASTE))
+    trials = {trial.id: trial for trial in study.trials()}
+    begun = [trial for trial in trials.values() if trial.start]
+    assert len(begun) == 2 * (2 + 1) and len(trials) == 2 * 3 + len(begun)
+    for trial in begun:
+        donor = trials[trial.start.trial]  # type: ignore[union-attr]
+        assert donor.family.share == trial.family.share  # type: ignore[attr-defined]
+        assert donor.fingerprint() == trial.start.fingerprint  # type: ignore[union-attr]
+        name, value = trial.variant.split("/")
+        assert donor.variant == f"{ {'rewarded': 'taught', 'again': 'rewarded'}[name] }/{value}"
+    wrong = TASTE.replace("variant: rewarded}", "variant: reward}")
+    assert [line.split(": ", 1)[0] for line in refusal(written(tmp_path, wrong))] == [f"{tmp_path}/ladder.yaml:10"]

@@ -98,14 +98,10 @@ def owes(study: Study, state: State) -> bool:
 def check_starts(todo: Sequence[Job], state: State, folder: Path, storage: str | None = None) -> None:
     """Refuse jobs that must begin with weights that are lost. Raises StudyError, in one line with the donor and the remedy.
 
-    A trunk that resumes needs its start no more, unless it samples from it (`star`).
+    A trunk that resumes needs its start no more, except in arm `reward`, which also samples from it.
     """
     place = stored("starts", folder, storage)
-    needed = [
-        job.trunk.start.trial
-        for job in todo
-        if job.trunk.start and (job.at == budget.START or (job.trunk.reward and job.trunk.reward.algorithm == "star"))
-    ]
+    needed = [job.trunk.start.trial for job in todo if job.trunk.start and (job.at == budget.START or job.trunk.reward)]
     done = {trial for trial, event in state.trials.items() if event["status"] == "done"}
     lost = [trial for trial in dict.fromkeys(needed) if trial in done and not weights.size(place, trial)]
     if lost:

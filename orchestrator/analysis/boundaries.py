@@ -117,8 +117,9 @@ def judged(results: Results, measure: Measure, condition: str, skill: str) -> li
 def counted(results: Results, measure: str, condition: str, skill: str) -> tuple[np.ndarray, np.ndarray]:
     """A measure with a value for lost trials, and whether a trial has yet to end. Both (n_tasks, budgets, replicates).
 
-    Budgets that a condition does not train (`Study.budgets_of`) have no trial that could end. A diverged or failed trial without a value gets -1, if another replicate of its cell has a value. The second array is True
-    for open trials without a value.
+    Cells that a condition does not train (`Study.budgets_of`, `levels_of`) have no trial that could end. A diverged or failed
+    trial without a value gets -1, if another replicate of its cell has a value. The second array is True for open trials
+    without a value.
     """
     return results.once(("counted", measure, condition, skill), lambda: _counted(results, measure, condition, skill))
 
@@ -129,6 +130,7 @@ def _counted(results: Results, measure: str, condition: str, skill: str) -> tupl
     lost = results.ended(condition, ("diverged", "failed"))
     defined = ~np.isnan(cube).all(axis=2, keepdims=True)
     trained = np.isin(results.budgets, results.study.budgets_of(condition))[None, :, None]
+    trained = trained & np.isin(results.levels, results.study.levels_of(condition))[:, None, None]
     return np.where(lost & np.isnan(cube) & defined, -1.0, cube), ~ended & np.isnan(cube) & trained
 
 

@@ -106,7 +106,7 @@ class Surface:
     def _legend(self) -> str:
         n = self.study.axes.replicates
         known = [len(values) for values in self.cells.values()]
-        cells = sum(map(len, self.budgets.values())) * len(self.study.axes.n_tasks)
+        cells = sum(len(c) * len(self.study.levels_of(condition)) for condition, c in self.budgets.items())
         marks = [f"…: mean of fewer than all {n} replicates so far"] if any(0 < k < n for k in known) else []
         marks += ["·: none has ended yet"] if len(known) < cells else []
         undefined = any(set(values.values()) == {None} for values in self.cells.values())
@@ -115,7 +115,7 @@ class Surface:
 
     def _cell(self, condition: str, n_tasks: int, flops: float) -> Text:
         values = self.cells.get((condition, n_tasks, flops), {})
-        if flops not in self.budgets[condition]:
+        if flops not in self.budgets[condition] or n_tasks not in self.study.levels_of(condition):
             return Text("")
         if not values:
             return Text("  ·   ", style="dim")

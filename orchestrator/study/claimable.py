@@ -102,17 +102,22 @@ def _ignored(claim: Primary) -> Iterator[Problem]:
 
 def _off_the_axes(study: Study, claim: Primary) -> Iterator[Problem]:
     """Problems of names and values that the study does not have."""
-    axes = study.axes
     budgets = study.budgets_of(*(c for c in (claimed_condition(study, claim), claim.against) if c in study.conditions))
     known: dict[str, Sequence[Any]] = {
         "arm": tuple(study.series if is_along(claim) else study.conditions),
         "against": tuple(study.conditions),
-        "n_tasks": axes.n_tasks,
+        "n_tasks": _levels(study, claim),
         "compute_flops": budgets,
         "from_flops": budgets,
         "skill": study.shown_skills if claim.what != "overtakes" else _domains(study, claim),
     }
     yield from not_among(claim, {key: known[key] for key in _PLACE[claim.what]})
+
+
+def _levels(study: Study, claim: Primary) -> list[int]:
+    """The numbers of tasks of the claimed conditions: those that all of them train."""
+    named = [c for c in (claimed_condition(study, claim), claim.against) if c in study.conditions]
+    return [n for n in sorted(study.axes.n_tasks) if all(n in study.levels_of(c) for c in named)]
 
 
 def without_answers(family: Family, measure: str) -> str | None:
@@ -232,14 +237,14 @@ def _grid(study: Study, family: Family, claim: Primary) -> tuple[list[float], st
     if claim.what in OVERTAKING:
         return study.budgets_of(claimed_condition(study, claim), *([claim.against] if claim.against else [])), "budgets"
     longest = math.inf if family.memorizer_max_tasks is None else family.memorizer_max_tasks
-    known = [float(n) for n in sorted(study.axes.n_tasks) if n <= longest or not claim.what.endswith("memory")]
+    known = [float(n) for n in _levels(study, claim) if n <= longest or not claim.what.endswith("memory")]
     return known, "numbers of tasks"
 
 
 def _too_few_scales(study: Study, claim: Primary) -> str:
     condition = claimed_condition(study, claim)
     if claim.n_tasks is None:
-        n = len(study.axes.n_tasks)
+        n = len(_levels(study, claim))
         needed = f"along tasks needs {MIN_SCALES} numbers of tasks, and the study has {n}; add some to axes.n_tasks"
     elif study.grows(condition):
         return (

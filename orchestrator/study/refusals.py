@@ -89,8 +89,8 @@ def problems_of(study: Study, family: Family, resolved: bool = True) -> Iterator
         return
     if resolved and max(axes.n_tasks) > min(of_condition.n_tasks_max for of_condition in families.values()):
         return
-    n_budgets = sum(len(study.budgets_of(condition)) for condition in study.conditions)
-    n_trials = n_budgets * len(axes.n_tasks) * axes.replicates
+    n_cells = sum(len(study.budgets_of(one)) * len(study.levels_of(one)) for one in study.conditions)
+    n_trials = n_cells * axes.replicates
     if n_trials > MAX_TRIALS:
         yield ("axes",), f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed"
         return

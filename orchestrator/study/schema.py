@@ -68,6 +68,8 @@ class Variant(Record):
 
     arms: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1)] = None
     """Arms that the variant is combined with; left out: all."""
+    n_tasks: Annotated[tuple[Count, ...] | None, Field(strict=False, min_length=1), Limit(items=1000)] = None
+    """Numbers of tasks, some of `axes.n_tasks`, that the variant trains; left out: all."""
     start_from: StartFrom | None = None
     """Trial whose final weights its trials begin with; left out: initial weights, or for arm `reward` the study's `start_from`."""
 
@@ -366,12 +368,16 @@ class Study(Record):
         starts = [start.compute_flops for one in conditions if (start := self.start_of(one)) is not None]
         return [flops for flops in self.budgets if flops > max(starts, default=0.0)]
 
+    def levels_of(self, condition: str) -> list[int]:
+        """The numbers of tasks that a condition trains, ascending: all, unless its variant states some."""
+        stated = self.variant_of(self.conditions[condition][1]).n_tasks
+        return sorted(n for n in self.axes.n_tasks if stated is None or n in stated)
+
     def carried(self) -> list[tuple[TrunkSpec, tuple[float, ...]]]:
         """Every trunk with the budgets that branch off it, ascending: conditions x sizes x n_tasks x replicates."""
-        axes = self.axes
-        cells = list(itertools.product(sorted(axes.n_tasks), range(axes.replicates)))
         found = []
         for condition in self.conditions:
+            cells = list(itertools.product(self.levels_of(condition), range(self.axes.replicates)))
             begins = self._begins(condition)
             for of, budgets in self.sizes(condition):
                 for n, r in cells:
@@ -399,7 +405,7 @@ class Study(Record):
         return self._first_trunk(condition, self._begins(condition))
 
     def _first_trunk(self, condition: str, begins: Begins) -> tuple[TrunkSpec, SizedModel]:
-        settings, n_tasks = self.settings(condition), min(self.axes.n_tasks)
+        settings, n_tasks = self.settings(condition), min(self.levels_of(condition))
         stated = cast(SizedModel, settings.pop("model"))
         settings["start"] = begins(n_tasks, 0) if settings.pop("start_from") else None
         return TrunkSpec(n_tasks=n_tasks, replicate=0, model=stated.at(""), **settings), stated

@@ -22,7 +22,7 @@ MAX_CHAIN = 10
 
 
 def problems(study: Study) -> Iterator[Problem]:
-    """Problems of arms and donors that do not depend on sizes. Only without any may trunks be made."""
+    """Problems of arms, numbers of tasks and donors that do not depend on sizes. Only without any may trunks be made."""
     axes = study.axes
     for name, variant in axes.variant.items():
         for i, arm in enumerate(variant.arms or ()):
@@ -31,6 +31,12 @@ def problems(study: Study) -> Iterator[Problem]:
                 yield where, f"'{arm}' is given twice"
             elif arm not in axes.arm:
                 yield where, f"no arm of this study{_near(arm, axes.arm)}; it has {', '.join(axes.arm)}"
+        for i, n in enumerate(variant.n_tasks or ()):
+            if n not in axes.n_tasks:
+                listed = ", ".join(number(each) for each in axes.n_tasks)
+                yield ("axes", "variant", name, "n_tasks", i), f"{number(n)} is not in axes.n_tasks, which has {listed}"
+    if any(of.n_tasks and not {*of.n_tasks} & {*axes.n_tasks} for of in axes.variant.values()):
+        return
     there = {arm for arm, _ in study.conditions.values()}
     for i, arm in enumerate(axes.arm):
         if arm not in there:
@@ -68,9 +74,11 @@ def _of_condition(study: Study, condition: str, start: StartFrom) -> Iterator[Pr
     if stated.variant is None and own not in there and len(there) > 1:
         yield where, f"arm '{start.arm}' runs in several variants; give 'variant', one of {', '.join(there)}"
         return
-    if start.n_tasks is not None and start.n_tasks not in axes.n_tasks:
-        listed = ", ".join(number(n) for n in axes.n_tasks)
-        yield (*where, "n_tasks"), f"{number(start.n_tasks)} is not in the study; it has {listed}"
+    donor = study.condition_of(start.arm, start.variant or "")
+    levels, asked = study.levels_of(donor), study.levels_of(condition) if start.n_tasks is None else [start.n_tasks]
+    if lacking := [n for n in asked if n not in levels]:
+        listed = ", ".join(number(n) for n in levels)
+        yield (*where, "n_tasks"), f"the donor '{donor}' does not train {number(lacking[0])} tasks; it has {listed}"
     chain = [condition]
     while (of := study.start_of(chain[-1])) is not None:
         chain.append(study.condition_of(of.arm, of.variant or ""))

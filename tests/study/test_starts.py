@@ -134,7 +134,7 @@ EARLY, LATE = "{arm: steps, compute_flops: 1e9}", "{arm: steps, compute_flops: 2
         (EARLY, "{arm: steps, compute_flop: 1e9}", 11, ["compute_flop", "did you mean 'compute_flops'"]),
         (EARLY, "{arm: steps, compute_flops: 3e9}", 11, ["3e9 is no budget of 'steps, scratch'", "1e9, 2e9, 4e9"]),
         (EARLY, "{arm: steps, compute_flops: 4e9}", 11, ["no budget of the study is above 4e9"]),
-        (EARLY, "{arm: steps, compute_flops: 1e9, n_tasks: 16}", 11, ["n_tasks: 16 is not in the study", "8, 24"]),
+        (EARLY, "{arm: steps, compute_flops: 1e9, n_tasks: 16}", 11, ["n_tasks: the donor", "does not train 16 tasks", "8, 24"]),
         (EARLY, "{arm: steps, compute_flops: 1e9, variant: late}", 11, ["does not run in 'late'", "scratch"]),
         (EARLY, "{arm: answer, compute_flops: 1e9}", 11, ["a circle: 'answer, early' from 'answer, early'"]),
         (LATE, "{arm: answer, compute_flops: 2e9, variant: late}", 14, ["a circle"]),
@@ -213,3 +213,24 @@ def test_a_donor_has_the_same_value_of_the_familys_axis(tmp_path: Path) -> None:
         assert donor.variant == f"{ {'rewarded': 'taught', 'again': 'rewarded'}[name] }/{value}"
     wrong = TASTE.replace("variant: rewarded}", "variant: reward}")
     assert [line.split(": ", 1)[0] for line in refusal(written(tmp_path, wrong))] == [f"{tmp_path}/ladder.yaml:10"]
+
+
+def test_a_variant_may_train_some_numbers_of_tasks_alone(tmp_path: Path) -> None:
+    """Its trials are those of the whole study at these numbers, and a donor must have the number that is asked for."""
+    study = load(str(Path(__file__).parents[2] / "sweeps" / "taste_first.yaml"))
+    assert {trunk.n_tasks for trunk in study.trunks() if trunk.arm == "reward"} == {448}
+    assert {trunk.n_tasks for trunk in study.trunks() if trunk.arm == "steps"} == set(study.axes.n_tasks)
+    text = (Path(__file__).parents[2] / "sweeps" / "taste_first.yaml").read_text()
+    for given, changed, problem in (
+        (
+            "scratch: {arms: [reward], n_tasks: [448]}",
+            "scratch: {arms: [reward], n_tasks: [447]}",
+            "447 is not in axes",
+        ),
+        ("n_tasks: 8}", "n_tasks: 9}", "does not train 9 tasks"),
+        ("n_tasks: 448\n", "n_tasks: 24\n", "primary.n_tasks"),
+    ):
+        path = tmp_path / "changed.yaml"
+        path.write_text(text.replace(given, changed))
+        with pytest.raises(StudyError, match=problem):
+            load(str(path))

@@ -8,6 +8,11 @@ So consider a model that cannot compute the sum at once, and knows the frequenci
 sum the probability p + (1 - p) / A. After it the odds of going on to stopping are p : (1 - p) / A. A greedy answer is long if
 and only if p > 1 / (A + 1). For A = 2 that is one third (Tsilivis et al. 2025, arXiv 2510.11495). For other A it was derived for
 this project.
+
+A recipe on both sides of the threshold, a minute on one core: 2^18 strings (18, 9 or 6 letters of 2, 4 or 8), 2 layers of width 64,
+`positions: learned`, `embed_std: 0.1`, batch 32, rate 2e-3, arm `next_token`, 2e12 FLOPs. Share of long greedy answers on
+held-out strings, two pilot replicates each: for 2 letters 0 and .02 at p = .3 and 1.0 at .36; for 4 letters .08 and .24 at .17, .85
+and 1.0 at .23; for 8 letters .20 and .26 at .1, .60 and .73 at .125.
 """
 
 from __future__ import annotations

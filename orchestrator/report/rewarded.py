@@ -213,7 +213,10 @@ def _words(found: Findings, line: _Line) -> str:
         for run in found.runs
         if run["arm"] == line.condition and run["compute_flops"] == last
     }
-    return f"{words}. Sampling is charged {percent(share)} of the training FLOPs."
+    mine = [t for t in found.study.trunks() if found.study.condition_of(t.arm, t.variant) == line.condition]
+    charged = next((number(trunk.start.flops) for trunk in mine if trunk.start), "")
+    begun = f" Training began with another trial's weights, whose {charged} FLOPs are charged." if charged else ""
+    return f"{words}. Sampling is charged {percent(share)} of the training FLOPs.{begun}"
 
 
 # Transcripts --------------------------------------------------------------------------------------------------------

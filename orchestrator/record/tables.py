@@ -111,7 +111,6 @@ RUNS = pa.schema(
     + [(name, pa.float64()) for name in ("flops_own", "flops_run", "eval_flops", "train_seconds", "eval_seconds")]
     + [("ended", pa.timestamp("ms", tz="UTC")), ("attempt", pa.int64())]
     + list(_PLACE.items())
-    + list(OF_STARTS)
     + [(name, pa.string()) for name in ("host", "device", "commit", "versions")]
 )
 """One row per trial, ended or not: its cost, time and machine. `flops_own` is its budget as spent, `start_flops` included.
@@ -134,6 +133,11 @@ def of_axis(study: Study) -> list[pa.Field]:
     return [pa.field(f"family_{study.axis}", pa.float64())] if study.axis else []
 
 
+def _of_starts(study: Study) -> list[pa.Field]:
+    """OF_STARTS, if any condition has a start."""
+    return list(OF_STARTS) if any(map(study.start_of, study.conditions)) else []
+
+
 def results_table(state: State, study: Study) -> pa.Table:
     """`results.parquet`: the ended trials of this study, sorted by key. It holds no time and no machine."""
     rows = []
@@ -144,7 +148,7 @@ def results_table(state: State, study: Study) -> pa.Table:
                 rows += [_axes(study, trial) | shared | row for row in event["rows"]]
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops", "step", "skill", "split")))
     schema = [*RESULTS, *of_axis(study), *(OF_TEXT if cast(Family, study.family).ability_of == "right" else ())]
-    schema += OF_STARTS if any(map(study.start_of, study.conditions)) else ()
+    schema += _of_starts(study)
     raw = pa.schema([(RAW.get(field.name, field.name), field.type) for field in schema])
     return pa.Table.from_pylist(rows, schema=raw).rename_columns([field.name for field in schema])
 
@@ -253,7 +257,7 @@ def runs_table(state: State, study: Study) -> pa.Table:
             | {"commit": origin.get("commit"), "versions": json.dumps(origin.get("versions"), sort_keys=True)}
         )
     rows.sort(key=lambda r: tuple(r[k] for k in (*_ORDER, "replicate", "compute_flops")))
-    schema = [*RUNS, *of_axis(study), *(OF_REWARD if "reward" in study.axes.arm else ())]
+    schema = [*RUNS, *of_axis(study), *_of_starts(study), *(OF_REWARD if "reward" in study.axes.arm else ())]
     return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 

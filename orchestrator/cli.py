@@ -474,7 +474,8 @@ def ui(
 def clean(study_name: RecordedName, storage: Storage = None) -> None:
     """Free the space of a study's checkpoints; its results stay. A larger budget would then start again from step 0.
 
-    The final weights of trials stay as long as trials that begin with them have not ended.
+    The final weights of trials stay as long as trials that begin with them have not ended. Without them no further trial can
+    begin with these.
     """
     folder, study, state = checks.recorded_study(study_name)
     with StudyLock(folder, study.id, lambda: State.of(folder).lease, aside):

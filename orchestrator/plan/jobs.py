@@ -68,7 +68,8 @@ def ended(study: Study, state: State) -> set[str]:
     They are done or diverged, or failed because they begin with the weights of a trial that diverged, or of one that failed for
     the same reason. Other failed trials are tried again.
     """
-    statuses, donors = {trial: event["status"] for trial, event in state.trials.items()}, donors_of(study)
+    statuses = {trial: event["status"] for trial, event in state.trials.items()}
+    donors = donors_of(study) if "failed" in statuses.values() else {}
 
     def is_lost(trial: str) -> bool:
         status = statuses.get(trial)

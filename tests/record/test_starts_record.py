@@ -10,6 +10,7 @@ import pytest
 from alone import go_on, rows_of, study_with
 from steps import Counter
 
+from orchestrator import cli
 from orchestrator.analysis.findings import find
 from orchestrator.plan import jobs, order, price
 from orchestrator.plan.options import Options
@@ -126,6 +127,22 @@ def test_lost_weights_are_refused_by_name_only_while_a_trial_must_begin_with_the
     assert jobs.needed_starts(wider, state) == {lost} and jobs.needed_starts(study, state) == set()
     weights.remove(here / "starts", lost)
     assert len(price.make(wider, state, 1, "cpu", folder=here).jobs) == 1  # it resumes
+
+
+def test_clean_keeps_the_weights_that_open_trials_begin_with_and_no_others(
+    study: Study, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMERGENCE_HOME", str(tmp_path))
+    here = tmp_path / study.id
+    go_on(study, here, Counter(266 + 150))  # the second donor has ended, and its trunk has not
+    (here / "starts" / "other.safetensors").touch()
+    cli.clean(study.id)
+    kept = {str(file.relative_to(here / "starts").with_suffix("")) for file in (here / "starts").rglob("*.safetensors")}
+    assert kept >= DONORS and not (here / "checkpoints").exists() and "2 trials stay" in capsys.readouterr().out
+    go_on(study, here)
+    assert rows_of(study, here) == rows_of(study, folder)
+    cli.clean(study.id)
+    assert not list(here.rglob("*.safetensors"))
 
 
 def test_a_trial_whose_donor_diverged_has_ended_and_one_whose_donor_failed_is_tried_again(study: Study) -> None:

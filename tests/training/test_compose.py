@@ -122,7 +122,8 @@ def test_a_sequence_is_the_functions_the_input_and_what_they_make_of_it(arm, par
         between = {"answer": [], "latent": [filler] * (s * (n_slots - 1))}.get(arm, [*itertools.chain(*steps)])
         assert shown == between + answer
         scored = [token for token, counts in zip(row[1:], mask, strict=True) if counts]
-        assert scored == {"steps": between + answer, "next_token": row[1:]}.get(arm, answer)
+        written = between + answer  # what arm `reward` samples, too: its own batches hold what was sampled
+        assert scored == {"steps": written, "reward": written, "next_token": row[1:]}.get(arm, answer)
 
 
 def test_training_draws_all_its_tasks_and_inputs_equally():

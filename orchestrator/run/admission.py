@@ -66,10 +66,8 @@ class Admission(Searcher):
         self._room, self._wanted, self._say, self._stopping = room, wanted, say, stopping
         self._status, self._lost = status, lost
         self._looked_at, self._slots, self._message_at, self._last_wanted = -1e9, 0, time.monotonic(), -1
-        self._first, self._skipped = (
-            "",
-            0,
-        )  # how often the first waiting trunk was skipped although the cluster could hold it
+        self._first = ""  # the first waiting trunk
+        self._skipped = 0  # how often it was skipped although the cluster could hold it
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Accept everything: this class does not search."""

@@ -186,10 +186,8 @@ def _outcome(
     if broken:
         return "broken"
     state = recorded.read(folder, study)
-    again = {failure["trial"] for failure in failures} - jobs.ended(
-        study, state
-    )  # others have lost their donor for good
-    if again and (capped or not stop_request.is_asked()):
+    lost_for_good = jobs.ended(study, state)  # those whose donor failed
+    if {failure["trial"] for failure in failures} - lost_for_good and (capped or not stop_request.is_asked()):
         return "failed"
     if not jobs.owes(study, state):
         return "complete"

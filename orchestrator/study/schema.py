@@ -533,6 +533,7 @@ class Study(Record):
 
 
 Begins = Callable[[int, int], Start | None]
+"""A function from a number of tasks and a replicate to the start of the trunk there; None if it has initial weights."""
 
 
 def sized(fixed: TrunkSpec, stated: SizedModel, flops: float) -> TrunkSpec:

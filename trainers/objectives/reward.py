@@ -1,14 +1,13 @@
 """Reward only: the model answers prompts freely, answers are judged, and right ones become more likely.
 
-An answer's weight in the loss is computed from the rewards of its group, the answers to one prompt. With r = 1 for a right answer
-and 0 else, G answers in a group, N in a batch, and at most L tokens in an answer, the loss is
+The reward r of an answer is 1 if it is right, else 0. A group has the G answers to one prompt. A batch has N answers of at most L
+tokens. log p is the log-probability of an answer's tokens. The loss is minus the sum over answers of
 
-    leave_one_out   - sum over answers of (r - mean r of the G - 1 others) log p / (N L)
-    grpo            - sum of (r - mean r) / (standard deviation of r) log p / (N x tokens of the answer)
-    rejection, star - sum over right answers of log p / (tokens of all right answers)
+    leave_one_out     (r - mean r of the G - 1 others) log p / (N L)
+    grpo              (r - mean r) / (standard deviation of r) log p / (N x tokens of the answer)
+    rejection, star   r log p / (tokens of all right answers)
 
-where log p is the log-probability of the answer's tokens. `leave_one_out` (Kool et al. 2019) is the policy gradient without
-bias, up to the constant L. `grpo` (Shao et al. 2024, arXiv 2402.03300) weights a prompt by about 1 / sqrt(p (1 - p)), with p the
+`leave_one_out` (Kool et al. 2019) is the policy gradient without bias, up to the constant L. `grpo` (Shao et al. 2024, arXiv 2402.03300) weights a prompt by about 1 / sqrt(p (1 - p)), with p the
 chance of a right answer, and short right and long wrong answers more; its own mean alone gives 1 - 1/G of the gradient.
 There is no KL term and no clipping: each batch makes one update.
 """

@@ -207,8 +207,7 @@ class View(NamedTuple):
 
 def _planes(found: Findings) -> tuple[list[Plane], list[Plane]]:
     """The surfaces on the first screen, and the others."""
-    every = surface.planes(found)
-    return every[: len(WIDTHS)], every[len(WIDTHS) :]
+    return surface.split_planes(found, surface.planes(found), len(WIDTHS))
 
 
 def _views(found: Findings) -> list[View]:

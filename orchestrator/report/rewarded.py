@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
+from orchestrator.analysis.answer import listed
 from orchestrator.analysis.finding import capitalised
 from orchestrator.analysis.findings import Findings
 from orchestrator.analysis.measures import Row
@@ -13,12 +15,12 @@ from orchestrator.analysis.reranking import CLASSES, Reranking, reranking
 from orchestrator.analysis.samples import OUTCOMES, means
 from orchestrator.formatting import decimal, figure, number, on_split, percent
 from orchestrator.report.curves import STARTED, Run, along, bounds_of_runs, runs_of, some, span_of
-from orchestrator.report.surface import TASKS, Plane, planes, shown_of, words_of
+from orchestrator.report.surface import TASKS, Plane, planes, shown_of, split_planes, words_of
 from orchestrator.report.svg import Figure
 from orchestrator.report.tables import Table
 
 MAX_PLANES = 4
-"""Most conditions, or series of conditions along a family parameter, in the section."""
+"""Most conditions, or series of conditions along a family parameter, with a figure. The tables have all."""
 TRANSCRIPTS = 3
 """Most answers of a trial that are shown."""
 MEASURES = (
@@ -65,25 +67,32 @@ def figures(found: Findings) -> list[Figure]:
 
 def rewarded(found: Findings) -> list[Rewarded]:
     """The section, by plane; empty without arm `reward`, and before its first trial has ended."""
-    those = _planes(found)
+    every = _planes(found)
+    those, others = split_planes(found, every, MAX_PLANES)
     made = []
     for k, plane in enumerate(those):
-        lines, several = _lines(found, plane), len(those) > 1
+        lines, several = _lines(found, plane), len(every) > 1
         title = f"Along training{f', {plane.name}' if several else ''}"
         one = _figure(found, lines, f"reward_{k + 1}" if several else "reward", title)
         made.append(Rewarded(one, *_answers(found, lines)))
+    if others:
+        last = made[-1].figure
+        more = f" Not drawn: {listed([plane.name for plane in others])}; samples.parquet has them."
+        made[-1] = made[-1]._replace(figure=replace(last, note=last.note + more))
     return made
 
 
 def outcomes(found: Findings) -> Table | None:
-    """Table of the named outcomes by plane; None if no trial has one."""
-    those = _planes(found)
-    done = [[run for run in found.runs if run["arm"] in p.conditions and run["status"] == "done"] for p in those]
-    counts = [Counter(run["outcome"] for run in runs) for runs in done]
+    """Table of the named outcomes by plane; None if no trial has one. Planes without any are left out."""
+    done = {
+        plane.name: [run for run in found.runs if run["arm"] in plane.conditions and run["status"] == "done"]
+        for plane in _planes(found)
+    }
+    some_have = [name for name, runs in done.items() if any(run["outcome"] for run in runs)]
+    counts = [Counter(run["outcome"] for run in done[name]) for name in some_have]
     seen = [name for name in OUTCOMES if any(count[name] for count in counts)]
     rows = [[capitalised(name), *(str(count[name]) for count in counts)] for name in seen]
-    names = [plane.name if len(those) > 1 else "Trials" for plane in those]
-    columns = ["Outcome", *(f"{name}, of {len(runs)}" for name, runs in zip(names, done, strict=True))]
+    columns = ["Outcome", *(f"{name if len(done) > 1 else 'Trials'}, of {len(done[name])}" for name in some_have)]
     meant = " ".join(f"{capitalised(name)}: {OUTCOMES[name]}." for name in seen)
     note = f"{meant} docs/statistics.md has the definitions, which are of the answers sampled in training."
     numeric = frozenset(range(1, len(columns)))
@@ -130,7 +139,7 @@ def _planes(found: Findings) -> list[Plane]:
     """The planes of arm `reward` with a result."""
     arms = {name: arm for name, (arm, _) in found.study.conditions.items()}
     those = [plane for plane in planes(found) if arms[plane.conditions[0]] == "reward"]
-    return [plane for plane in those if any(map(found.ended, plane.conditions))][:MAX_PLANES]
+    return [plane for plane in those if any(map(found.ended, plane.conditions))]
 
 
 def _lines(found: Findings, plane: Plane) -> list[_Line]:

@@ -16,6 +16,7 @@ from orchestrator.analysis.results import Phase, scope_of
 from orchestrator.formatting import counted, decimal, number, on_split
 from orchestrator.report.palette import shade
 from orchestrator.report.svg import Drawing, Panel, Point, Row, apart, spaced, width_of
+from orchestrator.study.claimed import claimed_condition
 from trainers.tasks import Family
 
 TITLED_CELLS = 250
@@ -103,6 +104,15 @@ def planes(found: Findings) -> list[Plane]:
         return [Plane(name, tuple(of.values()), tuple(of), rows) for name, of in study.series.items()]
     levels = tuple(found.results.levels)
     return [Plane(alike[0], (alike[0],), levels, TASKS) for alike in study.same_question()]
+
+
+def split_planes(found: Findings, every: list[Plane], most: int) -> tuple[list[Plane], list[Plane]]:
+    """The planes that are shown, at most `most`, and the others. If some must go, the one of the primary claim stays first."""
+    claim = found.study.primary
+    if claim and len(every) > most:
+        claimed = claimed_condition(found.study, claim)
+        every = sorted(every, key=lambda plane: claimed not in (plane.name, *plane.conditions))
+    return every[:most], every[most:]
 
 
 class Words(NamedTuple):

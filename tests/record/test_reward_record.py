@@ -209,7 +209,7 @@ def test_the_page_shows_the_reward_its_outcomes_and_answers(
     opened = open_page(world.folder / "report.html", size)
     section = opened.page.locator("#rewarded")
     assert not opened.complaints and section.locator("section.figure").count() == 2
-    assert section.locator("#outcomes tbody tr").last.inner_text().split()[:4] == ["No", "signal", "0", "2"]
+    assert section.locator("#outcomes tbody tr").last.inner_text().split()[:3] == ["No", "signal", "2"]
     opened.page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     answers = pd.read_parquet(world.folder / "transcripts.parquet")
     shown = set(section.locator("dl.item dd").all_inner_texts())

@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from orchestrator.record import publisher
 from orchestrator.record.tables import RESULTS, RUNS
 from orchestrator.report import curves, palette, surface, tables
 from orchestrator.report import page as report_page
+from orchestrator.study.reader import load
 from orchestrator.study.schema import Study
 from trainers.tasks import family_from
 
@@ -536,3 +538,13 @@ def test_words_can_be_read_on_every_colour(colours: palette.Palette) -> None:
         assert contrast(cell, palette.ink_on(palette.mix(colours.scale, float(value)))) >= 4.5
     for ink in (colours.ink, colours.grey, *colours.series):
         assert contrast(ink, colours.paper) >= 4.5, ink
+
+
+def test_the_claimed_condition_is_among_those_that_are_shown() -> None:
+    study = load("taste_first")  # eight conditions, and a claim on the sixth
+    found: Any = SimpleNamespace(study=study)
+    every = [surface.Plane(name, (name,), (1.0,), surface.TASKS) for name in study.conditions]
+    shown, others = surface.split_planes(found, every, 4)
+    assert shown[0].name == "reward, taught_24"
+    assert [plane.name for plane in (*shown[1:], *others)] == [n for n in study.conditions if n != "reward, taught_24"]
+    assert surface.split_planes(found, every, 8) == (every, [])  # nothing is moved if all are shown

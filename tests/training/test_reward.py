@@ -21,6 +21,7 @@ from trainers.fit.place import Place
 from trainers.objectives.reward import RewardOnly, _rows, answer_weights
 from trainers.spec import Reward, TrunkSpec
 from trainers.tasks import FAMILIES
+from trainers.tasks.base import lacking
 from trainers.tasks.probes import Batch, Questions
 from trainers.train import run_trunk
 
@@ -366,3 +367,13 @@ def test_questions_are_a_pure_function_of_the_step_and_ask_training_tasks(trunk:
     assert family.length("reward") == n_prompt + n_new - 1
     asked = set(family.questions(trunk.request, 5, 200).tasks)
     assert len(asked) == trunk.n_tasks
+
+
+def test_a_family_that_lists_the_arm_without_its_questions_lacks_them_by_name() -> None:
+    class Unasked(FAMILIES["urns"]):  # type: ignore[misc]
+        arms = ("next_token", "reward")
+
+    lacks = lacking(Unasked)
+    assert lacks is not None
+    assert all(f"{name}" in lacks for name in ("answer_shape", "questions(", "unseen_questions("))
+    assert all(lacking(kind) is None for kind in FAMILIES.values())

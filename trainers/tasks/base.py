@@ -230,7 +230,9 @@ def lacking(kind: type[Family]) -> str | None:
     """A line with the parts of the contract that a class lacks, each with its signature and meaning; None if it has all."""
     known = {part for of in kind.__mro__ for part in vars(of)}  # only names: skills may be computed
     parts = [words for part, words in _DECLARED.items() if part not in known]
-    for name in sorted(kind.__abstractmethods__):
+    asks = ("answer_shape", "questions", "unseen_questions") if "reward" in getattr(kind, "arms", ()) else ()
+    missing = {name for name in asks if getattr(kind, name) is getattr(Family, name)}  # what arm `reward` needs
+    for name in sorted(kind.__abstractmethods__ | missing):
         part = getattr(kind, name)
         function: Any = part.fget if isinstance(part, property) else part
         signature = inspect.signature(function)

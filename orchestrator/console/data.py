@@ -73,9 +73,9 @@ def _padding_rows(trunk: TrunkSpec, of: str) -> list[tuple[str, str]]:
 
 
 def padding(trunk: TrunkSpec) -> float | None:
-    """The share of padding in the first batches of a trunk; None if its rows are not packed."""
+    """The share of padding in the first batches of a trunk; None if its rows are not packed, as in arm `reward`."""
     family: Any = trunk.family
-    if family.ability_of != "right":
+    if family.ability_of != "right" or trunk.reward is not None:
         return None
     found = [family.batch(trunk.request, step).segments for step in range(_BATCHES)]
     return float(np.mean([(segments < 0).mean() for segments in found]))

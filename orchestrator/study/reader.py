@@ -142,6 +142,7 @@ class _Reader:
         self.problems: list[tuple[int, str]] = []
         self.n_left_out = 0
         self._broken: list[tuple[Any, ...]] = []  # places beyond their limits
+        self._budgets = "compute_flops"  # the key under which the file states the budgets
         self._suggested: set[tuple[Any, ...]] = set()  # keys suggested for unknown ones
 
     def study(self) -> Study:
@@ -192,7 +193,7 @@ class _Reader:
         given = [key for key in ("compute_flops", *OtherBudgets.model_fields) if isinstance(axes, dict) and key in axes]
         if not given or given == ["compute_flops"]:
             return None
-        key = given[-1]
+        key = self._budgets = given[-1]
         if len(given) > 1:
             self._say(("axes", key), f"{' and '.join(given)} all give the budgets; keep one")
         self._beyond(("axes",), OtherBudgets)
@@ -479,6 +480,8 @@ class _Reader:
 
     def _say(self, loc: tuple[Any, ...], message: str, named: bool = True) -> None:
         """Note a problem at a place. named: put the place before the message. A place without a line gets that of its parent."""
+        if loc[:2] == ("axes", "compute_flops"):
+            loc = ("axes", self._budgets, *loc[2:])
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part)[:MAX_GIVEN] for part in loc))
         line = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
         self.problems.append((line, _one_line(f"{name}: {message}" if named and name else message)))

@@ -186,7 +186,7 @@ def _budget_meaning(study: Study, condition: str) -> Iterator[tuple[tuple[Any, .
         if share > MAX_EVALUATION_SHARE:
             yield (
                 ("evaluation",),
-                f"evaluation would cost {share:.0%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
+                f"evaluation would cost {share:.1%} of the training of a trial of {flops:g} FLOPs{which}, at most {MAX_EVALUATION_SHARE:.0%} is allowed; "
                 f"{_cheaper(trunk, flops)}",
             )
             return

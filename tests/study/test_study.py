@@ -452,7 +452,7 @@ def test_budgets_in_steps_or_tokens_are_recorded_in_flops(tmp_path):
         ("compute_steps: [100]\n  compute_flops: [1e12]", 8, "axes.compute_steps"),
         ("compute_tokens: [many]", 8, "axes.compute_tokens[0]"),
         ("compute_steps: []", 8, "axes.compute_steps"),
-        ("compute_steps: [10]", 8, "axes.compute_flops[0]"),  # too few: in FLOPs, as any budget
+        ("compute_steps: [10]", 8, "axes.compute_steps[0]"),  # too few: in FLOPs, as any budget
         ("compute_step: [100]", 8, "compute_steps"),
         ("compute_steps: [100]\n  variant: {a: {}, b: {model: {d_model: 128}}}", 8, "axes.compute_steps"),
     ],

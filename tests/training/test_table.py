@@ -186,6 +186,35 @@ def test_a_scorer_that_ends_the_process_and_a_column_named_twice_are_refused_in_
         assert "SystemExit" in str(refused.value) or "'target'" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("1 // (answer == target) == 1", "answer '': ZeroDivisionError"),
+        ("False", "accepts none of 8 targets"),
+        ("None", "accepts none of 8 targets"),
+        ("answer == prompt and answer != target", "accepts none of 8 targets"),
+    ],
+)
+def test_a_scorer_that_fails_on_wrong_answers_or_accepts_no_target_is_refused(body, problem, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def judge(prompt, target, answer):\n    return {body}\n")
+    write(tmp_path / "tasks.csv")
+    with pytest.raises(TableError, match=problem) as refused:
+        Table.resolved(
+            {"name": "table", "path": "tasks.csv", "scorer": "mine:judge"}, tmp_path, tmp_path / "data", print
+        )
+    assert "\n" not in str(refused.value)
+
+
+def test_a_scorer_that_fails_in_a_run_is_named_with_what_it_was_asked(tmp_path):
+    body = "    return answer == target if len(answer) < 30 else 1 // 0 == 1\n"
+    (tmp_path / "mine.py").write_text(f"def judge(prompt, target, answer):\n{body}")
+    write(tmp_path / "tasks.csv")
+    given = {"name": "table", "path": "tasks.csv", "scorer": "mine:judge"}
+    judge = family_from(Table.resolved(given, tmp_path, tmp_path / "data", print)).judge()
+    with pytest.raises(TableError, match=r"scorer: mine:judge fails on prompt 'p'.* answer 'x+': ZeroDivisionError"):
+        judge("p", "t", "x" * 30)
+
+
 def test_a_trial_of_a_table_runs_alone(tmp_path):
     write(tmp_path / "tasks.csv")
     trial = {"family": {"name": "table", "path": "tasks.csv"}, "arm": "answer", "n_tasks": 4, "replicate": 0}

@@ -302,13 +302,10 @@ class Questions:
         An answer that did not end is no answer, and so not right.
         """
         texts = [self.decode(ids) for ids in written]
-        verdicts = []
-        for task, given, text, has_ended in zip(self.tasks, self.texts, texts, ended.tolist(), strict=True):
-            try:
-                verdicts.append(self.scorer(*given, text) if has_ended else None)
-            except (Exception, SystemExit) as problem:
-                asked = f"task {task!r}, prompt {given[0][:60]!r}, target {given[1][:60]!r}, answer {text[:60]!r}"
-                raise ValueError(f"the scorer fails on {asked}: {type(problem).__name__}: {problem}") from problem
+        verdicts = [
+            self.scorer(*given, text) if has_ended else None
+            for given, text, has_ended in zip(self.texts, texts, ended.tolist(), strict=True)
+        ]
         return texts, np.array([v is not None for v in verdicts], bool), np.array([v is True for v in verdicts], bool)
 
 

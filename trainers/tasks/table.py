@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,6 +36,8 @@ KNOWN = "known"
 """Training items from which trivial predictors answer: as `train_items`, with all items of a task."""
 _NAMED = 80
 """Most characters of a name in `data_facts`."""
+SCORED = 8
+"""Items on which a scorer is tried when a study is read."""
 SCORER = "scorer.py"
 """Name of a scorer's source in its prepared folder."""
 
@@ -149,7 +151,8 @@ class Table(TextFamily):
             )
         if leaking := made.facts.certificate.leaking:
             raise TableError(f"{stated.path}: {leaking}; mend the table, or say rules: {{on_leak: drop}}")
-        digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root, tokens, made.items.item(0))
+        tried = [made.items.item(i) for i in range(min(SCORED, made.facts.n_items))]
+        digest = "" if stated.scorer is None else _kept_scorer(stated.scorer, beside, root, tokens, tried)
         return given | {"tokens": tokens, "scorer_digest": digest, "content": content_of(made), "unread": made.unread}
 
     # Sizes, without the data -----------------------------------------------------------------------------------
@@ -397,11 +400,13 @@ def _mixture(family: Table, request: Request) -> tuple[np.ndarray, np.ndarray, n
 # Scorers ----------------------------------------------------------------------------------------------------------------
 
 
-def _kept_scorer(named: str, beside: Path, root: Path, tokens: Tokens, item: tuple[np.ndarray, np.ndarray]) -> str:
+def _kept_scorer(
+    named: str, beside: Path, root: Path, tokens: Tokens, items: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> str:
     """Keep the source of `module:function` under `root`, so that every machine judges by it. Returns its digest.
 
-    The module is looked for in the study's folder, then among the installed ones. It is tried on an item (prompt ids, target
-    ids), answered by its target. Raises TableError in one line.
+    The module is looked for in the study's folder, then among the installed ones. It is tried on items (prompt ids, target
+    ids), with their targets and some wrong answers. Raises TableError in one line if it fails, or accepts no target.
     """
     module, colon, function = named.partition(":")
     if not (colon and module and function.isidentifier()):
@@ -420,14 +425,16 @@ def _kept_scorer(named: str, beside: Path, root: Path, tokens: Tokens, item: tup
     source = file.read_bytes()
     digest = hashlib.blake2b(source, digest_size=16).hexdigest()
     store.put(root, digest, {SCORER: source})
-    asked = tokens.decode(item[0]), tokens.decode(item[1])
-    try:
-        _loaded_scorer(named, digest)(*asked, asked[1])
-    except TableError:
-        raise
-    except (Exception, SystemExit) as problem:
-        shown = f"prompt {asked[0][:60]!r} and its target {asked[1][:60]!r} as the answer"
-        raise TableError(f"scorer: {named} fails on {shown}: {type(problem).__name__}: {problem}") from None
+    judge = _loaded_scorer(named, digest)
+    texts = [(tokens.decode(prompt), tokens.decode(target)) for prompt, target in items]
+    for prompt, target in texts:
+        for wrong in ("", "?", prompt):  # a model writes anything
+            judge(prompt, target, wrong)
+    if not any(judge(prompt, target, target) for prompt, target in texts):
+        raise TableError(
+            f"scorer: {named} accepts none of {len(texts)} targets as the answer to their prompts; its parameters are "
+            "(prompt, target, answer), and it returns True for a right answer"
+        )
     return digest
 
 
@@ -453,7 +460,11 @@ def _loaded_scorer(named: str, digest: str) -> Scorer:
         raise TableError(f"scorer: {named}: there is no function {name}; there are {', '.join(there) or 'none'}")
 
     def judge(prompt: str, target: str, answer: str) -> bool | None:
-        verdict = function(prompt, target, answer)
+        try:
+            verdict = function(prompt, target, answer)
+        except (Exception, SystemExit) as problem:
+            asked = f"prompt {prompt[:60]!r}, target {target[:60]!r}, answer {answer[:60]!r}"
+            raise TableError(f"scorer: {named} fails on {asked}: {type(problem).__name__}: {problem}") from None
         if verdict is None or isinstance(verdict, bool | np.bool_):
             return None if verdict is None else bool(verdict)
         given = f"{verdict!r:.60} ({type(verdict).__name__})"

@@ -265,6 +265,8 @@ def price_of_many_tasks() -> dict[str, float]:
     """What a batch costs from a trillion tasks, by what it costs from 4: of every family that has as many."""
     ratios = {}
     for name, kind in FAMILIES.items():
+        if kind.resolved_fields:
+            continue  # its tasks are those of a file
         family: Any = kind.model_validate({"name": name} | MANY.get(name, {}))
         if family.n_tasks_max < 10**12:
             continue

@@ -367,6 +367,10 @@ def _begin_with(start: Start, place: Place, engine: Engine, resumes: bool, keeps
     if place.starts_folder is None:
         raise OSError(f"the weights of trial {start.trial}, with which this trunk begins, are in no known folder")
     tensors = weights.load(place.starts_folder, start)
+    if (
+        rows := tensors.get("position")
+    ) is not None:  # of the donor's longer rows, whose sequences also begin at position 0
+        tensors["position"] = rows[: budget.shape_of(engine.trunk).seq_len]
     if problem := engine.misfit(tensors):
         raise OSError(f"{weights.lost(start.trial, place.starts_folder)} of another shape than this trunk's: {problem}")
     if keeps:

@@ -330,6 +330,7 @@ def _changes(variant: Variant) -> str:
     """The settings that a variant changes, as `d_model 128, d_mlp 512`; its arms and the trial that it begins with."""
     parts = [_pairs(changes) for part in PARTS if (changes := getattr(variant, part))]
     parts += [f"arms {', '.join(variant.arms)}"] if variant.arms else []
+    parts += [f"at {', '.join(_setting(v) for v in variant.values)}"] if variant.values else []
     return (
         ", ".join(parts + ([f"begins with {_begins(variant.start_from)}"] if variant.start_from else [])) or "as stated"
     )

@@ -70,6 +70,8 @@ class Variant(Record):
     """Arms that the variant is combined with; left out: all."""
     n_tasks: Annotated[tuple[Count, ...] | None, Field(strict=False, min_length=1), Limit(items=1000)] = None
     """Numbers of tasks, some of `axes.n_tasks`, that the variant trains; left out: all."""
+    values: Annotated[tuple[Finite, ...] | None, Field(strict=False, min_length=1, max_length=100)] = None
+    """Values of the parameter in `axes.family`, some of those there, at which the variant runs; left out: all."""
     start_from: StartFrom | None = None
     """Trial whose final weights its trials begin with; left out: initial weights, or for arm `reward` the study's `start_from`."""
 
@@ -315,7 +317,13 @@ class Study(Record):
             return {name: (name, None) for name in stated}
         values = sorted(self.axes.family[self.axis])
         at = {value: f"{self.axis}={short_number(value)}" for value in values}
-        return {f"{name}/{at[v]}" if name else at[v]: (name, v) for name in stated for v in values}
+        only = {name: variant.values for name, variant in self.axes.variant.items()}
+        return {
+            f"{name}/{at[v]}" if name else at[v]: (name, v)
+            for name in stated
+            for v in values
+            if v in (only.get(name) or values)
+        }
 
     def variant_of(self, label: str) -> Variant:
         """The changes of a variant, by its name in `labels`."""

@@ -35,6 +35,17 @@ def problems(study: Study) -> Iterator[Problem]:
             if n not in axes.n_tasks:
                 listed = ", ".join(number(each) for each in axes.n_tasks)
                 yield ("axes", "variant", name, "n_tasks", i), f"{number(n)} is not in axes.n_tasks, which has {listed}"
+        for i, value in enumerate(variant.values or ()):
+            where, values = ("axes", "variant", name, "values", i), sorted(axes.family.get(study.axis, ()))
+            if not values:
+                yield where, "it chooses among the values of axes.family, which the study lacks"
+            elif value in (variant.values or ())[:i]:
+                yield where, f"{value:g} is given twice"
+            elif value not in values:
+                listed = ", ".join(f"{each:g}" for each in values)
+                yield where, f"{value:g} is not in axes.family.{study.axis}, which has {listed}"
+    if any(of.values and not {*of.values} & {*axes.family.get(study.axis, ())} for of in axes.variant.values()):
+        return
     if any(of.n_tasks and not {*of.n_tasks} & {*axes.n_tasks} for of in axes.variant.values()):
         return
     there = {arm for arm, _ in study.conditions.values()}
@@ -136,7 +147,7 @@ def _differences(donor: TrunkSpec, trunk: TrunkSpec) -> list[str]:
     }
     pairs["tokenizer"] = (getattr(donor.family, "text_tokens", None), getattr(trunk.family, "text_tokens", None))
     pairs |= {"vocabulary": (theirs.vocab_size, mine.vocab_size), "numbers per token": (theirs.numbers, mine.numbers)}
-    if mine.model.positions == "learned":
+    if mine.model.positions == "learned" and theirs.seq_len < mine.seq_len:  # of more positions the first are taken
         pairs["learned positions"] = (theirs.seq_len, mine.seq_len)
     return [f"{name}: {a} -> {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
 

@@ -61,6 +61,30 @@ def test_values_multiply_the_variants_and_whole_numbers_stay_whole(tmp_path: Pat
     assert pairs == {frozenset([9.0]), frozenset([10.0])}
 
 
+def test_a_variant_may_run_at_some_of_the_values_and_a_start_is_at_the_same(tmp_path: Path) -> None:
+    variants = """variant:
+    taught: {arms: [next_token], values: [0.25, 0.5]}
+    rewarded: {arms: [reward], values: [0.25], start_from: {arm: next_token, compute_flops: 2e11}}
+  arm: [next_token, reward]"""
+    text = PARITY.replace("arm: [next_token]", variants).replace("batch_size: 4", "batch_size: 8, warmup_steps: 1")
+    study = load(written(tmp_path, text))
+    assert study.series == {
+        "next_token, taught": {0.25: "next_token, taught/share=0.25", 0.5: "next_token, taught/share=0.5"},
+        "reward, rewarded": {0.25: "reward, rewarded/share=0.25"},
+    }
+    start = study.start_of("reward, rewarded/share=0.25")
+    assert start is not None and start.variant == "taught/share=0.25"
+    for given, says in (
+        ("[0.3]", "0.3 is not in axes.family.share"),
+        ("[0, 0]", "given twice"),
+        ("[0]", "does not run"),
+    ):
+        with pytest.raises(StudyError, match=says):
+            load(written(tmp_path, text.replace("values: [0.25],", f"values: {given},")))
+    with pytest.raises(StudyError, match="which the study lacks"):
+        load(written(tmp_path, text.replace("  family: {share: [0.5, 0, 0.25]}\n", "")))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [

@@ -147,7 +147,6 @@ EARLY, LATE = "{arm: steps, compute_flops: 1e9}", "{arm: steps, compute_flops: 2
         ("[1e9, 2e9, 4e9]", "[1e9, 1.01e9, 2e9, 4e9]", 16, ["1.01e09 FLOPs", "of its start", "at least 50 steps", "(answer, early)"]),
         ("arms: [answer]\n      start_from: " + EARLY, "arms: [answer]\n      model: {d_model: 32}\n      start_from: " + EARLY, 12, ["model.d_model: 16 -> 32"]),
         ("arms: [answer]\n      start_from: " + EARLY, "arms: [answer]\n      family: {n_letters: 9}\n      start_from: " + EARLY, 12, ["vocabulary: 34 -> 35"]),
-        ("d_mlp: 32}", "d_mlp: 32, positions: learned}", 11, ["learned positions"]),
         ("compute_flops: [1e9, 2e9, 4e9]", "compute_steps: [1e4, 2e4]", 16, ["whose FLOPs count; give compute_flops"]),
     ],
 )  # fmt: skip
@@ -156,6 +155,13 @@ def test_a_start_that_cannot_be_is_refused_at_its_line(
 ) -> None:
     found = refusal(changed(tmp_path, (old, new)))
     assert any(f"ladder.yaml:{line}:" in one and all(part in one for part in parts) for one in found), found
+
+
+def test_learned_positions_of_a_donor_may_be_more_than_needed_but_not_fewer(tmp_path: Path) -> None:
+    learned = ("d_mlp: 32}", "d_mlp: 32, positions: learned}")
+    assert load(changed(tmp_path, learned)).trunk_of("answer, early").start is not None  # rows of `steps` are longer
+    found = refusal(changed(tmp_path, learned, ("arms: [answer]", "arms: [steps]"), ("{arm: steps", "{arm: answer")))
+    assert any("learned positions: 5 -> 7" in one for one in found), found
 
 
 def test_two_that_begin_with_each_other_and_a_long_chain_are_refused_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from test_train import Events, alone, ends, keyed, run, trunk_of
 
 from trainers import __main__ as command
 from trainers import checkpoint, weights
-from trainers.budget import flops_at, flops_per_step
+from trainers.budget import flops_at, flops_per_step, shape_of
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
 from trainers.models.transformer import build
@@ -134,8 +134,9 @@ def test_a_trial_in_a_file_of_its_own_begins_with_weights_that_another_kept(tmp_
 def test_star_samples_from_its_start_all_along_also_after_a_stop(n: int, tmp_path: Path) -> None:
     """Fails if a resumed run samples from its present weights."""
     record = DONOR.model_dump(mode="json", exclude={"start", "reward"}) | {
-        "family": {"name": "compose"},
-        "arm": "steps",
+        "family": {"name": "worked_parity", "n_positions": 6},
+        "arm": "next_token",
+        "model": {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_mlp": 24, "positions": "learned"},
     }
     taught = TrunkSpec.model_validate(record)
     budget = float(flops_at(taught, 50))
@@ -146,6 +147,7 @@ def test_star_samples_from_its_start_all_along_also_after_a_stop(n: int, tmp_pat
         TrunkSpec.model_validate(record)
     start = start_of(taught.trial(budget), round(budget))
     trunk = TrunkSpec.model_validate(record | {"start": start.model_dump()})
+    assert shape_of(trunk).seq_len < shape_of(taught).seq_len  # it begins with the first of the donor's positions
     budgets = [float(flops_at(trunk, 50))]
     whole = run(trunk, budgets, Place(starts_folder=str(starts)))
     assert any(event["sampled"]["sums"]["right"] for event in whole if event.get("sampled"))

@@ -84,7 +84,8 @@ def with_train_items(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[], None]) -> np.ndarray:
     """The sums of `_SUMS` of the items numbered `here`, (b, 5). Only logits of target tokens are computed."""
-    (probe,) = items.probes
+    (probe,), given = items.probes, items.questions
+    assert given is not None
     vocab_size = int(engine.model.unembed.out_features)
     per_item = probe.mask.sum(axis=1)  # of all items, so that all ranks read as often
     found = np.zeros((len(here), len(_SUMS)))
@@ -96,10 +97,13 @@ def _read(engine: Engine, items: ItemSet, here: np.ndarray, before: Callable[[],
         tokens = torch.from_numpy(items.tokens[rows, :width]).to(device)
         mask = torch.from_numpy(probe.mask[rows, :width]).to(device)
         before()
-        logs = engine.model(tokens, mask).float().log_softmax(-1).double()  # (k, V)
+        scores = engine.model(tokens, mask).float()  # (k, V)
+        if engine.trunk.reward is not None and given.forbidden:  # nothing was learned of ids that are never sampled
+            scores = scores.index_fill(1, tokens.new_tensor(given.forbidden), float("-inf"))
+        logs = scores.log_softmax(-1).double()
         target = torch.from_numpy(probe.target[rows, :width]).to(device)[mask]
-        scores = token_scores(logs, target)
-        columns = torch.cat([torch.ones_like(scores[:, :1]), scores], dim=1)  # (k, 5)
+        found_here = token_scores(logs, target)
+        columns = torch.cat([torch.ones_like(found_here[:, :1]), found_here], dim=1)  # (k, 5)
         sums = torch.zeros(len(rows), len(_SUMS), dtype=torch.float64, device=device)
         sums.index_add_(0, mask.nonzero()[:, 0], columns)
         found[begin : begin + len(rows)] = sums.cpu().numpy()

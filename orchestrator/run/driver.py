@@ -239,6 +239,8 @@ class JournalCallback(tune.Callback):
             _RECEIVERS[self.session].take(json.loads(result["events"]))
         if note := result.get("note"):
             _RECEIVERS[self.session].say(note)
+        if reason := result.get("failed"):  # for good
+            _RECEIVERS[self.session].failed(trial.config["job"]["trunk_id"], reason)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Tune calls this when a trunk failed or lost its machine, and is tried again."""

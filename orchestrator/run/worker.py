@@ -37,6 +37,7 @@ def execute(config: dict[str, Any]) -> None:
     from trainers.fit import memory
     from trainers.fit.place import Place
     from trainers.spec import TrunkSpec
+    from trainers.tasks.table import ScorerError
 
     job = config["job"]
     if ask_relay(job["relay"], "is_stopping"):
@@ -51,7 +52,10 @@ def execute(config: dict[str, Any]) -> None:
         else:
             _train(placed, _report, place.device)
 
-    memory.with_less(at, Place(**job["place"]), batch_size, job["workers"])
+    try:
+        memory.with_less(at, Place(**job["place"]), batch_size, job["workers"])
+    except ScorerError as problem:  # another try would end the same, so Tune is told of no error
+        tune.report({"events": "[]", "failed": f"{problem}; mend it, and raise the study's version"})
 
 
 NOTE = "note"

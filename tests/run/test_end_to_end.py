@@ -335,3 +335,21 @@ def test_a_changed_setting_under_the_same_version_is_refused_by_name(quiet: Home
     code, out = quiet.emergence("run", str(changed))
     assert code == 2 and "training.warmup_steps: 10 -> 20" in out and "version" in out
     assert (quiet.study / "journal.jsonl").read_bytes() == before
+
+
+def test_a_scorer_that_fails_on_an_answer_of_the_model_is_named_and_not_tried_again(tmp_path: Path) -> None:
+    """Another try would end the same. It can read what is tried before a run: nothing, a question mark, prompt and target."""
+    pairs = [(a, b) for a in "abcdef" for b in "abcdef"]
+    rows = [f"shift {k},{k}:{a}{b},{'abcdef'[k]}{b}\n" for k in range(6) for a, b in pairs]
+    (tmp_path / "tasks.csv").write_text("task,prompt,target\n" + "".join(rows))
+    body = "    assert answer in ('', '?', prompt, target), 'what is this?'\n    return answer == target\n"
+    (tmp_path / "mine.py").write_text(f"def judge(prompt, target, answer):\n{body}")
+    home = Home(tmp_path)
+    family = "{name: table, path: tasks.csv, scorer: mine:judge, rules: {held_out_tasks: 0.3}}"
+    text = TINY.replace("{name: cipher, n_symbols: 8, n_pairs: 8}", family).replace("[4, 1024]", "[4]")
+    home.file.write_text(text.replace("replicates: 2", "replicates: 1").replace("2e8, 5e8, 1e9", "6e8, 1e9"))
+    code, out = home.run("--retries", "3")
+    said = " ".join(out.split())
+    assert code == 1 and "Traceback" not in out and " left" not in said.split("scorer: ")[-1], out
+    assert "scorer: mine:judge fails on prompt" in said and "AssertionError: what is this?" in said, out
+    assert {e["status"] for e in home.events("trial")} == {"failed"} and len(home.events("trial")) == 2

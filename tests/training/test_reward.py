@@ -163,7 +163,7 @@ def test_a_constant_reward_moves_no_weight(monkeypatch: pytest.MonkeyPatch) -> N
     engine = Engine(trunk, place)
     objective = RewardOnly(trunk)
     objective.write = engine.write
-    monkeypatch.setattr(Questions, "judged", lambda self, w, ended: ([""] * len(w), ended, np.ones(len(w), bool)))
+    monkeypatch.setattr(Questions, "judged", lambda self, w, ended, _: ([""] * len(w), ended, np.ones(len(w), bool)))
     before = engine.snapshot(moments=False)
     for step in range(3):
         engine.step(objective, step, 0.01)

@@ -16,7 +16,7 @@ from trainers.data.sources import TableError
 from trainers.fit.place import Place
 from trainers.shapes import Model
 from trainers.spec import Evaluation, Training, TrunkSpec
-from trainers.tasks import Request, Table, conformance, family_from
+from trainers.tasks import Request, Table, conformance, family_from, table
 from trainers.train import run_trunk
 
 LETTERS = "abcdefghijkl"
@@ -203,6 +203,33 @@ def test_a_scorer_that_fails_on_wrong_answers_or_accepts_no_target_is_refused(bo
             {"name": "table", "path": "tasks.csv", "scorer": "mine:judge"}, tmp_path, tmp_path / "data", print
         )
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "body", ["    while True:\n        pass\n", "    return re.match('(a|a)*c', 'a' * 60) is None\n"]
+)
+def test_a_scorer_that_does_not_come_to_an_end_is_refused_with_what_it_was_asked(body, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "SCORER_SECONDS", 0.2)
+    (tmp_path / "mine.py").write_text(f"import re\n\ndef judge(prompt, target, answer):\n{body}")
+    write(tmp_path / "tasks.csv")
+    given = {"name": "table", "path": "tasks.csv", "scorer": "mine:judge"}
+    with pytest.raises(TableError, match=r"has not judged prompt .*, answer '' within 0\.2 s") as refused:
+        Table.resolved(given, tmp_path, tmp_path / "data", print)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_stop_need_not_wait_until_all_answers_are_judged(make):
+    asked = make().suite(request())[0].questions
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    n = len(asked.prompts)
+    with pytest.raises(InterruptedError):
+        asked.repeated(np.arange(n).repeat(20)).judged([np.array([1])] * 20 * n, np.ones(20 * n, bool), stop)
 
 
 def test_a_scorer_that_fails_in_a_run_is_named_with_what_it_was_asked(tmp_path):

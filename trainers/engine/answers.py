@@ -54,7 +54,7 @@ def read_and_answer(
     if engine.world > 1:
         parts = [torch.from_numpy(part[mine]).to(engine.place.device) for part in (sums, written, n_written, ended)]
         sums, written, n_written, ended = (engine.gathered(part)[:n].cpu().numpy() for part in parts)
-    texts, answered, right = given.judged([row[:k] for row, k in zip(written, n_written, strict=True)], ended)
+    texts, answered, right = given.judged([row[:k] for row, k in zip(written, n_written, strict=True)], ended, before)
     totals = dict(zip(_SUMS, sums.sum(axis=0).tolist(), strict=True))
     finite = bool(np.isfinite(sums).all())
     row: dict[str, Any] = {"skill": probe.skill, "split": probe.split, "n": int(totals["n_tokens"])}

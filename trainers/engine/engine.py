@@ -162,7 +162,7 @@ class Engine:
 
         Each token comes from the stream of (purpose, number of the prompt, number of the sample). Equal prompts stand next to
         each other, and `samples` (N,) counts within them, from 0. `frozen` asks the model that training began with
-        (`keep_start`), not the one of now. `between` is called before each forward pass.
+        (`keep_start`), not the one of now. `between` is called before each forward pass and while answers are judged.
         """
         n = len(questions.prompts)
         n_here = -(-n // self.world)
@@ -183,7 +183,7 @@ class Engine:
             )
         ended = answers.ended | (asked.end < 0)
         written = [row[:k] for row, k in zip(answers.tokens, answers.n_tokens, strict=True)]
-        texts, answered, right = asked.judged(written, ended)
+        texts, answered, right = asked.judged(written, ended, between)
         sound = right.copy()
         if (oracle := asked.oracle) is not None:
             sound[right] = [oracle(*asked.texts[i], texts[i]) is True for i in np.flatnonzero(right).tolist()]

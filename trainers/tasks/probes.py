@@ -296,16 +296,19 @@ class Questions:
             floors={name: hits[which] for name, hits in self.floors.items()},
         )
 
-    def judged(self, written: list[np.ndarray], ended: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def judged(
+        self, written: list[np.ndarray], ended: np.ndarray, before: Callable[[], None] = lambda: None
+    ) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Judge the token ids that the model wrote, without the end: (texts, answered (N,) bool, right (N,) bool).
 
-        An answer that did not end is no answer, and so not right.
+        An answer that did not end is no answer, and so not right. `before` is called before every eighth answer, so that a stop
+        need not wait for a slow scorer; it may raise.
         """
-        texts = [self.decode(ids) for ids in written]
-        verdicts = [
-            self.scorer(*given, text) if has_ended else None
-            for given, text, has_ended in zip(self.texts, texts, ended.tolist(), strict=True)
-        ]
+        texts, verdicts = [self.decode(ids) for ids in written], []
+        for i, (given, text, has_ended) in enumerate(zip(self.texts, texts, ended.tolist(), strict=True)):
+            if i % 8 == 0:
+                before()
+            verdicts.append(self.scorer(*given, text) if has_ended else None)
         return texts, np.array([v is not None for v in verdicts], bool), np.array([v is True for v in verdicts], bool)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import signal
+import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -39,6 +41,8 @@ _NAMED = 80
 SCORED = 8
 """Items on which a scorer is tried when a study is read."""
 SCORER = "scorer.py"
+SCORER_SECONDS = 1.0
+"""Longest call of a scorer when it is tried. A trial evaluates some twenty times, with hundreds of answers each."""
 """Name of a scorer's source in its prepared folder."""
 
 
@@ -425,7 +429,7 @@ def _kept_scorer(
     source = file.read_bytes()
     digest = hashlib.blake2b(source, digest_size=16).hexdigest()
     store.put(root, digest, {SCORER: source})
-    judge = _loaded_scorer(named, digest)
+    judge = _in_time(_loaded_scorer(named, digest), named)
     texts = [(tokens.decode(prompt), tokens.decode(target)) for prompt, target in items]
     for prompt, target in texts:
         for wrong in ("", "?", prompt):  # a model writes anything
@@ -436,6 +440,46 @@ def _kept_scorer(
             "(prompt, target, answer), and it returns True for a right answer"
         )
     return digest
+
+
+class ScorerError(TableError):
+    """A scorer failed on an answer, in one line. It would fail on the same answer again."""
+
+
+class _TooSlow(BaseException):
+    """A scorer did not come to an end in time. A scorer that catches every Exception does not catch it."""
+
+
+def _in_time(judge: Scorer, named: str) -> Scorer:
+    """The same scorer. Raises TableError in one line if a call takes SCORER_SECONDS.
+
+    Only the main thread of a process can interrupt a call. In other threads nothing is limited.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return judge
+
+    def interrupt(*_: Any) -> None:
+        raise _TooSlow
+
+    def timed(prompt: str, target: str, answer: str) -> bool | None:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, SCORER_SECONDS)
+        try:
+            return judge(prompt, target, answer)
+        except _TooSlow:
+            asked = _asked(prompt, target, answer)
+            raise TableError(
+                f"scorer: {named} has not judged {asked} within {SCORER_SECONDS:g} s; an evaluation judges hundreds of answers"
+            ) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return timed
+
+
+def _asked(prompt: str, target: str, answer: str) -> str:
+    return f"prompt {prompt[:60]!r}, target {target[:60]!r}, answer {answer[:60]!r}"
 
 
 @lru_cache(maxsize=8)
@@ -463,11 +507,11 @@ def _loaded_scorer(named: str, digest: str) -> Scorer:
         try:
             verdict = function(prompt, target, answer)
         except (Exception, SystemExit) as problem:
-            asked = f"prompt {prompt[:60]!r}, target {target[:60]!r}, answer {answer[:60]!r}"
-            raise TableError(f"scorer: {named} fails on {asked}: {type(problem).__name__}: {problem}") from None
+            asked = _asked(prompt, target, answer)
+            raise ScorerError(f"scorer: {named} fails on {asked}: {type(problem).__name__}: {problem}") from None
         if verdict is None or isinstance(verdict, bool | np.bool_):
             return None if verdict is None else bool(verdict)
         given = f"{verdict!r:.60} ({type(verdict).__name__})"
-        raise TableError(f"scorer: {named} returned {given}; allowed: True, False, or None for no answer")
+        raise ScorerError(f"scorer: {named} returned {given}; allowed: True, False, or None for no answer")
 
     return judge

@@ -11,6 +11,7 @@ import difflib
 import functools
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import field_validator, model_validator
 
 from trainers.records import Count, Index, Limit, Numbers, Positive, Record, flops_words
@@ -227,12 +228,16 @@ class Shape(NamedTuple):
         The prompt's pass gives the first token of each answer. A later token reads one token, and its attention reaches that
         token's position and all before it. Only positions whose logits are needed pay for the output layer.
         """
+        return self.written_flops(n_prompt, 1, np.full(n_answers, n_new))
+
+    def written_flops(self, n_prompt: int, n_prompts: int, n_tokens: np.ndarray) -> int:
+        """The same for `n_prompts` prompts and all answers to them, of `n_tokens` (n,) tokens each."""
         d, layers = self.model.d_model, self.model.n_layers
         block = layers * (4 * d * d + 2 * d * self.model.d_mlp + self.model.conv_kernel * d)
-        reach = n_prompt * (n_new - 1) + n_new * (n_new - 1) // 2  # positions that all later tokens of an answer see
+        later = n_tokens.astype(np.int64) - 1
+        reach = int((n_prompt * later + later * (later + 1) // 2).sum())  # positions that the later tokens see
         prompt = n_prompt * block + 2 * layers * n_prompt**2 * d + d * self.vocab_size
-        answer = (n_new - 1) * (block + d * self.vocab_size) + 2 * layers * reach * d
-        return 2 * (prompt + n_answers * answer)
+        return 2 * (n_prompts * prompt + int(later.sum()) * (block + d * self.vocab_size) + 2 * layers * reach * d)
 
     def tokens_per_parameter(self, compute_flops: float) -> float:
         """Training tokens per parameter at a budget of training FLOPs. All tokens count, also those outside the loss mask.

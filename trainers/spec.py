@@ -125,8 +125,9 @@ _LATER = ("reward", "start")
 
 
 def identity_of(record: dict[str, Any], family: Any) -> dict[str, Any]:
-    """A copy of a dumped spec of `family` without its labels, and without the later fields at their neutral value (`_NEUTRAL`)."""
-    record = record | {"family": {k: v for k, v in record["family"].items() if k not in family.labels}}
+    """A copy of a dumped spec of `family` without its labels, and without the later fields at their neutral value."""
+    stated = {k: v for k, v in record["family"].items() if k not in family.labels}
+    record = record | {"family": {k: v for k, v in stated.items() if family.neutral.get(k, ...) != v}}
     record = {part: value for part, value in record.items() if value is not None or part not in _LATER}
     if start := record.get("start"):
         record |= {"start": {k: v for k, v in start.items() if k != "trial"}}

@@ -16,6 +16,7 @@ SUMS = {
     "n_groups": "groups",
     "n_groups_all_right": "groups_right",
     "n_groups_all_wrong": "groups_wrong",
+    "sum_flops": "flops",
 }
 """Column of `samples.parquet` -> key in `sampled.sums` of an evaluation event (`trainers.objectives.reward`)."""
 
@@ -91,7 +92,7 @@ def _mixed(counts: Mapping[str, Any]) -> float:
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) for name in SUMS}
+    return {name: sum(row[name] or 0 for row in rows) for name in SUMS}
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

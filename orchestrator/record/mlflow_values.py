@@ -209,7 +209,7 @@ def of_evaluation(event: Event, ability_of: str = "nll") -> dict[str, float]:
     """Metrics of one evaluation: `<split>/<skill>/<measure>`, `train/flops`, `train/mean_train_loss_nats`, `reward/<mean>`."""
     found = {"train/flops": float(event["flops"])}
     if of := event.get("sampled"):
-        counts = {column: of["sums"][key] for column, key in samples.SUMS.items()}
+        counts = {column: of["sums"].get(key) for column, key in samples.SUMS.items()}
         found |= {f"reward/{name}": float(value) for name, value in samples.means(counts).items()}
     if (loss := event["train_loss_nats"]) is not None and math.isfinite(loss):
         found["train/mean_train_loss_nats"] = loss

@@ -195,7 +195,7 @@ def _sampled(state: State, study: Study, trial: TrialSpec) -> Iterator[tuple[dic
     for phase, event in trial_evaluations(state, trial):
         if of := event.get("sampled"):
             place = axes | {"step": event["step"], "flops": event["flops"], "phase": phase}
-            yield place | {column: of["sums"][key] for column, key in samples.SUMS.items()}, of["transcripts"]
+            yield place | {column: of["sums"].get(key) for column, key in samples.SUMS.items()}, of["transcripts"]
 
 
 def outcome_of(state: State, study: Study, trial: TrialSpec) -> str | None:

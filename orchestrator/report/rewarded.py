@@ -18,6 +18,7 @@ from orchestrator.report.curves import STARTED, Run, along, bounds_of_runs, runs
 from orchestrator.report.surface import TASKS, Plane, planes, shown_of, split_planes, words_of
 from orchestrator.report.svg import Figure
 from orchestrator.report.tables import Table
+from trainers import budget
 
 MAX_PLANES = 4
 """Most conditions, or series of conditions along a family parameter, with a figure. The tables have all."""
@@ -225,7 +226,10 @@ def _words(found: Findings, line: _Line) -> str:
     mine = [t for t in found.study.trunks() if found.study.condition_of(t.arm, t.variant) == line.condition]
     charged = next((number(trunk.start.flops) for trunk in mine if trunk.start), "")
     begun = f" Training began with another trial's weights, whose {charged} FLOPs are charged." if charged else ""
-    return f"{words}. Sampling is charged {percent(share)} of the training FLOPs.{begun}"
+    cost = budget.sampling_flops(mine[0]) / mine[0].training.batch_size  # of an answer, as charged
+    written = [row["sum_flops"] / (row["n_samples"] * cost) for row in line.rows if row["sum_flops"]]
+    own = f", of which {percent(fmean(written))} were for tokens that were written" if written else ""
+    return f"{words}. Sampling is charged {percent(share)} of the training FLOPs{own}.{begun}"
 
 
 # Transcripts --------------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from scipy import stats
 
 from trainers.tasks.compose import EPSILON, Compose
 
+LONGER = {"n_slots": 4, "n_functions": 5, "max_length": 2}
 HUGE = {"n_slots": 14}
 DOMAINS = {"n_slots": 4, "n_functions": 5, "n_domains": 3}
 POSITIONS = {"kind": "positions", "n_input": 4}
 trunk_of = trunks_of("compose", 64)
-FAMILIES = [{}, {"n_input": 3}, POSITIONS, DOMAINS, DOMAINS | {"share": False}, DOMAINS | {"domain": 1}]
+FAMILIES = [{}, {"n_input": 3}, POSITIONS, DOMAINS, DOMAINS | {"share": False}, DOMAINS | {"domain": 1}, LONGER]
 
 
 def rows_of(trunk: Any, skill: str, split: str = "held_out") -> list[tuple[int, ...]]:
@@ -50,6 +51,40 @@ def brute_force(family: Compose, asked: list[int], x: list[int], answer: list[in
         return float(np.mean(each))
 
     return [[joint([*answer[:s], letter]) / joint(answer[:s]) for letter in range(a)] for s in range(len(answer))]
+
+
+# Longer compositions than any that trains ---------------------------------------------------------------------------
+
+
+def test_with_a_longest_training_task_the_longer_ones_are_held_out_and_asked_apart():
+    trunk = trunk_of(**LONGER)
+    family = trunk.family
+
+    def length(rows):
+        return [sum(f % family.n_functions > 0 for f in row) for row in rows]
+
+    short = 1 + 4 * 4 + 6 * 4**2
+    assert family._n_short == short and family.n_train_ids == short - short // 8
+    assert max(length(family.compositions(np.arange(family.n_train_ids)))) == 2
+    assert max(length(family.compositions(family.held_out_ids(99)))) == 2
+    assert len(set(family.held_out_ids(99))) == short // 8 and len(family.held_out_ids(99)) == 99
+    assert set(length(rows_of(trunk, "longer"))) == {3, 4} and max(length(rows_of(trunk, "compose"))) == 2
+    assert "compose_3" not in family.skills and "longer" not in Compose().skills
+    asked = family.unseen_questions(trunk.request)
+    assert max(sum(f != "0" for f in task.split()) for task in asked.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"max_length": 4}, "below n_slots, 4"),
+        ({"n_domains": 2}, "n_domains 0"),
+        ({"n_slots": 20}, "fewer than 1,048,576"),
+    ],
+)
+def test_a_longest_training_task_that_cannot_be_is_refused(more, says):
+    with pytest.raises(ValueError, match=says):
+        Compose(**LONGER | more)
 
 
 # The universe ----------------------------------------------------------------------------------------------------

@@ -215,6 +215,48 @@ def test_samples_are_charged_with_the_longest_answer_and_a_cache() -> None:
     assert budget.flops_per_step(trunk) == budget.flops_per_step(supervised) + budget.sampling_flops(trunk)
 
 
+def test_what_was_written_costs_what_its_own_tokens_do() -> None:
+    shape = budget.shape_of(text_trunk())
+    each = [shape.sampling_flops(9, k, 1) for k in (1, 5, 7)]
+    twice = shape.written_flops(9, 1, np.array([1, 5, 7]))
+    assert twice == sum(each) - 2 * each[0] and each[1] == shape.written_flops(9, 1, np.array([5]))
+
+
+@pytest.mark.parametrize(("n_letters", "share"), [(2, 0.3), (4, 0.17), (8, 0.1)])
+def test_the_answers_that_star_keeps_have_the_odds_of_long_ones_times_the_alphabet(
+    n_letters: int, share: float
+) -> None:
+    """The start model writes all prefix sums with the chance p, else it guesses: what is kept has A p / (1 + (A - 1) p)."""
+    family = {"name": "worked_parity", "n_letters": n_letters, "n_positions": 4}
+    trunk = trunk_of(
+        "star",
+        10,
+        family=family,
+        n_tasks=8,
+        training={"batch_size": 20_000},
+        start={"trial": "a/b", "fingerprint": "f", "flops": 1},
+    )
+    objective, draw = RewardOnly(trunk), np.random.default_rng(0)
+
+    def write(asked: Questions, temperature: float, purpose: Any, samples: np.ndarray, frozen: bool) -> Sampled:
+        n, d = len(asked.prompts), 4
+        sums = np.array([prompt[:d] for prompt in asked.prompts]).cumsum(axis=1) % n_letters
+        long, guess = draw.random(n) < share, draw.integers(0, n_letters, n)
+        tokens = np.where(long[:, None], sums, guess[:, None])
+        right = long | (guess == sums[:, -1])
+        assert frozen
+        verdicts = np.stack([np.ones(n, bool), np.ones(n, bool), right, right], axis=1)
+        return Sampled(np.pad(tokens, ((0, 0), (0, 1))), np.where(long, d + 1, 2), np.zeros((n, d + 1)), verdicts)
+
+    objective.write = write  # type: ignore[assignment]
+    batch = objective.batch(0)
+    assert batch.weights is not None
+    weights, n_tokens = batch.weights.max(axis=1), batch.loss_mask.sum(axis=1)
+    kept = weights[n_tokens > 2].sum() / weights.sum()
+    assert kept == pytest.approx(n_letters * share / (1 + (n_letters - 1) * share), abs=0.015)
+    assert len(set(weights.tolist())) == 2 and weights.min() == 0  # every right answer counts alike
+
+
 # Runs ------------------------------------------------------------------------------------------------------------
 
 

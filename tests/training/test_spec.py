@@ -74,6 +74,8 @@ def test_fingerprints_are_what_they_were_when_this_was_written():
     """When one moves without a reason, old studies can no longer be resumed; with a reason, raise a version."""
     assert TrunkSpec.model_validate(CIPHER).fingerprint() == "440c7a86a082fe8b2820"
     assert TrunkSpec.model_validate(URNS).fingerprint() == "259373048b771e6f37d4"
+    compose = {"family": {"name": "compose"}, "arm": "steps"}  # `max_length` was added later
+    assert TrunkSpec.model_validate(CIPHER | compose).fingerprint() == "cb781665afb3da809075"
     assert TrunkSpec.model_validate(CIPHER).trial(1e12).fingerprint() == "3d6098d8f6e2cf765c7d"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from trainers import budget
 from trainers.engine.rows import VERDICTS, Network, Rows, Sampled, Write
 from trainers.spec import TrunkSpec
 from trainers.tasks.probes import Batch, Questions
@@ -58,6 +59,8 @@ class RewardOnly:
         right = sampled.verdicts[:, VERDICTS.index("right")].reshape(-1, size)
         weights = answer_weights(self.settings.algorithm, right, sampled.n_tokens.reshape(-1, size), self.n_new)
         self.sums = _sums(sampled, right)
+        shape, n_prompts = budget.shape_of(trunk), len(right)
+        self.sums["flops"] = shape.written_flops(self.n_prompt, n_prompts, sampled.n_tokens)
         self.transcripts = _transcripts(asked, sampled, size)
         return _rows(asked, sampled, weights.ravel(), self.n_prompt + self.n_new)
 

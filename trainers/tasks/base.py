@@ -51,6 +51,8 @@ class Family(Record):
     The objective is given by name, so that loading a family loads no torch."""
     labels: ClassVar[frozenset[str]] = frozenset()
     """Parameters that are no part of a trial's identity, such as the path of a file whose content is."""
+    neutral: ClassVar[dict[str, Any]] = {}
+    """Parameters that were added after the first results, with the value that changes nothing. A fingerprint leaves them out at it."""
     resolved_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that no study states: `resolved` fills them."""
     resolved_from: ClassVar[frozenset[str]] = frozenset()

@@ -14,10 +14,8 @@ compositions are right.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from itertools import combinations, product
-from math import factorial
-from typing import Annotated, ClassVar, Literal
+from math import comb, factorial
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -25,6 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from trainers.records import Count, Index, Limit, Positive, as_tuple
 from trainers.streams import KeyedPermutation, keyed_permutation, stream
 from trainers.tasks.base import SkillsOfParameters, register
+from trainers.tasks.compositions import ShortFirst, bijections, changes, short_first, shuffled
 from trainers.tasks.probes import Batch, ItemSet, Probe, Questions, Reference, graded
 from trainers.tasks.references import SMALL_UNIVERSE, ExactFamily
 from trainers.tasks.request import Request
@@ -62,10 +61,14 @@ class Compose(ExactFamily):
     """The only domain that a specialist trains on (from 0). Left out: a generalist, with n_tasks compositions of each domain."""
     domain_shares: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple), Limit(1e6, 1e-6, 100)] = ()
     """Relative frequency of each domain for a generalist, one number per domain. Left out: equal. A specialist ignores it."""
+    max_length: Annotated[Count | None, Limit(61)] = None
+    """Most functions other than the identity in a training task, below `n_slots`. Skill `longer` asks tasks with more. Left out: all
+    tasks may train. Not with domains, and for fewer than 2^20 tasks."""
     share: bool = True
     """Do the domains share the functions of the later slots? `false` gives each its own: a control without transfer."""
 
     version: ClassVar[int] = 2
+    neutral: ClassVar[dict[str, Any]] = {"max_length": None}
     arms: ClassVar[tuple[str, ...]] = ("steps", "answer", "latent", "next_token", "reward")
     headline: ClassVar[str] = "compose"
     mixture: ClassVar[str] = "mixture"
@@ -80,10 +83,9 @@ class Compose(ExactFamily):
                 f"n_input {self.n_input}: kind positions needs different letters, at most n_letters {self.n_letters}"
             )
         if self._n_bijections > factorial(self._n_points):
+            needs = f"a slot needs {self._n_bijections} different functions"
             allowed = f"{self._n_points} {self.kind} allow only {factorial(self._n_points)}"
-            raise ValueError(
-                f"n_functions {self.n_functions}: a slot needs {self._n_bijections} different functions, but {allowed}"
-            )
+            raise ValueError(f"n_functions {self.n_functions}: {needs}, but {allowed}")
         if self.n_domains >= self.n_functions:
             raise ValueError(
                 f"n_domains {self.n_domains}: at most {self.n_functions - 1}, one per function other than the identity"
@@ -96,15 +98,24 @@ class Compose(ExactFamily):
             raise ValueError("share: false makes no difference without n_domains")
         if self.universe_size > 2**62:
             raise ValueError(f"{self.n_functions} functions in {self.n_slots} slots are more than 2^62 tasks")
+        if self.max_length is not None:
+            if self.max_length >= self.n_slots:
+                raise ValueError(
+                    f"max_length {self.max_length}: it is below n_slots, {self.n_slots}; left out, all tasks may train"
+                )
+            if self.n_domains or self.universe_size >= SMALL_UNIVERSE:
+                raise ValueError(f"max_length needs n_domains 0 and fewer than {SMALL_UNIVERSE:,} tasks")
         return self
 
     def _skills(self) -> dict[str, str]:
-        several = range(2, self.n_slots + 1)
+        several = range(2, (self.max_length or self.n_slots) + 1)
+        longer = f"unseen compositions of more than {self.max_length} functions, the most of a training task"
         strata = {f"compose_{k}": f"those compositions in which {k} functions are not the identity" for k in several}
         domains = {f"domain_{d}": f"unseen compositions of domain {d}" for d in range(self.n_domains)}
         return {
             "compose": "unseen compositions of functions that were all trained in their slots",
             **strata,
+            **({"longer": longer} if self.max_length else {}),
             "single_step": "unseen compositions in which only one function is not the identity",
             "out_of_order": "control: the functions stand in slots in which they were never trained",
             "novel_function": "control: unseen compositions with a function that was never trained in its slot",
@@ -147,12 +158,27 @@ class Compose(ExactFamily):
 
     @property
     def n_held_out(self) -> int:
+        if self.max_length is not None:
+            return self.universe_size - self._n_short + max(1, self._n_short // 8)
         per = self._per_domain
         return self._lists * (max(1, per // 8) if per < SMALL_UNIVERSE else per - per // 2)
 
     @property
+    def _n_short(self) -> int:
+        """Number of compositions with at most `max_length` functions other than the identity."""
+        lengths = range((self.max_length or self.n_slots) + 1)
+        return sum(comb(self.n_slots, k) * (self.n_functions - 1) ** k for k in lengths)
+
+    @property
     def n_train_ids(self) -> int:
         return self.universe_size - self.n_held_out
+
+    def held_out_ids(self, n_ids: int) -> np.ndarray:
+        """As in `ExactFamily`. With `max_length` none is longer than that."""
+        if self.max_length is None:
+            return super().held_out_ids(n_ids)
+        ids = super().held_out_ids(self.n_held_out)
+        return np.resize(ids[ids < self._n_short], n_ids)
 
     def train_ids(self, replicate: int, indices: np.ndarray) -> np.ndarray:
         """As in `ExactFamily`. With domains, a generalist trains on the same tasks of a domain as the domain's specialist."""
@@ -240,16 +266,18 @@ class Compose(ExactFamily):
             rank[domain == d] = self._order(int(d)).inverse(rank[domain == d])
         return rank * self._lists + (domain if self._lists > 1 else 0)
 
-    def _order(self, domain: int) -> KeyedPermutation:
+    def _order(self, domain: int) -> KeyedPermutation | ShortFirst:
         """The permutation of the compositions within a domain: index in the domain's task list -> number of the composition."""
-        return keyed_permutation(self._per_domain, "compose", "unrank", self.n_functions, self.n_slots, domain)
+        if self.max_length is not None:
+            return short_first(self.n_functions, self.n_slots, self.max_length)
+        return shuffled(self._per_domain, self.n_functions, self.n_slots, domain)
 
     def functions(self) -> np.ndarray:
         """The table of all functions, numbered as in `compositions`: (L * _width, A) for letters, (L * _width, S) for positions.
 
         Row f has the letter to which f maps each letter, or the position from which it takes each position's letter.
         """
-        return _bijections(self.kind, self._n_points, self.n_slots, self._width, self.n_functions)
+        return bijections(self.kind, self._n_points, self.n_slots, self._width, self.n_functions)
 
     def steps(self, compositions: np.ndarray, inputs: np.ndarray) -> Iterator[np.ndarray]:
         """Apply the functions one after another: compositions (N, L), inputs (N, S). Yields y1, ..., yL, each (N, S)."""
@@ -355,7 +383,11 @@ class Compose(ExactFamily):
         return tuple(range(self.n_slots + self.n_input, self.length(arm) - self.n_input))
 
     def suite_size(self, request: Request) -> int:
-        return (5 + self.n_domains) * request.n_sequences * (1 + len(self._written(request.arm)))
+        return (
+            (5 + self.n_domains + (self.max_length is not None))
+            * request.n_sequences
+            * (1 + len(self._written(request.arm)))
+        )
 
     def suite(self, request: Request) -> list[ItemSet]:
         n = request.n_sequences
@@ -368,12 +400,14 @@ class Compose(ExactFamily):
         trained = self._trained(request)
         seen = self.compositions(self.train_ids(request.replicate, self.seen_tasks(request, n)))
         held_out = self.compositions(self.held_out_ids(n))
-        unseen, is_unseen = self._unseen(self._recombined(trained, _CANDIDATES * n), trained, held_out)
+        recombined = self._recombined(trained, _CANDIDATES * n)
+        is_longer = self._n_changing(recombined) > (self.max_length or self.n_slots)
+        unseen, is_unseen = self._unseen(recombined[~is_longer], trained, held_out)
         single, is_single = self._unseen(self._single_steps(), trained, held_out)
         shift = (np.arange(self.n_slots) + 1 + np.arange(n)[:, None] % (self.n_slots - 1)) % self.n_slots
         out_of_order = np.take_along_axis(unseen, shift, axis=1)
-        n_changing = (unseen % self.n_functions > 0).sum(axis=1)
-        strata = {f"compose_{k}": is_unseen & (n_changing == k) for k in range(2, self.n_slots + 1)}
+        n_changing, several = self._n_changing(unseen), range(2, (self.max_length or self.n_slots) + 1)
+        strata = {f"compose_{k}": is_unseen & (n_changing == k) for k in several}
         novel = ~trained[held_out].all(axis=1)
         sets = [
             self._item_set(request, "compose", unseen, {"compose": is_unseen, **strata}, train),
@@ -382,6 +416,9 @@ class Compose(ExactFamily):
             self._item_set(request, "held out", held_out, {self.mixture: everything, "novel_function": novel}, train),
             self._item_set(request, "seen", seen, {self.mixture: everything, "compose": everything}, train, "seen"),
         ]
+        if self.max_length is not None:
+            longer, is_unseen = self._unseen(recombined[is_longer], trained, held_out)
+            sets.append(self._item_set(request, "longer", longer, {"longer": is_unseen}, train))
         for d in range(self.n_domains):
             specialist = self.model_copy(update={"domain": d})
             tasks = specialist.compositions(specialist.held_out_ids(n))
@@ -418,6 +455,11 @@ class Compose(ExactFamily):
             function = (n_trained <= rank[:, None]).sum(axis=1)
             out[:, slot] = slot * self._width + block * self.n_functions + function
         return out
+
+    def _n_changing(self, compositions: np.ndarray) -> np.ndarray:
+        """The functions of each composition that are not the identity, (n, L) -> (n,)."""
+        changing: np.ndarray = (compositions % self.n_functions > 0).sum(axis=1)
+        return changing
 
     def _single_steps(self) -> np.ndarray:
         """All tasks in which one function is not the identity, (n, L), shuffled. With domains, that is the first function."""
@@ -514,10 +556,10 @@ class Compose(ExactFamily):
         order = keyed_permutation(self.n_train_ids, "compose", "training tasks", request.replicate)
         nearest = []
         for radius in range(3):
-            changes = _changes(self.n_slots, self.n_functions, radius)
-            if len(rest) * len(changes) > _MAX_LOOKED_UP:
+            moves = changes(self.n_slots, self.n_functions, radius)
+            if len(rest) * len(moves) > _MAX_LOOKED_UP:
                 return None
-            near = (rest[:, None] + changes) % self.n_functions + np.arange(self.n_slots) * self._width  # (n, C, L)
+            near = (rest[:, None] + moves) % self.n_functions + np.arange(self.n_slots) * self._width  # (n, C, L)
             ids = self.ids(near.reshape(-1, self.n_slots))
             listed = ids < self.n_train_ids
             listed[listed] = order.inverse(ids[listed]) < request.n_tasks
@@ -556,36 +598,3 @@ class Compose(ExactFamily):
         """Scores of probabilities (N, S, A) on the letters of the answer (N, S), moved to their positions: (N, T) each."""
         before = np.zeros((len(answer), self.length(arm) - self.n_input))
         return Reference(*(np.concatenate([before, scores], axis=1) for scores in graded(probs, answer)))
-
-
-@lru_cache(maxsize=16)
-def _bijections(kind: str, n_points: int, n_slots: int, width: int, n_functions: int) -> np.ndarray:
-    """Random functions for `Compose.functions`: (n_slots * width, n_points). Each block of n_functions begins with the identity.
-
-    All other functions of a slot differ from each other and from the identity.
-    """
-    rows: list[tuple[int, ...]] = []
-    for slot in range(n_slots):
-        draw = stream("compose", "functions", kind, n_points, slot)
-        identity = tuple(range(n_points))
-        others: dict[tuple[int, ...], None] = {}
-        while len(others) < width - width // n_functions:
-            others[tuple(draw.permutation(n_points).tolist())] = None
-            others.pop(identity, None)
-        drawn = iter(others)
-        rows += [next(drawn) if i % n_functions else identity for i in range(width)]
-    table = np.array(rows)
-    table.flags.writeable = False
-    return table
-
-
-@lru_cache(maxsize=16)
-def _changes(n_slots: int, n_functions: int, radius: int) -> np.ndarray:
-    """All changes of exactly `radius` slots, as (C, L): a row is added to a composition's functions, modulo n_functions."""
-    rows = []
-    for slots in combinations(range(n_slots), radius):
-        shifts = np.array(list(product(range(1, n_functions), repeat=radius)), dtype=np.int64)
-        block = np.zeros((len(shifts), n_slots), dtype=np.int64)
-        block[:, slots] = shifts
-        rows.append(block)
-    return np.concatenate(rows)

@@ -142,7 +142,7 @@ def place_words(one: Finding, axis: str, direction: Literal["rising", "falling"]
     if one.verdict == "undecided":
         k = sum(bracket.high is not None for bracket in one.brackets)
         return f"{passes} in {k} of {times(one.n, 'replicate')}"
-    if one.ends == (None, None):
+    if None in one.ends and len(set(one.brackets)) == 1:  # an open end says less than that all agree
         return f"{passes} {_between(seen(one), axis)} in each of {times(one.n, 'replicate')}"
     return f"{passes} {_between(one.ends, axis)}"
 

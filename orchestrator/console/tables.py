@@ -18,7 +18,7 @@ from orchestrator.formatting import clock, number, times
 from orchestrator.plan import price
 from orchestrator.record import lease, links, recorded
 from orchestrator.stats.minimums import MIN_REPLICATES, MIN_SCALES
-from orchestrator.study.claimed import planned
+from orchestrator.study.claimable import planned
 from orchestrator.study.schema import Study, model_words
 from orchestrator.terminal import Terminal, shortened, styled
 from trainers import budget

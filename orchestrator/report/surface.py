@@ -409,11 +409,12 @@ def _name_at_the_right(drawing: Drawing, grid: Grid, edges: Sequence[Edge]) -> N
     """Write the names of boundaries beside a surface. A line leads from the last budget with a value to each."""
     right = grid.x(grid.n_columns)
     last = [[(j, h) for j, h in enumerate(edge.heights) if h is not None][-1] for edge in edges]
-    places = apart([-grid.y(height) for _, height in last], 30 if drawing.width <= 500 else 16)
-    for edge, (column, height), place in zip(edges, last, places, strict=True):
+    words_of = [[edge.words] if drawing.width > 500 else edge.words.split() for edge in edges]
+    room = 13 * max(map(len, words_of), default=1) + 4
+    places = apart([-grid.y(height) for _, height in last], room)
+    for edge, words, (column, height), place in zip(edges, words_of, last, places, strict=True):
         style = f"{edge.kind} mid" if column == grid.n_columns - 1 else "axis"
         drawing.path([[(grid.x(column + 1), grid.y(height)), (right + 8, -place)]], style)
-        words = [edge.words] if drawing.width > 500 else edge.words.split()
         for m, word in enumerate(words):
             drawing.text(right + 12, -place + 4 + 13 * (m - (len(words) - 1) / 2), word, "b")
 

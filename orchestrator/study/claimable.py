@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
-from orchestrator.formatting import number
-from orchestrator.stats.minimums import MIN_SCALES
+from orchestrator.formatting import number, times
+from orchestrator.stats.minimums import CROSSING, LEAST, MIN_SCALES
 from orchestrator.study.claim import Primary
-from orchestrator.study.claimed import claimed_condition, is_along
+from orchestrator.study.claimed import caution, claim_words, claimed_condition, is_along
 from orchestrator.study.pairs import pairs_of
 from orchestrator.study.schema import Study
 from trainers import budget
@@ -49,6 +49,9 @@ they are refused."""
 
 OVERTAKING = ("crossover", "overtakes")
 """Values of `Primary.what` that claim that one condition overtakes another along the budgets."""
+
+WIDER = 5
+"""With fewer replicates the interval of a boundary is wider than the step in which all of them agree (`stats.boundary`)."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -324,3 +327,51 @@ def _range(claim: Primary) -> str:
     if claim.lo is not None and claim.hi is not None:
         return f"the range {number(claim.lo)} to {number(claim.hi)}"
     return f"lo {number(claim.lo)}" if claim.lo is not None else f"hi {number(claim.hi or 0.0)}"
+
+
+# What a plan says -----------------------------------------------------------------------------------------------------
+
+
+def planned(study: Study) -> list[tuple[str, str]]:
+    """Rows on the primary claim for `emergence plan`, (name, text); empty if the study declares none.
+
+    They hold the claim with its rule, the least replicates, and a warning if the study has fewer, or too few for its range.
+    """
+    claim = study.primary
+    if claim is None:
+        return []
+    least, n = LEAST[claim.what], study.axes.replicates
+    rule = (
+        "consistent if the verdict is that one, inconsistent if it is another"
+        if claim.what == "emergence"
+        else "consistent if the whole 95 % interval over replicates lies in this range, inconsistent if none of it does"
+    )
+    rows = [("claim", f"{claim_words(study, claim)}; {rule}")]
+    rows.append(
+        ("settled by", f"at least {least.to_settle} replicates, and more where they disagree; this study has {n:,}")
+    )
+    if n < least.to_settle:
+        rows.append(
+            ("warning", f"{times(n, 'replicate')} cannot settle the claim; raise axes.replicates, now or later")
+        )
+    elif (
+        LEAST[claim.what] is CROSSING
+        and n < WIDER
+        and _is_one_step(claim, grid(study, cast(Family, study.family), claim))
+    ):
+        rows.append(
+            (
+                "warning",
+                f"between two neighbouring values of the study lies no interval of fewer than {WIDER} replicates, "
+                "so the claim cannot come out consistent; claim a wider range, add values, or raise axes.replicates",
+            )
+        )
+    elif words := caution(claim.what, n):
+        rows.append(("warning", words))
+    return rows
+
+
+def _is_one_step(claim: Primary, levels: Sequence[float]) -> bool:
+    """Whether the claimed range is that between two neighbouring levels, ascending."""
+    inside = [level for level in levels if (claim.lo or -math.inf) <= level <= (claim.hi or math.inf)]
+    return len(inside) == 2 and claim.lo is not None and claim.hi is not None

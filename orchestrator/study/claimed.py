@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.formatting import number, times
+from orchestrator.formatting import number
 from orchestrator.stats.minimums import LEAST
 from orchestrator.study.claim import Primary
 from orchestrator.study.schema import Study
@@ -74,33 +74,6 @@ def _rivals(claim: Primary) -> str:
 def _exactly(value: float) -> str:
     """An end of the claimed range in words, as the study gives it."""
     return number(value) if abs(value) >= 1000 else f"{value:g}".replace("-", "\u2212")
-
-
-def planned(study: Study) -> list[tuple[str, str]]:
-    """Rows on the primary claim for `emergence plan`, (name, text); empty if the study declares none.
-
-    They hold the claim with its rule, the least replicates, and a warning if the study has fewer.
-    """
-    claim = study.primary
-    if claim is None:
-        return []
-    least, n = LEAST[claim.what], study.axes.replicates
-    rule = (
-        "consistent if the verdict is that one, inconsistent if it is another"
-        if claim.what == "emergence"
-        else "consistent if the whole 95 % interval over replicates lies in this range, inconsistent if none of it does"
-    )
-    rows = [("claim", f"{claim_words(study, claim)}; {rule}")]
-    rows.append(
-        ("settled by", f"at least {least.to_settle} replicates, and more where they disagree; this study has {n:,}")
-    )
-    if n < least.to_settle:
-        rows.append(
-            ("warning", f"{times(n, 'replicate')} cannot settle the claim; raise axes.replicates, now or later")
-        )
-    elif words := caution(claim.what, n):
-        rows.append(("warning", words))
-    return rows
 
 
 def caution(what: str, n: int) -> str:

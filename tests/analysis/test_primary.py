@@ -13,7 +13,7 @@ from orchestrator.analysis import findings, primary, summary
 from orchestrator.analysis.primary import PrimaryFinding, examine
 from orchestrator.analysis.results import Results
 from orchestrator.stats.minimums import LEAST
-from orchestrator.study.claimed import planned
+from orchestrator.study.claimable import planned
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study
 from trainers.streams import stream

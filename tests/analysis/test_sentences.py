@@ -26,7 +26,7 @@ from orchestrator.analysis import answer
 from orchestrator.analysis.compare import Comparison, compare, more, sentence
 from orchestrator.analysis.finding import Finding
 from orchestrator.analysis.findings import Findings, find, judge
-from orchestrator.study.claimed import planned
+from orchestrator.study.claimable import planned
 
 KEPT = Path(__file__).with_name("sentences.txt")
 TWO: dict[str, Any] = {"arm": ("answer", "next_token"), "skills": ("recall",)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.study.claimed import planned
+from orchestrator.study.claimable import planned
 from orchestrator.study.reader import load
 from orchestrator.study.schema import Study, StudyError
 
@@ -136,6 +136,10 @@ def test_a_claim_along_the_axis_is_one_that_its_values_can_decide(tmp_path: Path
         study = load(path)
         (words, *_) = [text for name, text in planned(study) if name == "claim"]
         assert "share" in words and "64" in words
+        one_step = "hi: 0.5" in claim  # three replicates that agree have an interval wider than that
+        assert one_step == any(
+            "cannot come out consistent" in text for name, text in planned(study) if name == "warning"
+        )
 
 
 def test_claims_along_an_axis_are_refused_without_one_and_answers_where_there_are_none(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _mixed(counts: Mapping[str, Any]) -> float:
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {name: sum(row[name] or 0 for row in rows) for name in SUMS}
+    return {name: sum(row.get(name) or 0 for row in rows) for name in SUMS}
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -58,6 +58,18 @@ def sampling_flops(trunk: TrunkSpec) -> int:
     return n_prompts * shape_of(trunk).sampling_flops(n_prompt, n_new, trunk.reward.group_size)
 
 
+def start_flops(trunk: TrunkSpec, n_prompts: int) -> int:
+    """FLOPs to sample the start model's answers to so many held-out prompts (`Reward.samples_of_start`), which no budget includes.
+
+    0 if a trunk does not ask for them.
+    """
+    if trunk.reward is None or trunk.start is None or not trunk.reward.samples_of_start:
+        return 0
+    family: Any = trunk.family
+    n_prompt, n_new = family.answer_shape
+    return n_prompts * shape_of(trunk).sampling_flops(n_prompt, n_new, trunk.reward.samples_of_start + 1)
+
+
 def flops_at(trunk: TrunkSpec, step: int) -> int:
     """Training FLOPs with which a trunk is charged at a step: those of its start, if it has one, and of its own steps."""
     return (trunk.start.flops if trunk.start else 0) + step * flops_per_step(trunk)
@@ -188,8 +200,15 @@ class Price(NamedTuple):
     """Training: the trunk up to its last branch point, and every branch."""
     eval_flops: int
     """Evaluations on the trunk and at the end of each branch."""
+    start_flops: int
+    """Samples of the start model (`start_flops`)."""
     separate_flops: int
     """Training FLOPs if each trial ran separately, from scratch: the training of its start included."""
+
+    @property
+    def all_flops(self) -> int:
+        """What is computed: training and what no budget includes."""
+        return self.train_flops + self.eval_flops + self.start_flops
 
 
 def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> Price:
@@ -210,6 +229,7 @@ def price(trunk: TrunkSpec, budgets: Sequence[float], at: Standing = START) -> P
     return Price(
         sum(marginal_flops(trunk, budgets, at).values()),
         n_ahead * family.suite_size(trunk.request) * forward,
+        start_flops(trunk, trunk.evaluation.n_sequences),
         sum(flops_at(trunk, s.end) for s in steps.values()),
     )
 

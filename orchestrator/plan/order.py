@@ -47,7 +47,7 @@ def coarse_to_fine(study: Study, jobs: Sequence[Job], slots: int, options: Optio
         return -job.placement.workers, trunk.replicate, max(n, b), n, b, conditions[trunk.arm, trunk.variant]
 
     def length(job: Job) -> float:
-        return (job.price.train_flops + job.price.eval_flops) / job.placement.workers
+        return job.price.all_flops / job.placement.workers
 
     def duration(order: Sequence[Job]) -> float:
         return makespan([length(job) for job in order], slots, [slots_of(job.placement, options) for job in order])

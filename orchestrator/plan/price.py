@@ -73,7 +73,7 @@ def make(
         n_trials=len(study.trials()),
         n_open=sum(len(job.budgets) for job in todo),
         train_flops=train_flops,
-        eval_flops=sum(job.price.eval_flops for job in todo),
+        eval_flops=sum(job.price.all_flops - job.price.train_flops for job in todo),
         kept_flops=sum(budget.price(job.trunk, job.budgets).train_flops for job in todo) - train_flops,
         separate_flops=sum(job.price.separate_flops for job in todo),
         tokens=sum(_tokens(job) for job in todo),
@@ -102,7 +102,7 @@ def _seconds(todo: Sequence[Job], slots: int, flops_per_second: float | None, op
         return 0.0
     if not flops_per_second:
         return None
-    each = [(j.price.train_flops + j.price.eval_flops) / flops_per_second + TRUNK_SECONDS for j in todo]
+    each = [j.price.all_flops / flops_per_second + TRUNK_SECONDS for j in todo]
     each = [s / j.placement.workers for s, j in zip(each, todo, strict=True)]  # assumed: no time for communication
     each = [s + (GROUP_SECONDS if j.placement.workers > 1 else 0) for s, j in zip(each, todo, strict=True)]
     return START_SECONDS + makespan(each, slots, [slots_of(j.placement, options) for j in todo])

@@ -242,7 +242,7 @@ def test_the_price_is_what_the_schedule_does(ends, decay_share, schedule):
     n_steps, n_evaluations = simulated(trunk, budgets)
     length = family.length(trunk.arm)
     exam = family.suite_size(trunk.request) * Shape(trunk.model, family.vocab_size, length).forward_flops
-    assert price(trunk, budgets) == (n_steps * cost, n_evaluations * exam, sum(ends) * cost)
+    assert price(trunk, budgets) == (n_steps * cost, n_evaluations * exam, 0, sum(ends) * cost)
 
 
 def test_four_budgets_a_factor_two_apart_cost_well_under_two_thirds_of_separate_runs():

@@ -15,7 +15,7 @@ from test_train import Events, alone, ends, keyed, run, trunk_of
 
 from trainers import __main__ as command
 from trainers import checkpoint, weights
-from trainers.budget import flops_at, flops_per_step, shape_of
+from trainers.budget import flops_at, flops_per_step, price, shape_of
 from trainers.engine.evaluation import evaluate
 from trainers.fit.place import Place
 from trainers.models.transformer import build
@@ -151,6 +151,8 @@ def test_star_samples_from_its_start_all_along_also_after_a_stop(n: int, tmp_pat
     budgets = [float(flops_at(trunk, 50))]
     whole = run(trunk, budgets, Place(starts_folder=str(starts)))
     assert any(event["sampled"]["sums"]["right"] for event in whole if event.get("sampled"))
+    (end,) = ends(whole).values()
+    assert end["reranking"]["flops"] == price(trunk, budgets).start_flops > 0
     there = run(trunk, budgets, place_of(starts, tmp_path), Counter(n)) + run(
         trunk, budgets, place_of(starts, tmp_path)
     )

@@ -56,8 +56,7 @@ def _of_start(engine: Engine, trunk: TrunkSpec, asked: Questions, between: Calla
         samples = np.tile(np.arange(size), len(asked.prompts))
         sampled = engine.write(repeated, 1.0, (*purpose, first), samples, frozen=True, between=between)
         counts += sampled.verdicts[:, right].reshape(-1, size).sum(axis=1)
-    n_prompt, n_new = family.answer_shape
-    flops = len(counts) * budget.shape_of(trunk).sampling_flops(n_prompt, n_new, n_samples + 1)
+    flops = budget.start_flops(trunk, len(counts))
     lists = {"greedy_right": greedy.astype(int).tolist(), "sampled_right": counts.tolist()}
     return {"n_samples": n_samples, "flops": flops} | lists
 

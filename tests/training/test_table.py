@@ -216,6 +216,9 @@ def test_a_scorer_that_does_not_come_to_an_end_is_refused_with_what_it_was_asked
     with pytest.raises(TableError, match=r"has not judged prompt .*, answer '' within 0\.2 s") as refused:
         Table.resolved(given, tmp_path, tmp_path / "data", print)
     assert "\n" not in str(refused.value)
+    (tmp_path / "mine.py").write_text("while True:\n    pass\n")
+    with pytest.raises(TableError, match=r"has not loaded within 0\.2 s"):
+        Table.resolved(given, tmp_path, tmp_path / "data", print)
 
 
 def test_a_stop_need_not_wait_until_all_answers_are_judged(make):

@@ -13,7 +13,8 @@ import importlib.util
 import signal
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -429,7 +430,13 @@ def _kept_scorer(
     source = file.read_bytes()
     digest = hashlib.blake2b(source, digest_size=16).hexdigest()
     store.put(root, digest, {SCORER: source})
-    judge = _in_time(_loaded_scorer(named, digest), named)
+    with _in_time(f"scorer: {named} has not loaded"):
+        loaded = _loaded_scorer(named, digest)
+
+    def judge(prompt: str, target: str, answer: str) -> bool | None:
+        with _in_time(f"scorer: {named} has not judged {_asked(prompt, target, answer)}"):
+            return loaded(prompt, target, answer)
+
     texts = [(tokens.decode(prompt), tokens.decode(target)) for prompt, target in items]
     for prompt, target in texts:
         for wrong in ("", "?", prompt):  # a model writes anything
@@ -450,32 +457,28 @@ class _TooSlow(BaseException):
     """A scorer did not come to an end in time. A scorer that catches every Exception does not catch it."""
 
 
-def _in_time(judge: Scorer, named: str) -> Scorer:
-    """The same scorer. Raises TableError in one line if a call takes SCORER_SECONDS.
+@contextmanager
+def _in_time(what: str) -> Iterator[None]:
+    """Raise TableError, `what` with the limit, if the `with` block takes SCORER_SECONDS.
 
-    Only the main thread of a process can interrupt a call. In other threads nothing is limited.
+    Only the main thread of a process can be interrupted. In other threads nothing is limited.
     """
     if threading.current_thread() is not threading.main_thread():
-        return judge
+        yield
+        return
 
     def interrupt(*_: Any) -> None:
         raise _TooSlow
 
-    def timed(prompt: str, target: str, answer: str) -> bool | None:
-        before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, SCORER_SECONDS)
-        try:
-            return judge(prompt, target, answer)
-        except _TooSlow:
-            asked = _asked(prompt, target, answer)
-            raise TableError(
-                f"scorer: {named} has not judged {asked} within {SCORER_SECONDS:g} s; an evaluation judges hundreds of answers"
-            ) from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-
-    return timed
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, SCORER_SECONDS)
+    try:
+        yield
+    except _TooSlow:
+        raise TableError(f"{what} within {SCORER_SECONDS:g} s; an evaluation judges hundreds of answers") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _asked(prompt: str, target: str, answer: str) -> str:

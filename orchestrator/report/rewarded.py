@@ -228,7 +228,8 @@ def _words(found: Findings, line: _Line) -> str:
     begun = f" Training began with another trial's weights, whose {charged} FLOPs are charged." if charged else ""
     cost = budget.sampling_flops(mine[0]) / mine[0].training.batch_size  # of an answer, as charged
     written = [row["sum_flops"] / (row["n_samples"] * cost) for row in line.rows if row["sum_flops"]]
-    own = f", of which {percent(fmean(written))} were for tokens that were written" if written else ""
+    short = written and fmean(written) < 0.995
+    own = f", of which {percent(fmean(written))} were for tokens that were written" if short else ""
     return f"{words}. Sampling is charged {percent(share)} of the training FLOPs{own}.{begun}"
 
 

@@ -142,7 +142,7 @@ def test_star_samples_from_its_start_all_along_also_after_a_stop(n: int, tmp_pat
     budget = float(flops_at(taught, 50))
     starts = tmp_path / "starts"
     run(taught, [budget], Place(starts_folder=str(starts), starts=(budget,)))
-    record |= {"arm": "reward", "reward": {"algorithm": "star", "group_size": 2}}
+    record |= {"arm": "reward", "reward": {"algorithm": "star", "group_size": 2, "samples_of_start": 8}}
     with pytest.raises(ValidationError, match="star"):
         TrunkSpec.model_validate(record)
     start = start_of(taught.trial(budget), round(budget))
